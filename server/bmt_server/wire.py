@@ -1,0 +1,143 @@
+"""What crosses from the API process to the workers: a mask laid out for use.
+
+A `.bmt` file is compact and distrusted; a laid-out file is checked, uncompressed and of fixed
+layout, so that a worker maps it and reads arrays without parsing. It is private to one server
+version (the magic says which): never sent, never stored in the registry.
+
+Layout, little-endian, arrays aligned to 64 bytes::
+
+    magic 8 B | crc32 of everything after this field u32 | index length u32 | index (JSON)
+    per tensor:  row_start u32 [d_out + 1] | cols u16 or u32 [zeros]
+
+`row_start` and `cols` are the CSR form of the zeroed positions: row r's columns are
+`cols[row_start[r] : row_start[r + 1]]`, ascending. Rows are what tensor parallelism splits and
+what the kernels walk, so a rank takes its slice without touching the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import tempfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from bmt_core import Mask
+
+MAGIC = b"BMTLAY1\n"
+SUFFIX = ".lay"
+_ALIGN = 64
+_PREFIX = len(MAGIC) + 8
+
+
+class WireError(Exception):
+    """A laid-out file is missing, cut short or damaged; the message names the file and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One tensor's zeroed positions in CSR form.
+
+    shape: [d_out, d_in]; row_start: u32 [d_out + 1]; cols: u16 or u32 [zeros].
+    """
+
+    shape: tuple[int, int]
+    row_start: np.ndarray
+    cols: np.ndarray
+
+    def slice(self, start: int, stop: int) -> Rows:
+        """Rows start..stop of this tensor, as views: what one tensor-parallel rank holds."""
+        lo, hi = int(self.row_start[start]), int(self.row_start[stop])
+        return Rows(
+            (stop - start, self.shape[1]),
+            self.row_start[start : stop + 1] - np.uint32(lo),
+            self.cols[lo:hi],
+        )
+
+
+def lay_out(mask: Mask, path: Path) -> int:
+    """Write `mask` at `path` for the workers, atomically. Returns the file's size in bytes."""
+    arrays: list[np.ndarray] = []
+    index: dict[str, object] = {"digest": mask.digest, "tensors": []}
+    offset = 0
+    entries: list[dict[str, object]] = []
+    for tensor in mask.tensors:
+        d_out, d_in = tensor.shape
+        rows = tensor.positions // tensor.positions.dtype.type(d_in)
+        cols = (tensor.positions - rows * tensor.positions.dtype.type(d_in)).astype(
+            np.uint16 if d_in <= 1 << 16 else np.uint32
+        )
+        row_start = np.zeros(d_out + 1, np.uint32)
+        np.cumsum(np.bincount(rows.astype(np.int64), minlength=d_out), out=row_start[1:])
+        entry: dict[str, object] = {"name": tensor.name, "shape": [d_out, d_in]}
+        for key, array in (("row_start", row_start), ("cols", cols)):
+            entry[key] = [offset, int(array.size), array.dtype.str]
+            arrays.append(array)
+            offset += -(-array.nbytes // _ALIGN) * _ALIGN
+        entries.append(entry)
+    index["tensors"] = entries
+    text = json.dumps(index).encode()
+    text += b" " * (-(_PREFIX + len(text)) % _ALIGN)
+    body = bytearray(len(text) + offset)
+    body[: len(text)] = text
+    at = len(text)
+    for array in arrays:
+        body[at : at + array.nbytes] = array.tobytes()
+        at += -(-array.nbytes // _ALIGN) * _ALIGN
+    length = len(text).to_bytes(4, "little")
+    crc = zlib.crc32(body, zlib.crc32(length))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".lay-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(MAGIC + crc.to_bytes(4, "little") + length)
+            file.write(body)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    return _PREFIX + len(body)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A mapped laid-out file: the mask digest and each tensor's rows, as views of the mapping."""
+
+    digest: str
+    tensors: Mapping[str, Rows]
+
+
+def map_layout(path: str | Path) -> Layout:
+    """Map a laid-out file and check it. Raises WireError; never returns a damaged mask."""
+    try:
+        with open(path, "rb") as file:
+            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:
+        raise WireError(f"laid-out mask {path} cannot be mapped ({error}); send it again") from None
+    if len(view) < _PREFIX or bytes(view[: len(MAGIC)]) != MAGIC:
+        raise WireError(f"{path} is not a laid-out mask of this version; delete it")
+    if zlib.crc32(view[len(MAGIC) + 4 :]) != int.from_bytes(view[8:12], "little"):
+        raise WireError(f"laid-out mask {path} is damaged (checksum); delete it")
+    length = int.from_bytes(view[12:16], "little")
+    index = json.loads(bytes(view[_PREFIX : _PREFIX + length]))
+    base = _PREFIX + length
+
+    def array(entry: list) -> np.ndarray:
+        offset, count, dtype = entry
+        return np.frombuffer(view, np.dtype(dtype), count, base + offset)
+
+    return Layout(
+        index["digest"],
+        {
+            e["name"]: Rows(
+                (e["shape"][0], e["shape"][1]), array(e["row_start"]), array(e["cols"])
+            )
+            for e in index["tensors"]
+        },
+    )
