@@ -1,0 +1,212 @@
+"""Stands where vLLM's model runner expects a LoRA manager, and serves masks.
+
+The interface is that of `LRUCacheWorkerLoRAManager` (vLLM 0.32.0, `lora/worker_manager.py`) as
+`v1/worker/lora_model_runner_mixin.py` calls it. All decisions are in `worker/`; this file only
+translates between vLLM's objects and ours.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.logger import init_logger
+from vllm.lora.request import LoRARequest
+from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinearMethod
+
+from bmt_server.engine.seam import BASE_GATE, is_gate
+from bmt_server.settings import Settings
+from bmt_server.wire import map_layout
+from bmt_server.worker.layers import GateLayer
+from bmt_server.worker.runtime import MaskRuntime
+from bmt_server.worker_stats import WorkerStats
+
+logger = init_logger("vllm.bmt_server")
+
+_STATS_INTERVAL_S = 0.2
+
+
+class UnsupportedModelError(ValueError):
+    """The served model has no gate projections that masks fit; the message says what it has."""
+
+
+class MaskedLinearMethod(LinearMethodBase):
+    """vLLM's own product, then the masked delta of each token's mask."""
+
+    def __init__(self, inner: UnquantizedLinearMethod, handle: int) -> None:
+        self.inner = inner
+        self.handle = handle
+
+    def create_weights(self, *args: Any, **kwargs: Any) -> None:
+        self.inner.create_weights(*args, **kwargs)
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        self.inner.process_weights_after_loading(layer)
+
+    def apply(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        y = self.inner.apply(layer, x, bias)
+        torch.ops.bmt.masked_delta(y, x, self.handle)
+        return y
+
+
+class MaskManager:
+    """One worker's masks behind vLLM's LoRA manager interface."""
+
+    def __init__(self, settings: Settings, vllm_config: Any, device: torch.device) -> None:
+        self.settings = settings
+        self.device = device
+        self.runtime: MaskRuntime | None = None
+        self._dummies: set[int] = set()
+        self._warming_up = False
+
+    def create_lora_manager(self, model: torch.nn.Module, vllm_config: Any = None) -> Any:
+        """Find the gates, hook the masked delta behind each, and return the model unchanged."""
+        fused = [m for m in model.modules() if is_gate(m)]
+        gates = [self._gate(layer) for layer in fused]
+        self._check_names(gates, vllm_config)
+        parallel = vllm_config.parallel_config if vllm_config is not None else None
+        stats = WorkerStats(pid=os.getpid(), rank=getattr(parallel, "rank", 0) or 0)
+        runtime = MaskRuntime(
+            gates, self.settings.mask_mode, self.settings.mask_memory_bytes, stats
+        )
+        if runtime.mode != "scatter":
+            for layer, handle in zip(fused, runtime.handles(), strict=True):
+                layer.quant_method = MaskedLinearMethod(layer.quant_method, handle)
+        if self.settings.stats_dir:
+            _StatsWriter(stats, Path(self.settings.stats_dir)).attach(runtime)
+        self.runtime = runtime
+        logger.info(
+            "Masks: mode %s (asked for %s), kernel %s, %d gates of %s, up to %d MiB resident.",
+            runtime.mode,
+            self.settings.mask_mode,
+            stats.kernel,
+            len(gates),
+            list(gates[0].shape),
+            self.settings.mask_memory_bytes >> 20,
+        )
+        return model
+
+    def _gate(self, layer: Any) -> GateLayer:
+        if not isinstance(layer.quant_method, UnquantizedLinearMethod):
+            raise UnsupportedModelError(
+                f"{layer.prefix} is quantized ({type(layer.quant_method).__name__}); masks need "
+                "unquantized gate projections for now. Serve the unquantized checkpoint"
+            )
+        rows = layer.output_partition_sizes[0]
+        rank = layer.tp_rank
+        name = layer.prefix.removesuffix("gate_up_proj") + "gate_proj.weight"
+        where = (rank * rows, (rank + 1) * rows)
+        kept = getattr(layer, BASE_GATE, None)
+        if kept is not None:
+            return GateLayer(name, where, kept)
+        live = layer.weight.data[:rows]
+        return GateLayer(name, where, live, live)
+
+    def _check_names(self, gates: list[GateLayer], vllm_config: Any) -> None:
+        known = self.settings.gates
+        missing = [g.name for g in gates if g.name not in known]
+        pipeline = getattr(
+            getattr(vllm_config, "parallel_config", None), "pipeline_parallel_size", 1
+        )
+        if not gates or missing or (len(gates) != len(known) and pipeline == 1):
+            raise UnsupportedModelError(
+                f"vLLM loaded {len(gates)} gate projections and the checkpoint holds {len(known)}"
+                + (f"; {missing[0]} is not among them" if missing else "")
+                + ". Masks need a dense model whose blocks have a gate projection "
+                "(Llama, Qwen, Mistral and the like)"
+            )
+
+    # What vLLM's model runner calls, in its names.
+
+    @contextmanager
+    def dummy_lora_cache(self) -> Iterator[None]:
+        yield
+
+    def add_dummy_lora(self, lora_request: LoRARequest, rank: int) -> bool:
+        """Warm-up adapters delete nothing: tokens that carry one are the base's."""
+        self._dummies.add(lora_request.lora_int_id)
+        return True
+
+    def get_dummy_lora_warmup_rank(self, default_rank: int) -> int:
+        return default_rank
+
+    def supports_tower_connector_lora(self) -> bool:
+        return False
+
+    def set_active_adapters(self, requests: set[LoRARequest], mapping: Any) -> None:
+        """Called before each forward pass with the batch's adapters and each token's id."""
+        assert self.runtime is not None
+        ids = [r.lora_int_id for r in requests]
+        for request in requests:
+            if request.lora_int_id not in self._dummies:
+                self._ensure(request, ids)
+        tokens = np.asarray(mapping.index_mapping if mapping is not None else (), dtype=np.int64)
+        if self._dummies:
+            tokens = np.where(np.isin(tokens, list(self._dummies)), 0, tokens)
+        self.runtime.begin_step(tokens)
+
+    def add_adapter(self, request: LoRARequest) -> bool:
+        """Make a mask resident ahead of its first use."""
+        return self._ensure(request, [])
+
+    def _ensure(self, request: LoRARequest, keep: list[int]) -> bool:
+        assert self.runtime is not None
+        if request.lora_int_id in self.runtime.store.adapters:
+            return False
+        layout = map_layout(request.lora_path)
+        self.runtime.add(request.lora_int_id, request.lora_name, layout, keep)
+        return True
+
+    def remove_adapter(self, adapter_id: int) -> bool:
+        assert self.runtime is not None
+        return self.runtime.remove(adapter_id)
+
+    def remove_all_adapters(self) -> None:
+        """vLLM calls this after warm-up, and when the base's weights are replaced."""
+        assert self.runtime is not None
+        self._dummies.clear()
+        for adapter in list(self.runtime.store.adapters):
+            self.runtime.remove(adapter)
+
+    def pin_adapter(self, adapter_id: int) -> bool:
+        """Pin a mask; a negative id unpins it (see `bridge.py`)."""
+        assert self.runtime is not None
+        return self.runtime.store.pin(abs(adapter_id), adapter_id > 0)
+
+    def list_adapters(self) -> set[int]:
+        assert self.runtime is not None
+        return self.runtime.store.adapters
+
+
+class _StatsWriter:
+    """Writes a worker's figures when they changed, off the step's path."""
+
+    def __init__(self, stats: WorkerStats, folder: Path) -> None:
+        self._stats, self._folder = stats, folder
+        self._dirty = threading.Event()
+
+    def attach(self, runtime: MaskRuntime) -> None:
+        runtime.changed = self._dirty.set
+        self._dirty.set()
+        threading.Thread(target=self._run, name="bmt-stats", daemon=True).start()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            self._dirty.wait()
+            self._dirty.clear()
+            try:
+                self._stats.write(self._folder)
+            except OSError as error:
+                # The folder is gone when the server is; figures are not worth a worker.
+                logger.warning("Worker figures are no longer written: %s", error)
+                return
+            pause.wait(_STATS_INTERVAL_S)

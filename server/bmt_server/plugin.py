@@ -1,0 +1,91 @@
+"""The two entry points through which vLLM finds masks. Importing this imports no vLLM.
+
+`vllm.general_plugins`  register(): in every process; does nothing unless settings were exported.
+`vllm.endpoint_plugins` endpoints(): in API processes that name it in VLLM_PLUGINS; our routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from bmt_server.settings import Settings
+
+GENERAL = "bmt"
+ENDPOINTS = "bmt_routes"
+
+
+def register() -> None:
+    """Patch this process's vLLM for masks, where `bmt-server` asked for it."""
+    settings = Settings.from_env()
+    if settings is None:
+        return
+    from bmt_server.engine import seam
+
+    seam.register(settings)
+
+
+class MaskEndpoints:
+    """vLLM's endpoint plugin (`plugins/endpoint_plugins/interface.py`): routes and their state."""
+
+    name = ENDPOINTS
+    required_tasks = None
+
+    def __init__(self) -> None:
+        self._app: Any = None
+
+    def attach_router(self, app: Any) -> None:
+        from bmt_server.api.routes import build_router
+
+        app.include_router(build_router())
+        self._app = app
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        """Build the runtime that routes and gate read; the gate answers 503 until then."""
+        from bmt_server.api.runtime import Runtime
+        from bmt_server.engine import stat_logger
+        from bmt_server.engine.bridge import EngineBridge
+        from bmt_server.engine.observe import observe
+
+        settings = Settings.from_env()
+        if settings is None:
+            raise RuntimeError(f"the plugin {ENDPOINTS!r} runs only under `bmt-server serve`")
+        runtime = await Runtime.create(
+            settings, EngineBridge(engine_client, state.openai_serving_models)
+        )
+        observe(engine_client, runtime.metrics.request_finished)
+        stat_logger.public_names = runtime.public_names
+        state.bmt = runtime
+        self._close_with_app(runtime)
+
+    def _close_with_app(self, runtime: Any) -> None:
+        router = self._app.router
+        inner = router.lifespan_context
+
+        @asynccontextmanager
+        async def lifespan(app: Any) -> AsyncIterator[Any]:
+            async with inner(app) as state:
+                try:
+                    yield state
+                finally:
+                    await runtime.close()
+
+        router.lifespan_context = lifespan
+
+
+def endpoints() -> MaskEndpoints:
+    """Factory named by the entry point."""
+    return MaskEndpoints()
+
+
+def missing_entry_points() -> Iterable[str]:
+    """Entry points that vLLM would not find: vLLM itself only logs that, and serves without."""
+    from importlib.metadata import entry_points
+
+    for group, name in (
+        ("vllm.general_plugins", GENERAL),
+        ("vllm.endpoint_plugins", ENDPOINTS),
+    ):
+        if name not in {e.name for e in entry_points(group=group)}:
+            yield f"{group}:{name}"

@@ -1,0 +1,58 @@
+"""In-place masking: W[P] = 0, and back. Exactly what serving the masked checkpoint computes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from bmt_server.worker.layers import GateLayer
+from bmt_server.worker.masks import LayerMask, ResidentMask
+
+
+class InPlace:
+    """Owns the live gate weights: they hold the base, or the base under exactly one mask.
+
+    A revert writes back the values gathered from the base, bit for bit, so any number of switches
+    leaves the weights as they were.
+    """
+
+    def __init__(self, gates: Sequence[GateLayer]) -> None:
+        self.gates = gates
+        self.current: ResidentMask | None = None
+        self.switches = 0
+        self.seconds = 0.0
+
+    @property
+    def possible(self) -> bool:
+        """True where every gate's weight is the one that the matrix product reads."""
+        return all(gate.live is not None for gate in self.gates)
+
+    def switch(self, mask: ResidentMask | None) -> None:
+        """Make `mask` (None: the base) the one in the weights. No-op if it already is."""
+        if mask is self.current or (
+            mask is not None and self.current is not None and mask.digest == self.current.digest
+        ):
+            return
+        start = time.perf_counter()
+        if self.current is not None:
+            for gate, layer in zip(self.gates, self.current.layers, strict=True):
+                _write(gate, layer, layer.values)
+        self.current = mask
+        if mask is not None:
+            for gate, layer in zip(self.gates, mask.layers, strict=True):
+                _write(gate, layer, None)
+        self.switches += 1
+        self.seconds += time.perf_counter() - start
+
+
+def _write(gate: GateLayer, layer: LayerMask, values: torch.Tensor | None) -> None:
+    assert gate.live is not None
+    if not layer.cols.numel():
+        return
+    where = (layer.rows(), layer.cols.long())
+    if values is None:
+        gate.live[where] = 0
+    else:
+        gate.live[where] = values

@@ -1,0 +1,40 @@
+"""The gate projections of one worker, as masks see them.
+
+Legend for this package:
+    R  rows of a layer's gate that this worker holds (d_out / tensor-parallel size)
+    K  columns, d_in
+    N  output columns of the layer as run; the gate is its first R (fused gate and up: N = 2R)
+    T  tokens of one step
+    n  zeroed positions of one mask in one layer
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(slots=True)
+class GateLayer:
+    """One gate projection of this worker.
+
+    name: the tensor's name in the checkpoint; rows: (first, last + 1) of the checkpoint's rows
+    that this worker holds. `base` [R, K] holds the base values and is only read. `live` [R, K] is
+    the weight that the matrix product reads, where there is such a tensor: backends that repack
+    weights have none, and cannot mask in place.
+    """
+
+    name: str
+    rows: tuple[int, int]
+    base: torch.Tensor
+    live: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[R, K] of this worker's share."""
+        return self.base.shape[0], self.base.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
