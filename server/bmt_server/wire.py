@@ -135,9 +135,7 @@ def map_layout(path: str | Path) -> Layout:
     return Layout(
         index["digest"],
         {
-            e["name"]: Rows(
-                (e["shape"][0], e["shape"][1]), array(e["row_start"]), array(e["cols"])
-            )
+            e["name"]: Rows((e["shape"][0], e["shape"][1]), array(e["row_start"]), array(e["cols"]))
             for e in index["tensors"]
         },
     )
