@@ -143,3 +143,6 @@ _LIBRARY = torch.library.Library("bmt", "FRAGMENT")
 _LIBRARY.define("masked_delta(Tensor(a!) y, Tensor x, int handle) -> ()")
 _LIBRARY.impl("masked_delta", _masked_delta, "CompositeExplicitAutograd")
 torch.library.register_fake("bmt::masked_delta", _masked_delta_fake, lib=_LIBRARY)
+
+KERNEL = "torch"
+KERNEL_NOTE = "portable, in plain torch operations"

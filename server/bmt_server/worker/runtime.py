@@ -49,7 +49,7 @@ class MaskRuntime:
         self.mode: MaskMode = "delta" if mode == "auto" and not self.in_place.possible else mode
         self.stats = stats or WorkerStats()
         self.stats.mode, self.stats.capacity_bytes = self.mode, capacity_bytes
-        self.stats.kernel = "torch"
+        self.stats.kernel = ops.KERNEL
         self.changed: Callable[[], None] = lambda: None
         self.model = MaskRuntime._models
         MaskRuntime._models += 1

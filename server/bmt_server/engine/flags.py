@@ -1,0 +1,56 @@
+"""vLLM flags that do not go with masks, each with the reason and what to do instead."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class UnsupportedFlagError(ValueError):
+    """A vLLM flag cannot be combined with masks; the message names it, why, and the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One refused flag: its name, when it counts as given, and the reason with the fix."""
+
+    flag: str
+    given: Callable[[Any], bool]
+    reason: str
+
+
+def _truthy(value: Any) -> bool:
+    return bool(value)
+
+
+REFUSED: tuple[Refusal, ...] = (
+    Refusal("enable_lora", _truthy, "masks take the place of LoRA adapters; drop the flag"),
+    Refusal("lora_modules", _truthy, "upload masks with `bmt-client upload` instead"),
+    Refusal("api_key", _truthy, "it guards only some routes; keys come from the registry"),
+    Refusal(
+        "quantization",
+        lambda v: v not in (None, "none"),
+        "the gate projections must be unquantized for now; serve the unquantized checkpoint",
+    ),
+    Refusal("enable_sleep_mode", _truthy, "sleep discards weights that masks were read from"),
+    Refusal("speculative_config", _truthy, "the drafter would run without the request's mask"),
+    Refusal("scheduler_cls", _truthy, "mask mode 'scatter' brings its own scheduler"),
+    Refusal("headless", _truthy, "a node without the API process cannot be given masks yet"),
+    Refusal("grpc", _truthy, "the gRPC server has no authentication and no masks"),
+    Refusal(
+        "served_model_name",
+        lambda v: any("@" in n or ":" in n for n in (v or [])),
+        "'@' and ':' separate a mask's name from its version and alias",
+    ),
+)
+
+
+def check(args: Namespace, refused: Sequence[Refusal] = REFUSED) -> None:
+    """Raise UnsupportedFlagError for the first flag that masks do not go with."""
+    for refusal in refused:
+        value = getattr(args, refusal.flag, None)
+        if refusal.given(value):
+            name = "--" + refusal.flag.replace("_", "-")
+            raise UnsupportedFlagError(f"{name} ({value!r}) cannot be used: {refusal.reason}")

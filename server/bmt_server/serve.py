@@ -1,0 +1,160 @@
+"""`bmt-server serve`: prepares arguments and environment, then runs vLLM's own API server."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import bmt_core
+
+from bmt_server import plugin
+from bmt_server.settings import MaskMode, Settings, SettingsError
+
+GATE = "bmt_server.api.gate.Gate"
+SCATTER_SCHEDULER = "bmt_server.engine.scheduler.ExclusiveScheduler"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeOptions:
+    """What `serve` takes beside vLLM's own flags."""
+
+    model: str
+    registry: str = ""  # redis://, rediss://, unix://; empty: embedded Valkey in data_dir
+    data_dir: Path = Path()
+    mask_mode: MaskMode = "auto"
+    mask_memory_mib: int = 1024
+    scatter_quantum_ms: float = 50.0
+    auth: bool = True
+    metrics_open: bool = False
+    max_density: float = 0.5
+    key_file: Path | None = None  # where the first key is written too, mode 0600
+
+
+def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
+    """Run the server until it is told to stop. Raises before vLLM starts where anything is off."""
+    missing = list(plugin.missing_entry_points())
+    if missing:
+        raise SettingsError(
+            f"vLLM would not find {', '.join(missing)}; reinstall bmt-adapters in this environment"
+        )
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    args = _parse_vllm(options, vllm_flags)
+    if not options.auth and not _loopback(args.host):
+        raise SettingsError(
+            f"--no-auth was given and the server would listen on {args.host or 'all addresses'}; "
+            "it is allowed on loopback only: add --host 127.0.0.1"
+        )
+    data = options.data_dir
+    data.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        registry = options.registry
+        if not registry:
+            from bmt_server.embedded import EmbeddedValkey
+
+            if (args.api_server_count or 1) > 1 or args.nnodes > 1:
+                _say("the embedded registry serves this host alone; replicas need --registry")
+            registry = stack.enter_context(EmbeddedValkey(data / "registry")).url
+        stats = stack.enter_context(tempfile.TemporaryDirectory(prefix="bmt-stats-"))
+        _say(f"reading the fingerprint of {args.model}")
+        settings = Settings(
+            model_id=options.model,
+            model_path=args.model,
+            fingerprint=bmt_core.fingerprint(args.model, cache_dir=data / "fingerprints"),
+            gates=bmt_core.geometry(args.model),
+            mask_mode=options.mask_mode,
+            registry_url=registry,
+            cache_dir=str(data / "masks"),
+            stats_dir=stats,
+            mask_memory_bytes=options.mask_memory_mib << 20,
+            scatter_quantum_s=options.scatter_quantum_ms / 1000,
+            max_density=options.max_density,
+            auth=options.auth,
+            metrics_open=options.metrics_open,
+        )
+        if not settings.gates:
+            raise SettingsError(
+                f"{args.model} has no gate projections (*.mlp.gate_proj.weight); masks need a "
+                "dense model of the Llama, Qwen or Mistral kind"
+            )
+        if options.auth:
+            _first_key(settings, options.key_file)
+        _run(settings, args)
+
+
+def _parse_vllm(options: ServeOptions, flags: Sequence[str]) -> Namespace:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.platforms import current_platform
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from bmt_server.engine.flags import check
+    from bmt_server.offline import checkpoint_folder
+
+    cli_env_setup()
+    parser = make_arg_parser(FlexibleArgumentParser(prog="bmt-server serve"))
+    args = parser.parse_args([*flags])
+    check(args)
+    args.model_tag = args.model = checkpoint_folder(options.model, args.revision)
+    if args.model != options.model and not args.served_model_name:
+        args.served_model_name = [options.model]
+    args.enable_lora = True
+    args.middleware = [*args.middleware, GATE]
+    if options.mask_mode == "scatter":
+        args.scheduler_cls = SCATTER_SCHEDULER
+    if current_platform.is_cuda_alike() and not args.enforce_eager:
+        _say("the portable mask kernel cannot be captured in CUDA graphs: adding --enforce-eager")
+        args.enforce_eager = True
+    validate_parsed_serve_args(args)
+    return args
+
+
+def _first_key(settings: Settings, key_file: Path | None) -> None:
+    from bmt_server.api.keys import ensure_first_key
+
+    key = asyncio.run(ensure_first_key(settings.registry_url))
+    if key is None:
+        return
+    # The one time that a key is shown: the registry keeps only its hash.
+    print(f"API key (admin): {key}", flush=True)
+    print("It is shown only now. Set it as BMT_API_KEY for bmt-client.", flush=True)
+    if key_file is not None:
+        handle = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(key + "\n")
+
+
+def _run(settings: Settings, args: Namespace) -> None:
+    settings.export_env()
+    # An allow-list: no other plugin of the environment gets into this server.
+    os.environ["VLLM_PLUGINS"] = f"{plugin.GENERAL},{plugin.ENDPOINTS}"
+    os.environ.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
+    os.environ.pop("VLLM_API_KEY", None)
+    # Here, and not only in vLLM's loader, which logs a failing import and serves without it.
+    plugin.register()
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    from bmt_server.api import gate
+
+    assert gate.Gate
+    ServeSubcommand.cmd(args)
+
+
+def _loopback(host: str | None) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host or "0.0.0.0").is_loopback
+    except ValueError:
+        return False
+
+
+def _say(text: str) -> None:
+    print(f"bmt-server: {text}", file=sys.stderr, flush=True)

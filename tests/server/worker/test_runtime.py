@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+import torch
+from bmt_server.worker.masks import MaskStoreError
+from bmt_server.worker.runtime import MaskRuntime, MixedStepError
+
+from .helpers import dense, gates, laid_out, random_mask
+
+
+def filled(tmp_path, mode, count=4, capacity=1 << 30, **options):
+    layers = gates(**options)
+    runtime = MaskRuntime(layers, mode, capacity)
+    masks = [random_mask(i) for i in range(count)]
+    for i, mask in enumerate(masks):
+        runtime.add(i + 1, f"m{i}@{mask.digest[:12]}", laid_out(mask, tmp_path))
+    return runtime, layers, masks
+
+
+def step(runtime, *adapters):
+    return runtime.begin_step(np.array(adapters))
+
+
+def test_scatter_makes_the_masked_checkpoint_bit_for_bit(tmp_path):
+    runtime, layers, masks = filled(tmp_path, "scatter")
+    base = [g.base.clone() for g in layers]
+    assert step(runtime, 2, 2, 2) == "in_place"
+    for i, gate in enumerate(layers):
+        assert torch.equal(gate.live, base[i] * dense(masks[1], i))
+
+
+def test_the_base_comes_back_after_a_thousand_switches(tmp_path):
+    runtime, layers, _ = filled(tmp_path, "scatter", count=8, dtype=torch.bfloat16)
+    base = [g.base.clone() for g in layers]
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        step(runtime, int(rng.integers(0, 9)))
+    step(runtime, 0)
+    assert all(torch.equal(g.live, b) for g, b in zip(layers, base, strict=True))
+    assert runtime.stats.switches > 800
+
+
+def test_scatter_refuses_a_mixed_step(tmp_path):
+    runtime, _, _ = filled(tmp_path, "scatter")
+    with pytest.raises(MixedStepError, match="mixes adapters"):
+        step(runtime, 1, 2)
+    with pytest.raises(MixedStepError):
+        step(runtime, 0, 1)
+
+
+def test_auto_is_in_place_for_one_mask_and_corrects_a_mix(tmp_path):
+    runtime, layers, masks = filled(tmp_path, "auto")
+    base = [g.base.clone() for g in layers]
+    assert step(runtime, 1, 1) == "in_place"
+    assert not torch.equal(layers[0].live, base[0])
+    assert step(runtime, 1, 2) == "corrected"
+    assert torch.equal(layers[0].live, base[0]), "a corrected step starts from the base's weights"
+    assert step(runtime, 0, 0) == "base"
+    counts = runtime.stats
+    assert (counts.steps_in_place, counts.steps_corrected, counts.steps_base) == (1, 1, 1)
+
+
+def test_auto_without_live_weights_is_delta(tmp_path):
+    runtime, _, _ = filled(tmp_path, "auto", live=False)
+    assert runtime.mode == "delta"
+    assert step(runtime, 1, 1) == "corrected"
+
+
+def test_scatter_without_live_weights_is_refused():
+    with pytest.raises(ValueError, match="live weights"):
+        MaskRuntime(gates(live=False), "scatter", 1 << 30)
+
+
+def test_a_mask_loaded_while_another_is_in_place_reads_the_base(tmp_path):
+    runtime, layers, _ = filled(tmp_path, "scatter", count=1)
+    base = [g.base.clone() for g in layers]
+    step(runtime, 1)
+    overlapping = random_mask(0, zeros=31)
+    runtime.add(9, "other", laid_out(overlapping, tmp_path))
+    step(runtime, 9)
+    step(runtime, 0)
+    assert all(torch.equal(g.live, b) for g, b in zip(layers, base, strict=True))
+
+
+def test_removing_the_mask_in_place_restores_the_base(tmp_path):
+    runtime, layers, _ = filled(tmp_path, "scatter")
+    base = [g.base.clone() for g in layers]
+    step(runtime, 3)
+    assert runtime.remove(3)
+    assert not runtime.remove(3)
+    assert all(torch.equal(g.live, b) for g, b in zip(layers, base, strict=True))
+
+
+def test_residency_is_bounded_by_bytes_and_evicted_masks_come_back(tmp_path):
+    runtime, _, masks = filled(tmp_path, "delta", count=1, live=False)
+    one = runtime.store.resident_bytes
+    runtime, layers, masks = filled(tmp_path, "delta", count=8, capacity=3 * one, live=False)
+    assert len(runtime.store) == 3
+    assert runtime.store.resident_bytes <= 3 * one
+    assert runtime.stats.evictions == 5
+    x = torch.randn(1, 40)
+    for adapter in (1, 2, 3, 4, 5, 6, 7, 8):
+        step(runtime, adapter)
+        handle = runtime.handles()[0]
+        y = x @ layers[0].base.t()
+        torch.ops.bmt.masked_delta(y, x, handle)
+        want = x @ (layers[0].base * dense(masks[adapter - 1], 0)).t()
+        torch.testing.assert_close(y, want)
+        assert len(runtime.store) <= 3
+
+
+def test_masks_of_the_running_step_are_never_evicted(tmp_path):
+    runtime, _, _ = filled(tmp_path, "delta", count=6, capacity=1, live=False)
+    assert step(runtime, 1, 2, 3, 4, 5, 6) == "corrected"
+    assert len(runtime.store) == 6
+
+
+def test_pinned_masks_stay(tmp_path):
+    runtime, _, _ = filled(tmp_path, "delta", count=2, live=False)
+    assert runtime.store.pin(1)
+    assert not runtime.store.pin(99)
+    runtime.store.capacity_bytes = 1
+    runtime.add(3, "m3", laid_out(random_mask(3), tmp_path))
+    assert runtime.store.resident(1)
+    assert not runtime.store.resident(2)
+
+
+def test_equal_masks_of_two_tenants_share_one_copy(tmp_path):
+    runtime, _, masks = filled(tmp_path, "delta", count=1, live=False)
+    before = runtime.store.resident_bytes
+    runtime.add(2, "same", laid_out(masks[0], tmp_path))
+    assert runtime.store.resident_bytes == before
+    runtime.remove(1)
+    assert runtime.store.resident(2)
+    runtime.remove(2)
+    assert runtime.store.resident_bytes == 0
+    assert runtime.stats.resident == []
+
+
+def test_the_figure_of_bytes_is_what_tensors_hold(tmp_path):
+    runtime, _, masks = filled(tmp_path, "delta", count=1, live=False, dtype=torch.bfloat16)
+    zeros = masks[0].zeros
+    rows = sum(4 * (g.shape[0] + 1) for g in runtime.gates)
+    assert runtime.store.resident_bytes == 4 * zeros + rows
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_together_hold_what_one_worker_holds(tmp_path, ranks):
+    mask = random_mask(0)
+    x = torch.randn(5, 40)
+    parts, whole = [], None
+    for rank in range(ranks):
+        layers = gates(live=False, rank=rank, ranks=ranks)
+        runtime = MaskRuntime(layers, "delta", 1 << 30)
+        runtime.add(1, "m", laid_out(mask, tmp_path))
+        runtime.begin_step(np.ones(5))
+        y = x @ layers[0].base.t()
+        torch.ops.bmt.masked_delta(y, x, runtime.handles()[0])
+        parts.append(y)
+    whole = x @ (gates(live=False)[0].base * dense(mask, 0)).t()
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+
+
+def test_a_mask_of_other_shapes_is_refused_and_leaves_nothing(tmp_path):
+    runtime, _, _ = filled(tmp_path, "delta", count=1, live=False)
+    with pytest.raises(MaskStoreError, match="another base model"):
+        runtime.add(7, "wrong", laid_out(random_mask(0, shape=(8, 8), zeros=3), tmp_path))
+    assert runtime.store.adapters == {1}
+
+
+def test_a_mask_of_other_names_is_refused(tmp_path):
+    runtime = MaskRuntime(gates(layers=2, live=False), "delta", 1 << 30)
+    runtime.gates[0].name = "a"
+    runtime.gates[1].name = "b"
+    with pytest.raises(MaskStoreError, match="none of this model's"):
+        runtime.add(7, "wrong", laid_out(random_mask(0), tmp_path))
