@@ -1,0 +1,49 @@
+"""Client of a bmt-server: upload, version, alias and fetch masks, and talk to models under them.
+
+>>> from bmt_client import BmtClient
+>>> with BmtClient("http://127.0.0.1:8000", api_key="bmt_...") as client:   # doctest: +SKIP
+...     version = client.upload("math.bmt", alias=["prod"])
+...     client.openai().chat.completions.create(model="math:prod", messages=[...])
+
+Importing it needs neither torch nor vLLM, and loads httpx and openai only when they are used.
+"""
+
+from ._async_client import AsyncBmtClient
+from ._client import BmtClient
+from ._errors import (
+    AuthenticationError,
+    BmtClientError,
+    Conflict,
+    Invalid,
+    NotFound,
+    PermissionDenied,
+    ProtocolError,
+    RateLimited,
+    TooLarge,
+    Unavailable,
+    UsageError,
+)
+from ._models import Alias, BaseModelInfo, MaskInfo, ModelInfo, Page, Upload, Version
+
+__all__ = [
+    "Alias",
+    "AsyncBmtClient",
+    "AuthenticationError",
+    "BaseModelInfo",
+    "BmtClient",
+    "BmtClientError",
+    "Conflict",
+    "Invalid",
+    "MaskInfo",
+    "ModelInfo",
+    "NotFound",
+    "Page",
+    "PermissionDenied",
+    "ProtocolError",
+    "RateLimited",
+    "TooLarge",
+    "Unavailable",
+    "Upload",
+    "UsageError",
+    "Version",
+]

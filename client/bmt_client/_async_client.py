@@ -1,0 +1,202 @@
+"""`AsyncBmtClient`: `BmtClient` with awaits. What its methods do is in `_operations`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bmt_core import Mask
+
+from . import _operations as operations
+from ._base import BaseClient, Receiver, chunks, step
+from ._models import Alias, MaskInfo, ModelInfo, Page, Upload, Version
+from ._retry import DEFAULT_MAX_RETRIES
+from ._wire import Call, Effect, Flow, Progress, Request, Response, Send
+
+if TYPE_CHECKING:
+    import httpx
+    import openai
+
+T = TypeVar("T")
+
+
+class AsyncBmtClient(BaseClient):
+    """`BmtClient`, awaited: same arguments, methods and errors; `list()` is an async iterator.
+
+    Disk and decoding run in threads, so the event loop never waits for them.
+
+    >>> async with AsyncBmtClient() as client:                         # doctest: +SKIP
+    ...     version = await client.upload("math.bmt")
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float | None = None,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        http_client: httpx.AsyncClient | None = None,
+        allow_insecure: bool = False,
+    ) -> None:
+        super().__init__(
+            base_url,
+            api_key,
+            timeout=timeout,
+            max_retries=max_retries,
+            allow_insecure=allow_insecure,
+        )
+        import httpx
+
+        self._owned = http_client is None
+        self._http = http_client or httpx.AsyncClient(**self._pool_arguments())
+
+    async def __aenter__(self) -> AsyncBmtClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections, unless they came with `http_client`."""
+        if self._owned:
+            await self._http.aclose()
+
+    async def upload(
+        self,
+        source: str | PathLike[str] | bytes | Mask,
+        name: str | None = None,
+        *,
+        alias: Sequence[str] = (),
+        if_match: str | None = None,
+        if_none_match: bool = False,
+        progress: Progress | None = None,
+    ) -> Upload:
+        """Store a mask as the latest version of `name`; see `BmtClient.upload`."""
+        return await self._run(
+            operations.upload(self._policy, source, name, alias, if_match, if_none_match, progress)
+        )
+
+    async def list(self, *, page_size: int = 100) -> AsyncIterator[MaskInfo]:
+        """All masks, by name, fetched page by page."""
+        after: str | None = None
+        while True:
+            page: Page = await self._run(operations.page(self._policy, page_size, after))
+            for mask in page.data:
+                yield mask
+            if page.next is None:
+                return
+            after = page.next
+
+    async def get(self, ref: str) -> Version:
+        """The version that `ref` names now."""
+        return await self._run(operations.get(self._policy, ref))
+
+    async def versions(self, name: str) -> tuple[Version, ...]:
+        """All versions of a mask, newest first."""
+        return await self._run(operations.versions(self._policy, name))
+
+    async def set_alias(
+        self, name: str, alias: str, to: str | int | Version, *, if_match: str | None = None
+    ) -> Alias:
+        """Point `name:alias` at a version: its digest, its rev, or a ref of the same name."""
+        return await self._run(operations.set_alias(self._policy, name, alias, to, if_match))
+
+    async def delete_alias(self, name: str, alias: str, *, if_match: str | None = None) -> None:
+        """Remove `name:alias`. The version it named stays."""
+        return await self._run(operations.delete_alias(self._policy, name, alias, if_match))
+
+    async def rollback(self, name: str, to: str | int | Version | None = None) -> Version:
+        """Make an older version the latest again; without `to`, the one before the latest."""
+        return await self._run(operations.rollback(self._policy, name, to))
+
+    async def delete(self, name: str) -> None:
+        """Remove a mask with all its versions and aliases."""
+        return await self._run(operations.delete(self._policy, name))
+
+    async def delete_version(self, name: str, digest: str) -> None:
+        """Remove one version (12 to 64 hex digits of its mask digest)."""
+        return await self._run(operations.delete_version(self._policy, name, digest))
+
+    async def read(self, ref: str, *, progress: Progress | None = None) -> bytes:
+        """The `.bmt` file of `ref`, checked against its digest."""
+        return await self._run(operations.read(self._policy, ref, progress))
+
+    async def download(
+        self,
+        ref: str,
+        path: str | PathLike[str] | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Write the `.bmt` file of `ref` to `path` (default `<name>.bmt`, or into a folder)."""
+        return await self._run(operations.download(self._policy, ref, path, progress))
+
+    async def pin(self, ref: str) -> None:
+        """Keep the mask resident in the workers."""
+        return await self._run(operations.pin(self._policy, ref, True))
+
+    async def unpin(self, ref: str) -> None:
+        """Let the workers evict the mask again."""
+        return await self._run(operations.pin(self._policy, ref, False))
+
+    async def models(self) -> tuple[ModelInfo, ...]:
+        """What a request may name as `model`: the base, masks and aliases."""
+        return await self._run(operations.models(self._policy))
+
+    async def ready(self) -> bool:
+        """Whether the server answers and takes requests now. Never raises for its absence."""
+        return await self._run(operations.ready(self._policy))
+
+    def openai(self, **arguments: Any) -> openai.AsyncOpenAI:
+        """A stock async OpenAI client for this server; `arguments` override its constructor's."""
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+        if self._target.loopback:
+            arguments = {"http_client": DefaultAsyncHttpxClient(trust_env=False), **arguments}
+        return AsyncOpenAI(**self._openai_arguments(arguments))
+
+    async def _run(self, flow: Flow[T]) -> T:
+        result: Any = None
+        error: Exception | None = None
+        while True:
+            try:
+                effect = step(flow, result, error)
+            except StopIteration as end:
+                return end.value
+            result = error = None
+            try:
+                result = await self._perform(effect)
+            except Exception as raised:
+                # Handed to the flow, which decides whether it is an error of the caller's.
+                error = raised
+
+    async def _perform(self, effect: Effect) -> Any:
+        if isinstance(effect, Send):
+            return await self._send(effect.request)
+        if isinstance(effect, Call):
+            return await asyncio.to_thread(effect.function)
+        return await asyncio.sleep(effect.seconds)
+
+    async def _send(self, request: Request) -> Response:
+        import httpx
+
+        content = None if request.body is None else _async_chunks(request.body, request.sent)
+        try:
+            async with self._http.stream(
+                **self._request_arguments(request), content=content
+            ) as response:
+                receiver = Receiver(request, response.status_code, response.headers)
+                async for chunk in response.aiter_bytes():
+                    receiver.take(chunk)
+        except httpx.RequestError as error:
+            raise self._no_answer(error) from error
+        return self._response(response.status_code, response.headers, receiver.body())
+
+
+async def _async_chunks(body: bytes, progress: Progress | None) -> AsyncIterator[bytes]:
+    for chunk in chunks(body, progress):
+        yield chunk

@@ -1,0 +1,250 @@
+"""What each method of the clients does, as flows: the logic, once, without I/O of its own.
+
+Every flow takes the retry policy first. Where a first attempt was lost on the way back, the
+server may have carried it out; then the second attempt's 404 or 412 is no failure, and the flows
+look before they raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from bmt_core import Mask
+
+from . import _requests as requests
+from ._errors import Conflict, NotFound, ProtocolError, Unavailable, UsageError
+from ._files import Prepared, destination, hex_sha256, prepare, write_atomically
+from ._models import Alias, MaskInfo, ModelInfo, Page, Upload, Version
+from ._names import alias_name, is_digest, mask_name, mask_ref, version_digest
+from ._retry import RetryPolicy, exchange
+from ._wire import Call, Flow, Progress, Request, parse_json
+
+
+def upload(
+    policy: RetryPolicy,
+    source: str | PathLike[str] | bytes | Mask,
+    name: str | None,
+    alias: Sequence[str],
+    if_match: str | None,
+    if_none_match: bool,
+    progress: Progress | None,
+) -> Flow[Upload]:
+    aliases = tuple(alias_name(a) for a in ([alias] if isinstance(alias, str) else alias))
+    if if_match is not None and if_none_match:
+        raise UsageError("if_match and if_none_match exclude each other: the name exists or not")
+    file: Prepared = yield Call(lambda: prepare(source, name))
+    if if_match is not None:
+        if_match = yield from _full_digest(policy, file.name, if_match)
+    request = requests.put_mask(
+        file.name,
+        file.data,
+        file.sha256,
+        aliases=aliases,
+        if_match=if_match,
+        if_none_match=if_none_match,
+        sent=progress,
+    )
+    try:
+        response = yield from exchange(request, policy)
+    except Conflict as error:
+        current = None
+        if error.attempts > 1:
+            current = yield from get(policy, file.name)
+        if current is None or current.digest != file.digest:
+            raise
+        # Our own lost first attempt won the race.
+        return Upload.from_json(current.as_dict())
+    changed = response.status == 201
+    version = Upload.from_json(parse_json(response), changed=changed)
+    _check("mask digest", version.digest, file.digest)
+    # An unchanged mask keeps the file that was stored first: other codec, other metadata.
+    if changed and version.file_digest:
+        _check("file digest", version.file_digest, file.sha256.hex())
+    return version
+
+
+def page(policy: RetryPolicy, limit: int, after: str | None) -> Flow[Page]:
+    if not 1 <= limit <= 1000:
+        raise UsageError(f"page_size is {limit}; it must be 1 to 1000")
+    found = yield from _page(policy, requests.list_masks(limit, after), MaskInfo, "name", limit)
+    if after is not None and found.next == after:
+        raise ProtocolError(f"the server answers the page after {after!r} with itself")
+    return found
+
+
+def get(policy: RetryPolicy, ref: str) -> Flow[Version]:
+    response = yield from exchange(requests.get_mask(mask_ref(ref)), policy)
+    return Version.from_json(parse_json(response))
+
+
+def versions(policy: RetryPolicy, name: str) -> Flow[tuple[Version, ...]]:
+    name, limit = mask_name(name), 100
+    found: list[Version] = []
+    after: str | None = None
+    while True:
+        request = requests.list_versions(name, limit, after)
+        part = yield from _page(policy, request, Version, "rev", limit)
+        known = {version.rev for version in found}
+        fresh = [version for version in part.data if version.rev not in known]
+        found += fresh
+        # A server that does not page answers with everything again: nothing fresh, so done.
+        if part.next is None or not fresh:
+            return tuple(sorted(found, key=lambda version: -version.rev))
+        after = part.next
+
+
+def set_alias(
+    policy: RetryPolicy, name: str, alias: str, to: str | int | Version, if_match: str | None
+) -> Flow[Alias]:
+    name, alias = mask_name(name), alias_name(alias)
+    target = yield from _target(policy, name, to)
+    if if_match is not None:
+        if_match = yield from _full_digest(policy, name, if_match)
+    try:
+        response = yield from exchange(requests.put_alias(name, alias, target, if_match), policy)
+    except Conflict as error:
+        current = None
+        if error.attempts > 1:
+            current = yield from get(policy, f"{name}:{alias}")
+        if current is None or not _is_target(current, target):
+            raise
+        return Alias(name=name, alias=alias, digest=current.digest, rev=current.rev)
+    return Alias.from_json({"name": name, "alias": alias, **parse_json(response)})
+
+
+def delete_alias(policy: RetryPolicy, name: str, alias: str, if_match: str | None) -> Flow[None]:
+    name = mask_name(name)
+    if if_match is not None:
+        if_match = yield from _full_digest(policy, name, if_match)
+    yield from _delete(policy, requests.delete_alias(name, alias_name(alias), if_match))
+
+
+def rollback(policy: RetryPolicy, name: str, to: str | int | Version | None) -> Flow[Version]:
+    name = mask_name(name)
+    current = yield from get(policy, name)
+    if to is None:
+        older = [v for v in (yield from versions(policy, name)) if v.rev < current.rev]
+        if not older:
+            raise NotFound(
+                f"{name} has no version before rev {current.rev}, its latest; "
+                f"upload one, or name an existing one with `to`",
+                code="no_previous_version",
+            )
+        to = older[0]
+    # Compare-and-set on what we saw: an upload in between must not be undone unseen.
+    moved = yield from set_alias(policy, name, "latest", to, current.digest)
+    return (yield from get(policy, f"{name}@{moved.digest}"))
+
+
+def delete(policy: RetryPolicy, name: str) -> Flow[None]:
+    yield from _delete(policy, requests.delete_mask(mask_name(name)))
+
+
+def delete_version(policy: RetryPolicy, name: str, digest: str) -> Flow[None]:
+    name = mask_name(name)
+    digest = yield from _full_digest(policy, name, digest)
+    yield from _delete(policy, requests.delete_version(name, digest))
+
+
+def read(policy: RetryPolicy, ref: str, progress: Progress | None) -> Flow[bytes]:
+    _, data = yield from _fetch(policy, ref, progress)
+    return data
+
+
+def download(
+    policy: RetryPolicy,
+    ref: str,
+    path: str | PathLike[str] | None,
+    progress: Progress | None,
+) -> Flow[Path]:
+    version, data = yield from _fetch(policy, ref, progress)
+    target = destination(path, version.name)
+    yield Call(lambda: write_atomically(target, data))
+    return target
+
+
+def pin(policy: RetryPolicy, ref: str, pinned: bool) -> Flow[None]:
+    yield from exchange(requests.pin(mask_ref(ref), pinned), policy)
+
+
+def models(policy: RetryPolicy) -> Flow[tuple[ModelInfo, ...]]:
+    response = yield from exchange(requests.list_models(), policy)
+    data = parse_json(response).get("data")
+    if not isinstance(data, list):
+        raise ProtocolError("the list of models has no `data`")
+    return tuple(ModelInfo.from_json(entry) for entry in data)
+
+
+def ready(policy: RetryPolicy) -> Flow[bool]:
+    try:
+        yield from exchange(requests.ready(), policy)
+    except (Unavailable, NotFound):
+        return False
+    return True
+
+
+def _page(policy: RetryPolicy, request: Request, model: Any, cursor: str, limit: int) -> Flow[Page]:
+    response = yield from exchange(request, policy)
+    return Page.from_json(parse_json(response), model, cursor, limit)
+
+
+def _fetch(policy: RetryPolicy, ref: str, progress: Progress | None) -> Flow[tuple[Version, bytes]]:
+    version = yield from get(policy, ref)
+    request = requests.get_blob(version.file_digest, version.bytes, progress)
+    response = yield from exchange(request, policy)
+    found = yield Call(lambda: hex_sha256(response.body))
+    _check("file digest", found, version.file_digest)
+    return version, response.body
+
+
+def _delete(policy: RetryPolicy, request: Request) -> Flow[None]:
+    try:
+        yield from exchange(request, policy)
+    except NotFound as error:
+        if error.attempts == 1:
+            raise
+
+
+def _target(policy: RetryPolicy, name: str, to: str | int | Version) -> Flow[dict[str, str | int]]:
+    """Which version `to` means, in the words of the aliases route."""
+    if isinstance(to, Version):
+        return {"digest": to.digest}
+    if isinstance(to, int):
+        return {"rev": to}
+    if is_digest(to):
+        return {"digest": to}
+    if to.startswith(("@", ":")):
+        to = f"{name}{to}"
+    elif to != name and not set(to) & {"@", ":"}:
+        to = f"{name}:{to}"
+    ref = mask_ref(to)
+    version = yield from get(policy, ref)
+    if version.name != name:
+        raise UsageError(f"{to!r} is a version of {version.name}, not of {name}")
+    return {"digest": version.digest}
+
+
+def _is_target(version: Version, target: dict[str, str | int]) -> bool:
+    if "rev" in target:
+        return version.rev == target["rev"]
+    return version.digest.startswith(str(target["digest"]))
+
+
+def _full_digest(policy: RetryPolicy, name: str, digest: str) -> Flow[str]:
+    """`digest`, completed to 64 hex digits by asking the server where it is a prefix."""
+    digest = version_digest(digest)
+    if len(digest) < 64:
+        digest = (yield from get(policy, f"{name}@{digest}")).digest
+    return digest
+
+
+def _check(what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise ProtocolError(
+            f"the server's {what} is {found or 'missing'}, expected {expected}: the bytes changed "
+            f"on the way or in store; try again, and tell the server's operator",
+            code="digest_mismatch",
+        )

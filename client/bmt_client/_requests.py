@@ -1,0 +1,117 @@
+"""The HTTP API of a bmt-server: one function per route, building its request. No I/O."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from ._wire import Progress, Request
+
+
+def put_mask(
+    name: str,
+    data: bytes,
+    sha256: bytes,
+    *,
+    aliases: tuple[str, ...] = (),
+    if_match: str | None = None,
+    if_none_match: bool = False,
+    sent: Progress | None = None,
+) -> Request:
+    """Upload `data`, whose SHA-256 is `sha256` (32 bytes), as a version of `name`."""
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "Content-Digest": f"sha-256=:{base64.b64encode(sha256).decode()}:",
+        **_if_match(if_match),
+    }
+    if if_none_match:
+        headers["If-None-Match"] = "*"
+    return Request(
+        "PUT",
+        _mask(name),
+        params=tuple(("alias", alias) for alias in aliases),
+        headers=headers,
+        body=data,
+        sent=sent,
+    )
+
+
+def list_masks(limit: int, after: str | None) -> Request:
+    return Request("GET", "/v1/masks", params=_page(limit, after))
+
+
+def get_mask(ref: str) -> Request:
+    return Request("GET", _mask(ref))
+
+
+def list_versions(name: str, limit: int, after: str | None) -> Request:
+    return Request("GET", f"{_mask(name)}/versions", params=_page(limit, after))
+
+
+def delete_mask(name: str) -> Request:
+    return Request("DELETE", _mask(name))
+
+
+def delete_version(name: str, digest: str) -> Request:
+    return Request("DELETE", f"{_mask(name)}/versions/{_quote(digest)}")
+
+
+def put_alias(
+    name: str, alias: str, target: Mapping[str, str | int], if_match: str | None
+) -> Request:
+    """Point `alias` at `target`: {"digest": hex} or {"rev": n}."""
+    return Request(
+        "PUT",
+        f"{_mask(name)}/aliases/{_quote(alias)}",
+        headers={"Content-Type": "application/json", **_if_match(if_match)},
+        body=json.dumps(target).encode(),
+    )
+
+
+def delete_alias(name: str, alias: str, if_match: str | None) -> Request:
+    return Request("DELETE", f"{_mask(name)}/aliases/{_quote(alias)}", headers=_if_match(if_match))
+
+
+def pin(ref: str, pinned: bool) -> Request:
+    return Request("PUT" if pinned else "DELETE", f"{_mask(ref)}/pin")
+
+
+def get_blob(file_digest: str, max_bytes: int, received: Progress | None = None) -> Request:
+    return Request(
+        "GET",
+        f"/v1/blobs/{_quote(file_digest)}",
+        headers={"Accept": "application/octet-stream"},
+        max_bytes=max_bytes,
+        received=received,
+    )
+
+
+def list_models() -> Request:
+    return Request("GET", "/v1/models")
+
+
+def ready() -> Request:
+    # "Not yet" is the answer, not a failure: no retries.
+    return Request("GET", "/readyz", retry=False)
+
+
+def _quote(part: str) -> str:
+    # Names are checked before they come here; this is the second lock on the door.
+    return quote(part, safe="@:")
+
+
+def _mask(ref: str) -> str:
+    return f"/v1/masks/{_quote(ref)}"
+
+
+def _page(limit: int, after: str | None) -> tuple[tuple[str, str], ...]:
+    params = [("limit", str(limit))]
+    if after is not None:
+        params.append(("after", after))
+    return tuple(params)
+
+
+def _if_match(digest: str | None) -> dict[str, str]:
+    return {} if digest is None else {"If-Match": f'"{digest}"'}

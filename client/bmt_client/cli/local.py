@@ -1,0 +1,161 @@
+"""Commands on files: inspect and diff. Neither needs a server, unless diff is given a REF."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Annotated
+
+import bmt_core
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from bmt_client import Invalid
+from bmt_client._files import decode, read_file
+
+from .masks import metadata_rows
+from .output import pairs, percent, printable, short, size, table
+from .session import Session, parse_ref, session
+
+
+def inspect(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .bmt file.")],
+    layers: Annotated[bool, typer.Option("--layers", help="A line for each tensor.")] = False,
+) -> None:
+    """Check a file and say what is in it. Works offline."""
+    run = session(context)
+    data = read_file(file)
+    mask = decode(data)
+    header = bmt_core.inspect(data)
+    bound = sum(_entropy_bytes(tensor.numel, tensor.zeros) for tensor in mask.tensors)
+    value = {
+        "file": str(file),
+        "bytes": len(data),
+        "file_digest": hashlib.sha256(data).hexdigest(),
+        "digest": mask.digest,
+        "format": header.version,
+        "codec": header.codec,
+        "base": {"model_id": mask.base.model_id, "fingerprint": mask.base.fingerprint},
+        "zeros": mask.zeros,
+        "weights": mask.numel,
+        "density": mask.density,
+        "entropy_bound_bytes": math.ceil(bound),
+        "tensors": [
+            {
+                "name": tensor.name,
+                "shape": list(tensor.shape),
+                "zeros": tensor.zeros,
+                "density": tensor.zeros / tensor.numel,
+            }
+            for tensor in mask.tensors
+        ],
+        "metadata": dict(mask.metadata),
+    }
+
+    def show(console: Console) -> None:
+        ratio = f", {len(data) / bound:.2f}x the entropy bound ({size(round(bound))})"
+        rows: list[tuple[str, str | Text]] = [
+            ("file", Text.assemble((printable(str(file)), "bold"), ("  valid", "green"))),
+            ("format", f"version {header.version}, codec {header.codec}"),
+            ("digest", mask.digest),
+            ("sha256", value["file_digest"]),  # type: ignore[list-item]
+            ("base", f"{mask.base.model_id} ({short(mask.base.fingerprint)})"),
+            ("tensors", _summary(mask)),
+            ("zeros", f"{mask.zeros:,} of {mask.numel:,} ({percent(mask.density)})"),
+            ("size", size(len(data)) + (ratio if bound >= 1 else "")),
+        ]
+        console.print(pairs(rows + metadata_rows(dict(mask.metadata))))
+        if layers:
+            console.print()
+            cells = [
+                [t.name, "x".join(map(str, t.shape)), f"{t.zeros:,}", percent(t.zeros / t.numel)]
+                for t in mask.tensors
+            ]
+            console.print(
+                table(["TENSOR", "SHAPE", "ZEROS", "DENSITY"], cells, ["ZEROS", "DENSITY"])
+            )
+
+    run.out.data(value, show)
+
+
+def diff(
+    context: typer.Context,
+    a: Annotated[str, typer.Argument(metavar="A", help="A .bmt file or a REF on the server.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    layers: Annotated[bool, typer.Option("--layers", help="A line for each tensor.")] = False,
+) -> None:
+    """Compare two masks: which weights only one deletes, and which both."""
+    run = session(context)
+    mask_a, mask_b = _load(run, a), _load(run, b)
+    try:
+        found = bmt_core.compare(mask_a, mask_b)
+    except bmt_core.BmtError as error:
+        raise Invalid(str(error), code=error.code) from error
+    value = {
+        "a": {"source": a, "digest": mask_a.digest, "zeros": mask_a.zeros},
+        "b": {"source": b, "digest": mask_b.digest, "zeros": mask_b.zeros},
+        **_counts(found.total),
+        "tensors": {name: _counts(part) for name, part in found.tensors.items()},
+    }
+
+    def show(console: Console) -> None:
+        total = found.total
+        of = max(total.only_a + total.only_b + total.both, 1)
+        console.print(
+            pairs(
+                [
+                    ("A", f"{a}  {short(mask_a.digest)}  {mask_a.zeros:,} zeros"),
+                    ("B", f"{b}  {short(mask_b.digest)}  {mask_b.zeros:,} zeros"),
+                    ("only A", f"{total.only_a:,} ({percent(total.only_a / of)} of their union)"),
+                    ("only B", f"{total.only_b:,} ({percent(total.only_b / of)})"),
+                    ("both", f"{total.both:,} ({percent(total.both / of)})"),
+                    ("Jaccard", f"{total.jaccard:.4f}"),
+                ]
+            )
+        )
+        if layers:
+            console.print()
+            cells = [
+                [name, f"{t.only_a:,}", f"{t.only_b:,}", f"{t.both:,}", f"{t.jaccard:.4f}"]
+                for name, t in found.tensors.items()
+            ]
+            columns = ["TENSOR", "ONLY A", "ONLY B", "BOTH", "JACCARD"]
+            console.print(table(columns, cells, numbers=columns[1:]))
+
+    run.out.data(value, show)
+
+
+def _load(run: Session, source: str) -> bmt_core.Mask:
+    """A mask from a file, or from the server where `source` is a REF and no such file exists."""
+    path = Path(source)
+    if path.exists() or path.suffix == ".bmt" or path.name != source:
+        return decode(read_file(path))
+    with run.client() as client, run.out.progress(source) as progress:
+        return decode(client.read(parse_ref(source), progress=progress))
+
+
+def _counts(part: bmt_core.Overlap) -> dict[str, float]:
+    return {
+        "only_a": part.only_a,
+        "only_b": part.only_b,
+        "both": part.both,
+        "jaccard": part.jaccard,
+    }
+
+
+def _summary(mask: bmt_core.Mask) -> str:
+    """`30 of 1536x576, model.layers.0.… to model.layers.29.…`."""
+    shapes: dict[tuple[int, int], int] = {}
+    for tensor in mask.tensors:
+        shapes[tensor.shape] = shapes.get(tensor.shape, 0) + 1
+    found = ", ".join(f"{count} of {r}x{c}" for (r, c), count in shapes.items())
+    return f"{found}: {mask.tensors[0].name} …" if mask.tensors else "none"
+
+
+def _entropy_bytes(numel: int, zeros: int) -> float:
+    """log2 of the number of such tensors, in bytes: no code for all of them can be shorter."""
+    ways = math.lgamma(numel + 1) - math.lgamma(zeros + 1) - math.lgamma(numel - zeros + 1)
+    return ways / math.log(2) / 8

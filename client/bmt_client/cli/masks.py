@@ -1,0 +1,270 @@
+"""Commands on masks: upload, list, show, delete, download, pin, unpin, models."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from bmt_client import UsageError, Version
+from bmt_client._files import prepare
+
+from .output import age, pairs, percent, short, size, table
+from .session import Name, Ref, parse_alias, parse_digest, parse_name, session
+
+STDIN_BYTES = 1 << 30  # longest file taken from a pipe, bytes
+
+_NUMBERS = ("REV", "ZEROS", "DENSITY", "SIZE", "AGE")
+
+
+def upload(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A .bmt file, or - for stdin.")],
+    name: Annotated[
+        str | None,
+        typer.Option(
+            parser=parse_name, metavar="NAME", help="Default: the file's stem.", show_default=False
+        ),
+    ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(parser=parse_alias, metavar="ALIAS", help="Point it here too; repeatable."),
+    ] = None,
+    if_match: Annotated[
+        str | None,
+        typer.Option(
+            parser=parse_digest, metavar="DIGEST", help="Only if this version is the latest."
+        ),
+    ] = None,
+    if_new: Annotated[
+        bool, typer.Option("--if-new", help="Only if the name does not exist yet.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the file here, send nothing.")
+    ] = False,
+) -> None:
+    """Store a mask as the latest version of its name."""
+    run = session(context)
+    source = _stdin() if file == "-" else Path(file)
+    if dry_run:
+        checked = prepare(source, name)
+        run.out.data(
+            {
+                "name": checked.name,
+                "digest": checked.digest,
+                "file_digest": checked.sha256.hex(),
+                "bytes": len(checked.data),
+                "zeros": checked.mask.zeros,
+                "density": checked.mask.density,
+                "valid": True,
+            },
+            lambda console: console.print(
+                f"{checked.name}@{short(checked.digest)}  valid, not sent  "
+                f"({_facts(checked.mask.zeros, checked.mask.density, len(checked.data))})"
+            ),
+        )
+        return
+    with run.client() as client, run.out.progress("uploading") as progress:
+        found = client.upload(
+            source,
+            name,
+            alias=alias or (),
+            if_match=if_match,
+            if_none_match=if_new,
+            progress=progress,
+        )
+    run.out.data(found.as_dict(), lambda console: console.print(_uploaded(found, found.changed)))
+
+
+def list_masks(context: typer.Context) -> None:
+    """List all masks, each at its latest version."""
+    run = session(context)
+    with run.client() as client:
+        found = list(client.list())
+
+    def show(console: Console) -> None:
+        if not found:
+            run.out.note("no masks yet; add one with: bmt-client upload mask.bmt")
+            return
+        columns = ["NAME", "DIGEST", "REV", "ALIASES", "ZEROS", "DENSITY", "AGE"]
+        wide = console.width >= 100
+        if wide:
+            columns[-1:] = ["SIZE", "AGE", "BASE"]
+        rows = [
+            [
+                mask.name,
+                short(mask.digest),
+                str(mask.rev),
+                _aliases(mask),
+                f"{mask.zeros:,}",
+                percent(mask.density),
+                *([size(mask.bytes)] if wide else []),
+                age(mask.created),
+                *([mask.base.model_id] if wide else []),
+            ]
+            for mask in found
+        ]
+        console.print(table(columns, rows, _NUMBERS))
+
+    run.out.data([mask.as_dict() for mask in found], show)
+
+
+def show(context: typer.Context, ref: Ref) -> None:
+    """Show one version of a mask."""
+    run = session(context)
+    with run.client() as client:
+        found = client.get(ref)
+    run.out.data(found.as_dict(), lambda console: console.print(pairs(_details(found))))
+
+
+def delete(
+    context: typer.Context,
+    ref: Ref,
+    version: Annotated[
+        bool, typer.Option("--version", help="Only the version that REF names now.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a mask with all its versions, or one version (math@DIGEST, or --version)."""
+    run = session(context)
+    if ":" in ref and not version:
+        raise UsageError(
+            f"{ref} names an alias: add --version to delete the version behind it, or remove only "
+            f"the alias with: bmt-client alias {ref.replace(':', ' ')} --delete"
+        )
+    one = version or "@" in ref
+    with run.client() as client:
+        if not yes and not run.out.as_json and sys.stdin.isatty():
+            what = f"version {ref}" if one else f"{ref} and all its versions"
+            if not typer.confirm(f"Delete {what}?", err=True):
+                raise typer.Exit(1)
+        if one:
+            found = client.get(ref)
+            client.delete_version(found.name, found.digest)
+            deleted = found.model
+        else:
+            client.delete(ref)
+            deleted = ref
+    run.out.data({"deleted": deleted}, lambda console: console.print(f"{deleted}  deleted"))
+
+
+def download(
+    context: typer.Context,
+    ref: Ref,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="File, folder, or - for stdout. Default: NAME.bmt here.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Fetch the file of a mask, checked against its digest."""
+    run = session(context)
+    with run.client() as client, run.out.progress("downloading") as progress:
+        if output == "-":
+            data = client.read(ref, progress=progress)
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+            return
+        path = client.download(ref, output, progress=progress)
+    count = path.stat().st_size
+    run.out.data(
+        {"ref": ref, "path": str(path), "bytes": count},
+        lambda console: console.print(f"{path}  {ref}  ({size(count)})"),
+    )
+
+
+def pin(context: typer.Context, ref: Ref) -> None:
+    """Keep a mask resident in the server's workers."""
+    _pin(context, ref, True)
+
+
+def unpin(context: typer.Context, ref: Ref) -> None:
+    """Let the server's workers evict a mask again."""
+    _pin(context, ref, False)
+
+
+def models(context: typer.Context) -> None:
+    """List what a request may name as its model."""
+    run = session(context)
+    with run.client() as client:
+        found = client.models()
+
+    def show(console: Console) -> None:
+        rows = [
+            [model.id, "mask" if model.parent else "base", model.parent or model.root]
+            for model in found
+        ]
+        console.print(table(["MODEL", "KIND", "BASE"], rows))
+
+    run.out.data([model.as_dict() for model in found], show)
+
+
+def _pin(context: typer.Context, ref: Name, pinned: bool) -> None:
+    run = session(context)
+    with run.client() as client:
+        (client.pin if pinned else client.unpin)(ref)
+    word = "pinned" if pinned else "unpinned"
+    run.out.data({"ref": ref, "pinned": pinned}, lambda console: console.print(f"{ref}  {word}"))
+
+
+def _stdin() -> bytes:
+    if sys.stdin.isatty():
+        raise UsageError("- reads the mask from stdin, which is a terminal; pipe a file into it")
+    data = sys.stdin.buffer.read(STDIN_BYTES + 1)
+    if len(data) > STDIN_BYTES:
+        raise UsageError(f"stdin holds more than {STDIN_BYTES} bytes; no mask is that long")
+    return data
+
+
+def _uploaded(version: Version, changed: bool) -> Text:
+    line = Text.assemble((version.model, "bold"), f"  rev {version.rev}  ")
+    line.append("uploaded" if changed else "unchanged", "green" if changed else "yellow")
+    line.append(f"  ({_facts(version.zeros, version.density, version.bytes)})", "dim")
+    if aliases := _aliases(version):
+        line.append(f"  {aliases}", "cyan")
+    return line
+
+
+def _facts(zeros: int, density: float, count: int) -> str:
+    return f"{zeros:,} zeros, {percent(density)}, {size(count)}"
+
+
+def _aliases(version: Version) -> str:
+    # Every latest version carries `latest`; it says nothing in a list of latest versions.
+    names = [alias for alias in version.aliases if alias != "latest"]
+    return ", ".join([*names, *(["(pinned)"] if version.pinned else [])])
+
+
+def _details(version: Version) -> list[tuple[str, str | Text]]:
+    rows: list[tuple[str, str | Text]] = [
+        ("model", Text(version.model, style="bold")),
+        ("digest", version.digest),
+        ("rev", str(version.rev)),
+        ("aliases", ", ".join(version.aliases) or "none"),
+        ("created", f"{version.created} ({age(version.created)})"),
+        ("zeros", f"{version.zeros:,} ({percent(version.density)} of the masked tensors)"),
+        ("file", f"{size(version.bytes)}, sha256 {version.file_digest}"),
+        ("base", f"{version.base.model_id} ({short(version.base.fingerprint)})"),
+        ("parent", short(version.parent) if version.parent else "none"),
+        ("pinned", "yes" if version.pinned else "no"),
+    ]
+    return rows + metadata_rows(version.metadata)
+
+
+def metadata_rows(metadata: object, prefix: str = "metadata") -> list[tuple[str, str | Text]]:
+    """Free-form metadata, a row per leaf: `metadata.eval.accuracy  0.94`."""
+    if isinstance(metadata, dict):
+        rows: list[tuple[str, str | Text]] = []
+        for key, value in metadata.items():
+            rows += metadata_rows(value, f"{prefix}.{key}")
+        return rows
+    return [(prefix, str(metadata))]

@@ -1,0 +1,150 @@
+"""What the commands print: data on stdout, talk on stderr, and one document each with `--json`.
+
+Colour and progress bars appear on a terminal only (rich honours NO_COLOR). Text that came from a
+server, a file or a model is stripped of control characters before a terminal sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bmt_client import BmtClientError
+
+SCHEMA = 1  # of the --json documents; grows when a field changes its meaning or goes
+# Nothing but newline and tab may steer a terminal; covers C0, DEL, C1 and bidi overrides.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+class Output:
+    """Where the commands write."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.stdout = _console(stderr=False)
+        self.stderr = _console(stderr=True)
+
+    def data(self, value: Any, show: Callable[[Console], None]) -> None:
+        """The command's result: `value` as JSON, or `show`n."""
+        if self.as_json:
+            self._document({"data": value})
+        else:
+            show(self.stdout)
+
+    def note(self, text: str) -> None:
+        """A remark, for people only."""
+        if not self.as_json:
+            self.stderr.print(Text(printable(text), style="dim"))
+
+    def error(self, error: BmtClientError, hint: str | None) -> None:
+        """One line on what happened, one on what to do; a document too with `--json`."""
+        if self.as_json:
+            self._document({"error": {**error.as_dict(), "hint": hint}})
+        line = Text.assemble(("error: ", "bold red"), printable(error.message, lines=False))
+        details = [str(error.status)] if error.status else []
+        details += [error.code] if error.status else []
+        details += [f"request {error.request_id}"] if error.request_id else []
+        if details:
+            line.append(f" ({printable(', '.join(details), lines=False)})", style="dim")
+        self.stderr.print(line)
+        if hint:
+            self.stderr.print(Text.assemble(("hint: ", "bold"), printable(hint, lines=False)))
+
+    @contextmanager
+    def progress(self, verb: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar for one transfer; yields the callback that feeds it."""
+        if self.as_json or not self.stderr.is_terminal:
+            yield lambda done, total: None
+            return
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+        from rich.progress import TransferSpeedColumn as SpeedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), SpeedColumn())
+        with Progress(*columns, console=self.stderr, transient=True) as bar:
+            task = bar.add_task(verb, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    def _document(self, value: dict[str, Any]) -> None:
+        # ASCII only: a pipe may have any encoding.
+        print(json.dumps({"schema": SCHEMA, **value}, indent=2), file=self.stdout.file, flush=True)
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[Text | str]], numbers: Sequence[str] = ()
+) -> Table:
+    """A table without frame; the columns named in `numbers` are set to the right."""
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for position, column in enumerate(columns):
+        if column in numbers:
+            found.add_column(column, justify="right", no_wrap=True)
+        else:
+            # The first column identifies the row, and must be copyable: never cut it.
+            found.add_column(column, overflow="fold", no_wrap=position == 0)
+    for row in rows:
+        found.add_row(*(Text(printable(c)) if isinstance(c, str) else c for c in row))
+    return found
+
+
+def pairs(rows: Sequence[tuple[str, str | Text]]) -> Table:
+    """Names and values, one a line."""
+    found = Table(box=None, show_header=False, pad_edge=False)
+    found.add_column(style="dim", no_wrap=True)
+    found.add_column(overflow="fold")
+    for name, value in rows:
+        found.add_row(name, Text(printable(value)) if isinstance(value, str) else value)
+    return found
+
+
+def printable(text: str, *, lines: bool = True) -> str:
+    """`text` with control characters shown as escapes instead of obeyed."""
+    text = _CONTROL.sub(lambda match: repr(match.group())[1:-1], text)
+    return text if lines else text.replace("\n", " ").replace("\t", " ")
+
+
+def short(digest: str) -> str:
+    return digest[:12]
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units: 61.2 kB."""
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}"
+
+
+def percent(share: float) -> str:
+    """A density: 0.206 %."""
+    return f"{100 * share:.3g} %" if share else "0 %"
+
+
+def age(created: str) -> str:
+    """How long ago an ISO 8601 time was: 5 min, 3 d."""
+    try:
+        then = datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=UTC)
+    seconds = (datetime.now(UTC) - then).total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length or (unit != "d" and seconds >= length):
+            return f"{int(seconds // length)} {unit}"
+    return "now"
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False, emoji=False, markup=False)
+    if not console.is_terminal:
+        # Into a pipe every row is one line and nothing is cut.
+        console = Console(stderr=stderr, highlight=False, emoji=False, markup=False, width=10_000)
+    return console

@@ -1,0 +1,120 @@
+"""What a command needs of its surroundings: where to print, and a client."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from bmt_client import BmtClient, BmtClientError, Invalid
+from bmt_client import _errors as errors
+from bmt_client._names import alias_name, mask_name, mask_ref, version_digest
+
+from .output import Output
+
+OK, FAILURE, USAGE, AUTH, NOT_FOUND, CONFLICT, INVALID, UNAVAILABLE = range(8)
+INTERRUPTED = 130
+
+_EXIT_CODES: dict[type[BmtClientError], int] = {
+    errors.UsageError: USAGE,
+    errors.AuthenticationError: AUTH,
+    errors.PermissionDenied: AUTH,
+    errors.NotFound: NOT_FOUND,
+    errors.Conflict: CONFLICT,
+    errors.Invalid: INVALID,
+    errors.TooLarge: INVALID,
+    errors.RateLimited: UNAVAILABLE,
+    errors.Unavailable: UNAVAILABLE,
+}
+
+_HINTS: dict[type[BmtClientError], str] = {
+    errors.AuthenticationError: "set BMT_API_KEY, or store a key with: bmt-client login",
+    errors.PermissionDenied: "ask the server's operator for a key with that scope",
+    errors.NotFound: "see what there is with: bmt-client list",
+    errors.Conflict: "somebody changed it first; look with `bmt-client show NAME` and try again",
+    errors.RateLimited: "wait a little and try again",
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """The global options of one run."""
+
+    url: str | None
+    timeout: float | None
+    retries: int
+    allow_insecure: bool
+    out: Output
+
+    def client(self) -> BmtClient:
+        _tell_retries(self.out)
+        return BmtClient(
+            self.url,
+            timeout=self.timeout,
+            max_retries=self.retries,
+            allow_insecure=self.allow_insecure,
+        )
+
+
+def session(context: typer.Context) -> Session:
+    found = context.obj
+    if not isinstance(found, Session):
+        raise TypeError("the command runs outside of bmt-client's own group")
+    return found
+
+
+def exit_code(error: BmtClientError) -> int:
+    return _EXIT_CODES.get(type(error), FAILURE)
+
+
+def hint(error: BmtClientError) -> str | None:
+    if isinstance(error, errors.Unavailable) and error.code == "connection":
+        return "start one with `bmt-server serve MODEL`, or point BMT_URL (--url) at a running one"
+    if error.code == "base_mismatch":
+        return "the mask was trained on other weights; see its base with: bmt-client inspect FILE"
+    return _HINTS.get(type(error))
+
+
+def _tell_retries(out: Output) -> None:
+    """Show the SDK's log of retries as remarks."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            out.note(record.getMessage())
+
+    logger = logging.getLogger("bmt_client")
+    logger.handlers = [Handler()]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _argument(check, what: str):  # type: ignore[no-untyped-def]
+    """A typer parser that turns a name outside the grammar into a usage error."""
+
+    def parse(text: str) -> str:
+        try:
+            return check(text)
+        except Invalid as error:
+            raise typer.BadParameter(str(error)) from error
+
+    parse.__name__ = what  # typer shows it as the type
+    return parse
+
+
+parse_name = _argument(mask_name, "NAME")
+parse_ref = _argument(mask_ref, "REF")
+parse_alias = _argument(alias_name, "ALIAS")
+parse_digest = _argument(version_digest, "DIGEST")
+
+Name = Annotated[str, typer.Argument(parser=parse_name, metavar="NAME", help="Name of a mask.")]
+Ref = Annotated[
+    str,
+    typer.Argument(
+        parser=parse_ref,
+        metavar="REF",
+        help="math (its latest), math:prod (an alias) or math@3f9c0a1b2c3d (a digest).",
+    ),
+]
+AliasName = Annotated[str, typer.Argument(parser=parse_alias, metavar="ALIAS", help="An alias.")]

@@ -1,0 +1,100 @@
+"""Commands on the versions of one mask: versions, alias, rollback."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from bmt_client import UsageError
+
+from .output import age, percent, short, size, table
+from .session import AliasName, Name, session
+
+_NUMBERS = ("REV", "ZEROS", "DENSITY", "SIZE", "AGE")
+
+
+def versions(context: typer.Context, name: Name) -> None:
+    """List the versions of a mask, newest first."""
+    run = session(context)
+    with run.client() as client:
+        found = client.versions(name)
+
+    def show(console: Console) -> None:
+        columns = ["DIGEST", "REV", "ALIASES", "ZEROS", "DENSITY", "SIZE", "AGE"]
+        rows = [
+            [
+                short(version.digest),
+                str(version.rev),
+                Text(", ".join(version.aliases), style="cyan"),
+                f"{version.zeros:,}",
+                percent(version.density),
+                size(version.bytes),
+                age(version.created),
+            ]
+            for version in found
+        ]
+        console.print(table(columns, rows, _NUMBERS))
+
+    run.out.data([version.as_dict() for version in found], show)
+
+
+def alias(
+    context: typer.Context,
+    name: Name,
+    alias: AliasName,
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="REF",
+            help="Where it points: a digest, another alias, or math@3f9c0a1b2c3d.",
+            show_default=False,
+        ),
+    ] = None,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove the alias; its version stays.")
+    ] = False,
+    if_match: Annotated[
+        str | None,
+        typer.Option(metavar="DIGEST", help="Only if the alias points at this version now."),
+    ] = None,
+) -> None:
+    """Point an alias of a mask at one of its versions, or remove it."""
+    run = session(context)
+    if (target is None) != delete:
+        raise UsageError("give either REF, where the alias shall point, or --delete")
+    with run.client() as client:
+        if target is None:
+            client.delete_alias(name, alias, if_match=if_match)
+            run.out.data(
+                {"name": name, "alias": alias, "deleted": True},
+                lambda console: console.print(f"{name}:{alias}  removed"),
+            )
+            return
+        found = client.set_alias(name, alias, target, if_match=if_match)
+    run.out.data(
+        found.as_dict(),
+        lambda console: console.print(f"{name}:{alias} -> {name}@{short(found.digest)}"),
+    )
+
+
+def rollback(
+    context: typer.Context,
+    name: Name,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF", help="Digest or alias; default: the one before.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Make an older version of a mask its latest again."""
+    run = session(context)
+    with run.client() as client:
+        found = client.rollback(name, to)
+    run.out.data(
+        found.as_dict(),
+        lambda console: console.print(f"{name} -> {found.model}  rev {found.rev}"),
+    )

@@ -1,0 +1,97 @@
+"""Masks, a fake server on a real socket, and both clients behind one blocking face."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import bmt_core
+import numpy as np
+import pytest
+from bmt_client import AsyncBmtClient, BmtClient
+from bmt_client._retry import RetryPolicy
+
+from .fake_server import KEY, FakeServer, serving
+
+BASE = bmt_core.Base(model_id="tiny", fingerprint="ab" * 32)
+SHAPE = (64, 96)
+
+
+def make_mask(seed: int, *, zeros: int = 40, layers: int = 2, **metadata: Any) -> bmt_core.Mask:
+    """A mask of `layers` tensors of 64x96 with `zeros` deleted weights each."""
+    generator = np.random.default_rng(seed)
+    tensors = tuple(
+        bmt_core.TensorMask(
+            name=f"model.layers.{layer}.mlp.gate_proj.weight",
+            shape=SHAPE,
+            positions=np.sort(
+                generator.choice(SHAPE[0] * SHAPE[1], zeros, replace=False).astype(np.uint32)
+            ),
+        )
+        for layer in range(layers)
+    )
+    return bmt_core.Mask(base=BASE, tensors=tensors, metadata=metadata)
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path, monkeypatch):
+    """No setting of the machine's user reaches a test, and no wait is a real one."""
+    for name in ("BMT_URL", "BMT_API_KEY", "BMT_TIMEOUT", "FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BMT_CONFIG", str(tmp_path / "config" / "client.json"))
+    shorter = RetryPolicy.wait_s
+    monkeypatch.setattr(
+        RetryPolicy,
+        "wait_s",
+        lambda *args: None if (wait := shorter(*args)) is None else min(wait, 0.01),
+    )
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with serving(FakeServer()) as fake:
+        yield fake
+
+
+class Blocking:
+    """`AsyncBmtClient` with the face of `BmtClient`, so that each test runs on both."""
+
+    def __init__(self, client: AsyncBmtClient, loop: asyncio.AbstractEventLoop) -> None:
+        self.client, self.loop = client, loop
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self.client, name)
+        if inspect.isasyncgenfunction(member):
+            return lambda **kwargs: iter(self.loop.run_until_complete(_all(member(**kwargs))))
+        if inspect.iscoroutinefunction(member):
+            return lambda *args, **kwargs: self.loop.run_until_complete(member(*args, **kwargs))
+        return member
+
+
+async def _all(items: Any) -> list[Any]:
+    return [item async for item in items]
+
+
+@pytest.fixture(params=["sync", "async"])
+def connect(request) -> Iterator[Callable[..., Any]]:
+    """Constructor of a client, of either kind; what it makes is closed afterwards."""
+    made: list[Any] = []
+    loop = asyncio.new_event_loop()
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        kind = BmtClient if request.param == "sync" else AsyncBmtClient
+        client: Any = kind(*args, **kwargs)
+        made.append(client if request.param == "sync" else Blocking(client, loop))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.close()
+    loop.close()
+
+
+@pytest.fixture
+def client(connect, server) -> Any:
+    return connect(server.url, KEY)

@@ -1,0 +1,66 @@
+"""What importing costs, and that the package is a program."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import bmt_client
+
+SURFACE = [
+    "Alias",
+    "AsyncBmtClient",
+    "AuthenticationError",
+    "BaseModelInfo",
+    "BmtClient",
+    "BmtClientError",
+    "Conflict",
+    "Invalid",
+    "MaskInfo",
+    "ModelInfo",
+    "NotFound",
+    "Page",
+    "PermissionDenied",
+    "ProtocolError",
+    "RateLimited",
+    "TooLarge",
+    "Unavailable",
+    "Upload",
+    "UsageError",
+    "Version",
+]
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_public_surface_is_pinned():
+    assert bmt_client.__all__ == SURFACE
+    assert all(hasattr(bmt_client, name) for name in SURFACE)
+
+
+def test_import_loads_no_heavy_package():
+    heavy = {"torch", "vllm", "transformers", "httpx", "openai", "typer", "rich", "pydantic"}
+    assert python(f"import sys, bmt_client; print(sorted({heavy} & set(sys.modules)))") == "[]\n"
+    heavy = {"torch", "vllm", "transformers", "httpx", "openai", "bmt_server", "bmt_trainer"}
+    code = f"import sys, bmt_client.cli; print(sorted({heavy} & set(sys.modules)))"
+    assert python(code) == "[]\n"
+
+
+def test_import_is_quick():
+    code = (
+        "import time; start = time.process_time(); import bmt_client; "
+        "print(time.process_time() - start)"
+    )
+    # Processor time, best of five: other work on the machine must not fail it.
+    assert min(float(python(code)) for _ in range(5)) < 0.150
+
+
+def test_the_package_is_a_program():
+    command = [sys.executable, "-m", "bmt_client", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stdout.startswith("bmt-client ")
