@@ -1,0 +1,112 @@
+"""Exact algebra of masks: sets of deleted positions on one base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bmt_core.errors import BaseMismatch
+from bmt_core.mask import Mask, TensorMask, position_dtype
+
+_SetOp = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _pairs(a: Mask, b: Mask) -> list[tuple[str, tuple[int, int], np.ndarray, np.ndarray]]:
+    if a.base.fingerprint != b.base.fingerprint:
+        raise BaseMismatch(
+            f"masks of two bases cannot be compared: {a.base.model_id!r} "
+            f"({a.base.fingerprint[:12]}…) and {b.base.model_id!r} ({b.base.fingerprint[:12]}…)",
+            field="base.fingerprint",
+            value=b.base.fingerprint,
+            bound=a.base.fingerprint,
+        )
+    left = {t.name: t for t in a.tensors}
+    right = {t.name: t for t in b.tensors}
+    pairs = []
+    for name in sorted(left | right):
+        x, y = left.get(name), right.get(name)
+        present = x or y
+        assert present is not None
+        if x and y and x.shape != y.shape:
+            raise BaseMismatch(
+                f"{name} is {x.shape} in one mask and {y.shape} in the other",
+                field="shape",
+                value=y.shape,
+                bound=x.shape,
+            )
+        none = np.zeros(0, position_dtype(present.numel))
+        pairs.append((name, present.shape, x.positions if x else none, y.positions if y else none))
+    return pairs
+
+
+def _combine(a: Mask, b: Mask, op: _SetOp, metadata: Mapping[str, Any] | None) -> Mask:
+    tensors = tuple(TensorMask(n, shape, op(x, y)) for n, shape, x, y in _pairs(a, b))
+    return Mask(a.base, tensors, metadata or {})
+
+
+def union(a: Mask, b: Mask, metadata: Mapping[str, Any] | None = None) -> Mask:
+    """Positions that either mask deletes. Raises BaseMismatch."""
+    return _combine(a, b, np.union1d, metadata)
+
+
+def intersection(a: Mask, b: Mask, metadata: Mapping[str, Any] | None = None) -> Mask:
+    """Positions that both masks delete. Raises BaseMismatch."""
+    return _combine(a, b, lambda x, y: np.intersect1d(x, y, assume_unique=True), metadata)
+
+
+def difference(a: Mask, b: Mask, metadata: Mapping[str, Any] | None = None) -> Mask:
+    """Positions that `a` deletes and `b` keeps. Raises BaseMismatch."""
+    return _combine(a, b, lambda x, y: np.setdiff1d(x, y, assume_unique=True), metadata)
+
+
+def symmetric_difference(a: Mask, b: Mask, metadata: Mapping[str, Any] | None = None) -> Mask:
+    """Positions that exactly one mask deletes: the flips between the two. Raises BaseMismatch."""
+    return _combine(a, b, lambda x, y: np.setxor1d(x, y, assume_unique=True), metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """How two sets of positions meet: counts in one only, the other only, and both."""
+
+    only_a: int
+    only_b: int
+    both: int
+
+    @property
+    def jaccard(self) -> float:
+        """|A ∩ B| / |A ∪ B|; 1 for two empty sets."""
+        total = self.only_a + self.only_b + self.both
+        return self.both / total if total else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class MaskDiff:
+    """Two masks compared: the total, and each tensor by name."""
+
+    total: Overlap
+    tensors: Mapping[str, Overlap]
+
+    @property
+    def jaccard(self) -> float:
+        return self.total.jaccard
+
+
+def compare(a: Mask, b: Mask) -> MaskDiff:
+    """Count what two masks share and what they do not. Raises BaseMismatch."""
+    tensors = {}
+    for name, _, x, y in _pairs(a, b):
+        both = int(np.intersect1d(x, y, assume_unique=True).size)
+        tensors[name] = Overlap(int(x.size) - both, int(y.size) - both, both)
+    values = tensors.values()
+    total = Overlap(
+        sum(o.only_a for o in values), sum(o.only_b for o in values), sum(o.both for o in values)
+    )
+    return MaskDiff(total, tensors)
+
+
+def jaccard(a: Mask, b: Mask) -> float:
+    """|A ∩ B| / |A ∪ B| over all tensors. Raises BaseMismatch."""
+    return compare(a, b).jaccard

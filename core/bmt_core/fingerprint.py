@@ -1,0 +1,150 @@
+"""Identity of a base checkpoint, from its bytes on disk.
+
+Not from loaded tensors: a server may load another dtype or a shard, and would get another
+digest for the same base. Only safetensors headers are parsed, so neither torch nor the
+safetensors package is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from bmt_core.errors import CheckpointError
+
+GATES = r"\.mlp\.gate_proj\.weight$"
+
+_DOMAIN = b"bmt base fingerprint v1\0"
+_MAX_HEADER = 100_000_000
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    stop: int
+
+
+def _fail(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path}: {why}", field="checkpoint", value=str(path))
+
+
+def _header(path: Path) -> Iterator[_Entry]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(_MAX_HEADER, size - 8):
+            raise _fail(path, f"header of {length} bytes in a file of {size}; it is cut or damaged")
+        try:
+            header: dict[str, Any] = json.loads(file.read(length))
+            for name, entry in header.items():
+                if name == "__metadata__":
+                    continue
+                start, stop = entry["data_offsets"]
+                if not 0 <= start <= stop <= size - 8 - length:
+                    raise _fail(path, f"{name} lies outside the file; it is cut or damaged")
+                yield _Entry(
+                    name,
+                    str(entry["dtype"]),
+                    tuple(int(n) for n in entry["shape"]),
+                    path,
+                    8 + length + start,
+                    8 + length + stop,
+                )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _fail(path, f"not a safetensors file ({error})") from None
+
+
+def _entries(folder: str | os.PathLike[str]) -> list[_Entry]:
+    root = Path(folder)
+    files = sorted(root.glob("*.safetensors")) if root.is_dir() else []
+    if not files:
+        raise CheckpointError(
+            f"{root} holds no *.safetensors; a base is a folder of a Hugging Face checkpoint in "
+            "safetensors form",
+            field="checkpoint",
+            value=str(root),
+        )
+    entries = sorted((e for f in files for e in _header(f)), key=lambda e: e.name)
+    for a, b in pairwise(entries):
+        if a.name == b.name:
+            raise _fail(b.file, f"{b.name} is also in {a.file.name}; remove the left-over file")
+    return entries
+
+
+def _tensor_digest(entry: _Entry) -> bytes:
+    sha = hashlib.sha256()
+    if entry.stop > entry.start:
+        with (
+            entry.file.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
+        ):
+            for at in range(entry.start, entry.stop, _CHUNK):
+                sha.update(view[at : min(at + _CHUNK, entry.stop)])
+    return sha.digest()
+
+
+def fingerprint(
+    checkpoint: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None
+) -> str:
+    """SHA-256 over every tensor's name, dtype, shape and bytes; 64 hex digits.
+
+    The same whichever way tensors are spread over files. With `cache_dir`, the result is kept
+    under the files' paths, sizes and modification times, because hashing 16 GB takes seconds.
+    Raises CheckpointError.
+    """
+    entries = _entries(checkpoint)
+    note = _cache_note(entries, cache_dir)
+    if note is not None and note.exists():
+        cached = note.read_text().strip()
+        if re.fullmatch(r"[0-9a-f]{64}", cached):
+            return cached
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        digests = list(pool.map(_tensor_digest, entries))
+    sha = hashlib.sha256(_DOMAIN)
+    for entry, digest in zip(entries, digests, strict=True):
+        for part in (entry.name, entry.dtype, ",".join(map(str, entry.shape))):
+            data = part.encode()
+            sha.update(len(data).to_bytes(4, "little") + data)
+        sha.update(digest)
+    result = sha.hexdigest()
+    if note is not None:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        temporary = note.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(result)
+        os.replace(temporary, note)
+    return result
+
+
+def _cache_note(entries: list[_Entry], cache_dir: str | os.PathLike[str] | None) -> Path | None:
+    if cache_dir is None:
+        return None
+    files = sorted({e.file for e in entries})
+    stats = [(os.path.realpath(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return Path(cache_dir) / hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+
+
+def geometry(
+    checkpoint: str | os.PathLike[str], pattern: str = GATES
+) -> dict[str, tuple[int, int]]:
+    """Shapes [d_out, d_in] of the tensors that a mask may name, by name. Raises CheckpointError."""
+    wanted = re.compile(pattern)
+    return {
+        e.name: (e.shape[0], e.shape[1])
+        for e in _entries(checkpoint)
+        if wanted.search(e.name) and len(e.shape) == 2 and math.prod(e.shape)
+    }

@@ -1,0 +1,390 @@
+"""Reading and writing `.bmt` files. `docs/format.md` is the specification; this follows it.
+
+The reader believes nothing: each length is checked against the bytes that are there and against
+`Limits` before anything of that size is allocated, and the whole content against its digest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+import tempfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bmt_core import codecs
+from bmt_core.errors import (
+    BadChecksum,
+    BadHeader,
+    BadMagic,
+    BadMetadata,
+    BaseMismatch,
+    DigestMismatch,
+    MaskError,
+    TrailingBytes,
+    Truncated,
+    UnsupportedVersion,
+)
+from bmt_core.limits import MAX_HEADER_BYTES, Limits
+from bmt_core.mask import (
+    MAX_METADATA,
+    MAX_MODEL_ID,
+    MAX_TENSORS,
+    Base,
+    Mask,
+    TensorMask,
+    dump_metadata,
+)
+
+MAGIC = b"\x89BMT\r\n\x1a\n"
+VERSION = 1
+# magic, version, flags, codec, reserved, header length, tensors, metadata length, model id length,
+# reserved, base fingerprint, mask digest, payload length | then crc32, reserved
+_PREFIX = struct.Struct("<8sHHB3xIIIHH32s32sQ")
+_CRC = struct.Struct("<II")
+FIXED = _PREFIX.size + _CRC.size
+_TENSOR = struct.Struct("<IIQQ")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """One tensor as the header tells it. payload_bytes: its own frame's size, 0 under `gaps`."""
+
+    name: str
+    shape: tuple[int, int]
+    zeros: int
+    payload_bytes: int
+
+    @property
+    def numel(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Everything a `.bmt` file says beside its positions. Sizes are bytes."""
+
+    version: int
+    codec: str
+    base: Base
+    digest: str
+    tensors: tuple[TensorHeader, ...]
+    metadata: Mapping[str, Any]
+    payload_offset: int
+    payload_bytes: int
+
+    @property
+    def zeros(self) -> int:
+        return sum(t.zeros for t in self.tensors)
+
+    @property
+    def numel(self) -> int:
+        return sum(t.numel for t in self.tensors)
+
+    @property
+    def density(self) -> float:
+        return self.zeros / self.numel if self.numel else 0.0
+
+    @property
+    def file_bytes(self) -> int:
+        return self.payload_offset + self.payload_bytes
+
+
+def encode(mask: Mask, codec: str = "gaps") -> bytes:
+    """The file of a mask: deterministic for one mask, metadata, codec and libzstd version."""
+    number = codecs.codec_id(codec)
+    if codec == "gaps":
+        frames = [codecs.encode_gaps(mask.tensors)]
+        sizes = [0] * len(mask.tensors)
+    else:
+        frames = codecs.encode_packbits(mask.tensors)
+        sizes = [len(f) for f in frames]
+    model_id = mask.base.model_id.encode()
+    metadata = dump_metadata(mask.metadata)
+    table = bytearray(model_id)
+    for t, size in zip(mask.tensors, sizes, strict=True):
+        name = t.name.encode("ascii")
+        table += struct.pack("<H", len(name)) + name + _TENSOR.pack(*t.shape, t.zeros, size)
+    table += metadata
+    payload = b"".join(frames)
+    prefix = _PREFIX.pack(
+        MAGIC,
+        VERSION,
+        0,
+        number,
+        len(table),
+        len(mask.tensors),
+        len(metadata),
+        len(model_id),
+        0,
+        bytes.fromhex(mask.base.fingerprint),
+        bytes.fromhex(mask.digest),
+        len(payload),
+    )
+    crc = zlib.crc32(table, zlib.crc32(prefix))
+    return prefix + _CRC.pack(crc, 0) + bytes(table) + payload
+
+
+def inspect(data: bytes | memoryview, *, limits: Limits | None = None) -> Header:
+    """Read and check the header; positions are not expanded. Raises FormatError, LimitError."""
+    view = memoryview(data).cast("B")
+    limits = limits or Limits()
+    limits.check_file(len(view))
+    if bytes(view[: len(MAGIC)]) != MAGIC[: len(view)] or not view:
+        raise BadMagic(
+            f"not a .bmt file: it starts with {bytes(view[:8])!r}",
+            field="magic",
+            value=bytes(view[:8]),
+            bound=MAGIC,
+        )
+    _need(view, 0, FIXED, "fixed header")
+    fields = _PREFIX.unpack_from(view)
+    _, version, flags, number, length, count, n_meta, n_id, reserved, base, digest, payload = fields
+    crc, reserved2 = _CRC.unpack_from(view, _PREFIX.size)
+    if version != VERSION:
+        raise UnsupportedVersion(
+            f"version {version}; this reader knows {VERSION}. Update bmt-adapters",
+            field="version",
+            value=version,
+            bound=VERSION,
+        )
+    if length > MAX_HEADER_BYTES:
+        raise _bad("header_length", length, MAX_HEADER_BYTES)
+    _need(view, FIXED, length, "header")
+    if zlib.crc32(view[FIXED : FIXED + length], zlib.crc32(view[: _PREFIX.size])) != crc:
+        raise BadChecksum("the header is damaged: its checksum does not match", field="crc32")
+    if flags:
+        raise UnsupportedVersion(
+            f"flags {flags:#06x}; this reader knows none. Update bmt-adapters",
+            field="flags",
+            value=flags,
+            bound=0,
+        )
+    if reserved or reserved2 or any(view[13:16]):
+        raise _bad("reserved", (reserved, reserved2), 0)
+    if number not in codecs.CODEC_NAMES:
+        raise UnsupportedVersion(
+            f"codec {number}; this reader knows {sorted(codecs.CODEC_NAMES)}. Update bmt-adapters",
+            field="codec",
+            value=number,
+        )
+    if count > MAX_TENSORS:
+        raise _bad("tensors", count, MAX_TENSORS)
+    if n_meta > MAX_METADATA:
+        raise _bad("metadata_length", n_meta, MAX_METADATA)
+    if n_id > MAX_MODEL_ID:
+        raise _bad("model_id_length", n_id, MAX_MODEL_ID)
+    end = FIXED + length
+    if len(view) - end < payload:
+        raise Truncated(
+            f"the payload is {payload} bytes and {len(view) - end} are there",
+            field="payload",
+            value=len(view) - end,
+            bound=payload,
+        )
+    if len(view) - end > payload:
+        raise TrailingBytes(
+            f"{len(view) - end - payload} bytes follow the payload",
+            field="file",
+            value=len(view),
+            bound=end + payload,
+        )
+    table = bytes(view[FIXED:end])
+    model_id, tensors, metadata = _table(table, n_id, count, n_meta)
+    header = Header(
+        version=version,
+        codec=codecs.CODEC_NAMES[number],
+        base=Base(model_id, base.hex()),
+        digest=digest.hex(),
+        tensors=tensors,
+        metadata=metadata,
+        payload_offset=end,
+        payload_bytes=payload,
+    )
+    framed = sum(t.payload_bytes for t in tensors)
+    if framed != (0 if header.codec == "gaps" else payload):
+        raise _bad("payload_bytes", framed, 0 if header.codec == "gaps" else payload)
+    for t in tensors:
+        limits.check_tensor(t.name, t.shape)
+    limits.check_density(header.zeros, header.numel)
+    return header
+
+
+def _table(
+    table: bytes, n_id: int, count: int, n_meta: int
+) -> tuple[str, tuple[TensorHeader, ...], dict[str, Any]]:
+    at, stop = n_id, len(table) - n_meta
+    if at > stop:
+        raise _bad("model_id_length", n_id, len(table))
+    try:
+        model_id = table[:at].decode()
+    except UnicodeDecodeError:
+        raise _bad("model_id", table[:at], "UTF-8") from None
+    tensors: list[TensorHeader] = []
+    for index in range(count):
+        if stop - at < 2:
+            raise _bad("tensor table", len(table), "room for every tensor")
+        size = int.from_bytes(table[at : at + 2], "little")
+        at += 2
+        if stop - at < size + _TENSOR.size:
+            raise _bad("tensor name", size, stop - at)
+        raw = table[at : at + size]
+        at += size
+        d_out, d_in, zeros, own = _TENSOR.unpack_from(table, at)
+        at += _TENSOR.size
+        try:
+            # The bounds of names and shapes are the mask's own; an empty one checks them.
+            name = TensorMask(raw.decode("ascii"), (d_out, d_in), ()).name  # type: ignore[arg-type]
+        except (MaskError, UnicodeDecodeError) as error:
+            raise BadHeader(f"tensor {index}: {error}", field="tensor") from None
+        if tensors and name <= tensors[-1].name:
+            raise BadHeader(
+                f"tensor {name!r} follows {tensors[-1].name!r}; names must ascend, none twice",
+                field="name",
+                value=name,
+            )
+        if zeros > d_out * d_in:
+            raise _bad(f"{name} zeros", zeros, d_out * d_in)
+        tensors.append(TensorHeader(name, (d_out, d_in), zeros, own))
+    if at != stop:
+        raise _bad("header_length", len(table), at + n_meta)
+    return model_id, tuple(tensors), _metadata(table[stop:])
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) != len(items):
+            raise ValueError("a key is given twice")
+        return found
+
+    def constant(text: str) -> Any:
+        raise ValueError(f"{text} is not JSON")
+
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=pairs, parse_constant=constant)
+        if not isinstance(value, dict):
+            raise ValueError(f"it is a {type(value).__name__}, not an object")
+    except (ValueError, RecursionError) as error:
+        raise BadMetadata(f"metadata: {error}", field="metadata") from None
+    dump_metadata(value)
+    return value
+
+
+def decode(
+    data: bytes | memoryview,
+    *,
+    limits: Limits | None = None,
+    expect_base: Base | str | None = None,
+) -> Mask:
+    """Read a mask and check all of it. `expect_base`: the base or fingerprint it must be for.
+
+    Raises FormatError where the bytes are not a valid file, LimitError where they are more than
+    `limits` allow, BaseMismatch where the base is another.
+    """
+    limits = limits or Limits()
+    view = memoryview(data).cast("B")
+    header = inspect(view, limits=limits)
+    if expect_base is not None:
+        wanted = expect_base if isinstance(expect_base, str) else expect_base.fingerprint
+        if header.base.fingerprint != wanted:
+            raise BaseMismatch(
+                f"the mask was made for {header.base.model_id!r} with fingerprint "
+                f"{header.base.fingerprint[:12]}…, and the base here is {wanted[:12]}…; use the "
+                "checkpoint that it was trained on",
+                field="base.fingerprint",
+                value=header.base.fingerprint,
+                bound=wanted,
+            )
+    specs: list[codecs.Spec] = [(t.name, t.shape, t.zeros) for t in header.tensors]
+    payload = view[header.payload_offset :]
+    if header.codec == "gaps":
+        positions = codecs.decode_gaps(payload, specs, limits)
+    else:
+        frames, at = [], 0
+        for t in header.tensors:
+            frames.append(payload[at : at + t.payload_bytes])
+            at += t.payload_bytes
+        positions = codecs.decode_packbits(frames, specs, limits)
+    mask = Mask(
+        header.base,
+        tuple(TensorMask(n, s, p) for (n, s, _), p in zip(specs, positions, strict=True)),
+        header.metadata,
+    )
+    if mask.digest != header.digest:
+        raise DigestMismatch(
+            f"the content's digest is {mask.digest[:12]}… and the header says "
+            f"{header.digest[:12]}…; the file is damaged",
+            field="digest",
+            value=mask.digest,
+            bound=header.digest,
+        )
+    return mask
+
+
+def file_digest(data: bytes | memoryview) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits: the blob's identity in a registry."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def save(mask: Mask, path: str | os.PathLike[str], codec: str = "gaps") -> str:
+    """Write a mask to a file, whole or not at all. Returns the file digest."""
+    data = encode(mask, codec)
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent or ".", prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files for their owner alone; a mask is as public as any other output.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    folder = os.open(target.parent or ".", os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return file_digest(data)
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    limits: Limits | None = None,
+    expect_base: Base | str | None = None,
+) -> Mask:
+    """Read a mask from a file; see `decode`. The size is checked before reading."""
+    limits = limits or Limits()
+    with open(path, "rb") as file:
+        limits.check_file(os.fstat(file.fileno()).st_size)
+        data = file.read()
+    return decode(data, limits=limits, expect_base=expect_base)
+
+
+def _need(view: memoryview, at: int, size: int, what: str) -> None:
+    if len(view) - at < size:
+        raise Truncated(
+            f"the {what} is {size} bytes and {len(view) - at} are there",
+            field=what,
+            value=len(view) - at,
+            bound=size,
+        )
+
+
+def _bad(field: str, value: Any, bound: Any) -> BadHeader:
+    return BadHeader(
+        f"{field} is {value!r}; the bound is {bound!r}", field=field, value=value, bound=bound
+    )

@@ -1,0 +1,233 @@
+"""The mask: which positions of which tensors of which base are zero."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from bmt_core.errors import BadMetadata, MaskError
+
+MAX_TENSOR_NAME = 512
+MAX_TENSORS = 4096
+MAX_MODEL_ID = 1024
+MAX_METADATA = 1 << 16
+MAX_METADATA_DEPTH = 16
+MAX_DIM = (1 << 31) - 1
+
+_TENSOR_NAME = re.compile(r"[\x21-\x7e]{1,512}")
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+# Separates this digest from every other use of SHA-256 on the same bytes.
+_DOMAIN = b"bmt mask digest v1\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The base model a mask belongs to. The fingerprint decides; the id is for people.
+
+    fingerprint: 64 hex digits over the checkpoint's bytes (`bmt_core.fingerprint`).
+    """
+
+    model_id: str
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if not _HEX64.fullmatch(self.fingerprint):
+            raise MaskError(
+                f"base fingerprint {self.fingerprint[:80]!r} is not 64 lower-case hex digits",
+                field="base.fingerprint",
+                value=self.fingerprint,
+                bound=64,
+            )
+        if len(self.model_id.encode()) > MAX_MODEL_ID:
+            raise MaskError(
+                f"model id is {len(self.model_id.encode())} bytes; at most {MAX_MODEL_ID} fit",
+                field="base.model_id",
+                value=len(self.model_id.encode()),
+                bound=MAX_MODEL_ID,
+            )
+
+
+def position_dtype(numel: int) -> np.dtype:
+    """uint32 where every position fits, else uint64."""
+    return np.dtype("<u4") if numel <= 1 << 32 else np.dtype("<u8")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorMask:
+    """One tensor's zeroed positions.
+
+    name: in the checkpoint; shape: [d_out, d_in]; positions: sorted, strictly increasing flat
+    row-major positions that are zero, uint32, or uint64 where d_out * d_in exceeds 2**32.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    positions: np.ndarray
+
+    def __post_init__(self) -> None:
+        if not _TENSOR_NAME.fullmatch(self.name):
+            raise MaskError(
+                f"tensor name {self.name[:80]!r} is not 1 to {MAX_TENSOR_NAME} printable ASCII "
+                "characters without spaces",
+                field="name",
+                value=self.name,
+                bound=MAX_TENSOR_NAME,
+            )
+        if len(self.shape) != 2 or not all(1 <= n <= MAX_DIM for n in self.shape):
+            raise MaskError(
+                f"{self.name}: shape {self.shape} is not two sizes from 1 to {MAX_DIM}",
+                field="shape",
+                value=self.shape,
+                bound=MAX_DIM,
+            )
+        positions = np.ascontiguousarray(self.positions, position_dtype(self.numel))
+        if positions.ndim != 1 or positions.size != np.size(self.positions):
+            raise MaskError(f"{self.name}: positions must be one-dimensional", field="positions")
+        if positions.size:
+            if not bool(np.all(positions[1:] > positions[:-1])):
+                raise MaskError(
+                    f"{self.name}: positions must be strictly increasing; sort them and drop "
+                    "doubles",
+                    field="positions",
+                )
+            if int(positions[-1]) >= self.numel:
+                raise MaskError(
+                    f"{self.name}: position {int(positions[-1])} lies outside {self.numel} weights",
+                    field="positions",
+                    value=int(positions[-1]),
+                    bound=self.numel,
+                )
+        positions.flags.writeable = False
+        object.__setattr__(self, "positions", positions)
+        object.__setattr__(self, "shape", (int(self.shape[0]), int(self.shape[1])))
+
+    @property
+    def zeros(self) -> int:
+        return int(self.positions.size)
+
+    @property
+    def numel(self) -> int:
+        return int(self.shape[0]) * int(self.shape[1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mask:
+    """A fine-tune: the base and the positions set to zero. Equal masks have equal digests.
+
+    tensors are kept sorted by name; metadata is any JSON object (method, data, seed, scores) and
+    is no part of the mask's identity.
+    """
+
+    base: Base
+    tensors: tuple[TensorMask, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    _digest: list[str] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        tensors = tuple(sorted(self.tensors, key=lambda t: t.name))
+        if len(tensors) > MAX_TENSORS:
+            raise MaskError(
+                f"{len(tensors)} tensors; at most {MAX_TENSORS} fit",
+                field="tensors",
+                value=len(tensors),
+                bound=MAX_TENSORS,
+            )
+        for a, b in pairwise(tensors):
+            if a.name == b.name:
+                raise MaskError(f"tensor {a.name!r} is given twice", field="tensors", value=a.name)
+        object.__setattr__(self, "tensors", tensors)
+        object.__setattr__(self, "metadata", dict(self.metadata))
+        dump_metadata(self.metadata)
+
+    @property
+    def digest(self) -> str:
+        """The mask digest: identity of base, shapes and positions; not of metadata or codec."""
+        if not self._digest:
+            self._digest.append(mask_digest(self.base.fingerprint, self.tensors))
+        return self._digest[0]
+
+    @property
+    def zeros(self) -> int:
+        return sum(t.zeros for t in self.tensors)
+
+    @property
+    def numel(self) -> int:
+        return sum(t.numel for t in self.tensors)
+
+    @property
+    def density(self) -> float:
+        """Share of the named tensors' weights that are deleted; 0 where there are none."""
+        return self.zeros / self.numel if self.numel else 0.0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mask) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return (
+            f"Mask({self.digest[:12]}, base={self.base.model_id!r}, tensors={len(self.tensors)}, "
+            f"zeros={self.zeros})"
+        )
+
+
+def mask_digest(fingerprint: str, tensors: tuple[TensorMask, ...]) -> str:
+    """SHA-256 over base fingerprint and tensors, as `docs/format.md` states it; 64 hex digits."""
+    sha = hashlib.sha256(_DOMAIN + bytes.fromhex(fingerprint) + len(tensors).to_bytes(4, "little"))
+    for t in tensors:
+        name = t.name.encode("ascii")
+        sha.update(len(name).to_bytes(2, "little") + name)
+        sha.update(t.shape[0].to_bytes(4, "little") + t.shape[1].to_bytes(4, "little"))
+        sha.update(t.zeros.to_bytes(8, "little"))
+        sha.update(memoryview(t.positions))
+    return sha.hexdigest()
+
+
+def dump_metadata(metadata: Mapping[str, Any]) -> bytes:
+    """Canonical JSON of the metadata: sorted keys, no spaces, UTF-8. Raises BadMetadata."""
+    _check_json(metadata, 0)
+    data = json.dumps(
+        metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+    if len(data) > MAX_METADATA:
+        raise BadMetadata(
+            f"metadata is {len(data)} bytes of JSON; at most {MAX_METADATA} fit. Keep logs outside",
+            field="metadata",
+            value=len(data),
+            bound=MAX_METADATA,
+        )
+    return data
+
+
+def _check_json(value: Any, depth: int) -> None:
+    if depth > MAX_METADATA_DEPTH:
+        raise BadMetadata(
+            f"metadata is nested deeper than {MAX_METADATA_DEPTH}",
+            field="metadata",
+            bound=MAX_METADATA_DEPTH,
+        )
+    if isinstance(value, Mapping):
+        if not all(isinstance(k, str) for k in value):
+            raise BadMetadata("metadata keys must be strings", field="metadata")
+        for item in value.values():
+            _check_json(item, depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_json(item, depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise BadMetadata(
+            "metadata holds a number that JSON has not (NaN or infinity)", field="metadata"
+        )
+    elif not (value is None or isinstance(value, str | int | float | bool)):
+        raise BadMetadata(
+            f"metadata holds a {type(value).__name__}, which JSON has not", field="metadata"
+        )

@@ -1,0 +1,84 @@
+"""Names of masks: `math`, `math:prod`, `math@3f9c1a2b4d5e`. One grammar for client and server."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from bmt_core.errors import InvalidName
+
+MAX_NAME = 128
+MIN_DIGEST_PREFIX = 12
+LATEST = "latest"
+
+_NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*", re.ASCII)
+_PREFIX = re.compile(r"[0-9a-f]{12,64}", re.ASCII)
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def _check(kind: str, text: str) -> str:
+    if not isinstance(text, str) or len(text) > MAX_NAME or not _NAME.fullmatch(text):
+        raise InvalidName(
+            f"{kind} {text[:80]!r} is not allowed: use a-z and 0-9, with single '.', '_' or '-' "
+            f"between them, at most {MAX_NAME} characters",
+            field=kind,
+            value=text,
+            bound=MAX_NAME,
+        )
+    return text
+
+
+def validate_name(text: str) -> str:
+    """The text itself where it is a mask's name. Raises InvalidName."""
+    return _check("name", text)
+
+
+def validate_alias(text: str) -> str:
+    """The text itself where it is an alias. Raises InvalidName."""
+    return _check("alias", text)
+
+
+def validate_digest(text: str) -> str:
+    """The text itself where it is a whole digest: 64 lower-case hex digits. Raises InvalidName."""
+    if not isinstance(text, str) or not _DIGEST.fullmatch(text):
+        raise InvalidName(
+            f"digest {text[:80]!r} is not allowed: it is 64 lower-case hexadecimal digits",
+            field="digest",
+            value=text,
+            bound=64,
+        )
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRef:
+    """A reference to a mask: its latest version, an alias, or the version of a mask digest.
+
+    At most one of `alias` and `digest_prefix` (12 to 64 hex digits) is set.
+    """
+
+    name: str
+    alias: str | None = None
+    digest_prefix: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> MaskRef:
+        """Parse `name`, `name:alias` or `name@hex`. Raises InvalidName."""
+        name, at, prefix = text.partition("@")
+        if at:
+            if not _PREFIX.fullmatch(prefix):
+                raise InvalidName(
+                    f"version {prefix[:80]!r} in {text[:160]!r} is not allowed: it is "
+                    f"{MIN_DIGEST_PREFIX} to 64 lower-case hexadecimal digits",
+                    field="digest",
+                    value=prefix,
+                    bound=(MIN_DIGEST_PREFIX, 64),
+                )
+            return cls(validate_name(name), None, prefix)
+        name, colon, alias = text.partition(":")
+        return cls(validate_name(name), validate_alias(alias) if colon else None)
+
+    def __str__(self) -> str:
+        if self.digest_prefix:
+            return f"{self.name}@{self.digest_prefix}"
+        return f"{self.name}:{self.alias}" if self.alias else self.name
