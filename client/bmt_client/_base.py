@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -104,9 +105,14 @@ class BaseClient:
             seconds = self._target.timeout_s
             return NoAnswer(f"{url} did not answer within {seconds:g} s", code="timeout")
         if isinstance(error, httpx.ConnectError):
-            return NoAnswer(f"cannot connect to {url}: {error}", code="connection")
-        reason = str(error) or type(error).__name__
+            return NoAnswer(f"cannot connect to {url}: {_reason(error)}", code="connection")
+        reason = _reason(error)
         return NoAnswer(f"the connection to {url} broke: {reason}", code="connection")
+
+
+def _reason(error: Exception) -> str:
+    """`Connection refused`, without the number that the operating system gives it."""
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(error)).lower() or type(error).__name__
 
 
 class Receiver:

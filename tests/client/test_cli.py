@@ -56,7 +56,7 @@ def test_upload_and_look(run, files):
     assert listed[-1].split()[:6] == ["math", digest[:12], "1", "eu,", "prod", "80"]
     shown = run("show", "math:prod").stdout
     assert digest in shown
-    assert "metadata.method" in shown
+    assert "method  sft" in shown
     assert run("versions", "math").stdout.count(digest[:12]) == 1
 
 

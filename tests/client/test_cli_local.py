@@ -66,7 +66,7 @@ def test_inspect_for_people(run, tmp_path):
     out = run("inspect", "math.bmt", "--layers").stdout
     lines = [line.split() for line in out.splitlines()]
     assert ["zeros", "80", "of", "12,288", "(0.651", "%)"] in lines
-    assert ["metadata.eval.accuracy", "0.5"] in lines
+    assert ["eval.accuracy", "0.5"] in lines
     assert ["model.layers.1.mlp.gate_proj.weight", "64x96", "40", "0.651", "%"] in lines
     assert "x the entropy bound" in out
 

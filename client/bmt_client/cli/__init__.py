@@ -65,6 +65,7 @@ app = typer.Typer(
     epilog="The key comes from BMT_API_KEY or from `bmt-client login`, never from a flag. "
     "Global options may stand anywhere on the line.",
     no_args_is_help=True,
+    # Plain help: rich's panels spend half of 80 columns on frames and types.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -92,7 +93,7 @@ def options(
     ] = None,
     retries: Annotated[
         int,
-        typer.Option(help="Attempts after the first, where that can help.", min=0, max=1000),
+        typer.Option(help="Attempts after the first, at most.", min=0, max=1000, metavar="N"),
     ] = DEFAULT_MAX_RETRIES,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document on stdout.")

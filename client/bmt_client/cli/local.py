@@ -15,8 +15,7 @@ from rich.text import Text
 from bmt_client import Invalid
 from bmt_client._files import decode, read_file
 
-from .masks import metadata_rows
-from .output import pairs, percent, printable, short, size, table
+from .output import pairs, percent, print_facts, printable, short, size, table
 from .session import Session, parse_ref, session
 
 
@@ -25,7 +24,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .bmt file.")],
     layers: Annotated[bool, typer.Option("--layers", help="A line for each tensor.")] = False,
 ) -> None:
-    """Check a file and say what is in it. Works offline."""
+    """Check a file and say what is in it (offline)."""
     run = session(context)
     data = read_file(file)
     mask = decode(data)
@@ -67,7 +66,7 @@ def inspect(
             ("zeros", f"{mask.zeros:,} of {mask.numel:,} ({percent(mask.density)})"),
             ("size", size(len(data)) + (ratio if bound >= 1 else "")),
         ]
-        console.print(pairs(rows + metadata_rows(dict(mask.metadata))))
+        print_facts(console, rows, mask.metadata)
         if layers:
             console.print()
             cells = [
@@ -87,7 +86,7 @@ def diff(
     b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
     layers: Annotated[bool, typer.Option("--layers", help="A line for each tensor.")] = False,
 ) -> None:
-    """Compare two masks: which weights only one deletes, and which both."""
+    """Compare two masks, weight by weight."""
     run = session(context)
     mask_a, mask_b = _load(run, a), _load(run, b)
     try:

@@ -19,7 +19,10 @@ def login(
         bool, typer.Option("--forget", help="Remove the stored key of the server.")
     ] = False,
 ) -> None:
-    """Store an API key for the server (--url) in the config file, for this user only."""
+    """Store an API key for a server.
+
+    It goes into the config file, readable by this user only, and is sent to that server only.
+    """
     run = session(context)
     # Only the address is wanted here; an insecure one is refused below, with the key.
     url = resolve(run.url, "", run.timeout).url

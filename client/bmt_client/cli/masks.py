@@ -13,7 +13,7 @@ from rich.text import Text
 from bmt_client import UsageError, Version
 from bmt_client._files import prepare
 
-from .output import age, pairs, percent, short, size, table
+from .output import age, percent, print_facts, short, size, table
 from .session import Name, Ref, parse_alias, parse_digest, parse_name, session
 
 STDIN_BYTES = 1 << 30  # longest file taken from a pipe, bytes
@@ -47,7 +47,7 @@ def upload(
         bool, typer.Option("--dry-run", help="Check the file here, send nothing.")
     ] = False,
 ) -> None:
-    """Store a mask as the latest version of its name."""
+    """Store a mask as its name's latest version."""
     run = session(context)
     source = _stdin() if file == "-" else Path(file)
     if dry_run:
@@ -118,7 +118,9 @@ def show(context: typer.Context, ref: Ref) -> None:
     run = session(context)
     with run.client() as client:
         found = client.get(ref)
-    run.out.data(found.as_dict(), lambda console: console.print(pairs(_details(found))))
+    run.out.data(
+        found.as_dict(), lambda console: print_facts(console, _details(found), found.metadata)
+    )
 
 
 def delete(
@@ -129,7 +131,10 @@ def delete(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a mask with all its versions, or one version (math@DIGEST, or --version)."""
+    """Delete a mask, or one of its versions.
+
+    `math` goes with all its versions; math@3f9c0a1b2c3d, or any REF with --version, is one version.
+    """
     run = session(context)
     if ":" in ref and not version:
         raise UsageError(
@@ -183,12 +188,12 @@ def download(
 
 
 def pin(context: typer.Context, ref: Ref) -> None:
-    """Keep a mask resident in the server's workers."""
+    """Keep a mask resident in the workers."""
     _pin(context, ref, True)
 
 
 def unpin(context: typer.Context, ref: Ref) -> None:
-    """Let the server's workers evict a mask again."""
+    """Let the workers evict a mask again."""
     _pin(context, ref, False)
 
 
@@ -252,19 +257,10 @@ def _details(version: Version) -> list[tuple[str, str | Text]]:
         ("aliases", ", ".join(version.aliases) or "none"),
         ("created", f"{version.created} ({age(version.created)})"),
         ("zeros", f"{version.zeros:,} ({percent(version.density)} of the masked tensors)"),
-        ("file", f"{size(version.bytes)}, sha256 {version.file_digest}"),
+        ("size", size(version.bytes)),
+        ("sha256", version.file_digest),
         ("base", f"{version.base.model_id} ({short(version.base.fingerprint)})"),
         ("parent", short(version.parent) if version.parent else "none"),
         ("pinned", "yes" if version.pinned else "no"),
     ]
-    return rows + metadata_rows(version.metadata)
-
-
-def metadata_rows(metadata: object, prefix: str = "metadata") -> list[tuple[str, str | Text]]:
-    """Free-form metadata, a row per leaf: `metadata.eval.accuracy  0.94`."""
-    if isinstance(metadata, dict):
-        rows: list[tuple[str, str | Text]] = []
-        for key, value in metadata.items():
-            rows += metadata_rows(value, f"{prefix}.{key}")
-        return rows
-    return [(prefix, str(metadata))]
+    return rows

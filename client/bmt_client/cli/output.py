@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -100,8 +101,24 @@ def pairs(rows: Sequence[tuple[str, str | Text]]) -> Table:
     found.add_column(style="dim", no_wrap=True)
     found.add_column(overflow="fold")
     for name, value in rows:
-        found.add_row(name, Text(printable(value)) if isinstance(value, str) else value)
+        found.add_row(printable(name), Text(printable(value)) if isinstance(value, str) else value)
     return found
+
+
+def print_facts(console: Console, rows: Sequence[tuple[str, str | Text]], metadata: object) -> None:
+    """Facts, then free-form metadata below them, a row per leaf: `eval.accuracy  0.94`."""
+    console.print(pairs(rows))
+    if leaves := list(_leaves(metadata, "")):
+        console.print(Text("metadata", style="bold"))
+        console.print(Padding(pairs(leaves), (0, 0, 0, 2), expand=False))
+
+
+def _leaves(value: object, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def printable(text: str, *, lines: bool = True) -> str:

@@ -61,7 +61,7 @@ def alias(
         typer.Option(metavar="DIGEST", help="Only if the alias points at this version now."),
     ] = None,
 ) -> None:
-    """Point an alias of a mask at one of its versions, or remove it."""
+    """Point an alias at a version, or remove it."""
     run = session(context)
     if (target is None) != delete:
         raise UsageError("give either REF, where the alias shall point, or --delete")
