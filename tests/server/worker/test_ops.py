@@ -13,7 +13,7 @@ MIXES = {
     "distinct": lambda t, n: np.arange(t) % n + 1,
     "skewed": lambda t, n: np.where(np.arange(t) % 7 == 0, 2, 1),
     "zipf": lambda t, n: np.minimum(np.random.default_rng(0).zipf(1.5, t), n),
-    "with base": lambda t, n: np.arange(t) % (n + 1),
+    "with base": lambda t, n: (np.arange(t) + 1) % (n + 1),
     "runs": lambda t, n: np.repeat(np.arange(1, n + 1), -(-t // n))[:t],
 }
 
