@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import ssl
 from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +89,8 @@ class BaseClient:
         return Response(status, {name.lower(): value for name, value in headers.items()}, body)
 
     def _no_answer(self, error: httpx.RequestError) -> NoAnswer:
+        import ssl
+
         import httpx
 
         url = self._target.url

@@ -85,32 +85,32 @@ class AuthenticationError(BmtClientError):
     default_code = "unauthorized"
 
 
-class PermissionDenied(BmtClientError):  # noqa: N818 - named as the OpenAI client names it
+class PermissionDenied(BmtClientError):
     default_code = "forbidden"
 
 
-class NotFound(BmtClientError):  # noqa: N818
+class NotFound(BmtClientError):
     default_code = "not_found"
 
 
-class Conflict(BmtClientError):  # noqa: N818
+class Conflict(BmtClientError):
     default_code = "conflict"
 
 
-class Invalid(BmtClientError):  # noqa: N818
+class Invalid(BmtClientError):
     default_code = "invalid"
 
 
-class TooLarge(BmtClientError):  # noqa: N818
+class TooLarge(BmtClientError):
     default_code = "too_large"
 
 
-class RateLimited(BmtClientError):  # noqa: N818
+class RateLimited(BmtClientError):
     default_code = "rate_limited"
     retryable = True
 
 
-class Unavailable(BmtClientError):  # noqa: N818
+class Unavailable(BmtClientError):
     default_code = "unavailable"
     retryable = True
 

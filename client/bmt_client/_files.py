@@ -11,7 +11,7 @@ from pathlib import Path
 
 import bmt_core
 
-from ._errors import Invalid, UsageError
+from ._errors import Invalid, TooLarge, UsageError
 from ._names import mask_name, name_from_path
 
 
@@ -54,7 +54,8 @@ def decode(data: bytes) -> bmt_core.Mask:
     try:
         return bmt_core.decode(data)
     except bmt_core.BmtError as error:
-        raise Invalid(str(error), code=error.code, param=error.field) from error
+        kind = TooLarge if isinstance(error, bmt_core.TooLarge) else Invalid
+        raise kind(str(error), code=error.code, param=error.field) from error
 
 
 def read_file(path: Path) -> bytes:

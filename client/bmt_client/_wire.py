@@ -118,7 +118,7 @@ Effect: TypeAlias = Send | Sleep | Call
 Flow: TypeAlias = Generator[Effect, Any, T]
 
 
-class NoAnswer(Exception):  # noqa: N818 - internal, never leaves the package
+class NoAnswer(Exception):
     """The connection failed before a whole answer came."""
 
     def __init__(self, message: str, *, code: str, retryable: bool = True) -> None:

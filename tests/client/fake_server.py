@@ -34,7 +34,7 @@ class Fault:
     after: bool = False  # do the work first, so that only the answer is lost
 
 
-class Problem(Exception):  # noqa: N818
+class Problem(Exception):
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
         self.status, self.code = status, code

@@ -94,7 +94,7 @@ def test_a_bad_name_is_refused_before_a_byte_is_sent(client, server, name):
 
 
 def test_progress_counts_up_and_starts_again_with_a_retry(client, server):
-    data = bmt_core.encode(make_mask(1, zeros=3000, layers=40))
+    data = bmt_core.encode(make_mask(1, zeros=3000, layers=100))
     assert len(data) > 65536
     seen: list[tuple[int, int]] = []
     server.faults = [Fault(503)]

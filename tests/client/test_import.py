@@ -52,11 +52,11 @@ def test_import_loads_no_heavy_package():
 
 def test_import_is_quick():
     code = (
-        "import time; start = time.process_time(); import bmt_client; "
-        "print(time.process_time() - start)"
+        "import time; start = time.perf_counter(); import bmt_client; "
+        "print(time.perf_counter() - start)"
     )
-    # Processor time, best of five: other work on the machine must not fail it.
-    assert min(float(python(code)) for _ in range(5)) < 0.150
+    # Best of eight: other work on the machine must not fail it.
+    assert min(float(python(code)) for _ in range(8)) < 0.150
 
 
 def test_the_package_is_a_program():

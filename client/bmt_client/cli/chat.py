@@ -122,13 +122,13 @@ class Talk:
 
     def _stream(self, answer: Answer) -> None:
         started = time.monotonic()
-        stream = self.stock.chat.completions.create(
-            model=self.model,
-            messages=self.messages,  # type: ignore[arg-type]
-            stream=True,
-            stream_options={"include_usage": True},
+        arguments: dict[str, Any] = {
+            "model": self.model,
+            "messages": self.messages,
+            "stream_options": {"include_usage": True},
             **self.options,
-        )
+        }
+        stream = self.stock.chat.completions.create(stream=True, **arguments)
         with stream:
             for chunk in stream:
                 answer.model = chunk.model or answer.model

@@ -15,7 +15,7 @@ from rich.text import Text
 from bmt_client import Invalid
 from bmt_client._files import decode, read_file
 
-from .output import pairs, percent, print_facts, printable, short, size, table
+from .output import pairs, percent, print_facts, print_table, printable, short, size
 from .session import Session, parse_ref, session
 
 
@@ -73,9 +73,8 @@ def inspect(
                 [t.name, "x".join(map(str, t.shape)), f"{t.zeros:,}", percent(t.zeros / t.numel)]
                 for t in mask.tensors
             ]
-            console.print(
-                table(["TENSOR", "SHAPE", "ZEROS", "DENSITY"], cells, ["ZEROS", "DENSITY"])
-            )
+            columns = ["TENSOR", "SHAPE", "ZEROS", "DENSITY"]
+            print_table(console, columns, cells, numbers=columns[2:])
 
     run.out.data(value, show)
 
@@ -122,7 +121,7 @@ def diff(
                 for name, t in found.tensors.items()
             ]
             columns = ["TENSOR", "ONLY A", "ONLY B", "BOTH", "JACCARD"]
-            console.print(table(columns, cells, numbers=columns[1:]))
+            print_table(console, columns, cells, numbers=columns[1:])
 
     run.out.data(value, show)
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from bmt_client import UsageError, Version
 from bmt_client._files import prepare
 
-from .output import age, percent, print_facts, short, size, table
+from .output import age, percent, print_facts, print_table, short, size
 from .session import Name, Ref, parse_alias, parse_digest, parse_name, session
 
 STDIN_BYTES = 1 << 30  # longest file taken from a pipe, bytes
@@ -108,7 +108,7 @@ def list_masks(context: typer.Context) -> None:
             ]
             for mask in found
         ]
-        console.print(table(columns, rows, _NUMBERS))
+        print_table(console, columns, rows, _NUMBERS)
 
     run.out.data([mask.as_dict() for mask in found], show)
 
@@ -208,7 +208,7 @@ def models(context: typer.Context) -> None:
             [model.id, "mask" if model.parent else "base", model.parent or model.root]
             for model in found
         ]
-        console.print(table(["MODEL", "KIND", "BASE"], rows))
+        print_table(console, ["MODEL", "KIND", "BASE"], rows)
 
     run.out.data([model.as_dict() for model in found], show)
 

@@ -25,6 +25,8 @@ SCHEMA = 1  # of the --json documents; grows when a field changes its meaning or
 # Nothing but newline and tab may steer a terminal; covers C0, DEL, C1 and bidi overrides.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
+_WHOLE = frozenset({"DIGEST", "KIND", "SHAPE"})  # short columns that are never folded
+
 
 class Output:
     """Where the commands write."""
@@ -79,20 +81,27 @@ class Output:
         print(json.dumps({"schema": SCHEMA, **value}, indent=2), file=self.stdout.file, flush=True)
 
 
-def table(
-    columns: Sequence[str], rows: Sequence[Sequence[Text | str]], numbers: Sequence[str] = ()
-) -> Table:
-    """A table without frame; the columns named in `numbers` are set to the right."""
-    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    for position, column in enumerate(columns):
-        if column in numbers:
-            found.add_column(column, justify="right", no_wrap=True)
+def print_table(
+    console: Console,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Text | str]],
+    numbers: Sequence[str] = (),
+) -> None:
+    """A table without frame; the columns named in `numbers` are set to the right.
+
+    Into a pipe only a line for the names and one for each row, without a rule.
+    """
+    rule = box.SIMPLE_HEAD if console.is_terminal else None
+    found = Table(box=rule, pad_edge=False, show_edge=False, header_style="bold")
+    for column in columns:
+        if column in numbers or column in _WHOLE:
+            found.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
         else:
-            # The first column identifies the row, and must be copyable: never cut it.
-            found.add_column(column, overflow="fold", no_wrap=position == 0)
+            # Folded, not cut: a name must be copyable.
+            found.add_column(column, overflow="fold", min_width=8)
     for row in rows:
         found.add_row(*(Text(printable(c)) if isinstance(c, str) else c for c in row))
-    return found
+    console.print(found)
 
 
 def pairs(rows: Sequence[tuple[str, str | Text]]) -> Table:

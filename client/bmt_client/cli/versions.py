@@ -10,7 +10,7 @@ from rich.text import Text
 
 from bmt_client import UsageError
 
-from .output import age, percent, short, size, table
+from .output import age, percent, print_table, short, size
 from .session import AliasName, Name, session
 
 _NUMBERS = ("REV", "ZEROS", "DENSITY", "SIZE", "AGE")
@@ -24,7 +24,7 @@ def versions(context: typer.Context, name: Name) -> None:
 
     def show(console: Console) -> None:
         columns = ["DIGEST", "REV", "ALIASES", "ZEROS", "DENSITY", "SIZE", "AGE"]
-        rows = [
+        rows: list[list[str | Text]] = [
             [
                 short(version.digest),
                 str(version.rev),
@@ -36,7 +36,7 @@ def versions(context: typer.Context, name: Name) -> None:
             ]
             for version in found
         ]
-        console.print(table(columns, rows, _NUMBERS))
+        print_table(console, columns, rows, _NUMBERS)
 
     run.out.data([version.as_dict() for version in found], show)
 
