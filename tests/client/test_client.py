@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import stat
 
 import bmt_core
@@ -394,3 +395,17 @@ def test_a_proxy_of_the_environment_gets_nothing_for_this_machine(connect, serve
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{free_port()}")
     assert list(connect(server.url, KEY, max_retries=0).list()) == []
+
+
+def test_uploads_survive_a_flaky_network_each_exactly_once(client, server):
+    chance = random.Random(0)
+    data = bmt_core.encode(make_mask(1))
+    wrong = [Fault(503), Fault(drop=True), Fault(drop=True, after=True), Fault(502, body=b"")]
+    for i in range(200):
+        # Each attempt fails with 1 in 4, one of the ways after the work was done.
+        while chance.random() < 0.25 and len(server.faults) < 4:
+            server.faults.append(chance.choice(wrong))
+        assert client.upload(data, f"m{i}", if_none_match=True).rev == 1
+        server.faults.clear()
+    assert set(server.revs.values()) == {1}
+    assert len(server.revs) == 200
