@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import ssl
 import stat
 
 import bmt_core
@@ -409,3 +410,22 @@ def test_uploads_survive_a_flaky_network_each_exactly_once(client, server):
         server.faults.clear()
     assert set(server.revs.values()) == {1}
     assert len(server.revs) == 200
+
+
+def test_an_untrusted_certificate_is_named_and_not_tried_again():
+    tries = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        tries.append(request)
+        cause = ssl.SSLCertVerificationError()
+        cause.verify_message = "self-signed certificate"
+        raise httpx.ConnectError("handshake failed") from cause
+
+    pool = httpx.Client(transport=httpx.MockTransport(handle))
+    with (
+        BmtClient("https://masks.example", KEY, http_client=pool) as client,
+        pytest.raises(Unavailable, match="self-signed certificate") as caught,
+    ):
+        client.get("math")
+    assert caught.value.code == "certificate"
+    assert len(tries) == 1
