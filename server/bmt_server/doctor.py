@@ -141,7 +141,7 @@ def _registry(url: str) -> Finding:
     try:
         client = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
         info = client.info("server")
-        policy = client.config_get("maxmemory-policy").get("maxmemory-policy", "?")
+        policy = client.config_get("maxmemory-policy").get("maxmemory-policy") or "?"
     except redis.RedisError as error:
         return Finding(
             "Registry", "fail", str(error), "check the URL, the network and the password"

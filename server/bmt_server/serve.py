@@ -141,9 +141,6 @@ def _run(settings: Settings, args: Namespace) -> None:
     plugin.register()
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
-    from bmt_server.api import gate
-
-    assert gate.Gate
     ServeSubcommand.cmd(args)
 
 

