@@ -90,7 +90,10 @@ class FakeServer:
                 listed = [self._shown(v) for v in reversed(self.versions[name])]
                 return 200, {"object": "list", "data": listed}
             case ("DELETE", "v1", "masks", name, "versions", digest):
-                self.versions[name].remove(self._find(f"{name}@{digest}"))
+                version = self._find(f"{name}@{digest}")
+                if names := self._shown(version)["aliases"]:
+                    raise Problem(412, "in_use", f"it is {name}:{names[0]}; move that alias first")
+                self.versions[name].remove(version)
                 return 204, None
             case ("PUT", "v1", "masks", name, "aliases", alias):
                 return 200, self._put_alias(name, alias, headers, json.loads(body))

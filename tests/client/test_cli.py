@@ -100,9 +100,9 @@ def test_versions_alias_rollback_delete(run, files):
     run("alias", "math", "prod", "latest", "--delete", exit_code=2)
     run("alias", "math", "eu", f"math@{digests[0]}")
     assert "--version" in run("delete", "math:eu", exit_code=2).stderr
-    run("delete", "math:eu", "--version")
-    run("delete", f"math@{digests[1]}")
-    assert [v["rev"] for v in data(run("versions", "math", "--json"))] == [3]
+    assert "alias NAME ALIAS --delete" in run("delete", "math:eu", "--version", exit_code=5).stderr
+    run("delete", f"math@{digests[1][:12]}")
+    assert [v["rev"] for v in data(run("versions", "math", "--json"))] == [3, 1]
     assert run("delete", "math").stdout == "math  deleted\n"
     run("show", "math", exit_code=4)
 

@@ -96,7 +96,7 @@ class Registry:
     async def set_alias(
         self, tenant: str, name: str, alias: str, digest: str | None, if_match: str | None = None
     ) -> None:
-        """Point an alias (also `latest`) at a version; None removes it. Raises Conflict, NotFound."""
+        """Point an alias, or `latest`, at a version; None removes it. Raises Conflict, NotFound."""
         outcome, current = await self._script(
             SET_ALIAS, f"{tenant}/{name}", [], [alias, digest or "", if_match or ""]
         )
