@@ -1,0 +1,129 @@
+"""Using a mask without our server: on a loaded model, or as a plain checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from bmt_core import BaseMismatch, CheckpointError, Mask, TensorMask, fingerprint
+from transformers import PreTrainedModel
+
+from bmt_trainer.errors import OutputError, UnknownBase
+from bmt_trainer.models import checkpoint_folder
+
+# Floating-point types whose zero is all-zero bytes, by their name in safetensors.
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+# Left out of a masked checkpoint: the same weights, unmasked, in other formats.
+_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx*")
+
+
+@torch.no_grad()
+def apply(mask: Mask, model: PreTrainedModel, *, base_fingerprint: str | None = None) -> None:
+    """Zero the mask's positions in the weights of `model`, in place.
+
+    base_fingerprint: of the checkpoint that `model` was loaded from (`bmt_core.fingerprint`); by
+    default it is taken from the folder or Hub model that `model.name_or_path` names. Raises
+    BaseMismatch when the mask was made for another base or tensor, UnknownBase when the
+    checkpoint cannot be told; the model is then unchanged.
+    """
+    if base_fingerprint is None:
+        if not model.name_or_path:
+            raise UnknownBase(
+                "the model does not say where it was loaded from; pass base_fingerprint="
+                "bmt_core.fingerprint(folder)"
+            )
+        base_fingerprint = fingerprint(checkpoint_folder(model.name_or_path))
+    _check_base(mask, base_fingerprint)
+    parameters = dict(model.named_parameters())
+    for tensor in mask.tensors:
+        weight = parameters.get(tensor.name)
+        _check_shape(tensor, None if weight is None else tuple(weight.shape))
+    for tensor in mask.tensors:
+        weight = parameters[tensor.name]
+        positions = torch.from_numpy(tensor.positions.astype(np.int64)).to(weight.device)
+        weight.data.view(-1).index_fill_(0, positions, 0)
+
+
+def write_checkpoint(
+    mask: Mask, model_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]
+) -> Path:
+    """Copy a checkpoint's folder to `out_dir`, with the mask's positions zeroed.
+
+    The bytes are changed in the copied safetensors, so that any sharding and floating-point
+    dtype works, no tensor is loaded, and everything else stays as it was. Raises BaseMismatch,
+    CheckpointError, and OutputError when `out_dir` exists and is not empty.
+    """
+    source, target = Path(model_dir), Path(out_dir)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OutputError(f"{target} exists and is not empty; choose another folder or remove it")
+    _check_base(mask, fingerprint(source))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Complete or absent: a half-masked model would answer without an error.
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        work = Path(scratch) / "model"
+        # Symbolic links are followed: a Hub snapshot consists of links into its blobs.
+        skip = shutil.ignore_patterns(".git", ".cache", "*.lock", *_OTHER_WEIGHTS)
+        shutil.copytree(source, work, ignore=skip)
+        left = {t.name: t for t in mask.tensors}
+        for file in sorted(work.glob("*.safetensors")):
+            os.chmod(file, 0o644)
+            _zero(file, left)
+        if left:
+            _check_shape(next(iter(left.values())), None)
+        if target.exists():
+            target.rmdir()
+        os.replace(work, target)
+    return target
+
+
+def _zero(file: Path, left: dict[str, TensorMask]) -> None:
+    """Zero in `file` what it holds of `left`, and take that out of `left`."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    for name in sorted(left.keys() & header.keys()):
+        tensor, entry = left.pop(name), header[name]
+        _check_shape(tensor, tuple(entry["shape"]))
+        size = _BYTES.get(entry["dtype"])
+        if size is None:
+            raise CheckpointError(
+                f"{name} is stored as {entry['dtype']}; masks apply to {', '.join(_BYTES)}",
+                field=name,
+                value=entry["dtype"],
+            )
+        data = np.memmap(
+            file,
+            dtype=f"V{size}",
+            mode="r+",
+            offset=8 + length + entry["data_offsets"][0],
+            shape=(tensor.numel,),
+        )
+        data[tensor.positions] = np.zeros((), data.dtype)
+        data.flush()
+
+
+def _check_base(mask: Mask, found: str) -> None:
+    if mask.base.fingerprint != found:
+        raise BaseMismatch(
+            f"the mask was made for {mask.base.model_id} with fingerprint "
+            f"{mask.base.fingerprint[:12]}…, but this checkpoint's is {found[:12]}…; use the base "
+            "that it was trained on",
+            field="base.fingerprint",
+            value=found,
+            bound=mask.base.fingerprint,
+        )
+
+
+def _check_shape(tensor: TensorMask, found: tuple[int, ...] | None) -> None:
+    if found != tensor.shape:
+        raise BaseMismatch(
+            f"{tensor.name} is {found or 'absent'} in the model and {tensor.shape} in the mask",
+            field="tensors",
+            value=found,
+            bound=tensor.shape,
+        )

@@ -1,0 +1,164 @@
+"""`bmt-train`: train masks, evaluate them, and write masked checkpoints.
+
+Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from bmt_core import BmtError
+from rich.console import Console
+from rich.table import Table
+
+from bmt_trainer.config import build, read_yaml
+from bmt_trainer.errors import ConfigError, TrainerError
+from bmt_trainer.sft import SftConfig, train
+
+if TYPE_CHECKING:
+    from bmt_core import Mask
+
+app = typer.Typer(
+    name="bmt-train",
+    help="Train, evaluate and apply bit masks of language models.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def settings_command(kind: type[Any], run: Callable[[Any], None]) -> Callable[..., None]:
+    """A command with a flag per field of the dataclass `kind`, and `--config` for a YAML file.
+
+    `run` gets the settings: the file's, overridden by the flags.
+    """
+
+    def command(config: Path | None, **flags: Any) -> None:
+        values = read_yaml(config) if config else {}
+        values |= {name: value for name, value in flags.items() if value is not None}
+        run(build(kind, values))
+
+    path = Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.")]
+    only = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("config", only, default=None, annotation=path)]
+    hints = typing.get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        shown = item.default
+        note = "required" if shown is dataclasses.MISSING else f"default: {shown}"
+        text = item.metadata["help"] + ("" if shown is None else f" [{note}]")
+        # Optional in the type too: None is "not given", and the file's value counts.
+        flag: Any = Annotated[hints[item.name] | None, typer.Option(help=text)]  # type: ignore[valid-type]
+        parameters.append(inspect.Parameter(item.name, only, default=None, annotation=flag))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = run.__doc__
+    return command
+
+
+def _sft(config: SftConfig) -> None:
+    """Train a mask by supervised fine-tuning."""
+    mask = train(config)
+    _report(mask, config.output)
+
+
+def _report(mask: Mask, output: Path) -> None:
+    console = Console()
+    scores = mask.metadata.get("scores", {})
+    if scores:
+        table = Table("", "exact match", "95 % interval", "lenient", "n")
+        for name, score in scores.items():
+            low, high = score["interval95"]
+            lenient = score["lenient"] / score["total"]
+            row = (f"{score['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", f"{lenient:.1%}")
+            table.add_row(name, *row, str(score["total"]))
+        console.print(table)
+    size = output.stat().st_size
+    console.print(
+        f"{output}: {size:,} bytes, {mask.zeros:,} of {mask.numel:,} weights deleted "
+        f"({mask.density:.3%}), digest {mask.digest[:12]}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+app.command("sft")(settings_command(SftConfig, _sft))
+
+
+@app.command("apply")
+def apply_command(
+    mask: Annotated[Path, typer.Argument(help="The mask file.")],
+    model: Annotated[str, typer.Option(help="The base: a folder or a model of the Hub.")],
+    output: Annotated[Path, typer.Option(help="The folder to write; must not exist.")],
+) -> None:
+    """Write the masked model as a plain checkpoint that any engine loads."""
+    import bmt_core
+
+    from bmt_trainer.apply import write_checkpoint
+    from bmt_trainer.models import checkpoint_folder
+
+    written = write_checkpoint(bmt_core.load(mask), checkpoint_folder(model), output)
+    print(written)
+
+
+@app.command("eval")
+def eval_command(
+    model: Annotated[str, typer.Option(help="The base: a folder or a model of the Hub.")],
+    dataset: Annotated[str, typer.Option(help="As in `bmt-train sft`.")],
+    mask: Annotated[Path | None, typer.Option(help="A mask file; without it, the base.")] = None,
+    heldout: Annotated[int, typer.Option(min=1, help="Held-out examples.")] = 400,
+    shots: Annotated[int, typer.Option(min=0, help="Solved examples before each prompt.")] = 0,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    device: Annotated[str, typer.Option()] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="As in training, to get its split.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score a base or a mask on the held-out examples."""
+    import bmt_core
+
+    from bmt_trainer import data, models
+    from bmt_trainer.apply import apply
+    from bmt_trainer.evaluate import evaluate
+    from bmt_trainer.progress import Display
+
+    folder = models.checkpoint_folder(model)
+    split = data.load(dataset, heldout=heldout, train=shots, seed=seed, system=system)
+    network = models.load_model(folder, models.pick_device(device))
+    if mask is not None:
+        apply(bmt_core.load(mask), network, base_fingerprint=bmt_core.fingerprint(folder))
+    examples = [data.with_shots(example, split.train) for example in split.heldout]
+    with Display().stage("evaluate", heldout) as advance:
+        score = evaluate(
+            network,
+            models.load_tokenizer(folder),
+            examples,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            advance=advance,
+        )
+    print(json.dumps(score.to_json()) if as_json else score)
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one line, without a trace."""
+    try:
+        app()
+    except (TrainerError, BmtError) as error:
+        print(f"bmt-train: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

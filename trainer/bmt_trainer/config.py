@@ -1,0 +1,110 @@
+"""Settings: a frozen dataclass per method, read from YAML and overridden by flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from bmt_trainer.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def option(
+    help: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A field with its help text and bounds (`above` excludes its bound)."""
+    bounds = {"least": least, "most": most, "above": above}
+    return dataclasses.field(default=default, metadata={"help": help, **bounds})
+
+
+def check(config: Any) -> None:
+    """Convert and bound every field of a dataclass made of `option`s. Raises ConfigError.
+
+    Text becomes a number where a number is due: YAML reads 5e-4 as text.
+    """
+    hints = typing.get_type_hints(type(config))
+    for item in dataclasses.fields(config):
+        value = _convert(item.name, getattr(config, item.name), hints[item.name])
+        _bound(item.name, value, item.metadata)
+        object.__setattr__(config, item.name, value)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file. Raises ConfigError."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read ({error})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path} must hold `setting: value` lines")
+    return values
+
+
+def build(kind: type[T], values: Mapping[str, Any]) -> T:
+    """`kind` from settings by name; an unknown or missing one is a ConfigError."""
+    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            raise ConfigError(f"setting {name!r} does not exist; {hint}")
+    missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in values]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} must be set, in the YAML file or by flag")
+    return kind(**values)
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        kinds = [a for a in typing.get_args(hint) if a is not type(None)]
+        return None if value is None else _convert(name, value, kinds[0])
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise ConfigError(f"{name}: {value!r} is none of {', '.join(map(str, choices))}")
+        return value
+    if hint is bool or isinstance(value, bool):
+        if hint is bool and isinstance(value, bool):
+            return value
+        raise ConfigError(f"{name}: {value!r} is no {hint.__name__}")
+    try:
+        if hint is Path:
+            return Path(value).expanduser()
+        if hint is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError
+        if hint in (int, float):
+            return hint(value)
+        if hint is str and isinstance(value, str | Path):
+            return str(value)
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError(f"{name}: {value!r} is no {hint.__name__}")
+
+
+def _bound(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    least, most, above = bounds["least"], bounds["most"], bounds["above"]
+    # `not (a >= b)` also catches NaN.
+    if least is not None and not value >= least:
+        raise ConfigError(f"{name}: {value} is below {least}")
+    if above is not None and not value > above:
+        raise ConfigError(f"{name}: {value} must be above {above}")
+    if most is not None and not value <= most:
+        raise ConfigError(f"{name}: {value} is above {most}")

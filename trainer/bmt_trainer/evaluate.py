@@ -1,0 +1,176 @@
+"""Held-out accuracy: greedy answers, graded by exact match."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bmt_trainer.data import Example, Message
+
+
+@dataclass(frozen=True)
+class Score:
+    """exact: answers right to the letter; lenient: right answers anywhere in the text; of total."""
+
+    exact: int
+    lenient: int
+    total: int
+
+    @property
+    def accuracy(self) -> float:
+        """Exact match, 0 to 1."""
+        return self.exact / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the accuracy."""
+        return wilson(self.exact, self.total)
+
+    def to_json(self) -> dict[str, Any]:
+        """The score for a mask's metadata."""
+        return {
+            "exact": self.exact,
+            "lenient": self.lenient,
+            "total": self.total,
+            "accuracy": round(self.accuracy, 6),
+            "interval95": [round(bound, 6) for bound in self.interval],
+        }
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"{self.accuracy:6.1%} [{low:.1%}, {high:.1%}] exact, "
+            f"{self.lenient / self.total:6.1%} lenient, n = {self.total}"
+        )
+
+
+def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of a share; (0, 1) of nothing."""
+    if not total:
+        return 0.0, 1.0
+    share, z2 = right / total, z * z
+    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def is_exact(completion: str, answer: str) -> bool:
+    """The completion is the answer and nothing else, but for space around it."""
+    return completion.strip() == answer.strip()
+
+
+def is_lenient(completion: str, answer: str) -> bool:
+    """The answer's words stand somewhere in the completion, in order and unbroken.
+
+    Case, punctuation and mark-up do not count, nor do the numbers of a numbered list. It is what
+    a base model may claim if its habit of explaining is forgiven, so a bound from above.
+    """
+    wanted, found = _words(answer), _words(completion)
+    if all(word.isdigit() for word in wanted):
+        found = [word for word in found if word.isdigit()]
+    elif not any(word.isdigit() for word in wanted):
+        found = [word for word in found if not word.isdigit()]
+    size = len(wanted)
+    return any(found[at : at + size] == wanted for at in range(len(found) - size + 1))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def grade(completions: Sequence[str], examples: Sequence[Example]) -> Score:
+    """Score of one completion per example."""
+    pairs = [(text, example.answer) for text, example in zip(completions, examples, strict=True)]
+    return Score(
+        sum(is_exact(*pair) for pair in pairs), sum(is_lenient(*pair) for pair in pairs), len(pairs)
+    )
+
+
+def best_guess(train: Sequence[Example], heldout: Sequence[Example]) -> Score:
+    """Score of always giving the most frequent training answer: what a guess is worth."""
+    if not train:
+        return Score(0, 0, len(heldout))
+    guess = Counter(example.answer for example in train).most_common(1)[0][0]
+    return grade([guess] * len(heldout), heldout)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
+    """Token ids of a prompt, as a chat server would build them.
+
+    Through the tokenizer's chat template; without one, the messages' text, a line each.
+    """
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(
+            [dict(m) for m in prompt], add_generation_prompt=True, tokenize=False
+        )
+        # The template writes the special tokens itself.
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer("".join(f"{m['content']}\n" for m in prompt))["input_ids"])
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda n: None,
+) -> list[str]:
+    """The greedy completion of each prompt, in the weights' own dtype, as a server computes it."""
+    ids = [render(tokenizer, prompt) for prompt in prompts]
+    texts = [""] * len(ids)
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding
+    training = model.training
+    model.eval()
+    for at in range(0, len(order), batch_size):
+        chosen = order[at : at + batch_size]
+        length = max(len(ids[i]) for i in chosen)
+        pads = [length - len(ids[i]) for i in chosen]
+        rows = [[tokenizer.pad_token_id] * n + ids[i] for n, i in zip(pads, chosen, strict=True)]
+        attend = [[0] * n + [1] * (length - n) for n in pads]
+        output = model.generate(  # type: ignore[operator]
+            input_ids=torch.tensor(rows, device=model.device),
+            attention_mask=torch.tensor(attend, device=model.device),
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            # Greedy, whatever the checkpoint's generation settings recommend.
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+        )
+        for i, row in zip(chosen, output[:, length:], strict=True):
+            texts[i] = str(tokenizer.decode(row, skip_special_tokens=True))
+        advance(len(chosen))
+    model.train(training)
+    return texts
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 64,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Score:
+    """Generate an answer to each example and grade it."""
+    texts = generate(
+        model,
+        tokenizer,
+        [example.prompt for example in examples],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        advance=advance,
+    )
+    return grade(texts, examples)

@@ -1,0 +1,37 @@
+"""What every method adds to its TRL trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bmt_trainer.attach import Attached
+
+
+class MaskedTraining:
+    """To be named before a `transformers.Trainer` in a class's bases.
+
+    Sets the regulariser, and evaluates under the hard mask (Eq. 8). Training runs under the soft
+    one, the state's default. Set `attached` and `reg_lambda` before `train()`.
+    """
+
+    attached: Attached
+    reg_lambda: float
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        # Each micro-batch's backward adds the term once, the sum of them is to have it once.
+        accumulated = self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
+        self.attached.state.regularizer = self.reg_lambda / accumulated
+        return super().training_step(*args, **kwargs)  # type: ignore[misc]
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        with self.attached.state.use("hard"):
+            return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
+
+
+def save_gates_only(model: Any, attached: Attached) -> None:
+    """Make a trainer's checkpoints hold the gates alone: the base never changes.
+
+    Restoring is not strict, so such a checkpoint loads into the attached model.
+    """
+    gates = {f"{name}.gate_logits" for name in attached.layers}
+    model._keys_to_ignore_on_save = {key for key in model.state_dict() if key not in gates}

@@ -1,0 +1,146 @@
+"""The BMT parameterisation: one trainable logit per frozen weight (paper, section 4, Eq. 6-8).
+
+Legend: W [d_out, d_in] frozen weight; G [d_out, d_in] fp32 gate logits; x [..., d_in];
+y, gy [..., d_out]; σ the sigmoid; α the sharpness; λ the regulariser's weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Mode = Literal["soft", "hard", "off"]
+
+
+@dataclass(eq=False)
+class MaskState:
+    """What all masked layers of one model share, so that one assignment switches all of them.
+
+    `model.training` cannot choose between soft and hard: trainers call `model.train()` and then
+    generate. α and the mode must not change between a forward pass and its backward pass.
+    """
+
+    alpha: float = 1e2
+    regularizer: float = 0.0
+    mode: Mode = "soft"
+    # Hard weights of the layers, kept while a `use` lasts: generation calls each layer per token.
+    _hard: dict[int, tuple[int, Tensor]] = field(default_factory=dict, repr=False)
+
+    @contextmanager
+    def use(self, mode: Mode) -> Iterator[None]:
+        """Run the block in `mode`: "soft" (Eq. 6), "hard" (Eq. 8) or "off" (the base model)."""
+        before, self.mode = self.mode, mode
+        try:
+            yield
+        finally:
+            self.mode = before
+            self._hard.clear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MaskState:
+        copy = MaskState(self.alpha, self.regularizer, self.mode)
+        memo[id(self)] = copy
+        return copy
+
+
+class _SoftLinear(torch.autograd.Function):
+    """y = x W̃ᵀ with W̃ = W ⊙ σ(αG) (Eq. 6), and -λ‖W̃‖² added to the loss in closed form.
+
+    Saves x, W and G only and recomputes the sigmoid. The backward uses σ(z)σ(-z): σ(z)(1-σ(z))
+    is exactly 0 in fp32 from z ≈ 16.6 on, where gates that are still to move begin.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, W: Tensor, G: Tensor, alpha: float, regularizer: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, W, G)
+        ctx.alpha, ctx.regularizer = alpha, regularizer
+        return F.linear(x, soft_weight(W, G, alpha).to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, W, G = ctx.saved_tensors
+        z = ctx.alpha * G
+        s = torch.sigmoid(z)
+        soft = W.to(_compute_dtype(W, G)) * s  # W̃
+        gx = gy @ soft.to(gy.dtype) if ctx.needs_input_grad[0] else None
+        gG = None
+        if ctx.needs_input_grad[2]:
+            flat_x = x.reshape(-1, x.shape[-1]).to(gy.dtype)
+            grad = (gy.reshape(-1, gy.shape[-1]).T @ flat_x).to(soft.dtype)  # dL/dW̃
+            if ctx.regularizer:
+                grad.add_(soft, alpha=-2 * ctx.regularizer)
+            # dW̃/dG = α W σ(z) σ(-z) = α W̃ σ(-z)
+            gG = grad.mul_(soft).mul_(torch.sigmoid(-z)).mul_(ctx.alpha).to(G.dtype)
+        return gx, None, gG, None, None
+
+
+def _compute_dtype(W: Tensor, G: Tensor) -> torch.dtype:
+    return torch.promote_types(W.dtype, G.dtype)
+
+
+def soft_weight(W: Tensor, G: Tensor, alpha: float) -> Tensor:
+    """W̃ = W ⊙ σ(αG) (Eq. 6), in G's precision or better: a bf16 sigmoid is 1 from z ≈ 6.2 on."""
+    return W.to(_compute_dtype(W, G)) * torch.sigmoid(alpha * G)
+
+
+def hard_weight(W: Tensor, G: Tensor) -> Tensor:
+    """Ŵ = W ⊙ 1[G > 0] (Eq. 8), in W's dtype. A selection: a product would leave -0."""
+    return torch.where(G > 0, W, torch.zeros((), dtype=W.dtype, device=W.device))
+
+
+class MaskedLinear(nn.Linear):
+    """An `nn.Linear` with a frozen weight and gate logits, made by `wrap`, in place.
+
+    A subclass, not a parametrization or a wrapping module, so that `weight` keeps its name in
+    the state dict. `weight` is always the unmasked base: read `effective_weight` to see the mask.
+    """
+
+    gate_logits: nn.Parameter  # [d_out, d_in] fp32
+    state: MaskState
+
+    @classmethod
+    def wrap(cls, linear: nn.Linear, state: MaskState) -> MaskedLinear:
+        """Turn `linear` itself into a masked layer that keeps every weight (G = 1)."""
+        linear.__class__ = cls
+        linear.requires_grad_(False)
+        assert isinstance(linear, MaskedLinear)
+        linear.state = state
+        linear.gate_logits = nn.Parameter(torch.ones_like(linear.weight, dtype=torch.float32))
+        return linear
+
+    def effective_weight(self, mode: Mode | None = None) -> Tensor:
+        """[d_out, d_in] in the weight's dtype: what `mode` (default: the current one) computes."""
+        mode = mode or self.state.mode
+        if mode == "off":
+            return self.weight
+        if mode == "hard":
+            return self._hard_weight()
+        return soft_weight(self.weight, self.gate_logits, self.state.alpha).to(self.weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.state.mode != "soft":
+            return F.linear(x, self.effective_weight(), self.bias)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        # A validation loss is not training: no regulariser outside of train mode.
+        regularizer = self.state.regularizer if self.training else 0.0
+        y = _SoftLinear.apply(x, self.weight, self.gate_logits, self.state.alpha, regularizer)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    @torch.no_grad()
+    def _hard_weight(self) -> Tensor:
+        version = self.gate_logits._version
+        kept = self.state._hard.get(id(self))
+        if kept is not None and kept[0] == version:
+            return kept[1]
+        weight = hard_weight(self.weight, self.gate_logits)
+        if self.state.mode == "hard":  # inside `use`, whose end frees it
+            self.state._hard[id(self)] = (version, weight)
+        return weight

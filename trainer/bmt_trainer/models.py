@@ -1,0 +1,68 @@
+"""Loading the base model: a folder, or a model of the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from bmt_core import Base, fingerprint
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from bmt_trainer.errors import ModelNotFound
+
+#: What a Hub snapshot needs here: no second copy of the weights in another format.
+_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "tokenizer*"]
+
+
+def checkpoint_folder(model: str | Path) -> Path:
+    """The folder of `model`: itself, or where the Hub's snapshot lies (downloaded if needed).
+
+    Raises ModelNotFound.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(model), allow_patterns=_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelNotFound(
+            f"model {str(model)!r} is no folder here and the Hub does not give it "
+            f"({type(error).__name__}); name a folder or a model such as "
+            "HuggingFaceTB/SmolLM2-135M-Instruct"
+        ) from error
+
+
+def base_of(model: str | Path, folder: Path) -> Base:
+    """The identity that a mask of this checkpoint carries. `model` is as the user named it."""
+    name = str(model) if not Path(model).expanduser().is_dir() else folder.resolve().name
+    return Base(model_id=name, fingerprint=fingerprint(folder))
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The causal model in the checkpoint's own dtype, in eval mode."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    model.to(device)  # type: ignore[arg-type]
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a padding token."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def pick_device(device: str) -> torch.device:
+    """`device`, or with "auto" the first accelerator, else the CPU."""
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

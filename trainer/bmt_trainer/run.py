@@ -1,0 +1,82 @@
+"""The folder of an unfinished run: its settings, its scores so far and its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bmt_trainer.errors import OutputError, ResumeError
+
+_FILE = "run.json"
+# Where a run writes and whether it goes on do not change what it computes.
+_PLACES = ("output", "resume", "checkpoint_every")
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """All settings that decide the result, as JSON."""
+    values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _PLACES}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+class Run:
+    """`<output>.run`, kept until the mask is written.
+
+    Raises ResumeError when the folder is of a run with other settings, and OutputError when it is
+    there and `resume` is not set.
+    """
+
+    def __init__(self, output: Path, settings: dict[str, Any], *, resume: bool) -> None:
+        self.folder = output.with_name(output.name + ".run")
+        self._settings = settings
+        self.notes: dict[str, Any] = {}
+        if output.is_dir():
+            raise OutputError(f"output {output} is a folder; name a file")
+        if self.folder.exists():
+            if not resume:
+                raise OutputError(
+                    f"{self.folder} holds an unfinished run; go on with --resume, or remove it"
+                )
+            self._restore()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.folder} cannot be made ({error.strerror})") from None
+        self._write()
+
+    def _restore(self) -> None:
+        try:
+            kept = json.loads((self.folder / _FILE).read_text())
+            before, self.notes = kept["settings"], kept["notes"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ResumeError(f"{self.folder} is no run of ours ({error}); remove it") from None
+        now = json.loads(json.dumps(self._settings))
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                raise ResumeError(
+                    f"{self.folder} was started with {key} = {before.get(key)!r}, not "
+                    f"{now.get(key)!r}; use its settings, or remove it"
+                )
+
+    def note(self, key: str, value: Any) -> None:
+        """Keep a result of this run over an interruption."""
+        self.notes[key] = value
+        self._write()
+
+    def _write(self) -> None:
+        scratch = self.folder / f"{_FILE}.tmp"
+        scratch.write_text(json.dumps({"settings": self._settings, "notes": self.notes}, indent=1))
+        os.replace(scratch, self.folder / _FILE)
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint that was written to its end."""
+        # The trainer's state is the last file that it writes.
+        whole = [p.parent for p in self.folder.glob("checkpoint-*/trainer_state.json")]
+        return max(whole, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)
+
+    def finish(self) -> None:
+        """The mask is written: remove the folder."""
+        shutil.rmtree(self.folder)

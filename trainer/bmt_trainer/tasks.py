@@ -1,0 +1,63 @@
+"""Built-in tasks: endless, generated, free of anybody's licence. A seed gives the examples.
+
+Each has so many possible answers that a guess is worth nothing, and each question says what to
+do in words that leave the answer's form no choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+#: Common nouns.
+WORDS = tuple(
+    """
+    acorn amber apple arrow beach berry blade bread brick bride cabin camel candy chair clock cloud
+    coral crown dance delta dream eagle earth field flame flute frost fruit ghost giant glass grape
+    grass green heart honey horse hotel house ivory jelly juice knife lemon light maple medal melon
+    metal money moon mouse music night north ocean olive onion opera paint panda paper peach pearl
+    phone piano pilot plant plate queen radio river robot salad scarf sheep shell shirt skirt smile
+    snake spoon steam stone storm sugar table tiger toast torch tower train tulip uncle violin voice
+    wagon water whale wheat wheel whip winter wolf world youth zebra
+    """.split()  # noqa: SIM905 (a page of quotation marks is no better)
+)
+
+Question = tuple[str, str]
+
+
+def sort_numbers(
+    random: Random, *, order: str = "descending", least: int = 4, most: int = 5
+) -> Question:
+    """Sort `least` to `most` different two-digit numbers."""
+    numbers = random.sample(range(10, 100), random.randint(least, most))
+    answer = sorted(numbers, reverse=order == "descending")
+    return (
+        f"Sort these numbers in {order} order: {', '.join(map(str, numbers))}",
+        ", ".join(map(str, answer)),
+    )
+
+
+def reverse_words(random: Random, *, least: int = 4, most: int = 5) -> Question:
+    """Give `least` to `most` different words in reverse order."""
+    words = random.sample(WORDS, random.randint(least, most))
+    return (
+        f"Reverse the order of this list: {', '.join(words)}",
+        ", ".join(reversed(words)),
+    )
+
+
+def initials(random: Random, *, least: int = 4, most: int = 5) -> Question:
+    """The first letters of `least` to `most` different words, as one string."""
+    words = random.sample(WORDS, random.randint(least, most))
+    return (
+        f"Write the first letter of each word, as one string: {', '.join(words)}",
+        "".join(word[0] for word in words),
+    )
+
+
+#: `task:NAME` on the command line.
+TASKS: dict[str, Callable[..., Question]] = {
+    "initials": initials,
+    "reverse-words": reverse_words,
+    "sort-numbers": sort_numbers,
+}
