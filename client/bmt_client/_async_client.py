@@ -134,13 +134,13 @@ class AsyncBmtClient(BaseClient):
         """Write the `.bmt` file of `ref` to `path` (default `<name>.bmt`, or into a folder)."""
         return await self._run(operations.download(self._policy, ref, path, progress))
 
-    async def pin(self, ref: str) -> None:
-        """Keep the mask resident in the workers."""
-        return await self._run(operations.pin(self._policy, ref, True))
+    async def pin(self, name: str) -> None:
+        """Keep the mask's latest version resident in the workers."""
+        return await self._run(operations.pin(self._policy, name, True))
 
-    async def unpin(self, ref: str) -> None:
-        """Let the workers evict the mask again."""
-        return await self._run(operations.pin(self._policy, ref, False))
+    async def unpin(self, name: str) -> None:
+        """Let the workers evict it again."""
+        return await self._run(operations.pin(self._policy, name, False))
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """What a request may name as `model`: the base, masks and aliases."""

@@ -165,13 +165,13 @@ class BmtClient(BaseClient):
         """
         return self._run(operations.download(self._policy, ref, path, progress))
 
-    def pin(self, ref: str) -> None:
-        """Keep the mask resident in the workers."""
-        return self._run(operations.pin(self._policy, ref, True))
+    def pin(self, name: str) -> None:
+        """Keep the mask's latest version resident in the workers."""
+        return self._run(operations.pin(self._policy, name, True))
 
-    def unpin(self, ref: str) -> None:
-        """Let the workers evict the mask again."""
-        return self._run(operations.pin(self._policy, ref, False))
+    def unpin(self, name: str) -> None:
+        """Let the workers evict it again."""
+        return self._run(operations.pin(self._policy, name, False))
 
     def models(self) -> tuple[ModelInfo, ...]:
         """What a request may name as `model`: the base, masks and aliases."""

@@ -20,14 +20,14 @@ class Model:
     """Base of the models: built from the server's JSON, told back as JSON."""
 
     @classmethod
-    def from_json(cls: type[M], raw: Any, **more: Any) -> M:
+    def from_json(cls: type[M], raw: Any) -> M:
         """Raises ProtocolError where a required field is missing or `raw` is no object."""
         if not isinstance(raw, Mapping):
             raise ProtocolError(f"expected a JSON object for {cls.__name__}, got {raw!r:.80}")
         known = {f.name for f in fields(cls)}
         values = {key: value for key, value in raw.items() if key in known and value is not None}
         try:
-            return cls(**{**values, **more})
+            return cls(**values)
         except (TypeError, ValueError) as error:
             raise ProtocolError(
                 f"the server's {cls.__name__} lacks a field or holds a wrong one ({error}); "
@@ -84,7 +84,13 @@ class Version(Model):
 class Upload(Version):
     """The version that an upload ended in."""
 
-    changed: bool = True  # False: the name already pointed at this very mask, nothing was written
+    # created; moved: an older version is the latest again; unchanged: it was the latest already
+    outcome: str = "created"
+
+    @property
+    def changed(self) -> bool:
+        """Whether the name now points at another mask than before."""
+        return self.outcome != "unchanged"
 
     __hash__ = Version.__hash__
 

@@ -57,11 +57,12 @@ def upload(
             raise
         # Our own lost first attempt won the race.
         return Upload.from_json(current.as_dict())
-    changed = response.status == 201
-    version = Upload.from_json(parse_json(response), changed=changed)
+    created = response.status == 201
+    raw = parse_json(response)
+    version = Upload.from_json({"outcome": "created" if created else "unchanged", **raw})
     _check("mask digest", version.digest, file.digest)
-    # An unchanged mask keeps the file that was stored first: other codec, other metadata.
-    if changed and version.file_digest:
+    # A mask that was there keeps the file that was stored first: other codec, other metadata.
+    if created and version.file_digest:
         _check("file digest", version.file_digest, file.sha256.hex())
     return version
 
@@ -166,8 +167,8 @@ def download(
     return target
 
 
-def pin(policy: RetryPolicy, ref: str, pinned: bool) -> Flow[None]:
-    yield from exchange(requests.pin(mask_ref(ref), pinned), policy)
+def pin(policy: RetryPolicy, name: str, pinned: bool) -> Flow[None]:
+    yield from exchange(requests.pin(mask_name(name), pinned), policy)
 
 
 def models(policy: RetryPolicy) -> Flow[tuple[ModelInfo, ...]]:

@@ -74,8 +74,8 @@ def delete_alias(name: str, alias: str, if_match: str | None) -> Request:
     return Request("DELETE", f"{_mask(name)}/aliases/{_quote(alias)}", headers=_if_match(if_match))
 
 
-def pin(ref: str, pinned: bool) -> Request:
-    return Request("PUT" if pinned else "DELETE", f"{_mask(ref)}/pin")
+def pin(name: str, pinned: bool) -> Request:
+    return Request("PUT" if pinned else "DELETE", f"{_mask(name)}/pin")
 
 
 def get_blob(file_digest: str, max_bytes: int, received: Progress | None = None) -> Request:

@@ -153,12 +153,18 @@ class FakeServer:
         current = self.latest.get(name)
         self._compare(current, headers)
         mask = bmt_core.decode(body)
-        created = current != mask.digest
-        if created:
+        outcome = "created"
+        if current == mask.digest:
+            outcome = "unchanged"
+        elif known := [v for v in self.versions.get(name, []) if v["digest"] == mask.digest]:
+            outcome, self.latest[name] = "moved", mask.digest
+            self.revs[name] = known[0]["rev"] = self.revs[name] + 1
+        else:
             self._store(name, mask, body, current)
         for alias in query.get("alias", []):
             self.aliases[name, alias] = mask.digest
-        return (201 if created else 200), self._shown(self._find(name))
+        shown = {**self._shown(self._find(name)), "outcome": outcome}
+        return (201 if outcome == "created" else 200), shown
 
     def _store(self, name: str, mask: bmt_core.Mask, body: bytes, parent: str | None) -> None:
         file_digest = hashlib.sha256(body).hexdigest()

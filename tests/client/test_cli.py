@@ -62,9 +62,9 @@ def test_upload_and_look(run, files):
 
 def test_json_has_the_same_data_and_nothing_else(run, files):
     uploaded = data(run("upload", "m0.bmt", "--json"))
-    assert (uploaded["name"], uploaded["rev"], uploaded["changed"]) == ("m0", 1, True)
+    assert (uploaded["name"], uploaded["rev"], uploaded["outcome"]) == ("m0", 1, "created")
     shown = data(run("--json", "show", "m0"))
-    assert shown == {k: v for k, v in uploaded.items() if k != "changed"}
+    assert shown == {k: v for k, v in uploaded.items() if k != "outcome"}
     assert [v["digest"] for v in data(run("versions", "m0", "--json"))] == [shown["digest"]]
     assert [(m["name"], m["versions"]) for m in data(run("list", "--json"))] == [("m0", 1)]
     assert [m["id"] for m in data(run("models", "--json"))] == ["base", "m0"]

@@ -113,7 +113,10 @@ def test_the_same_mask_again_changes_nothing(client):
     mask = make_mask(1)
     assert client.upload(mask, "math").changed
     again = client.upload(bmt_core.encode(mask, codec="packbits"), "math")
-    assert (again.changed, again.rev) == (False, 1)
+    assert (again.outcome, again.changed, again.rev) == ("unchanged", False, 1)
+    client.upload(make_mask(2), "math")
+    back = client.upload(bmt_core.encode(mask, codec="packbits"), "math")
+    assert (back.outcome, back.changed, back.rev) == ("moved", True, 3)
 
 
 def test_compare_and_set(client):
@@ -271,7 +274,7 @@ def test_an_upload_that_the_server_stored_wrong_is_an_error(client, server):
 
 def test_pin_models_ready(client, connect):
     client.upload(make_mask(1), "math")
-    client.pin("math:latest")
+    client.pin("math")
     assert client.get("math").pinned
     client.unpin("math")
     assert not client.get("math").pinned

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from bmt_client import UsageError, Version
+from bmt_client import Upload, UsageError, Version
 from bmt_client._files import prepare
 
 from .output import age, percent, print_facts, print_table, short, size
@@ -77,7 +77,7 @@ def upload(
             if_none_match=if_new,
             progress=progress,
         )
-    run.out.data(found.as_dict(), lambda console: console.print(_uploaded(found, found.changed)))
+    run.out.data(found.as_dict(), lambda console: console.print(_uploaded(found)))
 
 
 def list_masks(context: typer.Context) -> None:
@@ -187,14 +187,14 @@ def download(
     )
 
 
-def pin(context: typer.Context, ref: Ref) -> None:
+def pin(context: typer.Context, name: Name) -> None:
     """Keep a mask resident in the workers."""
-    _pin(context, ref, True)
+    _pin(context, name, True)
 
 
-def unpin(context: typer.Context, ref: Ref) -> None:
+def unpin(context: typer.Context, name: Name) -> None:
     """Let the workers evict a mask again."""
-    _pin(context, ref, False)
+    _pin(context, name, False)
 
 
 def models(context: typer.Context) -> None:
@@ -213,12 +213,12 @@ def models(context: typer.Context) -> None:
     run.out.data([model.as_dict() for model in found], show)
 
 
-def _pin(context: typer.Context, ref: Name, pinned: bool) -> None:
+def _pin(context: typer.Context, name: str, pinned: bool) -> None:
     run = session(context)
     with run.client() as client:
-        (client.pin if pinned else client.unpin)(ref)
+        (client.pin if pinned else client.unpin)(name)
     word = "pinned" if pinned else "unpinned"
-    run.out.data({"ref": ref, "pinned": pinned}, lambda console: console.print(f"{ref}  {word}"))
+    run.out.data({"name": name, "pinned": pinned}, lambda console: console.print(f"{name}  {word}"))
 
 
 def _stdin() -> bytes:
@@ -230,9 +230,10 @@ def _stdin() -> bytes:
     return data
 
 
-def _uploaded(version: Version, changed: bool) -> Text:
+def _uploaded(version: Upload) -> Text:
     line = Text.assemble((version.model, "bold"), f"  rev {version.rev}  ")
-    line.append("uploaded" if changed else "unchanged", "green" if changed else "yellow")
+    word = {"created": "uploaded", "moved": "latest again"}.get(version.outcome, version.outcome)
+    line.append(word, "green" if version.changed else "yellow")
     line.append(f"  ({_facts(version.zeros, version.density, version.bytes)})", "dim")
     if aliases := _aliases(version):
         line.append(f"  {aliases}", "cyan")

