@@ -26,12 +26,16 @@ def main() -> None:
 
 
 def run(llm: Any, requests: dict[str, Any], part: dict[str, Any]) -> Any:
-    """One batch. part: prompts (texts or token ids), masks (one path or None each), generate."""
+    """One batch. part: prompts (texts or token ids), masks (a path or None each), generate, cold."""
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 
+    if part.get("cold"):
+        llm.reset_prefix_cache()
     masks = part.get("masks") or [None] * len(part["prompts"])
-    prompts = [p if isinstance(p, str) else TokensPrompt(prompt_token_ids=p) for p in part["prompts"]]
+    prompts = [
+        p if isinstance(p, str) else TokensPrompt(prompt_token_ids=p) for p in part["prompts"]
+    ]
     lora = [requests[m] if m else None for m in masks] if requests else None
     if part.get("generate"):
         params = SamplingParams(temperature=0, max_tokens=part["generate"], ignore_eos=True)
