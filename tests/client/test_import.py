@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -32,7 +33,11 @@ SURFACE = [
 
 
 def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    # The processor time of one thread: BLAS would start one for each core and let them spin.
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -52,8 +57,8 @@ def test_import_loads_no_heavy_package():
 
 def test_import_is_quick():
     code = (
-        "import time; start = time.perf_counter(); import bmt_client; "
-        "print(time.perf_counter() - start)"
+        "import time; start = time.process_time(); import bmt_client; "
+        "print(time.process_time() - start)"
     )
     # Best of eight: other work on the machine must not fail it.
     assert min(float(python(code)) for _ in range(8)) < 0.150

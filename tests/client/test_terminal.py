@@ -50,11 +50,22 @@ class Terminal:
     def type(self, line: str) -> None:
         os.write(self.master, f"{line}\n".encode())
 
-    def end(self) -> int:
-        while self._read():
-            pass
-        os.close(self.master)
-        return self.process.wait(20)
+    def interrupt(self) -> None:
+        # A signal that comes just before a system call starts waits for that call to end.
+        time.sleep(0.3)
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self, seconds: float = 20) -> int:
+        """Read to the end; returns the exit code."""
+        end = time.monotonic() + seconds
+        try:
+            while select.select([self.master], [], [], max(0, end - time.monotonic()))[0]:
+                if not self._read():
+                    return self.process.wait(seconds)
+            raise TimeoutError(f"still running after {seconds} s: {self.text!r}")
+        finally:
+            self.process.kill()
+            os.close(self.master)
 
     def _read(self) -> bool:
         try:
@@ -137,8 +148,7 @@ def test_ctrl_c_is_130_without_a_traceback(command):
         terminal = Terminal(*command, BMT_URL=url)
         connection, _ = silent.accept()
         connection.recv(1)  # the request is on its way
-        time.sleep(0.2)  # and the client waits: a signal just before a system call starts is lost
-        terminal.process.send_signal(signal.SIGINT)
+        terminal.interrupt()
         assert terminal.end() == 130
         connection.close()
     assert "Traceback" not in terminal.text
@@ -147,6 +157,6 @@ def test_ctrl_c_is_130_without_a_traceback(command):
 def test_ctrl_c_at_the_prompt_is_130(environment):
     chat = Terminal("chat", "base", **environment)
     chat.until("> ")
-    chat.process.send_signal(signal.SIGINT)
+    chat.interrupt()
     assert chat.end() == 130
     assert "Traceback" not in chat.text

@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def run(llm: Any, requests: dict[str, Any], part: dict[str, Any]) -> Any:
-    """One batch. part: prompts (texts or token ids), masks (a path or None each), generate, cold."""
+    """One batch. part: prompts (texts or ids), masks (a path or None each), generate, cold."""
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 

@@ -1,4 +1,4 @@
-"""Runs in its own process: stock vLLM with a stock LoRA adapter, our package installed beside it."""
+"""Runs in its own process: stock vLLM with a stock LoRA adapter, this package beside it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def main() -> None:
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    options = dict(enforce_eager=True, dtype="float32", max_model_len=128, max_num_seqs=4, seed=0)
+    options = {"enforce_eager": True, "dtype": "float32", "max_model_len": 128, "max_num_seqs": 4}
     llm = LLM(job["model"], enable_lora=True, max_lora_rank=8, **options)
     params = SamplingParams(temperature=0, max_tokens=16)
     prompts = ["The sun is", "Once upon a time"]
