@@ -119,6 +119,8 @@ def train(task: Task, model: str, reuse: bool) -> None:
     if reuse and task.mask.exists():
         console.print(f"  kept {task.mask}")
         return
+    # An interrupted demo leaves an unfinished run; this one starts afresh.
+    shutil.rmtree(task.mask.with_name(task.mask.name + ".run"), ignore_errors=True)
     command = [str(Path(sys.executable).with_name("bmt-train")), "sft"]
     command += ["--config", str(HERE / f"{task.name}.yaml"), "--model", model]
     command += ["--output", str(task.mask)]
@@ -206,7 +208,7 @@ def measure(address: Address, tasks: list[Task]) -> None:
         disable=not console.is_terminal,
     ) as progress:
         for task in tasks:
-            scores = bmt_core.inspect(task.mask.read_bytes()).metadata["eval"]
+            scores = bmt_core.inspect(task.mask.read_bytes()).metadata["scores"]
             for row, model in (("base", NAME), ("init", None), ("mask", task.name)):
                 served = "—"
                 if model is not None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bmt_server.keys_cli import app as keys_app
 from bmt_server.settings import MASK_MODES, MaskMode
 
 app = typer.Typer(
@@ -22,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Serve one base model with any number of bit masks, behind OpenAI-compatible endpoints.",
 )
+
+app.add_typer(keys_app, name="keys")
 
 
 def default_data_dir() -> Path:
