@@ -1,0 +1,90 @@
+"""Documents say what is so: links resolve, commands exist, generated pages are current."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text()
+
+
+def tracked() -> list[str]:
+    """Files of the project; without git, those outside what the project itself makes."""
+    done = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0 and done.stdout:
+        return [f for f in done.stdout.splitlines() if (ROOT / f).exists()]
+    made = {".venv", ".bmt", ".git"}
+    return [
+        str(p.relative_to(ROOT))
+        for p in ROOT.rglob("*")
+        if p.is_file() and not made & set(p.relative_to(ROOT).parts)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_resolve(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith(("http://", "https://", "mailto:")):
+            assert (page.parent / target).exists(), target
+
+
+def test_the_file_map_names_every_top_level_file():
+    shown = set(re.findall(r"^\| \[([^\]]+)\]", README, re.MULTILINE))
+    top = {f.split("/")[0] + ("/" if "/" in f else "") for f in tracked()}
+    hidden = {t for t in top if t.startswith(".")} | {"README.md"}
+    assert shown == top - hidden
+
+
+def test_readme_commands_exist():
+    """Every command of the README's shell blocks is one of ours, known to make, or a plain tool."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("make "):
+                assert shlex.split(line, comments=True)[1] in targets
+            if line.startswith(("bmt-train", "bmt-server", "bmt-client")):
+                program, command, *_ = shlex.split(line.rstrip("& "), comments=True)
+                help_page = Path(sys.executable).with_name(program)
+                text = subprocess.run(
+                    [help_page, command, "--help"], capture_output=True, text=True, check=True
+                ).stdout
+                flags = re.findall(r"(--[a-z-]+)", line)
+                passed_on = {"--served-model-name", "--host", "--port", "--max-model-len"}
+                assert all(f in text for f in flags if f not in passed_on), line
+
+
+def test_readme_python_parses():
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        ast.parse(block)
+
+
+def test_the_commands_page_is_current():
+    script = ROOT / "scripts" / "gen_cli_docs.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], cwd=ROOT, check=False)
+    assert done.returncode == 0, "docs/cli.md is out of date: run `make docs`"
+
+
+def test_the_text_speaks_of_the_project_alone():
+    """No absolute paths of somebody's machine in anything that is published."""
+    private = re.compile(r"/(?:home|root|work|Users)/[A-Za-z]|/tmp/[a-z]/")
+    found = [
+        f
+        for f in tracked()
+        if Path(f).suffix in {".py", ".md", ".toml", ".yaml", ".yml", ".json", ""}
+        and f != "tests/test_docs.py"
+        and private.search((ROOT / f).read_text(errors="replace"))
+    ]
+    assert not found
