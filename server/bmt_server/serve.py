@@ -62,6 +62,7 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
             if (args.api_server_count or 1) > 1 or args.nnodes > 1:
                 _say("the embedded registry serves this host alone; replicas need --registry")
             registry = stack.enter_context(EmbeddedValkey(data / "registry")).url
+            _say(f"embedded registry at {registry}")
         stats = stack.enter_context(tempfile.TemporaryDirectory(prefix="bmt-stats-"))
         _say(f"reading the fingerprint of {args.model}")
         settings = Settings(

@@ -132,7 +132,7 @@ def test_delta_in_bf16_is_as_near_as_bf16_itself(smol, files, checkpoint, run, s
         f"(ratio {difference / noise:.2f}); the mask's effect {effect:.3f}"
     )
     assert difference <= 1.5 * noise
-    assert effect > 4 * difference, "the mask's effect must stand out from the noise"
+    assert effect > 2 * difference, "the mask's effect must stand out from the noise"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -150,6 +150,7 @@ def test_sixteen_masks_in_one_batch_answer_as_each_alone(smol, files, run, seque
         f"\n16 masks, {dtype}: max {differences.max():.2e}, mean {differences.mean():.2e}; "
         f"the base in company: max {noise.max():.2e}, mean {noise.mean():.2e}"
     )
+    assert np.abs(flat(mixed) - flat(together)).mean() > 0.02, "masks must have an effect"
     if dtype == "float32":
         assert differences.max() <= 1e-3
     else:
