@@ -21,6 +21,7 @@ from rich.table import Table
 
 from bmt_trainer.config import build, read_yaml
 from bmt_trainer.errors import ConfigError, TrainerError
+from bmt_trainer.host import keep_freed_memory
 from bmt_trainer.sft import SftConfig, train
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def settings_command(kind: type[Any], run: Callable[[Any], None]) -> Callable[..
 
 def _sft(config: SftConfig) -> None:
     """Train a mask by supervised fine-tuning."""
+    keep_freed_memory()
     mask = train(config)
     _report(mask, config.output)
 
@@ -95,7 +97,7 @@ app.command("sft")(settings_command(SftConfig, _sft))
 
 @app.command("apply")
 def apply_command(
-    mask: Annotated[Path, typer.Argument(help="The mask file.")],
+    mask: Annotated[Path, typer.Argument(help="The mask file.", exists=True, dir_okay=False)],
     model: Annotated[str, typer.Option(help="The base: a folder or a model of the Hub.")],
     output: Annotated[Path, typer.Option(help="The folder to write; must not exist.")],
 ) -> None:
@@ -113,7 +115,10 @@ def apply_command(
 def eval_command(
     model: Annotated[str, typer.Option(help="The base: a folder or a model of the Hub.")],
     dataset: Annotated[str, typer.Option(help="As in `bmt-train sft`.")],
-    mask: Annotated[Path | None, typer.Option(help="A mask file; without it, the base.")] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="A mask file; without it, the base.", exists=True, dir_okay=False),
+    ] = None,
     heldout: Annotated[int, typer.Option(min=1, help="Held-out examples.")] = 400,
     shots: Annotated[int, typer.Option(min=0, help="Solved examples before each prompt.")] = 0,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
@@ -131,6 +136,7 @@ def eval_command(
     from bmt_trainer.evaluate import evaluate
     from bmt_trainer.progress import Display
 
+    keep_freed_memory()
     folder = models.checkpoint_folder(model)
     split = data.load(dataset, heldout=heldout, train=shots, seed=seed, system=system)
     network = models.load_model(folder, models.pick_device(device))
@@ -156,6 +162,9 @@ def main() -> None:
     except (TrainerError, BmtError) as error:
         print(f"bmt-train: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except OSError as error:  # a full disk, a folder that may not be written to
+        print(f"bmt-train: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -76,16 +76,22 @@ def train(config: SftConfig, display: Display | None = None) -> Mask:
     the same machine give the same mask, resumed or not. Raises TrainerError and
     bmt_core.BmtError.
     """
+    from bmt_trainer.host import only_our_progress
+    from bmt_trainer.progress import Display
+
+    with only_our_progress():
+        return _train(config, display or Display())
+
+
+def _train(config: SftConfig, display: Display) -> Mask:
     import bmt_core
 
     from bmt_trainer import data, models
     from bmt_trainer.attach import attach
     from bmt_trainer.evaluate import best_guess
     from bmt_trainer.export import export
-    from bmt_trainer.progress import Display
     from bmt_trainer.run import Run, settings_of
 
-    display = display or Display()
     settings = settings_of(config)
     folder = models.checkpoint_folder(config.model)
     base = models.base_of(config.model, folder)

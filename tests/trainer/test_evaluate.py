@@ -1,0 +1,92 @@
+import pytest
+import torch
+from bmt_trainer.data import Example
+from bmt_trainer.evaluate import (
+    Score,
+    best_guess,
+    evaluate,
+    generate,
+    grade,
+    is_exact,
+    is_lenient,
+    render,
+    wilson,
+)
+from bmt_trainer.models import load_model, load_tokenizer
+
+from .conftest import byte_tokenizer
+
+
+def user(text):
+    return ({"role": "user", "content": text},)
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"),
+    # With z² = 3.841459: z²/(n + z²) at 0, 1/2 ± z/(2 √(n + z²)) at a half, n/(n + z²) at 1.
+    [(0, 400, 0.0, 0.009512), (200, 400, 0.451235, 0.548765), (10, 10, 0.722467, 1.0)],
+)
+def test_wilson(right, total, low, high):
+    assert wilson(right, total) == (pytest.approx(low, abs=1e-5), pytest.approx(high, abs=1e-5))
+
+
+def test_wilson_of_nothing():
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "exact", "lenient"),
+    [
+        ("3, 2, 1", "3, 2, 1", True, True),
+        (" 3, 2, 1\n", "3, 2, 1", True, True),
+        ("The order is 3, 2, 1.", "3, 2, 1", False, True),
+        ("[3, 2, 1]", "3, 2, 1", False, True),
+        ("1. river\n2. **King**", "river, king", False, True),
+        ("13, 2, 1", "3, 2, 1", False, False),
+        ("3, 2, 4, 1", "3, 2, 1", False, False),
+        ("king, river", "river, king", False, False),
+        ("", "a", False, False),
+    ],
+)
+def test_exact_and_lenient(text, answer, exact, lenient):
+    assert (is_exact(text, answer), is_lenient(text, answer)) == (exact, lenient)
+
+
+def test_grade_and_best_guess():
+    examples = [Example(user(str(i)), a) for i, a in enumerate("aab")]
+    assert grade(["a", "the a", "x"], examples) == Score(1, 2, 3)
+    assert best_guess(examples, examples) == Score(2, 2, 3)
+    assert best_guess([], examples) == Score(0, 0, 3)
+    assert Score(1, 2, 4).to_json()["accuracy"] == 0.25
+
+
+def test_render_is_the_chat_template_or_plain_lines():
+    tokenizer = byte_tokenizer()
+    text = tokenizer.decode(render(tokenizer, user("hi")))
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    tokenizer.chat_template = None
+    assert tokenizer.decode(render(tokenizer, user("hi"))) == "hi\n"
+
+
+def test_batches_of_padded_prompts_answer_as_one_by_one(checkpoint):
+    model, tokenizer = load_model(checkpoint).float(), load_tokenizer(checkpoint)
+    prompts = [user("x" * n) for n in (3, 40, 1, 17, 25)]
+    with torch.no_grad():
+        alone = []
+        for prompt in prompts:
+            ids = torch.tensor([render(tokenizer, prompt)])
+            for _ in range(12):
+                token = int(model(ids).logits[0, -1].argmax())
+                if token == tokenizer.eos_token_id:
+                    break
+                ids = torch.cat([ids, torch.tensor([[token]])], 1)
+            new = ids[0, len(render(tokenizer, prompt)) :]
+            alone.append(tokenizer.decode(new, skip_special_tokens=True))
+    seen = []
+    texts = generate(
+        model, tokenizer, prompts, max_new_tokens=12, batch_size=2, advance=seen.append
+    )
+    assert texts == alone
+    assert sum(seen) == 5
+    answers = [Example(p, t) for p, t in zip(prompts, texts, strict=True)]
+    assert evaluate(model, tokenizer, answers, max_new_tokens=12).exact == 5
