@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Other libraries' bars would break into the demo's own display.
+os.environ.setdefault("TQDM_DISABLE", "1")
+
 import bmt_core
 import yaml
 from ask import accuracy, side_by_side, stream_while

@@ -1,0 +1,57 @@
+"""Mask algebra is set algebra, exactly."""
+
+from __future__ import annotations
+
+import bmt_core
+import pytest
+
+from .test_specification import random_mask
+
+SHAPES = [(30, 40), (20, 20)]
+
+
+def sets(mask):
+    return {t.name: set(t.positions.tolist()) for t in mask.tensors}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_operations_are_those_of_sets(seed):
+    a, b = random_mask(seed, SHAPES, 0.3), random_mask(seed + 100, SHAPES, 0.2)
+    for operation, same in (
+        (bmt_core.union, set.union),
+        (bmt_core.intersection, set.intersection),
+        (bmt_core.difference, set.difference),
+        (bmt_core.symmetric_difference, set.symmetric_difference),
+    ):
+        x, y = sets(a), sets(b)
+        assert sets(operation(a, b)) == {n: same(x[n], y[n]) for n in x}
+    both = sum(len(sets(a)[n] & sets(b)[n]) for n in sets(a))
+    diff = bmt_core.compare(a, b)
+    assert diff.total.both == both
+    assert diff.total.only_a + both == a.zeros
+    assert diff.total.only_b + both == b.zeros
+    assert bmt_core.jaccard(a, b) == both / (a.zeros + b.zeros - both)
+
+
+def test_a_flip_set_takes_one_mask_to_the_other():
+    a, b = random_mask(0, SHAPES, 0.3), random_mask(1, SHAPES, 0.3)
+    flips = bmt_core.symmetric_difference(a, b)
+    assert bmt_core.symmetric_difference(a, flips) == b
+
+
+def test_masks_of_two_bases_do_not_mix():
+    a = random_mask(0, SHAPES, 0.3)
+    other = bmt_core.Mask(bmt_core.Base("o", "12" * 32), a.tensors)
+    with pytest.raises(bmt_core.BaseMismatch):
+        bmt_core.union(a, other)
+    with pytest.raises(bmt_core.BaseMismatch):
+        bmt_core.compare(a, random_mask(0, [(40, 30), (20, 20)], 0.3))
+
+
+def test_identity_ignores_metadata_and_codec_but_not_the_base():
+    a = random_mask(0, SHAPES, 0.3)
+    again = bmt_core.Mask(bmt_core.Base("another id", "cd" * 32), a.tensors[::-1], {"x": 1})
+    assert again.digest == a.digest
+    assert hash(again) == hash(a)
+    assert bmt_core.Mask(bmt_core.Base("m", "12" * 32), a.tensors).digest != a.digest
+    assert bmt_core.jaccard(a, again) == 1.0
