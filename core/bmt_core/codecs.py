@@ -21,6 +21,8 @@ GAPS_LEVEL = 19
 # zstd's default level, with which the paper's sizes agree.
 PACKBITS_LEVEL = 3
 
+_PIECE = 1 << 18
+
 Spec = tuple[str, tuple[int, int], int]  # name, shape, zeros
 
 
@@ -71,48 +73,48 @@ def decode_gaps(frame: memoryview, specs: Sequence[Spec], limits: Limits) -> lis
             value=size,
             bound=(2 * zeros, 2 * (zeros + numel // ESCAPE)),
         )
-    raw = np.frombuffer(expand(frame, size, limits), np.uint8)
+    planes = np.frombuffer(expand(frame, size, limits), np.uint8)
     count = size // 2
-    steps = raw[count:].astype(np.uint32)
+    steps = planes[count:].astype(np.uint32)
     steps <<= 8
-    steps |= raw[:count]
+    steps |= planes[:count]
     ends = None
-    if count != zeros or bool((raw[count:] == 0xFF).any()):
-        escape = steps == ESCAPE
-        ends = np.flatnonzero(~escape)
-        if ends.size != zeros or (count and ends[-1:] != count - 1):
+    if count != zeros or bool((planes[count:] == 0xFF).any()):
+        deletes = steps != ESCAPE
+        ends = np.flatnonzero(deletes)
+        if ends.size != zeros or count != (int(ends[-1]) + 1 if zeros else 0):
             raise PositionsError(
-                f"the gaps end {ends.size} positions; the header announces {zeros}",
+                f"the gaps end {ends.size} positions, the last at symbol "
+                f"{int(ends[-1]) + 1 if ends.size else 0} of {count}; the header announces {zeros}",
                 field="zeros",
                 value=int(ends.size),
                 bound=zeros,
             )
-        steps += (~escape).astype(np.uint32)
+        steps += deletes
     else:
         steps += 1
-    # Sums run modulo 2**32 here and are checked in 64 bits per tensor below: a step is never
-    # negative, so a last position within the tensor means that all are, in order.
-    sums = np.cumsum(steps, dtype=np.uint32 if numel <= 1 << 32 else np.uint64)
-    at_ends = sums if ends is None else sums[ends]
-    offset_type, offset_mask = sums.dtype.type, int(np.iinfo(sums.dtype).max)
     result: list[np.ndarray] = []
     first = symbol = 0
-    before = 0
     for name, shape, n in specs:
-        last_symbol = (first + n if ends is None else int(ends[first + n - 1]) + 1) if n else symbol
-        total = int(steps[symbol:last_symbol].sum(dtype=np.uint64))
-        if total > shape[0] * shape[1]:
+        numel = shape[0] * shape[1]
+        dtype = position_dtype(numel)
+        if not n:
+            result.append(np.zeros(0, dtype))
+            continue
+        stop = first + n if ends is None else int(ends[first + n - 1]) + 1
+        steps[symbol] -= 1  # positions count from 0
+        sums = np.cumsum(steps[symbol:stop], dtype=dtype)
+        # A step is at most 2**16, so fewer than 2**16 of them cannot pass 2**32 unnoticed.
+        marks = np.append(sums[:: (1 << 16) - 1], sums[-1])
+        if bool((marks[1:] < marks[:-1]).any()) or int(sums[-1]) >= numel:
             raise PositionsError(
-                f"{name}: position {total - 1} lies outside {shape[0] * shape[1]} weights",
+                f"{name}: positions lie outside its {numel} weights",
                 field="positions",
-                value=total - 1,
-                bound=shape[0] * shape[1],
+                value=int(steps[symbol:stop].sum(dtype=np.uint64)),
+                bound=numel,
             )
-        dtype = position_dtype(shape[0] * shape[1])
-        positions = at_ends[first : first + n] - offset_type((before + 1) & offset_mask)
-        result.append(positions.astype(dtype, copy=False))
-        first, symbol = first + n, last_symbol
-        before += total
+        result.append(sums if ends is None else sums[ends[first : first + n] - symbol])
+        first, symbol = first + n, stop
     return result
 
 
@@ -120,9 +122,14 @@ def encode_packbits(tensors: Sequence[TensorMask]) -> list[bytes]:
     """One frame a tensor: zstd(packbits(1[G > 0])), bit 1 = kept, as in the paper (section 4)."""
     frames = []
     for t in tensors:
-        kept = np.ones(t.numel, np.bool_)
-        kept[t.positions] = False
-        frames.append(compress(np.packbits(kept).tobytes(), PACKBITS_LEVEL))
+        packed = np.full(-(-t.numel // 8), 0xFF, np.uint8)
+        packed[-1] = 0xFF << (-t.numel % 8) & 0xFF
+        if t.zeros:
+            byte = t.positions >> 3
+            bit = (0x80 >> (t.positions & 7)).astype(np.uint8)
+            firsts = np.flatnonzero(np.append(True, byte[1:] != byte[:-1]))
+            packed[byte[firsts]] ^= np.bitwise_or.reduceat(bit, firsts)
+        frames.append(compress(packed.tobytes(), PACKBITS_LEVEL))
     return frames
 
 
@@ -134,25 +141,33 @@ def decode_packbits(
     for frame, (name, shape, zeros) in zip(frames, specs, strict=True):
         numel = shape[0] * shape[1]
         packed = np.frombuffer(expand(frame, -(-numel // 8), limits), np.uint8)
-        # Most bytes keep all eight weights; only the others are looked into.
-        places = np.flatnonzero(packed != 0xFF)
-        bits = np.unpackbits(packed[places]).reshape(-1, 8)
-        byte, bit = np.nonzero(bits == 0)
-        positions = (places[byte].astype(np.uint64) << 3) + bit.astype(np.uint64)
-        padding = int(np.count_nonzero(positions >= numel))
-        if padding != -numel % 8:
+        padding = -numel % 8
+        if int(packed[-1]) & ((1 << padding) - 1):
             raise PositionsError(
-                f"{name}: {-numel % 8} padding bits must be 0, {padding} are",
-                field="padding",
-                value=padding,
-                bound=-numel % 8,
+                f"{name}: the {padding} padding bits must be 0", field="padding", bound=0
             )
-        positions = positions[positions < numel].astype(position_dtype(numel))
-        if positions.size != zeros:
+        positions = np.empty(zeros, position_dtype(numel))
+        filled = 0
+        # In pieces, because a deleted weight is one bit here and 16 bytes while it is looked for.
+        for at in range(0, packed.size, _PIECE):
+            piece = packed[at : at + _PIECE]
+            # Most bytes keep all eight weights; only the others are looked into.
+            places = np.flatnonzero(piece != 0xFF)
+            bits = np.flatnonzero(np.unpackbits(piece[places]) == 0)
+            if at + piece.size == packed.size:
+                bits = bits[: bits.size - padding]
+            if filled + bits.size <= zeros:
+                found = places[bits >> 3]
+                found += at
+                found <<= 3
+                found |= bits & 7
+                positions[filled : filled + bits.size] = found
+            filled += bits.size
+        if filled != zeros:
             raise PositionsError(
-                f"{name}: {positions.size} weights are deleted; the header announces {zeros}",
+                f"{name}: {filled} weights are deleted; the header announces {zeros}",
                 field="zeros",
-                value=int(positions.size),
+                value=filled,
                 bound=zeros,
             )
         result.append(positions)

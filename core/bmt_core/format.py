@@ -10,8 +10,9 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
+import stat
 import struct
-import tempfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from bmt_core.mask import (
     Base,
     Mask,
     TensorMask,
+    check_tensor,
     dump_metadata,
 )
 
@@ -213,6 +215,8 @@ def inspect(data: bytes | memoryview, *, limits: Limits | None = None) -> Header
     for t in tensors:
         limits.check_tensor(t.name, t.shape)
     limits.check_density(header.zeros, header.numel)
+    # What the positions take in memory, whichever codec: a frame of zeros is a few bytes.
+    limits.check_raw(2 * header.zeros)
     return header
 
 
@@ -239,8 +243,8 @@ def _table(
         d_out, d_in, zeros, own = _TENSOR.unpack_from(table, at)
         at += _TENSOR.size
         try:
-            # The bounds of names and shapes are the mask's own; an empty one checks them.
-            name = TensorMask(raw.decode("ascii"), (d_out, d_in), ()).name  # type: ignore[arg-type]
+            name = raw.decode("ascii")
+            check_tensor(name, (d_out, d_in))
         except (MaskError, UnicodeDecodeError) as error:
             raise BadHeader(f"tensor {index}: {error}", field="tensor") from None
         if tensors and name <= tensors[-1].name:
@@ -314,7 +318,7 @@ def decode(
         positions = codecs.decode_packbits(frames, specs, limits)
     mask = Mask(
         header.base,
-        tuple(TensorMask(n, s, p) for (n, s, _), p in zip(specs, positions, strict=True)),
+        tuple(TensorMask._proven(n, s, p) for (n, s, _), p in zip(specs, positions, strict=True)),
         header.metadata,
     )
     if mask.digest != header.digest:
@@ -337,22 +341,20 @@ def save(mask: Mask, path: str | os.PathLike[str], codec: str = "gaps") -> str:
     """Write a mask to a file, whole or not at all. Returns the file digest."""
     data = encode(mask, codec)
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent or ".", prefix=f".{target.name}.")
+    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}")
+    # Not of `tempfile`, which makes files for their owner alone: a mask is as public as any output.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files for their owner alone; a mask is as public as any other output.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    folder = os.open(target.parent or ".", os.O_RDONLY)
+    folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
@@ -369,8 +371,11 @@ def load(
     """Read a mask from a file; see `decode`. The size is checked before reading."""
     limits = limits or Limits()
     with open(path, "rb") as file:
-        limits.check_file(os.fstat(file.fileno()).st_size)
-        data = file.read()
+        status = os.fstat(file.fileno())
+        limits.check_file(status.st_size)
+        # A device or pipe has no size of its own.
+        known = stat.S_ISREG(status.st_mode)
+        data = file.read((status.st_size if known else limits.max_file_bytes) + 1)
     return decode(data, limits=limits, expect_base=expect_base)
 
 

@@ -46,18 +46,43 @@ class Base:
                 value=self.fingerprint,
                 bound=64,
             )
-        if len(self.model_id.encode()) > MAX_MODEL_ID:
+        try:
+            size = len(self.model_id.encode())
+        except UnicodeEncodeError:
             raise MaskError(
-                f"model id is {len(self.model_id.encode())} bytes; at most {MAX_MODEL_ID} fit",
+                f"model id {self.model_id[:80]!r} is not Unicode text", field="base.model_id"
+            ) from None
+        if size > MAX_MODEL_ID:
+            raise MaskError(
+                f"model id is {size} bytes; at most {MAX_MODEL_ID} fit",
                 field="base.model_id",
-                value=len(self.model_id.encode()),
+                value=size,
                 bound=MAX_MODEL_ID,
             )
 
 
-def position_dtype(numel: int) -> np.dtype:
+def position_dtype(numel: int) -> np.dtype[np.unsignedinteger[Any]]:
     """uint32 where every position fits, else uint64."""
     return np.dtype("<u4") if numel <= 1 << 32 else np.dtype("<u8")
+
+
+def check_tensor(name: str, shape: tuple[int, ...]) -> None:
+    """Raise MaskError where a tensor's name or shape is out of the file's bounds."""
+    if not _TENSOR_NAME.fullmatch(name):
+        raise MaskError(
+            f"tensor name {name[:80]!r} is not 1 to {MAX_TENSOR_NAME} printable ASCII "
+            "characters without spaces",
+            field="name",
+            value=name,
+            bound=MAX_TENSOR_NAME,
+        )
+    if len(shape) != 2 or not all(1 <= n <= MAX_DIM for n in shape):
+        raise MaskError(
+            f"{name}: shape {shape} is not two sizes from 1 to {MAX_DIM}",
+            field="shape",
+            value=shape,
+            bound=MAX_DIM,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +90,8 @@ class TensorMask:
     """One tensor's zeroed positions.
 
     name: in the checkpoint; shape: [d_out, d_in]; positions: sorted, strictly increasing flat
-    row-major positions that are zero, uint32, or uint64 where d_out * d_in exceeds 2**32.
+    row-major positions that are zero, uint32, or uint64 where d_out * d_in exceeds 2**32. The
+    array is read-only, and a copy where the one given can be written to.
     """
 
     name: str
@@ -73,41 +99,48 @@ class TensorMask:
     positions: np.ndarray
 
     def __post_init__(self) -> None:
-        if not _TENSOR_NAME.fullmatch(self.name):
-            raise MaskError(
-                f"tensor name {self.name[:80]!r} is not 1 to {MAX_TENSOR_NAME} printable ASCII "
-                "characters without spaces",
-                field="name",
-                value=self.name,
-                bound=MAX_TENSOR_NAME,
-            )
-        if len(self.shape) != 2 or not all(1 <= n <= MAX_DIM for n in self.shape):
-            raise MaskError(
-                f"{self.name}: shape {self.shape} is not two sizes from 1 to {MAX_DIM}",
-                field="shape",
-                value=self.shape,
-                bound=MAX_DIM,
-            )
-        positions = np.ascontiguousarray(self.positions, position_dtype(self.numel))
-        if positions.ndim != 1 or positions.size != np.size(self.positions):
+        check_tensor(self.name, self.shape)
+        object.__setattr__(self, "shape", (int(self.shape[0]), int(self.shape[1])))
+        given = np.asarray(self.positions)
+        if given.ndim != 1:
             raise MaskError(f"{self.name}: positions must be one-dimensional", field="positions")
-        if positions.size:
-            if not bool(np.all(positions[1:] > positions[:-1])):
+        if given.size:
+            if given.dtype.kind not in "iu":
+                raise MaskError(
+                    f"{self.name}: positions must be integers, not {given.dtype}",
+                    field="positions",
+                    value=str(given.dtype),
+                )
+            if not bool(np.all(given[1:] > given[:-1])):
                 raise MaskError(
                     f"{self.name}: positions must be strictly increasing; sort them and drop "
                     "doubles",
                     field="positions",
                 )
-            if int(positions[-1]) >= self.numel:
-                raise MaskError(
-                    f"{self.name}: position {int(positions[-1])} lies outside {self.numel} weights",
-                    field="positions",
-                    value=int(positions[-1]),
-                    bound=self.numel,
-                )
+            # In their own type: a cast would wrap what does not fit.
+            for position in (int(given[0]), int(given[-1])):
+                if not 0 <= position < self.numel:
+                    raise MaskError(
+                        f"{self.name}: position {position} lies outside {self.numel} weights",
+                        field="positions",
+                        value=position,
+                        bound=self.numel,
+                    )
+        positions = np.ascontiguousarray(given, position_dtype(self.numel))
+        if positions.flags.writeable and np.may_share_memory(positions, self.positions):
+            positions = positions.copy()
         positions.flags.writeable = False
         object.__setattr__(self, "positions", positions)
-        object.__setattr__(self, "shape", (int(self.shape[0]), int(self.shape[1])))
+
+    @classmethod
+    def _proven(cls, name: str, shape: tuple[int, int], positions: np.ndarray) -> TensorMask:
+        """For a decoder that has checked all of it and owns the array."""
+        tensor = object.__new__(cls)
+        positions.flags.writeable = False
+        object.__setattr__(tensor, "name", name)
+        object.__setattr__(tensor, "shape", shape)
+        object.__setattr__(tensor, "positions", positions)
+        return tensor
 
     @property
     def zeros(self) -> int:
@@ -188,16 +221,19 @@ def mask_digest(fingerprint: str, tensors: tuple[TensorMask, ...]) -> str:
         sha.update(len(name).to_bytes(2, "little") + name)
         sha.update(t.shape[0].to_bytes(4, "little") + t.shape[1].to_bytes(4, "little"))
         sha.update(t.zeros.to_bytes(8, "little"))
-        sha.update(memoryview(t.positions))
+        sha.update(t.positions.data)
     return sha.hexdigest()
 
 
 def dump_metadata(metadata: Mapping[str, Any]) -> bytes:
     """Canonical JSON of the metadata: sorted keys, no spaces, UTF-8. Raises BadMetadata."""
     _check_json(metadata, 0)
-    data = json.dumps(
-        metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    try:
+        data = json.dumps(
+            metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        ).encode()
+    except ValueError as error:  # half a surrogate pair, or an integer of thousands of digits
+        raise BadMetadata(f"metadata cannot be written: {error}", field="metadata") from None
     if len(data) > MAX_METADATA:
         raise BadMetadata(
             f"metadata is {len(data)} bytes of JSON; at most {MAX_METADATA} fit. Keep logs outside",
@@ -215,7 +251,7 @@ def _check_json(value: Any, depth: int) -> None:
             field="metadata",
             bound=MAX_METADATA_DEPTH,
         )
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         if not all(isinstance(k, str) for k in value):
             raise BadMetadata("metadata keys must be strings", field="metadata")
         for item in value.values():

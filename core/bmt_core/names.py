@@ -19,8 +19,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 def _check(kind: str, text: str) -> str:
     if not isinstance(text, str) or len(text) > MAX_NAME or not _NAME.fullmatch(text):
         raise InvalidName(
-            f"{kind} {text[:80]!r} is not allowed: use a-z and 0-9, with single '.', '_' or '-' "
-            f"between them, at most {MAX_NAME} characters",
+            f"{kind} {str(text)[:80]!r} is not allowed: use a-z and 0-9, with single '.', '_' or "
+            f"'-' between them, at most {MAX_NAME} characters",
             field=kind,
             value=text,
             bound=MAX_NAME,
@@ -42,7 +42,7 @@ def validate_digest(text: str) -> str:
     """The text itself where it is a whole digest: 64 lower-case hex digits. Raises InvalidName."""
     if not isinstance(text, str) or not _DIGEST.fullmatch(text):
         raise InvalidName(
-            f"digest {text[:80]!r} is not allowed: it is 64 lower-case hexadecimal digits",
+            f"digest {str(text)[:80]!r} is not allowed: it is 64 lower-case hexadecimal digits",
             field="digest",
             value=text,
             bound=64,
@@ -64,6 +64,8 @@ class MaskRef:
     @classmethod
     def parse(cls, text: str) -> MaskRef:
         """Parse `name`, `name:alias` or `name@hex`. Raises InvalidName."""
+        if not isinstance(text, str):
+            return cls(validate_name(text))
         name, at, prefix = text.partition("@")
         if at:
             if not _PREFIX.fullmatch(prefix):

@@ -67,10 +67,13 @@ def expand(frame: bytes | memoryview, expected: int | None, limits: Limits) -> b
             value=header.window_size,
             bound=MAX_WINDOW,
         )
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
     try:
-        raw = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompress(
-            data, allow_extra_data=False
-        )
+        if header.content_size:
+            raw = decompressor.decompress(data, allow_extra_data=False)
+        else:
+            # `decompress` returns at once here, without a look at what follows the frame's header.
+            raw = _expand_nothing(decompressor, data)
     except (zstandard.ZstdError, MemoryError) as error:
         raise PayloadError(f"the zstd frame is damaged ({error})", field="payload") from None
     if len(raw) != header.content_size:
@@ -81,6 +84,21 @@ def expand(frame: bytes | memoryview, expected: int | None, limits: Limits) -> b
             bound=header.content_size,
         )
     return raw
+
+
+def _expand_nothing(decompressor: zstandard.ZstdDecompressor, data: bytes) -> bytes:
+    """Read a frame that states an empty content to its end; stop at the first byte it gives."""
+    reader = decompressor.decompressobj()
+    # Small bites, since one call gives all that its input expands to.
+    for at in range(0, len(data), 64):
+        raw = reader.decompress(data[at : at + 64])
+        if raw:
+            return raw
+        if reader.eof:
+            if reader.unused_data or at + 64 < len(data):
+                raise zstandard.ZstdError("bytes follow the frame")
+            return b""
+    raise zstandard.ZstdError("the frame is cut")
 
 
 def content_size(frame: bytes | memoryview) -> int:
