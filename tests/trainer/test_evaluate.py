@@ -1,6 +1,7 @@
 import pytest
 import torch
 from bmt_trainer.data import Example
+from bmt_trainer.encode import render
 from bmt_trainer.evaluate import (
     Score,
     best_guess,
@@ -9,12 +10,9 @@ from bmt_trainer.evaluate import (
     grade,
     is_exact,
     is_lenient,
-    render,
     wilson,
 )
 from bmt_trainer.models import load_model, load_tokenizer
-
-from .conftest import byte_tokenizer
 
 
 def user(text):
@@ -58,14 +56,6 @@ def test_grade_and_best_guess():
     assert best_guess(examples, examples) == Score(2, 2, 3)
     assert best_guess([], examples) == Score(0, 0, 3)
     assert Score(1, 2, 4).to_json()["accuracy"] == 0.25
-
-
-def test_render_is_the_chat_template_or_plain_lines():
-    tokenizer = byte_tokenizer()
-    text = tokenizer.decode(render(tokenizer, user("hi")))
-    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    tokenizer.chat_template = None
-    assert tokenizer.decode(render(tokenizer, user("hi"))) == "hi\n"
 
 
 def test_batches_of_padded_prompts_answer_as_one_by_one(checkpoint):

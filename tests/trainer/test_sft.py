@@ -13,7 +13,7 @@ import pytest
 import torch
 from bmt_trainer.anneal import alpha_at
 from bmt_trainer.apply import apply
-from bmt_trainer.errors import DataError, NoTargets, OutputError, ResumeError
+from bmt_trainer.errors import ConfigError, DataError, NoTargets, OutputError, ResumeError
 from bmt_trainer.masking import MaskedLinear
 from bmt_trainer.models import load_model
 from bmt_trainer.progress import Display
@@ -242,3 +242,10 @@ def test_no_layer_to_mask(checkpoint, tmp_path):
 def test_output_that_is_a_folder(checkpoint, tmp_path):
     with pytest.raises(OutputError, match="is a folder"):
         train(settings(checkpoint, tmp_path), quiet())
+
+
+def test_several_processes_are_refused(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="one process"):
+        train(settings(checkpoint, tmp_path / "m.bmt"), quiet())
+    assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer.data import Example, Message
+from bmt_trainer.encode import pad, render
 
 
 @dataclass(frozen=True)
@@ -101,20 +102,6 @@ def best_guess(train: Sequence[Example], heldout: Sequence[Example]) -> Score:
     return grade([guess] * len(heldout), heldout)
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
-    """Token ids of a prompt, as a chat server would build them.
-
-    Through the tokenizer's chat template; without one, the messages' text, a line each.
-    """
-    if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(
-            [dict(m) for m in prompt], add_generation_prompt=True, tokenize=False
-        )
-        # The template writes the special tokens itself.
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return list(tokenizer("".join(f"{m['content']}\n" for m in prompt))["input_ids"])
-
-
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
@@ -133,13 +120,11 @@ def generate(
     model.eval()
     for at in range(0, len(order), batch_size):
         chosen = order[at : at + batch_size]
-        length = max(len(ids[i]) for i in chosen)
-        pads = [length - len(ids[i]) for i in chosen]
-        rows = [[tokenizer.pad_token_id] * n + ids[i] for n, i in zip(pads, chosen, strict=True)]
-        attend = [[0] * n + [1] * (length - n) for n in pads]
+        # On the left: the new tokens follow the prompt's last.
+        rows, attend = pad([ids[i] for i in chosen], tokenizer.pad_token_id, "left")
         output = model.generate(  # type: ignore[operator]
-            input_ids=torch.tensor(rows, device=model.device),
-            attention_mask=torch.tensor(attend, device=model.device),
+            input_ids=rows.to(model.device),
+            attention_mask=attend.to(model.device),
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
             # Greedy, whatever the checkpoint's generation settings recommend.
@@ -148,7 +133,7 @@ def generate(
             top_p=None,
             top_k=None,
         )
-        for i, row in zip(chosen, output[:, length:], strict=True):
+        for i, row in zip(chosen, output[:, rows.shape[1] :], strict=True):
             texts[i] = str(tokenizer.decode(row, skip_special_tokens=True))
         advance(len(chosen))
     model.train(training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -42,3 +43,14 @@ def export(
         dtype = np.uint32 if layer.weight.numel() <= 1 << 32 else np.uint64
         tensors.append(TensorMask(tensor, shape, positions.astype(dtype)))
     return Mask(base, tuple(tensors), dict(metadata or {}))
+
+
+def library_versions(*names: str) -> dict[str, str]:
+    """Versions of ourselves and the named libraries, for a mask's metadata."""
+    found = {}
+    for name in ("bmt-adapters", *names):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            found[name] = "unknown"
+    return found

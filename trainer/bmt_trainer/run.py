@@ -1,4 +1,7 @@
-"""The folder of an unfinished run: its settings, its scores so far and its checkpoints."""
+"""The folder of an unfinished run: its settings, its scores so far and its checkpoints.
+
+Nothing here is of one method.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,16 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bmt_trainer.data import Example
 from bmt_trainer.errors import OutputError, ResumeError
+from bmt_trainer.evaluate import evaluate
+from bmt_trainer.progress import Display
 
 _FILE = "run.json"
 # Where a run writes and whether it goes on do not change what it computes.
@@ -80,3 +89,37 @@ class Run:
     def finish(self) -> None:
         """The mask is written: remove the folder."""
         shutil.rmtree(self.folder)
+
+
+class Scores:
+    """Scores the model as it then is, once a name over all of a run's sittings, and shows it."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        heldout: Sequence[Example],
+        run: Run,
+        display: Display,
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+    ) -> None:
+        self._model, self._tokenizer, self._heldout = model, tokenizer, heldout
+        self._run, self._display = run, display
+        self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
+
+    def __call__(self, name: str) -> None:
+        if not self._heldout or name in self._run.notes:
+            return
+        with self._display.stage(f"evaluate {name}", len(self._heldout)) as advance:
+            score = evaluate(
+                self._model,
+                self._tokenizer,
+                self._heldout,
+                max_new_tokens=self._max_new_tokens,
+                batch_size=self._batch_size,
+                advance=advance,
+            )
+        self._run.note(name, score.to_json())
+        self._display.say(f"{name:<5}{score}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bmt_trainer.config import check, option
-from bmt_trainer.errors import DataError
+from bmt_trainer.errors import ConfigError, DataError
 
 # torch, transformers and TRL take seconds to import, and `--help` needs only the settings.
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from bmt_trainer.attach import Attached
     from bmt_trainer.data import Example
-    from bmt_trainer.evaluate import Score
     from bmt_trainer.progress import Display
     from bmt_trainer.run import Run
 
@@ -59,7 +58,9 @@ class SftConfig:
         "Autocast of the forward pass; gates are fp32.", "bf16"
     )
     gradient_checkpointing: bool = option("Trade a third of the speed for memory.", False)
-    device: str = option("Device to train on, such as cuda:0; auto picks one.", "auto")
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "Device to train on; auto takes a GPU if there is one.", "auto"
+    )
     seed: int = option("Decides the split, the order, and the gates' start.", 0, least=0)
     checkpoint_every: int = option("Steps between checkpoints; 0 for none.", 100, least=0)
     resume: bool = option("Go on with the unfinished run of this output, if there is one.", False)
@@ -88,10 +89,13 @@ def _train(config: SftConfig, display: Display) -> Mask:
 
     from bmt_trainer import data, models
     from bmt_trainer.attach import attach
+    from bmt_trainer.encode import training_rows
     from bmt_trainer.evaluate import best_guess
-    from bmt_trainer.export import export
-    from bmt_trainer.run import Run, settings_of
+    from bmt_trainer.export import export, library_versions
+    from bmt_trainer.run import Run, Scores, settings_of
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("WORLD_SIZE is above 1; training runs in one process, so start one")
     settings = settings_of(config)
     folder = models.checkpoint_folder(config.model)
     base = models.base_of(config.model, folder)
@@ -106,13 +110,28 @@ def _train(config: SftConfig, display: Display) -> Mask:
     tokenizer = models.load_tokenizer(folder)
     device = models.pick_device(config.device)
     model = models.load_model(folder, device)
-    rows = _tokenize(config, tokenizer, split.train, display)
+    rows = training_rows(tokenizer, split.train, config.max_length)
+    if not rows:
+        raise DataError(
+            f"{config.dataset} leaves no training example of at most {config.max_length} tokens; "
+            "raise max_length or hold out fewer"
+        )
+    if len(rows) < len(split.train):
+        display.say(f"left out {len(split.train) - len(rows)} examples that exceed max_length")
     display.say(
         f"{base.model_id} on {device}: {len(rows)} training and {len(split.heldout)} held-out "
         f"examples of {config.dataset}"
     )
 
-    score = _Scores(config, model, tokenizer, split.heldout, run, display)
+    score = Scores(
+        model,
+        tokenizer,
+        split.heldout,
+        run,
+        display,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.eval_batch_size,
+    )
     score("base")
     attached = attach(model, config.targets)
     checkpoint = run.last_checkpoint()
@@ -125,6 +144,14 @@ def _train(config: SftConfig, display: Display) -> Mask:
     with attached.state.use("hard"):
         score("mask")
 
+    scores: dict[str, Any] = {
+        name: run.notes[name] for name in ("base", "init", "mask") if name in run.notes
+    }
+    if split.heldout:
+        scores["guess"] = best_guess(split.train, split.heldout).to_json()
+    libraries = ["torch", "transformers", "trl"]
+    if config.dataset.startswith("reasoning-gym:"):
+        libraries.append("reasoning-gym")
     mask = export(
         attached,
         base,
@@ -138,15 +165,8 @@ def _train(config: SftConfig, display: Display) -> Mask:
             "train_examples": len(rows),
             "loss": round(loss, 6),
             "init_density": run.notes["init_density"],
-            "scores": {
-                **{name: run.notes[name] for name in _SCORES if name in run.notes},
-                **(
-                    {"guess": best_guess(split.train, split.heldout).to_json()}
-                    if split.heldout
-                    else {}
-                ),
-            },
-            "versions": _versions(config),
+            "scores": scores,
+            "versions": library_versions(*libraries),
         },
     )
     bmt_core.save(mask, config.output)
@@ -154,74 +174,9 @@ def _train(config: SftConfig, display: Display) -> Mask:
     return mask
 
 
-_SCORES = ("base", "init", "mask")
-
-
-class _Scores:
-    """Scores the model as it is now, once per name, and shows and keeps the result."""
-
-    def __init__(
-        self,
-        config: SftConfig,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        heldout: Sequence[Example],
-        run: Run,
-        display: Display,
-    ) -> None:
-        self._parts = (config, model, tokenizer, heldout, run, display)
-
-    def __call__(self, name: str) -> Score | None:
-        from bmt_trainer.evaluate import evaluate
-
-        config, model, tokenizer, heldout, run, display = self._parts
-        if not heldout or name in run.notes:
-            return None
-        with display.stage(f"evaluate {name}", len(heldout)) as advance:
-            result = evaluate(
-                model,
-                tokenizer,
-                heldout,
-                max_new_tokens=config.max_new_tokens,
-                batch_size=config.eval_batch_size,
-                advance=advance,
-            )
-        run.note(name, result.to_json())
-        display.say(f"{name:<5}{result}")
-        return result
-
-
 def _train_examples(config: SftConfig) -> int:
     used = config.steps * config.batch_size * config.gradient_accumulation
     return config.train_examples or max(used, config.calibration_prompts)
-
-
-def _tokenize(
-    config: SftConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    display: Display,
-) -> list[dict[str, list[int]]]:
-    """Rows of `input_ids` and `completion_mask` [S]: the prompt as a server sends it, the answer,
-    and the end of the turn."""
-    from bmt_trainer.evaluate import render
-
-    rows = []
-    for example in examples:
-        prompt = render(tokenizer, example.prompt)
-        answer = list(tokenizer(example.answer, add_special_tokens=False)["input_ids"])
-        answer.append(tokenizer.eos_token_id)
-        if len(prompt) + len(answer) <= config.max_length:
-            mask = [0] * len(prompt) + [1] * len(answer)
-            rows.append({"input_ids": prompt + answer, "completion_mask": mask})
-    if not rows:
-        raise DataError(
-            f"{config.dataset} leaves no training example of at most {config.max_length} tokens; "
-            "raise max_length or hold out fewer"
-        )
-    if len(rows) < len(examples):
-        display.say(f"left out {len(examples) - len(rows)} examples that exceed max_length")
-    return rows
 
 
 def _calibrate(
@@ -233,28 +188,19 @@ def _calibrate(
     display: Display,
 ) -> None:
     """Wanda scores of the training prompts, and the gates' start (Eq. 9)."""
-    import torch
-
-    from bmt_trainer.evaluate import render
+    from bmt_trainer.encode import batches, render
     from bmt_trainer.scoring import init_gates, input_norms
 
     prompts = [render(tokenizer, e.prompt) for e in examples[: config.calibration_prompts]]
-    prompts = sorted((p[: config.max_length] for p in prompts), key=len)
-    with display.stage("calibrate", len(prompts)) as advance:
+    cut = [prompt[: config.max_length] for prompt in prompts]
+    with display.stage("calibrate", len(cut)) as advance:
 
-        def batches() -> Any:
-            for at in range(0, len(prompts), config.eval_batch_size):
-                rows = prompts[at : at + config.eval_batch_size]
-                size = max(map(len, rows))
-                ids = [row + [tokenizer.pad_token_id] * (size - len(row)) for row in rows]
-                attend = [[1] * len(row) + [0] * (size - len(row)) for row in rows]
-                yield {
-                    "input_ids": torch.tensor(ids, device=model.device),
-                    "attention_mask": torch.tensor(attend, device=model.device),
-                }
-                advance(len(rows))
+        def counted() -> Iterator[dict[str, Any]]:
+            for batch in batches(cut, config.eval_batch_size, tokenizer.pad_token_id, model.device):
+                yield batch
+                advance(len(batch["input_ids"]))
 
-        norms = input_norms(model, attached, batches())
+        norms = input_norms(model, attached, counted())
     init_gates(
         attached,
         norms,
@@ -320,6 +266,10 @@ def _fit(
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
+    # The state is shared within a process, so not with the replicas of nn.DataParallel, into which
+    # the trainer puts the model when it sees several GPUs.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
     with display.stage("train", config.steps, done) as advance:
         trainer = Trainer(
             model=model,
@@ -339,16 +289,3 @@ def _fit(
     # The mean of the last tenth: one batch of four says little.
     tail = losses[-max(1, len(losses) // 10) :]
     return float(sum(tail) / len(tail))
-
-
-def _versions(config: SftConfig) -> dict[str, str]:
-    names = ["bmt-adapters", "torch", "transformers", "trl"]
-    if config.dataset.startswith("reasoning-gym:"):
-        names.append("reasoning-gym")
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            found[name] = "unknown"
-    return found
