@@ -7,13 +7,14 @@ safetensors package is needed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import mmap
 import os
 import re
-from collections.abc import Iterator
+import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -43,30 +44,51 @@ def _fail(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path}: {why}", field="checkpoint", value=str(path))
 
 
-def _header(path: Path) -> Iterator[_Entry]:
-    size = path.stat().st_size
+def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(items)
+    if len(found) != len(items):
+        raise ValueError("a name is given twice")
+    return found
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(n) is int and n >= 0 for n in values):
+        raise ValueError(f"{str(values)[:80]} is not a list of sizes")
+    return tuple(values)
+
+
+def _header(path: Path) -> list[_Entry]:
+    entries = []
     with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(_MAX_HEADER, size - 8):
             raise _fail(path, f"header of {length} bytes in a file of {size}; it is cut or damaged")
         try:
-            header: dict[str, Any] = json.loads(file.read(length))
+            header: dict[str, Any] = json.loads(file.read(length).decode(), object_pairs_hook=_once)
             for name, entry in header.items():
                 if name == "__metadata__":
                     continue
-                start, stop = entry["data_offsets"]
-                if not 0 <= start <= stop <= size - 8 - length:
+                name.encode()
+                start, stop = _sizes(entry["data_offsets"])
+                if not start <= stop <= size - 8 - length:
                     raise _fail(path, f"{name} lies outside the file; it is cut or damaged")
-                yield _Entry(
-                    name,
-                    str(entry["dtype"]),
-                    tuple(int(n) for n in entry["shape"]),
-                    path,
-                    8 + length + start,
-                    8 + length + stop,
+                if not isinstance(entry["dtype"], str):
+                    raise ValueError(f"the dtype of {name} is not a string")
+                entry["dtype"].encode()
+                entries.append(
+                    _Entry(
+                        name,
+                        entry["dtype"],
+                        _sizes(entry["shape"]),
+                        path,
+                        8 + length + start,
+                        8 + length + stop,
+                    )
                 )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _fail(path, f"not a safetensors file ({error})") from None
+    return entries
 
 
 def _entries(folder: str | os.PathLike[str]) -> list[_Entry]:
@@ -79,7 +101,10 @@ def _entries(folder: str | os.PathLike[str]) -> list[_Entry]:
             field="checkpoint",
             value=str(root),
         )
-    entries = sorted((e for f in files for e in _header(f)), key=lambda e: e.name)
+    try:
+        entries = sorted((e for f in files for e in _header(f)), key=lambda e: e.name)
+    except OSError as error:
+        raise _fail(root, f"cannot be read ({error})") from None
     for a, b in pairwise(entries):
         if a.name == b.name:
             raise _fail(b.file, f"{b.name} is also in {a.file.name}; remove the left-over file")
@@ -109,12 +134,16 @@ def fingerprint(
     """
     entries = _entries(checkpoint)
     note = _cache_note(entries, cache_dir)
-    if note is not None and note.exists():
-        cached = note.read_text().strip()
-        if re.fullmatch(r"[0-9a-f]{64}", cached):
-            return cached
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(_tensor_digest, entries))
+    if note is not None:
+        with contextlib.suppress(OSError):
+            cached = note.read_text(errors="replace").strip()
+            if re.fullmatch(r"[0-9a-f]{64}", cached):
+                return cached
+    try:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            digests = list(pool.map(_tensor_digest, entries))
+    except (OSError, ValueError) as error:
+        raise _fail(Path(checkpoint), f"cannot be read ({error})") from None
     sha = hashlib.sha256(_DOMAIN)
     for entry, digest in zip(entries, digests, strict=True):
         for part in (entry.name, entry.dtype, ",".join(map(str, entry.shape))):
@@ -123,10 +152,12 @@ def fingerprint(
         sha.update(digest)
     result = sha.hexdigest()
     if note is not None:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        temporary = note.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(result)
-        os.replace(temporary, note)
+        # A cache that cannot be written costs time, and nothing else.
+        with contextlib.suppress(OSError):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            temporary = note.with_suffix(f".{secrets.token_hex(8)}.tmp")
+            temporary.write_text(result)
+            os.replace(temporary, note)
     return result
 
 
