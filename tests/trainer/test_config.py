@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 from bmt_trainer.config import build, read_yaml
 from bmt_trainer.errors import ConfigError, TrainerError
 from bmt_trainer.sft import SftConfig
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 NEEDED = {"model": "m", "dataset": "task:initials", "output": "o.bmt"}
 
 
@@ -71,3 +74,10 @@ def test_an_empty_file_sets_nothing(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("# all defaults\n")
     assert read_yaml(path) == {}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("**/*.yaml")), ids=lambda p: p.name)
+def test_examples_are_valid(path):
+    config = build(SftConfig, {**NEEDED, **read_yaml(path)})
+    for name in ("learning_rate", "alpha_start", "alpha_end", "reg_lambda", "eta", "seed"):
+        assert getattr(config, name) == getattr(build(SftConfig, NEEDED), name)

@@ -197,9 +197,11 @@ def test_an_unfinished_run_is_neither_overwritten_nor_mixed(checkpoint, tmp_path
         train(config, quiet())
     with pytest.raises(ResumeError, match=r"learning_rate = 0\.01, not 0\.02"):
         train(dataclasses.replace(config, resume=True, learning_rate=0.02), quiet())
-    (tmp_path / "m.bmt.run" / "run.json").write_text("{")
-    with pytest.raises(ResumeError, match="no run of ours"):
-        train(dataclasses.replace(config, resume=True), quiet())
+    for text in ("{", "[]", '{"settings": 1}'):
+        (tmp_path / "m.bmt.run" / "run.json").write_text(text)
+        for resume in (True, False):
+            with pytest.raises(ResumeError, match="no run of ours"):
+                train(dataclasses.replace(config, resume=resume), quiet())
 
 
 def test_resume_without_a_run_starts_one(checkpoint, tmp_path):
@@ -237,6 +239,8 @@ def test_no_layer_to_mask(checkpoint, tmp_path):
     config = settings(checkpoint, tmp_path / "m.bmt", heldout=0, targets="nowhere")
     with pytest.raises(NoTargets, match="gate_proj"):
         train(config, quiet())
+    # What failed before its first checkpoint is not in the way of the next try.
+    train(settings(checkpoint, tmp_path / "m.bmt", heldout=0, steps=1), quiet())
 
 
 def test_output_that_is_a_folder(checkpoint, tmp_path):

@@ -34,8 +34,8 @@ def settings_of(config: Any) -> dict[str, Any]:
 class Run:
     """`<output>.run`, kept until the mask is written.
 
-    Raises ResumeError when the folder is of a run with other settings, and OutputError when it is
-    there and `resume` is not set.
+    Raises ResumeError when the folder is of a run with other settings, and OutputError when it
+    holds a checkpoint and `resume` is not set.
     """
 
     def __init__(self, output: Path, settings: dict[str, Any], *, resume: bool) -> None:
@@ -45,30 +45,35 @@ class Run:
         if output.is_dir():
             raise OutputError(f"output {output} is a folder; name a file")
         if self.folder.exists():
-            if not resume:
+            before = self._read()
+            if resume:
+                self._restore(before)
+            elif self.last_checkpoint() is not None:
                 raise OutputError(
                     f"{self.folder} holds an unfinished run; go on with --resume, or remove it"
                 )
-            self._restore()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.folder} cannot be made ({error.strerror})") from None
         self._write()
 
-    def _restore(self) -> None:
+    def _read(self) -> dict[str, Any]:
         try:
             kept = json.loads((self.folder / _FILE).read_text())
-            before, self.notes = kept["settings"], kept["notes"]
-        except (OSError, ValueError, KeyError) as error:
+            return {"settings": dict(kept["settings"]), "notes": dict(kept["notes"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ResumeError(f"{self.folder} is no run of ours ({error}); remove it") from None
-        now = json.loads(json.dumps(self._settings))
+
+    def _restore(self, kept: dict[str, Any]) -> None:
+        before, now = kept["settings"], json.loads(json.dumps(self._settings))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 raise ResumeError(
                     f"{self.folder} was started with {key} = {before.get(key)!r}, not "
                     f"{now.get(key)!r}; use its settings, or remove it"
                 )
+        self.notes = kept["notes"]
 
     def note(self, key: str, value: Any) -> None:
         """Keep a result of this run over an interruption."""
