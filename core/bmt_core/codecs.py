@@ -21,7 +21,7 @@ GAPS_LEVEL = 19
 # zstd's default level, with which the paper's sizes agree.
 PACKBITS_LEVEL = 3
 
-_PIECE = 1 << 18
+_PIECE = 1 << 16
 
 Spec = tuple[str, tuple[int, int], int]  # name, shape, zeros
 
@@ -156,16 +156,18 @@ def decode_packbits(
             bits = np.flatnonzero(np.unpackbits(piece[places]) == 0)
             if at + piece.size == packed.size:
                 bits = bits[: bits.size - padding]
-            if filled + bits.size <= zeros:
-                found = places[bits >> 3]
-                found += at
-                found <<= 3
-                found |= bits & 7
-                positions[filled : filled + bits.size] = found
             filled += bits.size
+            if filled > zeros:
+                break
+            found = places[bits >> 3]
+            found += at
+            found <<= 3
+            found |= bits & 7
+            positions[filled - bits.size : filled] = found
         if filled != zeros:
             raise PositionsError(
-                f"{name}: {filled} weights are deleted; the header announces {zeros}",
+                f"{name}: {filled} weights {'or more ' if filled > zeros else ''}are deleted; the "
+                f"header announces {zeros}",
                 field="zeros",
                 value=filled,
                 bound=zeros,

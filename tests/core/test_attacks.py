@@ -1,0 +1,80 @@
+"""Hostile files: each is refused with its typed error, at once and with little memory."""
+
+from __future__ import annotations
+
+import json
+import time
+import tracemalloc
+
+import bmt_core
+import pytest
+
+from .make_attacks import FOLDER, cases
+
+MANIFEST = json.loads((FOLDER / "manifest.json").read_text())
+ATTACKS = sorted(name for name, told in MANIFEST.items() if told["error"])
+GOOD = sorted(set(MANIFEST) - set(ATTACKS))
+EXPANDED = ("bomb-of-escapes.bmt", "bomb-of-all-zeros.bmt")
+
+
+def limits(name: str) -> bmt_core.Limits:
+    return bmt_core.Limits(max_density=0.05 if name.startswith("too-dense") else 1.0)
+
+
+def test_the_files_are_those_of_the_script():
+    made = {f"{name}.bmt": case for name, case in cases().items()}
+    assert {n: {"error": e, "field": f} for n, (e, f, _) in made.items()} == MANIFEST
+    assert {p.name for p in FOLDER.glob("*.bmt")} == set(made)
+    for name, (_, _, data) in made.items():
+        assert (FOLDER / name).read_bytes() == data, f"{name}: run tests/core/make_attacks.py"
+
+
+def subclasses(kind: type) -> set[str]:
+    return {k.__name__ for k in kind.__subclasses__()}
+
+
+def test_every_error_of_a_reader_has_a_file():
+    wanted = subclasses(bmt_core.FormatError) | subclasses(bmt_core.LimitError)
+    assert {told["error"] for told in MANIFEST.values() if told["error"]} == wanted
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_sound_files_are_read(name):
+    mask = bmt_core.load(FOLDER / name)
+    assert bmt_core.decode(bmt_core.encode(mask)) == mask
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_are_refused(name):
+    data = (FOLDER / name).read_bytes()
+    told = MANIFEST[name]
+    tracemalloc.start()
+    start = time.perf_counter()
+    with pytest.raises(bmt_core.BmtError) as caught:
+        bmt_core.decode(data, limits=limits(name))
+    seconds = time.perf_counter() - start
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert type(caught.value).__name__ == told["error"], caught.value
+    if told["field"]:
+        assert caught.value.field == told["field"], caught.value
+    assert len(str(caught.value)) < 1000
+    # These frames are within the limits, so they are expanded before they are refused.
+    assert peak < (8 << 20 if name in EXPANDED else 4 << 20)
+    assert seconds < 2
+
+
+@pytest.mark.parametrize("name", sorted(MANIFEST))
+def test_headers_alone_raise_nothing_else(name):
+    try:
+        bmt_core.inspect(memoryview((FOLDER / name).read_bytes()))
+    except bmt_core.BmtError:
+        return
+    assert MANIFEST[name]["error"] in {
+        None,
+        "PayloadError",
+        "PositionsError",
+        "DigestMismatch",
+        "TooLarge",
+        "TooDense",
+    }
