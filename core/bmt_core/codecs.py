@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from bmt_core.errors import MaskError, PayloadError, PositionsError
+from bmt_core.errors import MaskError, PayloadError, PositionsError, TooLarge
 from bmt_core.limits import Limits
 from bmt_core.mask import TensorMask, position_dtype
 from bmt_core.payload import compress, content_size, expand
@@ -18,6 +18,8 @@ CODEC_NAMES: dict[int, Codec] = {number: name for name, number in CODEC_IDS.item
 
 ESCAPE = 0xFFFF
 GAPS_LEVEL = 19
+# Of one tensor, where few positions in a vast one would fill the memory.
+MAX_CONTENT = 1 << 31
 # zstd's default level, with which the paper's sizes agree.
 PACKBITS_LEVEL = 3
 
@@ -38,6 +40,16 @@ def codec_id(codec: str) -> int:
     )
 
 
+def _writable(name: str, size: int) -> None:
+    if size > MAX_CONTENT:
+        raise TooLarge(
+            f"{name} takes {size} bytes before compression; at most {MAX_CONTENT} are written",
+            field="payload",
+            value=size,
+            bound=MAX_CONTENT,
+        )
+
+
 def encode_gaps(tensors: Sequence[TensorMask]) -> bytes:
     """One frame for all tensors: the low bytes of all 16-bit symbols, then the high bytes.
 
@@ -49,6 +61,7 @@ def encode_gaps(tensors: Sequence[TensorMask]) -> bytes:
         steps = np.diff(t.positions.astype(np.int64), prepend=-1) - 1
         escapes, rest = steps // ESCAPE, (steps % ESCAPE).astype(np.uint16)
         if escapes.any():
+            _writable(t.name, 2 * int(escapes.sum()))
             symbols = np.full(steps.size + int(escapes.sum()), ESCAPE, np.uint16)
             symbols[np.cumsum(escapes + 1) - 1] = rest
             parts.append(symbols)
@@ -122,6 +135,7 @@ def encode_packbits(tensors: Sequence[TensorMask]) -> list[bytes]:
     """One frame a tensor: zstd(packbits(1[G > 0])), bit 1 = kept, as in the paper (section 4)."""
     frames = []
     for t in tensors:
+        _writable(t.name, -(-t.numel // 8))
         packed = np.full(-(-t.numel // 8), 0xFF, np.uint8)
         packed[-1] = 0xFF << (-t.numel % 8) & 0xFF
         if t.zeros:

@@ -135,7 +135,7 @@ def encode(mask: Mask, codec: str = "gaps") -> bytes:
 
 def inspect(data: bytes | memoryview, *, limits: Limits | None = None) -> Header:
     """Read and check the header; positions are not expanded. Raises FormatError, LimitError."""
-    view = memoryview(data).cast("B")
+    view = _bytes(data)
     limits = limits or Limits()
     limits.check_file(len(view))
     if bytes(view[: len(MAGIC)]) != MAGIC[: len(view)] or not view:
@@ -293,7 +293,7 @@ def decode(
     `limits` allow, BaseMismatch where the base is another.
     """
     limits = limits or Limits()
-    view = memoryview(data).cast("B")
+    view = _bytes(data)
     header = inspect(view, limits=limits)
     if expect_base is not None:
         wanted = expect_base if isinstance(expect_base, str) else expect_base.fingerprint
@@ -377,6 +377,11 @@ def load(
         known = stat.S_ISREG(status.st_mode)
         data = file.read((status.st_size if known else limits.max_file_bytes) + 1)
     return decode(data, limits=limits, expect_base=expect_base)
+
+
+def _bytes(data: bytes | memoryview) -> memoryview:
+    view = memoryview(data)
+    return view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
 
 
 def _need(view: memoryview, at: int, size: int, what: str) -> None:
