@@ -1,0 +1,184 @@
+"""A fingerprint is of a checkpoint's content: all of it, however it is spread over files."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+
+import bmt_core
+import pytest
+
+Tensor = tuple[str, str, list[int], bytes]
+TENSORS: list[Tensor] = [
+    ("model.layers.0.mlp.gate_proj.weight", "BF16", [4, 3], bytes(range(24))),
+    ("model.layers.1.mlp.gate_proj.weight", "BF16", [4, 3], bytes(range(24, 48))),
+    ("model.norm.weight", "F32", [2], bytes(8)),
+    ("nothing", "F32", [0, 3], b""),
+]
+
+
+def write(path, tensors, *, metadata=None, raw_header=None, cut=None):
+    header, body = {}, b""
+    if metadata:
+        header["__metadata__"] = metadata
+    for name, dtype, shape, data in tensors:
+        offsets = [len(body), len(body) + len(data)]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        body += data
+    text = json.dumps(header).encode() if raw_header is None else raw_header
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_bytes((struct.pack("<Q", len(text)) + text + body)[:cut])
+    return path.parent
+
+
+@pytest.fixture
+def whole(tmp_path):
+    return write(tmp_path / "whole" / "model.safetensors", TENSORS)
+
+
+def test_sharding_order_and_metadata_do_not_matter(tmp_path, whole):
+    reverse = write(tmp_path / "reverse" / "m.safetensors", TENSORS[::-1], metadata={"a": "b"})
+    for index, tensor in enumerate(TENSORS):
+        shards = write(tmp_path / "shards" / f"m-{index}.safetensors", [tensor])
+    (shards / "config.json").write_text("{}")
+    assert (
+        bmt_core.fingerprint(whole) == bmt_core.fingerprint(reverse) == bmt_core.fingerprint(shards)
+    )
+    assert bmt_core.geometry(whole) == bmt_core.geometry(shards)
+    assert bmt_core.geometry(whole) == {t[0]: (4, 3) for t in TENSORS[:2]}
+    assert bmt_core.geometry(whole, r"norm|nothing") == {}
+
+
+def test_everything_about_every_tensor_matters(tmp_path, whole):
+    seen = {bmt_core.fingerprint(whole)}
+
+    def changed(tensors):
+        seen.add(bmt_core.fingerprint(write(tmp_path / "x" / "m.safetensors", tensors)))
+
+    count = 1
+    for index, (name, dtype, shape, data) in enumerate(TENSORS):
+        others = TENSORS[:index] + TENSORS[index + 1 :]
+        variants = [
+            [(name + "x", dtype, shape, data)],
+            [(name, "I" + dtype[1:], shape, data)],
+            [(name, dtype, [*shape, 1], data)],
+            [(name, dtype, shape[::-1], data)] if shape != shape[::-1] else [],
+            [],
+        ]
+        for at in range(len(data)):
+            flipped = bytearray(data)
+            flipped[at] ^= 1
+            variants.append([(name, dtype, shape, bytes(flipped))])
+        for variant in variants:
+            changed(others + variant)
+        count += len(variants) - (shape == shape[::-1])
+    swapped = [(*TENSORS[0][:3], TENSORS[1][3]), (*TENSORS[1][:3], TENSORS[0][3]), *TENSORS[2:]]
+    changed(swapped)
+    assert len(seen) == count + 1
+
+
+ENTRY = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"a":' * 20_000,
+        b'{"a":1}',
+        b'{"a":{}}',
+        b'{"a":{"dtype":"F32","shape":[2]}}',
+        b'{"a":{"dtype":"F32","shape":2,"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"F32","shape":[2.5],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"F32","shape":["2"],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"F32","shape":[1e999],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"F32","shape":[true],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":7,"shape":[2],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"\\ud800","shape":[2],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0]}}',
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8,9]}}',
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}',
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[-8,0]}}',
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,9]}}',
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,1e3]}}',
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,0.5]}}',
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":["0","8"]}}',
+        b'{"a":{"dtype":"F32","shape":[' + b"1" * 5000 + b'],"data_offsets":[0,8]}}',
+        f'{{"a":{ENTRY},"a":{ENTRY}}}'.encode(),
+        f'{{"\\ud800":{ENTRY}}}'.encode(),
+    ],
+)
+def test_a_damaged_header_is_told(tmp_path, header):
+    body: list[Tensor] = [("a", "F32", [2], bytes(8))]
+    folder = write(tmp_path / "c" / "m.safetensors", body, raw_header=header)
+    for read in (bmt_core.fingerprint, bmt_core.geometry):
+        with pytest.raises(bmt_core.CheckpointError):
+            read(folder)
+
+
+def test_a_cut_file_is_told_wherever_it_is_cut(tmp_path):
+    path = tmp_path / "c" / "m.safetensors"
+    write(path, TENSORS)
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(bmt_core.CheckpointError):
+            bmt_core.fingerprint(path.parent)
+
+
+def test_what_is_no_checkpoint_is_told(tmp_path, whole):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    folder = tmp_path / "folder"
+    (folder / "m.safetensors").mkdir(parents=True)
+    dangling = tmp_path / "dangling"
+    dangling.mkdir()
+    (dangling / "m.safetensors").symlink_to(tmp_path / "gone")
+    for path in (empty, folder, dangling, tmp_path / "gone", whole / "model.safetensors"):
+        with pytest.raises(bmt_core.CheckpointError):
+            bmt_core.fingerprint(path)
+    write(whole / "left-over.safetensors", TENSORS[:1])
+    with pytest.raises(bmt_core.CheckpointError, match="left-over"):
+        bmt_core.fingerprint(whole)
+
+
+def test_links_are_followed(tmp_path, whole):
+    """Hugging Face's cache is a folder of links."""
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "model.safetensors").symlink_to(whole / "model.safetensors")
+    assert bmt_core.fingerprint(links) == bmt_core.fingerprint(whole)
+
+
+def test_the_cache_is_used_until_a_file_changes(tmp_path, whole):
+    cache = tmp_path / "a" / "cache"
+    first = bmt_core.fingerprint(whole, cache_dir=cache)
+    assert first == bmt_core.fingerprint(whole)
+    (note,) = cache.iterdir()
+    note.write_text("0" * 64)
+    assert bmt_core.fingerprint(whole, cache_dir=cache) == "0" * 64
+    for damage in (b"", b"\xff\xfe", b"x" * 64, b"0" * 63):
+        note.write_bytes(damage)
+        assert bmt_core.fingerprint(whole, cache_dir=cache) == first
+        assert note.read_text() == first
+    path = whole / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    status = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert bmt_core.fingerprint(whole, cache_dir=cache) == bmt_core.fingerprint(whole) != first
+    assert not list(cache.glob("*.tmp"))
+
+
+def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path, whole):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert bmt_core.fingerprint(whole, cache_dir=blocked) == bmt_core.fingerprint(whole)
