@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bmt_core
+import numpy as np
 import pytest
 
 from .test_specification import random_mask
@@ -55,3 +56,36 @@ def test_identity_ignores_metadata_and_codec_but_not_the_base():
     assert hash(again) == hash(a)
     assert bmt_core.Mask(bmt_core.Base("m", "12" * 32), a.tensors).digest != a.digest
     assert bmt_core.jaccard(a, again) == 1.0
+
+
+def test_a_tensor_that_one_mask_lacks_counts_as_untouched():
+    a = random_mask(0, SHAPES, 0.3)
+    b = bmt_core.Mask(a.base, a.tensors[:1])
+    assert sets(bmt_core.union(a, b)) == sets(a)
+    assert sets(bmt_core.intersection(a, b)) == {**sets(a), "t1": set()}
+    assert bmt_core.compare(b, a).tensors["t1"].only_b == a.tensors[1].zeros
+    nothing = bmt_core.Mask(a.base, ())
+    assert bmt_core.union(nothing, nothing).tensors == ()
+    assert bmt_core.jaccard(nothing, nothing) == 1.0
+    assert bmt_core.jaccard(a, nothing) == 0.0
+    assert bmt_core.union(a, b, {"made": "by hand"}).metadata == {"made": "by hand"}
+
+
+@pytest.mark.parametrize("shape", [(65536, 65536), (65536, 65537)])
+def test_positions_keep_their_type_about_32_bits(shape):
+    last = shape[0] * shape[1] - 1
+
+    def one(*positions):
+        tensor = bmt_core.TensorMask("w", shape, np.array(positions, np.uint64))
+        return bmt_core.Mask(bmt_core.Base("m", "cd" * 32), (tensor,))
+
+    a, b = one(0, (1 << 31) + 1, last), one(1, (1 << 31) + 1)
+    for operation, wanted in (
+        (bmt_core.union, [0, 1, (1 << 31) + 1, last]),
+        (bmt_core.intersection, [(1 << 31) + 1]),
+        (bmt_core.difference, [0, last]),
+        (bmt_core.symmetric_difference, [0, 1, last]),
+    ):
+        (tensor,) = operation(a, b).tensors
+        assert tensor.positions.tolist() == wanted
+        assert tensor.positions.dtype == a.tensors[0].positions.dtype

@@ -46,3 +46,21 @@ def test_digests_are_whole_and_lower_case():
     for text in (DIGEST[:-1], DIGEST + "0", DIGEST.upper(), "sha256:" + DIGEST):
         with pytest.raises(bmt_core.InvalidName):
             bmt_core.validate_digest(text)
+
+
+@pytest.mark.parametrize("value", [None, 5, b"math", ["math"], 1.5])
+def test_what_is_no_text_is_refused_as_a_name(value):
+    for check in (
+        bmt_core.validate_name,
+        bmt_core.validate_alias,
+        bmt_core.validate_digest,
+        bmt_core.MaskRef.parse,
+    ):
+        with pytest.raises(bmt_core.InvalidName):
+            check(value)
+
+
+def test_the_longest_name_is_allowed():
+    assert bmt_core.validate_name("a" * 128) == "a" * 128
+    ref = bmt_core.MaskRef.parse("a" * 128 + ":" + "b" * 128)
+    assert (ref.name, ref.alias, ref.digest_prefix) == ("a" * 128, "b" * 128, None)
