@@ -3,87 +3,102 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import openai
 from bmt_trainer.data import Example
-from bmt_trainer.evaluate import Score, grade
-
-from server import Address
+from errors import DemoError
+from serving import Address
 
 AT_ONCE = 64
-MAX_TOKENS = 40
 
 
-def _client(address: Address) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{address.url}/v1", api_key=address.key, timeout=300)
+@dataclass(frozen=True)
+class Answer:
+    """text: what was answered; model: the version that did."""
+
+    text: str
+    model: str
 
 
-async def _one(client: openai.AsyncOpenAI, model: str, example: Example) -> tuple[str, str]:
-    answer = await client.chat.completions.create(
-        model=model,
-        messages=[dict(message) for message in example.prompt],  # type: ignore[misc]
-        temperature=0,
-        max_tokens=MAX_TOKENS,
-    )
-    return answer.choices[0].message.content or "", answer.model
+@dataclass(frozen=True)
+class Stream:
+    """models: the versions that the pieces name; before, after: pieces around the action."""
+
+    models: frozenset[str]
+    before: int
+    after: int
 
 
-def side_by_side(
-    address: Address, models: Sequence[str], examples: Sequence[Example]
-) -> list[list[tuple[str, str]]]:
-    """(text, model that answered) of each example under each model, all in one batch."""
-
-    async def run() -> list[list[tuple[str, str]]]:
-        async with _client(address) as client:
-            flat = await asyncio.gather(*(_one(client, m, e) for e in examples for m in models))
-        width = len(models)
-        return [flat[i : i + width] for i in range(0, len(flat), width)]
-
-    return asyncio.run(run())
+def ask(address: Address, model: str, example: Example, tokens: int) -> Answer:
+    """One request by itself."""
+    return batch(address, [(model, example)], tokens)[0]
 
 
-def accuracy(
+def batch(
     address: Address,
-    model: str,
-    examples: Sequence[Example],
-    advance: Callable[[int], None],
-) -> Score:
-    """Exact match of `model` on the examples, through the server."""
+    requests: Sequence[tuple[str, Example]],
+    tokens: int,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Answer]:
+    """Greedy answers to all (model, example) in their order, AT_ONCE of them in flight."""
 
-    async def run() -> list[str]:
+    async def one(
+        client: openai.AsyncOpenAI, gate: asyncio.Semaphore, model: str, example: Example
+    ) -> Answer:
+        async with gate:
+            answer = await client.chat.completions.create(
+                model=model,
+                messages=[dict(message) for message in example.prompt],  # type: ignore[misc]
+                temperature=0,
+                max_tokens=tokens,
+            )
+        advance()
+        return Answer(answer.choices[0].message.content or "", answer.model)
+
+    async def everything() -> list[Answer]:
         gate = asyncio.Semaphore(AT_ONCE)
+        async with openai.AsyncOpenAI(**_options(address)) as client:
+            parts: list[Awaitable[Answer]] = [one(client, gate, m, e) for m, e in requests]
+            return list(await asyncio.gather(*parts))
 
-        async def one(client: openai.AsyncOpenAI, example: Example) -> str:
-            async with gate:
-                text, _ = await _one(client, model, example)
-            advance(1)
-            return text
-
-        async with _client(address) as client:
-            return list(await asyncio.gather(*(one(client, e) for e in examples)))
-
-    return grade(asyncio.run(run()), examples)
+    with _failures():
+        return asyncio.run(everything())
 
 
-def stream_while(
-    address: Address, model: str, prompt: str, after: int, action: Callable[[], object]
-) -> tuple[set[str], int]:
-    """Stream from `model`; run `action` after some pieces. Versions that answered, and pieces."""
-    with openai.OpenAI(base_url=f"{address.url}/v1", api_key=address.key) as client:
+def stream_around(
+    address: Address, model: str, prompt: str, pieces: int, action: Callable[[], object]
+) -> Stream:
+    """Stream a long answer from `model` and run `action` once `pieces` of it have come."""
+    seen: set[str] = set()
+    count = 0
+    with _failures(), openai.OpenAI(**_options(address)) as client:
         stream = client.chat.completions.create(
             model=model,
             messages=[{"role": "user", "content": prompt}],
             temperature=0,
-            max_tokens=200,
+            max_tokens=400,
             stream=True,
             extra_body={"ignore_eos": True},
         )
-        seen: set[str] = set()
-        pieces = 0
         for piece in stream:
-            pieces += 1
+            count += 1
             seen.add(piece.model)
-            if pieces == after:
+            if count == pieces:
                 action()
-    return seen, pieces
+    return Stream(frozenset(seen), pieces, count - pieces)
+
+
+def _options(address: Address) -> dict[str, Any]:
+    return {"base_url": f"{address.url}/v1", "api_key": address.key, "timeout": 300}
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    try:
+        yield
+    except openai.OpenAIError as error:
+        raise DemoError(f"the server did not answer as it should: {error}") from error
