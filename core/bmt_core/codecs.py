@@ -88,46 +88,49 @@ def decode_gaps(frame: memoryview, specs: Sequence[Spec], limits: Limits) -> lis
         )
     planes = np.frombuffer(expand(frame, size, limits), np.uint8)
     count = size // 2
-    steps = planes[count:].astype(np.uint32)
-    steps <<= 8
-    steps |= planes[:count]
-    ends = None
-    if count != zeros or bool((planes[count:] == 0xFF).any()):
-        deletes = steps != ESCAPE
-        ends = np.flatnonzero(deletes)
-        if ends.size != zeros or count != (int(ends[-1]) + 1 if zeros else 0):
+    low, high = planes[:count], planes[count:]
+    # For each escape, how many zeros end before it.
+    behind = np.zeros(0, np.int64)
+    if count != zeros or bool((high == 0xFF).any()):
+        escape = high == 0xFF
+        escape &= low == 0xFF
+        ended = count - int(np.count_nonzero(escape))
+        if ended != zeros or (count and bool(escape[-1])):
             raise PositionsError(
-                f"the gaps end {ends.size} positions, the last at symbol "
-                f"{int(ends[-1]) + 1 if ends.size else 0} of {count}; the header announces {zeros}",
+                f"{count} gap symbols end {ended} positions, the header announces {zeros}, and the "
+                "last must end one",
                 field="zeros",
-                value=int(ends.size),
+                value=ended,
                 bound=zeros,
             )
-        steps += deletes
-    else:
-        steps += 1
+        behind = np.flatnonzero(escape)
+        behind -= np.arange(behind.size)
     result: list[np.ndarray] = []
     first = symbol = 0
+    # Tensor by tensor, so that the passes over one stay in the processor's cache.
     for name, shape, n in specs:
         numel = shape[0] * shape[1]
         dtype = position_dtype(numel)
+        first += n
         if not n:
             result.append(np.zeros(0, dtype))
             continue
-        stop = first + n if ends is None else int(ends[first + n - 1]) + 1
-        steps[symbol] -= 1  # positions count from 0
-        sums = np.cumsum(steps[symbol:stop], dtype=dtype)
+        stop = first + (int(np.searchsorted(behind, first)) if behind.size else 0)
+        symbols = np.left_shift(high[symbol:stop], 8, dtype=np.uint16)
+        symbols |= low[symbol:stop]
+        sums = symbols.astype(dtype)
+        deletes = None if stop - symbol == n else symbols != ESCAPE
+        sums += 1 if deletes is None else deletes
+        sums[0] -= 1  # positions count from 0
+        np.cumsum(sums, out=sums)
         # A step is at most 2**16, so fewer than 2**16 of them cannot pass 2**32 unnoticed.
         marks = np.append(sums[:: (1 << 16) - 1], sums[-1])
         if bool((marks[1:] < marks[:-1]).any()) or int(sums[-1]) >= numel:
             raise PositionsError(
-                f"{name}: positions lie outside its {numel} weights",
-                field="positions",
-                value=int(steps[symbol:stop].sum(dtype=np.uint64)),
-                bound=numel,
+                f"{name}: positions lie outside its {numel} weights", field="positions", bound=numel
             )
-        result.append(sums if ends is None else sums[ends[first : first + n] - symbol])
-        first, symbol = first + n, stop
+        result.append(sums if deletes is None else sums[deletes])
+        symbol = stop
     return result
 
 
