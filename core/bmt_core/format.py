@@ -47,7 +47,7 @@ from bmt_core.mask import (
 MAGIC = b"\x89BMT\r\n\x1a\n"
 VERSION = 1
 # magic, version, flags, codec, reserved, header length, tensors, metadata length, model id length,
-# reserved, base fingerprint, mask digest, payload length | then crc32, reserved
+# reserved, base fingerprint, mask digest, payload length | then the crc32s of header and payload
 _PREFIX = struct.Struct("<8sHHB3xIIIHH32s32sQ")
 _CRC = struct.Struct("<II")
 FIXED = _PREFIX.size + _CRC.size
@@ -130,7 +130,7 @@ def encode(mask: Mask, codec: str = "gaps") -> bytes:
         len(payload),
     )
     crc = zlib.crc32(table, zlib.crc32(prefix))
-    return prefix + _CRC.pack(crc, 0) + bytes(table) + payload
+    return prefix + _CRC.pack(crc, zlib.crc32(payload)) + bytes(table) + payload
 
 
 def inspect(data: bytes | memoryview, *, limits: Limits | None = None) -> Header:
@@ -148,7 +148,7 @@ def inspect(data: bytes | memoryview, *, limits: Limits | None = None) -> Header
     _need(view, 0, FIXED, "fixed header")
     fields = _PREFIX.unpack_from(view)
     _, version, flags, number, length, count, n_meta, n_id, reserved, base, digest, payload = fields
-    crc, reserved2 = _CRC.unpack_from(view, _PREFIX.size)
+    crc, payload_crc = _CRC.unpack_from(view, _PREFIX.size)
     if version != VERSION:
         raise UnsupportedVersion(
             f"version {version}; this reader knows {VERSION}. Update bmt-adapters",
@@ -168,8 +168,8 @@ def inspect(data: bytes | memoryview, *, limits: Limits | None = None) -> Header
             value=flags,
             bound=0,
         )
-    if reserved or reserved2 or any(view[13:16]):
-        raise _bad("reserved", (reserved, reserved2), 0)
+    if reserved or any(view[13:16]):
+        raise _bad("reserved", (bytes(view[13:16]), reserved), 0)
     if number not in codecs.CODEC_NAMES:
         raise UnsupportedVersion(
             f"codec {number}; this reader knows {sorted(codecs.CODEC_NAMES)}. Update bmt-adapters",
@@ -196,6 +196,11 @@ def inspect(data: bytes | memoryview, *, limits: Limits | None = None) -> Header
             field="file",
             value=len(view),
             bound=end + payload,
+        )
+    # zstd's own checksum is over the content: some bits of a frame have no effect on that.
+    if zlib.crc32(view[end:]) != payload_crc:
+        raise BadChecksum(
+            "the payload is damaged: its checksum does not match", field="payload crc32"
         )
     table = bytes(view[FIXED:end])
     model_id, tensors, metadata = _table(table, n_id, count, n_meta)

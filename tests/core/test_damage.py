@@ -1,4 +1,4 @@
-"""A damaged file is refused with a typed error, or reads as the very same mask."""
+"""A damaged file is refused with a typed error."""
 
 from __future__ import annotations
 
@@ -22,21 +22,13 @@ def test_every_truncation_is_refused(file):
             bmt_core.decode(data[:length])
 
 
-def test_every_flipped_bit_is_noticed_or_without_effect(file):
-    mask, data = file
-    harmless = 0
+def test_every_flipped_bit_is_noticed(file):
+    _, data = file
     for bit in range(len(data) * 8):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
-        try:
-            read = bmt_core.decode(bytes(damaged))
-        except bmt_core.BmtError:
-            continue
-        assert read == mask
-        assert read.metadata == mask.metadata
-        harmless += 1
-    # zstd's frame header has a bit that decoders ignore; nothing else may pass.
-    assert harmless <= 3
+        with pytest.raises(bmt_core.BmtError):
+            bmt_core.decode(bytes(damaged))
 
 
 @pytest.mark.parametrize("extra", [b"\0", b"PK\x03\x04", bytes(100)])

@@ -24,10 +24,11 @@ def read(data: bytes) -> dict:
     table_length, count, metadata_length, id_length, _ = struct.unpack_from("<IIIHH", data, 16)
     fingerprint, digest = data[32:64], data[64:96]
     (payload_length,) = struct.unpack_from("<Q", data, 96)
-    (crc,) = struct.unpack_from("<I", data, 104)
+    crc, payload_crc = struct.unpack_from("<II", data, 104)
     table, payload = data[112 : 112 + table_length], data[112 + table_length :]
     assert (version, flags) == (1, 0)
     assert zlib.crc32(data[:104] + table) == crc
+    assert zlib.crc32(payload) == payload_crc
     assert len(payload) == payload_length
     at, tensors = id_length, []
     for _ in range(count):
