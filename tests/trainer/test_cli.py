@@ -93,6 +93,24 @@ def test_errors_are_one_line_and_an_exit_code(tmp_path):
         assert "Traceback" not in done.stderr
 
 
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train", interrupted)
+    config = SftConfig(model="m", dataset="d", output=tmp_path / "m.bmt")
+    for checkpoints in (0, 1):
+        if checkpoints:
+            (tmp_path / "m.bmt.run" / "checkpoint-100").mkdir(parents=True)
+        with pytest.raises(KeyboardInterrupt):
+            cli._sft(config)
+        assert ("--resume" in capsys.readouterr().err) == bool(checkpoints)
+
+
+def test_version():
+    assert CliRunner().invoke(cli.app, ["--version"]).output.startswith("bmt-train ")
+
+
 def test_help_brings_no_torch():
     code = (
         "import sys\nfrom bmt_trainer import cli\n"

@@ -37,6 +37,23 @@ app = typer.Typer(
 )
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"bmt-train {version('bmt-adapters')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None: ...
+
+
 def settings_command(kind: type[Any], run: Callable[[Any], None]) -> Callable[..., None]:
     """A command with a flag per field of the dataclass `kind`, and `--config` for a YAML file.
 
@@ -68,7 +85,12 @@ def settings_command(kind: type[Any], run: Callable[[Any], None]) -> Callable[..
 def _sft(config: SftConfig) -> None:
     """Train a mask by supervised fine-tuning."""
     keep_freed_memory()
-    mask = train(config)
+    try:
+        mask = train(config)
+    except KeyboardInterrupt:
+        if any(config.output.parent.glob(f"{config.output.name}.run/checkpoint-*")):
+            print("bmt-train: interrupted; the same command with --resume goes on", file=sys.stderr)
+        raise
     _report(mask, config.output)
 
 
