@@ -32,16 +32,8 @@ from bmt_core.errors import (
     UnsupportedVersion,
 )
 from bmt_core.fingerprint import fingerprint, geometry
-from bmt_core.format import (
-    Header,
-    TensorHeader,
-    decode,
-    encode,
-    file_digest,
-    inspect,
-    load,
-    save,
-)
+from bmt_core.format import decode, encode, file_digest, load, save
+from bmt_core.header import Header, TensorHeader, inspect
 from bmt_core.limits import Limits
 from bmt_core.mask import Base, Mask, TensorMask
 from bmt_core.names import LATEST, MaskRef, validate_alias, validate_digest, validate_name

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bmt_core.errors import BaseMismatch, TooDense, TooLarge
 from bmt_core.mask import MAX_METADATA, MAX_MODEL_ID, MAX_TENSOR_NAME, MAX_TENSORS
 
-# Of the fixed header and each tensor's fields beside its name (see format.py).
+# Of the fixed header and each tensor's fields beside its name (see header.py).
 _FIXED_BYTES = 112
 _ENTRY_BYTES = 26
 # Deflation never helps random gaps much, and zstd adds at most this share to data it cannot

@@ -155,6 +155,23 @@ def file(
     return prefix + struct.pack("<II", crc, payload_crc) + table + payload
 
 
+# Class of an error: its code, the same for ever.
+CODES = {
+    "BadMagic": "bad_magic",
+    "UnsupportedVersion": "unsupported_version",
+    "Truncated": "truncated",
+    "TrailingBytes": "trailing_bytes",
+    "BadHeader": "bad_header",
+    "BadChecksum": "bad_checksum",
+    "BadMetadata": "bad_metadata",
+    "PayloadError": "bad_payload",
+    "PositionsError": "positions",
+    "DigestMismatch": "digest_mismatch",
+    "TooLarge": "too_large",
+    "TooDense": "too_dense",
+    "BaseMismatch": "base_mismatch",
+}
+
 # A 2 × 4 matrix with positions 1 and 6 deleted: the example of docs/format.md.
 W: Tensor = (b"w", 2, 4, [1, 6])
 ENTRY = entry(b"w", 2, 4, 2)
@@ -232,6 +249,7 @@ def cases() -> dict[str, tuple[str | None, str | None, bytes]]:
         ),
         "model-id-length-too-large": ("BadHeader", "model_id_length", gaps(model_length=0xFFFF)),
         "model-id-beyond-table": ("BadHeader", "model_id_length", gaps(model_length=1000)),
+        "model-id-too-large": ("BadHeader", "model_id_length", gaps(model=b"m" * 1025)),
         "model-id-not-utf-8": ("BadHeader", "model_id", gaps(model=b"\xff\xfe")),
         "model-id-surrogate": ("BadHeader", "model_id", gaps(model=b"\xed\xa0\x80")),
         "crc-wrong": ("BadChecksum", "crc32", gaps(crc=0)),
@@ -295,6 +313,13 @@ def cases() -> dict[str, tuple[str | None, str | None, bytes]]:
             "payload",
             gaps(entries=entry(b"w", 1 << 15, 1 << 15, 1 << 30)),
         ),
+        "base-unexpected": ("BaseMismatch", "base.fingerprint", gaps()),
+        "base-has-no-such-tensor": (
+            "BaseMismatch",
+            "name",
+            gaps(entries=entry(b"v", 2, 4, 2)),
+        ),
+        "base-has-another-shape": ("BaseMismatch", "shape", gaps(entries=entry(b"w", 4, 2, 2))),
         "too-dense": ("TooDense", "density", gaps()),
         "own-frame-under-gaps": ("BadHeader", "payload_bytes", gaps(entries=entry(*W[:3], 2, 1))),
         "own-frame-beyond-payload": (
@@ -412,6 +437,8 @@ def cases() -> dict[str, tuple[str | None, str | None, bytes]]:
             for name, data in {
                 "junk-after": frame() + b"junk",
                 "junk-far-after": frame() + bytes(1000),
+                # 64 bytes: a reader that takes it in bites of a power of two ends with a whole one.
+                "junk-after-64": bytes.fromhex("28b52ffd2400") + bytes(51) + frame()[13:] + b"junk",
                 "second": frame() + frame(),
                 "checksum-wrong": frame(checksum=0),
                 "cut": frame()[:-1],
@@ -532,13 +559,18 @@ def cases() -> dict[str, tuple[str | None, str | None, bytes]]:
     return found
 
 
+def manifest() -> dict[str, dict[str, str | None]]:
+    return {
+        f"{name}.bmt": {"error": error, "code": CODES[error] if error else None, "field": field}
+        for name, (error, field, _) in cases().items()
+    }
+
+
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    manifest = {}
-    for name, (error, field, data) in sorted(cases().items()):
+    for name, (_, _, data) in cases().items():
         (FOLDER / f"{name}.bmt").write_bytes(data)
-        manifest[f"{name}.bmt"] = {"error": error, "field": field}
-    (FOLDER / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    (FOLDER / "manifest.json").write_text(json.dumps(manifest(), indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
