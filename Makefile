@@ -29,7 +29,7 @@ test-quick: setup ## without the tests that start an engine
 
 lint: setup ## ruff and mypy
 	@cd "$(ROOT)" && "$(BIN)/python" -m ruff check . && "$(BIN)/python" -m ruff format --check . \
-		&& "$(BIN)/python" -m mypy core/bmt_core trainer/bmt_trainer server/bmt_server client/bmt_client
+		&& "$(BIN)/python" -m mypy core/bmt_core trainer/bmt_trainer server/bmt_server client/bmt_client examples/demo scripts
 
 format: setup ## let ruff lay out and mend what it can
 	@cd "$(ROOT)" && "$(BIN)/python" -m ruff check --fix -q . ; "$(BIN)/python" -m ruff format .

@@ -1,20 +1,25 @@
-"""Fixtures for all packages: the real model, checkpoints made from it, and quiet threads."""
+"""Fixtures for all packages: the real model, the demo's modules, and an environment of our own."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "examples" / "demo"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+# What the developer's own shell is set up for is not the tests': a registry, a server, a key.
+for name in ("BMT_URL", "BMT_API_KEY", "BMT_REGISTRY", "BMT_DATA_DIR", "BMT_SERVER_SETTINGS"):
+    os.environ.pop(name, None)
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,9 +30,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def smol() -> Path:
     """The real model, SmolLM2-135M-Instruct, as a bf16 checkpoint."""
-    sys.path.insert(0, str(ROOT / "examples" / "demo"))
-    from model import FOLDER, build
-
-    if not (FOLDER / "model.safetensors").exists():
-        build(FOLDER)
-    return FOLDER
+    spec = importlib.util.spec_from_file_location("bmt_demo_model", DEMO / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    model = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(model)
+    if not (model.FOLDER / "model.safetensors").exists():
+        model.build(model.FOLDER)
+    return model.FOLDER

@@ -21,6 +21,7 @@ SURFACE = {
         ConfigError DataError ExpertTensors FusedGate ModelError ModelNotFound NoTargets
         OutputError QuantizedModel ResumeError TrainerError UnknownBase
     """,
+    "bmt_server.offline": "mask_request masked_llm",
     "bmt_client": """
         Alias AsyncBmtClient AuthenticationError BaseModelInfo BmtClient BmtClientError Conflict
         Invalid MaskInfo ModelInfo NotFound Page PermissionDenied ProtocolError RateLimited

@@ -21,6 +21,8 @@ from processes import end_group, program
 
 START_S = 420
 STOP_S = 60
+# vLLM does not always hear SIGTERM before it is ready; there is nothing to lose then.
+STOP_STARTING_S = 5
 
 
 class ServerError(DemoError):
@@ -43,6 +45,7 @@ class Server:
 
     def __init__(self, model: str, name: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._ready = False
         self._key_file, self._log = folder / "key", folder / "server.log"
         port = _free_port()
         self._url = f"http://127.0.0.1:{port}"
@@ -72,6 +75,7 @@ class Server:
                     raise ServerError(f"the server ended with {code}:\n{self._tail()}")
                 try:
                     if client.get(f"{self._url}/readyz").status_code == 200:
+                        self._ready = True
                         return Address(self._url, self._key_file.read_text().strip())
                 except httpx.HTTPError:
                     pass
@@ -94,7 +98,7 @@ class Server:
     def _end(self) -> int:
         try:
             self._process.send_signal(signal.SIGTERM)
-            return self._process.wait(STOP_S)
+            return self._process.wait(STOP_S if self._ready else STOP_STARTING_S)
         finally:
             # What it left, or all of it where a second Ctrl-C does not let it finish.
             end_group(self._process.pid)

@@ -21,6 +21,8 @@ import bmt_core
 from bmt_server.settings import MaskMode, Settings, SettingsError
 from bmt_server.wire import SUFFIX, lay_out
 
+__all__ = ["mask_request", "masked_llm"]
+
 if TYPE_CHECKING:
     from vllm import LLM
     from vllm.lora.request import LoRARequest
