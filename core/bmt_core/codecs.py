@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -108,19 +108,18 @@ def decode_gaps(frame: memoryview, specs: Sequence[Spec], limits: Limits) -> lis
     result: list[np.ndarray] = []
     first = symbol = 0
     # Tensor by tensor, so that the passes over one stay in the processor's cache.
-    for name, shape, n in specs:
+    for (name, shape, n), positions in zip(specs, _rooms(specs), strict=True):
         numel = shape[0] * shape[1]
-        dtype = position_dtype(numel)
+        result.append(positions)
         first += n
         if not n:
-            result.append(np.zeros(0, dtype))
             continue
         stop = first + (int(np.searchsorted(behind, first)) if behind.size else 0)
         symbols = np.left_shift(high[symbol:stop], 8, dtype=np.uint16)
         symbols |= low[symbol:stop]
-        sums = symbols.astype(dtype)
         deletes = None if stop - symbol == n else symbols != ESCAPE
-        sums += 1 if deletes is None else deletes
+        sums = positions if deletes is None else np.empty(stop - symbol, positions.dtype)
+        np.add(symbols, 1 if deletes is None else deletes, out=sums, dtype=sums.dtype)
         sums[0] -= 1  # positions count from 0
         np.cumsum(sums, out=sums)
         # A step is at most 2**16, so fewer than 2**16 of them cannot pass 2**32 unnoticed.
@@ -129,9 +128,26 @@ def decode_gaps(frame: memoryview, specs: Sequence[Spec], limits: Limits) -> lis
             raise PositionsError(
                 f"{name}: positions lie outside its {numel} weights", field="positions", bound=numel
             )
-        result.append(sums if deletes is None else sums[deletes])
+        if deletes is not None:
+            positions[:] = sums[deletes]
         symbol = stop
     return result
+
+
+def _rooms(specs: Sequence[Spec]) -> Iterator[np.ndarray]:
+    """Each tensor's positions, still empty: parts of one array of each type.
+
+    The kernel gives a large array in huge pages. In small ones, the page faults of an array a
+    tensor took as long as all the sums.
+    """
+    dtypes = [position_dtype(d_out * d_in) for _, (d_out, d_in), _ in specs]
+    whole = {
+        dtype: np.empty(sum(s[2] for s, d in zip(specs, dtypes, strict=True) if d == dtype), dtype)
+        for dtype in set(dtypes)
+    }
+    for (_, _, n), dtype in zip(specs, dtypes, strict=True):
+        yield whole[dtype][:n]
+        whole[dtype] = whole[dtype][n:]
 
 
 def encode_packbits(tensors: Sequence[TensorMask]) -> list[bytes]:
