@@ -36,7 +36,8 @@ def expand(frame: bytes | memoryview, expected: int | None, limits: Limits) -> b
     Raises PayloadError for anything but a single plain frame, TooLarge beyond the limits. Memory
     beyond the result is bounded by the window, 8 MiB.
     """
-    data = bytes(frame)
+    # A buffer that can change could change after its header is checked.
+    data = frame if memoryview(frame).readonly else bytes(frame)
     try:
         header = zstandard.get_frame_parameters(data)
     except zstandard.ZstdError as error:
@@ -86,7 +87,7 @@ def expand(frame: bytes | memoryview, expected: int | None, limits: Limits) -> b
     return raw
 
 
-def _expand_nothing(decompressor: zstandard.ZstdDecompressor, data: bytes) -> bytes:
+def _expand_nothing(decompressor: zstandard.ZstdDecompressor, data: bytes | memoryview) -> bytes:
     """Read a frame that states an empty content to its end; stop at the first byte it gives."""
     reader = decompressor.decompressobj()
     # Small bites, since one call gives all that its input expands to.
