@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from model import NAME, ROOT, ModelError, demo_model
+from processes import program
+from serving import compiler_flags
 
 
 def main() -> None:
@@ -23,12 +24,13 @@ def main() -> None:
     except ModelError as error:
         sys.exit(f"serve: {error}")
     data = ROOT / ".bmt" / "server"
-    command = [str(Path(sys.executable).with_name("bmt-server")), "serve", model]
+    command = [program("bmt-server"), "serve", model]
     command += ["--data-dir", str(data), "--key-file", str(data / "first-key")]
     command += ["--host", "127.0.0.1", "--port", options.port]
     if options.model is None:
         command += ["--served-model-name", NAME, "--max-model-len", "2048"]
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    command += compiler_flags()
     data.mkdir(parents=True, exist_ok=True)
     os.execv(command[0], command)
 
