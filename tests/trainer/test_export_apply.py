@@ -121,6 +121,8 @@ def test_written_checkpoint_equals_apply_for_any_shards_and_dtype(checkpoint, tm
     source = tmp_path / "source"
     shard(checkpoint, source, dtype)
     (source / "pytorch_model.bin").write_bytes(b"unmasked")
+    save_file({"layers.0.w1": torch.ones(2, 2)}, source / "consolidated.safetensors")
+    (source / "consolidated.safetensors.index.json").write_text("{}")
     (source / "extra.txt").write_text("kept")
     attached = random_gates(load_model(source))
     mask = export(attached, base_of(source, source))
@@ -129,6 +131,7 @@ def test_written_checkpoint_equals_apply_for_any_shards_and_dtype(checkpoint, tm
     assert {p.name: p.read_bytes() for p in source.iterdir()} == before
     assert (out / "extra.txt").read_text() == "kept"
     assert not (out / "pytorch_model.bin").exists()
+    assert not list(out.glob("consolidated*"))
     assert {p.name for p in tmp_path.iterdir()} == {"source", "out"}
     model = load_model(source)
     assert model.dtype == dtype

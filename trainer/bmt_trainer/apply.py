@@ -18,8 +18,12 @@ from bmt_trainer.models import checkpoint_folder
 
 # Floating-point types whose zero is all-zero bytes, by their name in safetensors.
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
-# Left out of a masked checkpoint: the same weights, unmasked, in other formats.
-_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx*")
+# Left out of a masked checkpoint: the same weights, unmasked, in other formats. "consolidated" are
+# Mistral's, under names of their own; vLLM prefers them, and would serve the base for the mask.
+_OTHER_WEIGHTS = (
+    *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx*"),
+    "consolidated*.safetensors*",
+)
 
 
 @torch.no_grad()
