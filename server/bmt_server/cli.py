@@ -74,7 +74,7 @@ def serve(
     ] = False,
     max_density: Annotated[
         float, typer.Option(help="Largest share of the gate weights that a mask may delete.")
-    ] = 0.5,
+    ] = 0.05,
     key_file: Annotated[
         Path | None,
         typer.Option(help="Also write the first API key to this file, readable by you alone."),

@@ -34,7 +34,7 @@ class ServeOptions:
     scatter_quantum_ms: float = 50.0
     auth: bool = True
     metrics_open: bool = False
-    max_density: float = 0.5
+    max_density: float = 0.05  # 25 times what SFT or GRPO deletes; bounds what an upload may cost
     key_file: Path | None = None  # where the first key is written too, mode 0600
 
 
