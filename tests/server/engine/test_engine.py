@@ -37,16 +37,19 @@ def test_the_base_is_bit_identical_after_a_thousand_switches(smol, tmp_path):
 @pytest.mark.parametrize("mode", ["delta", "scatter"])
 def test_warm_prefix_cache_does_not_leak_between_masks(smol, tmp_path, mode):
     """The same prompts under alternating masks, cache warm: each answer is its own mask's."""
-    files = saved(smol, tmp_path, range(3), 0.02)
-    long = [" ".join([p] * 30)[:600] for p in PROMPTS[:4]]  # longer than a cache block
+    files = saved(smol, tmp_path, range(3), 0.05)
+    # Longer than a cache block (128 tokens), and no text that repeats itself: any model would go
+    # on repeating, under any mask.
+    long = [". ".join(PROMPTS[i::3]) + f". {PROMPTS[i]}" for i in (0, 1)]
+    long += [". ".join(reversed(PROMPTS[i::3])) + f". {PROMPTS[i]}" for i in (0, 1)]
     who = [files[0], files[1], None, files[2]]
 
     def part(mask, cold):
-        return {"prompts": long, "masks": [mask] * 4, "generate": 8, "cold": cold}
+        return {"prompts": long, "masks": [mask] * 4, "generate": 16, "cold": cold}
 
     parts = [part(mask, True) for mask in who]
     parts += [part(mask, False) for _ in range(3) for mask in who]
-    parts.append({"prompts": [p for p in long for _ in who], "masks": who * 4, "generate": 8})
+    parts.append({"prompts": [p for p in long for _ in who], "masks": who * 4, "generate": 16})
     options = {"enforce_eager": True, "dtype": "float32", "enable_prefix_caching": True}
     job = {"model": str(smol), "mode": mode, "options": options, "masks": files, "parts": parts}
     answers = [[x["tokens"] for x in p] for p in run_engine("answer.py", job, tmp_path)]
