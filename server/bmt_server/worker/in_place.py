@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from bmt_server.worker.layers import GateLayer
-from bmt_server.worker.masks import LayerMask, ResidentMask
+from bmt_server.worker.resident import LayerMask, ResidentMask
 
 
 class InPlace:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from bmt_server.worker.masks import LayerMask, ResidentMask
+from bmt_server.worker.resident import LayerMask, ResidentMask
 
 # Up to this many tokens a mask's work is listed pair by pair (token, zero), so that all masks of
 # a decode step share three torch calls; beyond it a mask works on its tokens as a block.

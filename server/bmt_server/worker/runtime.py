@@ -13,7 +13,7 @@ from bmt_server.wire import Layout
 from bmt_server.worker import ops
 from bmt_server.worker.in_place import InPlace
 from bmt_server.worker.layers import GateLayer
-from bmt_server.worker.masks import MaskStore
+from bmt_server.worker.store import MaskStore
 from bmt_server.worker_stats import WorkerStats
 
 StepKind = Literal["base", "in_place", "corrected"]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from bmt_server.worker.masks import MaskStoreError
+from bmt_server.worker.resident import MaskStoreError
 from bmt_server.worker.runtime import MaskRuntime, MixedStepError
 
 from .helpers import dense, gates, laid_out, random_mask
