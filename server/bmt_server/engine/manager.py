@@ -192,9 +192,15 @@ class MaskManager:
         return self.runtime.remove(adapter_id)
 
     def remove_all_adapters(self) -> None:
-        """vLLM calls this after warm-up, and when the base's weights are replaced."""
+        """vLLM calls this after warm-up, and when the base's weights are replaced.
+
+        Warm-up also means the dummy steps of an idle data-parallel rank (`v1/worker/gpu_worker.py`,
+        `execute_dummy_batch`): where there are dummies, they alone go.
+        """
         assert self.runtime is not None
-        self._dummies.clear()
+        if self._dummies:
+            self._dummies.clear()
+            return
         for adapter in list(self.runtime.store.adapters):
             self.runtime.remove(adapter)
 

@@ -6,7 +6,10 @@ on the CPU, with real addresses, so that what they read and write is what they w
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from functools import partial
+from pathlib import Path
 
 import bmt_core
 import numpy as np
@@ -455,6 +458,33 @@ def test_gates_of_several_dtypes_are_refused():
     narrow, wide = gates(1, shape=(2, 10)), gates(1, shape=(2, 70_000))
     with pytest.raises(KernelInputError, match="columns"):
         TritonKernel([*narrow, *wide])
+
+
+def test_the_benchmark_runs(monkeypatch):
+    """All of it but the clock, small: it is written here and measures elsewhere."""
+    path = Path(__file__).parents[3] / "benchmarks" / "gpu.py"
+    spec = importlib.util.spec_from_file_location("bmt_gpu_benchmark", path)
+    gpu = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, gpu)
+    spec.loader.exec_module(gpu)
+    sizes = gpu.Sizes(
+        layers=2, rows=70, cols=40, density=0.05, masks=3, decode=(2,), prefill=(64,),
+        dtype=torch.float32,
+    )  # fmt: skip
+    model = gpu.Model(sizes, torch.device("cpu"), TritonKernel)
+    before = [weight.clone() for weight in model.weights]
+    differ = []
+
+    def race(a, b):
+        differ.append(not np.array_equal(a(), b()) if a() is not None else None)
+        return 1.0, 3.0
+
+    figures = [*gpu.corrections(model, race), *gpu.switches(model, race)]
+    # Corrected steps differ from bare ones, but for the base's; switches leave no trace.
+    assert differ == [True, True, True, True, False, None, None, None]
+    assert all(torch.equal(w, b) for w, b in zip(model.weights, before, strict=True))
+    assert len(gpu.table(figures).splitlines()) == 1 + len(figures)
+    assert {"id", "value", "unit", "baseline", "command"} == set(gpu._record(figures[0]))
 
 
 def test_rows_of_a_gate_may_lie_apart(tmp_path):
