@@ -17,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +131,14 @@ def corrections(model: Model, race: Race) -> Iterator[Figure]:
                 if name == ("8 prompts" if kind == "decode" else "each its own"):
                     continue
                 model.kernel.plan(chosen, model.masks)
-                bare, masked = race(lambda x=x: model.product(x), lambda x=x: model.corrected(x))
+                bare, masked = race(partial(model.product, x), partial(model.corrected, x))
                 label = f"{kind}_{tokens}_{name.replace(' ', '_')}"
                 yield Figure(f"gpu_delta_{label}", (masked - bare) / each, "ms/layer", bare / each)
     tokens = max(sizes.decode)
     x = torch.randn(tokens, sizes.cols, device=model.device, dtype=sizes.dtype)
     # As in a graph that was captured for masks and runs a step of the base, or one in place.
     model.kernel.plan(np.zeros(tokens, np.int64), {})
-    bare, masked = race(lambda: model.product(x), lambda: model.corrected(x))
+    bare, masked = race(partial(model.product, x), partial(model.corrected, x))
     yield Figure(f"gpu_delta_base_{tokens}", (masked - bare) / each, "ms/layer", bare / each)
 
 

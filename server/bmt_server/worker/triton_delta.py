@@ -19,19 +19,21 @@ import triton.language as tl
 from bmt_server.worker.triton_mask import entry_of, row_spans
 
 # Not measured on a GPU yet; benchmarks/gpu.py tries others.
-ROWS = 128  # gate rows of one program of `correct`, one thread each
+ROWS = 128  # gate rows that a program of `correct` takes at once, one thread each
+PROGRAMS = 4096  # of `correct` at least, where a step has so many blocks of rows: they fill a GPU
 WIDTH = 8  # zeros of a row in flight at once; 0.2 % of 4,096 columns is 8 on average
 TILE = 64  # tokens of a tile: one 128-byte line of bf16
 TILE_ROWS = 64  # gate rows of one program of `correct_tiles`
 TURN = 64  # columns of x that one program turns
 
 
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit(do_not_specialize=["layer", "blocks"])
 def correct(
     y,
     x,
     token_mask,
     layer,
+    blocks,
     R,
     y_stride,
     x_stride,
@@ -42,27 +44,30 @@ def correct(
     """Semantics: y[t, i] -= sum over zeros (i, j) of mask(t) of x[t, j] * W[i, j], i < R.
 
     y [T, N], x [T, K] in the model's dtype; token_mask int64 [T or more], addresses, 0 = base.
-    WIDE: cols are int32 (K > 65,536). Programs: (token, block of ROWS rows).
+    WIDE: cols are int32 (K > 65,536). Programs: (token, `blocks` blocks of ROWS rows); with many
+    tokens a program takes several, for those that end at once cost their start all the same.
     """
     t = tl.program_id(0).to(tl.int64)
     mask = tl.load(token_mask + t)
     if mask != 0:
         entry = entry_of(mask, layer)
-        rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)  # [ROWS]
-        start, stop = row_spans(entry, rows, rows < R)
         cols = tl.load(entry + 2).to(tl.pointer_type(tl.int32 if WIDE else tl.uint16))
         values = tl.load(entry + 3).to(tl.pointer_type(y.dtype.element_ty))
-        total = tl.zeros([ROWS], tl.float32)
-        for at in range(0, tl.max(stop - start), WIDTH):
-            zero = (start + at)[:, None] + tl.arange(0, WIDTH)[None, :]  # [ROWS, WIDTH]
-            real = zero < stop[:, None]
-            col = tl.load(cols + zero, mask=real, other=0).to(tl.int32)
-            weight = tl.load(values + zero, mask=real, other=0.0).to(tl.float32)
-            a = tl.load(x + t * x_stride + col, mask=real, other=0.0).to(tl.float32)
-            total += tl.sum(weight * a, axis=1)
-        place = y + t * y_stride + rows
-        before = tl.load(place, mask=stop > start, other=0.0).to(tl.float32)
-        tl.store(place, (before - total).to(y.dtype.element_ty), mask=stop > start)
+        first = tl.program_id(1) * blocks * ROWS
+        for block in range(first, min(first + blocks * ROWS, R), ROWS):
+            rows = block + tl.arange(0, ROWS)  # [ROWS]
+            start, stop = row_spans(entry, rows, rows < R)
+            total = tl.zeros([ROWS], tl.float32)
+            for at in range(0, tl.max(stop - start), WIDTH):
+                zero = (start + at)[:, None] + tl.arange(0, WIDTH)[None, :]  # [ROWS, WIDTH]
+                real = zero < stop[:, None]
+                col = tl.load(cols + zero, mask=real, other=0).to(tl.int32)
+                weight = tl.load(values + zero, mask=real, other=0.0).to(tl.float32)
+                a = tl.load(x + t * x_stride + col, mask=real, other=0.0).to(tl.float32)
+                total += tl.sum(weight * a, axis=1)
+            place = y + t * y_stride + rows
+            before = tl.load(place, mask=stop > start, other=0.0).to(tl.float32)
+            tl.store(place, (before - total).to(y.dtype.element_ty), mask=stop > start)
 
 
 @triton.jit

@@ -109,7 +109,8 @@ class TritonKernel:
         }
         self._masks: list[ResidentMask] = []
         self._tiles: list[_Tiles] = []
-        self._launch = False
+        # How many tokens the launch of `correct` covers; 0: there is none.
+        self._until = 0
         self._warm_up()
 
     def plan(self, token_masks: np.ndarray, masks: Mapping[int, ResidentMask]) -> None:
@@ -130,16 +131,21 @@ class TritonKernel:
         long = (run_mask != 0) & (lengths >= _TILE_FROM) & (tokens > self._graph_tokens)
         self._tiles = self._cut(starts[long], lengths[long], run_mask[long])
         run_mask[long] = 0
-        # With every mask in tiles there is nothing left, unless the launch must be recorded.
-        self._launch = not self._tiles or bool(run_mask.any())
-        self._write(np.repeat(run_mask, lengths))
+        addresses = np.repeat(run_mask, lengths)
+        self._write(addresses)
+        # In a graph the launch is for all tokens; else for those up to the last that has a mask
+        # and no tile. vLLM has prompts' tokens behind the decoding ones.
+        if tokens <= self._graph_tokens:
+            self._until = self._written.size
+        else:
+            self._until = int(np.flatnonzero(addresses)[-1]) + 1 if addresses.any() else 0
 
     def idle(self) -> None:
-        self._launch, self._tiles, self._masks = False, [], []
+        self._until, self._tiles, self._masks = 0, [], []
         self._write(np.zeros(0, np.int64))
 
     def run(self, layer: int, y: torch.Tensor, x: torch.Tensor) -> None:
-        if not self._launch and not self._tiles:
+        if not self._until and not self._tiles:
             return
         if {y.dtype, x.dtype} != {self._dtype} or (y.stride(1), x.stride(1)) != (1, 1):
             raise KernelInputError(
@@ -150,7 +156,7 @@ class TritonKernel:
             raise KernelInputError(
                 f"a step has {x.shape[0]} tokens and the kernel was made for {self._written.size}"
             )
-        if self._launch:
+        if self._until:
             self._correct(layer, y, x)
         for tiles in self._tiles:
             self._correct_tiles(layer, y, x, tiles)
@@ -177,19 +183,22 @@ class TritonKernel:
         x = torch.zeros(tokens, k, dtype=self._dtype, device=device)
         self.plan(np.array([1]), {1: empty})
         self.run(0, y[:1], x[:1])
-        self._launch = False
+        self._until = 0
         self._tiles = self._cut(*(np.array([n]) for n in (0, tokens, _address(empty))))
         self.run(0, y, x)
         self.switch(empty, empty)
         self.idle()
 
     def _correct(self, layer: int, y: torch.Tensor, x: torch.Tensor) -> None:
-        r = self._gates[layer].shape[0]
-        triton_delta.correct[x.shape[0], _ceil(r, triton_delta.ROWS)](
+        r, tokens = self._gates[layer].shape[0], min(x.shape[0], self._until)
+        all_blocks = _ceil(r, triton_delta.ROWS)
+        blocks = max(tokens * all_blocks // triton_delta.PROGRAMS, 1)
+        triton_delta.correct[tokens, _ceil(all_blocks, blocks)](
             y,
             x,
             self._token_mask,
             layer,
+            blocks,
             r,
             y.stride(0),
             x.stride(0),

@@ -45,7 +45,7 @@ def specimens(dtype: str, wide: bool):
         "ROWS": weights.ROWS,
         "WIDTH": weights.WIDTH,
     }
-    ints = dict.fromkeys(("layer", "R", "K", "y_stride", "x_stride"), "i32")
+    ints = dict.fromkeys(("layer", "blocks", "R", "K", "y_stride", "x_stride"), "i32")
     types = {"y": y, "x": y, "turned": y, "token_mask": "*i64", "tile_mask": "*i64"}
     types |= {"gates": "*i64", "old": "i64", "new": "i64", "mask": "i64", **tile, **ints}
     yield delta.correct, types, sizes, delta.ROWS // 32

@@ -130,6 +130,14 @@ def test_rows_that_fill_no_block(tmp_path, r, k):
     check(made(tmp_path, masks, shape=(r, k)), masks, [2] * 34)
 
 
+def test_programs_that_take_several_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(triton_delta, "PROGRAMS", 6)
+    masks = [random_mask(i, shape=(600, 20), zeros=900) for i in range(2)]
+    runtime = made(tmp_path, masks, shape=(600, 20))
+    for chosen in ([1], [2, 0, 1], [0, 1, 2, 1, 0, 2, 0]):
+        check(runtime, masks, chosen)
+
+
 def test_layers_that_a_mask_leaves_whole(tmp_path):
     first = random_mask(0, layers=1, shape=SHAPE)
     nothing = bmt_core.Mask(base=BASE, tensors=(), metadata={})
