@@ -21,6 +21,10 @@ class MaskStoreError(Exception):
     """A mask cannot be made resident; the message names the mask, the tensor and the reason."""
 
 
+class NoRoomError(Exception):
+    """A kernel's memory is full; the message names the mask and the sizes. Evict one and retry."""
+
+
 @dataclass(slots=True)
 class LayerMask:
     """One mask in one layer, this worker's rows, in blocks of 64 rows (views of its buffer).
@@ -67,9 +71,9 @@ def gather(
     digest: str,
     layout: Layout,
     gates: Sequence[GateLayer],
-    take: Callable[[int, LayerMask], None],
+    place: Callable[[ResidentMask], ResidentMask],
 ) -> ResidentMask:
-    """Lay a mask out for the kernels; take(i, mask) reads gate i's base values at its zeros.
+    """Lay a mask out on the host and give it to `place` (`ops.Kernel`), which fills its values.
 
     A tensor that the mask does not name is left whole. Raises MaskStoreError where shapes differ:
     the registry checks them at upload, so here it means another base model.
@@ -82,19 +86,33 @@ def gather(
         for nbytes in (*(a.nbytes for a in three), gate.base.element_size() * three[2].size):
             places[-1].append(slice(size, size + nbytes))
             size += -(-nbytes // _ALIGN) * _ALIGN
-    host = torch.empty(size, dtype=torch.uint8)
+    # Page-locked where it goes to a GPU, so that the copy is asynchronous.
+    host = torch.empty(size, dtype=torch.uint8, pin_memory=gates[0].device.type == "cuda")
     raw = host.numpy()
     for where, three in zip(places, arrays, strict=True):
-        for place, array in zip(where, three, strict=False):
-            raw[place] = array.view(np.uint8)
-    mask = ResidentMask(digest, [], host.to(gates[0].device))
-    for index, (gate, where, three) in enumerate(zip(gates, places, arrays, strict=True)):
+        for span, array in zip(where, three, strict=False):
+            raw[span] = array.view(np.uint8)
+    mask = ResidentMask(digest, [], host)
+    for gate, where, three in zip(gates, places, arrays, strict=True):
         dtypes = [*(_DTYPES[a.dtype.str] for a in three), gate.base.dtype]
-        views = (mask.buffer[p].view(d) for p, d in zip(where, dtypes, strict=True))
-        layer = LayerMask(*views)
-        take(index, layer)
-        mask.layers.append(layer)
-    return mask
+        mask.layers.append(
+            LayerMask(*(host[p].view(d) for p, d in zip(where, dtypes, strict=True)))
+        )
+    return place(mask)
+
+
+def moved(mask: ResidentMask, buffer: torch.Tensor) -> ResidentMask:
+    """The mask as views of `buffer`, uint8, which holds a copy of its own buffer."""
+
+    def view(array: torch.Tensor) -> torch.Tensor:
+        start = array.storage_offset() * array.element_size()
+        return buffer[start : start + array.nbytes].view(array.dtype)
+
+    layers = [
+        LayerMask(view(m.block_start), view(m.row_end), view(m.cols), view(m.values))
+        for m in mask.layers
+    ]
+    return ResidentMask(mask.digest, layers, buffer)
 
 
 _DTYPES = {"<u2": torch.uint16, "<i4": torch.int32}

@@ -37,12 +37,15 @@ class MaskRuntime:
         mode: MaskMode,
         capacity_bytes: int,
         stats: WorkerStats | None = None,
-        kernel: type[ops.Kernel] | None = None,
+        kernel: Callable[[Sequence[GateLayer]], ops.Kernel] | None = None,
     ) -> None:
         self.gates = gates
-        self.kernel = (kernel or ops.choose(gates[0].device))(gates)
-        self.store = MaskStore(gates, capacity_bytes, self.kernel.take)
-        self.in_place = InPlace(gates, self.kernel.write)
+        if kernel is None:
+            self.kernel = ops.make(gates, ops.Bounds(memory_bytes=capacity_bytes))
+        else:
+            self.kernel = kernel(gates)
+        self.store = MaskStore(gates, capacity_bytes, self.kernel.place)
+        self.in_place = InPlace(gates, self.kernel.switch)
         if mode == "scatter" and not self.in_place.possible:
             raise ValueError(
                 "mask mode 'scatter' needs live weights, and this backend repacks them"
@@ -55,6 +58,8 @@ class MaskRuntime:
         self._names: dict[int, str] = {}
         # The tokens that the kernel's plan is for; None where it has none.
         self._planned: bytes | None = None
+        # Digests of the last step's masks: the coming one likely uses them too.
+        self._in_use: set[str] = set()
 
     def handles(self) -> list[int]:
         """One op handle per gate layer, in order."""
@@ -66,7 +71,7 @@ class MaskRuntime:
         if self.mode != "delta":
             # Gathering reads the live weights, where another mask's zeros may stand.
             self.in_place.switch(None)
-        self.store.add(adapter, layout, keep=self._digests(keep))
+        self.store.add(adapter, layout, keep=self._digests(keep) | self._in_use)
         self._names[adapter] = name
         self.stats.maps += 1
         self.stats.map_seconds += time.perf_counter() - start
@@ -86,6 +91,16 @@ class MaskRuntime:
         self._publish()
         return True
 
+    def rehearse(self, tokens: int) -> None:
+        """Prepare a forward pass of `tokens` base tokens that a CUDA graph may be captured from.
+
+        What the kernel launches for masks is launched, for steps with masks to replay.
+        """
+        if self.mode != "delta":
+            self.in_place.switch(None)
+        self._planned = b""
+        self.kernel.plan(np.zeros(tokens, np.int64), {})
+
     def begin_step(self, token_masks: np.ndarray) -> StepKind:
         """Prepare the coming forward pass; token_masks: int64 [T] of adapter ids, 0 = base."""
         kind = self._prepare(np.ascontiguousarray(token_masks, dtype=np.int64))
@@ -103,6 +118,7 @@ class MaskRuntime:
     def _prepare(self, token_masks: np.ndarray) -> StepKind:
         adapters = np.unique(token_masks)
         active = [int(a) for a in adapters if a]
+        self._in_use = keep = self._digests(active)
         if not active:
             self._idle()
             if self.mode != "delta":
@@ -119,7 +135,6 @@ class MaskRuntime:
             return "in_place"
         if self.mode != "delta":
             self.in_place.switch(None)
-        keep = self._digests(active)
         key = token_masks.tobytes()
         if self._planned != key:
             self.kernel.plan(token_masks, {a: self.store.get(a, keep=keep) for a in active})

@@ -12,11 +12,11 @@ from .helpers import gates, laid_out, random_mask
 def resident(tmp_path, zeros, shape, **options):
     mask = random_mask(0, layers=2, shape=shape, zeros=zeros)
     layers = gates(live=False, shape=shape, **options)
-    return mask, layers, gather(mask.digest, laid_out(mask, tmp_path), layers, take_of(layers))
+    return mask, layers, gather(mask.digest, laid_out(mask, tmp_path), layers, place_of(layers))
 
 
-def take_of(layers):
-    return PortableKernel(layers).take
+def place_of(layers):
+    return PortableKernel(layers).place
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (64, 64), (65, 40), (130, 7), (1, 1), (3, 1 << 17)])
