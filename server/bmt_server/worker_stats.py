@@ -1,15 +1,11 @@
-"""How a worker's figures reach `/metrics`: one small file per worker, replaced atomically.
-
-A file instead of a call into the engine: reading it costs the scrape nothing, never waits for a
-running step, and still answers when the engine hangs.
-"""
+"""Figures of one worker, in one file each. See `stats_file.py`."""
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from bmt_server import stats_file
 
 
 @dataclass(slots=True)
@@ -37,20 +33,11 @@ class WorkerStats:
     evictions: int = 0
     resident: list[str] = field(default_factory=list)
 
-    def write(self, folder: Path) -> None:
-        """Replace this worker's file; readers see the old one or the new one, never a part."""
-        path = folder / f"worker-{self.pid}.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self)))
-        os.replace(temporary, path)
+
+def path_of(folder: str | Path, pid: int) -> Path:
+    return Path(folder) / f"worker-{pid}.json"
 
 
 def read_all(folder: str | Path) -> list[WorkerStats]:
-    """Every worker's latest figures. Unreadable files are skipped: a worker may be ending."""
-    found = []
-    for path in sorted(Path(folder).glob("worker-*.json")) if folder else []:
-        try:
-            found.append(WorkerStats(**json.loads(path.read_text())))
-        except (OSError, ValueError, TypeError):
-            continue
-    return found
+    """Every worker's latest figures."""
+    return stats_file.read_all(folder, "worker-*.json", WorkerStats)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from bmt_server.api.turn_metrics import TurnCollector
 from bmt_server.worker_stats import WorkerStats, read_all
 
 OTHER = "other"
@@ -143,6 +144,8 @@ class Metrics:
         self.registry_up = Gauge("bmt_registry_up", "1 while Redis answers.", registry=registry)
         self._workers = WorkerCollector(stats_dir)
         registry.register(self._workers)
+        self._turns = TurnCollector(stats_dir)
+        registry.register(self._turns)
 
     def request_finished(
         self,
@@ -179,5 +182,6 @@ class Metrics:
             self.uploads,
             self.registry_up,
             self._workers,
+            self._turns,
         ):
             self._registry.unregister(metric)
