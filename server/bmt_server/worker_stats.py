@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from bmt_server import stats_file
+
+# Why a step of mode `auto` runs as it does: the mask is in place; it owns the steps and is still
+# paying for its switch; the step mixes masks or a mask and the base; the step is all base.
+Reason = Literal["in_place", "paying", "mixed", "base"]
 
 
 @dataclass(slots=True)
@@ -14,6 +19,11 @@ class WorkerStats:
 
     Times are seconds, sizes bytes; `steps_*` count forward passes by how their masks were
     applied. `resident` lists internal adapter names (`name@digest12`), most recent last.
+
+    `in_weights` is the digest, 12 digits, of the mask in the live weights, empty for the base. In
+    mode `auto`, `reason` says why the last step ran as it did (`worker/switching.py`),
+    `switch_paid` how much of a switch's price the present run of one mask has paid, and
+    `steps_paying` counts those of the corrected steps that one mask owned.
     """
 
     pid: int = 0
@@ -28,6 +38,10 @@ class WorkerStats:
     steps_in_place: int = 0
     steps_corrected: int = 0
     steps_base: int = 0
+    steps_paying: int = 0
+    in_weights: str = ""
+    reason: Reason = "base"
+    switch_paid: float = 0.0
     maps: int = 0
     map_seconds: float = 0.0
     evictions: int = 0
