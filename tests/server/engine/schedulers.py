@@ -97,9 +97,7 @@ def build(
     return scheduler
 
 
-def request(
-    name: str, mask: int, prompt: int = 10, tokens: int = 4, priority: int = 0
-) -> Request:
+def request(name: str, mask: int, prompt: int = 10, tokens: int = 4, priority: int = 0) -> Request:
     """A request of `prompt` tokens that wants `tokens` more; mask 0 is the base."""
     lora = LoRARequest(f"m{mask}", mask, "/nowhere") if mask else None
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
