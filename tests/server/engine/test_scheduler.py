@@ -251,6 +251,16 @@ def test_a_session_that_waits_for_input_keeps_its_blocks_and_comes_back(make):
     assert {2} in [step(scheduler) for _ in range(3)]
 
 
+def test_a_session_that_waits_for_input_holds_one_seat_not_all(make):
+    scheduler = make(seats=2)
+    scheduler.add_request(request("session", 1, tokens=2, resumable=True))
+    while step(scheduler):
+        pass
+    for name in ("b", "c"):
+        scheduler.add_request(request(name, 2))
+    assert set(scheduler.schedule().num_scheduled_tokens) == {"b"}
+
+
 def test_a_wait_counts_from_the_arrival(make):
     scheduler = make()
     scheduler.add_request(request("a", 1, tokens=8))
