@@ -7,7 +7,6 @@ from pathlib import Path
 
 import bmt_core
 import pytest
-
 from bmt_server import turn_stats, worker_stats
 
 from .engines import PROMPTS, random_mask, run_engine
