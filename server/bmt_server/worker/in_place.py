@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-
-import torch
+from typing import Protocol
 
 from bmt_server.worker.layers import GateLayer
-from bmt_server.worker.resident import LayerMask, ResidentMask
+from bmt_server.worker.resident import ResidentMask
+
+
+class Write(Protocol):
+    def __call__(self, mask: ResidentMask, *, restore: bool) -> None: ...
 
 
 class InPlace:
@@ -18,8 +21,10 @@ class InPlace:
     leaves the weights as they were.
     """
 
-    def __init__(self, gates: Sequence[GateLayer]) -> None:
+    def __init__(self, gates: Sequence[GateLayer], write: Write) -> None:
+        """write: how a kernel puts zeros or values into the weights, see `ops.Kernel.write`."""
         self.gates = gates
+        self._write = write
         self.current: ResidentMask | None = None
         self.switches = 0
         self.seconds = 0.0
@@ -37,22 +42,9 @@ class InPlace:
             return
         start = time.perf_counter()
         if self.current is not None:
-            for gate, layer in zip(self.gates, self.current.layers, strict=True):
-                _write(gate, layer, layer.values)
+            self._write(self.current, restore=True)
         self.current = mask
         if mask is not None:
-            for gate, layer in zip(self.gates, mask.layers, strict=True):
-                _write(gate, layer, None)
+            self._write(mask, restore=False)
         self.switches += 1
         self.seconds += time.perf_counter() - start
-
-
-def _write(gate: GateLayer, layer: LayerMask, values: torch.Tensor | None) -> None:
-    assert gate.live is not None
-    if not layer.cols.numel():
-        return
-    where = (layer.rows(), layer.cols.long())
-    if values is None:
-        gate.live[where] = 0
-    else:
-        gate.live[where] = values

@@ -7,11 +7,11 @@ are no slots, so nothing is reserved for a mask that is not there.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from bmt_server.wire import Layout
 from bmt_server.worker.layers import GateLayer
-from bmt_server.worker.resident import MaskStoreError, ResidentMask, gather
+from bmt_server.worker.resident import LayerMask, MaskStoreError, ResidentMask, gather
 
 
 class MaskStore:
@@ -22,8 +22,15 @@ class MaskStore:
     back without the file system being able to fail.
     """
 
-    def __init__(self, gates: Sequence[GateLayer], capacity_bytes: int) -> None:
+    def __init__(
+        self,
+        gates: Sequence[GateLayer],
+        capacity_bytes: int,
+        take: Callable[[int, LayerMask], None],
+    ) -> None:
+        """take: how base values are read, see `resident.gather`."""
         self.gates = gates
+        self._take = take
         self.capacity_bytes = capacity_bytes
         self.evictions = 0
         self.resident_bytes = 0
@@ -83,7 +90,7 @@ class MaskStore:
     def _load(self, digest: str, keep: Collection[str]) -> ResidentMask:
         mask = self._resident.get(digest)
         if mask is None:
-            mask = gather(digest, self._layouts[digest], self.gates)
+            mask = gather(digest, self._layouts[digest], self.gates, self._take)
             self._resident[digest] = mask
             self.resident_bytes += mask.nbytes
             self._evict({digest, *keep} | self._pinned)
