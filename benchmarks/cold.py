@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -149,7 +150,7 @@ async def ask(endpoint: Endpoint, model: str, rng: random.Random, tokens: int) -
             times.append(time.perf_counter())
     if not times:
         raise RuntimeError(f"{model}: no token came")
-    return Sample(times[0] - start, [b - a for a, b in zip(times, times[1:], strict=False)])
+    return Sample(times[0] - start, [b - a for a, b in itertools.pairwise(times)])
 
 
 async def _loop_delay(endpoint: Endpoint, found: list[float]) -> None:

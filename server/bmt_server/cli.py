@@ -63,6 +63,10 @@ def serve(
     mask_memory: Annotated[
         int, typer.Option(help="Bound on resident masks in each worker, MiB.", min=1)
     ] = 1024,
+    mask_cache_gib: Annotated[
+        float,
+        typer.Option(help="Bound on masks kept on the local disk, in the data folder, GiB.", min=0),
+    ] = 10.0,
     scatter_quantum_ms: Annotated[
         float, typer.Option(help="scatter: how long one mask may own the engine, ms.", min=0)
     ] = 50.0,
@@ -92,6 +96,7 @@ def serve(
         data_dir=data_dir or default_data_dir(),
         mask_mode=cast(MaskMode, mask_mode),
         mask_memory_mib=mask_memory,
+        mask_cache_gib=mask_cache_gib,
         scatter_quantum_ms=scatter_quantum_ms,
         auth=not no_auth,
         metrics_open=metrics_open,

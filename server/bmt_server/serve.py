@@ -31,6 +31,7 @@ class ServeOptions:
     data_dir: Path = Path()
     mask_mode: MaskMode = "auto"
     mask_memory_mib: int = 1024
+    mask_cache_gib: float = 10.0
     scatter_quantum_ms: float = 50.0
     auth: bool = True
     metrics_open: bool = False
@@ -74,6 +75,7 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
             registry_url=registry,
             cache_dir=str(data / "masks"),
             stats_dir=stats,
+            mask_cache_bytes=int(options.mask_cache_gib * (1 << 30)),
             mask_memory_bytes=options.mask_memory_mib << 20,
             scatter_quantum_s=options.scatter_quantum_ms / 1000,
             max_density=options.max_density,

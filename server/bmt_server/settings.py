@@ -34,6 +34,7 @@ class Settings:
     mask_mode: MaskMode = "auto"
     registry_url: str = ""  # redis://, rediss:// or unix://; empty only in offline use
     cache_dir: str = ""  # laid-out masks, content-addressed
+    mask_cache_bytes: int = 10 << 30  # bound on that folder, bytes
     stats_dir: str = ""  # worker figures, read by /metrics
     mask_memory_bytes: int = 1 << 30  # bound on resident masks in each worker, bytes
     scatter_quantum_s: float = 0.05  # `scatter`: how long one mask may own the engine, seconds
@@ -51,6 +52,10 @@ class Settings:
         if self.mask_memory_bytes < 1 << 20:
             raise SettingsError(
                 f"mask_memory_bytes is {self.mask_memory_bytes}; at least 1 MiB (1048576) is needed"
+            )
+        if self.mask_cache_bytes < 1 << 20:
+            raise SettingsError(
+                f"mask_cache_bytes is {self.mask_cache_bytes}; at least 1 MiB (1048576) is needed"
             )
         if not 0.0 < self.max_density <= 1.0:
             raise SettingsError(f"max_density is {self.max_density}; it must be in (0, 1]")

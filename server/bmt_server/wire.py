@@ -31,12 +31,18 @@ from bmt_core import Mask
 
 MAGIC = b"BMTLAY1\n"
 SUFFIX = ".lay"
+# How names of files begin that are still being written.
+TEMPORARY = ".lay-"
 _ALIGN = 64
 _PREFIX = len(MAGIC) + 8
 
 
 class WireError(Exception):
     """A laid-out file is missing, cut short or damaged; the message names the file and the fix."""
+
+
+class NotLaidOut(WireError):
+    """There is no such file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,10 @@ class Rows:
 
 
 def lay_out(mask: Mask, path: Path) -> int:
-    """Write `mask` at `path` for the workers, atomically. Returns the file's size in bytes."""
+    """Write `mask` at `path` for the workers, atomically. Returns the file's size in bytes.
+
+    Raises OSError.
+    """
     arrays: list[np.ndarray] = []
     index: dict[str, object] = {"digest": mask.digest, "tensors": []}
     offset = 0
@@ -92,7 +101,7 @@ def lay_out(mask: Mask, path: Path) -> int:
     length = len(text).to_bytes(4, "little")
     crc = zlib.crc32(body, zlib.crc32(length))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".lay-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(MAGIC + crc.to_bytes(4, "little") + length)
@@ -111,15 +120,29 @@ class Layout:
 
     digest: str
     tensors: Mapping[str, Rows]
+    mapping: mmap.mmap
+
+    def rest(self) -> None:
+        """Let the pages go until they are read again, so that only the address space is taken.
+
+        The file may be deleted meanwhile: the kernel keeps what is mapped.
+        """
+        self.mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def map_layout(path: str | Path) -> Layout:
-    """Map a laid-out file and check it. Raises WireError; never returns a damaged mask."""
+    """Map a laid-out file and check it. Raises WireError; never returns a damaged mask.
+
+    The checksum costs what reading the file costs (4 GB/s), so it is made at every mapping.
+    """
     try:
         with open(path, "rb") as file:
-            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise NotLaidOut(f"there is no laid-out mask {path}; send it again") from None
     except (OSError, ValueError) as error:
         raise WireError(f"laid-out mask {path} cannot be mapped ({error}); send it again") from None
+    view = memoryview(mapping)
     if len(view) < _PREFIX or bytes(view[: len(MAGIC)]) != MAGIC:
         raise WireError(f"{path} is not a laid-out mask of this version; delete it")
     if zlib.crc32(view[len(MAGIC) + 4 :]) != int.from_bytes(view[8:12], "little"):
@@ -138,4 +161,5 @@ def map_layout(path: str | Path) -> Layout:
             e["name"]: Rows((e["shape"][0], e["shape"][1]), array(e["row_start"]), array(e["cols"]))
             for e in index["tensors"]
         },
+        mapping,
     )

@@ -11,13 +11,18 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+# Each name is one value in the router's gauge; thousands would be a file of 100 kB five times a
+# second.
+MAX_NAMED = 64
+
 
 @dataclass(slots=True)
 class WorkerStats:
     """Counters and gauges of one worker process since its start.
 
     Times are seconds, sizes bytes; `steps_*` count forward passes by how their masks were
-    applied. `resident` lists internal adapter names (`name@digest12`), most recent last.
+    applied. `resident` lists internal adapter names (`name@digest12`) of at most MAX_NAMED
+    masks, those that were used last, most recent last.
     """
 
     pid: int = 0

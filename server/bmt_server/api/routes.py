@@ -21,6 +21,7 @@ from bmt_server.api.errors import (
     LengthRequired,
     NotFound,
     PayloadTooLarge,
+    Unavailable,
     UnsupportedMedia,
     from_core,
 )
@@ -193,8 +194,13 @@ async def put_mask(
     name: str,
     alias: list[str] = Query(default=[]),  # noqa: B008
     digest: str | None = Query(default=None),
+    resident: bool = Query(default=False),
 ) -> JSONResponse:
-    """Publish a version from the bytes of a `.bmt` file. 201 where it is new, else 200."""
+    """Publish a version from the bytes of a `.bmt` file. 201 where it is new, else 200.
+
+    It is ready on this server's disk then; `resident` also loads it into the workers' memory, in
+    the background.
+    """
     runtime, tenant = _runtime(request), _tenant(request)
     _name(name)
     if name in runtime.engine.base_names:
@@ -212,10 +218,10 @@ async def put_mask(
             if_none_match=request.headers.get("if-none-match") == "*",
         )
         state = await runtime.snapshot.refresh(tenant, name)
-        if outcome == "created":
-            await asyncio.to_thread(runtime.cache.put, version, mask)
+        stored = state.versions.get(version.digest) if state else None
+        if stored is not None:
+            await runtime.keep(stored, mask, resident=resident)
     runtime.metrics.uploads.labels(outcome).inc()
-    stored = state.versions.get(version.digest) if state else None
     if state is None or stored is None:
         raise Conflict(f"{name} was deleted while it was published", code="deleted")
     return JSONResponse(
@@ -408,13 +414,10 @@ async def unpin(request: Request, name: str) -> dict[str, Any]:
 
 async def _pin(request: Request, name: str, pinned: bool) -> dict[str, Any]:
     runtime, state = _runtime(request), await _state(request, name)
+    latest = state.find(None, None)
+    if latest is not None:
+        await runtime.residency.pin(latest, pinned)
     await runtime.registry.set_pin(state.tenant, name, pinned)
-    lease = await runtime.resolver.acquire(state.tenant, name)
-    try:
-        if lease.version is not None:
-            await runtime.engine.pin(lease.version.id, pinned)
-    finally:
-        lease.release()
     state = await runtime.snapshot.refresh(state.tenant, name) or state
     return _latest(state)
 
@@ -439,5 +442,11 @@ async def blob(request: Request, digest: str) -> Response:
         if not size:
             raise NotFound(f"no blob {digest[:12]}…", code="blob_unknown")
         return Response(headers={**headers, "Content-Length": str(size)}, media_type=OCTETS)
-    data = await runtime.registry.blob(digest)
+    size = await runtime.registry.has_blob(digest)
+    data = bytes(await runtime.registry.blob(digest, size))
+    if await asyncio.to_thread(bmt_core.file_digest, data) != digest:
+        raise Unavailable(
+            f"blob {digest[:12]}… in the registry is damaged; upload the mask again",
+            code="blob_damaged",
+        )
     return Response(data, headers=headers, media_type=OCTETS)

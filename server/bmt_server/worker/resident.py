@@ -52,24 +52,28 @@ class ResidentMask:
     """One mask in this worker's memory: one LayerMask per GateLayer, in the worker's order.
 
     buffer: uint8, holds all arrays of all layers, each aligned to 64 bytes.
+    filled: False until the base values are in it.
     """
 
     digest: str
     layers: list[LayerMask]
     buffer: torch.Tensor
+    filled: bool = False
 
     @property
     def nbytes(self) -> int:
         return self.buffer.nbytes
 
 
-def gather(
-    digest: str,
-    layout: Layout,
-    gates: Sequence[GateLayer],
-    take: Callable[[int, LayerMask], None],
-) -> ResidentMask:
-    """Lay a mask out for the kernels; take(i, mask) reads gate i's base values at its zeros.
+def fill(mask: ResidentMask, take: Callable[[int, LayerMask], None]) -> None:
+    """Read the base values at a mask's zeros; take(i, layer) reads those of gate i."""
+    for index, layer in enumerate(mask.layers):
+        take(index, layer)
+    mask.filled = True
+
+
+def gather(digest: str, layout: Layout, gates: Sequence[GateLayer]) -> ResidentMask:
+    """Lay a mask's places out for the kernels; its values are still to be filled in.
 
     A tensor that the mask does not name is left whole. Raises MaskStoreError where shapes differ:
     the registry checks them at upload, so here it means another base model.
@@ -88,12 +92,10 @@ def gather(
         for place, array in zip(where, three, strict=False):
             raw[place] = array.view(np.uint8)
     mask = ResidentMask(digest, [], host.to(gates[0].device))
-    for index, (gate, where, three) in enumerate(zip(gates, places, arrays, strict=True)):
+    for gate, where, three in zip(gates, places, arrays, strict=True):
         dtypes = [*(_DTYPES[a.dtype.str] for a in three), gate.base.dtype]
         views = (mask.buffer[p].view(d) for p, d in zip(where, dtypes, strict=True))
-        layer = LayerMask(*views)
-        take(index, layer)
-        mask.layers.append(layer)
+        mask.layers.append(LayerMask(*views))
     return mask
 
 

@@ -14,7 +14,7 @@ from bmt_server.worker import ops
 from bmt_server.worker.in_place import InPlace
 from bmt_server.worker.layers import GateLayer
 from bmt_server.worker.store import MaskStore
-from bmt_server.worker_stats import WorkerStats
+from bmt_server.worker_stats import MAX_NAMED, WorkerStats
 
 StepKind = Literal["base", "in_place", "corrected"]
 
@@ -24,7 +24,8 @@ class MixedStepError(RuntimeError):
 
 
 class MaskRuntime:
-    """Everything one worker knows of masks. Called from the worker's one thread.
+    """Everything one worker knows of masks. `begin_step` is called by the thread that steps;
+    masks come and go by another.
 
     kernel: None takes the one that `ops.choose` names for the gates' device.
     mode: `scatter` always in place; `delta` never; `auto` in place where the weights are live and
@@ -60,31 +61,25 @@ class MaskRuntime:
         """One op handle per gate layer, in order."""
         return ops.register(self.kernel, len(self.gates))
 
-    def add(self, adapter: int, name: str, layout: Layout, keep: Sequence[int] = ()) -> None:
-        """Make a mask resident under `adapter`. Values are read from the base, never masked."""
+    def add(self, adapter: int, name: str, layout: Layout) -> None:
+        """Make a mask resident under `adapter`. Any thread. Raises MaskStoreError."""
         start = time.perf_counter()
-        if self.mode != "delta":
-            # Gathering reads the live weights, where another mask's zeros may stand.
-            self.in_place.switch(None)
-        self.store.add(adapter, layout, keep=self._digests(keep))
+        self.store.add(adapter, layout)
         self._names[adapter] = name
         self.stats.maps += 1
         self.stats.map_seconds += time.perf_counter() - start
-        self._publish()
+        self.changed()
 
     def remove(self, adapter: int) -> bool:
-        """Forget an adapter id; its mask leaves the weights and memory with the last id."""
-        if adapter not in self.store.adapters:
-            return False
-        digest = self.store.digest(adapter)
-        current = self.in_place.current
-        if current is not None and current.digest == digest:
-            self.in_place.switch(None)
-        self._idle()
-        self.store.remove(adapter)
+        """Forget an adapter id; its mask leaves memory with the last id. Any thread.
+
+        No request may run on it. The weights and the kernel's plan are the step's business: until
+        the next step they may hold the mask still.
+        """
+        known = self.store.remove(adapter)
         self._names.pop(adapter, None)
-        self._publish()
-        return True
+        self.changed()
+        return known
 
     def begin_step(self, token_masks: np.ndarray) -> StepKind:
         """Prepare the coming forward pass; token_masks: int64 [T] of adapter ids, 0 = base."""
@@ -105,6 +100,7 @@ class MaskRuntime:
         active = [int(a) for a in adapters if a]
         if not active:
             self._idle()
+            self.store.use(())
             if self.mode != "delta":
                 self.in_place.switch(None)
             return "base"
@@ -112,17 +108,16 @@ class MaskRuntime:
             raise MixedStepError(f"a step mixes adapters {active[:4]} in mask mode 'scatter'")
         if self.mode != "delta" and len(adapters) == 1:
             self._idle()
-            if not self.store.resident(active[0]):
-                # An evicted mask is gathered again, which needs the base in the weights.
+            if not self.store.ready(active):
+                # Values are read from the live weights, which must be the base's then.
                 self.in_place.switch(None)
-            self.in_place.switch(self.store.get(active[0]))
+            self.in_place.switch(self.store.use(active)[active[0]])
             return "in_place"
         if self.mode != "delta":
             self.in_place.switch(None)
-        keep = self._digests(active)
         key = token_masks.tobytes()
         if self._planned != key:
-            self.kernel.plan(token_masks, {a: self.store.get(a, keep=keep) for a in active})
+            self.kernel.plan(token_masks, self.store.use(active))
             self._planned = key
         return "corrected"
 
@@ -131,13 +126,11 @@ class MaskRuntime:
             self.kernel.idle()
             self._planned = None
 
-    def _digests(self, adapters: Sequence[int]) -> set[str]:
-        known = self.store.adapters
-        return {self.store.digest(a) for a in adapters if a in known}
-
-    def _publish(self) -> None:
+    def figures(self) -> WorkerStats:
+        """This worker's figures now. Any thread."""
         stats, store = self.stats, self.store
         stats.resident_masks, stats.resident_bytes = len(store), store.resident_bytes
         stats.evictions = store.evictions
-        stats.resident = [name for adapter, name in self._names.items() if store.resident(adapter)]
-        self.changed()
+        names = (self._names.get(adapter) for adapter in store.recent(MAX_NAMED))
+        stats.resident = [name for name in names if name is not None]
+        return stats

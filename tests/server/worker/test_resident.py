@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from bmt_server.worker.portable import PortableKernel
-from bmt_server.worker.resident import BLOCK_ROWS, gather
+from bmt_server.worker.resident import BLOCK_ROWS, fill, gather
 
 from .helpers import gates, laid_out, random_mask
 
@@ -12,7 +12,9 @@ from .helpers import gates, laid_out, random_mask
 def resident(tmp_path, zeros, shape, **options):
     mask = random_mask(0, layers=2, shape=shape, zeros=zeros)
     layers = gates(live=False, shape=shape, **options)
-    return mask, layers, gather(mask.digest, laid_out(mask, tmp_path), layers, take_of(layers))
+    held = gather(mask.digest, laid_out(mask, tmp_path), layers)
+    fill(held, take_of(layers))
+    return mask, layers, held
 
 
 def take_of(layers):

@@ -87,6 +87,7 @@ def test_removing_the_mask_in_place_restores_the_base(tmp_path):
     step(runtime, 3)
     assert runtime.remove(3)
     assert not runtime.remove(3)
+    step(runtime, 0)
     assert all(torch.equal(g.live, b) for g, b in zip(layers, base, strict=True))
 
 
@@ -96,7 +97,7 @@ def test_residency_is_bounded_by_bytes_and_evicted_masks_come_back(tmp_path):
     runtime, layers, masks = filled(tmp_path, "delta", count=8, capacity=3 * one, live=False)
     assert len(runtime.store) == 3
     assert runtime.store.resident_bytes <= 3 * one
-    assert runtime.stats.evictions == 5
+    assert runtime.figures().evictions == 5
     x = torch.randn(1, 40)
     for adapter in (1, 2, 3, 4, 5, 6, 7, 8):
         step(runtime, adapter)
@@ -133,18 +134,18 @@ def test_equal_masks_of_two_tenants_share_one_copy(tmp_path):
     assert runtime.store.resident(2)
     runtime.remove(2)
     assert runtime.store.resident_bytes == 0
-    assert runtime.stats.resident == []
+    assert runtime.figures().resident == []
 
 
 def test_the_figure_of_bytes_is_what_tensors_hold(tmp_path):
     runtime, _, masks = filled(tmp_path, "delta", count=1, live=False, dtype=torch.bfloat16)
-    tensors = [t for m in runtime.store.get(1).layers for t in (m.block_start, m.row_end)]
-    tensors += [t for m in runtime.store.get(1).layers for t in (m.cols, m.values)]
+    mask = runtime.store.use([1])[1]
+    tensors = [t for m in mask.layers for t in (m.block_start, m.row_end, m.cols, m.values)]
     zeros, rows = masks[0].zeros, sum(g.shape[0] for g in runtime.gates)
     blocks = len(runtime.gates) * 2
     assert sum(t.nbytes for t in tensors) == 4 * zeros + 2 * rows + 4 * blocks
     aligned = sum(-(-t.nbytes // 64) * 64 for t in tensors)
-    assert runtime.store.resident_bytes == aligned == runtime.store.get(1).buffer.nbytes
+    assert runtime.store.resident_bytes == aligned == mask.buffer.nbytes
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
