@@ -25,7 +25,7 @@ from redis.exceptions import ResponseError
 from bmt_server.api.errors import BadRequest, Conflict, NotFound, Unavailable
 from bmt_server.api.schemas import NameState, Version
 from bmt_server.api.scripts import DELETE_NAME, DELETE_VERSION, PUBLISH, SET_ALIAS, SET_PIN
-from bmt_server.api.store import Store
+from bmt_server.api.store import BULK_S, QUICK_S, Store
 from bmt_server.blob import PREFIX, blob_key
 
 EVENTS = PREFIX + "events"
@@ -34,6 +34,7 @@ IDS = PREFIX + "ids"
 GENERATION = PREFIX + "generation"
 _CHUNK = 256 * 1024
 _DURABLE_MS = 2000
+_FEW_NAMES = 16
 
 
 class Registry:
@@ -73,12 +74,13 @@ class Registry:
         again) or `unchanged`. Raises Conflict where the precondition does not hold.
         """
         bulk = self.store.bulk
-        await self.store.call(lambda: bulk.set(blob_key(version.file_digest), blob, nx=True))
+        key = blob_key(version.file_digest)
+        await self.store.call(lambda: bulk.set(key, blob, nx=True), BULK_S)
         where = f"{version.tenant}/{version.name}"
         outcome, current = await self._script(
             PUBLISH,
             where,
-            [blob_key(version.file_digest)],
+            [key],
             [
                 version.digest,
                 version.model_dump_json(exclude={"rev", "id", "parent"}),
@@ -128,14 +130,18 @@ class Registry:
 
         size: as its version says; a blob of another size is damaged and will not hash right.
         """
-        bulk, key, data = self.store.bulk, blob_key(digest), bytearray()
-        # One large reply would hold this process's event loop for its whole length.
+        key, data = blob_key(digest), bytearray()
+        # One large reply would hold this process's event loop for its whole length. The first
+        # piece tells within a second that the registry hangs.
+        client, within_s = self.store.quick, QUICK_S
         while len(data) < size:
             at = len(data)
-            piece = await self.store.call(partial(bulk.getrange, key, at, at + _CHUNK - 1))
+            read = partial(client.getrange, key, at, at + _CHUNK - 1)
+            piece = await self.store.call(read, within_s)
             if not piece:
                 break
             data += piece
+            client, within_s = self.store.bulk, BULK_S
         if not data:
             raise NotFound(f"no blob {digest[:12]}…", code="blob_unknown")
         return data
@@ -146,7 +152,7 @@ class Registry:
 
     async def names(self) -> list[tuple[str, str]]:
         """(tenant, name) of every name that has versions."""
-        members = await self.store.call(lambda: self.store.bulk.smembers(NAMES))
+        members = await self.store.call(lambda: self.store.bulk.smembers(NAMES), BULK_S)
         return [tuple(m.decode().split("/", 1)) for m in members]  # type: ignore[misc]
 
     async def generation(self) -> int:
@@ -156,15 +162,18 @@ class Registry:
     async def states(self, names: Iterable[tuple[str, str]]) -> list[NameState]:
         """What is held under each name, each read in one transaction."""
         wanted = list(names)
+        # A request may wait for a few names; only a whole registry may take its time.
+        few = len(wanted) <= _FEW_NAMES
+        client, within_s = (self.store.quick, QUICK_S) if few else (self.store.bulk, BULK_S)
 
         async def read() -> list[Any]:
-            async with self.store.bulk.pipeline(transaction=True) as pipe:
+            async with client.pipeline(transaction=True) as pipe:
                 for tenant, name in wanted:
                     pipe.hgetall(_name(f"{tenant}/{name}"))
                     pipe.hgetall(_versions(f"{tenant}/{name}"))
                 return await pipe.execute()
 
-        replies = await self.store.call(read) if wanted else []
+        replies = await self.store.call(read, within_s) if wanted else []
         return [
             _state(tenant, name, replies[2 * i], replies[2 * i + 1])
             for i, (tenant, name) in enumerate(wanted)
@@ -185,7 +194,7 @@ class Registry:
             return
         try:
             local, _ = await self.store.call(
-                lambda: self.store.bulk.execute_command("WAITAOF", 1, 0, _DURABLE_MS)
+                lambda: self.store.bulk.execute_command("WAITAOF", 1, 0, _DURABLE_MS), BULK_S
             )
         except ResponseError:
             self._wait_aof = False  # an older server, or one without an append-only file
