@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-Code = Literal["damaged", "unavailable", "unusable", "full", "pinned"]
+Code = Literal["unavailable", "unusable", "full", "pinned"]
 
 
 class WorkerError(Exception):

@@ -72,6 +72,10 @@ class DiskCache:
         self._tidying = threading.Lock()
         # What may be added before the folder is measured again. Never measured: nothing.
         self._room = -1
+        # Where what is in use takes more than the bound, releases make room that is wanted.
+        self._over = False
+        self._releases = 0
+        self._added = 0
         folder.mkdir(parents=True, exist_ok=True)
         # Opened once: closing any other handle of this file would drop this process's locks.
         self._lock = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -109,6 +113,9 @@ class DiskCache:
             with suppress(OSError):
                 os.utime(self.path(digest))
             fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, _place(digest))
+            self._releases += 1
+            if self._over:
+                self._room = -1
 
     def used(self, digest: str) -> None:
         """Note that a held mask was used now; at most one write a minute and mask."""
@@ -131,6 +138,7 @@ class DiskCache:
                 "choose another --data-dir"
             ) from None
         with self._mutex:
+            self._added += size
             self._room -= size
         return path
 
@@ -160,6 +168,7 @@ class DiskCache:
             self._tidying.release()
 
     def _tidy(self, free_bytes: int) -> None:
+        releases, added = self._releases, self._added
         files = self._files()
         total = sum(size for _, size, _ in files)
         target = self.bound_bytes
@@ -174,7 +183,11 @@ class DiskCache:
         share, left = self.bound_bytes // _MEASURE, self.bound_bytes - total
         with self._mutex:
             # Where all that is left is in use, there is no sense in looking again at once.
-            self._room = min(left, share) if left > 0 else share
+            self._over = left < 0
+            # What was added meanwhile may not have been seen.
+            self._room = (share if self._over else min(left, share)) - (self._added - added)
+            if self._over and releases != self._releases:
+                self._room = -1
 
     @contextmanager
     def making(self, digest: str, patience_s: float) -> Iterator[None]:

@@ -24,6 +24,8 @@ from bmt_server.disk import DiskCache, DiskError, DiskFull
 # How many masks are fetched or decoded at once. More would only wait for each other's processor
 # and take it from the engine; each holds one blob in memory.
 PARALLEL = 4
+# Between two looks at a folder that is still beyond its bound: another process may be at it.
+_PAUSE_S = 0.1
 
 T = TypeVar("T")
 
@@ -70,6 +72,8 @@ class MaskCache:
     def release(self, version: Version) -> None:
         """End one `hold`."""
         self.disk.release(version.digest)
+        if self.disk.crowded:
+            self.tidy()
 
     def used(self, version: Version) -> None:
         """A request on a held version has ended: it is the most recently used now."""
@@ -88,14 +92,20 @@ class MaskCache:
     def tidy(self) -> None:
         """Bring the folder under its bound, and collect what a crash left, in the background."""
         if self._tidying is None or self._tidying.done():
-            self._tidying = asyncio.create_task(self._run(self.disk.tidy))
+            self._tidying = asyncio.create_task(self._tidy())
 
     async def close(self) -> None:
         """End what is under way; files that are whole stay."""
-        for task in self._making.values():
+        for task in [*self._making.values(), *([self._tidying] if self._tidying else [])]:
             task.cancel()
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
         self.disk.close()
+
+    async def _tidy(self) -> None:
+        await self._run(self.disk.tidy)
+        while self.disk.crowded:
+            await asyncio.sleep(_PAUSE_S)
+            await self._run(self.disk.tidy)
 
     async def _made(self, version: Version) -> None:
         task = self._making.get(version.digest)

@@ -181,27 +181,16 @@ class Residency:
             # The same id may just be on its way out.
             if version.id in self._leaving:
                 await asyncio.wait([self._leaving[version.id]])
-            await self._hold(use)
-            try:
-                await self._engine.load(version.internal_name, version.id, version.source)
-            except WorkerError as error:
-                if error.code != "damaged":
-                    raise
-                # The file on the disk is not what was written; make it anew.
-                await self._cache.drop(version)
-                self._cache.release(version)
-                use.on_disk = False
-                await self._hold(use)
-                await self._engine.load(version.internal_name, version.id, version.source)
+            if not use.on_disk:
+                await self._cache.hold(version)
+                use.on_disk = True
+            await self._engine.load(version.internal_name, version.id, version.source)
         except WorkerError as error:
             raise _failed(version, error) from None
         finally:
             use.loading = None
-
-    async def _hold(self, use: InUse) -> None:
-        if not use.on_disk:
-            await self._cache.hold(use.version)
-            use.on_disk = True
+            if not use.users:
+                self._settle(use)
 
     async def _warm(self, version: Version, pinned: bool) -> None:
         use = self.enter(version)
@@ -232,7 +221,8 @@ class Residency:
     def _let_go(self, use: InUse) -> None:
         use.leaving = None
         version = use.version
-        if use.users or not (use.retired or not self._engine.resident(version.id)):
+        needed = not use.retired and self._engine.resident(version.id)
+        if use.users or use.loading is not None or needed:
             return
         del self._known[version.id]
         ids = self._of_name[(version.tenant, version.name)]

@@ -66,7 +66,7 @@ class Loader:
         except FetchError as error:
             return _failure(str(error), error.code)
         except WireError as error:
-            return _failure(str(error), "damaged")
+            return _failure(str(error), "unavailable")
         except PinError as error:
             return _failure(str(error), "pinned")
         except MaskStoreError as error:

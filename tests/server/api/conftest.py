@@ -79,7 +79,7 @@ class FakeEngine:
         try:
             map_layout(self.folder / DiskCache.name(source.digest))
         except WireError as error:
-            raise WorkerError(str(error), "damaged") from None
+            raise WorkerError(str(error), "unavailable") from None
         self.loads.append(adapter_id)
         self.in_memory.add(adapter_id)
 
@@ -109,6 +109,7 @@ class Api:
     app: FastAPI
     keys: dict[str, str]
     hold: asyncio.Event
+    calls: list[str]
 
     def client(self, key: str = "admin") -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {self.keys[key]}"} if key else {}
@@ -151,8 +152,11 @@ async def replica(url: str, folder: Path, keys: dict[str, str] | None = None) ->
     app = FastAPI()
     app.state.bmt = runtime
 
+    calls: list[str] = []
+
     async def chat(request: Request) -> Any:
         body = await request.json()
+        calls.append(body["model"])
         if not body.get("stream"):
             return {"model": body["model"]}
 
@@ -163,12 +167,13 @@ async def replica(url: str, folder: Path, keys: dict[str, str] | None = None) ->
         return StreamingResponse(pieces())
 
     app.post("/v1/chat/completions")(chat)
+    app.post("/tokenize")(chat)
     for path in ("/pause", "/collective_rpc", "/v1/load_lora_adapter", "/invocations"):
         app.post(path)(chat)
     app.include_router(build_router())
     app.add_middleware(Gate)
     try:
-        yield Api(runtime, engine, app, keys or {}, hold)
+        yield Api(runtime, engine, app, keys or {}, hold, calls)
     finally:
         await runtime.close()
 
