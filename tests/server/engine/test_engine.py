@@ -39,7 +39,8 @@ def distance(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> float:
     """Greatest |Δ log p| over two answers' tokens; infinite where the tokens differ."""
     if [x["tokens"] for x in a] != [x["tokens"] for x in b]:
         return float("inf")
-    return max(abs(p - q) for x, y in zip(a, b, strict=True) for p, q in zip(x["logp"], y["logp"]))
+    pairs = [zip(x["logp"], y["logp"], strict=True) for x, y in zip(a, b, strict=True)]
+    return max(abs(p - q) for pair in pairs for p, q in pair)
 
 
 @pytest.mark.parametrize("mode", ["delta", "scatter"])
