@@ -6,7 +6,6 @@ import asyncio
 import base64
 import binascii
 import hashlib
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -79,49 +78,18 @@ async def readyz(request: Request) -> Response:
     return JSONResponse({"status": "not ready"}, 503)
 
 
-async def list_models(request: Request) -> dict[str, Any]:
+async def list_models(request: Request) -> Response:
     """OpenAI's list of models: the base, and this tenant's masks under all their names."""
-    return {"object": "list", "data": _models(request)}
+    listing = _runtime(request).models.listing(_tenant(request))
+    return Response(listing, media_type="application/json")
 
 
 async def show_model(request: Request, model: str) -> dict[str, Any]:
     """One model of that list, or any version of a mask."""
-    for card in _models(request):
-        if card["id"] == model:
-            return card
-    version = await _runtime(request).resolver.find(_tenant(request), model)
-    return _card(_runtime(request), model, version)
-
-
-def _models(request: Request) -> list[dict[str, Any]]:
     runtime = _runtime(request)
-    cards = [_card(runtime, name, None) for name in runtime.engine.base_names]
-    for state in runtime.snapshot.of_tenant(_tenant(request)):
-        latest = state.find(None, None)
-        if latest is not None:
-            cards += [_card(runtime, state.name, latest), _card(runtime, latest.model, latest)]
-        for alias in sorted(state.aliases):
-            version = state.find(alias, None)
-            if version is not None:
-                cards.append(_card(runtime, f"{state.name}:{alias}", version))
-    return cards
-
-
-_STARTED = int(time.time())
-
-
-def _card(runtime: Runtime, name: str, version: Version | None) -> dict[str, Any]:
-    base = runtime.engine.base_names[0]
-    created = int(datetime.fromisoformat(version.created).timestamp()) if version else _STARTED
-    return {
-        "id": name,
-        "object": "model",
-        "created": created,
-        "owned_by": "bmt",
-        "root": version.model if version else runtime.engine.model_path,
-        "parent": base if version else None,
-        "max_model_len": runtime.engine.max_model_len,
-    }
+    if model in runtime.engine.base_names:
+        return runtime.models.base_card(model)
+    return runtime.models.card(model, await runtime.resolver.find(_tenant(request), model))
 
 
 async def list_masks(

@@ -16,6 +16,7 @@ from bmt_server.api.cache import MaskCache
 from bmt_server.api.errors import ApiError
 from bmt_server.api.keys import KeyStore
 from bmt_server.api.metrics import Metrics
+from bmt_server.api.models import Models
 from bmt_server.api.registry import Registry
 from bmt_server.api.residency import Residency
 from bmt_server.api.resolver import Resolver
@@ -53,6 +54,7 @@ class Runtime:
         )
         self.residency = Residency(self.cache, engine)
         self.resolver = Resolver(self.snapshot, self.residency, engine)
+        self.models = Models(self.snapshot, engine)
         self.snapshot.changed = self.resolver.names_changed
         self.snapshot.keys_changed = self.keys.forget
         self.uploads = asyncio.Semaphore(4)
