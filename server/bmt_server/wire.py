@@ -120,14 +120,15 @@ class Layout:
 
     digest: str
     tensors: Mapping[str, Rows]
-    mapping: mmap.mmap
+    mapping: mmap.mmap | None = None
 
     def rest(self) -> None:
         """Let the pages go until they are read again, so that only the address space is taken.
 
         The file may be deleted meanwhile: the kernel keeps what is mapped.
         """
-        self.mapping.madvise(mmap.MADV_DONTNEED)
+        if self.mapping is not None:
+            self.mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def map_layout(path: str | Path) -> Layout:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from bmt_server.worker.layers import GateLayer
 from bmt_server.worker.resident import ResidentMask
 
-
-class Write(Protocol):
-    def __call__(self, mask: ResidentMask, *, restore: bool) -> None: ...
+Switch = Callable[[ResidentMask | None, ResidentMask | None], None]
 
 
 class InPlace:
@@ -21,10 +18,10 @@ class InPlace:
     leaves the weights as they were.
     """
 
-    def __init__(self, gates: Sequence[GateLayer], write: Write) -> None:
-        """write: how a kernel puts zeros or values into the weights, see `ops.Kernel.write`."""
+    def __init__(self, gates: Sequence[GateLayer], switch: Switch) -> None:
+        """switch: how a kernel changes the weights, see `ops.Kernel.switch`."""
         self.gates = gates
-        self._write = write
+        self._switch = switch
         self.current: ResidentMask | None = None
         self.switches = 0
         self.seconds = 0.0
@@ -41,10 +38,7 @@ class InPlace:
         ):
             return
         start = time.perf_counter()
-        if self.current is not None:
-            self._write(self.current, restore=True)
+        self._switch(self.current, mask)
         self.current = mask
-        if mask is not None:
-            self._write(mask, restore=False)
         self.switches += 1
         self.seconds += time.perf_counter() - start

@@ -10,14 +10,19 @@ Legend as in `layers.py`: T tokens, K columns in, N columns out, R gate rows, n 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from bmt_server.worker.layers import GateLayer
 from bmt_server.worker.portable import PortableKernel
-from bmt_server.worker.resident import LayerMask, ResidentMask
+from bmt_server.worker.resident import ResidentMask
+
+if TYPE_CHECKING:
+    from bmt_server.worker.triton_kernel import TritonKernel
 
 
 class Kernel(Protocol):
@@ -34,7 +39,8 @@ class Kernel(Protocol):
     def plan(self, token_masks: np.ndarray, masks: Mapping[int, ResidentMask]) -> None:
         """Arrange the coming steps: token_masks is int64 [T] of adapter ids, 0 = base.
 
-        Holds until the next plan() or idle(); the masks stay alive as long.
+        Holds until the next plan() or idle(); the masks stay alive as long. Tokens of the base
+        alone: a step that CUDA graphs may be captured from, for steps with masks to replay.
         """
 
     def idle(self) -> None:
@@ -43,11 +49,16 @@ class Kernel(Protocol):
     def run(self, layer: int, y: torch.Tensor, x: torch.Tensor) -> None:
         """The op's semantics for one layer: y [T, N] is changed in place, x [T, K] is read."""
 
-    def take(self, layer: int, mask: LayerMask) -> None:
-        """Fill mask.values with the base weights of gate `layer` at the mask's zeros."""
+    def place(self, mask: ResidentMask, *, beyond: bool = False) -> ResidentMask:
+        """Bring a mask that was laid out on the host to where this kernel reads it.
 
-    def write(self, mask: ResidentMask, *, restore: bool) -> None:
-        """Put zeros at the mask's places of all live gate weights, or its values back."""
+        Its values are filled from the gates, which must hold the base then. Memory is the mask's
+        until the last reference to the result is gone. Raises NoRoomError where a bound is
+        reached, unless `beyond` it is allowed: a running step needs the mask.
+        """
+
+    def switch(self, old: ResidentMask | None, new: ResidentMask | None) -> None:
+        """Live gate weights that hold `old` hold `new` instead; None is the base."""
 
 
 # A torch op carries integers, not objects: a handle is a place in this list, one for each gate
@@ -64,7 +75,46 @@ def register(kernel: Kernel, layers: int) -> list[int]:
 
 def choose(device: torch.device) -> type[Kernel]:
     """The kernel that serves gates on `device`."""
+    if device.type == "cuda" and graphs():
+        return _triton()
     return PortableKernel
+
+
+def graphs() -> bool:
+    """True where the kernel for CUDA devices may be captured in CUDA graphs.
+
+    Tells of the installed packages alone and touches no device: servers ask before they start.
+    """
+    return torch.version.cuda is not None and find_spec("triton") is not None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bounds:
+    """What a kernel that reserves memory at its start must know."""
+
+    memory_bytes: int  # of masks, bytes
+    max_tokens: int = 8192  # of one step, padding included
+    graph_tokens: int = 0  # of one step that a CUDA graph may run; 0: no graphs
+
+
+def make(gates: Sequence[GateLayer], bounds: Bounds) -> Kernel:
+    """The kernel for these gates, made."""
+    device = gates[0].device
+    if device.type == "cuda" and graphs():
+        return _triton()(
+            gates,
+            memory_bytes=bounds.memory_bytes,
+            max_tokens=bounds.max_tokens,
+            graph_tokens=bounds.graph_tokens,
+        )
+    return choose(device)(gates)
+
+
+def _triton() -> type[TritonKernel]:
+    # Here, since elsewhere there may be no triton to import.
+    from bmt_server.worker.triton_kernel import TritonKernel
+
+    return TritonKernel
 
 
 def _masked_delta(y: torch.Tensor, x: torch.Tensor, handle: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from bmt_server.worker.layers import GateLayer
-from bmt_server.worker.resident import LayerMask, ResidentMask
+from bmt_server.worker.resident import LayerMask, ResidentMask, moved
 
 # Up to this many tokens a mask's work is listed pair by pair (token, zero), so that all masks of
 # a decode step share three torch calls; beyond it a mask works on its tokens as a block.
@@ -49,10 +49,26 @@ class PortableKernel:
                 plan = self._layers[layer] = self._arrange(layer)
             plan.subtract(y, x, self._gates[layer].shape[0])
 
+    def place(self, mask: ResidentMask, *, beyond: bool = False) -> ResidentMask:
+        device = self._gates[0].device
+        if mask.buffer.device != device:
+            mask = moved(mask, mask.buffer.to(device))
+        for index, layer in enumerate(mask.layers):
+            self.take(index, layer)
+        return mask
+
     def take(self, layer: int, mask: LayerMask) -> None:
+        """Fill mask.values with the base weights of gate `layer` at the mask's zeros."""
         mask.values.copy_(self._gates[layer].base[mask.rows(), mask.cols.long()])
 
+    def switch(self, old: ResidentMask | None, new: ResidentMask | None) -> None:
+        if old is not None:
+            self.write(old, restore=True)
+        if new is not None:
+            self.write(new, restore=False)
+
     def write(self, mask: ResidentMask, *, restore: bool) -> None:
+        """Put zeros at the mask's places of all live gate weights, or its values back."""
         for gate, layer in zip(self._gates, mask.layers, strict=True):
             assert gate.live is not None
             values = layer.values if restore else gate.live.new_zeros(())

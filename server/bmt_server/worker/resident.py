@@ -21,6 +21,10 @@ class MaskStoreError(Exception):
     """A mask cannot be made resident; the message names the mask, the tensor and the reason."""
 
 
+class NoRoomError(Exception):
+    """A kernel's memory is full; the message names the mask and the sizes. Evict one and retry."""
+
+
 @dataclass(slots=True)
 class LayerMask:
     """One mask in one layer, this worker's rows, in blocks of 64 rows (views of its buffer).
@@ -52,31 +56,36 @@ class ResidentMask:
     """One mask in this worker's memory: one LayerMask per GateLayer, in the worker's order.
 
     buffer: uint8, holds all arrays of all layers, each aligned to 64 bytes.
-    filled: False until the base values are in it.
     """
 
     digest: str
     layers: list[LayerMask]
     buffer: torch.Tensor
-    filled: bool = False
 
     @property
     def nbytes(self) -> int:
         return self.buffer.nbytes
 
 
-def fill(mask: ResidentMask, take: Callable[[int, LayerMask], None]) -> None:
-    """Read the base values at a mask's zeros; take(i, layer) reads those of gate i."""
-    for index, layer in enumerate(mask.layers):
-        take(index, layer)
-    mask.filled = True
+def gather(
+    digest: str,
+    layout: Layout,
+    gates: Sequence[GateLayer],
+    place: Callable[[ResidentMask], ResidentMask],
+) -> ResidentMask:
+    """Lay a mask out on the host and give it to `place` (`ops.Kernel`), which fills its values.
+
+    Raises MaskStoreError, see `arrange`, and what `place` raises.
+    """
+    return place(arrange(digest, layout, gates))
 
 
-def gather(digest: str, layout: Layout, gates: Sequence[GateLayer]) -> ResidentMask:
-    """Lay a mask's places out for the kernels; its values are still to be filled in.
+def arrange(digest: str, layout: Layout, gates: Sequence[GateLayer]) -> ResidentMask:
+    """Lay a mask's places out on the host, as kernels read them; its values are not there yet.
 
     A tensor that the mask does not name is left whole. Raises MaskStoreError where shapes differ:
-    the registry checks them at upload, so here it means another base model.
+    the registry checks them at upload, so here it means another base model. Reads no weight, so
+    any thread may do it while steps run.
     """
     arrays = [_arrays(part) for part in _parts(digest, layout, gates)]
     places: list[list[slice]] = []  # of each gate's four arrays in the buffer
@@ -86,17 +95,33 @@ def gather(digest: str, layout: Layout, gates: Sequence[GateLayer]) -> ResidentM
         for nbytes in (*(a.nbytes for a in three), gate.base.element_size() * three[2].size):
             places[-1].append(slice(size, size + nbytes))
             size += -(-nbytes // _ALIGN) * _ALIGN
-    host = torch.empty(size, dtype=torch.uint8)
+    # Page-locked where it goes to a GPU, so that the copy is asynchronous.
+    host = torch.empty(size, dtype=torch.uint8, pin_memory=gates[0].device.type == "cuda")
     raw = host.numpy()
     for where, three in zip(places, arrays, strict=True):
-        for place, array in zip(where, three, strict=False):
-            raw[place] = array.view(np.uint8)
-    mask = ResidentMask(digest, [], host.to(gates[0].device))
+        for span, array in zip(where, three, strict=False):
+            raw[span] = array.view(np.uint8)
+    mask = ResidentMask(digest, [], host)
     for gate, where, three in zip(gates, places, arrays, strict=True):
         dtypes = [*(_DTYPES[a.dtype.str] for a in three), gate.base.dtype]
-        views = (mask.buffer[p].view(d) for p, d in zip(where, dtypes, strict=True))
-        mask.layers.append(LayerMask(*views))
+        mask.layers.append(
+            LayerMask(*(host[p].view(d) for p, d in zip(where, dtypes, strict=True)))
+        )
     return mask
+
+
+def moved(mask: ResidentMask, buffer: torch.Tensor) -> ResidentMask:
+    """The mask as views of `buffer`, uint8, which holds a copy of its own buffer."""
+
+    def view(array: torch.Tensor) -> torch.Tensor:
+        start = array.storage_offset() * array.element_size()
+        return buffer[start : start + array.nbytes].view(array.dtype)
+
+    layers = [
+        LayerMask(view(m.block_start), view(m.row_end), view(m.cols), view(m.values))
+        for m in mask.layers
+    ]
+    return ResidentMask(mask.digest, layers, buffer)
 
 
 _DTYPES = {"<u2": torch.uint16, "<i4": torch.int32}

@@ -38,12 +38,15 @@ class MaskRuntime:
         mode: MaskMode,
         capacity_bytes: int,
         stats: WorkerStats | None = None,
-        kernel: type[ops.Kernel] | None = None,
+        kernel: Callable[[Sequence[GateLayer]], ops.Kernel] | None = None,
     ) -> None:
         self.gates = gates
-        self.kernel = (kernel or ops.choose(gates[0].device))(gates)
-        self.store = MaskStore(gates, capacity_bytes, self.kernel.take)
-        self.in_place = InPlace(gates, self.kernel.write)
+        if kernel is None:
+            self.kernel = ops.make(gates, ops.Bounds(memory_bytes=capacity_bytes))
+        else:
+            self.kernel = kernel(gates)
+        self.store = MaskStore(gates, capacity_bytes, self.kernel.place)
+        self.in_place = InPlace(gates, self.kernel.switch)
         if mode == "scatter" and not self.in_place.possible:
             raise ValueError(
                 "mask mode 'scatter' needs live weights, and this backend repacks them"
@@ -80,6 +83,16 @@ class MaskRuntime:
         self._names.pop(adapter, None)
         self.changed()
         return known
+
+    def rehearse(self, tokens: int) -> None:
+        """Prepare a forward pass of `tokens` base tokens that a CUDA graph may be captured from.
+
+        What the kernel launches for masks is launched, for steps with masks to replay.
+        """
+        if self.mode != "delta":
+            self.in_place.switch(None)
+        self._planned = b""
+        self.kernel.plan(np.zeros(tokens, np.int64), {})
 
     def begin_step(self, token_masks: np.ndarray) -> StepKind:
         """Prepare the coming forward pass; token_masks: int64 [T] of adapter ids, 0 = base."""

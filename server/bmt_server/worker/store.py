@@ -4,7 +4,11 @@ The bound is on bytes, not on a count: masks differ in size, and memory is what 
 are no slots, so nothing is reserved for a mask that is not there.
 
 Two threads come here: the step's, which uses masks, and the loader's, which brings them and takes
-them away. Whatever is slow is done outside the lock, so that no step waits for a load.
+them away. Whatever is slow is done outside the lock, so that no step waits for a load. Two things
+are the step's alone. Live weights may hold a mask, and only the step knows when they are the
+base's, from which values are read. And a GPU's memory is used in the order of the step's stream.
+So on a CPU that keeps the base aside the loader does all, and elsewhere it lays a mask out on the
+host, and the mask's first step places it.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from bmt_server.wire import Layout
 from bmt_server.worker.layers import GateLayer
-from bmt_server.worker.resident import LayerMask, MaskStoreError, ResidentMask, fill, gather
+from bmt_server.worker.resident import MaskStoreError, NoRoomError, ResidentMask, arrange
 
 
 class PinError(MaskStoreError):
@@ -37,21 +41,23 @@ class MaskStore:
         self,
         gates: Sequence[GateLayer],
         capacity_bytes: int,
-        take: Callable[[int, LayerMask], None],
+        place: Callable[..., ResidentMask],
     ) -> None:
-        """take: how base values are read, see `resident.fill`."""
+        """place: how a mask gets to its kernel, see `ops.Kernel.place`."""
         self.gates = gates
         self.capacity_bytes = capacity_bytes
         self.evictions = 0
         self.resident_bytes = 0
         # Hears of ids whose mask left memory for want of room. Called without the lock.
         self.evicted: Callable[[list[int]], None] = lambda adapters: None
-        self._take = take
-        # Live weights may hold a mask while another is loaded; only the step's thread knows when
-        # they are the base's.
-        self._fills_later = any(gate.live is not None for gate in gates)
+        self._place = place
+        self._step_places = any(g.live is not None or g.device.type != "cpu" for g in gates)
         self._lock = threading.Lock()
         self._resident: OrderedDict[str, ResidentMask] = OrderedDict()
+        # Of the resident ones, those that are still to be placed.
+        self._unplaced: set[str] = set()
+        # Masks that left; the step lets go of them where their memory is the step's to reuse.
+        self._left: list[ResidentMask] = []
         self._layouts: dict[str, Layout] = {}
         self._digest_of: dict[int, str] = {}
         self._ids_of: dict[str, set[int]] = {}
@@ -77,8 +83,12 @@ class MaskStore:
 
     def ready(self, adapters: Iterable[int]) -> bool:
         """True where using these masks reads no base weight."""
-        masks = (self._resident.get(self._digest_of.get(a, "")) for a in adapters)
-        return all(mask is not None and mask.filled for mask in masks)
+        digests = [self._digest_of.get(a, "") for a in adapters]
+        return all(d in self._resident and d not in self._unplaced for d in digests)
+
+    def digest(self, adapter: int) -> str:
+        """The mask digest of a known id."""
+        return self._digest_of[adapter]
 
     def layout(self, adapter: int) -> Layout | None:
         """The mapped file of a known id."""
@@ -99,39 +109,59 @@ class MaskStore:
         with self._lock:
             mask = self._resident.get(digest)
         if mask is None:
-            mask = self._gather(digest, layout)
+            mask = self._arrange(digest, layout)
+            if not self._step_places:
+                mask = self._place(mask)
         with self._lock:
             self._digest_of[adapter] = digest
             self._ids_of.setdefault(digest, set()).add(adapter)
             self._layouts.setdefault(digest, layout)
-            gone = self._put(mask)
-        self.evicted(gone)
+            if digest not in self._resident and self._step_places:
+                self._unplaced.add(digest)
+            self._put(mask)
+            gone = self._evict(lambda: self.resident_bytes > self.capacity_bytes, digest)
+        if gone:
+            self.evicted(gone)
 
     def use(self, adapters: Sequence[int]) -> dict[int, ResidentMask]:
         """The masks of the coming step, none of which leaves before the next call. Step's thread.
 
-        Evicted ones are gathered again, and with live weights all that are not `ready` are filled
-        now: the base must be in the weights then.
+        What is not `ready` is read from the base weights now, which must hold the base.
         """
         with self._lock:
+            self._left.clear()
             digests = {a: self._digest_of[a] for a in adapters}
             self._in_step = frozenset(digests.values())
-            found = {d: self._resident.get(d) for d in self._in_step}
-            layouts = {d: self._layouts[d] for d, mask in found.items() if mask is None}
-            for digest, mask in found.items():
-                if mask is not None:
-                    self._resident.move_to_end(digest)
+            late = {d: self._resident.get(d) for d in self._in_step if not self._placed(d)}
+            layouts = {d: self._layouts[d] for d, mask in late.items() if mask is None}
+            for digest in self._in_step & self._resident.keys():
+                self._resident.move_to_end(digest)
+        for digest, mask in late.items():
+            self._bring(digest, mask or self._arrange(digest, layouts[digest]))
+        with self._lock:
+            return {a: self._resident[d] for a, d in digests.items()}
+
+    def _bring(self, digest: str, mask: ResidentMask) -> None:
+        """Place a mask for the step that begins."""
         gone: list[int] = []
-        for digest, mask in found.items():
-            if mask is None:
-                mask = found[digest] = self._gather(digest, layouts[digest])
+        while True:
+            try:
+                placed = self._place(mask)
+                break
+            except NoRoomError:
                 with self._lock:
-                    gone += self._put(mask)
-            if not mask.filled:
-                fill(mask, self._take)
+                    left = self._evict(lambda: True, digest, most=1)
+                    self._left.clear()
+                gone += left
+                if not left:
+                    placed = self._place(mask, beyond=True)
+                    break
+        with self._lock:
+            self._drop(digest)
+            self._put(placed)
+            gone += self._evict(lambda: self.resident_bytes > self.capacity_bytes, digest)
         if gone:
             self.evicted(gone)
-        return {a: mask for a, d in digests.items() if (mask := found[d]) is not None}
 
     def remove(self, adapter: int) -> bool:
         """Forget an id; the mask leaves memory with its last id. False where unknown."""
@@ -172,11 +202,12 @@ class MaskStore:
             self._pinned.setdefault(digest, set()).add(adapter)
         return True
 
-    def _gather(self, digest: str, layout: Layout) -> ResidentMask:
-        mask = gather(digest, layout, self.gates)
-        if not self._fills_later:
-            fill(mask, self._take)
-        # Its pages were read once, and would count as this process's memory.
+    def _placed(self, digest: str) -> bool:
+        return digest in self._resident and digest not in self._unplaced
+
+    def _arrange(self, digest: str, layout: Layout) -> ResidentMask:
+        mask = arrange(digest, layout, self.gates)
+        # The file's pages were read once, and would count as this process's memory.
         layout.rest()
         return mask
 
@@ -187,23 +218,28 @@ class MaskStore:
             if not by:
                 del self._pinned[digest]
 
-    def _put(self, mask: ResidentMask) -> list[int]:
-        """Take a mask in and evict others for it; returns the ids of those that left."""
+    def _put(self, mask: ResidentMask) -> None:
         if mask.digest not in self._resident:
             self._resident[mask.digest] = mask
             self.resident_bytes += mask.nbytes
         self._resident.move_to_end(mask.digest)
+
+    def _evict(self, wanted: Callable[[], bool], stays: str, most: int = 1 << 62) -> list[int]:
+        """Drop the least recently used masks while `wanted`; returns the ids of those that left.
+
+        Masks of the running step stay even past the bound: a wrong answer is worse than a short
+        overrun, and the next load brings memory back under it.
+        """
         gone: list[int] = []
         passed = 0
-        # Masks of the running step stay even past the bound: a wrong answer is worse than a
-        # short overrun, and the next load brings memory back under it.
-        while self.resident_bytes > self.capacity_bytes and passed < len(self._resident):
+        while passed < len(self._resident) and most and wanted():
             digest = next(iter(self._resident))
-            if digest == mask.digest or digest in self._in_step or digest in self._pinned:
+            if digest == stays or digest in self._in_step or digest in self._pinned:
                 self._resident.move_to_end(digest)
                 passed += 1
                 continue
             self._drop(digest)
+            most -= 1
             self.evictions += 1
             gone += self._ids_of.get(digest, ())
         return gone
@@ -212,3 +248,6 @@ class MaskStore:
         mask = self._resident.pop(digest, None)
         if mask is not None:
             self.resident_bytes -= mask.nbytes
+            if self._step_places and digest not in self._unplaced:
+                self._left.append(mask)
+        self._unplaced.discard(digest)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from bmt_server.worker.portable import PortableKernel
-from bmt_server.worker.resident import BLOCK_ROWS, fill, gather
+from bmt_server.worker.resident import BLOCK_ROWS, gather
 
 from .helpers import gates, laid_out, random_mask
 
@@ -12,13 +12,11 @@ from .helpers import gates, laid_out, random_mask
 def resident(tmp_path, zeros, shape, **options):
     mask = random_mask(0, layers=2, shape=shape, zeros=zeros)
     layers = gates(live=False, shape=shape, **options)
-    held = gather(mask.digest, laid_out(mask, tmp_path), layers)
-    fill(held, take_of(layers))
-    return mask, layers, held
+    return mask, layers, gather(mask.digest, laid_out(mask, tmp_path), layers, place_of(layers))
 
 
-def take_of(layers):
-    return PortableKernel(layers).take
+def place_of(layers):
+    return PortableKernel(layers).place
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (64, 64), (65, 40), (130, 7), (1, 1), (3, 1 << 17)])
