@@ -114,21 +114,35 @@ def lay_out(mask: Mask, path: Path) -> int:
     return _PREFIX + len(body)
 
 
-@dataclass(frozen=True, slots=True)
 class Layout:
     """A mapped laid-out file: the mask digest and each tensor's rows, as views of the mapping."""
 
-    digest: str
-    tensors: Mapping[str, Rows]
-    mapping: mmap.mmap | None = None
+    __slots__ = ("_mapping", "_tensors", "digest")
+
+    def __init__(
+        self, digest: str, tensors: Mapping[str, Rows], mapping: mmap.mmap | None = None
+    ) -> None:
+        """mapping: what `tensors` are views of, where they can be had from it again."""
+        self.digest = digest
+        self._tensors: Mapping[str, Rows] | None = tensors
+        self._mapping = mapping
+
+    @property
+    def tensors(self) -> Mapping[str, Rows]:
+        if self._tensors is None:
+            assert self._mapping is not None
+            self._tensors = _views(memoryview(self._mapping))[1]
+        return self._tensors
 
     def rest(self) -> None:
-        """Let the pages go until they are read again, so that only the address space is taken.
+        """Keep no more than the mapping itself until `tensors` are wanted again.
 
-        The file may be deleted meanwhile: the kernel keeps what is mapped.
+        The pages go out of this process's memory; the kernel has them while it has room. The file
+        may be deleted meanwhile: what is mapped stays.
         """
-        if self.mapping is not None:
-            self.mapping.madvise(mmap.MADV_DONTNEED)
+        if self._mapping is not None:
+            self._tensors = None
+            self._mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def map_layout(path: str | Path) -> Layout:
@@ -148,6 +162,11 @@ def map_layout(path: str | Path) -> Layout:
         raise WireError(f"{path} is not a laid-out mask of this version; delete it")
     if zlib.crc32(view[len(MAGIC) + 4 :]) != int.from_bytes(view[8:12], "little"):
         raise WireError(f"laid-out mask {path} is damaged (checksum); delete it")
+    return Layout(*_views(view), mapping)
+
+
+def _views(view: memoryview) -> tuple[str, dict[str, Rows]]:
+    """The digest and the tensors of a laid-out file that was checked."""
     length = int.from_bytes(view[12:16], "little")
     index = json.loads(bytes(view[_PREFIX : _PREFIX + length]))
     base = _PREFIX + length
@@ -156,11 +175,7 @@ def map_layout(path: str | Path) -> Layout:
         offset, count, dtype = entry
         return np.frombuffer(view, np.dtype(dtype), count, base + offset)
 
-    return Layout(
-        index["digest"],
-        {
-            e["name"]: Rows((e["shape"][0], e["shape"][1]), array(e["row_start"]), array(e["cols"]))
-            for e in index["tensors"]
-        },
-        mapping,
-    )
+    return index["digest"], {
+        e["name"]: Rows((e["shape"][0], e["shape"][1]), array(e["row_start"]), array(e["cols"]))
+        for e in index["tensors"]
+    }

@@ -159,11 +159,19 @@ class Loader:
     # Through a socket.
 
     def listen(self, path: Path) -> None:
-        """Serve API processes at `path`, each in a thread of its own."""
-        path.unlink(missing_ok=True)
+        """Serve API processes at `path`, each in a thread of its own.
+
+        Where no socket can be (a path of more than 107 bytes), they come through the engine.
+        """
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        server.bind(str(path))
-        server.listen()
+        try:
+            path.unlink(missing_ok=True)
+            server.bind(str(path))
+            server.listen()
+        except OSError as error:
+            server.close()
+            logger.warning("No mask channel at %s (%s): masks load between steps.", path, error)
+            return
         threading.Thread(
             target=self._accept, args=(server,), name="bmt-listen", daemon=True
         ).start()

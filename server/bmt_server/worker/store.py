@@ -136,6 +136,10 @@ class MaskStore:
             layouts = {d: self._layouts[d] for d, mask in late.items() if mask is None}
             for digest in self._in_step & self._resident.keys():
                 self._resident.move_to_end(digest)
+            # What a step before held past the bound.
+            gone = self._evict(lambda: self.resident_bytes > self.capacity_bytes, "")
+        if gone:
+            self.evicted(gone)
         for digest, mask in late.items():
             self._bring(digest, mask or self._arrange(digest, layouts[digest]))
         with self._lock:
@@ -228,7 +232,7 @@ class MaskStore:
         """Drop the least recently used masks while `wanted`; returns the ids of those that left.
 
         Masks of the running step stay even past the bound: a wrong answer is worse than a short
-        overrun, and the next load brings memory back under it.
+        overrun, and the next step or load brings memory back under it.
         """
         gone: list[int] = []
         passed = 0
