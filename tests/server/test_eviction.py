@@ -8,6 +8,7 @@ import time
 
 import bmt_core
 import httpx
+import numpy as np
 import openai
 import pytest
 
@@ -20,6 +21,8 @@ MASKS = 40
 # A mask of this density takes 2.2 MiB, so that four fit.
 DENSITY, MEMORY_MIB = 0.02, 9
 TOKENS = 6
+PROMPT = "The history of the sea"
+TOLERANCE = 1e-3  # of a log-probability, in float32
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +57,22 @@ def test_eviction_under_load_gives_no_wrong_answer_and_no_error(server, smol):
     order = names * 4
     random.Random(0).shuffle(order)
 
-    async def ask(client, name: str) -> str:
+    async def ask(client, name: str) -> np.ndarray:
+        """Log-probabilities of the answer's tokens: they tell masks apart where texts may not."""
         answer = await client.completions.create(
-            model=name, prompt="The history of the sea", max_tokens=TOKENS, temperature=0
+            model=name, prompt=PROMPT, max_tokens=TOKENS, temperature=0, logprobs=0
         )
         assert answer.model.startswith(f"{name}@")
-        return answer.choices[0].text
+        return np.array(answer.choices[0].logprobs.token_logprobs)
 
-    async def run() -> tuple[dict[str, str], list[str]]:
+    async def run() -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
         base = f"{server.url}/v1"
         async with openai.AsyncOpenAI(base_url=base, api_key=server.key, max_retries=0) as client:
             alone = {name: await ask(client, name) for name in names}
             # More at once than the engine takes: they wait, and their masks are evicted meanwhile.
             slots = asyncio.Semaphore(20)
 
-            async def one(name: str) -> str:
+            async def one(name: str) -> np.ndarray:
                 async with slots:
                     return await ask(client, name)
 
@@ -77,9 +81,11 @@ def test_eviction_under_load_gives_no_wrong_answer_and_no_error(server, smol):
         return alone, together
 
     alone, together = asyncio.run(run())
-    assert len(set(alone.values())) > MASKS // 2, "masks must differ to be told apart"
-    wrong = [n for n, text in zip(order, together, strict=True) if text != alone[n]]
-    assert not wrong
+    rows = np.stack([alone[name] for name in names])
+    apart = np.abs(rows[:, None] - rows[None]).max(axis=2)[~np.eye(MASKS, dtype=bool)]
+    assert apart.min() > 10 * TOLERANCE, "masks must differ to be told apart"
+    off = [float(np.abs(p - alone[n]).max()) for n, p in zip(order, together, strict=True)]
+    assert max(off) < TOLERANCE
     time.sleep(0.6)
     found = figures(server)
     assert found['bmt_mask_evictions_total{rank="0"}'] > 2 * MASKS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
@@ -51,7 +52,55 @@ class LayerMask:
         return torch.repeat_interleave(row, end.diff(prepend=end.new_zeros(1)))
 
 
-@dataclass(slots=True)
+class Layers(Sequence[LayerMask]):
+    """A mask's layers as views of its buffer, made when they are asked for.
+
+    Kept, the four tensors of each layer would take a tenth of a small model's mask again.
+    """
+
+    __slots__ = ("_buffer", "_sizes", "_starts", "_values", "_wide")
+
+    def __init__(
+        self,
+        buffer: torch.Tensor,
+        starts: np.ndarray,
+        sizes: np.ndarray,
+        wide: np.ndarray,
+        values: torch.dtype,
+    ) -> None:
+        """starts and sizes: int64 [layers, 4], bytes, in LayerMask's order; wide: bool [layers, 2],
+        whether row_end and cols are int32."""
+        self._buffer, self._values = buffer, values
+        self._starts, self._sizes, self._wide = starts, sizes, wide
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> LayerMask: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[LayerMask]: ...
+
+    def __getitem__(self, index: int | slice) -> LayerMask | list[LayerMask]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        ends = torch.int32 if self._wide[index, 0] else torch.uint16
+        cols = torch.int32 if self._wide[index, 1] else torch.uint16
+        starts, sizes = self._starts[index].tolist(), self._sizes[index].tolist()
+        dtypes = (torch.int32, ends, cols, self._values)
+        return LayerMask(
+            *(
+                self._buffer[start : start + size].view(dtype)
+                for start, size, dtype in zip(starts, sizes, dtypes, strict=True)
+            )
+        )
+
+    def of(self, buffer: torch.Tensor) -> Layers:
+        """The same layers in another buffer, uint8, that holds a copy of this one's."""
+        return Layers(buffer, self._starts, self._sizes, self._wide, self._values)
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class ResidentMask:
     """One mask in this worker's memory: one LayerMask per GateLayer, in the worker's order.
 
@@ -59,7 +108,7 @@ class ResidentMask:
     """
 
     digest: str
-    layers: list[LayerMask]
+    layers: Layers
     buffer: torch.Tensor
 
     @property
@@ -88,43 +137,27 @@ def arrange(digest: str, layout: Layout, gates: Sequence[GateLayer]) -> Resident
     any thread may do it while steps run.
     """
     arrays = [_arrays(part) for part in _parts(digest, layout, gates)]
-    places: list[list[slice]] = []  # of each gate's four arrays in the buffer
-    size = 0
-    for gate, three in zip(gates, arrays, strict=True):
-        places.append([])
-        for nbytes in (*(a.nbytes for a in three), gate.base.element_size() * three[2].size):
-            places[-1].append(slice(size, size + nbytes))
-            size += -(-nbytes // _ALIGN) * _ALIGN
+    values = gates[0].base.dtype
+    sizes = np.array(
+        [[*(a.nbytes for a in three), values.itemsize * three[2].size] for three in arrays],
+        np.int64,
+    )
+    padded = -(-sizes // _ALIGN) * _ALIGN
+    starts = (np.cumsum(padded) - padded.ravel()).reshape(padded.shape)
     # Page-locked where it goes to a GPU, so that the copy is asynchronous.
-    host = torch.empty(size, dtype=torch.uint8, pin_memory=gates[0].device.type == "cuda")
+    on_gpu = gates[0].device.type == "cuda"
+    host = torch.empty(int(padded.sum()), dtype=torch.uint8, pin_memory=on_gpu)
     raw = host.numpy()
-    for where, three in zip(places, arrays, strict=True):
-        for span, array in zip(where, three, strict=False):
-            raw[span] = array.view(np.uint8)
-    mask = ResidentMask(digest, [], host)
-    for gate, where, three in zip(gates, places, arrays, strict=True):
-        dtypes = [*(_DTYPES[a.dtype.str] for a in three), gate.base.dtype]
-        mask.layers.append(
-            LayerMask(*(host[p].view(d) for p, d in zip(where, dtypes, strict=True)))
-        )
-    return mask
+    for first, three in zip(starts.tolist(), arrays, strict=True):
+        for start, array in zip(first, three, strict=False):
+            raw[start : start + array.nbytes] = array.view(np.uint8)
+    wide = np.array([[a.dtype.itemsize > 2 for a in three[1:]] for three in arrays], np.bool_)
+    return ResidentMask(digest, Layers(host, starts, sizes, wide, values), host)
 
 
 def moved(mask: ResidentMask, buffer: torch.Tensor) -> ResidentMask:
     """The mask as views of `buffer`, uint8, which holds a copy of its own buffer."""
-
-    def view(array: torch.Tensor) -> torch.Tensor:
-        start = array.storage_offset() * array.element_size()
-        return buffer[start : start + array.nbytes].view(array.dtype)
-
-    layers = [
-        LayerMask(view(m.block_start), view(m.row_end), view(m.cols), view(m.values))
-        for m in mask.layers
-    ]
-    return ResidentMask(mask.digest, layers, buffer)
-
-
-_DTYPES = {"<u2": torch.uint16, "<i4": torch.int32}
+    return ResidentMask(mask.digest, mask.layers.of(buffer), buffer)
 
 
 def _parts(digest: str, layout: Layout, gates: Sequence[GateLayer]) -> list[Rows]:
