@@ -67,8 +67,17 @@ def serve(
         ),
     ] = 1024,
     scatter_quantum_ms: Annotated[
-        float, typer.Option(help="scatter: how long one mask may own the engine, ms.", min=0)
+        float,
+        typer.Option(help="scatter: how long a mask's turn lasts if nothing cuts it, ms.", min=0),
     ] = 50.0,
+    scatter_max_wait_ms: Annotated[
+        float,
+        typer.Option(
+            help="scatter: no request that can run waits longer for its mask's turn, ms; turns "
+            "shrink to keep to it, down to one step.",
+            min=1,
+        ),
+    ] = 1000.0,
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="No API keys. Only on loopback.")
     ] = False,
@@ -96,6 +105,7 @@ def serve(
         mask_mode=cast(MaskMode, mask_mode),
         mask_memory_mib=mask_memory,
         scatter_quantum_ms=scatter_quantum_ms,
+        scatter_max_wait_ms=scatter_max_wait_ms,
         auth=not no_auth,
         metrics_open=metrics_open,
         max_density=max_density,

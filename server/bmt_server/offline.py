@@ -48,6 +48,8 @@ def masked_llm(
     *,
     mask_mode: MaskMode = "auto",
     mask_memory_bytes: int = 1 << 30,
+    scatter_quantum_s: float = 0.05,
+    scatter_max_wait_s: float = 1.0,
     stats_dir: str = "",
     **vllm_options: Any,
 ) -> LLM:
@@ -63,6 +65,8 @@ def masked_llm(
         gates=bmt_core.geometry(path),
         mask_mode=mask_mode,
         mask_memory_bytes=mask_memory_bytes,
+        scatter_quantum_s=scatter_quantum_s,
+        scatter_max_wait_s=scatter_max_wait_s,
         stats_dir=stats_dir,
     )
     present = Settings.from_env()
@@ -73,8 +77,6 @@ def masked_llm(
         )
     settings.export_env()
     options: dict[str, Any] = {"enable_lora": True, **vllm_options}
-    if mask_mode == "scatter":
-        options["scheduler_cls"] = "bmt_server.engine.scheduler.ExclusiveScheduler"
     from bmt_server.engine.flags import eager_reason
     from bmt_server.plugin import register
 

@@ -19,7 +19,6 @@ from bmt_server import plugin
 from bmt_server.settings import MaskMode, Settings, SettingsError
 
 GATE = "bmt_server.api.gate.Gate"
-SCATTER_SCHEDULER = "bmt_server.engine.scheduler.ExclusiveScheduler"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +31,7 @@ class ServeOptions:
     mask_mode: MaskMode = "auto"
     mask_memory_mib: int = 1024
     scatter_quantum_ms: float = 50.0
+    scatter_max_wait_ms: float = 1000.0
     auth: bool = True
     metrics_open: bool = False
     max_density: float = 0.05  # 25 times what SFT or GRPO deletes; bounds what an upload may cost
@@ -76,6 +76,7 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
             stats_dir=stats,
             mask_memory_bytes=options.mask_memory_mib << 20,
             scatter_quantum_s=options.scatter_quantum_ms / 1000,
+            scatter_max_wait_s=options.scatter_max_wait_ms / 1000,
             max_density=options.max_density,
             auth=options.auth,
             metrics_open=options.metrics_open,
@@ -107,8 +108,6 @@ def _parse_vllm(options: ServeOptions, flags: Sequence[str]) -> Namespace:
         args.served_model_name = [options.model]
     args.enable_lora = True
     args.middleware = [*args.middleware, GATE]
-    if options.mask_mode == "scatter":
-        args.scheduler_cls = SCATTER_SCHEDULER
     if (reason := eager_reason()) and not args.enforce_eager:
         _say(f"warning: {reason}; adding --enforce-eager")
         args.enforce_eager = True

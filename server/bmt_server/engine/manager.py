@@ -8,10 +8,8 @@ translates between vLLM's objects and ours.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,17 +19,15 @@ from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinearMethod
 
+from bmt_server import stats_file, worker_stats
 from bmt_server.engine.seam import BASE_GATE, is_gate
 from bmt_server.settings import Settings
 from bmt_server.wire import map_layout
 from bmt_server.worker.layers import GateLayer
 from bmt_server.worker.ops import Bounds, make
 from bmt_server.worker.runtime import MaskRuntime
-from bmt_server.worker_stats import WorkerStats
 
 logger = init_logger("vllm.bmt_server")
-
-_STATS_INTERVAL_S = 0.2
 
 
 class UnsupportedModelError(ValueError):
@@ -75,7 +71,7 @@ class MaskManager:
         gates = [self._gate(layer) for layer in fused]
         self._check_names(gates, vllm_config)
         parallel = vllm_config.parallel_config if vllm_config is not None else None
-        stats = WorkerStats(pid=os.getpid(), rank=getattr(parallel, "rank", 0) or 0)
+        stats = worker_stats.WorkerStats(pid=os.getpid(), rank=getattr(parallel, "rank", 0) or 0)
         bounds = self._bounds(vllm_config)
         runtime = MaskRuntime(
             gates,
@@ -88,7 +84,8 @@ class MaskManager:
             for layer, handle in zip(fused, runtime.handles(), strict=True):
                 layer.quant_method = MaskedLinearMethod(layer.quant_method, handle)
         if self.settings.stats_dir:
-            _StatsWriter(stats, Path(self.settings.stats_dir)).attach(runtime)
+            path = worker_stats.path_of(self.settings.stats_dir, stats.pid)
+            runtime.changed = stats_file.Writer(path, stats).changed
         self.runtime = runtime
         logger.info(
             "Masks: mode %s (asked for %s), kernel %s, %d gates of %s, up to %d MiB resident.",
@@ -212,29 +209,3 @@ class MaskManager:
     def list_adapters(self) -> set[int]:
         assert self.runtime is not None
         return self.runtime.store.adapters
-
-
-class _StatsWriter:
-    """Writes a worker's figures when they changed, off the step's path."""
-
-    def __init__(self, stats: WorkerStats, folder: Path) -> None:
-        self._stats, self._folder = stats, folder
-        self._dirty = threading.Event()
-
-    def attach(self, runtime: MaskRuntime) -> None:
-        runtime.changed = self._dirty.set
-        self._dirty.set()
-        threading.Thread(target=self._run, name="bmt-stats", daemon=True).start()
-
-    def _run(self) -> None:
-        pause = threading.Event()
-        while True:
-            self._dirty.wait()
-            self._dirty.clear()
-            try:
-                self._stats.write(self._folder)
-            except OSError as error:
-                # The folder is gone when the server is; figures are not worth a worker.
-                logger.warning("Worker figures are no longer written: %s", error)
-                return
-            pause.wait(_STATS_INTERVAL_S)

@@ -13,7 +13,9 @@ from bmt_server.wire import Layout
 from bmt_server.worker import ops
 from bmt_server.worker.in_place import InPlace
 from bmt_server.worker.layers import GateLayer
+from bmt_server.worker.resident import ResidentMask
 from bmt_server.worker.store import MaskStore
+from bmt_server.worker.switching import CPU, GPU, SwitchRule
 from bmt_server.worker_stats import WorkerStats
 
 StepKind = Literal["base", "in_place", "corrected"]
@@ -27,8 +29,8 @@ class MaskRuntime:
     """Everything one worker knows of masks. Called from the worker's one thread.
 
     kernel: None takes the one that `ops.choose` names for the gates' device.
-    mode: `scatter` always in place; `delta` never; `auto` in place where the weights are live and
-    one mask owns the step, corrected otherwise.
+    mode: `scatter` always in place; `delta` never; `auto`, where the weights are live, in place
+    once one mask has owned enough steps (`switching.py`), corrected otherwise.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class MaskRuntime:
                 "mask mode 'scatter' needs live weights, and this backend repacks them"
             )
         self.mode: MaskMode = "delta" if mode == "auto" and not self.in_place.possible else mode
+        cuda = bool(gates) and gates[0].device.type == "cuda"
+        self.rule = SwitchRule(GPU if cuda else CPU, len(gates))
         self.stats = stats or WorkerStats()
         self.stats.mode, self.stats.capacity_bytes = self.mode, capacity_bytes
         self.stats.kernel = self.kernel.name
@@ -110,6 +114,11 @@ class MaskRuntime:
             self.stats.steps_in_place += 1
         else:
             self.stats.steps_corrected += 1
+        if self.mode == "auto":
+            self.stats.reason, self.stats.switch_paid = self.rule.reason, self.rule.paid
+            self.stats.steps_paying += self.rule.reason == "paying"
+        current = self.in_place.current
+        self.stats.in_weights = current.digest[:12] if current is not None else ""
         self.stats.switches = self.in_place.switches
         self.stats.switch_seconds = self.in_place.seconds
         self.changed()
@@ -119,22 +128,23 @@ class MaskRuntime:
         adapters = np.unique(token_masks)
         active = [int(a) for a in adapters if a]
         self._in_use = keep = self._digests(active)
-        if not active:
-            self._idle()
-            if self.mode != "delta":
-                self.in_place.switch(None)
-            return "base"
-        if self.mode == "scatter" and len(adapters) > 1:
+        # Two ids may stand for equal masks, which then own a step together.
+        sole = len(active) == len(adapters) and len(keep) == 1
+        if self.mode == "scatter" and active and not sole:
             raise MixedStepError(f"a step mixes adapters {active[:4]} in mask mode 'scatter'")
-        if self.mode != "delta" and len(adapters) == 1:
-            self._idle()
-            if not self.store.resident(active[0]):
-                # An evicted mask is gathered again, which needs the base in the weights.
-                self.in_place.switch(None)
-            self.in_place.switch(self.store.get(active[0]))
-            return "in_place"
+        if self.mode == "auto" and not sole:
+            self.rule.shared("mixed" if active else "base")
+        if sole and self.mode != "delta":
+            mask = self._gathered(active[0])
+            if self.mode == "scatter" or self._owned(mask, len(token_masks)):
+                self._idle()
+                self.in_place.switch(mask)
+                return "in_place"
         if self.mode != "delta":
             self.in_place.switch(None)
+        if not active:
+            self._idle()
+            return "base"
         key = token_masks.tobytes()
         if self._planned != key:
             self.kernel.plan(token_masks, {a: self.store.get(a, keep=keep) for a in active})
@@ -145,6 +155,17 @@ class MaskRuntime:
         if self._planned is not None:
             self.kernel.idle()
             self._planned = None
+
+    def _gathered(self, adapter: int) -> ResidentMask:
+        if not self.store.resident(adapter):
+            # An evicted mask is gathered again, which needs the base in the weights.
+            self.in_place.switch(None)
+        return self.store.get(adapter)
+
+    def _owned(self, mask: ResidentMask, tokens: int) -> bool:
+        zeros = sum(layer.cols.numel() for layer in mask.layers)
+        current = self.in_place.current
+        return self.rule.owned(mask.digest, zeros, tokens, current.digest if current else None)
 
     def _digests(self, adapters: Sequence[int]) -> set[str]:
         known = self.store.adapters
