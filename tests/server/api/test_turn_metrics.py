@@ -1,3 +1,5 @@
+"""Figures of turns on /metrics."""
+
 import os
 import time
 

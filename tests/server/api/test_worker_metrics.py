@@ -1,3 +1,5 @@
+"""Figures of workers on /metrics."""
+
 from bmt_server import stats_file, worker_stats
 from bmt_server.api.metrics import Metrics
 from bmt_server.worker_stats import WorkerStats

@@ -8,7 +8,6 @@ from typing import Any
 
 import bmt_core
 import pytest
-
 from bmt_server import turn_stats, worker_stats
 
 from .engines import PROMPTS, random_mask, run_engine
