@@ -17,6 +17,7 @@ import pytest
 import torch
 from bmt_server.worker import triton_delta, triton_weights
 from bmt_server.worker.layers import GateLayer
+from bmt_server.worker.resident import NoRoomError, gather
 from bmt_server.worker.runtime import MaskRuntime
 from bmt_server.worker.triton_kernel import KernelInputError, TritonKernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -449,6 +450,29 @@ def test_loading_a_mask_does_not_take_the_place_of_one_in_use(tmp_path):
     for adapter in (3, 4):
         runtime.add(adapter, "new", laid_out(masks[adapter - 1], tmp_path))
         check(runtime, masks, [1, 2])
+
+
+def test_a_plan_keeps_its_masks_where_they_are(tmp_path):
+    """Nothing else may refer to them any more: the plan's addresses do."""
+    layers = gates(shape=SHAPE)
+    masks = [random_mask(i, shape=SHAPE, zeros=200) for i in range(3)]
+    layouts = [laid_out(mask, tmp_path) for mask in masks]
+    one = made(tmp_path, masks[:1]).store.resident_bytes
+    kernel = TritonKernel(layers, memory_bytes=2 * one, max_tokens=8)
+    kernel.plan(np.array([1]), {1: gather("a", layouts[0], layers, kernel.place)})
+    second = gather("b", layouts[1], layers, kernel.place)
+    with pytest.raises(NoRoomError, match="no stretch"):
+        gather("c", layouts[2], layers, kernel.place)
+    x = torch.randn(1, SHAPE[1])
+    y = x @ layers[0].base.t()
+    want = x @ (layers[0].base * dense(masks[0], 0)).t()
+    kernel.run(0, y, x)
+    torch.testing.assert_close(y, want, rtol=1e-5, atol=2e-5)
+    kernel.idle()
+    third = gather("c", layouts[2], layers, kernel.place)
+    assert kernel.arena.used == 2 * one
+    del second, third
+    assert kernel.arena.used == 0
 
 
 def test_steps_that_the_kernel_was_not_made_for_are_refused(tmp_path):
