@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import bmt_core
 
+from bmt_server import cpu_env
 from bmt_server.settings import MaskMode, Settings, SettingsError
 from bmt_server.wire import SUFFIX, lay_out
 
@@ -77,6 +78,7 @@ def masked_llm(
         )
     settings.export_env()
     options: dict[str, Any] = {"enable_lora": True, **vllm_options}
+    _prepare_cpu(settings, options)
     from bmt_server.engine.flags import eager_reason
     from bmt_server.plugin import register
 
@@ -86,6 +88,22 @@ def masked_llm(
     from vllm import LLM
 
     return LLM(path, **options)
+
+
+def _prepare_cpu(settings: Settings, options: dict[str, Any]) -> None:
+    """Set what vLLM's CPU backend wants, as `bmt-server serve` does; see `cpu_env.py`."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    variables = cpu_env.wanted(
+        os.environ,
+        weights_bytes=cpu_env.weights_bytes(settings.model_path),
+        mask_bytes=settings.mask_memory_bytes,
+        workers=options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1),
+        kv_given="gpu_memory_utilization" in options or "kv_cache_memory_bytes" in options,
+    )
+    cpu_env.apply(os.environ, variables)
 
 
 def mask_request(mask: bmt_core.Mask | str | os.PathLike[str], name: str = "") -> LoRARequest:

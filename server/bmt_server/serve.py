@@ -15,7 +15,7 @@ from pathlib import Path
 
 import bmt_core
 
-from bmt_server import plugin
+from bmt_server import cpu_env, plugin
 from bmt_server.settings import MaskMode, Settings, SettingsError
 
 GATE = "bmt_server.api.gate.Gate"
@@ -88,6 +88,7 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
             )
         if options.auth:
             _first_key(settings, options.key_file)
+        _prepare_cpu(settings, args, vllm_flags)
         _run(settings, args)
 
 
@@ -128,6 +129,26 @@ def _first_key(settings: Settings, key_file: Path | None) -> None:
         handle = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "w") as file:
             file.write(key + "\n")
+
+
+def _prepare_cpu(settings: Settings, args: Namespace, flags: Sequence[str]) -> None:
+    """Set what vLLM's CPU backend wants, for the engine alone: the registry runs by now."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    variables = cpu_env.wanted(
+        os.environ,
+        weights_bytes=cpu_env.weights_bytes(args.model),
+        mask_bytes=settings.mask_memory_bytes,
+        workers=args.tensor_parallel_size
+        * args.pipeline_parallel_size
+        * (args.data_parallel_size_local or args.data_parallel_size),
+        kv_given=cpu_env.sizes_kv_cache(flags),
+    )
+    cpu_env.apply(os.environ, variables)
+    for variable in variables:
+        _say(f"{variable.name}={variable.value} ({variable.reason})")
 
 
 def _run(settings: Settings, args: Namespace) -> None:

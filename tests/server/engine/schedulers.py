@@ -97,19 +97,26 @@ def build(
     return scheduler
 
 
-def request(name: str, mask: int, prompt: int = 10, tokens: int = 4, priority: int = 0) -> Request:
+def request(
+    name: str,
+    mask: int,
+    prompt: int = 10,
+    tokens: int = 4,
+    priority: int = 0,
+    resumable: bool = False,
+) -> Request:
     """A request of `prompt` tokens that wants `tokens` more; mask 0 is the base."""
     lora = LoRARequest(f"m{mask}", mask, "/nowhere") if mask else None
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
-    made = Request(
+    return Request(
         request_id=name,
         prompt_token_ids=list(range(1, prompt + 1)),
         sampling_params=params,
         pooling_params=None,
         lora_request=lora,
         priority=priority,
+        resumable=resumable,
     )
-    return made
 
 
 def masks_in(scheduler: Scheduler, output: SchedulerOutput) -> set[int]:

@@ -78,6 +78,7 @@ def test_no_step_mixes_and_every_request_gets_its_tokens(make, kind, seed):
             scheduler.update_from_output(*under_way.popleft())
         steps += 1
         assert steps < 5000, "no progress"
+    assert scheduler.figures.turn_seconds <= scheduler.clock.now - 100 + 1e-6
     assert any(r.num_preemptions for r in requests), "the test must be short of blocks"
     for r in requests:
         if r.request_id not in aborted:
@@ -221,6 +222,56 @@ def test_a_pause_for_new_requests_does_not_stop_those_that_run(make):
     assert [step(scheduler) for _ in range(3)] == [{1}] * 3
     scheduler.set_pause_state(PauseState.UNPAUSED)
     assert {2} in [step(scheduler) for _ in range(2)]
+
+
+def test_what_waits_for_its_grammar_costs_no_empty_steps(make):
+    scheduler = make(quantum_s=0.0, max_wait_s=0.01)
+    scheduler.add_request(request("a", 1, tokens=8))
+    later = request("b", 2)
+    later.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+    scheduler.add_request(later)
+    assert [step(scheduler) for _ in range(4)] == [{1}] * 4
+    later.status = RequestStatus.WAITING
+    assert {2} in [step(scheduler) for _ in range(2)]
+
+
+def test_a_session_that_waits_for_input_keeps_its_blocks_and_comes_back(make):
+    """Also where an overdue request of another mask lacks the blocks that the session holds."""
+    scheduler = make(blocks=10, seats=3, quantum_s=0.0, max_wait_s=0.01)
+    scheduler.add_request(request("session", 1, prompt=70, tokens=2, resumable=True))
+    while step(scheduler):
+        pass
+    assert scheduler.kv_cache_manager.get_block_ids("session")[0]
+    scheduler.add_request(request("large", 2, prompt=100))
+    scheduler.clock.now += 1
+    assert not any(step(scheduler) for _ in range(5)), "no blocks for it, no input for the session"
+    scheduler.add_request(request("session", 1, prompt=5, tokens=3, resumable=True))
+    assert {1} in [step(scheduler) for _ in range(3)]
+    scheduler.finish_requests("session", RequestStatus.FINISHED_ABORTED)
+    assert {2} in [step(scheduler) for _ in range(3)]
+
+
+def test_a_session_that_waits_for_input_holds_one_seat_not_all(make):
+    scheduler = make(seats=2)
+    scheduler.add_request(request("session", 1, tokens=2, resumable=True))
+    while step(scheduler):
+        pass
+    for name in ("b", "c"):
+        scheduler.add_request(request(name, 2))
+    assert set(scheduler.schedule().num_scheduled_tokens) == {"b"}
+
+
+def test_a_wait_counts_from_the_arrival(make):
+    scheduler = make()
+    scheduler.add_request(request("a", 1, tokens=8))
+    step(scheduler)
+    output = scheduler.schedule()
+    scheduler.add_request(request("b", 2))
+    scheduler.clock.now += 0.7  # a long step
+    answer(scheduler, output)
+    while step(scheduler) != {2}:
+        pass
+    assert scheduler.figures.longest_wait_s >= 0.7
 
 
 def test_figures_count_turns_and_waits(make):
