@@ -33,6 +33,7 @@ def examine(registry_url: str = "") -> Iterator[Finding]:
     yield _memory()
     yield _compiler()
     yield from _engine()
+    yield from _cpu_environment()
     yield _plugin()
     yield _valkey()
     if registry_url:
@@ -113,6 +114,38 @@ def _engine() -> Iterator[Finding]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kernel = ops.choose(device)
     yield Finding("Mask kernel", "ok", f"{kernel.name}: {kernel.note}")
+
+
+def _cpu_environment() -> Iterator[Finding]:
+    """What `serve` sets for vLLM's CPU backend; nothing where a GPU serves."""
+    try:
+        import torch
+    except ImportError:
+        return
+    if torch.cuda.is_available():
+        return
+    from bmt_server import cpu_env
+
+    yield _library(
+        "OpenMP",
+        cpu_env.openmp(),
+        "pip install intel-openmp; without it workers use GCC's, which torch carries",
+    )
+    yield _library(
+        "Allocator",
+        cpu_env.tcmalloc(),
+        "apt-get install libtcmalloc-minimal4 (Fedora: gperftools-libs); without it workers use "
+        "the system's",
+    )
+    for name in ("LD_PRELOAD", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE"):
+        if value := os.environ.get(name):
+            yield Finding(name, "ok", f"{value}; yours, left as it is")
+
+
+def _library(what: str, path: Path | None, fix: str) -> Finding:
+    if path is None:
+        return Finding(what, "warn", "not found", fix)
+    return Finding(what, "ok", f"{path}, preloaded into workers")
 
 
 def _plugin() -> Finding:

@@ -37,7 +37,8 @@ class Settings:
     mask_cache_bytes: int = 10 << 30  # bound on that folder, bytes
     stats_dir: str = ""  # worker figures, read by /metrics
     mask_memory_bytes: int = 1 << 30  # for masks in each worker, bytes; a GPU's is taken at start
-    scatter_quantum_s: float = 0.05  # `scatter`: how long one mask may own the engine, seconds
+    scatter_quantum_s: float = 0.05  # `scatter`: how long a turn lasts if nothing cuts it, seconds
+    scatter_max_wait_s: float = 1.0  # `scatter`: bound on the wait for a turn, seconds
     max_upload_bytes: int = 0  # 0: derived from the geometry
     max_density: float = 0.5  # share of the gate weights a mask may delete
     auth: bool = True  # False only on loopback, by an explicit flag
@@ -61,6 +62,8 @@ class Settings:
             raise SettingsError(f"max_density is {self.max_density}; it must be in (0, 1]")
         if self.scatter_quantum_s < 0:
             raise SettingsError(f"scatter_quantum_s is {self.scatter_quantum_s}; it must be >= 0")
+        if not self.scatter_max_wait_s > 0:
+            raise SettingsError(f"scatter_max_wait_s is {self.scatter_max_wait_s}; it must be > 0")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

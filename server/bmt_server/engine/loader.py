@@ -6,7 +6,6 @@ for a mask is admitted only when all workers have answered that they hold it.
 
 from __future__ import annotations
 
-import os
 import queue
 import socket
 import struct
@@ -20,6 +19,7 @@ from typing import Any
 from vllm.logger import init_logger
 
 from bmt_server import channel
+from bmt_server.affinity import free_affinity
 from bmt_server.engine.files import FetchError, MaskFiles
 from bmt_server.wire import WireError
 from bmt_server.worker.resident import MaskStoreError
@@ -227,16 +227,6 @@ class _Connection:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-
-
-def free_affinity() -> None:
-    """Let this thread run on any processor of the server's.
-
-    A worker on the CPU is bound to the processors of its OpenMP threads, and threads inherit that:
-    loading would take its time from the step, with idle processors beside it.
-    """
-    with suppress(OSError):
-        os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
 
 
 def _failure(message: str, code: channel.Code) -> dict[str, Any]:

@@ -8,10 +8,8 @@ translates between vLLM's objects and ours.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,19 +19,17 @@ from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinearMethod
 
+from bmt_server import stats_file, worker_stats
 from bmt_server.channel import socket_path
 from bmt_server.engine.files import MaskFiles
-from bmt_server.engine.loader import Loader, free_affinity
+from bmt_server.engine.loader import Loader
 from bmt_server.engine.seam import BASE_GATE, is_gate
 from bmt_server.settings import Settings
 from bmt_server.worker.layers import GateLayer
 from bmt_server.worker.ops import Bounds, make
 from bmt_server.worker.runtime import MaskRuntime
-from bmt_server.worker_stats import WorkerStats
 
 logger = init_logger("vllm.bmt_server")
-
-_STATS_INTERVAL_S = 0.2
 
 
 class UnsupportedModelError(ValueError):
@@ -79,7 +75,7 @@ class MaskManager:
         self._check_names(gates, vllm_config)
         parallel = vllm_config.parallel_config if vllm_config is not None else None
         rank = getattr(parallel, "rank", 0) or 0
-        stats = WorkerStats(pid=os.getpid(), rank=rank)
+        stats = worker_stats.WorkerStats(pid=os.getpid(), rank=rank)
         bounds = self._bounds(vllm_config)
         runtime = MaskRuntime(
             gates,
@@ -95,7 +91,8 @@ class MaskManager:
         self._files = MaskFiles(self.settings, rank)
         self.loader = Loader(runtime, self._files)
         if self.settings.stats_dir:
-            _StatsWriter(runtime, Path(self.settings.stats_dir)).start()
+            path = worker_stats.path_of(self.settings.stats_dir, stats.pid)
+            runtime.changed = stats_file.Writer(path, runtime.figures).changed
             self.loader.listen(socket_path(self.settings.stats_dir, _rank_of_all(parallel)))
         logger.info(
             "Masks: mode %s (asked for %s), kernel %s, %d gates of %s, up to %d MiB resident.",
@@ -201,9 +198,9 @@ class MaskManager:
 
     def _ensure(self, request: LoRARequest) -> bool:
         assert self.runtime is not None
-        assert self._files is not None
         if self.runtime.store.knows(request.lora_int_id):
             return False
+        assert self._files is not None
         # Offline use, or vLLM dropped all adapters under running requests.
         layout = self._files.open(request.lora_path)
         self.runtime.add(request.lora_int_id, request.lora_name, layout)
@@ -240,30 +237,3 @@ def _rank_of_all(parallel: Any) -> int:
     if parallel is None:
         return 0
     return parallel.data_parallel_index * parallel.world_size + parallel.rank
-
-
-class _StatsWriter:
-    """Writes a worker's figures when they changed, off the step's path."""
-
-    def __init__(self, runtime: MaskRuntime, folder: Path) -> None:
-        self._runtime, self._folder = runtime, folder
-        self._dirty = threading.Event()
-
-    def start(self) -> None:
-        self._runtime.changed = self._dirty.set
-        self._dirty.set()
-        threading.Thread(target=self._run, name="bmt-stats", daemon=True).start()
-
-    def _run(self) -> None:
-        free_affinity()
-        pause = threading.Event()
-        while True:
-            self._dirty.wait()
-            self._dirty.clear()
-            try:
-                self._runtime.figures().write(self._folder)
-            except OSError as error:
-                # The folder is gone when the server is; figures are not worth a worker.
-                logger.warning("Worker figures are no longer written: %s", error)
-                return
-            pause.wait(_STATS_INTERVAL_S)

@@ -95,6 +95,11 @@ class Layers(Sequence[LayerMask]):
             )
         )
 
+    @property
+    def zeros(self) -> int:
+        """Of all layers."""
+        return int(self._sizes[:, 3].sum()) // self._values.itemsize
+
     def of(self, buffer: torch.Tensor) -> Layers:
         """The same layers in another buffer, uint8, that holds a copy of this one's."""
         return Layers(buffer, self._starts, self._sizes, self._wide, self._values)
@@ -148,8 +153,8 @@ def arrange(digest: str, layout: Layout, gates: Sequence[GateLayer]) -> Resident
     on_gpu = gates[0].device.type == "cuda"
     host = torch.empty(int(padded.sum()), dtype=torch.uint8, pin_memory=on_gpu)
     raw = host.numpy()
-    for first, three in zip(starts.tolist(), arrays, strict=True):
-        for start, array in zip(first, three, strict=False):
+    for index, three in enumerate(arrays):
+        for start, array in zip(starts[index].tolist(), three, strict=False):
             raw[start : start + array.nbytes] = array.view(np.uint8)
     wide = np.array([[a.dtype.itemsize > 2 for a in three[1:]] for three in arrays], np.bool_)
     return ResidentMask(digest, Layers(host, starts, sizes, wide, values), host)

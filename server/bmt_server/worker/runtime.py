@@ -13,7 +13,9 @@ from bmt_server.wire import Layout
 from bmt_server.worker import ops
 from bmt_server.worker.in_place import InPlace
 from bmt_server.worker.layers import GateLayer
+from bmt_server.worker.resident import ResidentMask
 from bmt_server.worker.store import MaskStore
+from bmt_server.worker.switching import CPU, GPU, SwitchRule
 from bmt_server.worker_stats import MAX_NAMED, WorkerStats
 
 StepKind = Literal["base", "in_place", "corrected"]
@@ -28,8 +30,8 @@ class MaskRuntime:
     masks come and go by another.
 
     kernel: None takes the one that `ops.choose` names for the gates' device.
-    mode: `scatter` always in place; `delta` never; `auto` in place where the weights are live and
-    one mask owns the step, corrected otherwise.
+    mode: `scatter` always in place; `delta` never; `auto`, where the weights are live, in place
+    once one mask has owned enough steps (`switching.py`), corrected otherwise.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class MaskRuntime:
                 "mask mode 'scatter' needs live weights, and this backend repacks them"
             )
         self.mode: MaskMode = "delta" if mode == "auto" and not self.in_place.possible else mode
+        cuda = bool(gates) and gates[0].device.type == "cuda"
+        self.rule = SwitchRule(GPU if cuda else CPU, len(gates))
         self.stats = stats or WorkerStats()
         self.stats.mode, self.stats.capacity_bytes = self.mode, capacity_bytes
         self.stats.kernel = self.kernel.name
@@ -103,6 +107,11 @@ class MaskRuntime:
             self.stats.steps_in_place += 1
         else:
             self.stats.steps_corrected += 1
+        if self.mode == "auto":
+            self.stats.reason, self.stats.switch_paid = self.rule.reason, self.rule.paid
+            self.stats.steps_paying += self.rule.reason == "paying"
+        current = self.in_place.current
+        self.stats.in_weights = current.digest[:12] if current is not None else ""
         self.stats.switches = self.in_place.switches
         self.stats.switch_seconds = self.in_place.seconds
         self.changed()
@@ -111,23 +120,24 @@ class MaskRuntime:
     def _prepare(self, token_masks: np.ndarray) -> StepKind:
         adapters = np.unique(token_masks)
         active = [int(a) for a in adapters if a]
+        # Two ids may stand for equal masks, which then own a step together.
+        sole = len(active) == len(adapters) and len({self.store.digest(a) for a in active}) == 1
+        if self.mode == "scatter" and active and not sole:
+            raise MixedStepError(f"a step mixes adapters {active[:4]} in mask mode 'scatter'")
+        if self.mode == "auto" and not sole:
+            self.rule.shared("mixed" if active else "base")
+        if sole and self.mode != "delta":
+            mask = self._placed(active)
+            if self.mode == "scatter" or self._owned(mask, len(token_masks)):
+                self._idle()
+                self.in_place.switch(mask)
+                return "in_place"
+        if self.mode != "delta":
+            self.in_place.switch(None)
         if not active:
             self._idle()
             self.store.use(())
-            if self.mode != "delta":
-                self.in_place.switch(None)
             return "base"
-        if self.mode == "scatter" and len(adapters) > 1:
-            raise MixedStepError(f"a step mixes adapters {active[:4]} in mask mode 'scatter'")
-        if self.mode != "delta" and len(adapters) == 1:
-            self._idle()
-            if not self.store.ready(active):
-                # Values are read from the live weights, which must be the base's then.
-                self.in_place.switch(None)
-            self.in_place.switch(self.store.use(active)[active[0]])
-            return "in_place"
-        if self.mode != "delta":
-            self.in_place.switch(None)
         key = token_masks.tobytes()
         if self._planned != key:
             self.kernel.plan(token_masks, self.store.use(active))
@@ -138,6 +148,19 @@ class MaskRuntime:
         if self._planned is not None:
             self.kernel.idle()
             self._planned = None
+
+    def _placed(self, adapters: Sequence[int]) -> ResidentMask:
+        """The one mask that these ids stand for."""
+        if not self.store.ready(adapters):
+            # Values are read from the live weights, which must be the base's then.
+            self.in_place.switch(None)
+        return self.store.use(adapters)[adapters[0]]
+
+    def _owned(self, mask: ResidentMask, tokens: int) -> bool:
+        current = self.in_place.current
+        return self.rule.owned(
+            mask.digest, mask.layers.zeros, tokens, current.digest if current else None
+        )
 
     def figures(self) -> WorkerStats:
         """This worker's figures now. Any thread."""

@@ -50,7 +50,13 @@ class Arena:
 
     def __init__(self, device: torch.device, capacity: int) -> None:
         self.device = device
-        self._block = torch.empty(capacity, dtype=torch.uint8, device=device)
+        try:
+            self._block = torch.empty(capacity, dtype=torch.uint8, device=device)
+        except torch.OutOfMemoryError:
+            raise MaskStoreError(
+                f"{capacity >> 20} MiB for masks do not fit on {device} beside the model; lower "
+                "--mask-memory"
+            ) from None
         self._places = FirstFit(capacity)
         self._stream: torch.cuda.Stream | None = None
 

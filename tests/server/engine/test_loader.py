@@ -11,6 +11,7 @@ import json
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import bmt_core
@@ -232,9 +233,11 @@ def test_nonsense_on_the_socket_ends_that_connection_alone(tmp_path, masks):
         with socket.socket(socket.AF_UNIX) as stranger:
             stranger.connect(str(socket_path(tmp_path, 0)))
             stranger.settimeout(5)
-            stranger.sendall(text)
-            stranger.shutdown(socket.SHUT_WR)
-            assert stranger.recv(100) == b""
+            # Reset, where there was more to read than the worker cared to.
+            with suppress(ConnectionError):
+                stranger.sendall(text)
+                stranger.shutdown(socket.SHUT_WR)
+                assert stranger.recv(100) == b""
     with socket.socket(socket.AF_UNIX) as friend:
         friend.connect(str(socket_path(tmp_path, 0)))
         friend.sendall(channel.encode({"n": 4, "do": "ping"}))

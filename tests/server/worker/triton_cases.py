@@ -17,6 +17,7 @@ import pytest
 import torch
 from bmt_server.worker import triton_delta, triton_weights
 from bmt_server.worker.layers import GateLayer
+from bmt_server.worker.resident import NoRoomError, gather
 from bmt_server.worker.runtime import MaskRuntime
 from bmt_server.worker.triton_kernel import KernelInputError, TritonKernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -279,11 +280,17 @@ def test_one_mask_to_the_next_is_one_launch(tmp_path, launches):
         assert [launch[0] for launch in launches] == ["switch"] * switches
 
 
-def test_auto_puts_a_long_prompt_in_place_and_corrects_a_mix(tmp_path):
+def owned(runtime, tokens):
+    """Steps of mask 1 until it has earned its place in the weights."""
+    steps = (runtime.begin_step(np.ones(tokens)) for _ in range(100_000))
+    assert "in_place" in steps
+
+
+def test_auto_puts_a_mask_in_place_and_corrects_a_mix(tmp_path):
     masks = [random_mask(i, shape=SHAPE, zeros=100) for i in range(2)]
     runtime = made(tmp_path, masks, mode="auto")
     base = runtime.gates[0].base.clone()
-    assert runtime.begin_step(np.ones(3)) == "in_place"
+    owned(runtime, 3)
     x, y = inputs(runtime, 3)
     before = y.clone()
     torch.ops.bmt.masked_delta(y, x, runtime.handles()[0])
@@ -371,7 +378,7 @@ def test_a_graph_of_a_step_in_place_adds_nothing(tmp_path, launches):
     launches.clear()
     torch.ops.bmt.masked_delta(y, x, runtime.handles()[0])
     [(_, launcher, arguments, options)] = launches
-    assert runtime.begin_step(np.ones(4)) == "in_place"
+    owned(runtime, 4)
     before = y.clone()
     launcher(*arguments, **options)
     assert torch.equal(y, before)
@@ -450,6 +457,29 @@ def test_loading_a_mask_does_not_take_the_place_of_one_in_use(tmp_path):
     for adapter in (3, 4):
         runtime.add(adapter, "new", laid_out(masks[adapter - 1], tmp_path))
         check(runtime, masks, [1, 2])
+
+
+def test_a_plan_keeps_its_masks_where_they_are(tmp_path):
+    """Nothing else may refer to them any more: the plan's addresses do."""
+    layers = gates(shape=SHAPE)
+    masks = [random_mask(i, shape=SHAPE, zeros=200) for i in range(3)]
+    layouts = [laid_out(mask, tmp_path) for mask in masks]
+    one = made(tmp_path, masks[:1]).store.resident_bytes
+    kernel = TritonKernel(layers, memory_bytes=2 * one, max_tokens=8)
+    kernel.plan(np.array([1]), {1: gather("a", layouts[0], layers, kernel.place)})
+    second = gather("b", layouts[1], layers, kernel.place)
+    with pytest.raises(NoRoomError, match="no stretch"):
+        gather("c", layouts[2], layers, kernel.place)
+    x = torch.randn(1, SHAPE[1])
+    y = x @ layers[0].base.t()
+    want = x @ (layers[0].base * dense(masks[0], 0)).t()
+    kernel.run(0, y, x)
+    torch.testing.assert_close(y, want, rtol=1e-5, atol=2e-5)
+    kernel.idle()
+    third = gather("c", layouts[2], layers, kernel.place)
+    assert kernel.arena.used == 2 * one
+    del second, third
+    assert kernel.arena.used == 0
 
 
 def test_steps_that_the_kernel_was_not_made_for_are_refused(tmp_path):
