@@ -1,0 +1,81 @@
+"""How much is measured: the whole of it, or a little to see that all works."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale:
+    """Counts and sizes of one run. FULL fits in 90 minutes on 2 cores, QUICK in about ten."""
+
+    name: str
+    # Offline engines: pairs of processes, turns within a pair, and the work of one turn.
+    pairs: int
+    peer_pairs: int  # of those, how many also run the stock LoRA engines and the checkpoint
+    turns: int
+    prompt_tokens: int
+    new_tokens: int
+    prefill_tokens: int
+    # Over HTTP: requests of one load, and masks or adapters known to the servers.
+    requests: int
+    request_tokens: int
+    concurrency: int
+    growth: tuple[int, ...]
+    growth_lora: dict[int, tuple[int, ...]]  # rank -> counts of adapters
+    uniform: int  # masks of the uniform load whose speed is compared with one mask's
+    http_pairs: int
+    # Masks of an 8B model's shape.
+    layers: int
+    processes: int  # fresh processes for what needs no engine
+    repeats: int  # turns in each of them
+    cold_masks: int
+
+    def digest(self) -> str:
+        """Tells results of another scale apart when a run is resumed."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+FULL = Scale(
+    name="full",
+    pairs=5,
+    peer_pairs=2,
+    turns=2,
+    prompt_tokens=16,
+    new_tokens=64,
+    prefill_tokens=2048,
+    requests=192,
+    request_tokens=32,
+    concurrency=32,
+    growth=(1, 10, 100, 1000, 5000),
+    growth_lora={1: (1, 10, 100, 1000), 8: (1, 10, 100, 200)},
+    uniform=1000,
+    http_pairs=6,
+    layers=32,
+    processes=5,
+    repeats=3,
+    cold_masks=100,
+)
+
+QUICK = Scale(
+    name="quick",
+    pairs=1,
+    peer_pairs=1,
+    turns=1,
+    prompt_tokens=16,
+    new_tokens=16,
+    prefill_tokens=512,
+    requests=64,
+    request_tokens=16,
+    concurrency=32,
+    growth=(1, 10, 40),
+    growth_lora={1: (1, 10), 8: (1, 10)},
+    uniform=40,
+    http_pairs=2,
+    layers=4,
+    processes=1,
+    repeats=2,
+    cold_masks=10,
+)
