@@ -44,6 +44,10 @@ class Child:
         os.close(write)
         self._answers = os.fdopen(read)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def ask(self, question: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send one question and wait for its answer."""
         assert self._process.stdin is not None

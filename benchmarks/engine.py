@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.beside import own_seconds
 from benchmarks.child import Child
 
 Kind = Literal["bare", "masks", "lora"]
@@ -56,15 +57,25 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Ran:
+    """One call of `generate`: seconds by the clock, and CPU seconds of all of its processes."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """A running engine. kernel: which mask kernel it said it runs, empty for other engines."""
 
     child: Child
     kernel: str
 
-    def run(self, work: Work, seed: int) -> float:
-        """Seconds that one `generate` took. Raises ChildError."""
-        return float(self.child.ask(work.command(seed), TIMEOUT_S)["seconds"])
+    def run(self, work: Work, seed: int) -> Ran:
+        """Generate once. Raises ChildError."""
+        before = own_seconds(self.child.pid)
+        answer = self.child.ask(work.command(seed), TIMEOUT_S)
+        return Ran(float(answer["seconds"]), own_seconds(self.child.pid) - before)
 
 
 def _launch(spec: EngineSpec, folder: Path) -> Child:

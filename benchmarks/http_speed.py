@@ -204,7 +204,8 @@ def _table(context: Context, raw: dict[str, Any]) -> Table:
             *("first token p50, ms", "p99, ms"),
         ),
         rows=rows,
-        note=f"{scale.requests} requests of 16 tokens in and {scale.request_tokens} out, "
+        note=f"{scale.requests} requests of 16 tokens in and {scale.request_tokens} out (half to "
+        f"one and a half times that), "
         f"{scale.concurrency} at once, by `vllm.benchmarks.serve`; vLLM's default mode, "
         f"{_SLOTS} LoRA slots. Servers ran one after another, so ratios between them carry the "
         "machine's drift.",

@@ -51,12 +51,14 @@ class Loads:
         concurrency: int,
         seed: int,
     ) -> Measured:
-        """Send `requests` prompts of 16 random tokens, `tokens` out each, at most `concurrency`
-        at once. names: the model of each request in turn, or None for the base model.
+        """Send `requests` prompts of about 16 random tokens, about `tokens` out each, at most
+        `concurrency` at once. names: the model of each request in turn, or None for the base model.
 
         Raises LoadError where a request failed, ChildError where the generator did.
         """
         flags = f"--dataset-name random --random-input-len 16 --random-output-len {tokens}"
+        # Lengths that differ, by half either way: equal ones would end and start in waves.
+        flags += " --random-range-ratio 0.5"
         flags += f" --num-prompts {requests} --max-concurrency {concurrency} --seed {seed}"
         flags += " --ignore-eos --temperature 0 --disable-tqdm --save-detailed"
         flags += " --ready-check-timeout-sec 0 --percentile-metrics ttft,itl"

@@ -37,7 +37,8 @@ def lines(plot: dict[str, Any], folder: Path) -> str:
         axes.minorticks_off()
     if "y" in plot["log"]:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(lambda y, _: f"{y:,.0f}")
     else:
         axes.set_ylim(bottom=0)
     axes.set(xlabel=plot["x_label"], ylabel=plot["y_label"], title=plot["title"])

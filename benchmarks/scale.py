@@ -31,7 +31,11 @@ class Scale:
     layers: int
     processes: int  # fresh processes for what needs no engine
     repeats: int  # turns in each of them
+    # Cold masks: how many arrive over how long, how often, and first tokens taken one by one.
     cold_masks: int
+    cold_seconds: float
+    cold_rounds: int
+    cold_firsts: int
 
     def digest(self) -> str:
         """Tells results of another scale apart when a run is resumed."""
@@ -57,6 +61,9 @@ FULL = Scale(
     processes=5,
     repeats=3,
     cold_masks=100,
+    cold_seconds=10.0,
+    cold_rounds=5,
+    cold_firsts=40,
 )
 
 QUICK = Scale(
@@ -78,4 +85,7 @@ QUICK = Scale(
     processes=1,
     repeats=2,
     cold_masks=10,
+    cold_seconds=3.0,
+    cold_rounds=1,
+    cold_firsts=5,
 )

@@ -31,7 +31,7 @@ class Server:
 
     def __init__(self, command: Sequence[str], port: int, ready: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.url = f"http://127.0.0.1:{port}"
+        self.port, self.url = port, f"http://127.0.0.1:{port}"
         self.key = ""
         self._ready, self._log = self.url + ready, folder / "server.log"
         with self._log.open("wb") as log:
@@ -56,6 +56,12 @@ class Server:
                     return
             time.sleep(0.25)
         raise ServerError(f"the server did not start; its log ends:\n{self.tail()}")
+
+    @property
+    def registry(self) -> str:
+        """URL of the embedded registry, which the log tells; empty for vLLM's own server."""
+        _, _, rest = self._log.read_text(errors="replace").partition("embedded registry at ")
+        return rest.split()[0] if rest else ""
 
     def tail(self) -> str:
         return self._log.read_text(errors="replace")[-3000:]
@@ -101,11 +107,19 @@ def vllm_server(model: Path, folder: Path, *flags: str) -> Iterator[Server]:
         server.stop()
 
 
-def lora_flags(adapters: Sequence[Path], rank: int, slots: int) -> list[str]:
-    """vLLM's flags for adapters named a0, a1, …, all held in CPU memory."""
+def lora_flags(
+    adapters: Sequence[Path], rank: int, slots: int, held: int | None = None
+) -> list[str]:
+    """vLLM's flags for adapters named a0, a1, …; `held` of them (default: all) in CPU memory."""
     modules = [json.dumps({"name": f"a{i}", "path": str(p)}) for i, p in enumerate(adapters)]
     flags = ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(slots)]
-    return [*flags, "--max-cpu-loras", str(max(slots, len(adapters))), "--lora-modules", *modules]
+    return [
+        *flags,
+        "--max-cpu-loras",
+        str(max(slots, held or len(adapters))),
+        "--lora-modules",
+        *modules,
+    ]
 
 
 def upload(server: Server, files: Sequence[Path], names: Sequence[str]) -> float:

@@ -44,13 +44,24 @@ def estimate(pairs: Sequence[Sequence[float]]) -> Estimate:
         raise ValueError("no turns were measured; a ratio needs at least one pair of runs")
     value = statistics.median(float(np.median(turns)) for turns in filled)
     rng = np.random.default_rng(SEED)
-    found = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        chosen = rng.integers(len(filled), size=len(filled))
-        found[i] = np.median([np.median(rng.choice(filled[j], len(filled[j]))) for j in chosen])
-    low, high = np.quantile(found, (0.025, 0.975))
+    # [pairs, RESAMPLES, pairs]: each pair's median, drawn anew for each place it may be put in.
+    shape = (RESAMPLES, len(filled))
+    medians = [np.median(rng.choice(turns, (*shape, len(turns))), axis=2) for turns in filled]
+    chosen = rng.integers(len(filled), size=shape)
+    drawn = np.take_along_axis(np.stack(medians), chosen[None], axis=0)[0]
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
     turns = sum(len(turns) for turns in filled)
     return Estimate(value, float(low), float(high), len(filled), turns)
+
+
+def quantile_ratio(some: Sequence[float], others: Sequence[float], q: float) -> Estimate:
+    """The q-quantile of `some` over that of `others`; the interval resamples single samples."""
+    a, b = np.asarray(some, dtype=float), np.asarray(others, dtype=float)
+    rng = np.random.default_rng(SEED)
+    upper, lower = (np.quantile(rng.choice(x, (RESAMPLES, x.size)), q, axis=1) for x in (a, b))
+    low, high = np.quantile(upper / lower, (0.025, 0.975))
+    value = np.quantile(a, q) / np.quantile(b, q)
+    return Estimate(float(value), float(low), float(high), 1, a.size)
 
 
 def median(samples: Sequence[float]) -> float:

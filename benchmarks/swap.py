@@ -111,24 +111,27 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 def gates_and_masks(layers: int, seeds: tuple[int, ...]) -> tuple[list[Any], list[Any]]:
     """Live gates [14336, 4096] in bf16 and resident masks of them, by the server's own code."""
     import torch
-    from bmt_server.wire import lay_out, map_layout
     from bmt_server.worker.layers import GateLayer
     from bmt_server.worker.resident import gather
 
-    shapes = dict(list(inputs.GATES_8B.items())[:layers])
     first = torch.empty(_SHAPE, dtype=torch.bfloat16).normal_(0, 0.02)
     gates = []
-    for name in shapes:
+    for name in list(inputs.GATES_8B)[:layers]:
         weight = first.clone()
         gates.append(GateLayer(name, (0, _SHAPE[0]), weight, weight))
-    masks = []
+    laid_out = [layout(layers, seed) for seed in seeds]
+    return gates, [gather(mask.digest, mask, gates) for mask in laid_out]
+
+
+def layout(layers: int, seed: int) -> Any:
+    """A random mask of an 8B model's first layers, as the worker maps it."""
+    from bmt_server.wire import lay_out, map_layout
+
+    shapes = dict(list(inputs.GATES_8B.items())[:layers])
     with tempfile.TemporaryDirectory() as folder:
-        for seed in seeds:
-            mask = inputs.random_mask(shapes, "0" * 64, seed)
-            path = Path(folder) / f"{seed}.lay"
-            lay_out(mask, path)
-            masks.append(gather(mask.digest, map_layout(path), gates))
-    return gates, masks
+        path = Path(folder) / "mask.lay"
+        lay_out(inputs.random_mask(shapes, "0" * 64, seed), path)
+        return map_layout(path)  # stays mapped when the file is gone
 
 
 def lora_model(weights: list[Any]) -> Any:
