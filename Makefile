@@ -44,8 +44,8 @@ lint: setup ## ruff and mypy
 format: setup ## let ruff lay out and mend what it can
 	@cd "$(ROOT)" && "$(BIN)/python" -m ruff check --fix -q . ; "$(BIN)/python" -m ruff format .
 
-docs: setup ## write docs/cli.md anew from the commands
-	@"$(BIN)/python" "$(ROOT)/scripts/gen_cli_docs.py"
+docs: setup ## write docs/cli.md and the README's file map anew
+	@"$(BIN)/python" "$(ROOT)/scripts/gen_cli_docs.py" && "$(BIN)/python" "$(ROOT)/scripts/gen_file_map.py"
 
 clean: ## remove .venv, .bmt and caches
 	@cd "$(ROOT)" && rm -rf .venv .bmt .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,3 +1,5 @@
+"""Names of masks: what is one, and what is refused."""
+
 import bmt_core
 import pytest
 

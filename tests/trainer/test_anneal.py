@@ -1,3 +1,5 @@
+"""Mask sharpening over training."""
+
 from types import SimpleNamespace
 
 import pytest

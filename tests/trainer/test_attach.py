@@ -1,3 +1,5 @@
+"""Which layers of a model are masked, and what is refused."""
+
 import pytest
 import torch
 from bmt_trainer.attach import attach

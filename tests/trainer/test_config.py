@@ -1,3 +1,5 @@
+"""Settings from YAML and flags."""
+
 from pathlib import Path
 
 import pytest

@@ -1,3 +1,5 @@
+"""Examples from tasks, files and the Hub, and their splits."""
+
 import json
 
 import pytest

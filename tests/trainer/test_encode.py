@@ -1,3 +1,5 @@
+"""From examples to tokens."""
+
 import torch
 from bmt_trainer.data import Example
 from bmt_trainer.encode import batches, pad, render, training_rows

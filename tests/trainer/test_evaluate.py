@@ -1,3 +1,5 @@
+"""Held-out accuracy and its interval."""
+
 import pytest
 import torch
 from bmt_trainer.data import Example

@@ -1,3 +1,5 @@
+"""Settings of the training process."""
+
 import platform
 
 import datasets

@@ -1,3 +1,5 @@
+"""The parameterisation against autograd in float64."""
+
 import copy
 
 import pytest

@@ -1,3 +1,5 @@
+"""What a run shows on a terminal and elsewhere."""
+
 import io
 from types import SimpleNamespace
 

@@ -1,3 +1,5 @@
+"""Wanda scores and the gates' first values."""
+
 import math
 
 import torch

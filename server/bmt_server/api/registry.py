@@ -26,7 +26,7 @@ from redis.exceptions import ResponseError
 from bmt_server.api.errors import BadRequest, Conflict, NotFound, Unavailable
 from bmt_server.api.schemas import NameState, Version
 from bmt_server.api.scripts import DELETE_NAME, DELETE_VERSION, PUBLISH, SET_ALIAS, SET_PIN
-from bmt_server.api.store import Store
+from bmt_server.api.store import BULK_S, QUICK_S, Store
 
 PREFIX = "{bmt}:"
 EVENTS = PREFIX + "events"
@@ -35,6 +35,7 @@ IDS = PREFIX + "ids"
 GENERATION = PREFIX + "generation"
 _CHUNK = 256 * 1024
 _DURABLE_MS = 2000
+_FEW_NAMES = 16
 
 
 class Registry:
@@ -74,7 +75,7 @@ class Registry:
         again) or `unchanged`. Raises Conflict where the precondition does not hold.
         """
         bulk = self.store.bulk
-        await self.store.call(lambda: bulk.set(_blob(version.file_digest), blob, nx=True))
+        await self.store.call(lambda: bulk.set(_blob(version.file_digest), blob, nx=True), BULK_S)
         where = f"{version.tenant}/{version.name}"
         outcome, current = await self._script(
             PUBLISH,
@@ -127,14 +128,15 @@ class Registry:
     async def blob(self, digest: str) -> bytes:
         """A file's bytes, read in pieces and hashed. Raises NotFound, Unavailable (damaged)."""
         bulk, key = self.store.bulk, _blob(digest)
-        size = await self.store.call(lambda: bulk.strlen(key))
+        size = await self.has_blob(digest)
         if not size:
             raise NotFound(f"no blob {digest[:12]}…", code="blob_unknown")
         data = bytearray()
         # One large reply would hold this process's event loop for its whole length.
         while len(data) < size:
             at = len(data)
-            piece = await self.store.call(partial(bulk.getrange, key, at, at + _CHUNK - 1))
+            read = partial(bulk.getrange, key, at, at + _CHUNK - 1)
+            piece = await self.store.call(read, BULK_S)
             if not piece:
                 break
             data += piece
@@ -151,7 +153,7 @@ class Registry:
 
     async def names(self) -> list[tuple[str, str]]:
         """(tenant, name) of every name that has versions."""
-        members = await self.store.call(lambda: self.store.bulk.smembers(NAMES))
+        members = await self.store.call(lambda: self.store.bulk.smembers(NAMES), BULK_S)
         return [tuple(m.decode().split("/", 1)) for m in members]  # type: ignore[misc]
 
     async def generation(self) -> int:
@@ -161,15 +163,18 @@ class Registry:
     async def states(self, names: Iterable[tuple[str, str]]) -> list[NameState]:
         """What is held under each name, each read in one transaction."""
         wanted = list(names)
+        # A request may wait for a few names; only a whole registry may take its time.
+        few = len(wanted) <= _FEW_NAMES
+        client, within_s = (self.store.quick, QUICK_S) if few else (self.store.bulk, BULK_S)
 
         async def read() -> list[Any]:
-            async with self.store.bulk.pipeline(transaction=True) as pipe:
+            async with client.pipeline(transaction=True) as pipe:
                 for tenant, name in wanted:
                     pipe.hgetall(_name(f"{tenant}/{name}"))
                     pipe.hgetall(_versions(f"{tenant}/{name}"))
                 return await pipe.execute()
 
-        replies = await self.store.call(read) if wanted else []
+        replies = await self.store.call(read, within_s) if wanted else []
         return [
             _state(tenant, name, replies[2 * i], replies[2 * i + 1])
             for i, (tenant, name) in enumerate(wanted)
@@ -190,7 +195,7 @@ class Registry:
             return
         try:
             local, _ = await self.store.call(
-                lambda: self.store.bulk.execute_command("WAITAOF", 1, 0, _DURABLE_MS)
+                lambda: self.store.bulk.execute_command("WAITAOF", 1, 0, _DURABLE_MS), BULK_S
             )
         except ResponseError:
             self._wait_aof = False  # an older server, or one without an append-only file

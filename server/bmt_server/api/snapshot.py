@@ -25,6 +25,7 @@ logger = logging.getLogger("vllm.bmt_server")
 _BLOCK_S = 2.0
 _RECONCILE_S = 10.0
 _PAUSE_S = 0.5
+_CANCEL_S = 0.2
 _BATCH = 500
 
 
@@ -95,11 +96,12 @@ class Snapshot:
         self._task = asyncio.create_task(self._follow(), name="bmt-registry-events")
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        task, self._task = self._task, None
+        # redis-py turns a cancellation that meets an arriving reply into that reply, and the task
+        # goes on: it is cancelled until it ends.
+        while task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=_CANCEL_S)
 
     async def _follow(self) -> None:
         while True:

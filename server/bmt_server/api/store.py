@@ -7,6 +7,7 @@ all until a pause has passed.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ T = TypeVar("T")
 
 _TIMEOUT_S = 0.5
 _BULK_TIMEOUT_S = 10.0  # blobs are megabytes
+# Bounds on a whole call, for socket time-outs add up over a retry and a reconnect's handshake.
+QUICK_S, BULK_S = 1.0, 30.0
 _FAILURES_TO_OPEN = 3
 _OPEN_S = 1.0
 
@@ -37,12 +40,16 @@ class Store:
         self._failures = 0
         self._open_until = 0.0
 
-    async def call(self, command: Callable[[], Awaitable[T]]) -> T:
-        """Run one command. Raises RegistryDown, RegistryFull, and ResponseError of a script."""
+    async def call(self, command: Callable[[], Awaitable[T]], within_s: float = QUICK_S) -> T:
+        """Run one command within `within_s` seconds, its retry and a reconnect included.
+
+        Raises RegistryDown, RegistryFull, and ResponseError of a script.
+        """
         if time.monotonic() < self._open_until:
             raise RegistryDown("the mask registry does not answer; try again shortly")
         try:
-            result = await command()
+            async with asyncio.timeout(within_s):
+                result = await command()
         except OutOfMemoryError:
             raise RegistryFull("the mask registry is full; delete versions or add memory") from None
         except ResponseError:

@@ -26,7 +26,10 @@ def main() -> None:
 
 
 def run(llm: Any, requests: dict[str, Any], part: dict[str, Any]) -> Any:
-    """One batch. part: prompts (texts or ids), masks (a path or None each), generate, cold."""
+    """One batch. part: prompts (texts or ids), masks (a path or None each), generate, cold.
+
+    Generated tokens come greedily, each with its log-probability.
+    """
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 
@@ -38,12 +41,11 @@ def run(llm: Any, requests: dict[str, Any], part: dict[str, Any]) -> Any:
     ]
     lora = [requests[m] if m else None for m in masks] if requests else None
     if part.get("generate"):
-        params = SamplingParams(temperature=0, max_tokens=part["generate"], ignore_eos=True)
+        params = SamplingParams(
+            temperature=0, max_tokens=part["generate"], ignore_eos=True, logprobs=0
+        )
         outputs = llm.generate(prompts, params, lora_request=lora, use_tqdm=False)
-        return [
-            {"prompt": list(o.prompt_token_ids), "tokens": list(o.outputs[0].token_ids)}
-            for o in outputs
-        ]
+        return [answer(o.prompt_token_ids, o.outputs[0]) for o in outputs]
     # Teacher-forced: the log-probability of each given token after those before it.
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
     outputs = llm.generate(prompts, params, lora_request=lora, use_tqdm=False)
@@ -54,6 +56,13 @@ def run(llm: Any, requests: dict[str, Any], part: dict[str, Any]) -> Any:
         ]
         for o in outputs
     ]
+
+
+def answer(prompt: Any, output: Any) -> dict[str, Any]:
+    """Token ids of the prompt, those generated, and log p of each of these."""
+    tokens = list(output.token_ids)
+    logp = [step[token].logprob for token, step in zip(tokens, output.logprobs, strict=True)]
+    return {"prompt": list(prompt), "tokens": tokens, "logp": logp}
 
 
 if __name__ == "__main__":

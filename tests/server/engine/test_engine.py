@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 from pathlib import Path
+from typing import Any
 
 import bmt_core
 import pytest
@@ -34,30 +35,42 @@ def test_the_base_is_bit_identical_after_a_thousand_switches(smol, tmp_path):
     assert out["after"] == out["before"]
 
 
+def distance(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> float:
+    """Greatest |Δ log p| over two answers' tokens; infinite where the tokens differ."""
+    if [x["tokens"] for x in a] != [x["tokens"] for x in b]:
+        return float("inf")
+    pairs = [zip(x["logp"], y["logp"], strict=True) for x, y in zip(a, b, strict=True)]
+    return max(abs(p - q) for pair in pairs for p, q in pair)
+
+
 @pytest.mark.parametrize("mode", ["delta", "scatter"])
 def test_warm_prefix_cache_does_not_leak_between_masks(smol, tmp_path, mode):
-    """The same prompts under alternating masks, cache warm: each answer is its own mask's."""
-    files = saved(smol, tmp_path, range(3), 0.05)
-    # Longer than a cache block (128 tokens), and no text that repeats itself: any model would go
-    # on repeating, under any mask.
+    """The same prompts under alternating masks, cache warm: each answer is its own mask's.
+
+    Told by log-probabilities, for greedy tokens of two masks may well be the same.
+    """
+    files = saved(smol, tmp_path, range(3), 0.02)
+    # Longer than a cache block (128 tokens).
     long = [". ".join(PROMPTS[i::3]) + f". {PROMPTS[i]}" for i in (0, 1)]
-    long += [". ".join(reversed(PROMPTS[i::3])) + f". {PROMPTS[i]}" for i in (0, 1)]
     who = [files[0], files[1], None, files[2]]
 
     def part(mask, cold):
-        return {"prompts": long, "masks": [mask] * 4, "generate": 16, "cold": cold}
+        return {"prompts": long, "masks": [mask] * 2, "generate": 8, "cold": cold}
 
     parts = [part(mask, True) for mask in who]
     parts += [part(mask, False) for _ in range(3) for mask in who]
-    parts.append({"prompts": [p for p in long for _ in who], "masks": who * 4, "generate": 16})
+    parts.append({"prompts": [p for p in long for _ in who], "masks": who * 2, "generate": 8})
     options = {"enforce_eager": True, "dtype": "float32", "enable_prefix_caching": True}
     job = {"model": str(smol), "mode": mode, "options": options, "masks": files, "parts": parts}
-    answers = [[x["tokens"] for x in p] for p in run_engine("answer.py", job, tmp_path)]
+    answers = run_engine("answer.py", job, tmp_path)
+    assert min(len(a["prompt"]) for a in answers[0]) > 128
     cold, warm, mixed = answers[:4], answers[4:-1], answers[-1]
-    assert len({json.dumps(a) for a in cold}) == 4, "masks must differ to be told apart"
+    apart = min(distance(a, b) for a, b in itertools.combinations(cold, 2))
+    assert apart > 0.02, "masks must differ to be told apart"
     for index, answer in enumerate(warm):
-        assert answer == cold[index % 4]
-    assert mixed == [cold[m][p] for p in range(4) for m in range(4)]
+        assert distance(answer, cold[index % 4]) < 1e-3
+    for m in range(4):
+        assert distance(mixed[m::4], cold[m]) < 1e-3
 
 
 def test_stock_lora_beside_us_is_stock(smol, tmp_path):

@@ -1,3 +1,5 @@
+"""One worker's masks: in place, corrected, resident, evicted, and the base that comes back."""
+
 import numpy as np
 import pytest
 import torch

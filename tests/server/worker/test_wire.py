@@ -1,3 +1,5 @@
+"""Laid-out files: what is written is mapped again, and damage is refused."""
+
 import numpy as np
 import pytest
 from bmt_server.wire import WireError, lay_out, map_layout

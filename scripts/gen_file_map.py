@@ -1,0 +1,96 @@
+"""Writes the README's file map: every file with its own first line. `--check` only compares."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+BEGIN, END = "<!-- file map: `make docs` -->\n", "<!-- end of file map -->"
+# Files that cannot say what they are.
+SAID = {
+    ".ci/run": "Lint and all tests on a clean checkout.",
+    ".gitignore": "What set-up, tests and demo make.",
+    "CHANGELOG.md": "What changed for users.",
+    "LICENSE": "Apache-2.0.",
+    "Makefile": "`make help` lists its targets.",
+    "pyproject.toml": "One distribution; extras choose the dependencies.",
+    "examples/demo/reverse.yaml": "Settings of the demo's first mask.",
+    "examples/demo/sort.yaml": "Settings of the demo's second mask.",
+}
+FOLDERS = {
+    "core": "`bmt_core`: the mask and its file; numpy and zstandard only",
+    "trainer": "`bmt_trainer`: the paper's equations on TRL; `bmt-train`",
+    "server": "`bmt_server`: vLLM's plugin, the registry, routes and keys; `bmt-server`",
+    "client": "`bmt_client`: SDK and `bmt-client`",
+    "docs": "pages",
+    "examples": "the demo",
+    "benchmarks": "`make bench`",
+    "scripts": "set-up and generated pages",
+    "tests": "mirror the packages; those marked `engine` start vLLM",
+    "": "the rest",
+}
+# Data that is described where it is made.
+SKIPPED = re.compile(
+    r"tests/assets/.*|.*/golden/.*|benchmarks/results/.*|.*/py\.typed|.*\.(png|svg)|README\.md"
+)
+
+
+def first_line(name: str) -> str:
+    """What a file says of itself in its first sentence; empty where it holds nothing."""
+    if name in SAID:
+        return SAID[name]
+    text = (ROOT / name).read_text(errors="replace")
+    if name.endswith(".py"):
+        said = ast.get_docstring(ast.parse(text)) or ""
+        line = said.split("\n\n")[0].replace("\n", " ")
+    else:
+        lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#!")]
+        line = re.sub(r"^(#+|//+|/\*+|<!--)\s*|\s*(\*/|-->)$", "", lines[0]) if lines else ""
+    sentence = re.split(r"(?<=[.;])(?<!Eq\.)\s", line.strip())[0]
+    return sentence.rstrip(";:").replace("|", r"\|")
+
+
+def files() -> list[str]:
+    """Files of the project, sorted; what is not yet committed counts where git knows it."""
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return sorted(f for f in listed if not SKIPPED.fullmatch(f) and (ROOT / f).exists())
+
+
+def render() -> str:
+    """The map: one closed block a folder, one line a file."""
+    groups: dict[str, list[str]] = {folder: [] for folder in FOLDERS}
+    for name in files():
+        folder = name.split("/")[0] if "/" in name else ""
+        groups[folder if folder in groups else ""].append(name)
+    parts = []
+    for folder, names in groups.items():
+        rows = [(name, first_line(name)) for name in names]
+        lines = [f"| [{n.removeprefix(folder + '/')}]({n}) | {text} |" for n, text in rows if text]
+        if not lines:
+            continue
+        title = f"<b>{folder}/</b> " if folder else ""
+        head = f"<details><summary>{title}{FOLDERS[folder]}</summary>\n\n| | |\n|---|---|\n"
+        parts.append(head.replace("`", "") + "\n".join(lines) + "\n\n</details>\n")
+    return "\n".join(parts)
+
+
+def main() -> int:
+    text = README.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    made = before + BEGIN + "\n" + render() + "\n" + END + after
+    if "--check" in sys.argv:
+        return int(made != text)
+    README.write_text(made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

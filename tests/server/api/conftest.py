@@ -1,0 +1,164 @@
+"""The API's real parts on a real Valkey; a stand-in for the engine alone (twin: test_serve.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import bmt_core
+import httpx
+import numpy as np
+import pytest
+from bmt_server.api.gate import Gate
+from bmt_server.api.keys import KeyStore
+from bmt_server.api.routes import build_router
+from bmt_server.api.runtime import Runtime
+from bmt_server.api.store import Store
+from bmt_server.settings import Settings
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
+from prometheus_client import CollectorRegistry
+
+from tests.server.served import Valkey
+
+BASE = bmt_core.Base("tiny", "ab" * 32)
+GATES = {f"model.layers.{i}.mlp.gate_proj.weight": (64, 48) for i in range(2)}
+
+
+def make_mask(seed: int = 0, base: bmt_core.Base = BASE, zeros: int = 40, **metadata: Any):
+    rng = np.random.default_rng(seed)
+    tensors = tuple(
+        bmt_core.TensorMask(n, s, np.sort(rng.choice(s[0] * s[1], zeros, replace=False)))
+        for n, s in GATES.items()
+    )
+    return bmt_core.Mask(base, tensors, metadata)
+
+
+@dataclass
+class FakeEngine:
+    """Keeps what it is told; `fail` makes the next loads fail."""
+
+    base_names: list[str] = field(default_factory=lambda: ["tiny"])
+    max_model_len: int | None = 128
+    model_path: str = "tiny"
+    published: dict[str, tuple[int, Path]] = field(default_factory=dict)
+    loads: list[int] = field(default_factory=list)
+    evicted: list[int] = field(default_factory=list)
+    fail: bool = False
+
+    def publish(self, internal_name: str, adapter_id: int, path: Path) -> None:
+        self.published[internal_name] = (adapter_id, path)
+
+    def retire(self, internal_name: str) -> None:
+        self.published.pop(internal_name, None)
+
+    async def preload(self, internal_name: str, adapter_id: int, path: Path) -> None:
+        if self.fail:
+            raise RuntimeError("no room")
+        assert path.exists()
+        self.loads.append(adapter_id)
+
+    async def evict(self, adapter_id: int) -> None:
+        self.evicted.append(adapter_id)
+
+    async def pin(self, adapter_id: int, pinned: bool) -> None: ...
+
+    async def healthy(self) -> bool:
+        return True
+
+
+@dataclass
+class Api:
+    """One replica, with a client of each kind of key."""
+
+    runtime: Runtime
+    engine: FakeEngine
+    app: FastAPI
+    keys: dict[str, str]
+    hold: asyncio.Event
+
+    def client(self, key: str = "admin") -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {self.keys[key]}"} if key else {}
+        transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers)
+
+    async def put(self, name: str, mask: Any, key: str = "admin", **options: Any) -> httpx.Response:
+        data = mask if isinstance(mask, bytes) else bmt_core.encode(mask)
+        async with self.client(key) as client:
+            return await client.put(f"/v1/masks/{name}", content=data, **options)
+
+    async def ask(self, model: str, key: str = "admin") -> httpx.Response:
+        async with self.client(key) as client:
+            return await client.post("/v1/chat/completions", json={"model": model})
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory):
+    store = Valkey(tmp_path_factory.mktemp("valkey"))
+    store.start()
+    yield store
+    store.close()
+
+
+@asynccontextmanager
+async def replica(url: str, folder: Path, keys: dict[str, str] | None = None) -> AsyncIterator[Api]:
+    settings = Settings(
+        model_id="tiny",
+        model_path="tiny",
+        fingerprint=BASE.fingerprint,
+        gates=GATES,
+        registry_url=url,
+        cache_dir=str(folder),
+        stats_dir=str(folder),
+        max_density=0.05,
+    )
+    engine, hold = FakeEngine(), asyncio.Event()
+    runtime = await Runtime.create(settings, engine, CollectorRegistry())
+    runtime.resolver.grace_s = 0.05
+    app = FastAPI()
+    app.state.bmt = runtime
+
+    async def chat(request: Request) -> Any:
+        body = await request.json()
+        if not body.get("stream"):
+            return {"model": body["model"]}
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield json.dumps({"model": body["model"]}).encode()
+            await hold.wait()
+
+        return StreamingResponse(pieces())
+
+    app.post("/v1/chat/completions")(chat)
+    for path in ("/pause", "/collective_rpc", "/v1/load_lora_adapter", "/invocations"):
+        app.post(path)(chat)
+    app.include_router(build_router())
+    app.add_middleware(Gate)
+    try:
+        yield Api(runtime, engine, app, keys or {}, hold)
+    finally:
+        await runtime.close()
+
+
+@pytest.fixture
+async def api(valkey, tmp_path):
+    store = Store(valkey.url)
+    await store.quick.flushall()
+    made = {"": ""}
+    for name, scopes, tenant in (
+        ("infer", ("infer",), "default"),
+        ("upload", ("upload",), "default"),
+        ("admin", ("infer", "upload", "admin"), "default"),
+        ("other", ("infer", "upload", "admin"), "other"),
+    ):
+        created = await KeyStore(store).create(scopes, tenant=tenant)
+        assert created is not None
+        made[name] = created[0]
+    await store.close()
+    async with replica(valkey.url, tmp_path / "cache", made) as one:
+        yield one
