@@ -44,8 +44,9 @@ lint: setup ## ruff and mypy
 format: setup ## let ruff lay out and mend what it can
 	@cd "$(ROOT)" && "$(BIN)/python" -m ruff check --fix -q . ; "$(BIN)/python" -m ruff format .
 
-docs: setup ## write docs/cli.md and the README's file map anew
+docs: setup ## write docs/cli.md and the README's figures and file map anew
 	@"$(BIN)/python" "$(ROOT)/scripts/gen_cli_docs.py" && "$(BIN)/python" "$(ROOT)/scripts/gen_file_map.py"
+	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks.readme
 
 clean: ## remove .venv, .bmt and caches
 	@cd "$(ROOT)" && rm -rf .venv .bmt .pytest_cache .mypy_cache .ruff_cache .hypothesis

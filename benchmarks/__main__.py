@@ -97,7 +97,7 @@ def _show(names: list[str], target: Path) -> None:
         for found in raw.get("sections", {}).values():
             for entry in found["entries"]:
                 if entry["id"] in REACH:
-                    value, bound = page.figure(entry["value"]), page.reach(entry["id"])
+                    value, bound = page.figure(entry["value"]), REACH[entry["id"]]
                     reached = verdict(entry["id"], entry["value"])
                     print(f"{entry['id']:28} {value:>10} {entry['unit']:24} {bound}: {reached}")
 

@@ -58,22 +58,21 @@ def _masks(context: Context) -> dict[str, Any]:
 
 
 def _lora(context: Context) -> dict[str, Any]:
-    """The same rounds on vLLM with adapters of which CPU memory holds those that run, no more."""
+    """The same rounds on vLLM, whose CPU memory holds those that run and one round's arrivals."""
     scale = context.scale
-    count = _WARM + scale.cold_masks * (1 + scale.cold_rounds)
+    count, held = _WARM + 2 * scale.cold_masks, _WARM + scale.cold_masks
     adapters = inputs.lora_adapters(context.model, WORK / "inputs" / "lora", count, _RANK)
-    # Known ones fit; the cold ones of a round push out those of the round before.
-    held = _WARM + 2 * scale.cold_masks
     flags = lora_flags(adapters, _RANK, slots=32, held=held)
     names = [f"a{i}" for i in range(count)]
     context.say(f"vLLM with {count} LoRA adapters of rank {_RANK}, {held} held in memory")
     with vllm_server(context.model, context.work / "lora", *flags) as server:
-        running, guests = names[:_WARM], names[_WARM : _WARM + scale.cold_masks]
-        rest = names[_WARM + scale.cold_masks :]
-        colds = [rest[i :: scale.cold_rounds] for i in range(scale.cold_rounds)]
+        running, rest = names[:_WARM], names[_WARM:]
+        # Two sets that push each other out: each is read from disk anew in its round.
+        sets = rest[: scale.cold_masks], rest[scale.cold_masks :]
+        plan = [{"none": [], "cold": sets[r % 2]} for r in range(scale.cold_rounds)]
         arms = asyncio.run(
-            cold.rounds_of(
-                _endpoint(server, context.model), running, guests, colds, scale.cold_seconds
+            cold.in_turns(
+                _endpoint(server, context.model), running, plan, seconds=scale.cold_seconds
             )
         )
         return {"arms": {k: asdict(v) for k, v in arms.items()}}
@@ -129,6 +128,7 @@ def _findings(context: Context, raw: dict[str, Any]) -> Findings:
         )
         for key, arms in ((k, r["arms"]) for k, r in raw.items())
         for arm, what in ARMS.items()
+        if arm in arms
     ]
     scale = context.scale
     table = Table(

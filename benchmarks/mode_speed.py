@@ -13,7 +13,7 @@ from benchmarks.context import Context
 from benchmarks.environment import WORK
 from benchmarks.load import loads
 from benchmarks.results import Baseline, Entry, Findings, Table
-from benchmarks.servers import masks_server, upload
+from benchmarks.servers import masks_server, metrics, upload
 from benchmarks.stats import estimate, median, zipf
 
 _MASKS = 16
@@ -27,7 +27,7 @@ def skewed(context: Context) -> Findings:
     return _findings(context, context.step("skewed", _measure, context))
 
 
-def _measure(context: Context) -> dict[str, list[dict[str, Any]]]:
+def _measure(context: Context) -> dict[str, Any]:
     scale = context.scale
     names = [f"m{i}" for i in range(_MASKS)]
     files = inputs.masks(context.model, WORK / "inputs" / "masks", range(_MASKS), inputs.DENSITY)
@@ -55,12 +55,13 @@ def _measure(context: Context) -> dict[str, list[dict[str, Any]]]:
                 found[traffic].append(turn)
                 speeds = {m: round(turn[m]["output_tokens_per_s"]) for m in MODES}
                 context.say(f"{traffic}: tokens/s {speeds}")
-    return found
+        told = {k: v for k, v in metrics(servers["scatter"]).items() if "scatter" in k}
+    return {"turns": found, "metrics": told}
 
 
-def _findings(context: Context, found: dict[str, list[dict[str, Any]]]) -> Findings:
+def _findings(context: Context, raw: dict[str, Any]) -> Findings:
     entries, rows = [], []
-    for traffic, turns in found.items():
+    for traffic, turns in raw["turns"].items():
         speed = {m: [t[m]["output_tokens_per_s"] for t in turns] for m in MODES}
         ratio = estimate([[s / a] for s, a in zip(speed["scatter"], speed["auto"], strict=True)])
         entries.append(
@@ -98,4 +99,4 @@ def _findings(context: Context, found: dict[str, list[dict[str, Any]]]) -> Findi
         "`scatter` (docs/cli.md); on the CPU `scatter` keeps the gates unpacked, whose product is "
         "slower than `auto`'s.",
     )
-    return Findings(entries=entries, tables=[table], samples=found)
+    return Findings(entries=entries, tables=[table], samples=raw)

@@ -37,14 +37,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [*lines, ""]
 
 
-def reach(entry_id: str) -> str:
-    """The bound of a figure as text, empty where there is none."""
-    if entry_id not in REACH:
-        return ""
-    side, bound = REACH[entry_id]
-    return f"{'≥' if side == '>=' else '≤'} {bound:.4g}"
-
-
 def figure(value: float) -> str:
     """Four significant digits, no exponent."""
     return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
@@ -71,7 +63,7 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
         f"`{entry['id']}`",
         f"{figure(entry['value'])} {entry['unit']}",
         f"{figure(interval[0])} to {figure(interval[1])}" if interval else "",
-        reach(entry["id"]),
+        str(REACH.get(entry["id"], "")),
         verdict(entry["id"], entry["value"]),
         f"{baseline['what']}: {figure(baseline['value'])} {baseline['unit']}",
     )

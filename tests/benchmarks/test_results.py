@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from benchmarks import page, results
+from benchmarks import page, readme, results
 from benchmarks.environment import provenance
 from benchmarks.results import Baseline, Entry, Findings, Plot, Series, Table, keep, verdict
 
@@ -109,3 +109,15 @@ def test_provenance_tells_no_folder_of_the_host(monkeypatch):
     assert found["cores"] >= 1
     assert found["memory_gib"] > 0
     assert "/some/where" not in json.dumps(found)
+
+
+def test_the_readmes_table_is_filled_from_the_results(tmp_path):
+    text = f"Before\n{readme.BEGIN}STALE{readme.END}\nAfter"
+    keep("serve", {"compiled": section(entry("mixed32_over_base", 0.971))}, tmp_path)
+    once = readme.filled(text, tmp_path)
+    assert once.startswith("Before\n")
+    assert once.endswith("\nAfter")
+    assert "STALE" not in once
+    assert "(`mixed32_over_base`) | 0.9710 | ≥ 0.95 | bare vLLM: 555.0 tokens/s |" in once
+    assert "(`open_8b_ms`) | run `make bench` | ≤ 30 |" in once
+    assert readme.filled(once, tmp_path) == once
