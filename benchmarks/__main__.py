@@ -6,6 +6,7 @@ Exit code 1 where a section failed; the others ran all the same, and what they f
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
@@ -24,6 +25,8 @@ from benchmarks.scale import FULL, QUICK
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
+    # As Ctrl-C, so that servers and engines end too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     scale = QUICK if options.quick else FULL
     identity = {"commit": commit(), "scale": scale.digest(), "model": str(options.model or "demo")}
     target = folder(options.quick)

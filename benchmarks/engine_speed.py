@@ -9,33 +9,27 @@ open, nothing here can tell.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from benchmarks import inputs
 from benchmarks.beside import Beside
+from benchmarks.contests import (
+    AGAIN,
+    CHECKPOINT,
+    DECODE,
+    MASKS,
+    PREFILL,
+    SEQUENCES,
+    Contest,
+    contests,
+    peer_contests,
+)
 from benchmarks.context import Context
 from benchmarks.engine import Engine, EngineSpec, Work, engines
 from benchmarks.environment import WORK, has_compiler
 from benchmarks.results import Baseline, Entry, Findings, Table
 from benchmarks.stats import Estimate, estimate, median
-
-DECODE, PREFILL = "decode", "prefill"
-SEQUENCES = 32  # as the ids say
-# The ids of the table in compiled mode at the paper's density; every other figure adds to them.
-AGAIN, MASKS, CHECKPOINT = "again", "masks", "checkpoint"
-
-
-@dataclass(frozen=True, slots=True)
-class Contest:
-    """One contender's work against the bare engine's: the id, which engine, what it runs."""
-
-    id: str
-    engine: str
-    kind: str  # DECODE or PREFILL
-    adapters: tuple[int | None, ...]
-    what: str
-
 
 # Seconds of one contest in one pair of processes: of the clock ("bare", "other") and of the CPU
 # ("bare_cpu", "other_cpu"), one value a turn.
@@ -52,65 +46,6 @@ def compiled(context: Context) -> Findings:
 def eager(context: Context) -> Findings:
     """The same with --enforce-eager."""
     return measure(context, eager=True)
-
-
-def contests(suffix: str) -> list[Contest]:
-    """What is compared with the bare engine. The first SEQUENCES adapters of a masked engine
-    have the paper's density, the next as many SFT's."""
-    every = tuple(range(SEQUENCES))
-    dense = tuple(range(SEQUENCES, 2 * SEQUENCES))
-    ours = [
-        Contest(f"idle_over_base{suffix}", MASKS, DECODE, (None,), "mask support on, no mask"),
-        Contest(f"single_over_base{suffix}", MASKS, DECODE, (0,), "one mask, 0.2 %"),
-        Contest(f"mixed32_over_base{suffix}", MASKS, DECODE, every, "a mask a sequence, 0.2 %"),
-        Contest(f"prefill_over_base{suffix}", MASKS, PREFILL, (0,), "prefill, one mask, 0.2 %"),
-        Contest(
-            f"single_over_base_sft_density{suffix}", MASKS, DECODE, dense[:1], "one mask, 0.45 %"
-        ),
-        Contest(
-            f"mixed32_over_base_sft_density{suffix}",
-            *(MASKS, DECODE, dense, "a mask a sequence, 0.45 %"),
-        ),
-        Contest(
-            f"prefill_over_base_sft_density{suffix}",
-            *(MASKS, PREFILL, dense[:1], "prefill, one mask, 0.45 %"),
-        ),
-    ]
-    again = [
-        Contest(f"base_over_base{suffix}", AGAIN, DECODE, (None,), "the bare engine again"),
-        Contest(f"prefill_base_over_base{suffix}", AGAIN, PREFILL, (None,), "prefill, bare again"),
-    ]
-    return again + ours
-
-
-def peer_contests(suffix: str) -> list[Contest]:
-    """Other ways to serve a fine-tune: its own checkpoint, and vLLM's LoRA."""
-    every = tuple(range(SEQUENCES))
-    found = [
-        Contest(
-            f"checkpoint_over_base{suffix}", CHECKPOINT, DECODE, (None,), "the masked checkpoint"
-        ),
-        Contest(
-            f"prefill_checkpoint_over_base{suffix}",
-            *(CHECKPOINT, PREFILL, (None,), "prefill, the masked checkpoint"),
-        ),
-    ]
-    for rank in (1, 8):
-        name, key = f"lora-r{rank}", f"lora_r{rank}"
-        found += [
-            Contest(
-                f"{key}_single_over_base{suffix}", name, DECODE, (0,), f"LoRA r={rank}, one adapter"
-            ),
-            Contest(
-                f"{key}_mixed32_over_base{suffix}",
-                *(name, DECODE, every, f"LoRA r={rank}, an adapter a sequence"),
-            ),
-            Contest(
-                f"{key}_prefill_over_base{suffix}",
-                *(name, PREFILL, (0,), f"prefill, LoRA r={rank}, one adapter"),
-            ),
-        ]
-    return found
 
 
 def measure(context: Context, *, eager: bool) -> Findings:
@@ -185,7 +120,8 @@ def _pair(context: Context, wanted: Sequence[Contest], eager: bool, pair: int) -
             for engine in (running["bare"], running[contest.engine]):
                 engine.run(_work(works, contest, engine is running["bare"], warm=True), seed=0)
         beside = Beside()
-        samples = _turns(context, wanted, running, works, seed=1000 * pair)
+        turns = context.scale.turns_eager if eager else context.scale.turns
+        samples = _turns(turns, wanted, running, works, seed=1000 * pair)
         return {
             "samples": samples,
             "beside": beside.share(),
@@ -194,7 +130,7 @@ def _pair(context: Context, wanted: Sequence[Contest], eager: bool, pair: int) -
 
 
 def _turns(
-    context: Context,
+    turns: int,
     wanted: Sequence[Contest],
     running: Mapping[str, Engine],
     works: Mapping[str, Work],
@@ -203,7 +139,7 @@ def _turns(
     keys = ("bare", "other", "bare_cpu", "other_cpu")
     samples: dict[str, Samples] = {c.id: {key: [] for key in keys} for c in wanted}
     count = 0
-    for _ in range(context.scale.turns):
+    for _ in range(turns):
         for contest in wanted:
             count += 1
             order = ["bare", "other"] if count % 2 else ["other", "bare"]

@@ -27,27 +27,26 @@ Point = dict[str, Any]  # {"count", "traffic", and the fields of `load.Measured`
 
 def growth(context: Context) -> Findings:
     """The plot over the number of masks, and a thousand masks against one."""
-    raw: dict[str, Any] = {
-        "bare": context.step("bare", _bare, context),
-        "masks": context.step("masks", _masks, context),
-    }
-    for rank, counts in context.scale.growth_lora.items():
-        raw[f"lora-r{rank}"] = context.step(f"lora-r{rank}", _lora, context, rank, counts)
+    with loads(context.model, context.work) as generator:
+        raw: dict[str, Any] = {
+            "bare": context.step("bare", _bare, context, generator),
+            "masks": context.step("masks", _masks, context, generator),
+        }
+        for rank, counts in context.scale.growth_lora.items():
+            key = f"lora-r{rank}"
+            raw[key] = context.step(key, _lora, context, generator, rank, counts)
     return _findings(context, raw)
 
 
-def _bare(context: Context) -> dict[str, Any]:
+def _bare(context: Context, generator: Loads) -> dict[str, Any]:
     context.say("bare vLLM")
-    with (
-        vllm_server(context.model, context.work / "bare") as server,
-        loads(context.model, context.work) as generator,
-    ):
+    with vllm_server(context.model, context.work / "bare") as server:
         _load(context, generator, server, None, seed=0)
         runs = [_load(context, generator, server, None, seed=i) for i in range(1, 4)]
     return {"runs": runs}
 
 
-def _masks(context: Context) -> dict[str, Any]:
+def _masks(context: Context, generator: Loads) -> dict[str, Any]:
     scale = context.scale
     most = max(scale.growth)
     context.say(f"{most} masks (made at the first run)")
@@ -55,10 +54,7 @@ def _masks(context: Context) -> dict[str, Any]:
     names = [f"m{i}" for i in range(most)]
     points: list[Point] = []
     flags = ("--mask-memory", str(_MASK_MEMORY_MIB))
-    with (
-        masks_server(context.model, context.work / "masks", *flags) as server,
-        loads(context.model, context.work) as generator,
-    ):
+    with masks_server(context.model, context.work / "masks", *flags) as server:
         known, spent = 0, {}
         for target in sorted({scale.uniform, most}):
             new = names[known:target]
@@ -78,17 +74,14 @@ def _masks(context: Context) -> dict[str, Any]:
     return {"points": points, "pairs": pairs, "base": base, "spent": spent}
 
 
-def _lora(context: Context, rank: int, counts: Sequence[int]) -> dict[str, Any]:
+def _lora(context: Context, generator: Loads, rank: int, counts: Sequence[int]) -> dict[str, Any]:
     most = max(counts)
     context.say(f"vLLM with {most} LoRA adapters of rank {rank}")
     adapters = inputs.lora_adapters(context.model, WORK / "inputs" / "lora", most, rank)
     flags = lora_flags(adapters, rank, _SLOTS)
     names = [f"a{i}" for i in range(most)]
     points: list[Point] = []
-    with (
-        vllm_server(context.model, context.work / f"lora-r{rank}", *flags) as server,
-        loads(context.model, context.work) as generator,
-    ):
+    with vllm_server(context.model, context.work / f"lora-r{rank}", *flags) as server:
         _load(context, generator, server, names[:_SLOTS], seed=0)
         for count in counts:
             points += _points(context, generator, server, names[:count])

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import bmt_core
@@ -58,13 +61,21 @@ def masks(model: Path, folder: Path, seeds: Iterable[int], density: float) -> li
     """`.bmt` files of random masks of a checkpoint, one a seed; those that exist are kept."""
     gates, fingerprint = bmt_core.geometry(model), bmt_core.fingerprint(model)
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for seed in seeds:
-        path = folder / f"{fingerprint[:12]}-{density:g}-{seed}.bmt"
-        if not path.exists():
-            bmt_core.save(random_mask(gates, fingerprint, seed, density), path)
-        files.append(path)
-    return files
+    files = {seed: folder / f"{fingerprint[:12]}-{density:g}-{seed}.bmt" for seed in seeds}
+    missing = [(seed, path) for seed, path in files.items() if not path.exists()]
+    if missing:
+        # Encoding takes most of a second for ten: thousands are made by all cores.
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            make = partial(_save, gates, fingerprint, density)
+            list(pool.map(make, missing, chunksize=16))
+    return list(files.values())
+
+
+def _save(
+    gates: dict[str, tuple[int, int]], fingerprint: str, density: float, item: tuple[int, Path]
+) -> None:
+    seed, path = item
+    bmt_core.save(random_mask(gates, fingerprint, seed, density), path)
 
 
 def lora_adapters(model: Path, folder: Path, count: int, rank: int) -> list[Path]:

@@ -44,7 +44,7 @@ def _measure(context: Context) -> dict[str, Any]:
         for server in servers.values():
             upload(server, files, names)
             generator.run(*(server, names), requests=_MASKS, tokens=4, concurrency=_MASKS, seed=0)
-        for pair in range(scale.http_pairs):
+        for pair in range(scale.mode_pairs):
             for traffic, exponent in SKEWED.items():
                 order = [names[k] for k in zipf(_MASKS, scale.requests, exponent, seed=pair)]
                 turn = {}

@@ -16,6 +16,7 @@ class Scale:
     pairs: int
     peer_pairs: int  # of those, how many also run the stock LoRA engines and the checkpoint
     turns: int
+    turns_eager: int  # in eager mode, which is shown beside the default one
     prompt_tokens: int
     new_tokens: int
     prefill_tokens: int
@@ -27,6 +28,7 @@ class Scale:
     growth_lora: dict[int, tuple[int, ...]]  # rank -> counts of adapters
     uniform: int  # masks of the uniform load whose speed is compared with one mask's
     http_pairs: int
+    mode_pairs: int
     # Masks of an 8B model's shape.
     layers: int
     processes: int  # fresh processes for what needs no engine
@@ -47,16 +49,18 @@ FULL = Scale(
     pairs=5,
     peer_pairs=2,
     turns=2,
+    turns_eager=1,
     prompt_tokens=16,
     new_tokens=64,
     prefill_tokens=2048,
-    requests=192,
+    requests=160,
     request_tokens=32,
     concurrency=32,
     growth=(1, 10, 100, 1000, 5000),
     growth_lora={1: (1, 10, 100, 1000), 8: (1, 10, 100, 200)},
     uniform=1000,
-    http_pairs=6,
+    http_pairs=5,
+    mode_pairs=3,
     layers=32,
     processes=5,
     repeats=3,
@@ -71,6 +75,7 @@ QUICK = Scale(
     pairs=1,
     peer_pairs=1,
     turns=1,
+    turns_eager=1,
     prompt_tokens=16,
     new_tokens=16,
     prefill_tokens=512,
@@ -81,6 +86,7 @@ QUICK = Scale(
     growth_lora={1: (1, 10), 8: (1, 10)},
     uniform=40,
     http_pairs=2,
+    mode_pairs=1,
     layers=4,
     processes=1,
     repeats=2,
