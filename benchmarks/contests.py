@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 DECODE, PREFILL = "decode", "prefill"
 SEQUENCES = 32  # as the ids say
-# The ids of the table in compiled mode at the paper's density; every other figure adds to them.
-AGAIN, MASKS, CHECKPOINT = "again", "masks", "checkpoint"
+AGAIN, MASKS, CHECKPOINT = "again", "masks", "checkpoint"  # engines, beside "bare"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +21,11 @@ class Contest:
 
 
 def contests(suffix: str) -> list[Contest]:
-    """What is compared with the bare engine. The first SEQUENCES adapters of a masked engine
-    have the paper's density, the next as many SFT's."""
+    """Ours, and the bare engine again. suffix: ends every id; empty in vLLM's default mode.
+
+    The first SEQUENCES adapters of a masked engine have the paper's density, the next as many
+    that which SFT reached.
+    """
     every = tuple(range(SEQUENCES))
     dense = tuple(range(SEQUENCES, 2 * SEQUENCES))
     ours = [
