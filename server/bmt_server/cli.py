@@ -61,7 +61,10 @@ def serve(
         ),
     ] = "auto",
     mask_memory: Annotated[
-        int, typer.Option(help="Bound on resident masks in each worker, MiB.", min=1)
+        int,
+        typer.Option(
+            help="Memory for masks in each worker, MiB; a GPU's is taken at start.", min=1
+        ),
     ] = 1024,
     scatter_quantum_ms: Annotated[
         float, typer.Option(help="scatter: how long one mask may own the engine, ms.", min=0)

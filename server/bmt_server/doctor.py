@@ -110,7 +110,9 @@ def _engine() -> Iterator[Finding]:
     yield Finding("vLLM", "ok", f"{found}, the version whose seams are known ({SUPPORTED})")
     from bmt_server.worker import ops
 
-    yield Finding("Mask kernel", "ok", f"{ops.KERNEL}: {ops.KERNEL_NOTE}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kernel = ops.choose(device)
+    yield Finding("Mask kernel", "ok", f"{kernel.name}: {kernel.note}")
 
 
 def _plugin() -> Finding:

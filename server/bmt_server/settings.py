@@ -35,7 +35,7 @@ class Settings:
     registry_url: str = ""  # redis://, rediss:// or unix://; empty only in offline use
     cache_dir: str = ""  # laid-out masks, content-addressed
     stats_dir: str = ""  # worker figures, read by /metrics
-    mask_memory_bytes: int = 1 << 30  # bound on resident masks in each worker, bytes
+    mask_memory_bytes: int = 1 << 30  # for masks in each worker, bytes; a GPU's is taken at start
     scatter_quantum_s: float = 0.05  # `scatter`: how long one mask may own the engine, seconds
     max_upload_bytes: int = 0  # 0: derived from the geometry
     max_density: float = 0.5  # share of the gate weights a mask may delete

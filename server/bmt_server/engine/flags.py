@@ -38,6 +38,8 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal("speculative_config", _truthy, "the drafter would run without the request's mask"),
     Refusal("scheduler_cls", _truthy, "mask mode 'scatter' brings its own scheduler"),
     Refusal("headless", _truthy, "a node without the API process cannot be given masks yet"),
+    Refusal("enable_dbo", _truthy, "a step's halves would take each other's masks"),
+    Refusal("ubatch_size", lambda v: (v or 0) > 1, "a step's parts would take each other's masks"),
     Refusal("grpc", _truthy, "the gRPC server has no authentication and no masks"),
     Refusal(
         "served_model_name",
@@ -45,6 +47,20 @@ REFUSED: tuple[Refusal, ...] = (
         "'@' and ':' separate a mask's name from its version and alias",
     ),
 )
+
+
+def eager_reason() -> str | None:
+    """Why vLLM must run eagerly here: CUDA graphs and masks do not go together; None: they do."""
+    from vllm.platforms import current_platform
+
+    from bmt_server.worker.ops import graphs
+
+    if current_platform.is_cuda_alike() and not graphs():
+        return (
+            "masks run on the portable kernel, which CUDA graphs cannot capture: their own kernel "
+            "needs CUDA and the triton package"
+        )
+    return None
 
 
 def check(args: Namespace, refused: Sequence[Refusal] = REFUSED) -> None:

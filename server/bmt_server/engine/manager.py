@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from vllm.config import CUDAGraphMode
 from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinearMethod
@@ -24,6 +25,7 @@ from bmt_server.engine.seam import BASE_GATE, is_gate
 from bmt_server.settings import Settings
 from bmt_server.wire import map_layout
 from bmt_server.worker.layers import GateLayer
+from bmt_server.worker.ops import Bounds, make
 from bmt_server.worker.runtime import MaskRuntime
 from bmt_server.worker_stats import WorkerStats
 
@@ -74,8 +76,13 @@ class MaskManager:
         self._check_names(gates, vllm_config)
         parallel = vllm_config.parallel_config if vllm_config is not None else None
         stats = WorkerStats(pid=os.getpid(), rank=getattr(parallel, "rank", 0) or 0)
+        bounds = self._bounds(vllm_config)
         runtime = MaskRuntime(
-            gates, self.settings.mask_mode, self.settings.mask_memory_bytes, stats
+            gates,
+            self.settings.mask_mode,
+            bounds.memory_bytes,
+            stats,
+            lambda gates: make(gates, bounds),
         )
         if runtime.mode != "scatter":
             for layer, handle in zip(fused, runtime.handles(), strict=True):
@@ -93,6 +100,19 @@ class MaskManager:
             self.settings.mask_memory_bytes >> 20,
         )
         return model
+
+    def _bounds(self, vllm_config: Any) -> Bounds:
+        """For kernels that reserve memory; vLLM measures what is left for its KV cache later."""
+        memory = self.settings.mask_memory_bytes
+        if vllm_config is None:
+            return Bounds(memory_bytes=memory)
+        compilation = vllm_config.compilation_config
+        graphs = compilation.cudagraph_mode not in (None, CUDAGraphMode.NONE)
+        return Bounds(
+            memory_bytes=memory,
+            max_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
+            graph_tokens=compilation.max_cudagraph_capture_size or 0 if graphs else 0,
+        )
 
     def _gate(self, layer: Any) -> GateLayer:
         if not isinstance(layer.quant_method, UnquantizedLinearMethod):
@@ -149,9 +169,11 @@ class MaskManager:
             if request.lora_int_id not in self._dummies:
                 self._ensure(request, ids)
         tokens = np.asarray(mapping.index_mapping if mapping is not None else (), dtype=np.int64)
-        if self._dummies:
-            tokens = np.where(np.isin(tokens, list(self._dummies)), 0, tokens)
-        self.runtime.begin_step(tokens)
+        if any(r.lora_int_id in self._dummies for r in requests):
+            # A warm-up run, or one that CUDA graphs of steps with masks are captured from.
+            self.runtime.rehearse(tokens.size)
+        else:
+            self.runtime.begin_step(tokens)
 
     def add_adapter(self, request: LoRARequest) -> bool:
         """Make a mask resident ahead of its first use."""
@@ -170,9 +192,15 @@ class MaskManager:
         return self.runtime.remove(adapter_id)
 
     def remove_all_adapters(self) -> None:
-        """vLLM calls this after warm-up, and when the base's weights are replaced."""
+        """vLLM calls this after warm-up, and when the base's weights are replaced.
+
+        Warm-up also means the dummy steps of an idle data-parallel rank (`v1/worker/gpu_worker.py`,
+        `execute_dummy_batch`): where there are dummies, they alone go.
+        """
         assert self.runtime is not None
-        self._dummies.clear()
+        if self._dummies:
+            self._dummies.clear()
+            return
         for adapter in list(self.runtime.store.adapters):
             self.runtime.remove(adapter)
 

@@ -26,11 +26,10 @@ class MixedStepError(RuntimeError):
 class MaskRuntime:
     """Everything one worker knows of masks. Called from the worker's one thread.
 
+    kernel: None takes the one that `ops.choose` names for the gates' device.
     mode: `scatter` always in place; `delta` never; `auto` in place where the weights are live and
     one mask owns the step, corrected otherwise.
     """
-
-    _models = 0
 
     def __init__(
         self,
@@ -38,10 +37,15 @@ class MaskRuntime:
         mode: MaskMode,
         capacity_bytes: int,
         stats: WorkerStats | None = None,
+        kernel: Callable[[Sequence[GateLayer]], ops.Kernel] | None = None,
     ) -> None:
         self.gates = gates
-        self.store = MaskStore(gates, capacity_bytes)
-        self.in_place = InPlace(gates)
+        if kernel is None:
+            self.kernel = ops.make(gates, ops.Bounds(memory_bytes=capacity_bytes))
+        else:
+            self.kernel = kernel(gates)
+        self.store = MaskStore(gates, capacity_bytes, self.kernel.place)
+        self.in_place = InPlace(gates, self.kernel.switch)
         if mode == "scatter" and not self.in_place.possible:
             raise ValueError(
                 "mask mode 'scatter' needs live weights, and this backend repacks them"
@@ -49,19 +53,17 @@ class MaskRuntime:
         self.mode: MaskMode = "delta" if mode == "auto" and not self.in_place.possible else mode
         self.stats = stats or WorkerStats()
         self.stats.mode, self.stats.capacity_bytes = self.mode, capacity_bytes
-        self.stats.kernel = ops.KERNEL
+        self.stats.kernel = self.kernel.name
         self.changed: Callable[[], None] = lambda: None
-        self.model = MaskRuntime._models
-        MaskRuntime._models += 1
         self._names: dict[int, str] = {}
-        self._last: tuple[bytes, ops.DeltaPlan] | None = None
+        # The tokens that the kernel's plan is for; None where it has none.
+        self._planned: bytes | None = None
+        # Digests of the last step's masks: the coming one likely uses them too.
+        self._in_use: set[str] = set()
 
     def handles(self) -> list[int]:
         """One op handle per gate layer, in order."""
-        return [
-            ops.STATE.register(self.model, index, *gate.shape)
-            for index, gate in enumerate(self.gates)
-        ]
+        return ops.register(self.kernel, len(self.gates))
 
     def add(self, adapter: int, name: str, layout: Layout, keep: Sequence[int] = ()) -> None:
         """Make a mask resident under `adapter`. Values are read from the base, never masked."""
@@ -69,7 +71,7 @@ class MaskRuntime:
         if self.mode != "delta":
             # Gathering reads the live weights, where another mask's zeros may stand.
             self.in_place.switch(None)
-        self.store.add(adapter, layout, keep=self._digests(keep))
+        self.store.add(adapter, layout, keep=self._digests(keep) | self._in_use)
         self._names[adapter] = name
         self.stats.maps += 1
         self.stats.map_seconds += time.perf_counter() - start
@@ -83,11 +85,21 @@ class MaskRuntime:
         current = self.in_place.current
         if current is not None and current.digest == digest:
             self.in_place.switch(None)
-        self._last = None
+        self._idle()
         self.store.remove(adapter)
         self._names.pop(adapter, None)
         self._publish()
         return True
+
+    def rehearse(self, tokens: int) -> None:
+        """Prepare a forward pass of `tokens` base tokens that a CUDA graph may be captured from.
+
+        What the kernel launches for masks is launched, for steps with masks to replay.
+        """
+        if self.mode != "delta":
+            self.in_place.switch(None)
+        self._planned = b""
+        self.kernel.plan(np.zeros(tokens, np.int64), {})
 
     def begin_step(self, token_masks: np.ndarray) -> StepKind:
         """Prepare the coming forward pass; token_masks: int64 [T] of adapter ids, 0 = base."""
@@ -106,15 +118,16 @@ class MaskRuntime:
     def _prepare(self, token_masks: np.ndarray) -> StepKind:
         adapters = np.unique(token_masks)
         active = [int(a) for a in adapters if a]
+        self._in_use = keep = self._digests(active)
         if not active:
-            ops.STATE.plans[self.model] = None
+            self._idle()
             if self.mode != "delta":
                 self.in_place.switch(None)
             return "base"
         if self.mode == "scatter" and len(adapters) > 1:
             raise MixedStepError(f"a step mixes adapters {active[:4]} in mask mode 'scatter'")
         if self.mode != "delta" and len(adapters) == 1:
-            ops.STATE.plans[self.model] = None
+            self._idle()
             if not self.store.resident(active[0]):
                 # An evicted mask is gathered again, which needs the base in the weights.
                 self.in_place.switch(None)
@@ -122,13 +135,16 @@ class MaskRuntime:
             return "in_place"
         if self.mode != "delta":
             self.in_place.switch(None)
-        keep = self._digests(active)
         key = token_masks.tobytes()
-        if self._last is None or self._last[0] != key:
-            masks = {a: self.store.get(a, keep=keep) for a in active}
-            self._last = (key, ops.plan_step(token_masks, masks))
-        ops.STATE.plans[self.model] = self._last[1]
+        if self._planned != key:
+            self.kernel.plan(token_masks, {a: self.store.get(a, keep=keep) for a in active})
+            self._planned = key
         return "corrected"
+
+    def _idle(self) -> None:
+        if self._planned is not None:
+            self.kernel.idle()
+            self._planned = None
 
     def _digests(self, adapters: Sequence[int]) -> set[str]:
         known = self.store.adapters

@@ -7,11 +7,11 @@ are no slots, so nothing is reserved for a mask that is not there.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from bmt_server.wire import Layout
 from bmt_server.worker.layers import GateLayer
-from bmt_server.worker.resident import MaskStoreError, ResidentMask, gather
+from bmt_server.worker.resident import MaskStoreError, NoRoomError, ResidentMask, gather
 
 
 class MaskStore:
@@ -22,8 +22,15 @@ class MaskStore:
     back without the file system being able to fail.
     """
 
-    def __init__(self, gates: Sequence[GateLayer], capacity_bytes: int) -> None:
+    def __init__(
+        self,
+        gates: Sequence[GateLayer],
+        capacity_bytes: int,
+        place: Callable[..., ResidentMask],
+    ) -> None:
+        """place: how a mask gets to its kernel, see `ops.Kernel.place`."""
         self.gates = gates
+        self._place = place
         self.capacity_bytes = capacity_bytes
         self.evictions = 0
         self.resident_bytes = 0
@@ -83,23 +90,38 @@ class MaskStore:
     def _load(self, digest: str, keep: Collection[str]) -> ResidentMask:
         mask = self._resident.get(digest)
         if mask is None:
-            mask = gather(digest, self._layouts[digest], self.gates)
+            stay = {digest, *keep} | self._pinned
+            mask = gather(
+                digest, self._layouts[digest], self.gates, lambda laid: self._find_room(laid, stay)
+            )
             self._resident[digest] = mask
             self.resident_bytes += mask.nbytes
-            self._evict({digest, *keep} | self._pinned)
+            while self.resident_bytes > self.capacity_bytes and self._evict(stay):
+                pass
         else:
             self._resident.move_to_end(digest)
         return mask
 
-    def _evict(self, keep: set[str]) -> None:
-        # Masks of the running step stay even past the bound: a wrong answer is worse than a
-        # short overrun, and the next step brings memory back under it.
-        for digest in list(self._resident):
-            if self.resident_bytes <= self.capacity_bytes:
-                return
-            if digest not in keep:
-                self._drop(digest)
-                self.evictions += 1
+    def _find_room(self, mask: ResidentMask, stay: Collection[str]) -> ResidentMask:
+        while True:
+            try:
+                return self._place(mask)
+            except NoRoomError:
+                if not self._evict(stay):
+                    return self._place(mask, beyond=True)
+
+    def _evict(self, stay: Collection[str]) -> bool:
+        """Drop the least recently used mask that may leave. False where none may.
+
+        Masks of the running step stay even past the bound: a wrong answer is worse than a short
+        overrun, and the next step brings memory back under it.
+        """
+        victim = next((digest for digest in self._resident if digest not in stay), None)
+        if victim is None:
+            return False
+        self._drop(victim)
+        self.evictions += 1
+        return True
 
     def _drop(self, digest: str) -> None:
         mask = self._resident.pop(digest, None)

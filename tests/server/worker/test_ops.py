@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from bmt_server.worker import ops
 from bmt_server.worker.runtime import MaskRuntime
 
 from .helpers import COLS, ROWS, dense, gates, laid_out, random_mask
@@ -116,4 +115,3 @@ def test_the_op_survives_compilation(tmp_path):
     for chosen in ([1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]):
         runtime.begin_step(np.array(chosen))
         torch.testing.assert_close(compiled(x), forward(x))
-    assert ops.STATE.handles

@@ -140,9 +140,13 @@ def test_equal_masks_of_two_tenants_share_one_copy(tmp_path):
 
 def test_the_figure_of_bytes_is_what_tensors_hold(tmp_path):
     runtime, _, masks = filled(tmp_path, "delta", count=1, live=False, dtype=torch.bfloat16)
-    zeros = masks[0].zeros
-    rows = sum(4 * (g.shape[0] + 1) for g in runtime.gates)
-    assert runtime.store.resident_bytes == 4 * zeros + rows
+    tensors = [t for m in runtime.store.get(1).layers for t in (m.block_start, m.row_end)]
+    tensors += [t for m in runtime.store.get(1).layers for t in (m.cols, m.values)]
+    zeros, rows = masks[0].zeros, sum(g.shape[0] for g in runtime.gates)
+    blocks = len(runtime.gates) * 2
+    assert sum(t.nbytes for t in tensors) == 4 * zeros + 2 * rows + 4 * blocks
+    aligned = sum(-(-t.nbytes // 64) * 64 for t in tensors)
+    assert runtime.store.resident_bytes == aligned == runtime.store.get(1).buffer.nbytes
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
