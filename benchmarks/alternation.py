@@ -16,9 +16,8 @@ from benchmarks.stats import median
 
 _LAYERS = 4
 _TOKENS = 8
-_STEPS = 120
 # Steps that one of two masks owns before the other takes over.
-TRAFFIC = {"alternating, step by step": 1, "turns of 40 steps": 40}
+TRAFFIC = {"alternating, step by step": 1, "turns of 20 steps": 20}
 MODES = ("auto", "delta", "scatter")
 
 
@@ -28,7 +27,7 @@ def auto(context: Context) -> Findings:
     runs: list[dict[str, Any]] = []
     for process in range(scale.processes):
         context.say(f"process {process + 1} of {scale.processes}")
-        job = {"layers": min(_LAYERS, scale.layers)}
+        job = {"layers": _LAYERS, "steps": scale.alternation_steps}
         runs.append(
             context.step(f"alternation-{process}", task.run, "alternation", job, context.work)
         )
@@ -42,7 +41,7 @@ def auto(context: Context) -> Findings:
                     mode,
                     f"{median([x['steps_per_s'] for x in of]):.1f}",
                     f"{median([x['switches_per_s'] for x in of]):.1f}",
-                    f"{of[0]['in_place']} of {_STEPS}",
+                    f"{of[0]['in_place']} of {scale.alternation_steps}",
                 )
             )
     table = Table(
@@ -59,19 +58,20 @@ def auto(context: Context) -> Findings:
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """One process: {"found": traffic -> mode -> figures}."""
     import torch
-    from bmt_server.worker import ops
+    from bmt_server.worker.runtime import MaskRuntime
 
-    gates, _ = swap.gates_and_masks(job["layers"], seeds=())
+    gates = swap.live_gates(job["layers"])
     x = torch.randn(_TOKENS, gates[0].base.shape[1]).bfloat16()
     found: dict[str, dict[str, Any]] = {
-        traffic: {mode: _play(gates, x, mode, turn) for mode in MODES}
+        traffic: {mode: _play(gates, x, mode, turn, job["steps"]) for mode in MODES}
         for traffic, turn in TRAFFIC.items()
     }
-    return {"found": found, "layers": len(gates), "kernel": ops.KERNEL}
+    kernel = MaskRuntime(gates, "auto", 1 << 20).stats.kernel
+    return {"found": found, "layers": len(gates), "kernel": kernel}
 
 
-def _play(gates: list[Any], x: Any, mode: Any, turn: int) -> dict[str, float]:
-    """Play the steps in one mode; masks 1 and 2 take turns of `turn` steps."""
+def _play(gates: list[Any], x: Any, mode: Any, turn: int, steps: int) -> dict[str, float]:
+    """Play steps in one mode; masks 1 and 2 take turns of `turn` steps."""
     import numpy as np
     import torch
     from bmt_server.worker.runtime import MaskRuntime
@@ -92,12 +92,12 @@ def _play(gates: list[Any], x: Any, mode: Any, turn: int) -> dict[str, float]:
     for number in range(4):
         step(number)
     switches, start = runtime.in_place.switches, time.perf_counter()
-    kinds = [step(number) for number in range(_STEPS)]
+    kinds = [step(number) for number in range(steps)]
     seconds = time.perf_counter() - start
     switched = runtime.in_place.switches - switches
     runtime.in_place.switch(None)  # the next mode starts from the base
     return {
-        "steps_per_s": _STEPS / seconds,
+        "steps_per_s": steps / seconds,
         "switches_per_s": switched / seconds,
         "in_place": kinds.count("in_place"),
     }

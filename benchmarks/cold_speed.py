@@ -4,7 +4,7 @@ to running requests, with vLLM's LoRA beside it. The measurements are in `cold`.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,8 @@ def _lora(context: Context) -> dict[str, Any]:
         # Two sets that push each other out: each is read from disk anew in its round.
         sets = rest[: scale.cold_masks], rest[scale.cold_masks :]
         plan = [{"none": [], "cold": sets[r % 2]} for r in range(scale.cold_rounds)]
-        arms = asyncio.run(
-            cold.in_turns(
-                _endpoint(server, context.model), running, plan, seconds=scale.cold_seconds
-            )
-        )
+        endpoint = replace(_endpoint(server, context.model), cheapest="/version")
+        arms = asyncio.run(cold.in_turns(endpoint, running, plan, seconds=scale.cold_seconds))
         return {"arms": {k: asdict(v) for k, v in arms.items()}}
 
 

@@ -52,7 +52,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     import torch
     from bmt_server.wire import lay_out, map_layout
     from bmt_server.worker.layers import GateLayer
-    from bmt_server.worker.resident import gather
+    from bmt_server.worker.runtime import MaskRuntime
 
     if "model" in job:
         import bmt_core
@@ -67,7 +67,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mask.lay"
         lay_out(mask, path)
-        held = gather(mask.digest, map_layout(path), gates)
+        runtime = MaskRuntime(gates, "delta", 1 << 30)
+        runtime.add(1, "m@0", map_layout(path))
     csr = 0
     for shape in shapes.values():
         zeros = round(math.prod(shape) * inputs.DENSITY)
@@ -80,4 +81,4 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         )
         parts = (sparse.crow_indices(), sparse.col_indices(), sparse.values())
         csr += sum(p.nbytes for p in parts)
-    return {"bytes": held.nbytes, "zeros": mask.zeros, "csr_bytes": csr}
+    return {"bytes": runtime.store.resident_bytes, "zeros": mask.zeros, "csr_bytes": csr}

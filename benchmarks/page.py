@@ -21,8 +21,10 @@ def write(target: Path) -> Path:
         told = ""
         for section, found in raw["sections"].items():
             # Once, unless a section was measured later, on other versions say.
-            if (where := _environment(found["environment"])) != told:
-                lines += [told := where, ""]
+            where = _environment(found["environment"])
+            if where != told:
+                told = where
+                lines += [where, ""]
             lines += _section(name, section, found, target)
     path = target / "README.md"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,8 +78,8 @@ def _environment(environment: dict[str, Any]) -> str:
         f"{environment['cores']} cores of {environment['cpu']} "
         f"({', '.join(environment['instructions'])}), {environment['memory_gib']} GiB, GPU: "
         f"{environment['gpu']}; {environment['system']}, Python {environment['python']}, "
-        f"{versions}; commit {environment['commit']}; load average at the start "
-        f"{environment['load_average']:.2f}; set for all processes: {settings or 'nothing'}."
+        f"{versions}; commit {environment['commit']}; set for all processes: "
+        f"{settings or 'nothing'}."
     )
 
 
@@ -87,7 +89,9 @@ def _section(part: str, name: str, found: dict[str, Any], target: Path) -> Itera
         return
     if found["entries"]:
         command = found["entries"][0]["command"]
-        yield from (f"`{command}`, {found['seconds'] / 60:.1f} minutes.", "")
+        load, minutes = found["environment"]["load_average"], found["seconds"] / 60
+        text = f"`{command}`: {minutes:.1f} minutes; load average at its start {load:.1f}."
+        yield from (text, "")
     for t in found["tables"]:
         yield from (f"### {t['title']}", "", *table(t["header"], t["rows"]))
         if t["note"]:

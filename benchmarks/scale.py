@@ -33,6 +33,7 @@ class Scale:
     layers: int
     processes: int  # fresh processes for what needs no engine
     repeats: int  # turns in each of them
+    alternation_steps: int
     # Cold masks: how many arrive over how long, how often, and first tokens taken one by one.
     cold_masks: int
     cold_seconds: float
@@ -64,6 +65,7 @@ FULL = Scale(
     layers=32,
     processes=5,
     repeats=3,
+    alternation_steps=80,
     cold_masks=100,
     cold_seconds=10.0,
     cold_rounds=5,
@@ -90,6 +92,7 @@ QUICK = Scale(
     layers=4,
     processes=1,
     repeats=2,
+    alternation_steps=40,
     cold_masks=10,
     cold_seconds=3.0,
     cold_rounds=1,

@@ -68,11 +68,14 @@ def switch(context: Context) -> Findings:
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """One process. Seconds of each way, one a turn; the order changes from turn to turn."""
     import torch
-    from bmt_server.worker import ops
-    from bmt_server.worker.in_place import InPlace
+    from bmt_server.worker.runtime import MaskRuntime
 
-    gates, masks = gates_and_masks(job["layers"], seeds=(2 * job["seed"], 2 * job["seed"] + 1))
-    in_place, tuned = InPlace(gates), lora_model([g.base for g in gates])
+    gates = live_gates(job["layers"])
+    runtime = MaskRuntime(gates, "scatter", 1 << 30)
+    for adapter in (1, 2):
+        runtime.add(adapter, f"m{adapter}@0", layout(len(gates), seed=2 * job["seed"] + adapter))
+    in_place, masks = runtime.in_place, [runtime.store.get(adapter) for adapter in (1, 2)]
+    tuned = lora_model([g.base for g in gates])
     factors = [
         (torch.randn(_SHAPE[0], RANK).bfloat16() * 0.01, torch.randn(RANK, _SHAPE[1]).bfloat16())
         for _ in gates
@@ -105,22 +108,21 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
                 if turn >= 0:  # the first turn warms up
                     found[way].append(spent)
     zeros = sum(layer.cols.numel() for layer in masks[0].layers)
-    return {**found, "zeros": zeros, "threads": torch.get_num_threads(), "kernel": ops.KERNEL}
+    kernel, threads = runtime.stats.kernel, torch.get_num_threads()
+    return {**found, "zeros": zeros, "threads": threads, "kernel": kernel}
 
 
-def gates_and_masks(layers: int, seeds: tuple[int, ...]) -> tuple[list[Any], list[Any]]:
-    """Live gates [14336, 4096] in bf16 and resident masks of them, by the server's own code."""
+def live_gates(layers: int) -> list[Any]:
+    """An 8B model's first gates, [14336, 4096] in bf16, as a worker holds live weights."""
     import torch
     from bmt_server.worker.layers import GateLayer
-    from bmt_server.worker.resident import gather
 
     first = torch.empty(_SHAPE, dtype=torch.bfloat16).normal_(0, 0.02)
     gates = []
     for name in list(inputs.GATES_8B)[:layers]:
         weight = first.clone()
         gates.append(GateLayer(name, (0, _SHAPE[0]), weight, weight))
-    laid_out = [layout(layers, seed) for seed in seeds]
-    return gates, [gather(mask.digest, mask, gates) for mask in laid_out]
+    return gates
 
 
 def layout(layers: int, seed: int) -> Any:
