@@ -6,6 +6,7 @@ Two servers live at once and take turns under the same loads, which name masks i
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import inputs
@@ -17,13 +18,33 @@ from benchmarks.servers import masks_server, metrics, upload
 from benchmarks.stats import estimate, median, zipf
 
 _MASKS = 16
-# How requests spread over the masks: the exponents of Zipf's law. At 2, one mask has 63 %.
-SKEWED = {"Zipf 2": 2.0, "Zipf 1": 1.0}
 MODES = ("auto", "scatter")
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """One load: how requests spread over the masks, and how many there are at once.
+
+    exponent: of Zipf's law; over 16 masks, 1 gives the first 30 % and 2 gives it 63 %.
+    """
+
+    id: str
+    what: str
+    exponent: float
+    at_once: int
+
+
+# The servers have 32 seats. With more requests than seats `scatter` chooses whom it seats, so that
+# steps are large; with fewer, each mask has only what happens to be there.
+LOADS = (
+    Traffic("scatter_over_auto_skewed", "Zipf 1, 160 at once", 1.0, 160),
+    Traffic("scatter_over_auto_zipf2_32", "Zipf 2, 32 at once", 2.0, 32),
+    Traffic("scatter_over_auto_zipf1_32", "Zipf 1, 32 at once", 1.0, 32),
+)
+
+
 def skewed(context: Context) -> Findings:
-    """Both traffics, in turns."""
+    """All loads, in turns."""
     return _findings(context, context.step("skewed", _measure, context))
 
 
@@ -31,7 +52,7 @@ def _measure(context: Context) -> dict[str, Any]:
     scale = context.scale
     names = [f"m{i}" for i in range(_MASKS)]
     files = inputs.masks(context.model, WORK / "inputs" / "masks", range(_MASKS), inputs.DENSITY)
-    found: dict[str, list[dict[str, Any]]] = {traffic: [] for traffic in SKEWED}
+    found: dict[str, list[dict[str, Any]]] = {load.id: [] for load in LOADS}
     with ExitStack() as stack:
         generator = stack.enter_context(loads(context.model, context.work))
         servers = {
@@ -40,63 +61,81 @@ def _measure(context: Context) -> dict[str, Any]:
             )
             for mode in MODES
         }
-        size = {"requests": scale.requests, "tokens": scale.request_tokens}
         for server in servers.values():
             upload(server, files, names)
             generator.run(*(server, names), requests=_MASKS, tokens=4, concurrency=_MASKS, seed=0)
         for pair in range(scale.mode_pairs):
-            for traffic, exponent in SKEWED.items():
-                order = [names[k] for k in zipf(_MASKS, scale.requests, exponent, seed=pair)]
+            for load in LOADS:
+                requests = max(scale.requests, 2 * load.at_once)
+                order = [names[k] for k in zipf(_MASKS, requests, load.exponent, seed=pair)]
                 turn = {}
                 for mode in MODES if pair % 2 else reversed(MODES):
                     turn[mode] = generator.run(
-                        servers[mode], order, concurrency=scale.concurrency, seed=pair, **size
+                        servers[mode],
+                        order,
+                        requests=requests,
+                        tokens=scale.request_tokens,
+                        concurrency=load.at_once,
+                        seed=pair,
                     ).raw()
-                found[traffic].append(turn)
+                found[load.id].append(turn)
                 speeds = {m: round(turn[m]["output_tokens_per_s"]) for m in MODES}
-                context.say(f"{traffic}: tokens/s {speeds}")
-        told = {k: v for k, v in metrics(servers["scatter"]).items() if "scatter" in k}
+                context.say(f"{load.what}: tokens/s {speeds}")
+        told = {k: v for k, v in metrics(servers["scatter"]).items() if "bmt_scatter" in k}
     return {"turns": found, "metrics": told}
 
 
 def _findings(context: Context, raw: dict[str, Any]) -> Findings:
-    entries, rows = [], []
-    for traffic, turns in raw["turns"].items():
+    entries: list[Entry] = []
+    rows: list[tuple[str, ...]] = []
+    for load in LOADS:
+        turns = raw["turns"][load.id]
         speed = {m: [t[m]["output_tokens_per_s"] for t in turns] for m in MODES}
         ratio = estimate([[s / a] for s, a in zip(speed["scatter"], speed["auto"], strict=True)])
+        auto = Baseline(
+            what="mode auto, same loads", value=round(median(speed["auto"]), 1), unit="tokens/s"
+        )
         entries.append(
             Entry(
-                id="scatter_over_auto_" + ("skewed" if traffic == "Zipf 2" else "zipf1"),
+                id=load.id,
                 value=round(ratio.value, 4),
                 unit="ratio of output tokens/s",
-                baseline=Baseline(
-                    what="mode auto, same loads",
-                    value=round(median(speed["auto"]), 1),
-                    unit="tokens/s",
-                ),
+                baseline=auto,
                 command=context.command,
                 interval=(round(ratio.low, 4), round(ratio.high, 4)),
-                note=f"{_MASKS} masks, {traffic}",
+                note=f"{_MASKS} masks, {load.what}",
             )
         )
         for mode in MODES:
             of = [t[mode] for t in turns]
-            rows.append(
-                (
-                    traffic,
-                    mode,
-                    f"{median(speed[mode]):.0f}",
-                    f"{median([x['ttft_p99_ms'] for x in of]):.0f}",
-                    f"{max(x['longest_wait_ms'] for x in of):.0f}",
-                )
-            )
+            first = median([x["ttft_p99_ms"] for x in of])
+            gap = max(x["longest_gap_ms"] for x in of)
+            share = f"{ratio.value:.2f}" if mode == "scatter" else ""
+            rows.append((load.what, mode, f"{median(speed[mode]):.0f}", share, *_ms(first, gap)))
     table = Table(
         title="`scatter` and `auto` under skewed traffic",
-        header=("traffic", "mode", "output tokens/s", "first token p99, ms", "longest wait, ms"),
+        header=(
+            *("traffic", "mode", "output tokens/s", "over auto"),
+            *("first token p99, ms", "longest time between tokens, ms"),
+        ),
         rows=rows,
-        note=f"{_MASKS} masks, {context.scale.concurrency} requests at once; the longest wait of "
-        "any request for its first or its next token, over all loads. The servers' defaults for "
-        "`scatter` (docs/cli.md); on the CPU `scatter` keeps the gates unpacked, whose product is "
-        "slower than `auto`'s.",
+        note=f"{_MASKS} masks, 32 seats, the servers' default bounds (docs/cli.md). On the CPU "
+        "`scatter` keeps the gates unpacked, whose product is slower. " + _waits(raw["metrics"]),
     )
     return Findings(entries=entries, tables=[table], samples=raw)
+
+
+def _ms(*times: float) -> tuple[str, ...]:
+    return tuple(f"{t:.0f}" for t in times)
+
+
+def _waits(told: dict[str, float]) -> str:
+    """What the `scatter` server says of waits for a turn, over all loads."""
+    longest = told.get("bmt_scatter_longest_wait_seconds")
+    if longest is None:
+        return ""
+    over = told.get("bmt_scatter_waits_over_bound_total", 0.0)
+    return (
+        f"Longest wait for a turn of a request that could run: {longest * 1000:.0f} ms; "
+        f"{over:.0f} waits were longer than the bound."
+    )

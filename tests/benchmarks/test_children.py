@@ -64,13 +64,12 @@ def test_work_repeats_its_adapters_over_the_sequences():
         Work(sequences=4, prompt_tokens=2, new_tokens=3, adapters=(1, 2, 3)).command(seed=0)
 
 
-def test_the_longest_wait_is_for_a_first_or_a_next_token():
+def test_what_is_taken_of_the_generators_answer():
     answer = {"output_throughput": 10.0, "duration": 2.0}
-    first = _measured({**answer, "ttfts": [0.1, 0.5], "itls": [[0.2], [0.1]]})
-    assert first.longest_wait_ms == pytest.approx(500)
-    later = _measured({**answer, "ttfts": [0.1, 0.5], "itls": [[0.2, 0.9], []]})
-    assert later.longest_wait_ms == pytest.approx(900)
-    assert later.ttft_p50_ms == pytest.approx(300)
+    found = _measured({**answer, "ttfts": [0.1, 0.5], "itls": [[0.2, 0.4], []]})
+    assert found.longest_gap_ms == pytest.approx(400)
+    assert found.ttft_p50_ms == pytest.approx(300)
+    assert found.ttft_p99_ms == pytest.approx(496)
 
 
 def test_lora_flags_give_a_slot_to_each_sequence_and_memory_to_all(tmp_path):
