@@ -75,8 +75,11 @@ def masked_llm(
     options: dict[str, Any] = {"enable_lora": True, **vllm_options}
     if mask_mode == "scatter":
         options["scheduler_cls"] = "bmt_server.engine.scheduler.ExclusiveScheduler"
+    from bmt_server.engine.flags import eager_reason
     from bmt_server.plugin import register
 
+    if eager_reason():
+        options["enforce_eager"] = True
     register()
     from vllm import LLM
 

@@ -93,10 +93,9 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
 def _parse_vllm(options: ServeOptions, flags: Sequence[str]) -> Namespace:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-    from vllm.platforms import current_platform
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from bmt_server.engine.flags import check
+    from bmt_server.engine.flags import check, eager_reason
     from bmt_server.offline import checkpoint_folder
 
     cli_env_setup()
@@ -110,8 +109,9 @@ def _parse_vllm(options: ServeOptions, flags: Sequence[str]) -> Namespace:
     args.middleware = [*args.middleware, GATE]
     if options.mask_mode == "scatter":
         args.scheduler_cls = SCATTER_SCHEDULER
-    if current_platform.is_cuda_alike() and not args.enforce_eager:
-        _say("the portable mask kernel cannot be captured in CUDA graphs: adding --enforce-eager")
+    reason = eager_reason()
+    if reason and not args.enforce_eager:
+        _say(f"{reason}: adding --enforce-eager")
         args.enforce_eager = True
     validate_parsed_serve_args(args)
     return args

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -45,6 +46,20 @@ REFUSED: tuple[Refusal, ...] = (
         "'@' and ':' separate a mask's name from its version and alias",
     ),
 )
+
+
+def eager_reason() -> str | None:
+    """Why this host must run vLLM eagerly, or None where it may compile."""
+    import torch
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cuda_alike():
+        return "the portable mask kernel cannot be captured in CUDA graphs"
+    folder = Path(torch.__file__).parent
+    if current_platform.is_cpu() and any(c.isspace() for c in str(folder)):
+        # Inductor links against it, and hands its path to the compiler unquoted.
+        return f"vLLM's compiler cannot use torch from a path with spaces ({folder})"
+    return None
 
 
 def check(args: Namespace, refused: Sequence[Refusal] = REFUSED) -> None:
