@@ -75,6 +75,12 @@ def check(runtime, masks, chosen, layer=0, seed=0):
     assert torch.equal(bits(y[base]), bits(before[base])), "base tokens stay, bit for bit"
 
 
+def go_in_place(runtime, chosen):
+    """Steps of one mask until `auto` has it in the weights."""
+    kinds = [runtime.begin_step(chosen) for _ in range(100)]
+    assert kinds[-1] == "in_place"
+
+
 def bits(tensor):
     return tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int32)
 
@@ -279,7 +285,7 @@ def test_auto_puts_a_long_prompt_in_place_and_corrects_a_mix(tmp_path):
     masks = [random_mask(i, shape=SHAPE, zeros=100) for i in range(2)]
     runtime = made(tmp_path, masks, mode="auto")
     base = runtime.gates[0].base.clone()
-    assert runtime.begin_step(np.ones(3)) == "in_place"
+    go_in_place(runtime, np.ones(3))
     x, y = inputs(runtime, 3)
     before = y.clone()
     torch.ops.bmt.masked_delta(y, x, runtime.handles()[0])
@@ -367,7 +373,7 @@ def test_a_graph_of_a_step_in_place_adds_nothing(tmp_path, launches):
     launches.clear()
     torch.ops.bmt.masked_delta(y, x, runtime.handles()[0])
     [(_, launcher, arguments, options)] = launches
-    assert runtime.begin_step(np.ones(4)) == "in_place"
+    go_in_place(runtime, np.ones(4))
     before = y.clone()
     launcher(*arguments, **options)
     assert torch.equal(y, before)
