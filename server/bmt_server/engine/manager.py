@@ -91,10 +91,11 @@ class MaskManager:
             _StatsWriter(stats, Path(self.settings.stats_dir)).attach(runtime)
         self.runtime = runtime
         logger.info(
-            "Masks: mode %s (asked for %s), kernel %s, %d gates of %s, up to %d MiB resident.",
+            "Masks: mode %s (asked for %s), kernel %s (%s), %d gates of %s, up to %d MiB resident.",
             runtime.mode,
             self.settings.mask_mode,
             stats.kernel,
+            runtime.kernel.note,
             len(gates),
             list(gates[0].shape),
             self.settings.mask_memory_bytes >> 20,

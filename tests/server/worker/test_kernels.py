@@ -16,6 +16,15 @@ pytestmark = pytest.mark.usefixtures("each_kernel")
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Matrices this small gain nothing by threads, which on a busy machine wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Steps:
     """A model of one or more gates [R, K] with random weights, masks by positions, and steps."""
 
@@ -67,9 +76,10 @@ def some(rng, shape, zeros):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_thousand_random_shapes(dtype):
+def test_a_thousand_random_shapes(dtype, each_kernel):
     rng = np.random.default_rng(3)
-    for seed in range(500):
+    # 500 in each dtype for the compiled kernel; the portable one takes its time.
+    for seed in range(500 if each_kernel == "native" else 60):
         shape = (int(rng.integers(1, 200)), int(rng.integers(1, 90)))
         density = float(rng.choice([0.001, 0.01, 0.05, 0.3, 1.0]))
         zeros = int(shape[0] * shape[1] * density)
@@ -185,18 +195,14 @@ def test_the_number_of_threads_changes_no_bit():
     rng, shape = np.random.default_rng(8), (1500, 300)
     masks = [[some(rng, shape, 2000 + 4000 * i)] for i in range(6)]
     steps = Steps(shape, masks, torch.bfloat16)
-    before = torch.get_num_threads()
     tokens = rng.integers(0, 7, 150)
     x, y = steps.random(tokens.size, 300), steps.random(tokens.size, 3000)
     answers = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            steps.runtime.begin_step(tokens)
-            answers.append(y.clone())
-            torch.ops.bmt.masked_delta(answers[-1], x, steps.handles[0])
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        steps.runtime.begin_step(tokens)
+        answers.append(y.clone())
+        torch.ops.bmt.masked_delta(answers[-1], x, steps.handles[0])
     assert torch.equal(answers[0], answers[1])
     assert torch.equal(answers[0], answers[2])
 

@@ -151,10 +151,15 @@ void bmt_take(int64_t element, const LayerTable* table, int64_t r, int64_t weigh
 void bmt_switch(int64_t element, int64_t layers, const LayerTable* old, const LayerTable* fresh,
                 const int64_t* rows, const int64_t* weights, const int64_t* strides) {
   // Both masks in the same rows at the same time: what they share of pages is walked once.
-  constexpr int64_t PIECE_BLOCKS = 8;
+  constexpr int64_t PIECE_BLOCKS = 8, ZEROS_A_THREAD = 16384;
   std::vector<std::pair<int64_t, int64_t>> pieces;
-  for (int64_t l = 0; l < layers; l++)
-    for (int64_t b = 0; b * BLOCK < rows[l]; b += PIECE_BLOCKS) pieces.push_back({l, b});
+  int64_t zeros = 0;
+  for (int64_t l = 0; l < layers; l++) {
+    const int64_t blocks = (rows[l] + BLOCK - 1) / BLOCK;
+    for (int64_t b = 0; b < blocks; b += PIECE_BLOCKS) pieces.push_back({l, b});
+    for (const LayerTable* tables : {old, fresh})
+      if (tables) zeros += ((const int32_t*)tables[l].block_start)[blocks];
+  }
   std::atomic<size_t> next{0};
   auto some = [&](int64_t, int64_t) {
     for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < pieces.size();) {
@@ -171,6 +176,7 @@ void bmt_switch(int64_t element, int64_t layers, const LayerTable* old, const La
         });
     }
   };
-  torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, some);
+  const int64_t most = torch::stable::get_num_threads();
+  torch::stable::parallel_for(0, std::min(most, 1 + zeros / ZEROS_A_THREAD), 1, some);
 }
 }

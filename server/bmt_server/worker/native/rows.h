@@ -60,16 +60,24 @@ inline F4 fold(const float* p, int n) {
   return sum + fold_first<N>(p, n);
 }
 
-// d[i] = the sum of row i's products, four rows at a time, N products of each at once.
+// d[i] = the sum of row i's products, four rows at a time, N products of each at once; rows of
+// more are to be rare.
 template <int N>
 inline void sum_rows(const int32_t* end, const float* p, float* d) {
   int start = 0;
   for (int i = 0; i < BLOCK; i += 4) {
-    F4 s[4];
+    int from[4], count[4], most = 0;
     for (int j = 0; j < 4; j++) {
-      s[j] = fold<N>(p + start, end[i + j] - start);
+      from[j] = start;
+      count[j] = end[i + j] - start;
       start = end[i + j];
+      most = std::max(most, count[j]);
     }
+    F4 s[4];
+    if (__builtin_expect(most <= N, 1))
+      for (int j = 0; j < 4; j++) s[j] = fold_first<N>(p + from[j], count[j]);
+    else
+      for (int j = 0; j < 4; j++) s[j] = fold<N>(p + from[j], count[j]);
     transpose(s[0], s[1], s[2], s[3]);
     store(d + i, (s[0] + s[1]) + (s[2] + s[3]));
   }
@@ -129,12 +137,14 @@ inline void sum_short_rows(const int32_t* end, const float* p, float* d) {
 #endif
 
 // Which of the forms suits a mask's density in this layer; measured, see docs/log.md.
-enum class Form { sixteen_rows, eight_rows, windows_of_8, windows_of_16 };
+enum class Form { sixteen_rows, eight_rows, windows_of_4, windows_of_8, windows_of_16 };
 
 inline Form form_of(int64_t zeros, int64_t rows) {
 #if defined(__AVX512F__)
   if (zeros * 10 <= rows * 16) return Form::sixteen_rows;
   if (zeros * 10 <= rows * 34) return Form::eight_rows;
+#else
+  if (zeros * 10 <= rows * 16) return Form::windows_of_4;
 #endif
   return zeros <= rows * 5 ? Form::windows_of_8 : Form::windows_of_16;
 }
@@ -170,6 +180,7 @@ inline void block_sums(const LayerView<T, Col>& mask, int64_t block, Form form, 
     case Form::sixteen_rows: return sum_short_rows<16>(end, p, d);
     case Form::eight_rows: return sum_short_rows<8>(end, p, d);
 #endif
+    case Form::windows_of_4: return sum_rows<4>(end, p, d);
     case Form::windows_of_8: return sum_rows<8>(end, p, d);
     default: return sum_rows<16>(end, p, d);
   }
