@@ -27,7 +27,11 @@ class Finding:
 
 
 def examine(registry_url: str = "") -> Iterator[Finding]:
-    """Look at everything `serve` needs. Reads only; starts nothing but a ping of the registry."""
+    """Look at everything `serve` needs.
+
+    Changes nothing, but that the mask kernel is compiled into the cache if it is not there yet;
+    starts nothing but a ping of the registry.
+    """
     yield _python()
     yield _cpu()
     yield _memory()
@@ -74,7 +78,7 @@ def _compiler() -> Finding:
             "C++ compiler",
             "warn",
             "none",
-            "vLLM's compiled mode needs one: install g++, or serve with --enforce-eager",
+            "vLLM's compiled mode and the fast mask kernel need one: install g++",
         )
     return Finding("C++ compiler", "ok", str(shutil.which(found)))
 
@@ -109,11 +113,24 @@ def _engine() -> Iterator[Finding]:
         yield Finding("vLLM", "fail", found, str(error))
         return
     yield Finding("vLLM", "ok", f"{found}, the version whose seams are known ({SUPPORTED})")
+    yield _kernel("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _kernel(device: str) -> Finding:
+    import torch
+
+    from bmt_server.settings import SettingsError
     from bmt_server.worker import ops
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kernel = ops.choose(device)
-    yield Finding("Mask kernel", "ok", f"{kernel.name}: {kernel.note}")
+    said: list[str] = []
+    try:
+        kernel = ops.choose(torch.device(device), said.append)
+    except SettingsError as error:
+        return Finding("Mask kernel", "fail", str(error), f"unset {ops.ENV}")
+    value = f"{kernel.name}: {kernel.note}"
+    if kernel.name == "portable":
+        return Finding("Mask kernel", "warn", value, said[-1] if said else f"unset {ops.ENV}")
+    return Finding("Mask kernel", "ok", value)
 
 
 def _cpu_environment() -> Iterator[Finding]:

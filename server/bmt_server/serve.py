@@ -53,6 +53,7 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
             f"--no-auth was given and the server would listen on {args.host or 'all addresses'}; "
             "it is allowed on loopback only: add --host 127.0.0.1"
         )
+    _prepare_kernel()
     data = options.data_dir
     data.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -116,6 +117,17 @@ def _parse_vllm(options: ServeOptions, flags: Sequence[str]) -> Namespace:
         args.enforce_eager = True
     validate_parsed_serve_args(args)
     return args
+
+
+def _prepare_kernel() -> None:
+    """Compile the mask kernel before the engine waits for it, and say which one runs."""
+    import torch
+    from vllm.platforms import current_platform
+
+    from bmt_server.worker.ops import choose
+
+    kernel = choose(torch.device(current_platform.device_type), _say)
+    _say(f"mask kernel: {kernel.name}, {kernel.note}")
 
 
 def _first_key(settings: Settings, key_file: Path | None) -> None:

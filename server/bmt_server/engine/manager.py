@@ -95,10 +95,11 @@ class MaskManager:
             runtime.changed = stats_file.Writer(path, runtime.figures).changed
             self.loader.listen(socket_path(self.settings.stats_dir, _rank_of_all(parallel)))
         logger.info(
-            "Masks: mode %s (asked for %s), kernel %s, %d gates of %s, up to %d MiB resident.",
+            "Masks: mode %s (asked for %s), kernel %s (%s), %d gates of %s, up to %d MiB resident.",
             runtime.mode,
             self.settings.mask_mode,
             stats.kernel,
+            runtime.kernel.note,
             len(gates),
             list(gates[0].shape),
             self.settings.mask_memory_bytes >> 20,
