@@ -9,7 +9,9 @@ Legend as in `layers.py`: T tokens, K columns in, N columns out, R gate rows, n 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
@@ -17,12 +19,25 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
+from bmt_server.settings import SettingsError
 from bmt_server.worker.layers import GateLayer
+from bmt_server.worker.native import kernel as native
+from bmt_server.worker.native.build import BuildError
 from bmt_server.worker.portable import PortableKernel
 from bmt_server.worker.resident import ResidentMask
 
 if TYPE_CHECKING:
     from bmt_server.worker.triton_kernel import TritonKernel
+
+
+# Which kernel runs: "native", the one compiled for the device; "portable"; unset, the best there is.
+ENV = "BMT_KERNEL"
+
+logger = logging.getLogger("vllm.bmt_server")
+
+
+class KernelError(SettingsError):
+    """The kernel that BMT_KERNEL asks for is not to be had; the message says why."""
 
 
 class Kernel(Protocol):
@@ -35,6 +50,9 @@ class Kernel(Protocol):
     note: str
 
     def __init__(self, gates: Sequence[GateLayer]) -> None: ...
+
+    def bind(self, first: int) -> None:
+        """Told once: `first` is the op's handle of layer 0, and the other layers' follow it."""
 
     def plan(self, token_masks: np.ndarray, masks: Mapping[int, ResidentMask]) -> None:
         """Arrange the coming steps: token_masks is int64 [T] of adapter ids, 0 = base.
@@ -70,14 +88,41 @@ def register(kernel: Kernel, layers: int) -> list[int]:
     """One op handle for each of a model's gate layers, in order."""
     first = len(_HANDLES)
     _HANDLES.extend((kernel, layer) for layer in range(layers))
+    kernel.bind(first)
     return list(range(first, len(_HANDLES)))
 
 
-def choose(device: torch.device) -> type[Kernel]:
-    """The kernel that serves gates on `device`."""
+def choose(device: torch.device, tell: Callable[[str], None] | None = None) -> type[Kernel]:
+    """The kernel that serves gates on `device`, compiled where need be; BMT_KERNEL forces one.
+
+    tell: told in a line each that it compiles, and why it is the portable one; logged by default.
+    Raises KernelError where the forced one is not to be had, SettingsError for other values.
+    """
+    forced = _forced()
+    if forced == "portable":
+        return PortableKernel
+    reason = "it needs CUDA and the triton package"
     if device.type == "cuda" and graphs():
         return _triton()
+    if device.type == "cpu":
+        try:
+            native.load(tell or logger.info)
+            return native.NativeKernel
+        except BuildError as error:
+            reason = str(error)
+    if forced:
+        raise KernelError(f"{ENV}=native, and the kernel for {device.type} is missing: {reason}")
+    (tell or logger.warning)(
+        f"warning: masks run on the portable kernel, several times slower: {reason}"
+    )
     return PortableKernel
+
+
+def _forced() -> str:
+    forced = os.environ.get(ENV, "")
+    if forced not in ("", "native", "portable"):
+        raise SettingsError(f"{ENV} is {forced!r}; it must be native, portable, or unset")
+    return forced
 
 
 def graphs() -> bool:
@@ -85,6 +130,8 @@ def graphs() -> bool:
 
     Tells of the installed packages alone and touches no device: servers ask before they start.
     """
+    if _forced() == "portable":
+        return False
     return torch.version.cuda is not None and find_spec("triton") is not None
 
 
@@ -98,8 +145,8 @@ class Bounds:
 
 
 def make(gates: Sequence[GateLayer], bounds: Bounds) -> Kernel:
-    """The kernel for these gates, made."""
-    device = gates[0].device
+    """The kernel for these gates, made. Raises as `choose` does."""
+    device, dtype = gates[0].device, gates[0].base.dtype
     if device.type == "cuda" and graphs():
         return _triton()(
             gates,
@@ -107,6 +154,11 @@ def make(gates: Sequence[GateLayer], bounds: Bounds) -> Kernel:
             max_tokens=bounds.max_tokens,
             graph_tokens=bounds.graph_tokens,
         )
+    if device.type == "cpu" and dtype not in native.DTYPES and _forced() != "portable":
+        if _forced():
+            raise KernelError(f"{ENV}=native, and that computes in bfloat16 and float32, not {dtype}")
+        logger.warning("Masks run on the portable kernel: the compiled one does not know %s.", dtype)
+        return PortableKernel(gates)
     return choose(device)(gates)
 
 
@@ -131,4 +183,8 @@ def _masked_delta_fake(y: torch.Tensor, x: torch.Tensor, handle: int) -> None:
 _LIBRARY = torch.library.Library("bmt", "FRAGMENT")
 _LIBRARY.define("masked_delta(Tensor(a!) y, Tensor x, int handle) -> ()")
 _LIBRARY.impl("masked_delta", _masked_delta, "CompositeExplicitAutograd")
+# Where the native kernel is loaded, its CPU form of the op is called first, and sends handles
+# that other kernels serve here.
+_LIBRARY.define("masked_delta_elsewhere(Tensor(a!) y, Tensor x, int handle) -> ()")
+_LIBRARY.impl("masked_delta_elsewhere", _masked_delta, "CompositeExplicitAutograd")
 torch.library.register_fake("bmt::masked_delta", _masked_delta_fake, lib=_LIBRARY)

@@ -33,6 +33,9 @@ class PortableKernel:
         self._segments: list[tuple[ResidentMask, np.ndarray]] = []
         self._layers: dict[int, _LayerPlan] = {}
 
+    def bind(self, first: int) -> None:
+        pass
+
     def plan(self, token_masks: np.ndarray, masks: Mapping[int, ResidentMask]) -> None:
         self._layers = {}
         self._segments = [

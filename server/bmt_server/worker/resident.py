@@ -51,7 +51,7 @@ class LayerMask:
         return torch.repeat_interleave(row, end.diff(prepend=end.new_zeros(1)))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class ResidentMask:
     """One mask in this worker's memory: one LayerMask per GateLayer, in the worker's order.
 

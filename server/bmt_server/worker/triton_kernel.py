@@ -113,6 +113,9 @@ class TritonKernel:
         self._until = 0
         self._warm_up()
 
+    def bind(self, first: int) -> None:
+        pass
+
     def plan(self, token_masks: np.ndarray, masks: Mapping[int, ResidentMask]) -> None:
         """See `ops.Kernel`. Tokens of the base alone mean a step that graphs are captured from."""
         tokens = token_masks.size

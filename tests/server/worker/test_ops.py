@@ -7,6 +7,8 @@ from bmt_server.worker.runtime import MaskRuntime
 
 from .helpers import COLS, ROWS, dense, gates, laid_out, random_mask
 
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
 MIXES = {
     "identical": lambda t, n: np.ones(t),
     "distinct": lambda t, n: np.arange(t) % n + 1,

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from bmt_server.worker.portable import PortableKernel
+from bmt_server.worker import ops
 from bmt_server.worker.resident import BLOCK_ROWS, gather
 
 from .helpers import gates, laid_out, random_mask
+
+pytestmark = pytest.mark.usefixtures("each_kernel")
 
 
 def resident(tmp_path, zeros, shape, **options):
@@ -16,7 +18,7 @@ def resident(tmp_path, zeros, shape, **options):
 
 
 def place_of(layers):
-    return PortableKernel(layers).place
+    return ops.make(layers, ops.Bounds(memory_bytes=1 << 30)).place
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (64, 64), (65, 40), (130, 7), (1, 1), (3, 1 << 17)])

@@ -8,6 +8,8 @@ from bmt_server.worker.runtime import MaskRuntime, MixedStepError
 
 from .helpers import dense, gates, laid_out, random_mask
 
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
 
 def filled(tmp_path, mode, count=4, capacity=1 << 30, **options):
     layers = gates(**options)

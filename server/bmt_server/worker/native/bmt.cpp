@@ -128,9 +128,10 @@ void bmt_free(void* model) {
   delete (Model*)model;
 }
 
-void bmt_plan(void* model, const int64_t* token_masks, int64_t t, const int64_t* ids,
-              const int64_t* tables, int64_t count) {
-  ((Model*)model)->plan = arrange(token_masks, t, ids, tables, count);
+// Returns 0, or an adapter id of the step that is not among `ids`; then the model is idle.
+int64_t bmt_plan(void* model, const int64_t* token_masks, int64_t t, const int64_t* ids,
+                 const int64_t* tables, int64_t count) {
+  return arrange(token_masks, t, ids, tables, count, ((Model*)model)->plan);
 }
 
 void bmt_idle(void* model) { ((Model*)model)->plan = {}; }
@@ -145,27 +146,29 @@ void bmt_take(int64_t element, const LayerTable* table, int64_t r, int64_t weigh
   });
 }
 
-// Put zeros, or the mask's values, at its places of all layers' weights. Per layer: table,
-// rows, weight, stride.
-void bmt_write(int64_t element, int64_t layers, const LayerTable* tables, const int64_t* rows,
-               const int64_t* weights, const int64_t* strides, int64_t restore) {
-  // A row of blocks at a time: threads take the next as they finish.
+// Weights that hold mask `old` hold `fresh` instead; either may be null, which is the base. One
+// entry a layer in all arrays: the masks' tables, and the weight's rows, address and row stride.
+void bmt_switch(int64_t element, int64_t layers, const LayerTable* old, const LayerTable* fresh,
+                const int64_t* rows, const int64_t* weights, const int64_t* strides) {
+  // Both masks in the same rows at the same time: what they share of pages is walked once.
+  constexpr int64_t PIECE_BLOCKS = 8;
   std::vector<std::pair<int64_t, int64_t>> pieces;
-  constexpr int64_t PIECE_BLOCKS = 16;
   for (int64_t l = 0; l < layers; l++)
     for (int64_t b = 0; b * BLOCK < rows[l]; b += PIECE_BLOCKS) pieces.push_back({l, b});
   std::atomic<size_t> next{0};
   auto some = [&](int64_t, int64_t) {
     for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < pieces.size();) {
       const auto [l, b] = pieces[i];
-      typed(element, tables[l], rows[l], weights[l], [&](auto mask, auto* w) {
-        const int64_t last = std::min(mask.blocks(), b + PIECE_BLOCKS);
-        if (restore)
-          each_place<true>(mask, w, strides[l], b, last,
+      if (old)
+        typed(element, old[l], rows[l], weights[l], [&](auto mask, auto* w) {
+          each_place<true>(mask, w, strides[l], b, std::min(mask.blocks(), b + PIECE_BLOCKS),
                            [&](auto* place, int64_t z) { *place = mask.values[z]; });
-        else
-          each_place<true>(mask, w, strides[l], b, last, [](auto* place, int64_t) { *place = {}; });
-      });
+        });
+      if (fresh)
+        typed(element, fresh[l], rows[l], weights[l], [&](auto mask, auto* w) {
+          each_place<true>(mask, w, strides[l], b, std::min(mask.blocks(), b + PIECE_BLOCKS),
+                           [](auto* place, int64_t) { *place = {}; });
+        });
     }
   };
   torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, some);

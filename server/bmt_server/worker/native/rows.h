@@ -12,19 +12,21 @@
 #include "mask.h"
 #include "vectors.h"
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
 constexpr int PAD = 2 * WIDTH + 16;  // floats that may be read past the products, and are not used
 
-// p[i] = x[cols[i]] * values[i], i < n; writes up to three more.
+// p[i] = x[cols[i]] * values[i], i < n. Where `more` zeros follow these in the layer, up to seven
+// of them are multiplied too, which is cheaper than ending at n.
 template <class T, class Col>
-inline void products(const Col* cols, const T* values, int n, const float* x, float* p) {
+inline void products(const Col* cols, const T* values, int n, int64_t more, const float* x,
+                     float* p) {
   int i = 0;
-  for (; i + 4 <= n; i += 4) {
-    F4 gathered = {x[cols[i]], x[cols[i + 1]], x[cols[i + 2]], x[cols[i + 3]]};
-    store(p + i, gathered * widen<4>(values + i));
+  const int whole = more >= 7 ? n : n - 7;
+  for (; i < whole; i += 8) {
+    const Col* c = cols + i;
+    F4 low, high;
+    widen_8(values + i, low, high);
+    store(p + i, F4{x[c[0]], x[c[1]], x[c[2]], x[c[3]]} * low);
+    store(p + i + 4, F4{x[c[4]], x[c[5]], x[c[6]], x[c[7]]} * high);
   }
   for (; i < n; i++) p[i] = x[cols[i]] * widen_one(values[i]);
 }
@@ -103,9 +105,8 @@ inline void sum_short_rows(const int32_t* end, const float* p, float* d) {
         at = _mm512_add_epi32(at, step);
         live = _mm512_cmplt_epi32_mask(at, stop);
       };
-      // Four zeros of each row without asking: more is rare.
-      next();
-      next();
+      // So many without asking that more is rare, and foreseen to be.
+      next(), next(), next(), next();
       if constexpr (LANES == 1) next(), next();
       while (__builtin_expect(live, 0)) next();
     } else {
@@ -133,9 +134,9 @@ enum class Form { sixteen_rows, eight_rows, windows_of_8, windows_of_16 };
 inline Form form_of(int64_t zeros, int64_t rows) {
 #if defined(__AVX512F__)
   if (zeros * 10 <= rows * 16) return Form::sixteen_rows;
-  if (zeros * 10 <= rows * 32) return Form::eight_rows;
+  if (zeros * 10 <= rows * 34) return Form::eight_rows;
 #endif
-  return zeros <= rows * 4 ? Form::windows_of_8 : Form::windows_of_16;
+  return zeros <= rows * 5 ? Form::windows_of_8 : Form::windows_of_16;
 }
 
 // d[i] = sum of x[col] * value over the zeros of row i of `block`, i < 64.
@@ -155,7 +156,7 @@ inline void block_sums(const LayerView<T, Col>& mask, int64_t block, Form form, 
       F4 sum = {0, 0, 0, 0};
       while (at < end[i]) {
         int some = std::min(CHUNK, end[i] - at);
-        products(cols + at, values + at, some, x, p);
+        products(cols + at, values + at, some, 0, x, p);
         sum += fold<16>(p, some);
         at += some;
       }
@@ -163,7 +164,7 @@ inline void block_sums(const LayerView<T, Col>& mask, int64_t block, Form form, 
     }
     return;
   }
-  products(cols, values, n, x, p);
+  products(cols, values, n, mask.zeros() - start - n, x, p);
   switch (form) {
 #if defined(__AVX512F__)
     case Form::sixteen_rows: return sum_short_rows<16>(end, p, d);

@@ -28,34 +28,40 @@ struct Plan {
 
 // Arrange a step. token_masks: adapter id of each of t tokens, 0 where the base answers;
 // ids: the adapters among them, ascending; tables: each one's LayerTable, one entry a layer.
-inline Plan arrange(const int64_t* token_masks, int64_t t, const int64_t* ids,
-                    const int64_t* tables, int64_t count) {
-  Plan plan;
+// Returns 0, or the first id that is not among `ids`; the plan is empty then.
+inline int64_t arrange(const int64_t* token_masks, int64_t t, const int64_t* ids,
+                       const int64_t* tables, int64_t count, Plan& plan) {
+  plan = {};
+  std::vector<Group> groups(count);
   std::vector<int64_t> group_of(t, -1);
-  plan.groups.resize(count);
-  for (int64_t g = 0; g < count; g++) plan.groups[g] = {(const LayerTable*)tables[g], 0, 0};
+  for (int64_t g = 0; g < count; g++) groups[g] = {(const LayerTable*)tables[g], 0, 0};
+  int64_t total = 0, last_id = 0, last_group = -1;
   for (int64_t i = 0; i < t; i++) {
     if (!token_masks[i]) continue;
-    if (i && token_masks[i] == token_masks[i - 1])
-      group_of[i] = group_of[i - 1];
-    else
-      group_of[i] = std::lower_bound(ids, ids + count, token_masks[i]) - ids;
-    plan.groups[group_of[i]].count++;
+    if (token_masks[i] != last_id) {
+      last_id = token_masks[i];
+      last_group = std::lower_bound(ids, ids + count, last_id) - ids;
+      if (last_group == count || ids[last_group] != last_id) return last_id;
+    }
+    group_of[i] = last_group;
+    groups[last_group].count++;
+    total++;
     plan.rows_needed = i + 1;
   }
-  int64_t total = 0;
-  for (Group& g : plan.groups) g.first = total, total += g.count, g.count = 0;
+  int64_t first = 0;
+  for (Group& g : groups) g.first = first, first += g.count, g.count = 0;
   plan.tokens.resize(total);
   for (int64_t i = 0; i < t; i++) {
     if (group_of[i] < 0) continue;
-    Group& g = plan.groups[group_of[i]];
+    Group& g = groups[group_of[i]];
     plan.tokens[g.first + g.count++] = i;
   }
-  return plan;
+  plan.groups = std::move(groups);
+  return 0;
 }
 
 // Tokens of one mask from which on they are worked on together; measured, see docs/log.md.
-constexpr int64_t TOGETHER = 3;
+constexpr int64_t TOGETHER = 4;
 
 // Tokens [first, first + count) of the plan, all of one mask, in blocks [block, last) of rows.
 struct Task {
@@ -104,22 +110,21 @@ class Ahead {
   }
 
   void turn() {
-    turn_++;
-    for (int i = 0; i < ranges_; i++) {
-      const char* until = begin_[i] + (end_[i] - begin_[i]) * turn_ / turns_;
-      for (; at_[i] < until; at_[i] += 64) __builtin_prefetch(at_[i]);
-    }
+    for (int i = 0; i < ranges_; i++)
+      for (const char* until = at_[i] + share_[i]; at_[i] < until; at_[i] += 64)
+        __builtin_prefetch(at_[i]);
   }
 
  private:
   void add(const void* begin, const void* end) {
-    begin_[ranges_] = at_[ranges_] = (const char*)begin;
-    end_[ranges_++] = (const char*)end;
+    at_[ranges_] = (const char*)begin;
+    share_[ranges_++] = ((const char*)end - (const char*)begin) / turns_ + 1;
   }
 
-  const char *begin_[3], *at_[3], *end_[3];
+  const char* at_[3];
+  int64_t share_[3];
   int ranges_ = 0;
-  int64_t turn_ = 0, turns_;
+  int64_t turns_;
 };
 
 // One task: y -= x (W * P)^T for its tokens and rows.
@@ -144,8 +149,8 @@ inline void work(const Task& task, const Task* coming, const Plan& plan, const S
     }
     return;
   }
-  const bool long_rows = mask.zeros() >= shape.r * LONG_ROW;
   const int lanes = task.count <= 4 ? 4 : task.count <= 8 ? 8 : task.count <= 16 ? 16 : 32;
+  const bool long_rows = mask.zeros() >= shape.r * long_row(lanes);
   const T* x_of[MOST_LANES];
   T* y_of[MOST_LANES];
   for (int t = 0; t < lanes; t++)
@@ -155,6 +160,10 @@ inline void work(const Task& task, const Task* coming, const Plan& plan, const S
   alignas(64) float sums[BLOCK * MOST_LANES];
   for (int64_t b = task.block; b < task.last; b++) {
     ahead.turn();
+    if (b + 1 < task.last)
+      for (int t = 0; t < (int)task.count; t++)
+        for (int64_t i = 0; i < BLOCK; i += 64 / sizeof(T))
+          __builtin_prefetch(step.y + tokens[t] * step.y_row + (b + 1) * BLOCK * step.y_col + i, 1);
     switch (lanes) {
       case 4: block_sums_of<4>(mask, b, long_rows, x, sums); break;
       case 8: block_sums_of<8>(mask, b, long_rows, x, sums); break;

@@ -11,8 +11,8 @@
 #include "vectors.h"
 
 constexpr int MOST_LANES = 32;
-// Mean zeros of a row from which on a row's sum stays in registers.
-constexpr int LONG_ROW = 6;
+// From this many zeros a row on average, a row's sum stays in registers; measured.
+inline int long_row(int lanes) { return lanes < 16 ? 5 : 2; }
 
 // to [k, lanes] = x of `lanes` tokens [K], in fp32. Lanes beyond the tokens repeat the last one.
 template <class T>
