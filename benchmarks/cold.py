@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import random
@@ -25,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +49,7 @@ class Endpoint:
     base: str
     model: Path
     registry: str
+    cheapest: str = "/livez"  # the route that costs the server least
 
 
 @dataclass(slots=True)
@@ -150,14 +150,14 @@ async def ask(endpoint: Endpoint, model: str, rng: random.Random, tokens: int) -
             times.append(time.perf_counter())
     if not times:
         raise RuntimeError(f"{model}: no token came")
-    return Sample(times[0] - start, [b - a for a, b in itertools.pairwise(times)])
+    return Sample(times[0] - start, [b - a for a, b in pairwise(times)])
 
 
 async def _loop_delay(endpoint: Endpoint, found: list[float]) -> None:
     """Round trips of the cheapest route: what the API's event loop makes anybody wait."""
     while True:
         start = time.perf_counter()
-        async for _ in _exchange(endpoint, "GET /livez HTTP/1.1"):
+        async for _ in _exchange(endpoint, f"GET {endpoint.cheapest} HTTP/1.1"):
             pass
         found.append(time.perf_counter() - start)
         await asyncio.sleep(0.02)
@@ -236,16 +236,37 @@ async def arrivals(
     colds = [await publish(endpoint, f"cold-{pid}-{r}", cold, seed=10 + r) for r in range(rounds)]
     await asyncio.sleep(0.5)
     rng = random.Random(0)
-    for name in running + guests:
+    for name in guests:
         await ask(endpoint, name, rng, 1)
-    arms = {"none": Arm(), "warm": Arm(), "cold": Arm()}
-    for number in range(rounds):
+    plan = [{"none": [], "warm": guests, "cold": colds[r]} for r in range(rounds)]
+    return await in_turns(endpoint, running, plan, seconds=seconds, rate=rate, tokens=tokens)
+
+
+async def in_turns(
+    endpoint: Endpoint,
+    running: Sequence[str],
+    plan: Sequence[Mapping[str, Sequence[str]]],
+    *,
+    seconds: float = 10.0,
+    rate: float = 6.0,
+    tokens: int = 32,
+) -> dict[str, Arm]:
+    """What `running` see in each arm; plan[r]: who arrives in round r, by arm.
+
+    The order of the arms moves on by one from round to round.
+    """
+    rng = random.Random(0)
+    for name in running:
+        await ask(endpoint, name, rng, 1)
+    arms = {name: Arm() for name in plan[0]}
+    for number, arriving in enumerate(plan):
         order = list(arms)
-        order = order[number % 3 :] + order[: number % 3]
-        for name in order:
-            named = {"none": [], "warm": guests, "cold": colds[number]}[name]
-            plan = random.Random(number)
-            await _round(endpoint, arms[name], running, named, plan, seconds, rate, tokens)
+        first = number % len(order)
+        for name in order[first:] + order[:first]:
+            schedule = random.Random(number)
+            await _round(
+                *(endpoint, arms[name], running, arriving[name], schedule, seconds, rate, tokens)
+            )
     return arms
 
 

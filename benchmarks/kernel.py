@@ -177,7 +177,9 @@ def main() -> None:
     if kernels[0] is not PortableKernel and not options.without_portable:
         kernels.append(PortableKernel)
     figures: list[Figure] = []
-    print(f"{'shape':8} {'tokens':>6} {'masks':>5} {'kernel':8} {'ms':>9} {'product':>9} {'share':>7}")
+    print(
+        f"{'shape':8} {'tokens':>6} {'masks':>5} {'kernel':8} {'ms':>9} {'product':>9} {'share':>7}"
+    )
     for shape in SHAPES:
         if options.only not in (None, shape.name):
             continue

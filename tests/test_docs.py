@@ -46,6 +46,13 @@ def test_generated_pages_are_current(script):
     assert done.returncode == 0, "out of date: run `make docs`"
 
 
+def test_the_readmes_figures_are_those_of_the_latest_results():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.readme", "--check"], cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, "out of date: run `make docs`"
+
+
 def test_every_file_says_what_it_is():
     """So that the README's map can name each; empty files need not."""
     silent = [f for f in tracked() if f.endswith(".py") and (ROOT / f).read_text().strip()]

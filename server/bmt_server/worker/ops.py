@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bmt_server.worker.triton_kernel import TritonKernel
 
 
-# Which kernel runs: "native", the one compiled for the device; "portable"; unset, the best there is.
+# Which kernel runs: "native", compiled for the device; "portable"; unset, the best there is.
 ENV = "BMT_KERNEL"
 
 logger = logging.getLogger("vllm.bmt_server")
@@ -156,8 +156,12 @@ def make(gates: Sequence[GateLayer], bounds: Bounds) -> Kernel:
         )
     if device.type == "cpu" and dtype not in native.DTYPES and _forced() != "portable":
         if _forced():
-            raise KernelError(f"{ENV}=native, and that computes in bfloat16 and float32, not {dtype}")
-        logger.warning("Masks run on the portable kernel: the compiled one does not know %s.", dtype)
+            raise KernelError(
+                f"{ENV}=native, and that computes in bfloat16 and float32, not {dtype}"
+            )
+        logger.warning(
+            "Masks run on the portable kernel: the compiled one does not know %s.", dtype
+        )
         return PortableKernel(gates)
     return choose(device)(gates)
 
