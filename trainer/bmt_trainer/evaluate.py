@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections import Counter
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer.data import Example, Message
 from bmt_trainer.encode import pad, render
@@ -112,19 +113,28 @@ def generate(
     batch_size: int,
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[str]:
-    """The greedy completion of each prompt, in the weights' own dtype, as a server computes it."""
+    """The greedy completion of each prompt, in the weights' own dtype, as a server computes it.
+
+    What all prompts begin with, a system message and an instruction, is computed once.
+    """
     ids = [render(tokenizer, prompt) for prompt in prompts]
     texts = [""] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding
     training = model.training
     model.eval()
+    shared = _shared(ids)
+    head = torch.tensor(ids[0][:shared] if ids else [], dtype=torch.long)
+    cache = _prefill(model, head)
     for at in range(0, len(order), batch_size):
         chosen = order[at : at + batch_size]
         # On the left: the new tokens follow the prompt's last.
-        rows, attend = pad([ids[i] for i in chosen], tokenizer.pad_token_id, "left")
+        rows, attend = pad([ids[i][shared:] for i in chosen], tokenizer.pad_token_id, "left")
+        rows = torch.cat([head.expand(len(chosen), -1), rows], dim=1)
+        attend = torch.cat([attend.new_ones(len(chosen), shared), attend], dim=1)
         output = model.generate(  # type: ignore[operator]
             input_ids=rows.to(model.device),
             attention_mask=attend.to(model.device),
+            past_key_values=_repeated(cache, len(chosen)),
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
             # Greedy, whatever the checkpoint's generation settings recommend.
@@ -138,6 +148,36 @@ def generate(
         advance(len(chosen))
     model.train(training)
     return texts
+
+
+def _shared(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with, short of any row's last: generation starts from it."""
+    if not rows:
+        return 0
+    # What the first and the last in order share, all between them share.
+    first, last = min(rows), max(rows)
+    alike = next(
+        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first)
+    )
+    return min(alike, min(map(len, rows)) - 1)
+
+
+def _prefill(model: PreTrainedModel, head: torch.Tensor) -> DynamicCache | None:
+    """Keys and values of the tokens `head`, [S], for one sequence; None of no tokens."""
+    if not head.numel():
+        return None
+    cache = DynamicCache(config=model.config)
+    model(input_ids=head[None].to(model.device), past_key_values=cache, logits_to_keep=1)
+    return cache
+
+
+def _repeated(cache: DynamicCache | None, count: int) -> DynamicCache | None:
+    """A copy of one sequence's cache for `count` sequences that begin alike."""
+    if cache is None:
+        return None
+    copied = copy.deepcopy(cache)
+    copied.batch_repeat_interleave(count)
+    return copied
 
 
 def evaluate(
