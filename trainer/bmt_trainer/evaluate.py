@@ -155,7 +155,7 @@ def _shared(rows: Sequence[Sequence[int]]) -> int:
     if not rows:
         return 0
     # What the first and the last in order share, all between them share.
-    first, last = min(rows), max(rows)
+    first, last = min(rows, key=tuple), max(rows, key=tuple)
     alike = next(
         (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first)
     )
