@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -50,7 +51,8 @@ REFUSED: tuple[Refusal, ...] = (
 
 
 def eager_reason() -> str | None:
-    """Why vLLM must run eagerly here: CUDA graphs and masks do not go together; None: they do."""
+    """Why vLLM must run eagerly on this host, or None where it may compile and capture."""
+    import torch
     from vllm.platforms import current_platform
 
     from bmt_server.worker.ops import graphs
@@ -60,6 +62,10 @@ def eager_reason() -> str | None:
             "masks run on the portable kernel, which CUDA graphs cannot capture: their own kernel "
             "needs CUDA and the triton package"
         )
+    folder = Path(torch.__file__).parent
+    if current_platform.is_cpu() and any(c.isspace() for c in str(folder)):
+        # Inductor links against it, and hands its path to the compiler unquoted.
+        return f"vLLM's compiler cannot use torch from a path with spaces ({folder})"
     return None
 
 
