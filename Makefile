@@ -15,7 +15,7 @@ help: ## show this list
 setup: ## make .venv with all that the other targets need
 	@$(PYTHON) "$(ROOT)/scripts/setup.py"
 
-demo: setup ## train two masks, serve them, and see them answer; about ten minutes
+demo: setup ## train two masks, serve them, and see them answer; 10 to 15 minutes
 	@"$(BIN)/python" "$(ROOT)/examples/demo/run.py" $(DEMO)
 
 serve: setup ## serve MODEL (default: the demo's model) with the embedded registry

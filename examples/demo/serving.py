@@ -53,6 +53,8 @@ class Server:
         command += ["--data-dir", str(folder / "data"), "--key-file", str(self._key_file)]
         command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", name]
         command += ["--max-model-len", "1024", "--max-num-seqs", "64"]
+        # Prompts of one task begin alike, and whole blocks are what the prefix cache shares.
+        command += ["--block-size", "32"]
         command += compiler_flags()
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
