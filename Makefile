@@ -7,7 +7,7 @@ PORT ?= 8000
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-quick lint format docs clean
+.PHONY: help setup demo serve test test-quick bench bench-serve bench-swap bench-cold bench-format lint format docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed 's/:.*## /\t/' | expand -t 14
@@ -27,15 +27,26 @@ test: setup ## all tests, on the real model, engine and registry
 test-quick: setup ## without the tests that start an engine
 	@cd "$(ROOT)" && "$(BIN)/python" -m pytest -m "not engine" $(PYTEST)
 
+bench: setup ## measure all, with baselines; under 90 minutes (BENCH=--quick tries it, --resume goes on)
+	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks all $(BENCH)
+
+bench-serve: ## tokens a second against bare vLLM and its LoRA
+bench-swap: ## changing masks in place, and what one takes of memory
+bench-cold: ## first tokens of cold masks, and what they do to others
+bench-format: ## the file's size and reading time
+bench-serve bench-swap bench-cold bench-format: setup
+	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks $(@:bench-%=%) $(BENCH)
+
 lint: setup ## ruff and mypy
 	@cd "$(ROOT)" && "$(BIN)/python" -m ruff check . && "$(BIN)/python" -m ruff format --check . \
-		&& "$(BIN)/python" -m mypy core/bmt_core trainer/bmt_trainer server/bmt_server client/bmt_client examples/demo scripts
+		&& "$(BIN)/python" -m mypy core/bmt_core trainer/bmt_trainer server/bmt_server client/bmt_client examples/demo scripts benchmarks
 
 format: setup ## let ruff lay out and mend what it can
 	@cd "$(ROOT)" && "$(BIN)/python" -m ruff check --fix -q . ; "$(BIN)/python" -m ruff format .
 
-docs: setup ## write docs/cli.md and the README's file map anew
+docs: setup ## write docs/cli.md and the README's figures and file map anew
 	@"$(BIN)/python" "$(ROOT)/scripts/gen_cli_docs.py" && "$(BIN)/python" "$(ROOT)/scripts/gen_file_map.py"
+	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks.readme
 
 clean: ## remove .venv, .bmt and caches
 	@cd "$(ROOT)" && rm -rf .venv .bmt .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -62,8 +62,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # What it is doing is read from its log (_STAGES).
-                env={"VLLM_CPU_KVCACHE_SPACE": "2", **os.environ, "VLLM_LOGGING_LEVEL": "INFO"},
+                env={"VLLM_CPU_KVCACHE_SPACE": "2", **os.environ},
                 # Ctrl-C in the terminal is the demo's to handle, or the server would get it too.
                 start_new_session=True,
             )

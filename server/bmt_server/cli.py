@@ -61,11 +61,27 @@ def serve(
         ),
     ] = "auto",
     mask_memory: Annotated[
-        int, typer.Option(help="Bound on resident masks in each worker, MiB.", min=1)
+        int,
+        typer.Option(
+            help="Memory for masks in each worker, MiB; a GPU's is taken at start.", min=1
+        ),
     ] = 1024,
+    mask_cache_gib: Annotated[
+        float,
+        typer.Option(help="Bound on masks kept on the local disk, in the data folder, GiB.", min=0),
+    ] = 10.0,
     scatter_quantum_ms: Annotated[
-        float, typer.Option(help="scatter: how long one mask may own the engine, ms.", min=0)
+        float,
+        typer.Option(help="scatter: how long a mask's turn lasts if nothing cuts it, ms.", min=0),
     ] = 50.0,
+    scatter_max_wait_ms: Annotated[
+        float,
+        typer.Option(
+            help="scatter: no request that can run waits longer for its mask's turn, ms; turns "
+            "shrink to keep to it, down to one step.",
+            min=1,
+        ),
+    ] = 1000.0,
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="No API keys. Only on loopback.")
     ] = False,
@@ -92,7 +108,9 @@ def serve(
         data_dir=data_dir or default_data_dir(),
         mask_mode=cast(MaskMode, mask_mode),
         mask_memory_mib=mask_memory,
+        mask_cache_gib=mask_cache_gib,
         scatter_quantum_ms=scatter_quantum_ms,
+        scatter_max_wait_ms=scatter_max_wait_ms,
         auth=not no_auth,
         metrics_open=metrics_open,
         max_density=max_density,

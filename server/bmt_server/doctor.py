@@ -27,12 +27,17 @@ class Finding:
 
 
 def examine(registry_url: str = "") -> Iterator[Finding]:
-    """Look at everything `serve` needs. Reads only; starts nothing but a ping of the registry."""
+    """Look at everything `serve` needs.
+
+    Changes nothing, but that the mask kernel is compiled into the cache if it is not there yet;
+    starts nothing but a ping of the registry.
+    """
     yield _python()
     yield _cpu()
     yield _memory()
     yield _compiler()
     yield from _engine()
+    yield from _cpu_environment()
     yield _plugin()
     yield _valkey()
     if registry_url:
@@ -73,7 +78,7 @@ def _compiler() -> Finding:
             "C++ compiler",
             "warn",
             "none",
-            "vLLM's compiled mode needs one: install g++, or serve with --enforce-eager",
+            "vLLM's compiled mode and the fast mask kernel need one: install g++",
         )
     return Finding("C++ compiler", "ok", str(shutil.which(found)))
 
@@ -108,9 +113,56 @@ def _engine() -> Iterator[Finding]:
         yield Finding("vLLM", "fail", found, str(error))
         return
     yield Finding("vLLM", "ok", f"{found}, the version whose seams are known ({SUPPORTED})")
+    yield _kernel("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _kernel(device: str) -> Finding:
+    import torch
+
+    from bmt_server.settings import SettingsError
     from bmt_server.worker import ops
 
-    yield Finding("Mask kernel", "ok", f"{ops.KERNEL}: {ops.KERNEL_NOTE}")
+    said: list[str] = []
+    try:
+        kernel = ops.choose(torch.device(device), said.append)
+    except SettingsError as error:
+        return Finding("Mask kernel", "fail", str(error), f"unset {ops.ENV}")
+    value = f"{kernel.name}: {kernel.note}"
+    if kernel.name == "portable":
+        return Finding("Mask kernel", "warn", value, said[-1] if said else f"unset {ops.ENV}")
+    return Finding("Mask kernel", "ok", value)
+
+
+def _cpu_environment() -> Iterator[Finding]:
+    """What `serve` sets for vLLM's CPU backend; nothing where a GPU serves."""
+    try:
+        import torch
+    except ImportError:
+        return
+    if torch.cuda.is_available():
+        return
+    from bmt_server import cpu_env
+
+    yield _library(
+        "OpenMP",
+        cpu_env.openmp(),
+        "pip install intel-openmp; without it workers use GCC's, which torch carries",
+    )
+    yield _library(
+        "Allocator",
+        cpu_env.tcmalloc(),
+        "apt-get install libtcmalloc-minimal4 (Fedora: gperftools-libs); without it workers use "
+        "the system's",
+    )
+    for name in ("LD_PRELOAD", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE"):
+        if value := os.environ.get(name):
+            yield Finding(name, "ok", f"{value}; yours, left as it is")
+
+
+def _library(what: str, path: Path | None, fix: str) -> Finding:
+    if path is None:
+        return Finding(what, "warn", "not found", fix)
+    return Finding(what, "ok", f"{path}, preloaded into workers")
 
 
 def _plugin() -> Finding:

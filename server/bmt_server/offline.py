@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import bmt_core
 
+from bmt_server import cpu_env
 from bmt_server.settings import MaskMode, Settings, SettingsError
 from bmt_server.wire import SUFFIX, lay_out
 
@@ -48,6 +49,8 @@ def masked_llm(
     *,
     mask_mode: MaskMode = "auto",
     mask_memory_bytes: int = 1 << 30,
+    scatter_quantum_s: float = 0.05,
+    scatter_max_wait_s: float = 1.0,
     stats_dir: str = "",
     **vllm_options: Any,
 ) -> LLM:
@@ -63,6 +66,8 @@ def masked_llm(
         gates=bmt_core.geometry(path),
         mask_mode=mask_mode,
         mask_memory_bytes=mask_memory_bytes,
+        scatter_quantum_s=scatter_quantum_s,
+        scatter_max_wait_s=scatter_max_wait_s,
         stats_dir=stats_dir,
     )
     present = Settings.from_env()
@@ -73,8 +78,7 @@ def masked_llm(
         )
     settings.export_env()
     options: dict[str, Any] = {"enable_lora": True, **vllm_options}
-    if mask_mode == "scatter":
-        options["scheduler_cls"] = "bmt_server.engine.scheduler.ExclusiveScheduler"
+    _prepare_cpu(settings, options)
     from bmt_server.engine.flags import eager_reason
     from bmt_server.plugin import register
 
@@ -84,6 +88,22 @@ def masked_llm(
     from vllm import LLM
 
     return LLM(path, **options)
+
+
+def _prepare_cpu(settings: Settings, options: dict[str, Any]) -> None:
+    """Set what vLLM's CPU backend wants, as `bmt-server serve` does; see `cpu_env.py`."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    variables = cpu_env.wanted(
+        os.environ,
+        weights_bytes=cpu_env.weights_bytes(settings.model_path),
+        mask_bytes=settings.mask_memory_bytes,
+        workers=options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1),
+        kv_given="gpu_memory_utilization" in options or "kv_cache_memory_bytes" in options,
+    )
+    cpu_env.apply(os.environ, variables)
 
 
 def mask_request(mask: bmt_core.Mask | str | os.PathLike[str], name: str = "") -> LoRARequest:

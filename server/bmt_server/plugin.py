@@ -51,10 +51,9 @@ class MaskEndpoints:
         settings = Settings.from_env()
         if settings is None:
             raise RuntimeError(f"the plugin {ENDPOINTS!r} runs only under `bmt-server serve`")
-        runtime = await Runtime.create(
-            settings, EngineBridge(engine_client, state.openai_serving_models)
-        )
-        observe(engine_client, runtime.metrics.request_finished)
+        bridge = EngineBridge(engine_client, state.openai_serving_models, settings)
+        runtime = await Runtime.create(settings, bridge)
+        observe(engine_client, runtime.metrics.request_finished, runtime.residency.running)
         stat_logger.public_names = runtime.public_names
         state.bmt = runtime
         self._close_with_app(runtime)

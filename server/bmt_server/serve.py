@@ -15,11 +15,10 @@ from pathlib import Path
 
 import bmt_core
 
-from bmt_server import plugin
+from bmt_server import cpu_env, plugin
 from bmt_server.settings import MaskMode, Settings, SettingsError
 
 GATE = "bmt_server.api.gate.Gate"
-SCATTER_SCHEDULER = "bmt_server.engine.scheduler.ExclusiveScheduler"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +30,9 @@ class ServeOptions:
     data_dir: Path = Path()
     mask_mode: MaskMode = "auto"
     mask_memory_mib: int = 1024
+    mask_cache_gib: float = 10.0
     scatter_quantum_ms: float = 50.0
+    scatter_max_wait_ms: float = 1000.0
     auth: bool = True
     metrics_open: bool = False
     max_density: float = 0.05  # 25 times what SFT or GRPO deletes; bounds what an upload may cost
@@ -52,6 +53,7 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
             f"--no-auth was given and the server would listen on {args.host or 'all addresses'}; "
             "it is allowed on loopback only: add --host 127.0.0.1"
         )
+    _prepare_kernel()
     data = options.data_dir
     data.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -74,8 +76,10 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
             registry_url=registry,
             cache_dir=str(data / "masks"),
             stats_dir=stats,
+            mask_cache_bytes=int(options.mask_cache_gib * (1 << 30)),
             mask_memory_bytes=options.mask_memory_mib << 20,
             scatter_quantum_s=options.scatter_quantum_ms / 1000,
+            scatter_max_wait_s=options.scatter_max_wait_ms / 1000,
             max_density=options.max_density,
             auth=options.auth,
             metrics_open=options.metrics_open,
@@ -87,6 +91,7 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
             )
         if options.auth:
             _first_key(settings, options.key_file)
+        _prepare_cpu(settings, args, vllm_flags)
         _run(settings, args)
 
 
@@ -107,14 +112,22 @@ def _parse_vllm(options: ServeOptions, flags: Sequence[str]) -> Namespace:
         args.served_model_name = [options.model]
     args.enable_lora = True
     args.middleware = [*args.middleware, GATE]
-    if options.mask_mode == "scatter":
-        args.scheduler_cls = SCATTER_SCHEDULER
-    reason = eager_reason()
-    if reason and not args.enforce_eager:
-        _say(f"{reason}: adding --enforce-eager")
+    if (reason := eager_reason()) and not args.enforce_eager:
+        _say(f"warning: {reason}; adding --enforce-eager")
         args.enforce_eager = True
     validate_parsed_serve_args(args)
     return args
+
+
+def _prepare_kernel() -> None:
+    """Compile the mask kernel before the engine waits for it, and say which one runs."""
+    import torch
+    from vllm.platforms import current_platform
+
+    from bmt_server.worker.ops import choose
+
+    kernel = choose(torch.device(current_platform.device_type), _say)
+    _say(f"mask kernel: {kernel.name}, {kernel.note}")
 
 
 def _first_key(settings: Settings, key_file: Path | None) -> None:
@@ -130,6 +143,26 @@ def _first_key(settings: Settings, key_file: Path | None) -> None:
         handle = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "w") as file:
             file.write(key + "\n")
+
+
+def _prepare_cpu(settings: Settings, args: Namespace, flags: Sequence[str]) -> None:
+    """Set what vLLM's CPU backend wants, for the engine alone: the registry runs by now."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    variables = cpu_env.wanted(
+        os.environ,
+        weights_bytes=cpu_env.weights_bytes(args.model),
+        mask_bytes=settings.mask_memory_bytes,
+        workers=args.tensor_parallel_size
+        * args.pipeline_parallel_size
+        * (args.data_parallel_size_local or args.data_parallel_size),
+        kv_given=cpu_env.sizes_kv_cache(flags),
+    )
+    cpu_env.apply(os.environ, variables)
+    for variable in variables:
+        _say(f"{variable.name}={variable.value} ({variable.reason})")
 
 
 def _run(settings: Settings, args: Namespace) -> None:

@@ -34,9 +34,11 @@ class Settings:
     mask_mode: MaskMode = "auto"
     registry_url: str = ""  # redis://, rediss:// or unix://; empty only in offline use
     cache_dir: str = ""  # laid-out masks, content-addressed
+    mask_cache_bytes: int = 10 << 30  # bound on that folder, bytes
     stats_dir: str = ""  # worker figures, read by /metrics
-    mask_memory_bytes: int = 1 << 30  # bound on resident masks in each worker, bytes
-    scatter_quantum_s: float = 0.05  # `scatter`: how long one mask may own the engine, seconds
+    mask_memory_bytes: int = 1 << 30  # for masks in each worker, bytes; a GPU's is taken at start
+    scatter_quantum_s: float = 0.05  # `scatter`: how long a turn lasts if nothing cuts it, seconds
+    scatter_max_wait_s: float = 1.0  # `scatter`: bound on the wait for a turn, seconds
     max_upload_bytes: int = 0  # 0: derived from the geometry
     max_density: float = 0.5  # share of the gate weights a mask may delete
     auth: bool = True  # False only on loopback, by an explicit flag
@@ -52,10 +54,16 @@ class Settings:
             raise SettingsError(
                 f"mask_memory_bytes is {self.mask_memory_bytes}; at least 1 MiB (1048576) is needed"
             )
+        if self.mask_cache_bytes < 1 << 20:
+            raise SettingsError(
+                f"mask_cache_bytes is {self.mask_cache_bytes}; at least 1 MiB (1048576) is needed"
+            )
         if not 0.0 < self.max_density <= 1.0:
             raise SettingsError(f"max_density is {self.max_density}; it must be in (0, 1]")
         if self.scatter_quantum_s < 0:
             raise SettingsError(f"scatter_quantum_s is {self.scatter_quantum_s}; it must be >= 0")
+        if not self.scatter_max_wait_s > 0:
+            raise SettingsError(f"scatter_max_wait_s is {self.scatter_max_wait_s}; it must be > 0")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

@@ -31,12 +31,18 @@ from bmt_core import Mask
 
 MAGIC = b"BMTLAY1\n"
 SUFFIX = ".lay"
+# How names of files begin that are still being written.
+TEMPORARY = ".lay-"
 _ALIGN = 64
 _PREFIX = len(MAGIC) + 8
 
 
 class WireError(Exception):
     """A laid-out file is missing, cut short or damaged; the message names the file and the fix."""
+
+
+class NotLaidOut(WireError):
+    """There is no such file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,10 @@ class Rows:
 
 
 def lay_out(mask: Mask, path: Path) -> int:
-    """Write `mask` at `path` for the workers, atomically. Returns the file's size in bytes."""
+    """Write `mask` at `path` for the workers, atomically. Returns the file's size in bytes.
+
+    Raises OSError.
+    """
     arrays: list[np.ndarray] = []
     index: dict[str, object] = {"digest": mask.digest, "tensors": []}
     offset = 0
@@ -92,7 +101,7 @@ def lay_out(mask: Mask, path: Path) -> int:
     length = len(text).to_bytes(4, "little")
     crc = zlib.crc32(body, zlib.crc32(length))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".lay-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(MAGIC + crc.to_bytes(4, "little") + length)
@@ -105,25 +114,59 @@ def lay_out(mask: Mask, path: Path) -> int:
     return _PREFIX + len(body)
 
 
-@dataclass(frozen=True, slots=True)
 class Layout:
     """A mapped laid-out file: the mask digest and each tensor's rows, as views of the mapping."""
 
-    digest: str
-    tensors: Mapping[str, Rows]
+    __slots__ = ("_mapping", "_tensors", "digest")
+
+    def __init__(
+        self, digest: str, tensors: Mapping[str, Rows], mapping: mmap.mmap | None = None
+    ) -> None:
+        """mapping: what `tensors` are views of, where they can be had from it again."""
+        self.digest = digest
+        self._tensors: Mapping[str, Rows] | None = tensors
+        self._mapping = mapping
+
+    @property
+    def tensors(self) -> Mapping[str, Rows]:
+        if self._tensors is None:
+            assert self._mapping is not None
+            self._tensors = _views(memoryview(self._mapping))[1]
+        return self._tensors
+
+    def rest(self) -> None:
+        """Keep no more than the mapping itself until `tensors` are wanted again.
+
+        The pages go out of this process's memory; the kernel has them while it has room. The file
+        may be deleted meanwhile: what is mapped stays.
+        """
+        if self._mapping is not None:
+            self._tensors = None
+            self._mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def map_layout(path: str | Path) -> Layout:
-    """Map a laid-out file and check it. Raises WireError; never returns a damaged mask."""
+    """Map a laid-out file and check it. Raises WireError; never returns a damaged mask.
+
+    The checksum costs what reading the file costs (4 GB/s), so it is made at every mapping.
+    """
     try:
         with open(path, "rb") as file:
-            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise NotLaidOut(f"there is no laid-out mask {path}; send it again") from None
     except (OSError, ValueError) as error:
         raise WireError(f"laid-out mask {path} cannot be mapped ({error}); send it again") from None
+    view = memoryview(mapping)
     if len(view) < _PREFIX or bytes(view[: len(MAGIC)]) != MAGIC:
         raise WireError(f"{path} is not a laid-out mask of this version; delete it")
     if zlib.crc32(view[len(MAGIC) + 4 :]) != int.from_bytes(view[8:12], "little"):
         raise WireError(f"laid-out mask {path} is damaged (checksum); delete it")
+    return Layout(*_views(view), mapping)
+
+
+def _views(view: memoryview) -> tuple[str, dict[str, Rows]]:
+    """The digest and the tensors of a laid-out file that was checked."""
     length = int.from_bytes(view[12:16], "little")
     index = json.loads(bytes(view[_PREFIX : _PREFIX + length]))
     base = _PREFIX + length
@@ -132,10 +175,7 @@ def map_layout(path: str | Path) -> Layout:
         offset, count, dtype = entry
         return np.frombuffer(view, np.dtype(dtype), count, base + offset)
 
-    return Layout(
-        index["digest"],
-        {
-            e["name"]: Rows((e["shape"][0], e["shape"][1]), array(e["row_start"]), array(e["cols"]))
-            for e in index["tensors"]
-        },
-    )
+    return index["digest"], {
+        e["name"]: Rows((e["shape"][0], e["shape"][1]), array(e["row_start"]), array(e["cols"]))
+        for e in index["tensors"]
+    }

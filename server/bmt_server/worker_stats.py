@@ -1,15 +1,20 @@
-"""How a worker's figures reach `/metrics`: one small file per worker, replaced atomically.
-
-A file instead of a call into the engine: reading it costs the scrape nothing, never waits for a
-running step, and still answers when the engine hangs.
-"""
+"""Figures of one worker, in one file each. See `stats_file.py`."""
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+from bmt_server import stats_file
+
+# Why a step of mode `auto` runs as it does: the mask is in place; it owns the steps and is still
+# paying for its switch; the step mixes masks or a mask and the base; the step is all base.
+Reason = Literal["in_place", "paying", "mixed", "base"]
+
+# Each name is one value in the router's gauge; thousands would be a file of 100 kB five times a
+# second.
+MAX_NAMED = 64
 
 
 @dataclass(slots=True)
@@ -17,7 +22,13 @@ class WorkerStats:
     """Counters and gauges of one worker process since its start.
 
     Times are seconds, sizes bytes; `steps_*` count forward passes by how their masks were
-    applied. `resident` lists internal adapter names (`name@digest12`), most recent last.
+    applied. `resident` lists internal adapter names (`name@digest12`) of at most MAX_NAMED
+    masks, those that were used last, most recent last.
+
+    `in_weights` is the digest, 12 digits, of the mask in the live weights, empty for the base. In
+    mode `auto`, `reason` says why the last step ran as it did (`worker/switching.py`),
+    `switch_paid` how much of a switch's price the present run of one mask has paid, and
+    `steps_paying` counts those of the corrected steps that one mask owned.
     """
 
     pid: int = 0
@@ -32,25 +43,20 @@ class WorkerStats:
     steps_in_place: int = 0
     steps_corrected: int = 0
     steps_base: int = 0
+    steps_paying: int = 0
+    in_weights: str = ""
+    reason: Reason = "base"
+    switch_paid: float = 0.0
     maps: int = 0
     map_seconds: float = 0.0
     evictions: int = 0
     resident: list[str] = field(default_factory=list)
 
-    def write(self, folder: Path) -> None:
-        """Replace this worker's file; readers see the old one or the new one, never a part."""
-        path = folder / f"worker-{self.pid}.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self)))
-        os.replace(temporary, path)
+
+def path_of(folder: str | Path, pid: int) -> Path:
+    return Path(folder) / f"worker-{pid}.json"
 
 
 def read_all(folder: str | Path) -> list[WorkerStats]:
-    """Every worker's latest figures. Unreadable files are skipped: a worker may be ending."""
-    found = []
-    for path in sorted(Path(folder).glob("worker-*.json")) if folder else []:
-        try:
-            found.append(WorkerStats(**json.loads(path.read_text())))
-        except (OSError, ValueError, TypeError):
-            continue
-    return found
+    """Every worker's latest figures."""
+    return stats_file.read_all(folder, "worker-*.json", WorkerStats)

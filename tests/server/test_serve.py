@@ -18,9 +18,17 @@ import pytest
 from bmt_client import BmtClient
 
 from .engine.engines import random_mask
-from .served import Served
+from .served import Served, Valkey
 
 pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory):
+    store = Valkey(tmp_path_factory.mktemp("valkey"))
+    store.start()
+    yield store
+    store.close()
 
 
 @pytest.fixture(scope="module")

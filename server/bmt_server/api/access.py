@@ -15,16 +15,18 @@ Scope = Literal["open", "any", "infer", "upload", "admin"]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One allowed route. model: the JSON body names a model that is resolved at admission."""
+    """One allowed route. model: the JSON body names a model that is resolved at admission;
+    runs: and the engine runs it."""
 
     methods: frozenset[str]
     path: re.Pattern[str]
     scope: Scope
     model: bool = False
+    runs: bool = False
 
 
-def _route(methods: str, path: str, scope: Scope, model: bool = False) -> Route:
-    return Route(frozenset(methods.split()), re.compile(path), scope, model)
+def _route(methods: str, path: str, scope: Scope, model: bool = False, runs: bool = False) -> Route:
+    return Route(frozenset(methods.split()), re.compile(path), scope, model, runs)
 
 
 _NAME = r"/v1/masks/[^/]+"
@@ -45,11 +47,12 @@ ROUTES: tuple[Route, ...] = (
     _route("GET HEAD", r"/v1/blobs/[^/]+", "any"),
     _route(
         "POST",
-        r"/v1/(chat/completions|completions|responses|messages|messages/count_tokens|embeddings)",
+        r"/v1/(chat/completions|completions|responses|messages|embeddings)",
         "infer",
         model=True,
+        runs=True,
     ),
-    _route("POST", r"/(tokenize|detokenize)", "infer", model=True),
+    _route("POST", r"/v1/messages/count_tokens|/(tokenize|detokenize)", "infer", model=True),
 )
 
 

@@ -11,6 +11,9 @@ ApiError                  status, type, code, param, retry_after
 ├── UnsupportedMedia 415
 ├── Invalid          422
 ├── Unavailable      503  with Retry-After
+│   ├── CacheFull         the local disk, not the registry
+│   └── RegistryDown
+├── MemoryFull       507
 └── RegistryFull     507
 """
 
@@ -121,6 +124,18 @@ class RegistryDown(Unavailable):
     """Redis does not answer."""
 
     code = "registry_unavailable"
+
+
+class CacheFull(Unavailable):
+    """The local disk has no room for a mask that is not on it yet. Others are served."""
+
+    code = "cache_full"
+
+
+class MemoryFull(ApiError):
+    """Pinned masks would take all of the workers' memory for masks."""
+
+    status, type, code = 507, "server_error", "memory_full"
 
 
 class RegistryFull(ApiError):

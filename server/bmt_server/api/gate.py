@@ -60,12 +60,16 @@ class Gate:
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else f"req-{secrets.token_hex(12)}"
         answer = _Answer(send, request_id)
+        answer.failed = lambda error: _count(scope, error)
         try:
             await self._admit(scope, headers, receive, answer)
         except ApiError as error:
             _count(scope, error)
             await answer.error(error)
         except Exception:
+            # The app was cut short on purpose, whatever its layers made of it.
+            if answer.replaced is not None:
+                return
             logger.exception("Request %s failed.", request_id)
             await answer.error(ApiError("internal error; see the server's log"))
 
@@ -94,7 +98,10 @@ class Gate:
             await self.app(scope, receive, answer.send)
             return
         body = await _body(headers, receive)
-        lease = await self._resolve(runtime, principal, body)
+        lease = await self._resolve(runtime, principal, body, route.runs)
+        # What the mask needs and what the request needs before it can run, tokens above all, are
+        # made at the same time; the response waits for both.
+        answer.waits_for = lease
         try:
             await self.app(*_with_body(scope, receive, body), answer.send)
         finally:
@@ -114,26 +121,48 @@ class Gate:
             raise Unauthorized("no API key; send `Authorization: Bearer bmt_…`")
         return await runtime.keys.verify(key)
 
-    async def _resolve(self, runtime: Runtime, principal: Principal, body: dict[str, Any]) -> Lease:
+    async def _resolve(
+        self, runtime: Runtime, principal: Principal, body: dict[str, Any], load: bool
+    ) -> Lease:
         model = body.get("model")
         if model is None:
-            return Lease(runtime.resolver, None, "")
+            return Lease("", runtime.residency)
         if not isinstance(model, str):
             raise BadRequest("`model` must be a string", param="model")
-        lease = await runtime.resolver.acquire(principal.tenant, model)
+        lease = await runtime.resolver.acquire(principal.tenant, model, load=load)
         body["model"] = lease.model
         return lease
+
+
+class _Replaced(Exception):
+    """The response was an error of ours: what the app has to say is not sent."""
 
 
 class _Answer:
     """Sends the response with our headers, and errors of our own where none was begun."""
 
+    # A mask on its way to the workers, whose failure is the response's.
+    waits_for: Lease | None = None
+
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
         self._request_id = request_id
         self._started = False
+        self.replaced: _Replaced | None = None
+        self.failed: Callable[[ApiError], None] = lambda error: None
 
     async def send(self, message: Message) -> None:
+        if self.replaced is not None:
+            raise self.replaced
+        lease, self.waits_for = self.waits_for, None
+        if lease is not None:
+            try:
+                await lease.ready()
+            except ApiError as error:
+                self.failed(error)
+                await self.error(error)
+                self.replaced = _Replaced(str(error))
+                raise self.replaced from None
         if message["type"] == "http.response.start":
             self._started = True
             headers = [h for h in message.get("headers", []) if h[0].lower() != b"x-request-id"]
@@ -148,6 +177,7 @@ class _Answer:
         await self._send(message)
 
     async def error(self, error: ApiError) -> None:
+        self.waits_for = None
         if self._started:
             raise error
         body = json.dumps(error.body(self._request_id)).encode()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from bmt_server.worker_stats import WorkerStats, read_all
+from bmt_server.api.turn_metrics import TurnCollector
+from bmt_server.worker_stats import Reason, WorkerStats, read_all
 
 OTHER = "other"
 BASE = "base"
@@ -83,6 +85,7 @@ class WorkerCollector:
             steps.add_metric([str(w.rank), "corrected"], w.steps_corrected)
             steps.add_metric([str(w.rank), "base"], w.steps_base)
         yield steps
+        yield from _switching(workers)
         info = GaugeMetricFamily(
             "bmt_worker_info",
             "1 for each worker, with its mask mode and kernel.",
@@ -91,6 +94,42 @@ class WorkerCollector:
         for w in workers:
             info.add_metric([str(w.rank), w.mode, w.kernel], 1)
         yield info
+
+
+def _switching(workers: list[WorkerStats]) -> Iterable[Metric]:
+    """What the live weights hold and, in mode `auto`, why."""
+    held = GaugeMetricFamily(
+        "bmt_weights_masked",
+        "1 while a mask is in the live weights, 0 while they are the base's.",
+        labels=["rank"],
+    )
+    for w in workers:
+        held.add_metric([str(w.rank)], float(bool(w.in_weights)))
+    yield held
+    auto = [w for w in workers if w.mode == "auto"]
+    if not auto:
+        return
+    why = GaugeMetricFamily(
+        "bmt_auto_reason",
+        "1 for the reason why the last step was in place or not.",
+        labels=["rank", "reason"],
+    )
+    paid = GaugeMetricFamily(
+        "bmt_auto_switch_paid",
+        "Share of a switch's price that the run of one mask has paid in corrections.",
+        labels=["rank"],
+    )
+    paying = CounterMetricFamily(
+        "bmt_auto_paying_steps",
+        "Corrected steps that one mask owned, before its switch was paid.",
+        labels=["rank"],
+    )
+    for w in auto:
+        for reason in get_args(Reason):
+            why.add_metric([str(w.rank), reason], float(w.reason == reason))
+        paid.add_metric([str(w.rank)], w.switch_paid)
+        paying.add_metric([str(w.rank)], w.steps_paying)
+    yield from (why, paid, paying)
 
 
 def _per_worker(
@@ -143,6 +182,8 @@ class Metrics:
         self.registry_up = Gauge("bmt_registry_up", "1 while Redis answers.", registry=registry)
         self._workers = WorkerCollector(stats_dir)
         registry.register(self._workers)
+        self._turns = TurnCollector(stats_dir)
+        registry.register(self._turns)
 
     def request_finished(
         self,
@@ -179,5 +220,6 @@ class Metrics:
             self.uploads,
             self.registry_up,
             self._workers,
+            self._turns,
         ):
             self._registry.unregister(metric)

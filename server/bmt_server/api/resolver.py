@@ -1,58 +1,56 @@
-"""From the `model` of a request to a mask that the engine can use, once, at admission."""
+"""From the `model` of a request to a version and a hold on it, once, at admission."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import bmt_core
 
 from bmt_server.api.bridge import Engine
-from bmt_server.api.cache import MaskCache
-from bmt_server.api.errors import ApiError, NotFound, Unavailable
-from bmt_server.api.schemas import DEFAULT_TENANT, Version
+from bmt_server.api.errors import NotFound
+from bmt_server.api.residency import InUse, Residency
+from bmt_server.api.schemas import DEFAULT_TENANT, NameState, Version
 from bmt_server.api.snapshot import Snapshot
-
-_ATTEMPTS = 3
-
-
-@dataclass(slots=True)
-class _Loaded:
-    """A version that the engine knows. users: requests that run on it."""
-
-    version: Version
-    users: int = 0
-    retired: bool = False
 
 
 class Lease:
-    """A request's hold on its version: it stays usable until `release`, whatever is published."""
+    """A request's hold on its version: it stays usable until `release`, whatever is published.
 
-    def __init__(self, resolver: Resolver, version: Version | None, model: str) -> None:
-        self._resolver = resolver
-        self.version = version
+    model: what vLLM's handlers are to look up.
+    """
+
+    def __init__(self, model: str, residency: Residency, use: InUse | None = None) -> None:
         self.model = model
+        self._residency = residency
+        self._use = use
+        self._loading = use.loading if use is not None else None
+
+    async def ready(self) -> None:
+        """Wait until the workers have the mask. Raises ApiError where they cannot."""
+        if self._loading is None or self._use is None:
+            return
+        await asyncio.wait([self._loading])
+        error = self._loading.exception()
+        if error is not None and not self._residency.resident(self._use):
+            raise error
 
     def release(self) -> None:
         """Let go. Safe to call twice."""
-        version, self.version = self.version, None
-        if version is not None:
-            self._resolver.release(version)
+        use, self._use = self._use, None
+        if use is not None:
+            self._residency.leave(use)
 
 
 class Resolver:
-    """Resolves names for one server and keeps track of which versions requests run on."""
+    """Resolves names against the snapshot, and keeps what is loaded in step with it."""
 
-    def __init__(self, snapshot: Snapshot, cache: MaskCache, engine: Engine) -> None:
+    def __init__(self, snapshot: Snapshot, residency: Residency, engine: Engine) -> None:
         self._snapshot = snapshot
-        self._cache = cache
+        self._residency = residency
         self._engine = engine
-        self._loaded: dict[int, _Loaded] = {}
-        self._loading: dict[int, asyncio.Task[None]] = {}
-        self._evictions: set[asyncio.Task[None]] = set()
-        self.grace_s = 5.0
+        # By tenant and name: the version that the name's pin keeps in memory.
+        self._pins: dict[tuple[str, str], Version] = {}
 
     async def find(self, tenant: str, model: str) -> Version:
         """The version that a mask's name means now. Raises NotFound, RegistryDown."""
@@ -73,90 +71,32 @@ class Resolver:
             raise unknown
         return version
 
-    async def acquire(self, tenant: str, model: str) -> Lease:
-        """Resolve, make the engine ready for it, and hold it. Raises ApiError."""
+    async def acquire(self, tenant: str, model: str, *, load: bool = True) -> Lease:
+        """Resolve and hold; the mask is loaded meanwhile, see `Lease.ready`. Raises ApiError.
+
+        load: False where the request needs no more than the name, as for counting tokens.
+        """
         if model in self._engine.base_names:
-            return Lease(self, None, model)
-        for _ in range(_ATTEMPTS):
-            version = await self.find(tenant, model)
-            loaded = self._loaded.get(version.id)
-            if loaded is None:
-                await self._load(version)
-                loaded = self._loaded.get(version.id)
-            # None or retired: the version was deleted while it was loading. Look again.
-            if loaded is not None and not loaded.retired:
-                loaded.users += 1
-                return Lease(self, version, version.internal_name)
-        raise Unavailable(f"{model[:200]} changes too quickly; try again", code="busy")
-
-    async def _load(self, version: Version) -> None:
-        task = self._loading.get(version.id)
-        if task is None:
-            task = asyncio.create_task(self._bring(version))
-            self._loading[version.id] = task
-            task.add_done_callback(lambda _: self._loading.pop(version.id, None))
-        await asyncio.shield(task)
-
-    async def _bring(self, version: Version) -> None:
-        path = await self._cache.ensure(version)
-        try:
-            await self._engine.preload(version.internal_name, version.id, path)
-        except ApiError:
-            raise
-        except Exception as error:
-            raise Unavailable(
-                f"the engine could not load {version.model}: {error}", code="mask_unusable"
-            ) from None
-        self._engine.publish(version.internal_name, version.id, path)
-        self._loaded[version.id] = _Loaded(version)
-
-    def release(self, version: Version) -> None:
-        """One request on this version has ended."""
-        loaded = self._loaded.get(version.id)
-        if loaded is None:
-            return
-        loaded.users -= 1
-        if loaded.retired and loaded.users <= 0:
-            self._evict(loaded)
+            return Lease(model, self._residency)
+        version = await self.find(tenant, model)
+        use = self._residency.enter(version, load=load)
+        return Lease(version.internal_name, self._residency, use)
 
     def names_changed(self, names: Iterable[tuple[str, str]]) -> None:
-        """Retire loaded versions that the registry no longer has; busy ones when they are done."""
-        touched = set(names)
-        for loaded in list(self._loaded.values()):
-            version = loaded.version
-            if (version.tenant, version.name) not in touched or loaded.retired:
-                continue
-            state = self._snapshot.get(version.tenant, version.name)
-            current = state.versions.get(version.digest) if state else None
-            # Deleted and published again is a new id: the old one goes all the same.
-            if current is None or current.id != version.id:
-                loaded.retired = True
-                if loaded.users <= 0:
-                    self._evict(loaded)
+        """Let go of versions that the registry no longer has, and follow pins."""
+        for key in names:
+            state = self._snapshot.get(*key)
+            self._residency.retire(key, state.versions.values() if state else ())
+            self._follow_pin(key, state)
 
-    def _evict(self, loaded: _Loaded) -> None:
-        version = loaded.version
-        self._loaded.pop(version.id, None)
-        self._engine.retire(version.internal_name)
-        task = asyncio.create_task(self._remove(version))
-        self._evictions.add(task)
-        task.add_done_callback(self._evictions.discard)
-
-    async def _remove(self, version: Version) -> None:
-        # A client that went away is told to the engine a moment after its response ended, and
-        # until then a step may still name this adapter.
-        await asyncio.sleep(self.grace_s)
-        with contextlib.suppress(Exception):
-            await self._engine.evict(version.id)
-        held = self._snapshot.of_tenant(version.tenant)
-        if not any(version.digest in state.versions for state in held):
-            self._cache.drop(version)
-
-    async def close(self) -> None:
-        """End pending evictions; the engine ends with this process."""
-        for task in list(self._evictions):
-            task.cancel()
-
-    def running(self) -> dict[str, int]:
-        """Requests in flight by internal name."""
-        return {x.version.internal_name: x.users for x in self._loaded.values() if x.users}
+    def _follow_pin(self, key: tuple[str, str], state: NameState | None) -> None:
+        wanted = state.find(None, None) if state is not None and state.pinned else None
+        held = self._pins.get(key)
+        if (held.id if held else None) == (wanted.id if wanted else None):
+            return
+        if held is not None:
+            self._residency.unpin(held)
+            del self._pins[key]
+        if wanted is not None:
+            self._residency.warm(wanted, pinned=True)
+            self._pins[key] = wanted

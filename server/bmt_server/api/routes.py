@@ -6,7 +6,6 @@ import asyncio
 import base64
 import binascii
 import hashlib
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +20,7 @@ from bmt_server.api.errors import (
     LengthRequired,
     NotFound,
     PayloadTooLarge,
+    Unavailable,
     UnsupportedMedia,
     from_core,
 )
@@ -78,49 +78,18 @@ async def readyz(request: Request) -> Response:
     return JSONResponse({"status": "not ready"}, 503)
 
 
-async def list_models(request: Request) -> dict[str, Any]:
+async def list_models(request: Request) -> Response:
     """OpenAI's list of models: the base, and this tenant's masks under all their names."""
-    return {"object": "list", "data": _models(request)}
+    listing = _runtime(request).models.listing(_tenant(request))
+    return Response(listing, media_type="application/json")
 
 
 async def show_model(request: Request, model: str) -> dict[str, Any]:
     """One model of that list, or any version of a mask."""
-    for card in _models(request):
-        if card["id"] == model:
-            return card
-    version = await _runtime(request).resolver.find(_tenant(request), model)
-    return _card(_runtime(request), model, version)
-
-
-def _models(request: Request) -> list[dict[str, Any]]:
     runtime = _runtime(request)
-    cards = [_card(runtime, name, None) for name in runtime.engine.base_names]
-    for state in runtime.snapshot.of_tenant(_tenant(request)):
-        latest = state.find(None, None)
-        if latest is not None:
-            cards += [_card(runtime, state.name, latest), _card(runtime, latest.model, latest)]
-        for alias in sorted(state.aliases):
-            version = state.find(alias, None)
-            if version is not None:
-                cards.append(_card(runtime, f"{state.name}:{alias}", version))
-    return cards
-
-
-_STARTED = int(time.time())
-
-
-def _card(runtime: Runtime, name: str, version: Version | None) -> dict[str, Any]:
-    base = runtime.engine.base_names[0]
-    created = int(datetime.fromisoformat(version.created).timestamp()) if version else _STARTED
-    return {
-        "id": name,
-        "object": "model",
-        "created": created,
-        "owned_by": "bmt",
-        "root": version.model if version else runtime.engine.model_path,
-        "parent": base if version else None,
-        "max_model_len": runtime.engine.max_model_len,
-    }
+    if model in runtime.engine.base_names:
+        return runtime.models.base_card(model)
+    return runtime.models.card(model, await runtime.resolver.find(_tenant(request), model))
 
 
 async def list_masks(
@@ -193,8 +162,13 @@ async def put_mask(
     name: str,
     alias: list[str] = Query(default=[]),  # noqa: B008
     digest: str | None = Query(default=None),
+    resident: bool = Query(default=False),
 ) -> JSONResponse:
-    """Publish a version from the bytes of a `.bmt` file. 201 where it is new, else 200."""
+    """Publish a version from the bytes of a `.bmt` file. 201 where it is new, else 200.
+
+    It is ready on this server's disk then; `resident` also loads it into the workers' memory, in
+    the background.
+    """
     runtime, tenant = _runtime(request), _tenant(request)
     _name(name)
     if name in runtime.engine.base_names:
@@ -212,10 +186,10 @@ async def put_mask(
             if_none_match=request.headers.get("if-none-match") == "*",
         )
         state = await runtime.snapshot.refresh(tenant, name)
-        if outcome == "created":
-            await asyncio.to_thread(runtime.cache.put, version, mask)
+        stored = state.versions.get(version.digest) if state else None
+        if stored is not None:
+            await runtime.keep(stored, mask, resident=resident)
     runtime.metrics.uploads.labels(outcome).inc()
-    stored = state.versions.get(version.digest) if state else None
     if state is None or stored is None:
         raise Conflict(f"{name} was deleted while it was published", code="deleted")
     return JSONResponse(
@@ -408,13 +382,10 @@ async def unpin(request: Request, name: str) -> dict[str, Any]:
 
 async def _pin(request: Request, name: str, pinned: bool) -> dict[str, Any]:
     runtime, state = _runtime(request), await _state(request, name)
+    latest = state.find(None, None)
+    if latest is not None:
+        await runtime.residency.pin(latest, pinned)
     await runtime.registry.set_pin(state.tenant, name, pinned)
-    lease = await runtime.resolver.acquire(state.tenant, name)
-    try:
-        if lease.version is not None:
-            await runtime.engine.pin(lease.version.id, pinned)
-    finally:
-        lease.release()
     state = await runtime.snapshot.refresh(state.tenant, name) or state
     return _latest(state)
 
@@ -439,5 +410,11 @@ async def blob(request: Request, digest: str) -> Response:
         if not size:
             raise NotFound(f"no blob {digest[:12]}…", code="blob_unknown")
         return Response(headers={**headers, "Content-Length": str(size)}, media_type=OCTETS)
-    data = await runtime.registry.blob(digest)
+    size = await runtime.registry.has_blob(digest)
+    data = bytes(await runtime.registry.blob(digest, size))
+    if await asyncio.to_thread(bmt_core.file_digest, data) != digest:
+        raise Unavailable(
+            f"blob {digest[:12]}… in the registry is damaged; upload the mask again",
+            code="blob_damaged",
+        )
     return Response(data, headers=headers, media_type=OCTETS)

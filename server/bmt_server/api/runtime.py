@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,11 +16,17 @@ from bmt_server.api.cache import MaskCache
 from bmt_server.api.errors import ApiError
 from bmt_server.api.keys import KeyStore
 from bmt_server.api.metrics import Metrics
+from bmt_server.api.models import Models
 from bmt_server.api.registry import Registry
+from bmt_server.api.residency import Residency
 from bmt_server.api.resolver import Resolver
+from bmt_server.api.schemas import Version
 from bmt_server.api.snapshot import Snapshot
 from bmt_server.api.store import Store
+from bmt_server.disk import DiskError
 from bmt_server.settings import Settings
+
+logger = logging.getLogger("vllm.bmt_server")
 
 _FIRST_SYNC_S = 5.0
 
@@ -42,9 +49,12 @@ class Runtime:
             self.registry,
             settings.fingerprint,
             self.limits,
+            settings.mask_cache_bytes,
             self.metrics.cold_load,
         )
-        self.resolver = Resolver(self.snapshot, self.cache, engine)
+        self.residency = Residency(self.cache, engine)
+        self.resolver = Resolver(self.snapshot, self.residency, engine)
+        self.models = Models(self.snapshot, engine)
         self.snapshot.changed = self.resolver.names_changed
         self.snapshot.keys_changed = self.keys.forget
         self.uploads = asyncio.Semaphore(4)
@@ -64,6 +74,7 @@ class Runtime:
             if error.code == "registry_may_evict":
                 await runtime.close()
                 raise
+        runtime.cache.tidy()
         runtime.snapshot.start()
         # Without it in time the server starts all the same, and /readyz waits for the first sync.
         with contextlib.suppress(TimeoutError):
@@ -73,9 +84,20 @@ class Runtime:
     async def close(self) -> None:
         """Stop following the registry and let its connections go."""
         await self.snapshot.close()
-        await self.resolver.close()
+        await self.residency.close()
+        await self.cache.close()
+        await self.engine.close()
         await self.store.close()
         self.metrics.close()
+
+    async def keep(self, version: Version, mask: bmt_core.Mask, *, resident: bool) -> None:
+        """Have a mask that was just uploaded here at hand. Never fails: the registry has it."""
+        try:
+            await self.cache.warm(mask)
+        except DiskError as error:
+            logger.warning("%s is in the registry, but not on this disk: %s", version.model, error)
+        if resident:
+            self.residency.warm(version)
 
     async def ready(self) -> bool:
         """True once the registry was read and while the engine is well.

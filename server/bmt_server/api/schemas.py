@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bmt_server.source import MaskSource
+
 DEFAULT_TENANT = "default"
 DIGEST_SHOWN = 12
 
@@ -46,6 +48,11 @@ class Version(BaseModel):
     def model(self) -> str:
         """The name by which requests reach exactly this version."""
         return f"{self.name}@{self.digest[:DIGEST_SHOWN]}"
+
+    @property
+    def source(self) -> MaskSource:
+        """Where workers get it."""
+        return MaskSource(self.tenant, self.digest, self.file_digest)
 
     @property
     def internal_name(self) -> str:

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vllm.lora.request import LoRARequest
 
+from bmt_server.channel import socket_path
+from bmt_server.engine.links import SocketWorkers, Workers
+from bmt_server.engine.rpc import EngineWorkers
+from bmt_server.settings import Settings
+from bmt_server.source import MaskSource
+
 
 class EngineBridge:
-    """Makes masks known to vLLM's serving layer and to its engine core.
+    """Makes masks known to vLLM's serving layer and to its workers.
 
     `lora_requests` of `OpenAIServingModels` (vLLM 0.32.0, `entrypoints/openai/models/serving.py`)
     is where vLLM's handlers look a request's `model` up; an entry there is all that admission
     needs, since the engine receives the LoRARequest with each request.
     """
 
-    def __init__(self, engine_client: Any, serving_models: Any) -> None:
+    def __init__(self, engine_client: Any, serving_models: Any, settings: Settings) -> None:
         self._client = engine_client
         self._models = serving_models
+        self._workers = _workers(engine_client, Path(settings.stats_dir))
+
+    @property
+    def evicted(self) -> Callable[[int], None]:
+        return self._workers.evicted
+
+    @evicted.setter
+    def evicted(self, hears: Callable[[int], None]) -> None:
+        self._workers.evicted = hears
 
     @property
     def base_names(self) -> list[str]:
@@ -32,27 +48,34 @@ class EngineBridge:
     def model_path(self) -> str:
         return self._models.base_model_paths[0].model_path
 
-    def publish(self, internal_name: str, adapter_id: int, path: Path) -> None:
+    def publish(self, internal_name: str, adapter_id: int, source: MaskSource) -> None:
         """Let requests name this mask. Idempotent."""
-        self._models.lora_requests[internal_name] = _request(internal_name, adapter_id, path)
+        self._models.lora_requests[internal_name] = LoRARequest(
+            lora_name=internal_name, lora_int_id=adapter_id, lora_path=str(source)
+        )
 
     def retire(self, internal_name: str) -> None:
         """New requests can no longer name this mask; running ones keep it."""
         self._models.lora_requests.pop(internal_name, None)
 
-    async def preload(self, internal_name: str, adapter_id: int, path: Path) -> None:
-        """Map and gather in every worker now. Raises where the mask cannot be made resident.
+    def resident(self, adapter_id: int) -> bool:
+        """True where every worker has the mask in memory."""
+        return self._workers.resident(adapter_id)
+
+    async def load(self, internal_name: str, adapter_id: int, source: MaskSource) -> None:
+        """Make a mask resident in every worker, and hold it there. Raises WorkerError.
 
         Done before a request is admitted, because an error inside a step would end the engine.
         """
-        await self._client.add_lora(_request(internal_name, adapter_id, path))
+        await self._workers.load(adapter_id, internal_name, str(source))
 
-    async def evict(self, adapter_id: int) -> None:
-        await self._client.remove_lora(adapter_id)
+    async def drop(self, adapter_id: int) -> None:
+        """No request of this process needs the mask any more."""
+        await self._workers.drop(adapter_id)
 
     async def pin(self, adapter_id: int, pinned: bool) -> None:
-        # vLLM can pin an adapter but not unpin one; a negative id means that to our manager.
-        await self._client.collective_rpc("pin_lora", args=(adapter_id if pinned else -adapter_id,))
+        """Exempt a resident mask from eviction, or end that. Raises WorkerError."""
+        await self._workers.pin(adapter_id, pinned)
 
     async def healthy(self) -> bool:
         try:
@@ -62,6 +85,14 @@ class EngineBridge:
             return False
         return True
 
+    async def close(self) -> None:
+        await self._workers.close()
 
-def _request(internal_name: str, adapter_id: int, path: Path) -> LoRARequest:
-    return LoRARequest(lora_name=internal_name, lora_int_id=adapter_id, lora_path=str(path))
+
+def _workers(engine_client: Any, folder: Path) -> Workers:
+    """Direct connections where all workers run on this host, else calls through the engine."""
+    parallel = engine_client.vllm_config.parallel_config
+    count = parallel.world_size * parallel.data_parallel_size
+    if all(socket_path(folder, rank).exists() for rank in range(count)):
+        return SocketWorkers(folder, count)
+    return EngineWorkers(engine_client)

@@ -39,6 +39,8 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal("speculative_config", _truthy, "the drafter would run without the request's mask"),
     Refusal("scheduler_cls", _truthy, "mask mode 'scatter' brings its own scheduler"),
     Refusal("headless", _truthy, "a node without the API process cannot be given masks yet"),
+    Refusal("enable_dbo", _truthy, "a step's halves would take each other's masks"),
+    Refusal("ubatch_size", lambda v: (v or 0) > 1, "a step's parts would take each other's masks"),
     Refusal("grpc", _truthy, "the gRPC server has no authentication and no masks"),
     Refusal(
         "served_model_name",
@@ -49,12 +51,17 @@ REFUSED: tuple[Refusal, ...] = (
 
 
 def eager_reason() -> str | None:
-    """Why this host must run vLLM eagerly, or None where it may compile."""
+    """Why vLLM must run eagerly on this host, or None where it may compile and capture."""
     import torch
     from vllm.platforms import current_platform
 
-    if current_platform.is_cuda_alike():
-        return "the portable mask kernel cannot be captured in CUDA graphs"
+    from bmt_server.worker.ops import graphs
+
+    if current_platform.is_cuda_alike() and not graphs():
+        return (
+            "masks run on the portable kernel, which CUDA graphs cannot capture: their own kernel "
+            "needs CUDA and the triton package"
+        )
     folder = Path(torch.__file__).parent
     if current_platform.is_cpu() and any(c.isspace() for c in str(folder)):
         # Inductor links against it, and hands its path to the compiler unquoted.

@@ -8,28 +8,28 @@ translates between vLLM's objects and ours.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from vllm.config import CUDAGraphMode
 from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinearMethod
 
+from bmt_server import stats_file, worker_stats
+from bmt_server.channel import socket_path
+from bmt_server.engine.files import MaskFiles
+from bmt_server.engine.loader import Loader
 from bmt_server.engine.seam import BASE_GATE, is_gate
 from bmt_server.settings import Settings
-from bmt_server.wire import map_layout
 from bmt_server.worker.layers import GateLayer
+from bmt_server.worker.ops import Bounds, make
 from bmt_server.worker.runtime import MaskRuntime
-from bmt_server.worker_stats import WorkerStats
 
 logger = init_logger("vllm.bmt_server")
-
-_STATS_INTERVAL_S = 0.2
 
 
 class UnsupportedModelError(ValueError):
@@ -64,8 +64,9 @@ class MaskManager:
         self.settings = settings
         self.device = device
         self.runtime: MaskRuntime | None = None
+        self.loader: Loader | None = None
+        self._files: MaskFiles | None = None
         self._dummies: set[int] = set()
-        self._warming_up = False
 
     def create_lora_manager(self, model: torch.nn.Module, vllm_config: Any = None) -> Any:
         """Find the gates, hook the masked delta behind each, and return the model unchanged."""
@@ -73,26 +74,50 @@ class MaskManager:
         gates = [self._gate(layer) for layer in fused]
         self._check_names(gates, vllm_config)
         parallel = vllm_config.parallel_config if vllm_config is not None else None
-        stats = WorkerStats(pid=os.getpid(), rank=getattr(parallel, "rank", 0) or 0)
+        rank = getattr(parallel, "rank", 0) or 0
+        stats = worker_stats.WorkerStats(pid=os.getpid(), rank=rank)
+        bounds = self._bounds(vllm_config)
         runtime = MaskRuntime(
-            gates, self.settings.mask_mode, self.settings.mask_memory_bytes, stats
+            gates,
+            self.settings.mask_mode,
+            bounds.memory_bytes,
+            stats,
+            lambda gates: make(gates, bounds),
         )
         if runtime.mode != "scatter":
             for layer, handle in zip(fused, runtime.handles(), strict=True):
                 layer.quant_method = MaskedLinearMethod(layer.quant_method, handle)
-        if self.settings.stats_dir:
-            _StatsWriter(stats, Path(self.settings.stats_dir)).attach(runtime)
         self.runtime = runtime
+        self._files = MaskFiles(self.settings, rank)
+        self.loader = Loader(runtime, self._files)
+        if self.settings.stats_dir:
+            path = worker_stats.path_of(self.settings.stats_dir, stats.pid)
+            runtime.changed = stats_file.Writer(path, runtime.figures).changed
+            self.loader.listen(socket_path(self.settings.stats_dir, _rank_of_all(parallel)))
         logger.info(
-            "Masks: mode %s (asked for %s), kernel %s, %d gates of %s, up to %d MiB resident.",
+            "Masks: mode %s (asked for %s), kernel %s (%s), %d gates of %s, up to %d MiB resident.",
             runtime.mode,
             self.settings.mask_mode,
             stats.kernel,
+            runtime.kernel.note,
             len(gates),
             list(gates[0].shape),
             self.settings.mask_memory_bytes >> 20,
         )
         return model
+
+    def _bounds(self, vllm_config: Any) -> Bounds:
+        """For kernels that reserve memory; vLLM measures what is left for its KV cache later."""
+        memory = self.settings.mask_memory_bytes
+        if vllm_config is None:
+            return Bounds(memory_bytes=memory)
+        compilation = vllm_config.compilation_config
+        graphs = compilation.cudagraph_mode not in (None, CUDAGraphMode.NONE)
+        return Bounds(
+            memory_bytes=memory,
+            max_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
+            graph_tokens=compilation.max_cudagraph_capture_size or 0 if graphs else 0,
+        )
 
     def _gate(self, layer: Any) -> GateLayer:
         if not isinstance(layer.quant_method, UnquantizedLinearMethod):
@@ -142,27 +167,44 @@ class MaskManager:
         return False
 
     def set_active_adapters(self, requests: set[LoRARequest], mapping: Any) -> None:
-        """Called before each forward pass with the batch's adapters and each token's id."""
+        """Called before each forward pass with the batch's adapters and each token's id.
+
+        An exception here ends the engine, so whatever can fail was done before admission.
+        """
         assert self.runtime is not None
-        ids = [r.lora_int_id for r in requests]
         for request in requests:
             if request.lora_int_id not in self._dummies:
-                self._ensure(request, ids)
+                self._ensure(request)
         tokens = np.asarray(mapping.index_mapping if mapping is not None else (), dtype=np.int64)
-        if self._dummies:
-            tokens = np.where(np.isin(tokens, list(self._dummies)), 0, tokens)
-        self.runtime.begin_step(tokens)
+        if any(r.lora_int_id in self._dummies for r in requests):
+            # A warm-up run, or one that CUDA graphs of steps with masks are captured from.
+            self.runtime.rehearse(tokens.size)
+        else:
+            self.runtime.begin_step(tokens)
 
-    def add_adapter(self, request: LoRARequest) -> bool:
-        """Make a mask resident ahead of its first use."""
-        return self._ensure(request, [])
+    def add_adapter(self, request: Any) -> Any:
+        """Make a mask resident ahead of its first use; also the door for the channel's commands.
 
-    def _ensure(self, request: LoRARequest, keep: list[int]) -> bool:
+        A dict is a command that came through the engine (see `rpc.py`). It never raises: vLLM's
+        executor stops at the first worker that fails and leaves the others' answers in their
+        queues, where its next call would take them for its own.
+        """
+        assert self.loader is not None
+        if not isinstance(request, dict):
+            return self._ensure(request)
+        if request["do"] == "answer":
+            return self.loader.answer(request["n"])
+        self.loader.begin(request)
+        return None
+
+    def _ensure(self, request: LoRARequest) -> bool:
         assert self.runtime is not None
-        if request.lora_int_id in self.runtime.store.adapters:
+        if self.runtime.store.knows(request.lora_int_id):
             return False
-        layout = map_layout(request.lora_path)
-        self.runtime.add(request.lora_int_id, request.lora_name, layout, keep)
+        assert self._files is not None
+        # Offline use, or vLLM dropped all adapters under running requests.
+        layout = self._files.open(request.lora_path)
+        self.runtime.add(request.lora_int_id, request.lora_name, layout)
         return True
 
     def remove_adapter(self, adapter_id: int) -> bool:
@@ -170,43 +212,29 @@ class MaskManager:
         return self.runtime.remove(adapter_id)
 
     def remove_all_adapters(self) -> None:
-        """vLLM calls this after warm-up, and when the base's weights are replaced."""
+        """vLLM calls this after warm-up, and when the base's weights are replaced.
+
+        Warm-up also means the dummy steps of an idle data-parallel rank (`v1/worker/gpu_worker.py`,
+        `execute_dummy_batch`): where there are dummies, they alone go.
+        """
         assert self.runtime is not None
-        self._dummies.clear()
-        for adapter in list(self.runtime.store.adapters):
+        if self._dummies:
+            self._dummies.clear()
+            return
+        for adapter in self.runtime.store.adapters:
             self.runtime.remove(adapter)
 
     def pin_adapter(self, adapter_id: int) -> bool:
-        """Pin a mask; a negative id unpins it (see `bridge.py`)."""
         assert self.runtime is not None
-        return self.runtime.store.pin(abs(adapter_id), adapter_id > 0)
+        return self.runtime.store.pin(adapter_id)
 
     def list_adapters(self) -> set[int]:
         assert self.runtime is not None
         return self.runtime.store.adapters
 
 
-class _StatsWriter:
-    """Writes a worker's figures when they changed, off the step's path."""
-
-    def __init__(self, stats: WorkerStats, folder: Path) -> None:
-        self._stats, self._folder = stats, folder
-        self._dirty = threading.Event()
-
-    def attach(self, runtime: MaskRuntime) -> None:
-        runtime.changed = self._dirty.set
-        self._dirty.set()
-        threading.Thread(target=self._run, name="bmt-stats", daemon=True).start()
-
-    def _run(self) -> None:
-        pause = threading.Event()
-        while True:
-            self._dirty.wait()
-            self._dirty.clear()
-            try:
-                self._stats.write(self._folder)
-            except OSError as error:
-                # The folder is gone when the server is; figures are not worth a worker.
-                logger.warning("Worker figures are no longer written: %s", error)
-                return
-            pause.wait(_STATS_INTERVAL_S)
+def _rank_of_all(parallel: Any) -> int:
+    """This worker's rank among those of all data-parallel engines."""
+    if parallel is None:
+        return 0
+    return parallel.data_parallel_index * parallel.world_size + parallel.rank

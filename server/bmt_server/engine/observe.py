@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -49,21 +50,46 @@ class _Tally:
             self.first = latency or time.perf_counter() - self.started
 
 
-def observe(engine_client: Any, finished: RequestObserver) -> None:
-    """Wrap `engine_client.generate` so that `finished` hears of every request, however it ends."""
-    original = engine_client.generate
+Admit = Callable[[int], AbstractAsyncContextManager[None]]
 
+
+def observe(engine_client: Any, finished: RequestObserver, admit: Admit) -> None:
+    """Wrap what vLLM's handlers call of the engine client, `generate` and `encode`.
+
+    admit: entered around each call that names an adapter, with its id: the mask is resident when
+    the request goes to the engine. finished: hears of every request to `generate`, however it
+    ends.
+    """
+    engine_client.generate = _observed(_admitted(engine_client.generate, admit), finished)
+    engine_client.encode = _admitted(engine_client.encode, admit)
+
+
+def _admitted(original: Any, admit: Admit) -> Any:
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        lora = kwargs.get("lora_request")
+        async with (
+            admit(lora.lora_int_id) if lora is not None else nullcontext(),
+            # Closed here: the engine drops the request before the mask is let go.
+            aclosing(original(*args, **kwargs)) as outputs,
+        ):
+            async for output in outputs:
+                yield output
+
+    return call
+
+
+def _observed(original: Any, finished: RequestObserver) -> Any:
     async def generate(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
         lora = kwargs.get("lora_request")
         kind = getattr(getattr(sampling_params, "output_kind", None), "name", "CUMULATIVE")
         tally, outcome = _Tally(), "cancelled"
-        outputs: AsyncIterator[Any] = original(prompt, sampling_params, *args, **kwargs)
         try:
-            async for output in outputs:
-                tally.see(output, cumulative=kind != "DELTA")
-                if output.finished:
-                    outcome = "ok"
-                yield output
+            async with aclosing(original(prompt, sampling_params, *args, **kwargs)) as outputs:
+                async for output in outputs:
+                    tally.see(output, cumulative=kind != "DELTA")
+                    if output.finished:
+                        outcome = "ok"
+                    yield output
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except Exception:
@@ -79,4 +105,4 @@ def observe(engine_client: Any, finished: RequestObserver) -> None:
                 e2e_s=time.perf_counter() - tally.started,
             )
 
-    engine_client.generate = generate
+    return generate

@@ -8,8 +8,9 @@ inert. All patches are idempotent, because vLLM may load plugins more than once 
    mask manager in place of vLLM's LoRA manager. This brings admission by model name, adapter ids
    in the batch and KV-cache separation, all of it vLLM's own code.
 2. `platforms/*.py`, `Platform.check_and_update_config`: sets `max_loras` to `max_num_seqs`, known
-   only there (masks have no slots, so no request may wait for one), and on the CPU hides the
-   LoRA setting from the rule that turns compilation off for LoRA.
+   only there (masks have no slots, so no request may wait for one), on the CPU hides the LoRA
+   setting from the rule that turns compilation off for LoRA, and in mode `scatter` sets the
+   scheduler, since only there it is known whether steps are scheduled ahead.
 3. `model_executor/layers/linear.py`, `UnquantizedLinearMethod.process_weights_after_loading`: on
    the CPU it repacks each weight and drops the original. The gate's rows are kept aside before
    that (`delta`), or the layer is left unpacked (`scatter`).
@@ -24,6 +25,11 @@ from typing import Any
 from bmt_server.settings import Settings
 
 SUPPORTED = "0.32.0"
+# Mode `scatter`'s scheduler: where vLLM waits for each step, and where it schedules ahead.
+SCHEDULER = {
+    False: "bmt_server.engine.scheduler.ExclusiveScheduler",
+    True: "bmt_server.engine.scheduler.ExclusiveAsyncScheduler",
+}
 # Where patch 3 leaves the gate's base rows for the manager.
 BASE_GATE = "bmt_base_gate"
 
@@ -93,14 +99,15 @@ def _patch_platform(settings: Settings) -> None:
         # The compiled graph differs by mode, and vLLM's compile cache hashes this field.
         if isinstance(vllm_config.additional_config, dict):
             vllm_config.additional_config["bmt_mask_mode"] = settings.mask_mode
-        if not current_platform.is_cpu():
-            original(cls, vllm_config)
-            return
-        vllm_config.lora_config = None
+        if current_platform.is_cpu():
+            vllm_config.lora_config = None
         try:
             original(cls, vllm_config)
         finally:
             vllm_config.lora_config = lora
+        if settings.mask_mode == "scatter":
+            scheduler = vllm_config.scheduler_config
+            scheduler.scheduler_cls = SCHEDULER[bool(scheduler.async_scheduling)]
 
     replaced = _once(owner, "check_and_update_config", classmethod(check_and_update_config))
     original = replaced or original

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-
-import torch
+from collections.abc import Callable, Sequence
 
 from bmt_server.worker.layers import GateLayer
-from bmt_server.worker.resident import LayerMask, ResidentMask
+from bmt_server.worker.resident import ResidentMask
+
+Switch = Callable[[ResidentMask | None, ResidentMask | None], None]
 
 
 class InPlace:
@@ -18,8 +18,10 @@ class InPlace:
     leaves the weights as they were.
     """
 
-    def __init__(self, gates: Sequence[GateLayer]) -> None:
+    def __init__(self, gates: Sequence[GateLayer], switch: Switch) -> None:
+        """switch: how a kernel changes the weights, see `ops.Kernel.switch`."""
         self.gates = gates
+        self._switch = switch
         self.current: ResidentMask | None = None
         self.switches = 0
         self.seconds = 0.0
@@ -36,23 +38,7 @@ class InPlace:
         ):
             return
         start = time.perf_counter()
-        if self.current is not None:
-            for gate, layer in zip(self.gates, self.current.layers, strict=True):
-                _write(gate, layer, layer.values)
+        self._switch(self.current, mask)
         self.current = mask
-        if mask is not None:
-            for gate, layer in zip(self.gates, mask.layers, strict=True):
-                _write(gate, layer, None)
         self.switches += 1
         self.seconds += time.perf_counter() - start
-
-
-def _write(gate: GateLayer, layer: LayerMask, values: torch.Tensor | None) -> None:
-    assert gate.live is not None
-    if not layer.cols.numel():
-        return
-    where = (layer.rows(), layer.cols.long())
-    if values is None:
-        gate.live[where] = 0
-    else:
-        gate.live[where] = values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,16 @@ from bmt_server.api.keys import KeyStore
 from bmt_server.api.routes import build_router
 from bmt_server.api.runtime import Runtime
 from bmt_server.api.store import Store
+from bmt_server.channel import WorkerError
+from bmt_server.disk import DiskCache
 from bmt_server.settings import Settings
+from bmt_server.source import MaskSource
+from bmt_server.wire import WireError, map_layout
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from prometheus_client import CollectorRegistry
+
+from tests.server.served import Valkey
 
 BASE = bmt_core.Base("tiny", "ab" * 32)
 GATES = {f"model.layers.{i}.mlp.gate_proj.weight": (64, 48) for i in range(2)}
@@ -39,35 +45,59 @@ def make_mask(seed: int = 0, base: bmt_core.Base = BASE, zeros: int = 40, **meta
 
 @dataclass
 class FakeEngine:
-    """Keeps what it is told; `fail` makes the next loads fail."""
+    """Keeps what it is told; `fail` makes the next loads fail, `slow` makes them wait."""
 
+    folder: Path = Path()
     base_names: list[str] = field(default_factory=lambda: ["tiny"])
     max_model_len: int | None = 128
     model_path: str = "tiny"
-    published: dict[str, tuple[int, Path]] = field(default_factory=dict)
+    evicted: Callable[[int], None] = lambda adapter: None
+    published: dict[str, tuple[int, MaskSource]] = field(default_factory=dict)
+    seen: list[tuple[str, int, MaskSource]] = field(default_factory=list)
     loads: list[int] = field(default_factory=list)
-    evicted: list[int] = field(default_factory=list)
-    fail: bool = False
+    dropped: list[int] = field(default_factory=list)
+    pinned: set[int] = field(default_factory=set)
+    in_memory: set[int] = field(default_factory=set)
+    fail: WorkerError | None = None
+    slow: asyncio.Event | None = None
 
-    def publish(self, internal_name: str, adapter_id: int, path: Path) -> None:
-        self.published[internal_name] = (adapter_id, path)
+    def publish(self, internal_name: str, adapter_id: int, source: MaskSource) -> None:
+        self.published[internal_name] = (adapter_id, source)
+        self.seen.append((internal_name, adapter_id, source))
 
     def retire(self, internal_name: str) -> None:
         self.published.pop(internal_name, None)
 
-    async def preload(self, internal_name: str, adapter_id: int, path: Path) -> None:
-        if self.fail:
-            raise RuntimeError("no room")
-        assert path.exists()
+    def resident(self, adapter_id: int) -> bool:
+        return adapter_id in self.in_memory
+
+    async def load(self, internal_name: str, adapter_id: int, source: MaskSource) -> None:
+        if self.slow is not None:
+            await self.slow.wait()
+        if self.fail is not None:
+            raise self.fail
+        try:
+            map_layout(self.folder / DiskCache.name(source.digest))
+        except WireError as error:
+            raise WorkerError(str(error), "unavailable") from None
         self.loads.append(adapter_id)
+        self.in_memory.add(adapter_id)
 
-    async def evict(self, adapter_id: int) -> None:
-        self.evicted.append(adapter_id)
+    def evict(self, adapter_id: int) -> None:
+        self.in_memory.discard(adapter_id)
+        self.evicted(adapter_id)
 
-    async def pin(self, adapter_id: int, pinned: bool) -> None: ...
+    async def drop(self, adapter_id: int) -> None:
+        self.dropped.append(adapter_id)
+        self.in_memory.discard(adapter_id)
+
+    async def pin(self, adapter_id: int, pinned: bool) -> None:
+        (self.pinned.add if pinned else self.pinned.discard)(adapter_id)
 
     async def healthy(self) -> bool:
         return True
+
+    async def close(self) -> None: ...
 
 
 @dataclass
@@ -79,6 +109,7 @@ class Api:
     app: FastAPI
     keys: dict[str, str]
     hold: asyncio.Event
+    calls: list[str]
 
     def client(self, key: str = "admin") -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {self.keys[key]}"} if key else {}
@@ -95,6 +126,14 @@ class Api:
             return await client.post("/v1/chat/completions", json={"model": model})
 
 
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory):
+    store = Valkey(tmp_path_factory.mktemp("valkey"))
+    store.start()
+    yield store
+    store.close()
+
+
 @asynccontextmanager
 async def replica(url: str, folder: Path, keys: dict[str, str] | None = None) -> AsyncIterator[Api]:
     settings = Settings(
@@ -107,14 +146,17 @@ async def replica(url: str, folder: Path, keys: dict[str, str] | None = None) ->
         stats_dir=str(folder),
         max_density=0.05,
     )
-    engine, hold = FakeEngine(), asyncio.Event()
+    engine, hold = FakeEngine(folder), asyncio.Event()
     runtime = await Runtime.create(settings, engine, CollectorRegistry())
-    runtime.resolver.grace_s = 0.05
+    runtime.residency.grace_s = 0.05
     app = FastAPI()
     app.state.bmt = runtime
 
+    calls: list[str] = []
+
     async def chat(request: Request) -> Any:
         body = await request.json()
+        calls.append(body["model"])
         if not body.get("stream"):
             return {"model": body["model"]}
 
@@ -125,12 +167,13 @@ async def replica(url: str, folder: Path, keys: dict[str, str] | None = None) ->
         return StreamingResponse(pieces())
 
     app.post("/v1/chat/completions")(chat)
+    app.post("/tokenize")(chat)
     for path in ("/pause", "/collective_rpc", "/v1/load_lora_adapter", "/invocations"):
         app.post(path)(chat)
     app.include_router(build_router())
     app.add_middleware(Gate)
     try:
-        yield Api(runtime, engine, app, keys or {}, hold)
+        yield Api(runtime, engine, app, keys or {}, hold, calls)
     finally:
         await runtime.close()
 

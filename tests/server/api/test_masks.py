@@ -9,6 +9,7 @@ import time
 
 import bmt_core
 import pytest
+from bmt_server.channel import WorkerError
 
 from .conftest import BASE, make_mask, replica
 
@@ -151,8 +152,9 @@ async def test_tenants_do_not_see_each_other(api):
     assert theirs["id"] != mine["id"]
     assert (await api.ask("m", "other")).json()["model"] == f"other/{theirs['model']}"
     assert (await api.ask("m")).json()["model"] == mine["model"]
-    paths = {str(path) for _, path in api.engine.published.values()}
-    assert len(paths) == 2, "KV blocks are keyed by path: one for each tenant"
+    sources = {str(source) for _, _, source in api.engine.seen}
+    assert len(sources) == 2, "KV blocks are keyed by path: one for each tenant"
+    assert api.engine.published == {}, "only what runs can be named in vLLM"
 
 
 async def test_requests_reach_their_version(api):
@@ -182,7 +184,7 @@ async def test_requests_reach_their_version(api):
 
 async def test_fifty_cold_requests_are_one_load(api):
     await api.put("m", make_mask())
-    api.runtime.cache._ready.clear()
+    next(api.runtime.cache.disk.folder.glob("*.lay")).unlink()
     answers = await asyncio.gather(*(api.ask("m") for _ in range(50)))
     assert {a.status_code for a in answers} == {200}
     assert len(api.engine.loads) == 1
@@ -190,11 +192,11 @@ async def test_fifty_cold_requests_are_one_load(api):
 
 async def test_a_load_that_fails_is_that_requests_error_and_not_remembered(api):
     await api.put("m", make_mask())
-    api.engine.fail = True
+    api.engine.fail = WorkerError("no room", "unusable")
     answer = await api.ask("m")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "mask_unusable")
     assert "retry-after" in answer.headers
-    api.engine.fail = False
+    api.engine.fail = None
     assert (await api.ask("m")).status_code == 200
 
 
@@ -207,21 +209,21 @@ async def test_a_running_stream_keeps_its_version_until_it_ends(api):
             return (await client.post("/v1/chat/completions", json=body)).json()["model"]
 
     running = asyncio.create_task(stream())
-    while not api.runtime.resolver.running():
+    while not api.runtime.residency.in_flight():
         await asyncio.sleep(0.01)
     async with api.client() as client:
         assert (await client.delete("/v1/masks/m")).status_code == 204
     new = (await api.put("m", make_mask(1))).json()
     assert (await api.ask("m")).json()["model"] == new["model"]
     await asyncio.sleep(0.2)
-    assert old["id"] not in api.engine.evicted, "in use"
+    assert old["id"] not in api.engine.dropped, "in use"
     api.hold.set()
     assert await running == old["model"]
     for _ in range(100):
-        if old["id"] in api.engine.evicted:
+        if old["id"] in api.engine.dropped:
             break
         await asyncio.sleep(0.02)
-    assert api.engine.evicted == [old["id"]]
+    assert api.engine.dropped == [old["id"]]
     assert (await api.ask(old["model"])).status_code == 404
 
 
@@ -245,8 +247,7 @@ async def test_a_damaged_blob_is_never_served(api):
     stored = (await api.put("m", make_mask())).json()
     key = "{bmt}:blob:" + stored["file_digest"]
     await api.runtime.store.quick.setrange(key, 150, b"\x00\x01\x02")
-    api.runtime.cache._ready.clear()
-    next(api.runtime.cache._folder.rglob("*.lay")).unlink()
+    next(api.runtime.cache.disk.folder.glob("*.lay")).unlink()
     answer = await api.ask("m")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "blob_damaged")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import bmt_core
 import pytest
+from bmt_server import turn_stats, worker_stats
 
 from .engines import PROMPTS, random_mask, run_engine
 
@@ -71,6 +72,30 @@ def test_warm_prefix_cache_does_not_leak_between_masks(smol, tmp_path, mode):
         assert distance(answer, cold[index % 4]) < 1e-3
     for m in range(4):
         assert distance(mixed[m::4], cold[m]) < 1e-3
+
+
+def test_scatter_takes_turns_and_nobody_waits_long(smol, tmp_path):
+    """A busy mask, three others and the base at once: own answers, no mixed step, bounded waits."""
+    files = saved(smol, tmp_path, range(4), 0.05)
+    who = [files[0]] * 12 + [*files[1:], None] * 2
+    texts = PROMPTS[: len(who)]
+    parts = [{"prompts": texts, "masks": [m] * len(who), "generate": 24} for m in (*files, None)]
+    parts.append({"prompts": texts, "masks": who, "generate": 24})
+    stats = tmp_path / "stats"
+    stats.mkdir()
+    options = {"enforce_eager": True, "dtype": "float32", "enable_prefix_caching": False}
+    options |= {"scatter_max_wait_s": 2.0, "stats_dir": str(stats)}
+    job = {"model": str(smol), "mode": "scatter", "options": options, "masks": files}
+    *alone, mixed = run_engine("answer.py", {**job, "parts": parts}, tmp_path)
+    by_mask = dict(zip((*files, None), alone, strict=True))
+    for i, mask in enumerate(who):
+        assert mixed[i]["tokens"] == by_mask[mask][i]["tokens"]
+    (turns,), (worker,) = turn_stats.read_all(stats), worker_stats.read_all(stats)
+    assert turns.turns > len(by_mask), "the masks of the last part took turns"
+    assert sum(turns.waits) == turns.turns
+    assert worker.steps_corrected == 0
+    # Twice the bound, for other processes may hold the machine's cores.
+    assert 0 < turns.longest_wait_s < 4.0
 
 
 def test_stock_lora_beside_us_is_stock(smol, tmp_path):

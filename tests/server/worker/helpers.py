@@ -7,7 +7,7 @@ from pathlib import Path
 import bmt_core
 import numpy as np
 import torch
-from bmt_server.wire import Layout, lay_out, map_layout
+from bmt_server.wire import Layout, Rows, lay_out, map_layout
 from bmt_server.worker.layers import GateLayer
 
 BASE = bmt_core.Base(model_id="test", fingerprint="ab" * 32)
@@ -69,3 +69,10 @@ def gates(
         gate = fused[:r]
         made.append(GateLayer(name(i), (rank * r, (rank + 1) * r), gate, gate if live else None))
     return made
+
+
+def rows_of(positions: np.ndarray, shape: tuple[int, int]) -> Rows:
+    """Sorted flat positions in the form that `wire` maps, without a file."""
+    start = np.zeros(shape[0] + 1, np.uint32)
+    np.cumsum(np.bincount(positions // shape[1], minlength=shape[0]), out=start[1:])
+    return Rows(shape, start, (positions % shape[1]).astype("u2" if shape[1] <= 1 << 16 else "u4"))

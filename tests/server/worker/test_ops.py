@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from bmt_server.worker import ops
 from bmt_server.worker.runtime import MaskRuntime
 
 from .helpers import COLS, ROWS, dense, gates, laid_out, random_mask
+
+pytestmark = pytest.mark.usefixtures("each_kernel")
 
 MIXES = {
     "identical": lambda t, n: np.ones(t),
@@ -116,4 +117,3 @@ def test_the_op_survives_compilation(tmp_path):
     for chosen in ([1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]):
         runtime.begin_step(np.array(chosen))
         torch.testing.assert_close(compiled(x), forward(x))
-    assert ops.STATE.handles

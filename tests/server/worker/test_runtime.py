@@ -8,6 +8,8 @@ from bmt_server.worker.runtime import MaskRuntime, MixedStepError
 
 from .helpers import dense, gates, laid_out, random_mask
 
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
 
 def filled(tmp_path, mode, count=4, capacity=1 << 30, **options):
     layers = gates(**options)
@@ -49,16 +51,82 @@ def test_scatter_refuses_a_mixed_step(tmp_path):
         step(runtime, 0, 1)
 
 
-def test_auto_is_in_place_for_one_mask_and_corrects_a_mix(tmp_path):
-    runtime, layers, masks = filled(tmp_path, "auto")
+def test_auto_corrects_until_the_switch_is_paid_and_leaves_at_the_first_mix(tmp_path):
+    runtime, layers, _ = filled(tmp_path, "auto")
     base = [g.base.clone() for g in layers]
-    assert step(runtime, 1, 1) == "in_place"
+    kinds = [step(runtime, 1, 1) for _ in range(40)]
+    paying = kinds.count("corrected")
+    assert paying > 2
+    assert kinds == ["corrected"] * paying + ["in_place"] * (40 - paying)
     assert not torch.equal(layers[0].live, base[0])
+    assert runtime.stats.in_weights == runtime.store.digest(1)[:12]
     assert step(runtime, 1, 2) == "corrected"
     assert torch.equal(layers[0].live, base[0]), "a corrected step starts from the base's weights"
+    assert runtime.stats.reason == "mixed"
     assert step(runtime, 0, 0) == "base"
+    assert runtime.stats.in_weights == ""
+    assert [step(runtime, 1, 1) for _ in range(paying + 1)].count("corrected") == paying
     counts = runtime.stats
-    assert (counts.steps_in_place, counts.steps_corrected, counts.steps_base) == (1, 1, 1)
+    assert counts.steps_paying == 2 * paying
+    assert counts.steps_corrected == 2 * paying + 1
+    assert counts.steps_in_place == 40 - paying + 1
+    assert counts.steps_base == 1
+    assert counts.switches == 3
+
+
+def test_auto_does_not_thrash_on_alternating_masks(tmp_path):
+    runtime, _, _ = filled(tmp_path, "auto")
+    for _ in range(100):
+        for who in ((1,), (2,), (0,), (3, 1)):
+            step(runtime, *who)
+    assert runtime.stats.switches == 0
+    assert runtime.stats.steps_in_place == 0
+
+
+def test_two_ids_of_equal_masks_own_a_step_together(tmp_path):
+    runtime, _, masks = filled(tmp_path, "auto")
+    runtime.add(9, "twin", laid_out(masks[0], tmp_path))
+    kinds = [step(runtime, 1, 9) for _ in range(40)]
+    assert kinds[-1] == "in_place"
+    runtime, layers, masks = filled(tmp_path, "scatter")
+    runtime.add(9, "twin", laid_out(masks[0], tmp_path))
+    assert step(runtime, 1, 9) == "in_place"
+
+
+@pytest.mark.parametrize("mode", ["auto", "scatter", "delta"])
+def test_every_step_of_any_trace_computes_its_masks(tmp_path, mode):
+    """Random owners, mixes, loads and removals; each output against the dense product."""
+    runtime, layers, masks = filled(tmp_path, mode)
+    base = [g.base.clone() for g in layers]
+    handles = runtime.handles()
+    rng = np.random.default_rng(0)
+    owner, extra, kinds = np.array([1]), 0, set()
+    for turn in range(400):
+        if rng.random() < 0.1:
+            owner = rng.integers(0, 5, 1 if mode == "scatter" else rng.integers(1, 4))
+        if rng.random() < 0.02:
+            extra += 1
+            runtime.add(100 + extra, "x", laid_out(random_mask(100 + extra), tmp_path))
+        if turn == 200:
+            # Only what no step names later goes.
+            assert runtime.remove(101)
+        tokens = np.repeat(owner, rng.integers(1, 4))
+        kinds.add(runtime.begin_step(tokens))
+        x = torch.randn(len(tokens), 40)
+        for i, handle in enumerate(handles):
+            y = x @ layers[i].live.t()
+            torch.ops.bmt.masked_delta(y, x, handle)
+            for t, adapter in enumerate(tokens):
+                weight = base[i] * dense(masks[adapter - 1], i) if adapter else base[i]
+                torch.testing.assert_close(y[t], x[t] @ weight.t())
+    assert (
+        kinds
+        == {
+            "auto": {"base", "in_place", "corrected"},
+            "scatter": {"base", "in_place"},
+            "delta": {"base", "corrected"},
+        }[mode]
+    )
 
 
 def test_auto_without_live_weights_is_delta(tmp_path):
@@ -89,6 +157,7 @@ def test_removing_the_mask_in_place_restores_the_base(tmp_path):
     step(runtime, 3)
     assert runtime.remove(3)
     assert not runtime.remove(3)
+    step(runtime, 0)
     assert all(torch.equal(g.live, b) for g, b in zip(layers, base, strict=True))
 
 
@@ -98,7 +167,7 @@ def test_residency_is_bounded_by_bytes_and_evicted_masks_come_back(tmp_path):
     runtime, layers, masks = filled(tmp_path, "delta", count=8, capacity=3 * one, live=False)
     assert len(runtime.store) == 3
     assert runtime.store.resident_bytes <= 3 * one
-    assert runtime.stats.evictions == 5
+    assert runtime.figures().evictions == 5
     x = torch.randn(1, 40)
     for adapter in (1, 2, 3, 4, 5, 6, 7, 8):
         step(runtime, adapter)
@@ -135,14 +204,18 @@ def test_equal_masks_of_two_tenants_share_one_copy(tmp_path):
     assert runtime.store.resident(2)
     runtime.remove(2)
     assert runtime.store.resident_bytes == 0
-    assert runtime.stats.resident == []
+    assert runtime.figures().resident == []
 
 
 def test_the_figure_of_bytes_is_what_tensors_hold(tmp_path):
     runtime, _, masks = filled(tmp_path, "delta", count=1, live=False, dtype=torch.bfloat16)
-    zeros = masks[0].zeros
-    rows = sum(4 * (g.shape[0] + 1) for g in runtime.gates)
-    assert runtime.store.resident_bytes == 4 * zeros + rows
+    mask = runtime.store.use([1])[1]
+    tensors = [t for m in mask.layers for t in (m.block_start, m.row_end, m.cols, m.values)]
+    zeros, rows = masks[0].zeros, sum(g.shape[0] for g in runtime.gates)
+    blocks = len(runtime.gates) * 2
+    assert sum(t.nbytes for t in tensors) == 4 * zeros + 2 * rows + 4 * blocks
+    aligned = sum(-(-t.nbytes // 64) * 64 for t in tensors)
+    assert runtime.store.resident_bytes == aligned == mask.buffer.nbytes
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -60,5 +60,5 @@ def test_a_cut_or_missing_file_is_refused(tmp_path):
         with pytest.raises(WireError):
             map_layout(path)
     path.unlink()
-    with pytest.raises(WireError, match="cannot be mapped"):
+    with pytest.raises(WireError, match="no laid-out mask"):
         map_layout(path)

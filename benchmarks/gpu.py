@@ -1,0 +1,263 @@
+"""Masks on a GPU: what the correction adds to the gate's product, and what a switch takes.
+
+    python benchmarks/gpu.py             8B shapes: 32 layers of 14336 x 4096 bf16, 0.2 % zeros
+    python benchmarks/gpu.py --sweep     the correction again with other sizes of its programs
+
+Every figure stands beside its baseline of the same run: the two are captured as CUDA graphs and
+replayed by turns, and the medians of their times by CUDA events are compared. Prints a table and
+writes benchmarks/results/latest/gpu.json. Without a CUDA device it says so and measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bmt_server.wire import Layout, Rows
+from bmt_server.worker.layers import GateLayer
+from bmt_server.worker.resident import ResidentMask, gather
+
+RESULTS = Path(__file__).resolve().parent / "results" / "latest" / "gpu.json"
+
+Work = Callable[[], object]
+# Milliseconds of each of two works, taken by turns.
+Race = Callable[[Work, Work], tuple[float, float]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """What is measured: shapes as in `layers.py`, share of zeros, masks, steps' tokens."""
+
+    layers: int = 32
+    rows: int = 14336
+    cols: int = 4096
+    density: float = 0.002
+    masks: int = 64
+    decode: tuple[int, ...] = (1, 8, 32, 64)
+    prefill: tuple[int, ...] = (1024, 8192)
+    dtype: torch.dtype = torch.bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line of the table: `value` of ours, `baseline` of what it is compared with."""
+
+    id: str
+    value: float
+    unit: str
+    baseline: float
+    command: str = "python benchmarks/gpu.py"
+
+
+class Model:
+    """Fused weights [2R, K] of every layer, and masks with random zeros in their gates."""
+
+    def __init__(self, sizes: Sizes, device: torch.device, kernel: Callable[..., Any]) -> None:
+        self.sizes, self.device = sizes, device
+        shape = (2 * sizes.rows, sizes.cols)
+        self.weights = [
+            torch.randn(shape, device=device, dtype=sizes.dtype) * 0.02 for _ in range(sizes.layers)
+        ]
+        gates = [
+            GateLayer(f"gate{i}", (0, sizes.rows), w[: sizes.rows], w[: sizes.rows])
+            for i, w in enumerate(self.weights)
+        ]
+        zeros = round(sizes.rows * sizes.cols * sizes.density)
+        memory = sizes.masks * sizes.layers * (zeros * 6 + sizes.rows * 6 + 4096)
+        most = max(*sizes.decode, *sizes.prefill)
+        # Prefill runs outside of graphs in vLLM; here too it may take its own way.
+        self.kernel = kernel(
+            gates, memory_bytes=memory, max_tokens=most, graph_tokens=max(sizes.decode)
+        )
+        layouts = list(_layouts(sizes, zeros))
+        self.masks: dict[int, ResidentMask] = {
+            i + 1: gather(f"{i}", layouts[i % len(layouts)], gates, self.kernel.place)
+            for i in range(sizes.masks)
+        }
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """Gate and up of every layer, what a step computes without masks; the last one's."""
+        for weight in self.weights:
+            y = x @ weight.t()
+        return y
+
+    def corrected(self, x: torch.Tensor) -> torch.Tensor:
+        for layer, weight in enumerate(self.weights):
+            y = x @ weight.t()
+            self.kernel.run(layer, y, x)
+        return y
+
+
+def _layouts(sizes: Sizes, zeros: int) -> Iterator[Layout]:
+    """A few patterns, shared by the masks: each mask has memory of its own all the same."""
+    rng = np.random.default_rng(0)
+    r, k = sizes.rows, sizes.cols
+    for _ in range(min(sizes.masks, 4)):
+        tensors = {}
+        for layer in range(sizes.layers):
+            flat = np.unique(rng.integers(0, r * k, zeros))
+            start = np.searchsorted(flat, np.arange(r + 1) * k).astype(np.uint32)
+            wide = np.uint16 if k <= 1 << 16 else np.uint32
+            tensors[f"gate{layer}"] = Rows((r, k), start, (flat % k).astype(wide))
+        yield Layout("pattern", tensors)
+
+
+def compositions(tokens: int, masks: int) -> dict[str, np.ndarray]:
+    """Each token's mask in the steps that are measured, int64 [T]."""
+    return {
+        "one mask": np.ones(tokens, np.int64),
+        "each its own": np.arange(tokens) % masks + 1,
+        "8 prompts": np.arange(tokens) * 8 // tokens % masks + 1,
+    }
+
+
+def corrections(model: Model, race: Race) -> Iterator[Figure]:
+    """Milliseconds a layer that the correction adds to the fused product of gate and up."""
+    sizes, each = model.sizes, model.sizes.layers
+    for kind, counts in (("decode", sizes.decode), ("prefill", sizes.prefill)):
+        for tokens in counts:
+            x = torch.randn(tokens, sizes.cols, device=model.device, dtype=sizes.dtype)
+            for name, chosen in compositions(tokens, sizes.masks).items():
+                if name == ("8 prompts" if kind == "decode" else "each its own"):
+                    continue
+                model.kernel.plan(chosen, model.masks)
+                bare, masked = race(partial(model.product, x), partial(model.corrected, x))
+                label = f"{kind}_{tokens}_{name.replace(' ', '_')}"
+                yield Figure(f"gpu_delta_{label}", (masked - bare) / each, "ms/layer", bare / each)
+    tokens = max(sizes.decode)
+    x = torch.randn(tokens, sizes.cols, device=model.device, dtype=sizes.dtype)
+    # As in a graph that was captured for masks and runs a step of the base, or one in place.
+    model.kernel.plan(np.zeros(tokens, np.int64), {})
+    bare, masked = race(partial(model.product, x), partial(model.corrected, x))
+    yield Figure(f"gpu_delta_base_{tokens}", (masked - bare) / each, "ms/layer", bare / each)
+
+
+def switches(model: Model, race: Race) -> Iterator[Figure]:
+    """Milliseconds of a switch of the whole model, over two ways that adapters are merged."""
+    kernel, (one, two) = model.kernel, list(model.masks.values())[:2]
+    gates = [weight[: model.sizes.rows] for weight in model.weights]
+    places = [(m.rows(), m.cols.long(), m.values) for m in one.layers]
+    rank = 16
+    up = [torch.zeros(g.shape[0], rank, device=g.device, dtype=g.dtype) for g in gates]
+    down = [torch.zeros(rank, g.shape[1], device=g.device, dtype=g.dtype) for g in gates]
+
+    def both() -> None:
+        kernel.switch(None, one)
+        kernel.switch(one, None)
+
+    def between() -> None:
+        kernel.switch(one, two)
+        kernel.switch(two, one)
+
+    def merged() -> None:
+        for gate, a, b in zip(gates, up, down, strict=True):
+            gate.addmm_(a, b)
+
+    def written() -> None:
+        for gate, (rows, cols, values) in zip(gates, places, strict=True):
+            gate.index_put_((rows, cols), values)
+
+    ours, merge = race(both, merged)
+    yield Figure("gpu_switch_over_lora_merge", ours / 2, "ms", merge)
+    ours, write = race(both, written)
+    yield Figure("gpu_switch_over_index_put", ours / 2, "ms", write)
+    kernel.switch(None, one)
+    ours, merge = race(between, merged)
+    kernel.switch(one, None)
+    yield Figure("gpu_switch_to_another_mask_over_lora_merge", ours / 2, "ms", merge)
+
+
+def on_gpu(pairs: int) -> Race:
+    """Race of CUDA graphs, by events: `pairs` turns after a warm-up, medians."""
+
+    def race(a: Work, b: Work) -> tuple[float, float]:
+        graphs = [_captured(a), _captured(b)]
+        taken: list[list[float]] = [[], []]
+        for _ in range(pairs):
+            for graph, times in zip(graphs, taken, strict=True):
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                graph.replay()
+                end.record()
+                end.synchronize()
+                times.append(begin.elapsed_time(end))
+        return statistics.median(taken[0]), statistics.median(taken[1])
+
+    return race
+
+
+def _captured(work: Work) -> torch.cuda.CUDAGraph:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    for _ in range(3):
+        graph.replay()
+    torch.cuda.synchronize()
+    return graph
+
+
+def table(figures: list[Figure]) -> str:
+    lines = [f"{'':48} {'ours':>10} {'baseline':>10} {'ratio':>8}"]
+    lines += [
+        f"{f.id:48} {f.value:10.4f} {f.baseline:10.4f} {f.value / f.baseline:8.3f}  {f.unit}"
+        for f in figures
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--pairs", type=int, default=21, help="turns of each comparison")
+    parser.add_argument("--masks", type=int, default=64, help="resident masks, 15 MB each")
+    parser.add_argument("--sweep", action="store_true", help="try other sizes of programs")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks/gpu.py: this machine has no CUDA device, so nothing was measured")
+    from bmt_server.worker import triton_delta
+    from bmt_server.worker.triton_kernel import TritonKernel
+
+    torch.manual_seed(0)
+    device, race = torch.device("cuda"), on_gpu(options.pairs)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.pairs} turns each")
+    model = Model(Sizes(masks=options.masks), device, TritonKernel)
+    figures = [*corrections(model, race), *switches(model, race)]
+    print(table(figures))
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps([_record(f) for f in figures], indent=1) + "\n")
+    if options.sweep:
+        for rows, width in itertools.product((64, 128, 256), (4, 8, 16)):
+            triton_delta.ROWS, triton_delta.WIDTH = rows, width
+            print(f"\n{rows} rows a program, {width} zeros at once")
+            print(table(list(corrections(model, race))))
+
+
+def _record(figure: Figure) -> dict[str, Any]:
+    """The form of all parts' results."""
+    return {
+        "id": figure.id,
+        "value": figure.value,
+        "unit": figure.unit,
+        "baseline": figure.baseline,
+        "command": figure.command,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""The parts of `make bench` and their sections, in the order they run."""
+
+from __future__ import annotations
+
+from benchmarks import (
+    alternation,
+    cold_speed,
+    engine_speed,
+    file,
+    http_speed,
+    memory,
+    mode_speed,
+    swap,
+)
+from benchmarks.context import Section
+
+SECTIONS: dict[str, dict[str, Section]] = {
+    "format": {"file": file.open_and_size},
+    "swap": {"switch": swap.switch, "memory": memory.resident, "alternation": alternation.auto},
+    "cold": {"arriving": cold_speed.arriving},
+    "serve": {
+        "compiled": engine_speed.compiled,
+        "eager": engine_speed.eager,
+        "http": http_speed.growth,
+        "modes": mode_speed.skewed,
+    },
+}

@@ -1,0 +1,100 @@
+"""How much is measured: the whole of it, or a little to see that all works."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale:
+    """Counts and sizes of one run. FULL fits in 90 minutes on 2 cores, QUICK in about ten."""
+
+    name: str
+    # Offline engines: pairs of processes, turns within a pair, and the work of one turn.
+    pairs: int
+    peer_pairs: int  # of those, how many also run the stock LoRA engines and the checkpoint
+    turns: int
+    turns_eager: int  # in eager mode, which is shown beside the default one
+    prompt_tokens: int
+    new_tokens: int
+    prefill_tokens: int
+    # Over HTTP: requests of one load, and masks or adapters known to the servers.
+    requests: int
+    request_tokens: int
+    concurrency: int
+    growth: tuple[int, ...]
+    growth_lora: dict[int, tuple[int, ...]]  # rank -> counts of adapters
+    uniform: int  # masks of the uniform load whose speed is compared with one mask's
+    http_pairs: int
+    mode_pairs: int
+    # Masks of an 8B model's shape.
+    layers: int
+    processes: int  # fresh processes for what needs no engine
+    repeats: int  # turns in each of them
+    alternation_steps: int
+    # Cold masks: how many arrive over how long, how often, and first tokens taken one by one.
+    cold_masks: int
+    cold_seconds: float
+    cold_rounds: int
+    cold_firsts: int
+
+    def digest(self) -> str:
+        """Tells results of another scale apart when a run is resumed."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+FULL = Scale(
+    name="full",
+    pairs=5,
+    peer_pairs=2,
+    turns=2,
+    turns_eager=1,
+    prompt_tokens=16,
+    new_tokens=64,
+    prefill_tokens=2048,
+    requests=160,
+    request_tokens=32,
+    concurrency=32,
+    growth=(1, 10, 100, 1000, 5000),
+    growth_lora={1: (1, 10, 100, 1000), 8: (1, 10, 100, 200)},
+    uniform=1000,
+    http_pairs=5,
+    mode_pairs=3,
+    layers=32,
+    processes=5,
+    repeats=3,
+    alternation_steps=80,
+    cold_masks=100,
+    cold_seconds=10.0,
+    cold_rounds=5,
+    cold_firsts=40,
+)
+
+QUICK = Scale(
+    name="quick",
+    pairs=1,
+    peer_pairs=1,
+    turns=1,
+    turns_eager=1,
+    prompt_tokens=16,
+    new_tokens=16,
+    prefill_tokens=512,
+    requests=64,
+    request_tokens=16,
+    concurrency=32,
+    growth=(1, 10, 40),
+    growth_lora={1: (1, 10), 8: (1, 10)},
+    uniform=40,
+    http_pairs=2,
+    mode_pairs=1,
+    layers=4,
+    processes=1,
+    repeats=2,
+    alternation_steps=40,
+    cold_masks=10,
+    cold_seconds=3.0,
+    cold_rounds=1,
+    cold_firsts=5,
+)
