@@ -34,6 +34,9 @@ FOLDERS = {
     "tests": "mirror the packages; those marked `engine` start vLLM",
     "": "the rest",
 }
+# What set-up, tests and demo leave, as in .gitignore.
+MADE = {".git", ".venv", ".bmt", "runs", "dist", "build", "__pycache__"}
+MADE |= {".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis"}
 # Data that is described where it is made.
 SKIPPED = re.compile(
     r"tests/assets/.*|.*/golden/.*|benchmarks/results/.*|.*/py\.typed|.*\.(png|svg)|README\.md"
@@ -55,18 +58,21 @@ def first_line(name: str) -> str:
     return sentence.rstrip(";:").replace("|", r"\|")
 
 
-def files() -> list[str]:
-    """Files of the project, sorted; what is not yet committed counts where git knows it."""
-    listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    return sorted(f for f in listed if not SKIPPED.fullmatch(f) and (ROOT / f).exists())
+def tracked() -> list[str]:
+    """Files of the project that git knows; without git, those that the project does not make."""
+    done = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0 and done.stdout:
+        return [name for name in done.stdout.splitlines() if (ROOT / name).exists()]
+    found = (p.relative_to(ROOT) for p in ROOT.rglob("*") if p.is_file())
+    return [str(p) for p in found if not MADE & set(p.parts)]
 
 
 def render() -> str:
     """The map: one closed block a folder, one line a file."""
     groups: dict[str, list[str]] = {folder: [] for folder in FOLDERS}
-    for name in files():
+    for name in sorted(n for n in tracked() if not SKIPPED.fullmatch(n)):
         folder = name.split("/")[0] if "/" in name else ""
         groups[folder if folder in groups else ""].append(name)
     parts = []

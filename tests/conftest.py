@@ -16,6 +16,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+# Importing TRL sets it to ERROR where it is not set, and servers started later would inherit that.
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")
 # What the developer's own shell is set up for is not the tests': a registry, a server, a key.
 for name in ("BMT_URL", "BMT_API_KEY", "BMT_REGISTRY", "BMT_DATA_DIR", "BMT_SERVER_SETTINGS"):
     os.environ.pop(name, None)

@@ -11,24 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from scripts.gen_file_map import tracked
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
-
-
-def tracked() -> list[str]:
-    """Files of the project; without git, those outside what the project itself makes."""
-    done = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if done.returncode == 0 and done.stdout:
-        return [f for f in done.stdout.splitlines() if (ROOT / f).exists()]
-    made = {".venv", ".bmt", ".git"}
-    return [
-        str(p.relative_to(ROOT))
-        for p in ROOT.rglob("*")
-        if p.is_file() and not made & set(p.relative_to(ROOT).parts)
-    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -55,9 +42,8 @@ def test_the_readmes_figures_are_those_of_the_latest_results():
 
 def test_every_file_says_what_it_is():
     """So that the README's map can name each; empty files need not."""
-    silent = [f for f in tracked() if f.endswith(".py") and (ROOT / f).read_text().strip()]
-    silent = [f for f in silent if not ast.get_docstring(ast.parse((ROOT / f).read_text()))]
-    assert not silent
+    modules = {f: ast.parse((ROOT / f).read_text()) for f in tracked() if f.endswith(".py")}
+    assert not [f for f, m in modules.items() if m.body and not ast.get_docstring(m)]
 
 
 def test_readme_commands_exist():

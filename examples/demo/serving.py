@@ -62,7 +62,8 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={"VLLM_CPU_KVCACHE_SPACE": "2", **os.environ},
+                # What it is doing is read from its log (_STAGES).
+                env={"VLLM_CPU_KVCACHE_SPACE": "2", **os.environ, "VLLM_LOGGING_LEVEL": "INFO"},
                 # Ctrl-C in the terminal is the demo's to handle, or the server would get it too.
                 start_new_session=True,
             )

@@ -18,17 +18,9 @@ import pytest
 from bmt_client import BmtClient
 
 from .engine.engines import random_mask
-from .served import Served, Valkey
+from .served import Served
 
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory):
-    store = Valkey(tmp_path_factory.mktemp("valkey"))
-    store.start()
-    yield store
-    store.close()
 
 
 @pytest.fixture(scope="module")

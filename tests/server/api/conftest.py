@@ -28,8 +28,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from prometheus_client import CollectorRegistry
 
-from tests.server.served import Valkey
-
 BASE = bmt_core.Base("tiny", "ab" * 32)
 GATES = {f"model.layers.{i}.mlp.gate_proj.weight": (64, 48) for i in range(2)}
 
@@ -124,14 +122,6 @@ class Api:
     async def ask(self, model: str, key: str = "admin") -> httpx.Response:
         async with self.client(key) as client:
             return await client.post("/v1/chat/completions", json={"model": model})
-
-
-@pytest.fixture(scope="session")
-def valkey(tmp_path_factory):
-    store = Valkey(tmp_path_factory.mktemp("valkey"))
-    store.start()
-    yield store
-    store.close()
 
 
 @asynccontextmanager
