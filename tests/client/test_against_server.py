@@ -12,8 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import bmt_core
@@ -29,6 +28,8 @@ from bmt_client import (
 from bmt_client.cli import app as program
 from typer.testing import CliRunner
 
+from tests.server.fake_engine import FakeEngine
+
 from .conftest import BASE, SHAPE, make_mask
 from .fake_server import free_port
 
@@ -43,40 +44,11 @@ MAX_UPLOAD = 128 << 10
 
 
 @dataclass
-class Engine:
-    """What the server asks of vLLM, kept in sets."""
-
-    base_names: list[str] = field(default_factory=lambda: ["tiny"])
-    max_model_len: int | None = 128
-    model_path: str = "/models/tiny"
-    published: dict[str, Path] = field(default_factory=dict)
-    pinned: set[int] = field(default_factory=set)
-
-    def publish(self, internal_name: str, adapter_id: int, path: Path) -> None:
-        self.published[internal_name] = path
-
-    def retire(self, internal_name: str) -> None:
-        self.published.pop(internal_name, None)
-
-    async def preload(self, internal_name: str, adapter_id: int, path: Path) -> None:
-        pass
-
-    async def evict(self, adapter_id: int) -> None:
-        pass
-
-    async def pin(self, adapter_id: int, pinned: bool) -> None:
-        (self.pinned.add if pinned else self.pinned.discard)(adapter_id)
-
-    async def healthy(self) -> bool:
-        return True
-
-
-@dataclass
 class Server:
     url: str
     key: str
     keys: dict[str, str]
-    engine: Engine
+    engine: FakeEngine
 
 
 async def chat(request: Any) -> Any:
@@ -120,7 +92,7 @@ def real(tmp_path_factory) -> Iterator[Server]:
         )
         (folder / "cache").mkdir()
         (folder / "stats").mkdir()
-        engine = Engine()
+        engine = FakeEngine(folder / "cache")
 
         async def make_keys() -> dict[str, str]:
             store = Store(valkey.url)

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from .engine.engines import random_mask
-from .served import Served, Valkey
+from .served import Served
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
@@ -23,14 +23,6 @@ DENSITY, MEMORY_MIB = 0.02, 9
 TOKENS = 6
 PROMPT = "The history of the sea"
 TOLERANCE = 1e-3  # of a log-probability, in float32
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory):
-    store = Valkey(tmp_path_factory.mktemp("valkey"))
-    store.start()
-    yield store
-    store.close()
 
 
 @pytest.fixture(scope="module")

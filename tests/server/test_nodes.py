@@ -17,14 +17,6 @@ from .served import Served, Valkey
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(500)]
 
 
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory):
-    store = Valkey(tmp_path_factory.mktemp("valkey"))
-    store.start()
-    yield store
-    store.close()
-
-
 def test_each_worker_fetches_by_digest(smol, valkey, tmp_path, monkeypatch):
     long = tmp_path / ("long" * 25)
     long.mkdir()

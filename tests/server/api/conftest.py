@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,12 @@ from bmt_server.api.keys import KeyStore
 from bmt_server.api.routes import build_router
 from bmt_server.api.runtime import Runtime
 from bmt_server.api.store import Store
-from bmt_server.channel import WorkerError
-from bmt_server.disk import DiskCache
 from bmt_server.settings import Settings
-from bmt_server.source import MaskSource
-from bmt_server.wire import WireError, map_layout
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from prometheus_client import CollectorRegistry
+
+from tests.server.fake_engine import FakeEngine
 
 BASE = bmt_core.Base("tiny", "ab" * 32)
 GATES = {f"model.layers.{i}.mlp.gate_proj.weight": (64, 48) for i in range(2)}
@@ -39,63 +37,6 @@ def make_mask(seed: int = 0, base: bmt_core.Base = BASE, zeros: int = 40, **meta
         for n, s in GATES.items()
     )
     return bmt_core.Mask(base, tensors, metadata)
-
-
-@dataclass
-class FakeEngine:
-    """Keeps what it is told; `fail` makes the next loads fail, `slow` makes them wait."""
-
-    folder: Path = Path()
-    base_names: list[str] = field(default_factory=lambda: ["tiny"])
-    max_model_len: int | None = 128
-    model_path: str = "tiny"
-    evicted: Callable[[int], None] = lambda adapter: None
-    published: dict[str, tuple[int, MaskSource]] = field(default_factory=dict)
-    seen: list[tuple[str, int, MaskSource]] = field(default_factory=list)
-    loads: list[int] = field(default_factory=list)
-    dropped: list[int] = field(default_factory=list)
-    pinned: set[int] = field(default_factory=set)
-    in_memory: set[int] = field(default_factory=set)
-    fail: WorkerError | None = None
-    slow: asyncio.Event | None = None
-
-    def publish(self, internal_name: str, adapter_id: int, source: MaskSource) -> None:
-        self.published[internal_name] = (adapter_id, source)
-        self.seen.append((internal_name, adapter_id, source))
-
-    def retire(self, internal_name: str) -> None:
-        self.published.pop(internal_name, None)
-
-    def resident(self, adapter_id: int) -> bool:
-        return adapter_id in self.in_memory
-
-    async def load(self, internal_name: str, adapter_id: int, source: MaskSource) -> None:
-        if self.slow is not None:
-            await self.slow.wait()
-        if self.fail is not None:
-            raise self.fail
-        try:
-            map_layout(self.folder / DiskCache.name(source.digest))
-        except WireError as error:
-            raise WorkerError(str(error), "unavailable") from None
-        self.loads.append(adapter_id)
-        self.in_memory.add(adapter_id)
-
-    def evict(self, adapter_id: int) -> None:
-        self.in_memory.discard(adapter_id)
-        self.evicted(adapter_id)
-
-    async def drop(self, adapter_id: int) -> None:
-        self.dropped.append(adapter_id)
-        self.in_memory.discard(adapter_id)
-
-    async def pin(self, adapter_id: int, pinned: bool) -> None:
-        (self.pinned.add if pinned else self.pinned.discard)(adapter_id)
-
-    async def healthy(self) -> bool:
-        return True
-
-    async def close(self) -> None: ...
 
 
 @dataclass
