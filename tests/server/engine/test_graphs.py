@@ -104,7 +104,7 @@ def test_only_cuda_without_triton_is_eager(monkeypatch):
     from vllm import platforms
 
     assert flags.eager_reason() is None
-    cuda = SimpleNamespace(is_cuda_alike=lambda: True)
+    cuda = SimpleNamespace(is_cuda_alike=lambda: True, is_cpu=lambda: False)
     monkeypatch.setattr(platforms, "current_platform", cuda)
     monkeypatch.setattr(ops, "graphs", lambda: False)
     assert "triton" in flags.eager_reason()

@@ -123,7 +123,7 @@ def test_rows_of_very_different_lengths(counts, tokens):
 def test_wide_columns(tokens):
     rng, shape = np.random.default_rng(2), (70, 1 << 17)
     steps = Steps(shape, [[some(rng, shape, 900)], [some(rng, shape, 20)]], torch.bfloat16)
-    assert steps.runtime.store.get(1).layers[0].cols.dtype == torch.int32
+    assert steps.runtime.store.use([1])[1].layers[0].cols.dtype == torch.int32
     steps.check(np.arange(tokens) % 3)
     steps.check(np.ones(tokens))
 
@@ -132,7 +132,7 @@ def test_wide_columns(tokens):
 def test_blocks_of_more_zeros_than_16_bits_count(tokens):
     shape = (66, 1 << 11)
     steps = Steps(shape, [[np.arange(shape[0] * shape[1])]])
-    assert steps.runtime.store.get(1).layers[0].row_end.dtype == torch.int32
+    assert steps.runtime.store.use([1])[1].layers[0].row_end.dtype == torch.int32
     steps.check(np.ones(tokens))
 
 
@@ -279,4 +279,4 @@ def test_inputs_that_do_not_fit_the_plan_are_refused():
     with pytest.raises((RuntimeError, IndexError)):
         torch.ops.bmt.masked_delta(torch.zeros(4, 69), torch.zeros(4, 30), handle)
     with pytest.raises(KeyError):
-        steps.runtime.kernel.plan(np.array([1, 2]), {1: steps.runtime.store.get(1)})
+        steps.runtime.kernel.plan(np.array([1, 2]), {1: steps.runtime.store.use([1])[1]})
