@@ -74,7 +74,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     runtime = MaskRuntime(gates, "scatter", 1 << 30)
     for adapter in (1, 2):
         runtime.add(adapter, f"m{adapter}@0", layout(len(gates), seed=2 * job["seed"] + adapter))
-    in_place, masks = runtime.in_place, [runtime.store.get(adapter) for adapter in (1, 2)]
+    # Their values are read from the weights now, which hold the base.
+    in_place, masks = runtime.in_place, list(runtime.store.use((1, 2)).values())
     tuned = lora_model([g.base for g in gates])
     factors = [
         (torch.randn(_SHAPE[0], RANK).bfloat16() * 0.01, torch.randn(RANK, _SHAPE[1]).bfloat16())
@@ -107,7 +108,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
             for way, spent in group(name).items():
                 if turn >= 0:  # the first turn warms up
                     found[way].append(spent)
-    zeros = sum(layer.cols.numel() for layer in masks[0].layers)
+    zeros = masks[0].layers.zeros
     kernel, threads = runtime.stats.kernel, torch.get_num_threads()
     return {**found, "zeros": zeros, "threads": threads, "kernel": kernel}
 
