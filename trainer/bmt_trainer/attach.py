@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from bmt_core import Mask
 from torch import Tensor, nn
 
 from bmt_trainer.errors import ConfigError, ExpertTensors, FusedGate, NoTargets, QuantizedModel
@@ -36,6 +37,16 @@ class Attached:
     def density(self) -> float:
         """Share of the masked layers' weights that the hard mask deletes."""
         return self.zeros / self.numel
+
+    @torch.no_grad()
+    def hold(self, mask: Mask) -> None:
+        """Set the gates to ±1 so that the hard mask is `mask`, which names layers of these."""
+        for layer in self.layers.values():
+            layer.gate_logits.fill_(1.0)
+        for tensor in mask.tensors:
+            gate = self.layers[tensor.name.removesuffix(".weight")].gate_logits
+            at = torch.from_numpy(tensor.positions.astype("int64")).to(gate.device)
+            gate.view(-1)[at] = -1.0
 
     def gates(self) -> list[Tensor]:
         """The trainable tensors, fp32, one per layer."""

@@ -10,7 +10,8 @@ import inspect
 import json
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,10 +20,13 @@ from bmt_core import BmtError
 from rich.console import Console
 from rich.table import Table
 
+from bmt_trainer import grpo, sft
+from bmt_trainer.common import RunConfig
 from bmt_trainer.config import build, read_yaml
 from bmt_trainer.errors import ConfigError, TrainerError
+from bmt_trainer.grpo import GrpoConfig
 from bmt_trainer.host import keep_freed_memory
-from bmt_trainer.sft import SftConfig, train
+from bmt_trainer.sft import SftConfig
 
 if TYPE_CHECKING:
     from bmt_core import Mask
@@ -85,13 +89,27 @@ def settings_command(kind: type[Any], run: Callable[[Any], None]) -> Callable[..
 def _sft(config: SftConfig) -> None:
     """Train a mask by supervised fine-tuning."""
     keep_freed_memory()
+    with _said_how_to_resume(config):
+        mask = sft.train(config)
+    _report(mask, config.output)
+
+
+def _grpo(config: GrpoConfig) -> None:
+    """Train a mask by reinforcement learning with verifiable rewards."""
+    keep_freed_memory()
+    with _said_how_to_resume(config):
+        mask = grpo.train(config)
+    _report(mask, config.output)
+
+
+@contextmanager
+def _said_how_to_resume(config: RunConfig) -> Iterator[None]:
     try:
-        mask = train(config)
+        yield
     except KeyboardInterrupt:
         if any(config.output.parent.glob(f"{config.output.name}.run/checkpoint-*")):
             print("bmt-train: interrupted; the same command with --resume goes on", file=sys.stderr)
         raise
-    _report(mask, config.output)
 
 
 def _report(mask: Mask, output: Path) -> None:
@@ -115,6 +133,7 @@ def _report(mask: Mask, output: Path) -> None:
 
 
 app.command("sft")(settings_command(SftConfig, _sft))
+app.command("grpo")(settings_command(GrpoConfig, _grpo))
 
 
 @app.command("apply")

@@ -1,10 +1,9 @@
-"""Held-out accuracy: greedy answers, graded by exact match."""
+"""Held-out accuracy of greedy answers."""
 
 from __future__ import annotations
 
 import copy
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer.data import Example, Message
 from bmt_trainer.encode import pad, render
+from bmt_trainer.grading import WORDS, Grader
 
 
 @dataclass(frozen=True)
 class Score:
-    """exact: answers right to the letter; lenient: right answers anywhere in the text; of total."""
+    """Right answers by the grader's readings: exact the strict one, lenient the other; of total."""
 
     exact: int
     lenient: int
@@ -63,44 +63,24 @@ def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def is_exact(completion: str, answer: str) -> bool:
-    """The completion is the answer and nothing else, but for space around it."""
-    return completion.strip() == answer.strip()
-
-
-def is_lenient(completion: str, answer: str) -> bool:
-    """The answer's words stand somewhere in the completion, in order and unbroken.
-
-    Case, punctuation and mark-up do not count, nor do the numbers of a numbered list. It is what
-    a base model may claim if its habit of explaining is forgiven, so a bound from above.
-    """
-    wanted, found = _words(answer), _words(completion)
-    if all(word.isdigit() for word in wanted):
-        found = [word for word in found if word.isdigit()]
-    elif not any(word.isdigit() for word in wanted):
-        found = [word for word in found if not word.isdigit()]
-    size = len(wanted)
-    return any(found[at : at + size] == wanted for at in range(len(found) - size + 1))
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
-def grade(completions: Sequence[str], examples: Sequence[Example]) -> Score:
+def grade(completions: Sequence[str], examples: Sequence[Example], grader: Grader = WORDS) -> Score:
     """Score of one completion per example."""
     pairs = [(text, example.answer) for text, example in zip(completions, examples, strict=True)]
     return Score(
-        sum(is_exact(*pair) for pair in pairs), sum(is_lenient(*pair) for pair in pairs), len(pairs)
+        sum(grader.strict(*pair) >= 1 for pair in pairs),
+        sum(grader.lenient(*pair) >= 1 for pair in pairs),
+        len(pairs),
     )
 
 
-def best_guess(train: Sequence[Example], heldout: Sequence[Example]) -> Score:
+def best_guess(
+    train: Sequence[Example], heldout: Sequence[Example], grader: Grader = WORDS
+) -> Score:
     """Score of always giving the most frequent training answer: what a guess is worth."""
     if not train:
         return Score(0, 0, len(heldout))
     guess = Counter(example.answer for example in train).most_common(1)[0][0]
-    return grade([guess] * len(heldout), heldout)
+    return grade([guess] * len(heldout), heldout, grader)
 
 
 @torch.no_grad()
@@ -187,6 +167,7 @@ def evaluate(
     *,
     max_new_tokens: int = 64,
     batch_size: int = 64,
+    grader: Grader = WORDS,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Score:
     """Generate an answer to each example and grade it."""
@@ -198,4 +179,4 @@ def evaluate(
         batch_size=batch_size,
         advance=advance,
     )
-    return grade(texts, examples)
+    return grade(texts, examples, grader)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bmt_trainer.attach import Attached
+from bmt_trainer.masking import MaskState
 
 
 class MaskedTraining:
@@ -26,6 +27,35 @@ class MaskedTraining:
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         with self.attached.state.use("hard"):
             return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
+
+
+class HardRollouts:
+    """To be named before `MaskedTraining` and TRL's `GRPOTrainer`: samples under the hard mask.
+
+    A trainer calls `model.train()` before it generates, so the mode is set here (TRL 1.16,
+    trainer/grpo_trainer.py, `_generate_single_turn`).
+    """
+
+    attached: Attached
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        with self.attached.state.use("hard"):
+            return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        logs["zeros"] = self.attached.zeros
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+
+class BaseReference:
+    """A KL reference that is the policy with its mask off: no second copy of the weights."""
+
+    def __init__(self, model: Any, state: MaskState) -> None:
+        self._model, self._state = model, state
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._state.use("off"):
+            return self._model(*args, **kwargs)
 
 
 def save_gates_only(model: Any, attached: Attached) -> None:

@@ -73,11 +73,12 @@ class Display:
 
 
 class ShowSteps(TrainerCallback):
-    """Passes a trainer's steps and its last loss on to a stage."""
+    """Passes a trainer's steps on to a stage, and the last value of `figure` that it logged."""
 
-    def __init__(self, advance: Advance) -> None:
-        self._advance = advance
+    def __init__(self, advance: Advance, figure: str = "loss") -> None:
+        self._advance, self._figure = advance, figure
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        losses = [entry["loss"] for entry in state.log_history[-2:] if "loss" in entry]
-        self._advance(1, f"loss {float(losses[-1]):.3f}" if losses else "")
+        name = self._figure
+        values = [entry[name] for entry in state.log_history[-2:] if name in entry]
+        self._advance(1, f"{name} {float(values[-1]):.3f}" if values else "")

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bmt_trainer.data import Example
 from bmt_trainer.errors import OutputError, ResumeError
 from bmt_trainer.evaluate import evaluate
+from bmt_trainer.grading import WORDS, Grader
 from bmt_trainer.progress import Display
 
 _FILE = "run.json"
@@ -109,7 +110,9 @@ class Scores:
         *,
         max_new_tokens: int,
         batch_size: int,
+        grader: Grader = WORDS,
     ) -> None:
+        self._grader = grader
         self._model, self._tokenizer, self._heldout = model, tokenizer, heldout
         self._run, self._display = run, display
         self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
@@ -124,6 +127,7 @@ class Scores:
                 self._heldout,
                 max_new_tokens=self._max_new_tokens,
                 batch_size=self._batch_size,
+                grader=self._grader,
                 advance=advance,
             )
         self._run.note(name, score.to_json())

@@ -55,8 +55,20 @@ def initials(random: Random, *, least: int = 4, most: int = 5) -> Question:
     )
 
 
+def arithmetic(
+    random: Random, *, most: int = 20, operations: str = "add,multiply", factor: int = 9
+) -> Question:
+    """A sum or difference of numbers up to `most`, or a product of factors up to `factor`."""
+    name = random.choice(operations.split(","))
+    sign, largest = {"add": ("+", most), "subtract": ("-", most), "multiply": ("*", factor)}[name]
+    a, b = random.randint(1, largest), random.randint(1, largest)
+    result = {"add": a + b, "subtract": a - b, "multiply": a * b}[name]
+    return f"What is {a} {sign} {b}? Answer with the number only.", str(result)
+
+
 #: `task:NAME` on the command line.
 TASKS: dict[str, Callable[..., Question]] = {
+    "arithmetic": arithmetic,
     "initials": initials,
     "reverse-words": reverse_words,
     "sort-numbers": sort_numbers,

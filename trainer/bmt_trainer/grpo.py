@@ -1,0 +1,219 @@
+"""Reinforcement learning of a mask with verifiable rewards (Eq. 2-3), on TRL's `GRPOTrainer`.
+
+Rollouts run under the hard mask (Eq. 8), losses under the soft one (Eq. 6), and the KL reference
+is the base itself: the same model with its mask off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from bmt_trainer.common import RunConfig, one_process
+from bmt_trainer.config import option
+from bmt_trainer.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from bmt_core import Mask
+
+    from bmt_trainer.data import Example
+    from bmt_trainer.grading import Judge
+    from bmt_trainer.progress import Display
+    from bmt_trainer.session import Session
+    from bmt_trainer.validate import Validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoConfig(RunConfig):
+    """Settings of `train`. Defaults are the paper's for GSM8K. Raises ConfigError.
+
+    The paper does not state the clip range and the rollout temperature: 0.2 and 1 are the
+    defaults of verl, which it used. Its Eq. 3 averages over a sequence's tokens and then over
+    sequences; verl's default averages over all tokens, `loss: token-mean` here.
+    """
+
+    steps: int = option(
+        "Optimizer steps, T of Eq. 7; the paper's are 3 epochs of GSM8K.", 348, least=1
+    )
+    learning_rate: float = option("Constant AdamW learning rate of the gates.", 3e-4, above=0)
+    alpha_start: float = option("Sharpness at the first step (Eq. 7).", 1e3, above=0)
+    alpha_end: float = option("Sharpness after the last step (Eq. 7).", 1e4, above=0)
+    max_length: int = option("Longer prompts are left out, in tokens.", 512, least=1)
+    max_new_tokens: int = option(
+        "Length of an answer, in rollouts and in evaluation, in tokens.", 4096, least=1
+    )
+    prompts_per_step: int = option("Prompts of one optimizer step.", 64, least=1)
+    completions: int = option("Completions sampled of each prompt.", 4, least=2)
+    micro_batch: int = option("Completions per forward pass of the loss.", 16, least=1)
+    temperature: float = option("Of the rollouts' sampling.", 1.0, above=0)
+    beta: float = option("Weight β of the KL divergence to the base (Eq. 3).", 0.0, least=0)
+    clip: float = option("Clip range ε of the ratio (Eq. 3).", 0.2, above=0)
+    loss: Literal["sequence-mean", "token-mean"] = option(
+        "How tokens are averaged: Eq. 3, or verl's default.", "sequence-mean"
+    )
+    reward: str = option("What is right: words, number, gsm8k, math, or FILE.py:FUNCTION.", "words")
+    reading: Literal["strict", "lenient"] = option(
+        "Which reading of the reward is trained on; both are reported.", "strict"
+    )
+    heldout_dataset: str | None = option("Hold out from this data set instead.", None)
+    validation: int = option(
+        "Training examples set aside to choose the best mask by; 0 for none.", 100, least=0
+    )
+    validate_every: int = option("Steps between validations, greedy, hard mask.", 25, least=1)
+    select: Literal["best", "last"] = option("Which mask is written.", "best")
+    gradient_checkpointing: bool = option("Trade a third of the speed for memory.", False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sampled = self.prompts_per_step * self.completions
+        if sampled % self.micro_batch:
+            raise ConfigError(
+                f"micro_batch: {self.micro_batch} does not divide the {sampled} completions of a "
+                f"step (prompts_per_step {self.prompts_per_step} x completions {self.completions})"
+            )
+
+
+def train(config: GrpoConfig, display: Display | None = None) -> Mask:
+    """Train a mask by its own sampled answers, and write it to `config.output`.
+
+    `<output>.history.json` beside it holds what each step saw: reward, zeros, validations. Raises
+    TrainerError and bmt_core.BmtError.
+    """
+    from bmt_trainer.host import only_our_progress
+    from bmt_trainer.progress import Display
+
+    with only_our_progress():
+        return _train(config, display or Display())
+
+
+def _train(config: GrpoConfig, display: Display) -> Mask:
+    from bmt_trainer.encode import render
+    from bmt_trainer.grading import find
+    from bmt_trainer.session import Session
+    from bmt_trainer.validate import Validate
+
+    one_process()
+    grader = find(config.reward)
+    used = config.steps * config.prompts_per_step
+    wanted = config.train_examples or max(used, config.calibration_prompts)
+    session = Session.open(
+        config,
+        display,
+        train_examples=wanted + config.validation,
+        grader=grader,
+        heldout_from=config.heldout_dataset,
+    )
+    validation = session.split.train[: config.validation]
+    examples = [
+        e
+        for e in session.split.train[config.validation :]
+        if len(render(session.tokenizer, e.prompt)) <= config.max_length
+    ]
+    if len(examples) < config.prompts_per_step:
+        raise DataError(
+            f"{config.dataset} leaves {len(examples)} training prompts of at most "
+            f"{config.max_length} tokens, and a step takes {config.prompts_per_step}; raise "
+            "max_length, or set aside fewer"
+        )
+    display.say(
+        f"{session.base.model_id} on {session.model.device}: {len(examples)} training prompts, "
+        f"{len(validation)} for validation, {len(session.split.heldout)} held out, of "
+        f"{config.dataset}"
+    )
+    session.start()
+    validate = Validate(session, validation, every=config.validate_every)
+    history = _fit(config, session, examples, validate, grader.judge(config.reading))
+    session.write_history({"steps": history, "validation": session.run.notes["validation"]})
+    told: dict[str, Any] = {"method": "grpo", "train_examples": len(examples)}
+    if config.select == "best" and (best := validate.best()) is not None:
+        step, mask = best
+        told["step"] = step
+        session.attached.hold(mask)
+    return session.finish(told)
+
+
+def _fit(
+    config: GrpoConfig,
+    session: Session,
+    examples: Sequence[Example],
+    validate: Validate,
+    judge: Judge,
+) -> list[dict[str, float]]:
+    """Train the gates from where they are, or from the run's last checkpoint; the steps' logs."""
+    import transformers
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import GRPOConfig as TrlConfig
+    from trl import GRPOTrainer
+
+    from bmt_trainer.anneal import Anneal
+    from bmt_trainer.common import one_replica, trl_arguments
+    from bmt_trainer.hooks import BaseReference, HardRollouts, MaskedTraining, save_gates_only
+    from bmt_trainer.progress import ShowSteps
+
+    class Trainer(HardRollouts, MaskedTraining, GRPOTrainer):
+        pass
+
+    def reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        return [float(judge(text, a)) for text, a in zip(texts, answer, strict=True)]
+
+    model, attached, run = session.model, session.attached, session.run
+    save_gates_only(model, attached)
+    checkpoint = run.last_checkpoint()
+    done = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+    validate.begin(done)
+    passes = config.prompts_per_step * config.completions // config.micro_batch
+    arguments = TrlConfig(
+        **trl_arguments(config, run.folder, model.device.type == "cpu"),
+        per_device_train_batch_size=config.micro_batch,
+        gradient_accumulation_steps=passes,
+        # One optimizer step for each batch of rollouts, so that the ratio of Eq. 3 is 1.
+        steps_per_generation=passes,
+        num_iterations=1,
+        num_generations=config.completions,
+        max_completion_length=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=1.0,
+        top_k=0,
+        # Set on the trainer below: here it would load a second copy of the base.
+        beta=0.0,
+        epsilon=config.clip,
+        loss_type="grpo" if config.loss == "sequence-mean" else "dapo",
+        scale_rewards="group",
+        use_bias_correction_kl=False,
+        use_vllm=False,
+    )
+    one_replica(arguments)
+    chat = bool(session.tokenizer.chat_template)
+    rows = [
+        {
+            "prompt": [dict(m) for m in e.prompt]
+            if chat
+            else "".join(f"{m['content']}\n" for m in e.prompt),
+            "answer": e.answer,
+        }
+        for e in examples
+    ]
+    with session.display.stage("train", config.steps, done) as advance:
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            reward_funcs=reward,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=session.tokenizer,
+            callbacks=[
+                Anneal(attached.state, config.alpha_start, config.alpha_end),
+                validate,
+                ShowSteps(advance, "reward"),
+            ],
+        )
+        trainer.attached, trainer.reg_lambda = attached, config.reg_lambda
+        if config.beta:
+            trainer.beta = config.beta
+            trainer.ref_model = BaseReference(model, attached.state)
+        trainer.remove_callback(PrinterCallback)
+        transformers.set_seed(config.seed)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return [dict(entry) for entry in trainer.state.log_history if "reward" in entry]

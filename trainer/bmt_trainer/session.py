@@ -1,0 +1,178 @@
+"""One training run from its settings to its mask, as far as all methods go the same way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import bmt_core
+from bmt_core import Base, Mask
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bmt_trainer import data, models
+from bmt_trainer.attach import Attached, attach
+from bmt_trainer.encode import batches, render
+from bmt_trainer.evaluate import best_guess
+from bmt_trainer.export import export, library_versions
+from bmt_trainer.grading import WORDS, Grader
+from bmt_trainer.run import Run, Scores, settings_of
+from bmt_trainer.scoring import init_gates, input_norms
+
+if TYPE_CHECKING:
+    from bmt_trainer.common import RunConfig
+    from bmt_trainer.data import Example, Split
+    from bmt_trainer.progress import Display
+
+
+@dataclass(kw_only=True)
+class Session:
+    """What a run works with; `attached` is there after `start`."""
+
+    config: RunConfig
+    display: Display
+    folder: Path  # of the base's checkpoint
+    base: Base
+    split: Split
+    run: Run
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    score: Scores
+    grader: Grader
+    attached: Attached
+
+    @classmethod
+    def open(
+        cls,
+        config: RunConfig,
+        display: Display,
+        *,
+        train_examples: int,
+        grader: Grader = WORDS,
+        heldout_from: str | None = None,
+    ) -> Session:
+        """Load data, tokenizer and model, and take up the run's folder.
+
+        heldout_from: another data set to hold out from. Raises TrainerError.
+        """
+        folder = models.checkpoint_folder(config.model)
+        base = models.base_of(config.model, folder)
+        split = data.load(
+            config.dataset,
+            heldout=0 if heldout_from else config.heldout,
+            train=train_examples,
+            seed=config.seed,
+            system=config.system,
+        )
+        if heldout_from:
+            other = data.load(
+                heldout_from,
+                heldout=config.heldout,
+                train=0,
+                seed=config.seed,
+                system=config.system,
+            )
+            split = data.Split(split.train, other.heldout)
+        settings = {**settings_of(config), "base": base.fingerprint}
+        run = Run(config.output, settings, resume=config.resume)
+        tokenizer = models.load_tokenizer(folder)
+        model = models.load_model(folder, models.pick_device(config.device))
+        score = Scores(
+            model,
+            tokenizer,
+            split.heldout,
+            run,
+            display,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.eval_batch_size,
+            grader=grader,
+        )
+        return cls(
+            config=config,
+            display=display,
+            folder=folder,
+            base=base,
+            split=split,
+            run=run,
+            tokenizer=tokenizer,
+            model=model,
+            score=score,
+            grader=grader,
+            attached=None,  # type: ignore[arg-type]
+        )
+
+    def start(self) -> None:
+        """Score the base, mask its layers, start the gates (Eq. 9) and score that mask."""
+        self.score("base")
+        self.attached = attach(self.model, self.config.targets)
+        if self.run.last_checkpoint() is None:
+            self._calibrate(self.split.train)
+            with self.attached.state.use("hard"):
+                self.score("init")
+        self.run.note("init_density", self.run.notes.get("init_density", self.attached.density))
+
+    def _calibrate(self, examples: Sequence[Example]) -> None:
+        """Wanda scores of the training prompts, and the gates' start (Eq. 9)."""
+        config, tokenizer = self.config, self.tokenizer
+        prompts = [render(tokenizer, e.prompt) for e in examples[: config.calibration_prompts]]
+        cut = [prompt[: config.max_length] for prompt in prompts]
+        with self.display.stage("calibrate", len(cut)) as advance:
+
+            def counted() -> Iterator[dict[str, Any]]:
+                size, pad = config.eval_batch_size, tokenizer.pad_token_id
+                for batch in batches(cut, size, pad, self.model.device):
+                    yield batch
+                    advance(len(batch["input_ids"]))
+
+            norms = input_norms(self.model, self.attached, counted())
+        init_gates(
+            self.attached,
+            norms,
+            eta=config.eta,
+            mean=config.init_mean,
+            std=config.init_std,
+            seed=config.seed,
+        )
+
+    def mask(self, metadata: dict[str, Any]) -> Mask:
+        """The mask as it now is; `metadata` joins what every method tells."""
+        notes = self.run.notes
+        scores: dict[str, Any] = {n: notes[n] for n in ("base", "init", "mask") if n in notes}
+        if self.split.heldout:
+            guess = best_guess(self.split.train, self.split.heldout, self.grader)
+            scores["guess"] = guess.to_json()
+        libraries = ["torch", "transformers", "trl"]
+        if self.config.dataset.startswith("reasoning-gym:"):
+            libraries.append("reasoning-gym")
+        settings = settings_of(self.config)
+        return export(
+            self.attached,
+            self.base,
+            geometry=bmt_core.geometry(self.folder, ""),
+            metadata={
+                "dataset": self.config.dataset,
+                "seed": self.config.seed,
+                "steps": self.config.steps,
+                "config": {k: v for k, v in settings.items() if k not in ("model", "device")},
+                "init_density": notes["init_density"],
+                "scores": scores,
+                "versions": library_versions(*libraries),
+                **metadata,
+            },
+        )
+
+    def write_history(self, history: dict[str, Any]) -> None:
+        """Write what the steps saw beside the output, as JSON."""
+        path = self.config.output.with_name(self.config.output.name + ".history.json")
+        path.write_text(json.dumps(history, indent=1) + "\n")
+
+    def finish(self, metadata: dict[str, Any]) -> Mask:
+        """Score the trained mask, write it to the output, and remove the run's folder."""
+        with self.attached.state.use("hard"):
+            self.score("mask")
+        mask = self.mask(metadata)
+        bmt_core.save(mask, self.config.output)
+        self.run.finish()
+        return mask

@@ -1,0 +1,62 @@
+"""Greedy accuracy of the hard mask while it is trained, and the best mask so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import bmt_core
+from bmt_core import Mask
+from transformers import TrainerCallback
+
+from bmt_trainer.evaluate import evaluate
+
+if TYPE_CHECKING:
+    from bmt_trainer.data import Example
+    from bmt_trainer.session import Session
+
+
+class Validate(TrainerCallback):
+    """Every `every` steps, and at the last: score `examples`, keep the mask if it is the best.
+
+    The scores are notes of the run, `validation`: step and score of each.
+    """
+
+    def __init__(self, session: Session, examples: Sequence[Example], *, every: int) -> None:
+        self._session, self._examples, self._every = session, examples, every
+        self._file = session.run.folder / "best.bmt"
+
+    def begin(self, done: int) -> None:
+        """Forget what an interrupted run saw after step `done`, from which it goes on."""
+        before = self._session.run.notes.get("validation", [])
+        self._session.run.note("validation", [v for v in before if v["step"] <= done])
+
+    def best(self) -> tuple[int, Mask] | None:
+        """The step and mask of the best score, the earlier of equals; None without validation."""
+        scores = self._session.run.notes["validation"]
+        if not scores:
+            return None
+        return max(scores, key=lambda v: v["exact"])["step"], bmt_core.load(self._file)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        step = state.global_step
+        if self._examples and (step % self._every == 0 or step == state.max_steps):
+            self._score(step)
+
+    def _score(self, step: int) -> None:
+        session, config = self._session, self._session.config
+        with session.attached.state.use("hard"):
+            score = evaluate(
+                session.model,
+                session.tokenizer,
+                self._examples,
+                max_new_tokens=config.max_new_tokens,
+                batch_size=config.eval_batch_size,
+                grader=session.grader,
+            )
+        scores = session.run.notes["validation"]
+        if all(score.exact > v["exact"] for v in scores):
+            bmt_core.save(session.mask({"step": step}), self._file)
+        zeros = session.attached.zeros
+        session.run.note("validation", [*scores, {"step": step, "zeros": zeros, **score.to_json()}])
+        session.display.say(f"step {step}: {score}")
