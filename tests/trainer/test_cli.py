@@ -47,7 +47,7 @@ def captured(monkeypatch):
         got.append(config)
         raise Stop
 
-    monkeypatch.setattr(cli, "train", fake)
+    monkeypatch.setattr(cli.sft, "train", fake)
     return got
 
 

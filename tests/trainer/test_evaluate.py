@@ -10,10 +10,9 @@ from bmt_trainer.evaluate import (
     evaluate,
     generate,
     grade,
-    is_exact,
-    is_lenient,
     wilson,
 )
+from bmt_trainer.grading import is_exact, is_lenient
 from bmt_trainer.models import load_model, load_tokenizer
 
 

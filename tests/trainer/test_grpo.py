@@ -1,0 +1,143 @@
+"""GRPO end to end on TRL, on a tiny model: what runs hard, what soft, and what is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+import bmt_core
+import bmt_trainer.progress
+import pytest
+import torch
+from bmt_trainer.anneal import alpha_at
+from bmt_trainer.errors import ConfigError, DataError
+from bmt_trainer.grpo import GrpoConfig, train
+from bmt_trainer.masking import MaskedLinear
+from bmt_trainer.models import load_model
+from bmt_trainer.progress import Display
+from rich.console import Console
+
+STEPS = 4
+# Rewards that differ within a group, or there is nothing to learn from.
+REWARD = "def a_share(text, answer):\n    return text.count('a') / max(1, len(text))\n"
+
+
+def settings(checkpoint, output, **changes):
+    reward = output.parent / "reward.py"
+    reward.write_text(REWARD)
+    return GrpoConfig(
+        **{
+            "model": str(checkpoint),
+            "dataset": "task:initials",
+            "output": output,
+            "heldout": 4,
+            "validation": 4,
+            "validate_every": 2,
+            "steps": STEPS,
+            "prompts_per_step": 2,
+            "completions": 4,
+            "micro_batch": 4,
+            "learning_rate": 0.01,
+            "calibration_prompts": 8,
+            "max_new_tokens": 6,
+            "checkpoint_every": 2,
+            "reward": f"{reward}:a_share",
+            "device": "cpu",
+            **changes,
+        }
+    )
+
+
+def quiet():
+    return Display(Console(file=io.StringIO()))
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """(mode, whether gradients are taken, α, tokens) of each forward pass of a masked layer."""
+    seen = []
+    forward = MaskedLinear.forward
+
+    def spying(self, x):
+        seen.append((self.state.mode, torch.is_grad_enabled(), self.state.alpha, x.shape[:-1]))
+        return forward(self, x)
+
+    monkeypatch.setattr(MaskedLinear, "forward", spying)
+    return seen
+
+
+def test_rollouts_are_hard_losses_soft_and_the_reference_off(checkpoint, tmp_path, forwards):
+    before = bmt_core.fingerprint(checkpoint)
+    mask = train(
+        settings(checkpoint, tmp_path / "m.bmt", beta=1e-2, heldout=0, validation=0), quiet()
+    )
+    kinds = {(mode, grad) for mode, grad, *_ in forwards}
+    assert kinds == {("off", False), ("hard", False), ("soft", True)}
+    # Each micro-batch of a step at that step's sharpness: two layers, two micro-batches.
+    alphas = [alpha for mode, _, alpha, _ in forwards if mode == "soft"]
+    assert alphas == [alpha_at(t, STEPS, 1e3, 1e4) for t in range(STEPS) for _ in range(4)]
+    # References see whole sequences of rollouts, as losses do.
+    soft = [shape for mode, _, _, shape in forwards if mode == "soft"]
+    off = [shape for mode, _, _, shape in forwards if mode == "off"]
+    assert set(soft) <= set(off)
+    assert mask.metadata["method"] == "grpo"
+    assert bmt_core.fingerprint(checkpoint) == before
+    fresh = load_model(checkpoint)
+    assert set(bmt_core.geometry(checkpoint)) == {t.name for t in mask.tensors}
+    assert fresh is not None
+
+
+def test_what_a_run_leaves_behind(checkpoint, tmp_path):
+    config = settings(checkpoint, tmp_path / "m.bmt")
+    mask = train(config, quiet())
+    assert bmt_core.load(config.output) == mask
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == {"m.bmt", "m.bmt.history.json", "reward.py"}
+    history = json.loads((tmp_path / "m.bmt.history.json").read_text())
+    assert [s["step"] for s in history["steps"]] == [1, 2, 3, 4]
+    assert all(0 <= s["reward"] <= 1 and s["zeros"] > 0 for s in history["steps"])
+    assert [v["step"] for v in history["validation"]] == [2, 4]
+    assert mask.metadata["step"] in (2, 4)
+    assert {"base", "init", "mask"} <= set(mask.metadata["scores"])
+
+
+def test_equal_settings_give_equal_masks_and_learn(checkpoint, tmp_path):
+    one = train(settings(checkpoint, tmp_path / "1.bmt", select="last"), quiet())
+    two = train(settings(checkpoint, tmp_path / "2.bmt", select="last"), quiet())
+    still = settings(checkpoint, tmp_path / "3.bmt", select="last", learning_rate=1e-12)
+    assert one == two != train(still, quiet())
+
+
+def test_a_resumed_run_is_bit_identical(checkpoint, tmp_path, monkeypatch):
+    config = settings(checkpoint, tmp_path / "whole.bmt")
+    whole = train(config, quiet())
+    cut = dataclasses.replace(config, output=tmp_path / "cut.bmt")
+    show = bmt_trainer.progress.ShowSteps.on_step_end
+
+    def stop(self, args, state, control, **rest):
+        show(self, args, state, control, **rest)
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bmt_trainer.progress.ShowSteps, "on_step_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(cut, quiet())
+    resumed = train(dataclasses.replace(cut, resume=True), quiet())
+    assert resumed == whole
+    histories = [
+        json.loads((tmp_path / f"{name}.bmt.history.json").read_text()) for name in ("whole", "cut")
+    ]
+    assert histories[0]["validation"] == histories[1]["validation"]
+    rewards = [[s["reward"] for s in h["steps"]] for h in histories]
+    assert rewards[0] == rewards[1]
+
+
+def test_bad_settings(checkpoint, tmp_path):
+    with pytest.raises(ConfigError, match="does not divide"):
+        settings(checkpoint, tmp_path / "m.bmt", micro_batch=3)
+    with pytest.raises(ConfigError, match="reward"):
+        train(settings(checkpoint, tmp_path / "m.bmt", reward="nothing"), quiet())
+    with pytest.raises(DataError, match="at most 5 tokens"):
+        train(settings(checkpoint, tmp_path / "m.bmt", max_length=5), quiet())
