@@ -97,7 +97,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupted(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "train", interrupted)
+    monkeypatch.setattr(cli.sft, "train", interrupted)
     config = SftConfig(model="m", dataset="d", output=tmp_path / "m.bmt")
     for checkpoints in (0, 1):
         if checkpoints:

@@ -1,6 +1,7 @@
 """Examples from tasks, files and the Hub, and their splits."""
 
 import json
+import re
 
 import pytest
 from bmt_trainer.data import Example, load, with_shots
@@ -50,15 +51,44 @@ def test_answers_of_the_built_in_tasks_are_right():
     for example in load("task:initials", heldout=20, train=0).heldout:
         words = example.prompt[0]["content"].rsplit(": ", 1)[1].split(", ")
         assert example.answer == "".join(w[0] for w in words)
-    assert set(TASKS) == {"sort-numbers", "reverse-words", "initials"}
+    for example in load(
+        "task:arithmetic?operations=add,subtract,multiply", heldout=60, train=0
+    ).heldout:
+        formula = re.fullmatch(r"What is (\d+) ([-+*]) (\d+)\? .*", example.prompt[0]["content"])
+        a, sign, b = formula.groups()
+        assert (
+            int(example.answer)
+            == {
+                "+": int(a) + int(b),
+                "-": int(a) - int(b),
+                "*": int(a) * int(b),
+            }[sign]
+        )
+    assert set(TASKS) == {"arithmetic", "sort-numbers", "reverse-words", "initials"}
+
+
+def test_gsm8k(tmp_path):
+    path = tmp_path / "g.jsonl"
+    rows = [{"question": f"{i} apples?", "answer": f"Work.\n#### 1,00{i}"} for i in range(3)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    [example] = load(f"gsm8k:{path}", heldout=1, train=2).heldout
+    text = example.prompt[0]["content"]
+    assert text.endswith(
+        'apples? Let\'s think step by step and output the final answer after "####".'
+    )
+    assert example.answer == f"100{text[0]}"
+    path.write_text('{"question": "x", "answer": "7"}')
+    with pytest.raises(DataError, match="line 1"):
+        load(f"gsm8k:{path}", heldout=0, train=1)
 
 
 @pytest.mark.parametrize(
     ("dataset", "says"),
     [
-        ("task:nothing", "there are initials"),
+        ("task:nothing", "there are arithmetic"),
         ("task:initials?colour=red", "does not take"),
         ("task:initials?least=9&most=3", "does not take"),
+        ("task:arithmetic?operations=root", "does not take"),
         ("task:initials?least", "key=value"),
         ("task:sort-numbers?least=1&most=1", "gives only 90 different"),
         ("reasoning-gym:nothing", "no task 'nothing'"),

@@ -7,8 +7,8 @@ import io
 import json
 
 import bmt_core
-import bmt_trainer.export
 import bmt_trainer.progress
+import bmt_trainer.session
 import pytest
 import torch
 from bmt_trainer.anneal import alpha_at
@@ -60,7 +60,7 @@ class Spied:
 @pytest.fixture
 def spied(monkeypatch):
     spy = Spied()
-    forward, export = MaskedLinear.forward, bmt_trainer.export.export
+    forward, export = MaskedLinear.forward, bmt_trainer.session.export
 
     def spying_forward(self, x):
         state = self.state
@@ -75,7 +75,7 @@ def spied(monkeypatch):
         return export(attached, *args, **kwargs)
 
     monkeypatch.setattr(MaskedLinear, "forward", spying_forward)
-    monkeypatch.setattr(bmt_trainer.export, "export", spying_export)
+    monkeypatch.setattr(bmt_trainer.session, "export", spying_export)
     return spy
 
 

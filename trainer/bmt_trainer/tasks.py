@@ -59,8 +59,11 @@ def arithmetic(
     random: Random, *, most: int = 20, operations: str = "add,multiply", factor: int = 9
 ) -> Question:
     """A sum or difference of numbers up to `most`, or a product of factors up to `factor`."""
+    known = {"add": ("+", most), "subtract": ("-", most), "multiply": ("*", factor)}
     name = random.choice(operations.split(","))
-    sign, largest = {"add": ("+", most), "subtract": ("-", most), "multiply": ("*", factor)}[name]
+    if name not in known:
+        raise ValueError(f"operation {name!r} is none of {', '.join(known)}")
+    sign, largest = known[name]
     a, b = random.randint(1, largest), random.randint(1, largest)
     result = {"add": a + b, "subtract": a - b, "multiply": a * b}[name]
     return f"What is {a} {sign} {b}? Answer with the number only.", str(result)
