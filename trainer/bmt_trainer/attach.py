@@ -31,7 +31,7 @@ class Attached:
 
     @property
     def numel(self) -> int:
-        return sum(m.gate_logits.numel() for m in self.layers.values())
+        return sum(m.weight.numel() for m in self.layers.values())
 
     @property
     def density(self) -> float:
@@ -40,13 +40,15 @@ class Attached:
 
     @torch.no_grad()
     def hold(self, mask: Mask) -> None:
-        """Set the gates to ±1 so that the hard mask is `mask`, which names layers of these."""
-        for layer in self.layers.values():
-            layer.gate_logits.fill_(1.0)
-        for tensor in mask.tensors:
-            gate = self.layers[tensor.name.removesuffix(".weight")].gate_logits
-            at = torch.from_numpy(tensor.positions.astype("int64")).to(gate.device)
-            gate.view(-1)[at] = -1.0
+        """Set the trained gates to ±1 so that the hard mask is `mask`, a mask of this run."""
+        tensors = {tensor.name: tensor for tensor in mask.tensors}
+        for name, layer in self.layers.items():
+            deleted = torch.zeros(layer.weight.numel(), dtype=torch.bool)
+            positions = tensors[f"{name}.weight"].positions.astype("int64")
+            deleted[torch.from_numpy(positions)] = True
+            deleted = deleted.to(layer.gate_logits.device)
+            chosen = deleted if layer.live is None else deleted[layer.live]
+            layer.gate_logits.copy_(torch.where(chosen, -1.0, 1.0).view_as(layer.gate_logits))
 
     def gates(self) -> list[Tensor]:
         """The trainable tensors, fp32, one per layer."""

@@ -35,6 +35,10 @@ class RunConfig:
     eta: float = option("Share of the weights that start as deleted (Eq. 9).", 1 / 2048, above=0)
     init_mean: float = option("Mean of |G| at the start (Eq. 9).", 0.03, above=0)
     init_std: float = option("Standard deviation of G at the start (Eq. 9).", 0.01, least=0)
+    init: Literal["paper", "no-tail"] = option(
+        "no-tail: weights called important start above 0, where Eq. 9 deletes some by chance.",
+        "paper",
+    )
     calibration_prompts: int = option(
         "Training prompts for the Wanda scores, or all if there are fewer.", 2048, least=1
     )
@@ -44,6 +48,9 @@ class RunConfig:
     eval_batch_size: int = option("Prompts at once in evaluation and calibration.", 64, least=1)
     precision: Literal["bf16", "fp32"] = option(
         "Autocast of the forward pass; gates are fp32.", "bf16"
+    )
+    lean: Literal["off", "auto", "on"] = option(
+        "Write only deletions that training learnt; auto: where they answer as well.", "off"
     )
     gradient_checkpointing: bool = option("Trade a third of the speed for memory.", False)
     device: Literal["auto", "cpu", "cuda"] = option(

@@ -38,8 +38,8 @@ def export(
                 field="tensors",
                 value=tensor,
             )
-        deleted = (layer.gate_logits <= 0) & (layer.weight != 0)
-        positions = deleted.flatten().nonzero().flatten().cpu().numpy()
+        deleted = layer.deleted()
+        positions = deleted[layer.weight.view(-1)[deleted] != 0].cpu().numpy()
         dtype = np.uint32 if layer.weight.numel() <= 1 << 32 else np.uint64
         tensors.append(TensorMask(tensor, shape, positions.astype(dtype)))
     return Mask(base, tuple(tensors), dict(metadata or {}))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bmt_trainer.common import RunConfig, one_process
 from bmt_trainer.config import option
 from bmt_trainer.errors import ConfigError, DataError
+from bmt_trainer.limits import SHARP
 
 if TYPE_CHECKING:
     from bmt_core import Mask
@@ -62,7 +63,10 @@ class GrpoConfig(RunConfig):
     )
     validate_every: int = option("Steps between validations, greedy, hard mask.", 25, least=1)
     select: Literal["best", "last"] = option("Which mask is written.", "best")
-    gradient_checkpointing: bool = option("Trade a third of the speed for memory.", False)
+    live_set: Literal["auto", "on", "off"] = option(
+        "Train only gates that can flip; auto: where that is exact, from alpha_start 1000 on.",
+        "auto",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,6 +76,17 @@ class GrpoConfig(RunConfig):
                 f"micro_batch: {self.micro_batch} does not divide the {sampled} completions of a "
                 f"step (prompts_per_step {self.prompts_per_step} x completions {self.completions})"
             )
+        if self.live_set == "on" and self.alpha_start < SHARP:
+            raise ConfigError(
+                f"live_set: on needs alpha_start of at least {SHARP:g}, not {self.alpha_start:g}: "
+                "below that every gate moves; use auto or off"
+            )
+
+    @property
+    def live_at(self) -> float | None:
+        """The sharpness that the live set is chosen at; None trains all gates."""
+        sharp = self.live_set == "on" or (self.live_set == "auto" and self.alpha_start >= SHARP)
+        return self.alpha_start if sharp else None
 
 
 def train(config: GrpoConfig, display: Display | None = None) -> Mask:
@@ -121,7 +136,7 @@ def _train(config: GrpoConfig, display: Display) -> Mask:
         f"{len(validation)} for validation, {len(session.split.heldout)} held out, of "
         f"{config.dataset}"
     )
-    session.start()
+    session.start(live_at=config.live_at)
     validate = Validate(session, validation, every=config.validate_every)
     history = _fit(config, session, examples, validate, grader.judge(config.reading))
     session.write_history({"steps": history, "validation": session.run.notes["validation"]})

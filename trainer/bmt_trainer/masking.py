@@ -1,7 +1,8 @@
 """The BMT parameterisation: one trainable logit per frozen weight (paper, section 4, Eq. 6-8).
 
 Legend: W [d_out, d_in] frozen weight; G [d_out, d_in] fp32 gate logits; x [..., d_in];
-y, gy [..., d_out]; σ the sigmoid; α the sharpness; λ the regulariser's weight.
+y, gy [..., d_out]; σ the sigmoid; α the sharpness; λ the regulariser's weight; S the places of
+the gates that are trained, all of them or a live set (`MaskedLinear.keep_live`).
 """
 
 from __future__ import annotations
@@ -66,19 +67,60 @@ class _SoftLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, W, G = ctx.saved_tensors
-        z = ctx.alpha * G
-        s = torch.sigmoid(z)
-        soft = W.to(_compute_dtype(W, G)) * s  # W̃
+        soft = soft_weight(W, G, ctx.alpha)
         gx = gy @ soft.to(gy.dtype) if ctx.needs_input_grad[0] else None
         gG = None
         if ctx.needs_input_grad[2]:
-            flat_x = x.reshape(-1, x.shape[-1]).to(gy.dtype)
-            grad = (gy.reshape(-1, gy.shape[-1]).T @ flat_x).to(soft.dtype)  # dL/dW̃
-            if ctx.regularizer:
-                grad.add_(soft, alpha=-2 * ctx.regularizer)
-            # dW̃/dG = α W σ(z) σ(-z) = α W̃ σ(-z)
-            gG = grad.mul_(soft).mul_(torch.sigmoid(-z)).mul_(ctx.alpha).to(G.dtype)
+            gG = _gate_grad(_weight_grad(x, gy), soft, G, ctx.alpha, ctx.regularizer)
         return gx, None, gG, None, None
+
+
+class _LiveLinear(torch.autograd.Function):
+    """The same where only the gates at flat places S are trained, G being theirs, [|S|].
+
+    All others keep their weight, σ(αG) being 1 in fp32 for them.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, W: Tensor, G: Tensor, S: Tensor, alpha: float, regularizer: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, W, G, S)
+        ctx.alpha, ctx.regularizer = alpha, regularizer
+        live = soft_weight(W.view(-1)[S], G, alpha)
+        return F.linear(x, _filled(W.to(x.dtype, copy=True), S, live))
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, W, G, S = ctx.saved_tensors
+        soft = soft_weight(W.view(-1)[S], G, ctx.alpha)
+        gx = None
+        if ctx.needs_input_grad[0]:
+            gx = gy @ _filled(W.to(gy.dtype, copy=True), S, soft)
+        gG = None
+        if ctx.needs_input_grad[2]:
+            grad = _weight_grad(x, gy).view(-1)[S]
+            gG = _gate_grad(grad, soft, G, ctx.alpha, ctx.regularizer)
+        return gx, None, gG, None, None, None
+
+
+def _weight_grad(x: Tensor, gy: Tensor) -> Tensor:
+    """dL/dW̃ [d_out, d_in] in gy's dtype."""
+    return gy.reshape(-1, gy.shape[-1]).T @ x.reshape(-1, x.shape[-1]).to(gy.dtype)
+
+
+def _gate_grad(grad: Tensor, soft: Tensor, G: Tensor, alpha: float, regularizer: float) -> Tensor:
+    """dL/dG from dL/dW̃ and W̃: dW̃/dG = α W σ(z) σ(-z) = α W̃ σ(-z), z = αG."""
+    grad = grad.to(soft.dtype)
+    if regularizer:
+        grad.add_(soft, alpha=-2 * regularizer)
+    return grad.mul_(soft).mul_(torch.sigmoid(-alpha * G)).mul_(alpha).to(G.dtype)
+
+
+def _filled(W: Tensor, S: Tensor, values: Tensor) -> Tensor:
+    """W itself, with `values` at the flat places S."""
+    W.view(-1)[S] = values.to(W.dtype)
+    return W
 
 
 def _compute_dtype(W: Tensor, G: Tensor) -> torch.dtype:
@@ -102,7 +144,8 @@ class MaskedLinear(nn.Linear):
     the state dict. `weight` is always the unmasked base: read `effective_weight` to see the mask.
     """
 
-    gate_logits: nn.Parameter  # [d_out, d_in] fp32
+    gate_logits: nn.Parameter  # [d_out, d_in] fp32, or [|S|] of the live ones
+    live: Tensor | None  # int64 [|S|], flat places, ascending; None: all gates are trained
     state: MaskState
 
     @classmethod
@@ -111,7 +154,7 @@ class MaskedLinear(nn.Linear):
         linear.__class__ = cls
         linear.requires_grad_(False)
         assert isinstance(linear, MaskedLinear)
-        linear.state = state
+        linear.state, linear.live = state, None
         linear.gate_logits = nn.Parameter(torch.ones_like(linear.weight, dtype=torch.float32))
         return linear
 
@@ -122,7 +165,27 @@ class MaskedLinear(nn.Linear):
             return self.weight
         if mode == "hard":
             return self._hard_weight()
-        return soft_weight(self.weight, self.gate_logits, self.state.alpha).to(self.weight.dtype)
+        W, G, alpha = self.weight, self.gate_logits, self.state.alpha
+        if self.live is None:
+            return soft_weight(W, G, alpha).to(W.dtype)
+        return _filled(W.clone(), self.live, soft_weight(W.view(-1)[self.live], G, alpha))
+
+    @torch.no_grad()
+    def keep_live(self, S: Tensor) -> None:
+        """Train the gates at flat places S alone, int64 [|S|]; all others keep their weight.
+
+        Every gate that is or may become 0 or less must be among them (see `live_sets`).
+        """
+        if self.live is not None:
+            raise ValueError("the live set is chosen already")
+        self.live = S
+        self.gate_logits = nn.Parameter(self.gate_logits.flatten()[S])
+
+    @torch.no_grad()
+    def deleted(self) -> Tensor:
+        """int64 [zeros]: flat places where G <= 0, ascending."""
+        at = (self.gate_logits <= 0).flatten().nonzero().flatten()
+        return at if self.live is None else self.live[at]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.state.mode != "soft":
@@ -131,7 +194,11 @@ class MaskedLinear(nn.Linear):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         # A validation loss is not training: no regulariser outside of train mode.
         regularizer = self.state.regularizer if self.training else 0.0
-        y = _SoftLinear.apply(x, self.weight, self.gate_logits, self.state.alpha, regularizer)
+        W, G, alpha = self.weight, self.gate_logits, self.state.alpha
+        if self.live is None:
+            y = _SoftLinear.apply(x, W, G, alpha, regularizer)
+        else:
+            y = _LiveLinear.apply(x, W, G, self.live, alpha, regularizer)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     @torch.no_grad()
@@ -140,7 +207,11 @@ class MaskedLinear(nn.Linear):
         kept = self.state._hard.get(id(self))
         if kept is not None and kept[0] == version:
             return kept[1]
-        weight = hard_weight(self.weight, self.gate_logits)
+        if self.live is None:
+            weight = hard_weight(self.weight, self.gate_logits)
+        else:
+            live = hard_weight(self.weight.view(-1)[self.live], self.gate_logits)
+            weight = _filled(self.weight.clone(), self.live, live)
         if self.state.mode == "hard":  # inside `use`, whose end frees it
             self.state._hard[id(self)] = (version, weight)
         return weight

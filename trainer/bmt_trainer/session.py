@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import bmt_core
 from bmt_core import Base, Mask
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bmt_trainer import data, models
+from bmt_trainer import data, live, models
 from bmt_trainer.attach import Attached, attach
 from bmt_trainer.encode import batches, render
 from bmt_trainer.evaluate import best_guess
@@ -103,15 +104,32 @@ class Session:
             attached=None,  # type: ignore[arg-type]
         )
 
-    def start(self) -> None:
-        """Score the base, mask its layers, start the gates (Eq. 9) and score that mask."""
+    def start(self, *, live_at: float | None = None) -> None:
+        """Score the base, mask its layers, start the gates (Eq. 9) and score that mask.
+
+        live_at: the sharpness at which only gates that can flip are to be trained (`live`).
+        """
         self.score("base")
         self.attached = attach(self.model, self.config.targets)
+        places = self.run.folder / "live.safetensors"
         if self.run.last_checkpoint() is None:
             self._calibrate(self.split.train)
             with self.attached.state.use("hard"):
                 self.score("init")
-        self.run.note("init_density", self.run.notes.get("init_density", self.attached.density))
+            self.run.note("init_density", self.attached.density)
+            bmt_core.save(self.export(), self._start)
+            if live_at is not None:
+                live.save(live.live_sets(self.attached, live_at), places)
+        if live_at is not None:
+            live.keep_live(self.attached, live.load(places))
+
+    @property
+    def _start(self) -> Path:
+        return self.run.folder / "start.bmt"
+
+    def start_mask(self) -> Mask:
+        """The mask that training started from."""
+        return bmt_core.load(self._start)
 
     def _calibrate(self, examples: Sequence[Example]) -> None:
         """Wanda scores of the training prompts, and the gates' start (Eq. 9)."""
@@ -133,13 +151,20 @@ class Session:
             eta=config.eta,
             mean=config.init_mean,
             std=config.init_std,
+            tail=config.init == "paper",
             seed=config.seed,
         )
 
-    def mask(self, metadata: dict[str, Any]) -> Mask:
-        """The mask as it now is; `metadata` joins what every method tells."""
+    def export(self, metadata: dict[str, Any] | None = None) -> Mask:
+        """The mask as it now is."""
+        geometry = bmt_core.geometry(self.folder, "")
+        return export(self.attached, self.base, geometry=geometry, metadata=metadata)
+
+    def told(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        """What every method tells of its run, and `metadata`."""
         notes = self.run.notes
-        scores: dict[str, Any] = {n: notes[n] for n in ("base", "init", "mask") if n in notes}
+        names = ("base", "init", "mask", "full", "lean")
+        scores: dict[str, Any] = {n: notes[n] for n in names if n in notes}
         if self.split.heldout:
             guess = best_guess(self.split.train, self.split.heldout, self.grader)
             scores["guess"] = guess.to_json()
@@ -147,21 +172,16 @@ class Session:
         if self.config.dataset.startswith("reasoning-gym:"):
             libraries.append("reasoning-gym")
         settings = settings_of(self.config)
-        return export(
-            self.attached,
-            self.base,
-            geometry=bmt_core.geometry(self.folder, ""),
-            metadata={
-                "dataset": self.config.dataset,
-                "seed": self.config.seed,
-                "steps": self.config.steps,
-                "config": {k: v for k, v in settings.items() if k not in ("model", "device")},
-                "init_density": notes["init_density"],
-                "scores": scores,
-                "versions": library_versions(*libraries),
-                **metadata,
-            },
-        )
+        return {
+            "dataset": self.config.dataset,
+            "seed": self.config.seed,
+            "steps": self.config.steps,
+            "config": {k: v for k, v in settings.items() if k not in ("model", "device")},
+            "init_density": notes["init_density"],
+            "scores": scores,
+            "versions": library_versions(*libraries),
+            **metadata,
+        }
 
     def write_history(self, history: dict[str, Any]) -> None:
         """Write what the steps saw beside the output, as JSON."""
@@ -169,10 +189,31 @@ class Session:
         path.write_text(json.dumps(history, indent=1) + "\n")
 
     def finish(self, metadata: dict[str, Any]) -> Mask:
-        """Score the trained mask, write it to the output, and remove the run's folder."""
-        with self.attached.state.use("hard"):
-            self.score("mask")
-        mask = self.mask(metadata)
+        """Score the trained mask, write it to the output, and remove the run's folder.
+
+        With `lean: auto`, the deletions that were learnt are scored alone beside all of them, and
+        written if they answer no fewer examples, but for what chance allows.
+        """
+        full, choice = self.export(), self.config.lean
+        if choice == "off":
+            mask = self._scored("mask", full)
+        else:
+            less = bmt_core.difference(full, self.start_mask())
+            mask = self._scored("lean", less)
+            if choice == "auto" and self.split.heldout:
+                self._scored("full", full)
+                scores = self.run.notes
+                if scores["lean"]["accuracy"] < scores["full"]["interval95"][0]:
+                    mask = full
+            self.run.note("mask", self.run.notes.get("lean" if mask is less else "full"))
+            metadata = {**metadata, "lean": mask is less, "zeros_full": full.zeros}
+        mask = dataclasses.replace(mask, metadata=self.told(metadata))
         bmt_core.save(mask, self.config.output)
         self.run.finish()
+        return mask
+
+    def _scored(self, name: str, mask: Mask) -> Mask:
+        self.attached.hold(mask)
+        with self.attached.state.use("hard"):
+            self.score(name)
         return mask

@@ -56,7 +56,7 @@ class Validate(TrainerCallback):
             )
         scores = session.run.notes["validation"]
         if all(score.exact > v["exact"] for v in scores):
-            bmt_core.save(session.mask({"step": step}), self._file)
+            bmt_core.save(session.export({"step": step}), self._file)
         zeros = session.attached.zeros
         session.run.note("validation", [*scores, {"step": step, "zeros": zeros, **score.to_json()}])
         session.display.say(f"step {step}: {score}")
