@@ -105,6 +105,27 @@ class BmtClient(BaseClient):
             operations.upload(self._policy, source, name, alias, if_match, if_none_match, progress)
         )
 
+    def push(
+        self,
+        name: str,
+        old: Mask,
+        new: Mask,
+        *,
+        if_match: str | None = None,
+        resident: bool = True,
+    ) -> Upload:
+        """Store `new` as the latest version of `name` by sending what changed since `old`.
+
+        `old` is a version of `name` that the server has. A step of training changes a few hundred
+        positions of a mask, a kilobyte. Raises `Conflict` where the server's `old` is another.
+
+        Parameters
+        ----------
+        if_match : mask digest that must be current (`Conflict` where it is not)
+        resident : load it into the workers' memory at once, in the background
+        """
+        return self._run(operations.push(self._policy, name, old, new, if_match, resident))
+
     def list(self, *, page_size: int = 100) -> Iterator[MaskInfo]:
         """All masks, by name, fetched page by page."""
         after: str | None = None

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from bmt_core import Mask
+from bmt_core import Mask, encode, symmetric_difference
 
 from . import _requests as requests
 from ._errors import Conflict, NotFound, ProtocolError, Unavailable, UsageError
@@ -64,6 +64,21 @@ def upload(
     # A mask that was there keeps the file that was stored first: other codec, other metadata.
     if created and version.file_digest:
         _check("file digest", version.file_digest, file.sha256.hex())
+    return version
+
+
+def push(
+    policy: RetryPolicy, name: str, old: Mask, new: Mask, if_match: str | None, resident: bool
+) -> Flow[Upload]:
+    name = mask_name(name)
+    flips = symmetric_difference(old, new, dict(new.metadata))
+    data: bytes = yield Call(lambda: encode(flips))
+    request = requests.patch_mask(name, data, old.digest, new.digest, if_match, resident)
+    response = yield from exchange(request, policy)
+    created = response.status == 201
+    raw = parse_json(response)
+    version = Upload.from_json({"outcome": "created" if created else "unchanged", **raw})
+    _check("mask digest", version.digest, new.digest)
     return version
 
 

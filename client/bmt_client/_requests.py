@@ -38,6 +38,22 @@ def put_mask(
     )
 
 
+def patch_mask(
+    name: str, flips: bytes, parent: str, digest: str, if_match: str | None, resident: bool
+) -> Request:
+    """Make a version of `name` by flipping positions of its version `parent`; see the route."""
+    params = [("parent", parent), ("digest", digest)]
+    if resident:
+        params.append(("resident", "true"))
+    return Request(
+        "PATCH",
+        _mask(name),
+        params=tuple(params),
+        headers={"Content-Type": "application/octet-stream", **_if_match(if_match)},
+        body=flips,
+    )
+
+
 def list_masks(limit: int, after: str | None) -> Request:
     return Request("GET", "/v1/masks", params=_page(limit, after))
 

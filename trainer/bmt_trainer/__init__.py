@@ -21,6 +21,7 @@ from bmt_trainer.errors import (
     OutputError,
     QuantizedModel,
     ResumeError,
+    RolloutError,
     TrainerError,
     UnknownBase,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "OutputError",
     "QuantizedModel",
     "ResumeError",
+    "RolloutError",
     "TrainerError",
     "UnknownBase",
 ]

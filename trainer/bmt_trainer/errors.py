@@ -9,6 +9,7 @@ TrainerError
 │   ├── ExpertTensors       experts as one 3-D tensor
 │   ├── ModelNotFound       neither a folder nor a model of the Hub
 │   └── UnknownBase         which checkpoint a loaded model came from cannot be told
+├── RolloutError            a server did not answer as rollouts need it
 ├── DataError               examples that are missing, malformed or too few
 ├── ResumeError             nothing to resume, or the run was started otherwise
 └── OutputError             the output exists or cannot be written
@@ -54,6 +55,10 @@ class ModelNotFound(ModelError):
 
 class UnknownBase(ModelError):
     """A loaded model does not say which checkpoint it came from."""
+
+
+class RolloutError(TrainerError):
+    """A server's answers cannot be used as rollouts."""
 
 
 class DataError(TrainerError):

@@ -6,7 +6,9 @@ is the base itself: the same model with its mask off.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from bmt_trainer.data import Example
     from bmt_trainer.grading import Judge
     from bmt_trainer.progress import Display
+    from bmt_trainer.rollouts import ServerRollouts
     from bmt_trainer.session import Session
     from bmt_trainer.validate import Validate
 
@@ -56,6 +59,9 @@ class GrpoConfig(RunConfig):
     reward: str = option("What is right: words, number, gsm8k, math, or FILE.py:FUNCTION.", "words")
     reading: Literal["strict", "lenient"] = option(
         "Which reading of the reward is trained on; both are reported.", "strict"
+    )
+    server: str | None = option(
+        "URL of a bmt-server of the same base that answers rollouts; its key: BMT_API_KEY.", None
     )
     heldout_dataset: str | None = option("Hold out from this data set instead.", None)
     validation: int = option(
@@ -211,13 +217,17 @@ def _fit(
         }
         for e in examples
     ]
-    with session.display.stage("train", config.steps, done) as advance:
+    with (
+        _rollouts(config, session) as rollouts,
+        session.display.stage("train", config.steps, done) as advance,
+    ):
         trainer = Trainer(
             model=model,
             args=arguments,
             reward_funcs=reward,
             train_dataset=Dataset.from_list(rows),
             processing_class=session.tokenizer,
+            rollout_func=rollouts,
             callbacks=[
                 Anneal(attached.state, config.alpha_start, config.alpha_end),
                 validate,
@@ -232,3 +242,30 @@ def _fit(
         transformers.set_seed(config.seed)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return [dict(entry) for entry in trainer.state.log_history if "reward" in entry]
+
+
+@contextmanager
+def _rollouts(config: GrpoConfig, session: Session) -> Iterator[ServerRollouts | None]:
+    """Rollouts on the server of the settings; None where the model generates them itself."""
+    if config.server is None:
+        yield None
+        return
+    from bmt_client import BmtClient
+
+    from bmt_trainer.encode import render
+    from bmt_trainer.rollouts import ServerRollouts
+
+    with BmtClient(config.server) as client:
+        rollouts = ServerRollouts(
+            client,
+            f"rollout-{uuid.uuid4().hex[:12]}",
+            session.export,
+            lambda prompt: render(session.tokenizer, prompt),
+            completions=config.completions,
+            max_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+        )
+        try:
+            yield rollouts
+        finally:
+            rollouts.close()

@@ -38,7 +38,7 @@ ROUTES: tuple[Route, ...] = (
     _route("GET", r"/v1/models(/.+)?", "any"),
     _route("GET", r"/v1/masks", "any"),
     _route("GET", _NAME, "any"),
-    _route("PUT", _NAME, "upload"),
+    _route("PUT PATCH", _NAME, "upload"),
     _route("DELETE", _NAME, "admin"),
     _route("GET", _NAME + r"/versions", "any"),
     _route("DELETE", _NAME + r"/versions/[^/]+", "admin"),

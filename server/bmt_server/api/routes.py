@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,6 +27,7 @@ from bmt_server.api.errors import (
 )
 from bmt_server.api.runtime import Runtime
 from bmt_server.api.schemas import AliasTarget, BaseRef, NameState, Principal, Version
+from bmt_server.blob import BlobError, read_blob
 
 OCTETS = "application/octet-stream"
 MAX_PAGE = 1000
@@ -41,6 +43,7 @@ def build_router() -> APIRouter:
     router.get("/v1/models/{model:path}")(show_model)
     router.get("/v1/masks")(list_masks)
     router.put("/v1/masks/{name}")(put_mask)
+    router.patch("/v1/masks/{name}")(patch_mask)
     router.get("/v1/masks/{name}")(show_mask)
     router.delete("/v1/masks/{name}", status_code=204)(delete_mask)
     router.get("/v1/masks/{name}/versions")(list_versions)
@@ -178,17 +181,86 @@ async def put_mask(
         data = await _upload(request, runtime.max_upload_bytes)
         stated = _stated_digest(request, digest)
         version, mask = await asyncio.to_thread(_read, runtime, tenant, name, data, stated)
-        outcome, _ = await runtime.registry.publish(
-            version,
-            data,
-            aliases=aliases,
-            if_match=_etag(request.headers.get("if-match")),
-            if_none_match=request.headers.get("if-none-match") == "*",
-        )
-        state = await runtime.snapshot.refresh(tenant, name)
-        stored = state.versions.get(version.digest) if state else None
-        if stored is not None:
-            await runtime.keep(stored, mask, resident=resident)
+        return await _publish(request, version, mask, data, aliases=aliases, resident=resident)
+
+
+async def patch_mask(
+    request: Request,
+    name: str,
+    parent: str = Query(),
+    digest: str = Query(),
+    resident: bool = Query(default=False),
+) -> JSONResponse:
+    """Publish a version that differs from `parent`, a version of this name, by some positions.
+
+    The body is a `.bmt` file of the flips: positions that one of the two deletes and the other
+    keeps. digest: the mask digest that must come of it, else 409 and nothing is stored. Made for
+    a trainer that changes a few positions each step; conditions are as for PUT.
+    """
+    runtime, state = _runtime(request), await _state(request, name)
+    before = _pick(state, AliasTarget(digest=parent))
+    wanted = _mask_digest(digest)
+    async with runtime.uploads:
+        flips = await _upload(request, runtime.max_upload_bytes)
+        blob = await runtime.registry.blob(before.file_digest, before.bytes)
+        version, mask, data = await asyncio.to_thread(_flip, runtime, before, blob, flips)
+        if mask.digest != wanted:
+            raise Conflict(
+                f"{before.model} with these flips is {mask.digest[:12]} and the request states "
+                f"{wanted[:12]}; upload the whole mask",
+                code="digest_mismatch",
+            )
+        return await _publish(request, version, mask, data, aliases=(), resident=resident)
+
+
+def _flip(
+    runtime: Runtime, before: Version, blob: bytearray, flips: bytes
+) -> tuple[Version, bmt_core.Mask, bytes]:
+    """The version that comes of flipping positions of `before`. Raises ApiError."""
+    fingerprint = runtime.settings.fingerprint
+    try:
+        old = read_blob(blob, before.source, fingerprint, runtime.limits)
+    except BlobError as error:
+        raise Unavailable(f"{before.model}: {error}", code=error.code) from None
+    try:
+        change = bmt_core.decode(flips, limits=runtime.limits, expect_base=fingerprint)
+        mask = bmt_core.symmetric_difference(old, change, dict(change.metadata))
+    except bmt_core.BmtError as error:
+        raise from_core(error) from None
+    data = bmt_core.encode(mask)
+    version, mask = _read(runtime, before.tenant, before.name, data, None)
+    return version, mask, data
+
+
+def _mask_digest(text: str) -> str:
+    try:
+        return bmt_core.validate_digest(text)
+    except bmt_core.InvalidName as error:
+        raise BadRequest(str(error), code="digest_invalid", param="digest") from None
+
+
+async def _publish(
+    request: Request,
+    version: Version,
+    mask: bmt_core.Mask,
+    data: bytes,
+    *,
+    aliases: Sequence[str],
+    resident: bool,
+) -> JSONResponse:
+    """Store a checked version under the request's conditions, and answer with it."""
+    runtime, name = _runtime(request), version.name
+    outcome, _ = await runtime.registry.publish(
+        version,
+        data,
+        aliases=aliases,
+        if_match=_etag(request.headers.get("if-match")),
+        if_none_match=request.headers.get("if-none-match") == "*",
+    )
+    state = await runtime.snapshot.refresh(version.tenant, name)
+    stored = state.versions.get(version.digest) if state else None
+    if stored is not None:
+        await runtime.keep(stored, mask, resident=resident)
     runtime.metrics.uploads.labels(outcome).inc()
     if state is None or stored is None:
         raise Conflict(f"{name} was deleted while it was published", code="deleted")
