@@ -1,0 +1,21 @@
+"""`python -m experiments NAME`: run one, keep its figures and its plot."""
+
+from __future__ import annotations
+
+import argparse
+
+from bmt_trainer.host import keep_freed_memory
+
+from experiments.grpo import EXPERIMENTS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    parser.add_argument("name", choices=sorted(EXPERIMENTS))
+    options = parser.parse_args()
+    keep_freed_memory()
+    EXPERIMENTS[options.name]()
+
+
+if __name__ == "__main__":
+    main()

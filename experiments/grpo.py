@@ -1,0 +1,121 @@
+"""GRPO runs from recipes: what they gain, how lean their masks are, what pushes cost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bmt_trainer.config import build, read_yaml
+from bmt_trainer.grpo import GrpoConfig, train
+
+from benchmarks.environment import WORK, demo_model
+from experiments.record import LATEST, ROOT, Figure, gain, keep, plot_run
+
+
+def arithmetic() -> None:
+    """Sums and products, rollouts in process."""
+    mask, seconds, _ = _run("grpo-arithmetic")
+    _told("grpo_gain_points", mask, seconds, "make paper-grpo")
+
+
+def arithmetic_on_a_server() -> None:
+    """The same with rollouts on a running bmt-server."""
+    with _server() as server:
+        import os
+
+        os.environ["BMT_API_KEY"] = server.key
+        mask, seconds, history = _run(
+            "grpo-arithmetic", server=server.url, output="grpo-server.bmt"
+        )
+    _told("grpo_server_gain_points", mask, seconds, "make paper-grpo-server")
+    # The first push is the whole mask, once a run.
+    pushes = sorted(s["push_seconds"] for s in history["steps"][1:])
+    times = sorted(s["step_time"] for s in history["steps"][1:] if "step_time" in s)
+    if times:
+        share = pushes[len(pushes) // 2] / times[len(times) // 2]
+        figure = Figure(
+            id="push_time_over_step",
+            value=round(share, 4),
+            interval=None,
+            n=len(pushes),
+            command="make paper-grpo-server",
+        )
+        keep([figure])
+        print(f"push: {pushes[len(pushes) // 2] * 1000:.0f} ms, {share:.2%} of a step")
+
+
+def _run(recipe: str, **changes: Any) -> tuple[Any, float, dict[str, Any]]:
+    folder = WORK / "paper"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = changes.pop("output", f"{recipe}.bmt")
+    settings = read_yaml(ROOT / "recipes" / f"{recipe}.yaml")
+    settings |= {"model": str(demo_model()), "output": folder / name, "resume": True, **changes}
+    start = time.monotonic()
+    mask = train(build(GrpoConfig, settings))
+    seconds = time.monotonic() - start
+    history = json.loads((folder / f"{name}.history.json").read_text())
+    title = f"{recipe}, {seconds / 60:.1f} minutes"
+    plot_run(history, mask.numel, title, LATEST / "paper" / f"{Path(name).stem}.png")
+    return mask, seconds, history
+
+
+def _told(figure_id: str, mask: Any, seconds: float, command: str) -> None:
+    scores = mask.metadata["scores"]
+    reading = _reading(scores, mask.metadata["config"]["reading"])
+    points, interval = gain(reading["base"], reading["mask"])
+    n = scores["base"]["total"]
+    found = [
+        Figure(
+            id=figure_id,
+            value=round(points, 2),
+            interval=(round(interval[0], 2), round(interval[1], 2)),
+            n=n,
+            command=command,
+        )
+    ]
+    if "zeros_full" in mask.metadata and figure_id == "grpo_gain_points":
+        ratio = scores["lean"], mask.zeros / mask.metadata["zeros_full"]
+        found.append(
+            Figure(
+                id="lean_zeros_over_full",
+                value=round(ratio[1], 4),
+                interval=None,
+                n=n,
+                command=command,
+            )
+        )
+    keep(found)
+    for name, score in reading.items():
+        low, high = score["interval95"]
+        print(f"{name:6} {score['accuracy']:6.1%} [{low:.1%}, {high:.1%}]")
+    print(f"{points:+.1f} points, {mask.zeros:,} zeros, {seconds / 60:.1f} minutes")
+
+
+def _reading(scores: dict[str, Any], reading: str) -> dict[str, Any]:
+    """Scores by the reading that was trained on."""
+    from bmt_trainer.evaluate import wilson
+
+    if reading == "strict":
+        return scores
+    return {
+        name: {
+            "accuracy": score["lenient"] / score["total"],
+            "interval95": wilson(score["lenient"], score["total"]),
+        }
+        for name, score in scores.items()
+    }
+
+
+@contextlib.contextmanager
+def _server() -> Iterator[Any]:
+    from benchmarks.servers import masks_server
+
+    with masks_server(demo_model(), WORK / "paper" / "server") as server:
+        yield server
+
+
+EXPERIMENTS = {"grpo": arithmetic, "grpo-server": arithmetic_on_a_server}

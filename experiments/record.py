@@ -1,0 +1,85 @@
+"""Keeps what experiments found: one list for all, and a plot for each."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+LATEST = ROOT / "benchmarks" / "results" / "latest"
+_Z = 1.959964
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """One figure; interval: 95 %, n: how many examples or turns it is of."""
+
+    id: str
+    value: float
+    interval: tuple[float, float] | None
+    n: int
+    command: str
+
+
+def keep(figures: Sequence[Figure], path: Path = LATEST / "paper.json") -> None:
+    """Put figures into the list of all, in place of older ones of the same ids."""
+    known: dict[str, Any] = {}
+    if path.exists():
+        known = {entry["id"]: entry for entry in json.loads(path.read_text())}
+    known |= {figure.id: asdict(figure) for figure in figures}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(list(known.values()), indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def gain(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[float, tuple[float, float]]:
+    """Points by which accuracy rose, and Newcombe's 95 % interval of the difference.
+
+    before, after: scores as in a mask's metadata. The two are of the same examples, so an interval
+    that knew the pairs would be narrower.
+    """
+    p, q = before["accuracy"], after["accuracy"]
+    (l1, u1), (l2, u2) = before["interval95"], after["interval95"]
+    low = q - p - math.hypot(q - l2, u1 - p)
+    high = q - p + math.hypot(u2 - q, p - l1)
+    return 100 * (q - p), (100 * low, 100 * high)
+
+
+def plot_run(history: Mapping[str, Any], numel: int, title: str, path: Path) -> None:
+    """Reward, validation accuracy and deleted share over a run's steps, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    steps = [s["step"] for s in history["steps"]]
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    axes[0].plot(steps, [s["reward"] for s in history["steps"]])
+    axes[0].set(title="mean reward of rollouts", xlabel="step", ylim=(0, 1))
+    scores = history["validation"]
+    at = [v["step"] for v in scores]
+    axes[1].errorbar(
+        at,
+        [100 * v["accuracy"] for v in scores],
+        yerr=[
+            [100 * (v["accuracy"] - v["interval95"][0]) for v in scores],
+            [100 * (v["interval95"][1] - v["accuracy"]) for v in scores],
+        ],
+        marker="o",
+        capsize=3,
+    )
+    axes[1].set(title="validation, greedy, hard mask, %", xlabel="step", ylim=(0, 100))
+    axes[2].plot(steps, [100 * s["zeros"] / numel for s in history["steps"]])
+    axes[2].set(title="gates deleted, %", xlabel="step")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
