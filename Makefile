@@ -7,7 +7,7 @@ PORT ?= 8000
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-quick bench bench-serve bench-swap bench-cold bench-format lint format docs clean
+.PHONY: help setup demo serve test test-quick bench bench-serve bench-swap bench-cold bench-format paper-grpo paper-grpo-server lint format docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed 's/:.*## /\t/' | expand -t 14
@@ -37,9 +37,14 @@ bench-format: ## the file's size and reading time
 bench-serve bench-swap bench-cold bench-format: setup
 	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks $(@:bench-%=%) $(BENCH)
 
+paper-grpo: ## GRPO on arithmetic: what it gains, and how lean its mask is; 20 minutes
+paper-grpo-server: ## the same with rollouts on a running bmt-server
+paper-grpo paper-grpo-server: setup
+	@cd "$(ROOT)" && "$(BIN)/python" -m experiments $(@:paper-%=%)
+
 lint: setup ## ruff and mypy
 	@cd "$(ROOT)" && "$(BIN)/python" -m ruff check . && "$(BIN)/python" -m ruff format --check . \
-		&& "$(BIN)/python" -m mypy core/bmt_core trainer/bmt_trainer server/bmt_server client/bmt_client examples/demo scripts benchmarks
+		&& "$(BIN)/python" -m mypy core/bmt_core trainer/bmt_trainer server/bmt_server client/bmt_client examples/demo scripts benchmarks experiments
 
 format: setup ## let ruff lay out and mend what it can
 	@cd "$(ROOT)" && "$(BIN)/python" -m ruff check --fix -q . ; "$(BIN)/python" -m ruff format .

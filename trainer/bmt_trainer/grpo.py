@@ -123,6 +123,7 @@ def _train(config: GrpoConfig, display: Display) -> Mask:
         display,
         train_examples=wanted + config.validation,
         grader=grader,
+        reading="lenient" if config.reading == "lenient" else "exact",
         heldout_from=config.heldout_dataset,
     )
     validation = session.split.train[: config.validation]

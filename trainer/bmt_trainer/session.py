@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import bmt_core
 from bmt_core import Base, Mask
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bmt_trainer import data, live, models
 from bmt_trainer.attach import Attached, attach
 from bmt_trainer.encode import batches, render
-from bmt_trainer.evaluate import best_guess
+from bmt_trainer.evaluate import best_guess, wilson
 from bmt_trainer.export import export, library_versions
 from bmt_trainer.grading import WORDS, Grader
 from bmt_trainer.run import Run, Scores, settings_of
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from bmt_trainer.common import RunConfig
     from bmt_trainer.data import Example, Split
     from bmt_trainer.progress import Display
+
+
+#: Which count of a score decides: of the strict reading, or of the lenient one.
+Reading = Literal["exact", "lenient"]
 
 
 @dataclass(kw_only=True)
@@ -42,6 +46,7 @@ class Session:
     model: PreTrainedModel
     score: Scores
     grader: Grader
+    reading: Reading  # by which masks are chosen
     attached: Attached
 
     @classmethod
@@ -52,6 +57,7 @@ class Session:
         *,
         train_examples: int,
         grader: Grader = WORDS,
+        reading: Reading = "exact",
         heldout_from: str | None = None,
     ) -> Session:
         """Load data, tokenizer and model, and take up the run's folder.
@@ -101,6 +107,7 @@ class Session:
             model=model,
             score=score,
             grader=grader,
+            reading=reading,
             attached=None,  # type: ignore[arg-type]
         )
 
@@ -202,10 +209,12 @@ class Session:
             mask = self._scored("lean", less)
             if choice == "auto" and self.split.heldout:
                 self._scored("full", full)
-                scores = self.run.notes
-                if scores["lean"]["accuracy"] < scores["full"]["interval95"][0]:
+                lean, whole = (self.run.notes[name] for name in ("lean", "full"))
+                low, _ = wilson(whole[self.reading], whole["total"])
+                if lean[self.reading] < low * lean["total"]:
                     mask = full
-            self.run.note("mask", self.run.notes.get("lean" if mask is less else "full"))
+            if self.split.heldout:
+                self.run.note("mask", self.run.notes["lean" if mask is less else "full"])
             metadata = {**metadata, "lean": mask is less, "zeros_full": full.zeros}
         mask = dataclasses.replace(mask, metadata=self.told(metadata))
         bmt_core.save(mask, self.config.output)

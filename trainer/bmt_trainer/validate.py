@@ -36,7 +36,8 @@ class Validate(TrainerCallback):
         scores = self._session.run.notes["validation"]
         if not scores:
             return None
-        return max(scores, key=lambda v: v["exact"])["step"], bmt_core.load(self._file)
+        step = max(scores, key=lambda v: v[self._session.reading])["step"]
+        return step, bmt_core.load(self._file)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step = state.global_step
@@ -55,8 +56,9 @@ class Validate(TrainerCallback):
                 grader=session.grader,
             )
         scores = session.run.notes["validation"]
-        if all(score.exact > v["exact"] for v in scores):
+        found = score.to_json()
+        if all(found[session.reading] > v[session.reading] for v in scores):
             bmt_core.save(session.export({"step": step}), self._file)
         zeros = session.attached.zeros
-        session.run.note("validation", [*scores, {"step": step, "zeros": zeros, **score.to_json()}])
+        session.run.note("validation", [*scores, {"step": step, "zeros": zeros, **found}])
         session.display.say(f"step {step}: {score}")
