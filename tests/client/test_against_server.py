@@ -259,6 +259,17 @@ def test_what_the_server_refuses(connect, client, real, name):
         uploader.delete(name)
 
 
+def test_a_push_sends_what_changed(client, name):
+    a, b = make_mask(1), make_mask(2)
+    first = client.upload(a, name)
+    pushed = client.push(name, a, b, if_match=first.digest)
+    assert (pushed.digest, pushed.parent, pushed.outcome) == (b.digest, a.digest, "created")
+    assert bmt_core.decode(client.read(name)) == b
+    assert client.push(name, a, b).outcome == "unchanged"
+    with pytest.raises(Conflict):
+        client.push(name, b, a, if_match=a.digest)
+
+
 def test_a_refusal_before_the_body_is_read_is_still_told(connect, client, real, name):
     large = make_mask(1, zeros=3000, layers=400)
     assert len(bmt_core.encode(large)) > MAX_UPLOAD

@@ -134,9 +134,43 @@ def test_a_resumed_run_is_bit_identical(checkpoint, tmp_path, monkeypatch):
     assert rewards[0] == rewards[1]
 
 
+def test_training_the_live_gates_alone_gives_the_same_mask(checkpoint, tmp_path):
+    common = {"select": "last", "heldout": 0, "validation": 0, "steps": 6}
+    dense = train(settings(checkpoint, tmp_path / "d.bmt", live_set="off", **common), quiet())
+    live = train(settings(checkpoint, tmp_path / "l.bmt", live_set="on", **common), quiet())
+    assert live == dense
+    still = {**common, "learning_rate": 1e-12}
+    assert train(settings(checkpoint, tmp_path / "s.bmt", **still), quiet()) != live
+
+
+def test_lean_masks_have_learnt_deletions_only(checkpoint, tmp_path):
+    common = {"select": "last", "validation": 0, "learning_rate": 0.03}
+    full = train(settings(checkpoint, tmp_path / "f.bmt", **common), quiet())
+    lean = train(settings(checkpoint, tmp_path / "l.bmt", lean="on", **common), quiet())
+    still = {**common, "learning_rate": 1e-12}
+    start = train(settings(checkpoint, tmp_path / "s.bmt", **still), quiet())
+    assert lean == bmt_core.difference(full, start)
+    assert 0 < lean.zeros < full.zeros
+    assert lean.metadata["zeros_full"] == full.zeros
+    assert lean.metadata["lean"] is True
+    auto = train(settings(checkpoint, tmp_path / "a.bmt", lean="auto", **common), quiet())
+    assert auto in (lean, full)
+    assert {"lean", "full", "mask"} <= set(auto.metadata["scores"])
+
+
+def test_a_start_without_the_tail(checkpoint, tmp_path):
+    common = {"select": "last", "heldout": 0, "validation": 0, "learning_rate": 1e-12}
+    paper = train(settings(checkpoint, tmp_path / "p.bmt", **common), quiet())
+    clipped = train(settings(checkpoint, tmp_path / "c.bmt", init="no-tail", **common), quiet())
+    assert 0 < clipped.zeros < paper.zeros
+    assert bmt_core.difference(clipped, paper).zeros == 0
+
+
 def test_bad_settings(checkpoint, tmp_path):
     with pytest.raises(ConfigError, match="does not divide"):
         settings(checkpoint, tmp_path / "m.bmt", micro_batch=3)
+    with pytest.raises(ConfigError, match="live_set"):
+        settings(checkpoint, tmp_path / "m.bmt", live_set="on", alpha_start=100)
     with pytest.raises(ConfigError, match="reward"):
         train(settings(checkpoint, tmp_path / "m.bmt", reward="nothing"), quiet())
     with pytest.raises(DataError, match="at most 5 tokens"):

@@ -47,6 +47,37 @@ def test_forward_and_gradients_equal_autograd_in_float64(bias, alpha, regularize
     assert made.weight.grad is None
 
 
+@pytest.mark.parametrize("mode", ["soft", "hard", "off"])
+def test_live_gates_alone_compute_what_all_of_them_do(mode):
+    """Where the others' sigmoid is 1; in float32 that is from z = 16.7 on."""
+    dense = layer(1000.0, dtype=torch.float32, gates=0.02)
+    with torch.no_grad():
+        dense.gate_logits.abs_()
+        dense.gate_logits.view(-1)[::4] -= 0.02
+    live = copy.deepcopy(dense)
+    S = (dense.gate_logits * 1000 <= 20).flatten().nonzero().flatten()
+    assert 0 < S.numel() < 35
+    live.keep_live(S)
+    outputs = []
+    for made in (dense, live):
+        made.train()
+        made.state.regularizer = 0.3
+        x = torch.randn(4, 7, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        with made.state.use(mode):
+            y = made(x)
+        y.square().sum().backward()
+        outputs.append((y, x.grad, made.effective_weight(mode)))
+    for a, b in zip(*outputs, strict=True):
+        assert torch.equal(a, b)
+    if mode == "soft":
+        gradient = dense.gate_logits.grad.flatten()
+        assert torch.equal(gradient[S], live.gate_logits.grad)
+        rest = torch.ones(35, dtype=torch.bool)
+        rest[S] = False
+        assert float(gradient[rest].abs().max()) < 1e-5
+    assert torch.equal(dense.deleted(), live.deleted())
+
+
 def test_gradcheck():
     made = layer(30.0)
     x = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)

@@ -40,7 +40,8 @@ class ServerRollouts:
     ) -> None:
         self._client, self._name = client, name
         self._mask, self._render = mask, render
-        self._sampling = {"n": completions, "max_tokens": max_tokens, "temperature": temperature}
+        self._completions = completions
+        self._sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
         self._pushed: list[Mask] = []
         self.push_seconds = 0.0
         self._openai = client.openai()
@@ -75,7 +76,7 @@ class ServerRollouts:
         """
         model = self.push()
         trainer._log_metric("push_seconds", self.push_seconds)
-        count = self._sampling["n"]
+        count = self._completions
         if len(prompts) % count:
             raise RolloutError(f"{len(prompts)} prompts are not {count} of each")
         each = [self._render(prompt) for prompt in prompts[::count]]
@@ -95,17 +96,16 @@ class ServerRollouts:
         answer = self._openai.completions.create(
             model=model,
             prompt=ids,
+            n=self._completions,
             logprobs=0,
             seed=seed,
             extra_body={"return_token_ids": True, "top_k": 0},
-            **self._sampling,  # type: ignore[arg-type]
+            **self._sampling,
         )
         if answer.model != model:
             raise RolloutError(f"the server answered {model} by {answer.model}")
-        return [
-            (list(choice.token_ids), list(choice.logprobs.token_logprobs))  # type: ignore
-            for choice in answer.choices
-        ]
+        choices: list[Any] = sorted(answer.choices, key=lambda choice: choice.index)
+        return [(list(c.token_ids), list(c.logprobs.token_logprobs)) for c in choices]
 
     def close(self) -> None:
         """End the threads and remove the mask's name from the server."""

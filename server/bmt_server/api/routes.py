@@ -194,7 +194,7 @@ async def patch_mask(
     """Publish a version that differs from `parent`, a version of this name, by some positions.
 
     The body is a `.bmt` file of the flips: positions that one of the two deletes and the other
-    keeps. digest: the mask digest that must come of it, else 409 and nothing is stored. Made for
+    keeps. digest: the mask digest that must come of it, else 412 and nothing is stored. Made for
     a trainer that changes a few positions each step; conditions are as for PUT.
     """
     runtime, state = _runtime(request), await _state(request, name)

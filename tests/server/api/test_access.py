@@ -13,7 +13,11 @@ PATHS = {
         ("GET", "/v1/blobs/" + "0" * 64),
     ],
     "infer": [("POST", "/v1/chat/completions")],
-    "upload": [("PUT", "/v1/masks/m"), ("PUT", "/v1/masks/m/aliases/prod")],
+    "upload": [
+        ("PUT", "/v1/masks/m"),
+        ("PATCH", "/v1/masks/m"),
+        ("PUT", "/v1/masks/m/aliases/prod"),
+    ],
     "admin": [
         ("DELETE", "/v1/masks/m"),
         ("DELETE", "/v1/masks/m/versions/" + "0" * 12),
