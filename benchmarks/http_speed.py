@@ -39,11 +39,20 @@ def growth(context: Context) -> Findings:
 
 
 def _bare(context: Context, generator: Loads) -> dict[str, Any]:
-    context.say("bare vLLM")
-    with vllm_server(context.model, context.work / "bare") as server:
-        _load(context, generator, server, None, seed=0)
-        runs = [_load(context, generator, server, None, seed=i) for i in range(1, 4)]
-    return {"runs": runs}
+    """vLLM alone, with the libraries that bmt-server preloads and as it comes, in turns."""
+    context.say("bare vLLM, with bmt-server's environment and without")
+    with (
+        vllm_server(context.model, context.work / "bare") as tuned,
+        vllm_server(context.model, context.work / "plain", plain=True) as plain,
+    ):
+        servers = {"runs": tuned, "plain": plain}
+        for server in servers.values():
+            _load(context, generator, server, None, seed=0)
+        found: dict[str, Any] = {name: [] for name in servers}
+        for pair in range(context.scale.http_pairs):
+            for name in servers if pair % 2 else reversed(servers):
+                found[name].append(_load(context, generator, servers[name], None, seed=pair))
+    return found
 
 
 def _masks(context: Context, generator: Loads) -> dict[str, Any]:
@@ -166,8 +175,26 @@ def _findings(context: Context, raw: dict[str, Any]) -> Findings:
             interval=(round(itself.low, 4), round(itself.high, 4)),
             note="one mask, the load repeated",
         ),
+        _environment(context, raw["bare"]),
     ]
     return Findings(entries=entries, tables=[_table(context, raw)], plots=_plots(raw), samples=raw)
+
+
+def _environment(context: Context, bare: dict[str, Any]) -> Entry:
+    """What bmt-server's environment for the CPU is worth, on vLLM alone."""
+    speeds = {k: [run["output_tokens_per_s"] for run in bare[k]] for k in ("runs", "plain")}
+    ratio = estimate([[a / b] for a, b in zip(speeds["runs"], speeds["plain"], strict=True)])
+    return Entry(
+        id="cpu_environment_over_plain",
+        value=round(ratio.value, 4),
+        unit="ratio of output tokens/s",
+        baseline=Baseline(
+            what="bare vLLM as it comes", value=round(median(speeds["plain"]), 1), unit="tokens/s"
+        ),
+        command=context.command,
+        interval=(round(ratio.low, 4), round(ratio.high, 4)),
+        note="bare vLLM with the libraries that bmt-server preloads",
+    )
 
 
 LABELS = {"masks": "masks", "lora-r1": "vLLM LoRA r=1", "lora-r8": "vLLM LoRA r=8"}
@@ -184,6 +211,8 @@ def _table(context: Context, raw: dict[str, Any]) -> Table:
 
     for run in raw["bare"]["runs"]:
         row("bare vLLM", "", "", run)
+    for run in raw["bare"]["plain"]:
+        row("bare vLLM, nothing preloaded", "", "", run)
     for run in raw["masks"]["base"]:
         row("masks, base requests", "", "", run)
     for key, label in LABELS.items():

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,14 @@ class ServerError(RuntimeError):
 class Server:
     """A running server. url: where it listens; key: what requests need, or empty."""
 
-    def __init__(self, command: Sequence[str], port: int, ready: str, folder: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        port: int,
+        ready: str,
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port, self.url = port, f"http://127.0.0.1:{port}"
         self.key = ""
@@ -38,7 +45,7 @@ class Server:
             self._process = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=ROOT,
-                env=engine_environment(),
+                env=engine_environment(**(environment or {})),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -95,16 +102,26 @@ def masks_server(model: Path, folder: Path, *flags: str) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def vllm_server(model: Path, folder: Path, *flags: str) -> Iterator[Server]:
-    """vLLM's own server, without anything of this project; ended with the block."""
+def vllm_server(model: Path, folder: Path, *flags: str, plain: bool = False) -> Iterator[Server]:
+    """vLLM's own server, without anything of this project; ended with the block.
+
+    It gets the libraries preloaded that `bmt-server` preloads, unless it is to be `plain`.
+    """
     port = free_port()
     command = ["-m", "benchmarks.vllm_server", "--model", str(model), *_common(port), *flags]
-    server = Server(command, port, "/health", folder)
+    server = Server(command, port, "/health", folder, {} if plain else _preloaded())
     try:
         server.wait()
         yield server
     finally:
         server.stop()
+
+
+def _preloaded() -> dict[str, str]:
+    from bmt_server import cpu_env
+
+    found = cpu_env.wanted(os.environ, weights_bytes=0, mask_bytes=0, kv_given=True)
+    return {variable.name: variable.value for variable in found}
 
 
 def lora_flags(
