@@ -20,7 +20,7 @@ from rich.console import Console
 
 STEPS = 4
 # Rewards that differ within a group, or there is nothing to learn from.
-REWARD = "def a_share(text, answer):\n    return text.count('a') / max(1, len(text))\n"
+REWARD = "def odd(text, answer):\n    return sum(ord(c) % 2 for c in text) / max(1, len(text))\n"
 
 
 def settings(checkpoint, output, **changes):
@@ -42,7 +42,7 @@ def settings(checkpoint, output, **changes):
             "calibration_prompts": 8,
             "max_new_tokens": 6,
             "checkpoint_every": 2,
-            "reward": f"{reward}:a_share",
+            "reward": f"{reward}:odd",
             "device": "cpu",
             **changes,
         }
@@ -144,7 +144,7 @@ def test_training_the_live_gates_alone_gives_the_same_mask(checkpoint, tmp_path)
 
 
 def test_lean_masks_have_learnt_deletions_only(checkpoint, tmp_path):
-    common = {"select": "last", "validation": 0, "learning_rate": 0.03}
+    common = {"select": "last", "validation": 0, "learning_rate": 0.03, "reg_lambda": 0}
     full = train(settings(checkpoint, tmp_path / "f.bmt", **common), quiet())
     lean = train(settings(checkpoint, tmp_path / "l.bmt", lean="on", **common), quiet())
     still = {**common, "learning_rate": 1e-12}

@@ -71,7 +71,8 @@ def test_live_gates_alone_compute_what_all_of_them_do(mode):
         assert torch.equal(a, b)
     if mode == "soft":
         gradient = dense.gate_logits.grad.flatten()
-        assert torch.equal(gradient[S], live.gate_logits.grad)
+        # The sigmoid of a vector and that of its tail may differ in the last bit.
+        torch.testing.assert_close(live.gate_logits.grad, gradient[S], rtol=1e-6, atol=0)
         rest = torch.ones(35, dtype=torch.bool)
         rest[S] = False
         assert float(gradient[rest].abs().max()) < 1e-5

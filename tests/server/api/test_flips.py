@@ -54,7 +54,7 @@ async def test_what_is_refused_stores_nothing(api):
         (await flip(api, "m", a, b, flips=other), 422, "base_mismatch"),
         (await flip(api, "m", a, b, flips=b"no mask"), 422, None),
         (await flip(api, "m", a, b, params={"digest": "xyz"}), 400, "digest_invalid"),
-        (await flip(api, "m", a, dense), 413, None),
+        (await flip(api, "m", a, dense), 422, "too_dense"),
         (await flip(api, "m", a, b, headers={"If-Match": f'"{c.digest}"'}), 412, None),
         (await flip(api, "m", a, b, key="infer"), 403, None),
         (await flip(api, "m", a, b, key=""), 401, None),
