@@ -49,7 +49,7 @@ class Scale:
 FULL = Scale(
     name="full",
     pairs=5,
-    peer_pairs=2,
+    peer_pairs=1,
     peer_pairs_eager=1,
     turns=2,
     turns_eager=1,
@@ -69,8 +69,8 @@ FULL = Scale(
     repeats=2,
     alternation_steps=40,
     cold_masks=100,
-    cold_seconds=10.0,
-    cold_rounds=5,
+    cold_seconds=25.0,
+    cold_rounds=4,
     cold_firsts=40,
 )
 

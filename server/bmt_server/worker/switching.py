@@ -67,7 +67,7 @@ NATIVE = Costs(
     switch_zero=5e-9,
     correct_layer=1e-6,
     correct_zero=1e-9,
-    correct_token=0.1e-9,
+    correct_token=0.08e-9,
 )
 # Not measured. Bytes moved, at 2 TB/s: a write touches a 32-byte sector twice, a corrected step
 # reads 4 bytes a zero and, at a third of the cost, one sector of cached activations a token; 5 us
