@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from bmt_server.settings import MaskMode
+
 from benchmarks import swap, task
 from benchmarks.context import Context
 from benchmarks.results import Findings, Table
@@ -16,9 +18,10 @@ from benchmarks.stats import median
 
 _LAYERS = 4
 _TOKENS = 8
+_ROUNDS = 5  # of all modes, in each process
 # Steps that one of two masks owns before the other takes over.
 TRAFFIC = {"alternating, step by step": 1, "turns of 20 steps": 20}
-MODES = ("auto", "delta", "scatter")
+MODES: tuple[MaskMode, ...] = ("auto", "delta", "scatter")
 
 
 def auto(context: Context) -> Findings:
@@ -41,7 +44,7 @@ def auto(context: Context) -> Findings:
                     mode,
                     f"{median([x['steps_per_s'] for x in of]):.1f}",
                     f"{median([x['switches_per_s'] for x in of]):.1f}",
-                    f"{of[0]['in_place']} of {scale.alternation_steps}",
+                    f"{of[0]['in_place']:.0f} of {scale.alternation_steps}",
                 )
             )
     table = Table(
@@ -56,48 +59,58 @@ def auto(context: Context) -> Findings:
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """One process: {"found": traffic -> mode -> figures}."""
+    """One process: {"found": traffic -> mode -> figures}, the modes in turns."""
     import torch
     from bmt_server.worker.runtime import MaskRuntime
 
     gates = swap.live_gates(job["layers"])
     x = torch.randn(_TOKENS, gates[0].base.shape[1]).bfloat16()
-    found: dict[str, dict[str, Any]] = {
-        traffic: {mode: _play(gates, x, mode, turn, job["steps"]) for mode in MODES}
-        for traffic, turn in TRAFFIC.items()
-    }
-    kernel = MaskRuntime(gates, "auto", 1 << 20).stats.kernel
+    players = {mode: Player(MaskRuntime(gates, mode, 1 << 30), x) for mode in MODES}
+    found: dict[str, dict[str, Any]] = {}
+    for traffic, turn in TRAFFIC.items():
+        rounds: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
+        for number in range(_ROUNDS + 1):
+            for mode in MODES if number % 2 else reversed(MODES):
+                played = players[mode].play(turn, job["steps"])
+                if number:  # the first round warms up
+                    rounds[mode].append(played)
+        found[traffic] = {
+            mode: {key: median([r[key] for r in of]) for key in of[0]}
+            for mode, of in rounds.items()
+        }
+    kernel = players["auto"].runtime.stats.kernel
     return {"found": found, "layers": len(gates), "kernel": kernel}
 
 
-def _play(gates: list[Any], x: Any, mode: Any, turn: int, steps: int) -> dict[str, float]:
-    """Play steps in one mode; masks 1 and 2 take turns of `turn` steps."""
-    import numpy as np
-    import torch
-    from bmt_server.worker.runtime import MaskRuntime
+class Player:
+    """Plays steps on one mode's runtime, whose masks are 1 and 2, and leaves the base behind."""
 
-    runtime = MaskRuntime(gates, mode, 1 << 30)
-    handles = runtime.handles()
-    for adapter in (1, 2):
-        runtime.add(adapter, f"m{adapter}@0", swap.layout(len(gates), seed=adapter))
+    def __init__(self, runtime: Any, x: Any) -> None:
+        self.runtime, self._x = runtime, x
+        self._handles = runtime.handles()
+        for adapter in (1, 2):
+            layout = swap.layout(len(runtime.gates), seed=adapter)
+            runtime.add(adapter, f"m{adapter}@0", layout)
 
-    def step(number: int) -> str:
-        owner = 1 + (number // turn) % 2
-        kind = runtime.begin_step(np.full(x.shape[0], owner))
-        for gate, handle in zip(gates, handles, strict=True):
-            y = torch.nn.functional.linear(x, gate.live)
-            torch.ops.bmt.masked_delta(y, x, handle)
-        return kind
+    def play(self, turn: int, steps: int) -> dict[str, float]:
+        """The masks take turns of `turn` steps."""
+        switches, start = self.runtime.in_place.switches, time.perf_counter()
+        kinds = [self._step(1 + (number // turn) % 2) for number in range(steps)]
+        seconds = time.perf_counter() - start
+        switched = self.runtime.in_place.switches - switches
+        self.runtime.in_place.switch(None)  # the next mode starts from the base
+        return {
+            "steps_per_s": steps / seconds,
+            "switches_per_s": switched / seconds,
+            "in_place": kinds.count("in_place"),
+        }
 
-    for number in range(4):
-        step(number)
-    switches, start = runtime.in_place.switches, time.perf_counter()
-    kinds = [step(number) for number in range(steps)]
-    seconds = time.perf_counter() - start
-    switched = runtime.in_place.switches - switches
-    runtime.in_place.switch(None)  # the next mode starts from the base
-    return {
-        "steps_per_s": steps / seconds,
-        "switches_per_s": switched / seconds,
-        "in_place": kinds.count("in_place"),
-    }
+    def _step(self, owner: int) -> str:
+        import numpy as np
+        import torch
+
+        kind = self.runtime.begin_step(np.full(self._x.shape[0], owner))
+        for gate, handle in zip(self.runtime.gates, self._handles, strict=True):
+            y = torch.nn.functional.linear(self._x, gate.live)
+            torch.ops.bmt.masked_delta(y, self._x, handle)
+        return str(kind)

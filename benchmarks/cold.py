@@ -35,7 +35,7 @@ import bmt_core
 import numpy as np
 
 DENSITY = 0.002  # the paper's learned density
-PROMPT_WORDS = 32
+PROMPT_WORDS = 8
 START_S = 420
 _WORDS = ("river", "stone", "letter", "cloud", "garden", "window", "paper", "engine", "mirror")
 
@@ -220,7 +220,7 @@ async def arrivals(
     rounds: int = 5,
     cold: int = 100,
     seconds: float = 10.0,
-    rate: float = 6.0,
+    rate: float = 4.0,
     tokens: int = 32,
     warm: int = 16,
 ) -> dict[str, Arm]:
@@ -249,7 +249,7 @@ async def in_turns(
     plan: Sequence[Mapping[str, Sequence[str]]],
     *,
     seconds: float = 10.0,
-    rate: float = 6.0,
+    rate: float = 4.0,
     tokens: int = 32,
 ) -> dict[str, Arm]:
     """What `running` see in each arm; plan[r]: who arrives in round r, by arm.

@@ -15,7 +15,7 @@ from benchmarks.results import Baseline, Entry, Findings, Table
 from benchmarks.servers import NAME, Server, lora_flags, masks_server, vllm_server
 from benchmarks.stats import Estimate, median, quantile_ratio
 
-_RANK = 8
+_RANK = 1
 _WARM = 16
 ARMS = {
     "none": "no other requests",
@@ -135,7 +135,7 @@ def _findings(context: Context, raw: dict[str, Any]) -> Findings:
             *("between tokens p99, ms", "first token of the arriving, p50, ms"),
         ),
         rows=rows,
-        note=f"{_WARM} known ones asked 6 times a second, 32 tokens each; {scale.cold_masks} "
+        note=f"{_WARM} known ones asked 4 times a second, 32 tokens each; {scale.cold_masks} "
         f"arrivals over {scale.cold_seconds:g} s, one token each; {scale.cold_rounds} rounds of "
         "the three in turns, same schedule. A cold mask is in the registry alone; a cold adapter "
         "on local disk.",

@@ -56,8 +56,9 @@ def measure(context: Context, *, eager: bool) -> Findings:
     found: dict[str, list[Samples]] = {c.id: [] for c in ours + peers}
     beside: list[float] = []
     kernels: set[str] = set()
+    peer_pairs = scale.peer_pairs_eager if eager else scale.peer_pairs
     for pair in range(scale.pairs):
-        steps = [("masks", ours)] + ([("peers", peers)] if pair < scale.peer_pairs else [])
+        steps = [("masks", ours)] + ([("peers", peers)] if pair < peer_pairs else [])
         for name, wanted in steps:
             context.say(f"pair of processes {pair + 1} of {scale.pairs}: {name}")
             raw = context.step(f"{name}-{pair}", _pair, context, wanted, eager, pair)

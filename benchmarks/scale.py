@@ -15,6 +15,7 @@ class Scale:
     # Offline engines: pairs of processes, turns within a pair, and the work of one turn.
     pairs: int
     peer_pairs: int  # of those, how many also run the stock LoRA engines and the checkpoint
+    peer_pairs_eager: int
     turns: int
     turns_eager: int  # in eager mode, which is shown beside the default one
     prompt_tokens: int
@@ -48,7 +49,8 @@ class Scale:
 FULL = Scale(
     name="full",
     pairs=5,
-    peer_pairs=2,
+    peer_pairs=1,
+    peer_pairs_eager=1,
     turns=2,
     turns_eager=1,
     prompt_tokens=16,
@@ -64,11 +66,11 @@ FULL = Scale(
     mode_pairs=3,
     layers=32,
     processes=5,
-    repeats=3,
-    alternation_steps=80,
+    repeats=2,
+    alternation_steps=40,
     cold_masks=100,
-    cold_seconds=10.0,
-    cold_rounds=5,
+    cold_seconds=25.0,
+    cold_rounds=4,
     cold_firsts=40,
 )
 
@@ -76,6 +78,7 @@ QUICK = Scale(
     name="quick",
     pairs=1,
     peer_pairs=1,
+    peer_pairs_eager=1,
     turns=1,
     turns_eager=1,
     prompt_tokens=16,

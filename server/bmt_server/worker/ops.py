@@ -25,6 +25,7 @@ from bmt_server.worker.native import kernel as native
 from bmt_server.worker.native.build import BuildError
 from bmt_server.worker.portable import PortableKernel
 from bmt_server.worker.resident import ResidentMask
+from bmt_server.worker.switching import Costs
 
 if TYPE_CHECKING:
     from bmt_server.worker.triton_kernel import TritonKernel
@@ -43,11 +44,13 @@ class KernelError(SettingsError):
 class Kernel(Protocol):
     """What computes with masks on one model's gates; made with the gates, used by one thread.
 
-    name: short, as in metrics and logs; note: one line on why it is this one.
+    name: short, as in metrics and logs; note: one line on why it is this one; costs: what mode
+    `auto` reckons with.
     """
 
     name: str
     note: str
+    costs: Costs
 
     def __init__(self, gates: Sequence[GateLayer]) -> None: ...
 

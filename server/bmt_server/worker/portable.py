@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from bmt_server.worker import switching
 from bmt_server.worker.layers import GateLayer
 from bmt_server.worker.resident import LayerMask, ResidentMask, moved
 
@@ -27,6 +28,7 @@ class PortableKernel:
 
     name = "portable"
     note = "plain torch operations"
+    costs = switching.PORTABLE
 
     def __init__(self, gates: Sequence[GateLayer]) -> None:
         self._gates = gates

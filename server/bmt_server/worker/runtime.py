@@ -15,7 +15,7 @@ from bmt_server.worker.in_place import InPlace
 from bmt_server.worker.layers import GateLayer
 from bmt_server.worker.resident import ResidentMask
 from bmt_server.worker.store import MaskStore
-from bmt_server.worker.switching import CPU, GPU, SwitchRule
+from bmt_server.worker.switching import SwitchRule
 from bmt_server.worker_stats import MAX_NAMED, WorkerStats
 
 StepKind = Literal["base", "in_place", "corrected"]
@@ -54,8 +54,7 @@ class MaskRuntime:
                 "mask mode 'scatter' needs live weights, and this backend repacks them"
             )
         self.mode: MaskMode = "delta" if mode == "auto" and not self.in_place.possible else mode
-        cuda = bool(gates) and gates[0].device.type == "cuda"
-        self.rule = SwitchRule(GPU if cuda else CPU, len(gates))
+        self.rule = SwitchRule(self.kernel.costs, len(gates))
         self.stats = stats or WorkerStats()
         self.stats.mode, self.stats.capacity_bytes = self.mode, capacity_bytes
         self.stats.kernel = self.kernel.name

@@ -50,14 +50,24 @@ class Costs:
         return layers * self.correct_layer + zeros * per_zero
 
 
-# Measured with `in_place.py` and the portable kernel, one core of an AMD EPYC, 30 layers of
-# 1536 x 576 in bf16: 4.1 ms for a switch there and back, 0.7 ms + 0.28 ms a token for a step.
-CPU = Costs(
+# Measured on one core of an AMD EPYC, 30 layers of 1536 x 576 in bf16: 4.1 ms for a switch there
+# and back, 0.7 ms + 0.28 ms a token for a step.
+PORTABLE = Costs(
     switch_layer=66e-6,
     switch_zero=3e-9,
     correct_layer=20e-6,
     correct_zero=4e-9,
     correct_token=5.5e-9,
+)
+# Measured on two cores of an AMD EPYC, layers of 14336 x 4096 in bf16, 0.2 %: `make bench-swap` and
+# `benchmarks/kernel.py`, see docs/log.md. A place in the weights is a cache line of its own, while
+# a correction reads the mask in order and shares its reads among the tokens.
+NATIVE = Costs(
+    switch_layer=5e-6,
+    switch_zero=5e-9,
+    correct_layer=1e-6,
+    correct_zero=1e-9,
+    correct_token=0.08e-9,
 )
 # Not measured. Bytes moved, at 2 TB/s: a write touches a 32-byte sector twice, a corrected step
 # reads 4 bytes a zero and, at a third of the cost, one sector of cached activations a token; 5 us

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from bmt_server.wire import Layout
-from bmt_server.worker import triton_delta, triton_weights
+from bmt_server.worker import switching, triton_delta, triton_weights
 from bmt_server.worker.layers import GateLayer
 from bmt_server.worker.resident import ResidentMask, gather
 from bmt_server.worker.triton_arena import Arena, PlacedMask, on_host
@@ -71,6 +71,7 @@ class TritonKernel:
 
     name = "triton"
     note = "one launch a layer, recorded by CUDA graphs"
+    costs = switching.GPU
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 
 import pytest
-from bmt_server.worker.switching import CPU, GPU, Costs, SwitchRule
+from bmt_server.worker.switching import GPU, NATIVE, PORTABLE, Costs, SwitchRule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,7 +79,7 @@ costs_drawn = st.builds(
 
 @settings(max_examples=300, deadline=None)
 @given(
-    costs=costs_drawn | st.sampled_from([CPU, GPU]),
+    costs=costs_drawn | st.sampled_from([PORTABLE, NATIVE, GPU]),
     seed=st.integers(0, 1 << 20),
     stay=st.floats(0, 0.99),
     most=st.sampled_from([1, 8, 512]),
@@ -101,14 +101,14 @@ def test_never_twice_the_cost_of_the_better_fixed_choice_nor_of_hindsight(costs,
 
 def test_the_bound_is_tight_and_going_in_at_once_would_break_it():
     """The worst case of the rule: each run ends just as its switch is paid."""
-    one = CPU.correction(LAYERS, ZEROS["a"], 1)
-    enough = int(2 * CPU.switch(LAYERS, ZEROS["a"]) / one) + 1
+    one = PORTABLE.correction(LAYERS, ZEROS["a"], 1)
+    enough = int(2 * PORTABLE.switch(LAYERS, ZEROS["a"]) / one) + 1
     trace: list[Step] = ([("a", 1)] * enough + [(None, 1)]) * 50
-    ratio = follow(CPU, trace).seconds / hindsight(CPU, trace)
+    ratio = follow(PORTABLE, trace).seconds / hindsight(PORTABLE, trace)
     assert 1.5 < ratio <= 2
     alternating: list[Step] = [("a", 1), ("b", 1)] * 200
-    eager = always_in_place(CPU, alternating).seconds
-    assert eager > 2 * always_corrected(CPU, alternating)
+    eager = always_in_place(PORTABLE, alternating).seconds
+    assert eager > 2 * always_corrected(PORTABLE, alternating)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_the_bound_is_tight_and_going_in_at_once_would_break_it():
     ],
     ids=["two masks", "a mask and the base", "short bursts", "three and a mix"],
 )
-@pytest.mark.parametrize("costs", [CPU, GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("costs", [PORTABLE, NATIVE, GPU], ids=["portable", "native", "gpu"])
 def test_alternating_traffic_never_switches(costs, pattern):
     assert follow(costs, pattern * 500).switches == 0
 
@@ -140,7 +140,7 @@ def test_a_long_prompt_pays_for_its_switch_at_once():
 
 
 def test_what_is_told_while_it_waits():
-    rule = SwitchRule(CPU, LAYERS)
+    rule = SwitchRule(PORTABLE, LAYERS)
     told = []
     held = None
     for mask, tokens in [(None, 1), ("a", 1), ("a", 1), *[("a", 4)] * 5, (None, 3), ("a", 1)]:
@@ -161,7 +161,7 @@ def test_what_is_told_while_it_waits():
 
 def test_a_mask_taken_out_meanwhile_pays_anew():
     """Loading another mask needs the base; many cold masks must not cost a switch each."""
-    rule = SwitchRule(CPU, LAYERS)
+    rule = SwitchRule(PORTABLE, LAYERS)
     held = None
     while held is None:
         held = "a" if rule.owned("a", ZEROS["a"], 1, None) else None

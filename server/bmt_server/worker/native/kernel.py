@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from bmt_server.worker import switching
 from bmt_server.worker.layers import GateLayer
 from bmt_server.worker.native.build import BuildError, library
 from bmt_server.worker.resident import LayerMask, ResidentMask
@@ -26,6 +27,7 @@ class NativeKernel:
 
     name = "native"
     note = "C++ compiled for this CPU"
+    costs = switching.NATIVE
 
     def __init__(self, gates: Sequence[GateLayer]) -> None:
         self._lib = load()
