@@ -129,6 +129,20 @@ class Session:
                 live.save(live.live_sets(self.attached, live_at), places)
         if live_at is not None:
             live.keep_live(self.attached, live.load(places))
+        self.display.say(self._memory())
+
+    def _memory(self) -> str:
+        """What training holds beside activations and rollouts, in one line."""
+        gates = self.attached.gates()
+        trained = sum(g.numel() for g in gates)
+        # The gate, its gradient and AdamW's two moments, each in fp32; a live gate's place too.
+        each = 16 + (8 if trained < self.attached.numel else 0)
+        base = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        base -= sum(g.numel() * g.element_size() for g in gates)
+        return (
+            f"memory: {base / 1e9:.2f} GB of base weights, {trained * each / 1e9:.2f} GB for "
+            f"{trained:,} of {self.attached.numel:,} gates; activations come on top"
+        )
 
     @property
     def _start(self) -> Path:
