@@ -30,6 +30,8 @@ FOLDERS = {
     "docs": "pages",
     "examples": "the demo",
     "benchmarks": "`make bench`",
+    "experiments": "after the paper, scaled down: `make paper-grpo`",
+    "recipes": "settings of experiments",
     "scripts": "set-up and generated pages",
     "tests": "mirror the packages; those marked `engine` start vLLM",
     "": "the rest",
