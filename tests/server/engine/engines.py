@@ -26,9 +26,6 @@ def run_engine(script: str, job: dict[str, Any], folder: Path, env: dict[str, st
     out_file.unlink(missing_ok=True)
     command = [sys.executable, str(Path(__file__).with_name(script)), str(job_file), str(out_file)]
     environment = {k: v for k, v in os.environ.items() if k != "BMT_SERVER_SETTINGS"}
-    # The engine core in this process: all prompts are there before the first step, so batches are
-    # the same from run to run, and a process less has to start. The servers of other tests have it.
-    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     done = subprocess.run(
         command,
         env={**environment, **(env or {})},
