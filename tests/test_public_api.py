@@ -19,7 +19,7 @@ SURFACE = {
     """,
     "bmt_trainer": """
         ConfigError DataError ExpertTensors FusedGate ModelError ModelNotFound NoTargets
-        OutputError QuantizedModel ResumeError TrainerError UnknownBase
+        OutputError QuantizedModel ResumeError RolloutError TrainerError UnknownBase
     """,
     "bmt_server.offline": "mask_request masked_llm",
     "bmt_client": """
