@@ -67,9 +67,11 @@ def run(llm: Any, adapters: list[Any], command: dict[str, Any]) -> dict[str, Any
     params = SamplingParams(temperature=0, max_tokens=command["new_tokens"], ignore_eos=True)
     which = command["adapters"]
     lora = [None if i is None else adapters[i] for i in which] if adapters else None
-    # While this process waited for its turn, the host may have given its pages to another.
+    # While this process waited for its turn, the host may have given its pages to another. Other
+    # prompts than those that are timed, for they may be cached.
     warm = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
-    llm.generate(prompts[:4], warm, lora_request=lora[:4] if lora else None, use_tqdm=False)
+    others = [TokensPrompt(prompt_token_ids=rng.integers(1000, 20000, 16).tolist())] * 4
+    llm.generate(others, warm, lora_request=[lora[0]] * 4 if lora else None, use_tqdm=False)
     start = time.perf_counter()
     outputs = llm.generate(prompts, params, lora_request=lora, use_tqdm=False)
     seconds = time.perf_counter() - start
