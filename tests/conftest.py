@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 # Importing TRL sets it to ERROR where it is not set, and servers started later would inherit that.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")
+# Shells let what they start in the background ignore Ctrl-C, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # What the developer's own shell is set up for is not the tests': a registry, a server, a key.
 for name in ("BMT_URL", "BMT_API_KEY", "BMT_REGISTRY", "BMT_DATA_DIR", "BMT_SERVER_SETTINGS"):
     os.environ.pop(name, None)

@@ -113,8 +113,6 @@ def interrupted(code: str, until: str, number: int, *arguments: str) -> tuple[in
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Shells let what they start in the background ignore Ctrl-C, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     try:
