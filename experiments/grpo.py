@@ -13,7 +13,7 @@ from bmt_trainer.config import build, read_yaml
 from bmt_trainer.grpo import GrpoConfig, train
 
 from benchmarks.environment import WORK, demo_model
-from experiments.record import LATEST, ROOT, Figure, gain, keep, plot_run
+from experiments.record import LATEST, ROOT, Figure, gain, keep, plot_run, read_as
 
 
 def arithmetic() -> None:
@@ -59,13 +59,14 @@ def _run(recipe: str, **changes: Any) -> tuple[Any, float, dict[str, Any]]:
     seconds = time.monotonic() - start
     history = json.loads((folder / f"{name}.history.json").read_text())
     title = f"{recipe}, {seconds / 60:.1f} minutes"
-    plot_run(history, mask.numel, title, LATEST / "paper" / f"{Path(name).stem}.png")
+    reading = mask.metadata["config"]["reading"]
+    plot_run(history, mask.numel, reading, title, LATEST / "paper" / f"{Path(name).stem}.png")
     return mask, seconds, history
 
 
 def _told(figure_id: str, mask: Any, seconds: float, command: str) -> None:
     scores = mask.metadata["scores"]
-    reading = _reading(scores, mask.metadata["config"]["reading"])
+    reading = {n: read_as(s, mask.metadata["config"]["reading"]) for n, s in scores.items()}
     points, interval = gain(reading["base"], reading["mask"])
     n = scores["base"]["total"]
     found = [
@@ -78,11 +79,11 @@ def _told(figure_id: str, mask: Any, seconds: float, command: str) -> None:
         )
     ]
     if "zeros_full" in mask.metadata and figure_id == "grpo_gain_points":
-        ratio = scores["lean"], mask.zeros / mask.metadata["zeros_full"]
+        ratio = mask.zeros / mask.metadata["zeros_full"]
         found.append(
             Figure(
                 id="lean_zeros_over_full",
-                value=round(ratio[1], 4),
+                value=round(ratio, 4),
                 interval=None,
                 n=n,
                 command=command,
@@ -93,21 +94,6 @@ def _told(figure_id: str, mask: Any, seconds: float, command: str) -> None:
         low, high = score["interval95"]
         print(f"{name:6} {score['accuracy']:6.1%} [{low:.1%}, {high:.1%}]")
     print(f"{points:+.1f} points, {mask.zeros:,} zeros, {seconds / 60:.1f} minutes")
-
-
-def _reading(scores: dict[str, Any], reading: str) -> dict[str, Any]:
-    """Scores by the reading that was trained on."""
-    from bmt_trainer.evaluate import wilson
-
-    if reading == "strict":
-        return scores
-    return {
-        name: {
-            "accuracy": score["lenient"] / score["total"],
-            "interval95": wilson(score["lenient"], score["total"]),
-        }
-        for name, score in scores.items()
-    }
 
 
 @contextlib.contextmanager

@@ -51,7 +51,15 @@ def gain(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[float, tu
     return 100 * (q - p), (100 * low, 100 * high)
 
 
-def plot_run(history: Mapping[str, Any], numel: int, title: str, path: Path) -> None:
+def read_as(score: Mapping[str, Any], reading: str) -> dict[str, Any]:
+    """A score with the accuracy and interval of one reading, `strict` or `lenient`."""
+    from bmt_trainer.evaluate import wilson
+
+    right, total = score["lenient" if reading == "lenient" else "exact"], score["total"]
+    return {**score, "accuracy": right / total, "interval95": wilson(right, total)}
+
+
+def plot_run(history: Mapping[str, Any], numel: int, reading: str, title: str, path: Path) -> None:
     """Reward, validation accuracy and deleted share over a run's steps, as PNG."""
     import matplotlib
 
@@ -62,7 +70,7 @@ def plot_run(history: Mapping[str, Any], numel: int, title: str, path: Path) -> 
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     axes[0].plot(steps, [s["reward"] for s in history["steps"]])
     axes[0].set(title="mean reward of rollouts", xlabel="step", ylim=(0, 1))
-    scores = history["validation"]
+    scores = [read_as(score, reading) for score in history["validation"]]
     at = [v["step"] for v in scores]
     axes[1].errorbar(
         at,
