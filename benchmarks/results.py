@@ -155,16 +155,17 @@ def keep(part: str, sections: dict[str, dict[str, Any]], target: Path) -> None:
     path = target / "raw" / f"{part}.json"
     kept = read_raw(path).get("sections", {})
     kept.update(sections)
-    _write(path, {"part": part, "sections": kept})
+    write_json(path, {"part": part, "sections": kept})
     short = [
         {k: entry[k] for k in ("id", "value", "unit", "baseline", "command")}
         for section in kept.values()
         for entry in section["entries"]
     ]
-    _write(target / f"{part}.json", short)
+    write_json(target / f"{part}.json", short)
 
 
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=1) + "\n")

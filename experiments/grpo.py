@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bmt_trainer.config import build, read_yaml
 from bmt_trainer.grpo import GrpoConfig, train
 
-from benchmarks.environment import WORK, demo_model
-from experiments.record import LATEST, ROOT, Figure, gain, keep, plot_run, read_as
+from benchmarks.environment import ROOT, WORK, demo_model
+from benchmarks.results import LATEST
+from benchmarks.servers import masks_server
+from benchmarks.stats import median
+from experiments.record import Figure, gain, keep, plot_run, read_as
 
 
 def arithmetic() -> None:
@@ -24,19 +26,17 @@ def arithmetic() -> None:
 
 def arithmetic_on_a_server() -> None:
     """The same with rollouts on a running bmt-server."""
-    with _server() as server:
-        import os
-
+    with masks_server(demo_model(), WORK / "paper" / "server") as server:
         os.environ["BMT_API_KEY"] = server.key
         mask, seconds, history = _run(
             "grpo-arithmetic", server=server.url, output="grpo-server.bmt"
         )
     _told("grpo_server_gain_points", mask, seconds, "make paper-grpo-server")
     # The first push is the whole mask, once a run.
-    pushes = sorted(s["push_seconds"] for s in history["steps"][1:])
-    times = sorted(s["step_time"] for s in history["steps"][1:] if "step_time" in s)
+    pushes = [s["push_seconds"] for s in history["steps"][1:]]
+    times = [s["step_time"] for s in history["steps"][1:] if "step_time" in s]
     if times:
-        share = pushes[len(pushes) // 2] / times[len(times) // 2]
+        share = median(pushes) / median(times)
         figure = Figure(
             id="push_time_over_step",
             value=round(share, 4),
@@ -45,7 +45,7 @@ def arithmetic_on_a_server() -> None:
             command="make paper-grpo-server",
         )
         keep([figure])
-        print(f"push: {pushes[len(pushes) // 2] * 1000:.0f} ms, {share:.2%} of a step")
+        print(f"push: {median(pushes) * 1000:.0f} ms, {share:.2%} of a step")
 
 
 def _run(recipe: str, **changes: Any) -> tuple[Any, float, dict[str, Any]]:
@@ -94,14 +94,6 @@ def _told(figure_id: str, mask: Any, seconds: float, command: str) -> None:
         low, high = score["interval95"]
         print(f"{name:6} {score['accuracy']:6.1%} [{low:.1%}, {high:.1%}]")
     print(f"{points:+.1f} points, {mask.zeros:,} zeros, {seconds / 60:.1f} minutes")
-
-
-@contextlib.contextmanager
-def _server() -> Iterator[Any]:
-    from benchmarks.servers import masks_server
-
-    with masks_server(demo_model(), WORK / "paper" / "server") as server:
-        yield server
 
 
 EXPERIMENTS = {"grpo": arithmetic, "grpo-server": arithmetic_on_a_server}

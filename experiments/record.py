@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-LATEST = ROOT / "benchmarks" / "results" / "latest"
-_Z = 1.959964
+from benchmarks.results import LATEST, write_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,10 +29,7 @@ def keep(figures: Sequence[Figure], path: Path = LATEST / "paper.json") -> None:
     if path.exists():
         known = {entry["id"]: entry for entry in json.loads(path.read_text())}
     known |= {figure.id: asdict(figure) for figure in figures}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(list(known.values()), indent=1) + "\n")
-    os.replace(temporary, path)
+    write_json(path, list(known.values()))
 
 
 def gain(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[float, tuple[float, float]]:

@@ -184,7 +184,7 @@ def _fit(
     model, attached, run = session.model, session.attached, session.run
     save_gates_only(model, attached)
     checkpoint = run.last_checkpoint()
-    done = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+    done = run.steps_done()
     validate.begin(done)
     passes = config.prompts_per_step * config.completions // config.micro_batch
     arguments = TrlConfig(

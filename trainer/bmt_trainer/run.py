@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer.data import Example
 from bmt_trainer.errors import OutputError, ResumeError
-from bmt_trainer.evaluate import evaluate
+from bmt_trainer.evaluate import Score, evaluate
 from bmt_trainer.grading import WORDS, Grader
 from bmt_trainer.progress import Display
 
@@ -88,13 +88,27 @@ class Run:
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written to its end."""
+        return max(self._checkpoints(), key=_steps, default=None)
+
+    def steps_done(self) -> int:
+        """Optimizer steps of the newest whole checkpoint; 0 without one."""
+        return max(map(_steps, self._checkpoints()), default=0)
+
+    def _checkpoints(self) -> list[Path]:
         # The trainer's state is the last file that it writes.
-        whole = [p.parent for p in self.folder.glob("checkpoint-*/trainer_state.json")]
-        return max(whole, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)
+        return [p.parent for p in self.folder.glob("checkpoint-*/trainer_state.json")]
 
     def finish(self) -> None:
         """The mask is written: remove the folder."""
         shutil.rmtree(self.folder)
+
+
+def _steps(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _unseen(count: int) -> None:
+    """Progress that nobody watches."""
 
 
 class Scores:
@@ -121,14 +135,18 @@ class Scores:
         if not self._heldout or name in self._run.notes:
             return
         with self._display.stage(f"evaluate {name}", len(self._heldout)) as advance:
-            score = evaluate(
-                self._model,
-                self._tokenizer,
-                self._heldout,
-                max_new_tokens=self._max_new_tokens,
-                batch_size=self._batch_size,
-                grader=self._grader,
-                advance=advance,
-            )
+            score = self.of(self._heldout, advance)
         self._run.note(name, score.to_json())
         self._display.say(f"{name:<5}{score}")
+
+    def of(self, examples: Sequence[Example], advance: Callable[[int], None] = _unseen) -> Score:
+        """The score on any examples, under the run's settings; not kept."""
+        return evaluate(
+            self._model,
+            self._tokenizer,
+            examples,
+            max_new_tokens=self._max_new_tokens,
+            batch_size=self._batch_size,
+            grader=self._grader,
+            advance=advance,
+        )

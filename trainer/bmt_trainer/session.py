@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -178,8 +179,12 @@ class Session:
 
     def export(self, metadata: dict[str, Any] | None = None) -> Mask:
         """The mask as it now is."""
-        geometry = bmt_core.geometry(self.folder, "")
-        return export(self.attached, self.base, geometry=geometry, metadata=metadata)
+        return export(self.attached, self.base, geometry=self._geometry, metadata=metadata)
+
+    @cached_property
+    def _geometry(self) -> dict[str, tuple[int, int]]:
+        # Read once: rollouts on a server export a mask every step.
+        return dict(bmt_core.geometry(self.folder, ""))
 
     def told(self, metadata: dict[str, Any]) -> dict[str, Any]:
         """What every method tells of its run, and `metadata`."""

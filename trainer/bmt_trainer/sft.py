@@ -89,7 +89,7 @@ def _fit(config: SftConfig, session: Session, rows: Sequence[Mapping[str, list[i
     model, attached, run = session.model, session.attached, session.run
     save_gates_only(model, attached)
     checkpoint = run.last_checkpoint()
-    done = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+    done = run.steps_done()
     arguments = TrlConfig(
         **trl_arguments(config, run.folder, model.device.type == "cpu"),
         per_device_train_batch_size=config.batch_size,

@@ -9,8 +9,6 @@ import bmt_core
 from bmt_core import Mask
 from transformers import TrainerCallback
 
-from bmt_trainer.evaluate import evaluate
-
 if TYPE_CHECKING:
     from bmt_trainer.data import Example
     from bmt_trainer.session import Session
@@ -45,16 +43,9 @@ class Validate(TrainerCallback):
             self._score(step)
 
     def _score(self, step: int) -> None:
-        session, config = self._session, self._session.config
+        session = self._session
         with session.attached.state.use("hard"):
-            score = evaluate(
-                session.model,
-                session.tokenizer,
-                self._examples,
-                max_new_tokens=config.max_new_tokens,
-                batch_size=config.eval_batch_size,
-                grader=session.grader,
-            )
+            score = session.score.of(self._examples)
         scores = session.run.notes["validation"]
         found = score.to_json()
         if all(found[session.reading] > v[session.reading] for v in scores):

@@ -47,6 +47,14 @@ def valid_alias(text: str) -> str:
         raise from_core(error) from None
 
 
+def valid_digest(text: str) -> str:
+    """`text`, 64 hex digits. Raises BadRequest."""
+    try:
+        return bmt_core.validate_digest(text)
+    except bmt_core.InvalidName as error:
+        raise BadRequest(str(error), code="digest_invalid", param="digest") from None
+
+
 def no_mask(name: str) -> NotFound:
     """The error for a name that nobody uploaded."""
     return NotFound(f"no mask {name[:200]}", code="mask_not_found")

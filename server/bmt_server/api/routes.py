@@ -18,6 +18,7 @@ from bmt_server.api.asked import (
     state_of,
     tenant_of,
     valid_alias,
+    valid_digest,
     valid_name,
     valid_ref,
     version_of,
@@ -206,10 +207,7 @@ async def _pin(request: Request, name: str, pinned: bool) -> dict[str, Any]:
 async def blob(request: Request, digest: str) -> Response:
     """A file's bytes, or with HEAD whether it is here, for tenants that have a version of it."""
     runtime = runtime_of(request)
-    try:
-        bmt_core.validate_digest(digest)
-    except bmt_core.InvalidName as error:
-        raise BadRequest(str(error), code="digest_invalid", param="digest") from None
+    valid_digest(digest)
     mine = any(
         v.file_digest == digest
         for s in runtime.snapshot.of_tenant(tenant_of(request))

@@ -20,6 +20,7 @@ from bmt_server.api.asked import (
     state_of,
     tenant_of,
     valid_alias,
+    valid_digest,
     valid_name,
     version_of,
 )
@@ -76,7 +77,7 @@ async def patch_mask(
     """
     runtime, state = runtime_of(request), await state_of(request, name)
     before = version_of(state, AliasTarget(digest=parent))
-    wanted = _mask_digest(digest)
+    wanted = valid_digest(digest)
     async with runtime.uploads:
         flips = await _upload(request, runtime.max_upload_bytes)
         blob = await runtime.registry.blob(before.file_digest, before.bytes)
@@ -107,13 +108,6 @@ def _flip(
     data = bmt_core.encode(mask)
     version, mask = _read(runtime, before.tenant, before.name, data, None)
     return version, mask, data
-
-
-def _mask_digest(text: str) -> str:
-    try:
-        return bmt_core.validate_digest(text)
-    except bmt_core.InvalidName as error:
-        raise BadRequest(str(error), code="digest_invalid", param="digest") from None
 
 
 async def _publish(
@@ -176,10 +170,7 @@ def _too_large(size: int, bound: int) -> PayloadTooLarge:
 def _stated_digest(request: Request, query: str | None) -> str | None:
     """The file digest that the client states, 64 hex digits, or None. Raises BadRequest."""
     if query is not None:
-        try:
-            return bmt_core.validate_digest(query.removeprefix("sha256:"))
-        except bmt_core.InvalidName as error:
-            raise BadRequest(str(error), code="digest_invalid", param="digest") from None
+        return valid_digest(query.removeprefix("sha256:"))
     header = request.headers.get("content-digest")
     if header is None:
         return None

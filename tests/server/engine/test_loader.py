@@ -247,14 +247,6 @@ def test_nonsense_on_the_socket_ends_that_connection_alone(tmp_path, masks):
 # On another node.
 
 
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory):
-    store = Valkey(tmp_path_factory.mktemp("valkey"))
-    store.start()
-    yield store
-    store.close()
-
-
 def publish(valkey: Valkey, *masks: bmt_core.Mask) -> None:
     with redis.Redis(unix_socket_path=valkey.socket) as client:
         for mask in masks:
