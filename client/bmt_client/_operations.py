@@ -20,7 +20,7 @@ from ._files import Prepared, destination, hex_sha256, prepare, write_atomically
 from ._models import Alias, MaskInfo, ModelInfo, Page, Upload, Version
 from ._names import alias_name, is_digest, mask_name, mask_ref, version_digest
 from ._retry import RetryPolicy, exchange
-from ._wire import Call, Flow, Progress, Request, parse_json
+from ._wire import Call, Flow, Progress, Request, Response, parse_json
 
 
 def upload(
@@ -57,12 +57,9 @@ def upload(
             raise
         # Our own lost first attempt won the race.
         return Upload.from_json(current.as_dict())
-    created = response.status == 201
-    raw = parse_json(response)
-    version = Upload.from_json({"outcome": "created" if created else "unchanged", **raw})
-    _check("mask digest", version.digest, file.digest)
+    version = _published(response, file.digest)
     # A mask that was there keeps the file that was stored first: other codec, other metadata.
-    if created and version.file_digest:
+    if response.status == 201 and version.file_digest:
         _check("file digest", version.file_digest, file.sha256.hex())
     return version
 
@@ -75,10 +72,14 @@ def push(
     data: bytes = yield Call(lambda: encode(flips))
     request = requests.patch_mask(name, data, old.digest, new.digest, if_match, resident)
     response = yield from exchange(request, policy)
-    created = response.status == 201
-    raw = parse_json(response)
-    version = Upload.from_json({"outcome": "created" if created else "unchanged", **raw})
-    _check("mask digest", version.digest, new.digest)
+    return _published(response, new.digest)
+
+
+def _published(response: Response, digest: str) -> Upload:
+    """The version that a publishing route answers, which must be of mask `digest`."""
+    outcome = "created" if response.status == 201 else "unchanged"
+    version = Upload.from_json({"outcome": outcome, **parse_json(response)})
+    _check("mask digest", version.digest, digest)
     return version
 
 
