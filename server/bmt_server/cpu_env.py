@@ -88,6 +88,15 @@ def wanted(
                 "a KV cache of gigabytes is meant, not a mistake to be reported",
             )
         )
+    found.append(
+        Variable(
+            "VLLM_USE_AOT_COMPILE",
+            "0",
+            "vLLM 0.32 cannot load what it compiled ahead of time on the CPU (decorators.py calls "
+            "finalize_loading on a plain function) and compiles anew at each start; torch's own "
+            "cache serves later starts",
+        )
+    )
     if not kv_given:
         # Weights twice: repacking holds a second copy of a layer, and a delta's base rows stay.
         taken = _OTHERS_BYTES + 2 * weights_bytes + workers * mask_bytes

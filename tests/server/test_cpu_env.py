@@ -48,7 +48,7 @@ def test_nothing_is_preloaded_that_is_not_there(host):
     (host / "venv/lib/libiomp5.so").unlink()
     assert wanted(host)["LD_PRELOAD"].endswith("libtcmalloc_minimal.so.4")
     (host / "usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4").unlink()
-    assert set(wanted(host)) == {"VLLM_CPU_KVCACHE_SPACE"}
+    assert set(wanted(host)) == {"VLLM_CPU_KVCACHE_SPACE", "VLLM_USE_AOT_COMPILE"}
 
 
 def test_the_users_own_settings_stay(host):
