@@ -7,6 +7,14 @@ import time
 from pathlib import Path
 
 _TICK = os.sysconf("SC_CLK_TCK")
+# vLLM's workers keep polling for a second after their last step (shm_broadcast.py,
+# SpinCondition), which takes a core from whatever is measured next.
+_SPIN_S = 1.3
+
+
+def rest() -> None:
+    """Wait until engines that ran before have stopped polling for work."""
+    time.sleep(_SPIN_S)
 
 
 class Beside:

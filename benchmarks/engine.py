@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.beside import own_seconds
+from benchmarks.beside import own_seconds, rest
 from benchmarks.child import Child
 
 Kind = Literal["bare", "masks", "lora"]
@@ -73,6 +73,7 @@ class Engine:
 
     def run(self, work: Work, seed: int) -> Ran:
         """Generate once. Raises ChildError."""
+        rest()
         before = own_seconds(self.child.pid)
         answer = self.child.ask(work.command(seed), TIMEOUT_S)
         return Ran(float(answer["seconds"]), own_seconds(self.child.pid) - before)

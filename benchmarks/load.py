@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.beside import rest
 from benchmarks.child import Child
 from benchmarks.servers import NAME, Server
 
@@ -67,6 +68,7 @@ class Loads:
         if names is not None:
             # Round-robin over a list as long as the load: exactly these, in this order.
             args += ["--lora-assignment", "round-robin", "--lora-modules", *names]
+        rest()
         answer = self._child.ask({"args": args, "key": server.key}, _TIMEOUT_S)
         if answer["completed"] != requests:
             errors = sorted({e for e in answer.get("errors", []) if e})

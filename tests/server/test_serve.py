@@ -9,13 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import bmt_core
 import httpx
+import numpy as np
 import openai
 import pytest
-from bmt_client import BmtClient
+from bmt_client import BmtClient, NotFound
 
 from .engine.engines import random_mask
 from .served import Served
@@ -211,6 +214,59 @@ def test_deleted_and_made_again(client, bmt, masks):
     third = bmt.upload(bmt_core.encode(masks[0]), name="again")
     assert third.rev > second.rev
     assert ask(client, "again").choices[0].text == before
+
+
+def test_rollouts_are_of_the_version_that_was_pushed(client, bmt, masks):
+    """Steps that overlap: each one's samples have the log-probabilities of its own mask."""
+    from bmt_trainer.rollouts import ServerRollouts
+
+    class Step:
+        state = SimpleNamespace(global_step=0)
+
+        def _log_metric(self, *_):
+            pass
+
+    current = [masks[2]]
+    rollouts = ServerRollouts(
+        bmt,
+        "policy",
+        lambda: current[0],
+        lambda prompt: prompt,
+        completions=4,
+        max_tokens=24,
+        temperature=1.0,
+    )
+    prompts = [[504, 2654, 314]] * 4 + [[1348, 327, 260]] * 4
+    with ThreadPoolExecutor(2) as pool:
+        earlier = pool.submit(rollouts, prompts, Step())
+        while not rollouts.pushed:
+            time.sleep(0.01)
+        # A step later a few positions have flipped, while the first step's answers still run.
+        current[0] = bmt_core.apply_flips(masks[2], bmt_core.diff(masks[2], masks[3]))
+        later = pool.submit(rollouts, prompts, Step())
+        found = earlier.result(), later.result()
+    assert bmt.get("policy").digest == masks[3].digest
+    names = [bmt.upload(masks[k], f"alone-{k}").model for k in (2, 3)]
+    for step, own in enumerate(names):
+        assert found[step]["prompt_ids"] == prompts
+        ids = zip(prompts, found[step]["completion_ids"], strict=True)
+        rows = [prompt + completion for prompt, completion in ids]
+        told = np.concatenate(found[step]["logprobs"])
+        errors = {name: np.abs(told - scored(client, name, rows)).max() for name in names}
+        assert errors.pop(own) < 1e-3
+        assert min(errors.values()) > 0.5, "another version's samples would look the same"
+    rollouts.close()
+    with pytest.raises(NotFound):
+        bmt.get("policy")
+
+
+def scored(client, model: str, rows: list[list[int]]) -> np.ndarray:
+    """log p of each row's tokens after its third, all rows in a row."""
+    answer = client.completions.create(
+        model=model, prompt=rows, max_tokens=1, echo=True, logprobs=0, temperature=0
+    )
+    choices = sorted(answer.choices, key=lambda choice: choice.index)
+    return np.concatenate([c.logprobs.token_logprobs[3:-1] for c in choices])
 
 
 def test_metrics_tell_masks(server, client, two):

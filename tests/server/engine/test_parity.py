@@ -6,6 +6,7 @@ caching is off where log-probabilities of prompts are asked for: vLLM has none f
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import bmt_core
 import numpy as np
 import pytest
+from bmt_server.worker.ops import ENV as KERNEL
 from bmt_trainer.apply import write_checkpoint
 
 from .engines import PROMPTS, random_mask, run_engine
@@ -26,6 +28,8 @@ EAGER = {**OPTIONS, "enforce_eager": True}
 MASKS = 16
 # Three ranks: SmolLM2 has 9 heads and 3 KV heads. Their threads must not all bind to one core.
 THREE = {**EAGER, "dtype": "float32", "tensor_parallel_size": 3}
+# What corrects outputs in mode delta: compiled for this CPU, or plain torch.
+KERNELS = ("native", "portable")
 UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
 
@@ -113,52 +117,66 @@ def test_scatter_is_the_masked_checkpoint_token_for_token(
 
 
 @pytest.fixture(scope="module")
-def delta(smol, files, run, sequences) -> Callable[[str], list[Any]]:
-    """delta(dtype): what one eager engine in mode delta answers to all that is asked below."""
+def delta(smol, files, run, sequences) -> Callable[[str, str], list[Any]]:
+    """delta(kernel, dtype): what one eager engine in mode delta answers to all asked below."""
     texts = sequences[:MASKS]
     parts = [score(sequences, files[0]), score(sequences), score(texts, files), score(texts)]
     parts += [score([t], f) for t, f in zip(texts, files, strict=True)]
     parts += [score([t]) for t in texts]
-    return cache(lambda dtype: run(smol, "delta", {**EAGER, "dtype": dtype}, parts, files))
+
+    @cache
+    def answers(kernel: str, dtype: str) -> list[Any]:
+        return run(smol, "delta", {**EAGER, "dtype": dtype}, parts, files, {KERNEL: kernel})
+
+    return answers
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_delta_in_float32_differs_by_rounding_alone(
-    smol, files, run, sequences, exact, delta, compiled
+    smol, files, run, sequences, exact, delta, compiled, kernel
 ):
     if compiled:
-        options = {**OPTIONS, "dtype": "float32"}
-        ours = flat(run(smol, "delta", options, [score(sequences, files[0])], files[:1])[0])
+        options, part = {**OPTIONS, "dtype": "float32"}, score(sequences, files[0])
+        ours = flat(run(smol, "delta", options, [part], files[:1], {KERNEL: kernel})[0])
     else:
-        ours = flat(delta("float32")[0])
+        ours = flat(delta(kernel, "float32")[0])
     worst = float(np.abs(ours - exact).max())
-    print(f"\ndelta float32: max |Δ log p| = {worst:.2e} over {ours.size} tokens")
+    print(f"\ndelta float32, {kernel}: max |Δ log p| = {worst:.2e} over {ours.size} tokens")
     assert worst <= 1e-3
 
 
-def test_delta_in_bf16_is_as_near_as_bf16_itself(checkpoint, run, sequences, exact, delta):
-    bf16 = {**EAGER, "dtype": "bfloat16"}
-    theirs = flat(run(checkpoint, None, bf16, [score(sequences)])[0])
-    ours, base = (flat(x) for x in delta("bfloat16")[:2])
+@pytest.fixture(scope="module")
+def rounded(checkpoint, run, sequences) -> np.ndarray:
+    """log p of the checkpoint in bf16, by stock vLLM."""
+    return flat(run(checkpoint, None, {**EAGER, "dtype": "bfloat16"}, [score(sequences)])[0])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_delta_in_bf16_is_as_near_as_bf16_itself(exact, rounded, delta, kernel):
+    theirs = rounded
+    ours, base = (flat(x) for x in delta(kernel, "bfloat16")[:2])
     difference, noise = np.abs(ours - theirs).mean(), np.abs(theirs - exact).mean()
     effect = np.abs(base - theirs).mean()
     print(
-        f"\ndelta bf16: mean |Δ log p| {difference:.4f}; bf16's own {noise:.4f} "
+        f"\ndelta bf16, {kernel}: mean |Δ log p| {difference:.4f}; bf16's own {noise:.4f} "
         f"(ratio {difference / noise:.2f}); the mask's effect {effect:.3f}"
     )
     assert difference <= 1.5 * noise
     assert effect > 2 * difference, "the mask's effect must stand out from the noise"
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_sixteen_masks_in_one_batch_answer_as_each_alone(delta, dtype):
-    _, _, mixed, together, *singles = delta(dtype)
+def test_sixteen_masks_in_one_batch_answer_as_each_alone(delta, dtype, kernel):
+    _, _, mixed, together, *singles = delta(kernel, dtype)
     alone, single = singles[:MASKS], singles[MASKS:]
     differences = np.abs(flat(mixed) - flat(a[0] for a in alone))
     # The base's own GEMM rounds differently at other batch sizes, with or without masks.
     noise = np.abs(flat(together) - flat(s[0] for s in single))
     print(
-        f"\n16 masks, {dtype}: max {differences.max():.2e}, mean {differences.mean():.2e}; "
+        f"\n16 masks, {dtype}, {kernel}: max {differences.max():.2e}, "
+        f"mean {differences.mean():.2e}; "
         f"the base in company: max {noise.max():.2e}, mean {noise.mean():.2e}"
     )
     assert np.abs(flat(mixed) - flat(together)).mean() > 0.02, "masks must have an effect"
@@ -168,12 +186,16 @@ def test_sixteen_masks_in_one_batch_answer_as_each_alone(delta, dtype):
         assert differences.mean() <= 1.5 * noise.mean()
 
 
-@pytest.mark.parametrize("mode", ["delta", "scatter"])
-def test_three_ranks_agree_with_the_masked_checkpoint(smol, files, run, sequences, exact, mode):
-    few = 8
-    ours = flat(run(smol, mode, THREE, [score(sequences[:few], files[0])], files[:1], UNBOUND)[0])
+@pytest.mark.parametrize(
+    ("mode", "kernel"), [*itertools.product(["delta"], KERNELS), ("scatter", "native")]
+)
+def test_three_ranks_agree_with_the_masked_checkpoint(
+    smol, files, run, sequences, exact, mode, kernel
+):
+    part, environment = score(sequences[:8], files[0]), {**UNBOUND, KERNEL: kernel}
+    ours = flat(run(smol, mode, THREE, [part], files[:1], environment)[0])
     worst = float(np.abs(ours - exact[: ours.size]).max())
-    print(f"\nTP 3 float32 {mode}: max |Δ log p| = {worst:.2e} over {ours.size} tokens")
+    print(f"\nTP 3 float32 {mode}, {kernel}: max |Δ log p| = {worst:.2e} over {ours.size} tokens")
     assert worst <= 1e-3
 
 
@@ -217,10 +239,12 @@ def test_two_ranks_in_bf16_are_as_near_as_bf16_itself(tiny, run, tmp_path):
     exact = flat(run(masked, None, {**EAGER, "dtype": "float32"}, [score(texts)])[0])
     theirs = flat(run(masked, None, two, [score(texts)], env=UNBOUND)[0])
     noise = np.abs(theirs - exact).mean()
-    for mode in ("delta", "scatter"):
-        parts = [score(texts, mask), score(texts)]
-        ours, base = (flat(x) for x in run(tiny, mode, two, parts, [mask], UNBOUND))
+    for mode, kernel in (*itertools.product(["delta"], KERNELS), ("scatter", "native")):
+        parts, environment = [score(texts, mask), score(texts)], {**UNBOUND, KERNEL: kernel}
+        ours, base = (flat(x) for x in run(tiny, mode, two, parts, [mask], environment))
         difference = np.abs(ours - theirs).mean()
-        print(f"\nTP 2 bf16 {mode}: mean |Δ log p| {difference:.2e}, bf16's own {noise:.2e}")
+        print(
+            f"\nTP 2 bf16 {mode}, {kernel}: mean |Δ log p| {difference:.2e}, bf16's own {noise:.2e}"
+        )
         assert difference <= 1.5 * noise
         assert np.abs(base - theirs).mean() > 4 * noise, "the mask must have an effect"
