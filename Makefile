@@ -6,11 +6,14 @@ BIN := $(ROOT)/.venv/bin
 PORT ?= 8000
 export HF_HUB_DISABLE_TELEMETRY = 1
 
+PAPER := paper-grpo paper-grpo-server paper-grpo-hard paper-gsm8k paper-lean-sft paper-live paper-steps
+export GSM8K
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-quick bench bench-serve bench-swap bench-cold bench-format paper-grpo paper-grpo-server lint format docs clean
+.PHONY: help setup demo serve test test-quick bench bench-serve bench-swap bench-cold bench-format $(PAPER) lint format docs clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' "$(ROOT)/Makefile" | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' "$(ROOT)/Makefile" | sed 's/:.*## /\t/' | expand -t 20
 
 setup: ## make .venv with all that the other targets need
 	@$(PYTHON) "$(ROOT)/scripts/setup.py"
@@ -37,9 +40,14 @@ bench-format: ## the file's size and reading time
 bench-serve bench-swap bench-cold bench-format: setup
 	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks $(@:bench-%=%) $(BENCH)
 
-paper-grpo: ## GRPO on arithmetic: what it gains, and how lean its mask is; 20 minutes
-paper-grpo-server: ## the same with rollouts on a running bmt-server
-paper-grpo paper-grpo-server: setup
+paper-grpo: ## GRPO on sums and products: what it gains, and how lean its mask is
+paper-grpo-server: ## the same with rollouts on a running bmt-server, and what pushes cost
+paper-grpo-hard: ## GRPO on larger sums
+paper-gsm8k: ## GRPO on GSM8K=FOLDER with train.jsonl and test.jsonl
+paper-lean-sft: ## SFT on sorting: are learnt deletions enough?
+paper-live: ## live gates alone against all gates: the same mask?
+paper-steps: ## time and memory of a step against LoRA and full fine-tuning
+$(PAPER): setup
 	@cd "$(ROOT)" && "$(BIN)/python" -m experiments $(@:paper-%=%)
 
 lint: setup ## ruff and mypy

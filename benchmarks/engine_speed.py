@@ -57,10 +57,11 @@ def measure(context: Context, *, eager: bool) -> Findings:
     beside: list[float] = []
     kernels: set[str] = set()
     peer_pairs = scale.peer_pairs_eager if eager else scale.peer_pairs
-    for pair in range(scale.pairs):
+    pairs = scale.pairs_eager if eager else scale.pairs
+    for pair in range(pairs):
         steps = [("masks", ours)] + ([("peers", peers)] if pair < peer_pairs else [])
         for name, wanted in steps:
-            context.say(f"pair of processes {pair + 1} of {scale.pairs}: {name}")
+            context.say(f"pair of processes {pair + 1} of {pairs}: {name}")
             raw = context.step(f"{name}-{pair}", _pair, context, wanted, eager, pair)
             for contest in wanted:
                 found[contest.id].append(raw["samples"][contest.id])
@@ -121,8 +122,7 @@ def _pair(context: Context, wanted: Sequence[Contest], eager: bool, pair: int) -
             for engine in (running["bare"], running[contest.engine]):
                 engine.run(_work(works, contest, engine is running["bare"], warm=True), seed=0)
         beside = Beside()
-        turns = context.scale.turns_eager if eager else context.scale.turns
-        samples = _turns(turns, wanted, running, works, seed=1000 * pair)
+        samples = _turns(context.scale.turns, wanted, running, works, seed=1000 * pair)
         return {
             "samples": samples,
             "beside": beside.share(),

@@ -12,12 +12,13 @@ class Scale:
     """Counts and sizes of one run. FULL fits in 90 minutes on 2 cores, QUICK in about ten."""
 
     name: str
-    # Offline engines: pairs of processes, turns within a pair, and the work of one turn.
+    # Offline engines: pairs of processes, turns within a pair, and the work of one turn. Two
+    # processes of one engine differ by more than two turns of one process.
     pairs: int
+    pairs_eager: int  # in eager mode, which is shown beside the default one
     peer_pairs: int  # of those, how many also run the stock LoRA engines and the checkpoint
     peer_pairs_eager: int
     turns: int
-    turns_eager: int  # in eager mode, which is shown beside the default one
     prompt_tokens: int
     new_tokens: int
     prefill_tokens: int
@@ -48,11 +49,11 @@ class Scale:
 
 FULL = Scale(
     name="full",
-    pairs=5,
+    pairs=7,
+    pairs_eager=5,
     peer_pairs=1,
     peer_pairs_eager=1,
-    turns=2,
-    turns_eager=1,
+    turns=1,
     prompt_tokens=16,
     new_tokens=64,
     prefill_tokens=2048,
@@ -77,10 +78,10 @@ FULL = Scale(
 QUICK = Scale(
     name="quick",
     pairs=1,
+    pairs_eager=1,
     peer_pairs=1,
     peer_pairs_eager=1,
     turns=1,
-    turns_eager=1,
     prompt_tokens=16,
     new_tokens=16,
     prefill_tokens=512,

@@ -6,7 +6,14 @@ import argparse
 
 from bmt_trainer.host import keep_freed_memory
 
-from experiments.grpo import EXPERIMENTS
+from experiments import grpo, live, sft, step_cost
+
+EXPERIMENTS = {
+    **grpo.EXPERIMENTS,
+    "lean-sft": sft.lean,
+    "live": live.differences,
+    "steps": step_cost.compare,
+}
 
 
 def main() -> None:

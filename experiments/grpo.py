@@ -2,98 +2,110 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
-from bmt_trainer.config import build, read_yaml
-from bmt_trainer.grpo import GrpoConfig, train
+from bmt_core import Mask
 
-from benchmarks.environment import ROOT, WORK, demo_model
-from benchmarks.results import LATEST
+from benchmarks.environment import WORK, demo_model
 from benchmarks.servers import masks_server
 from benchmarks.stats import median
-from experiments.record import Figure, gain, keep, plot_run, read_as
+from experiments.record import Figure, gain, keep, read_as
+from experiments.runs import Ran, run_recipe, tell
 
 
 def arithmetic() -> None:
     """Sums and products, rollouts in process."""
-    mask, seconds, _ = _run("grpo-arithmetic")
-    _told("grpo_gain_points", mask, seconds, "make paper-grpo")
+    ran = run_recipe("grpo-arithmetic")
+    _gained("grpo_gain_points", ran, "make paper-grpo")
+    tell(ran, "", "make paper-grpo")
+
+
+def harder() -> None:
+    """Sums of numbers up to 30 and products, which the base solves a third of."""
+    ran = run_recipe("grpo-arithmetic-hard")
+    _gained("grpo_hard_gain_points", ran, "make paper-grpo-hard")
+    tell(ran, "_hard", "make paper-grpo-hard")
 
 
 def arithmetic_on_a_server() -> None:
-    """The same with rollouts on a running bmt-server."""
-    with masks_server(demo_model(), WORK / "paper" / "server") as server:
+    """Sums and products with rollouts on a running bmt-server."""
+    command = "make paper-grpo-server"
+    # As many seats as a step has completions.
+    flags = ("--max-num-seqs", "64", "--max-model-len", "512")
+    with masks_server(demo_model(), WORK / "paper" / "server", *flags) as server:
         os.environ["BMT_API_KEY"] = server.key
-        mask, seconds, history = _run(
-            "grpo-arithmetic", server=server.url, output="grpo-server.bmt"
-        )
-    _told("grpo_server_gain_points", mask, seconds, "make paper-grpo-server")
+        ran = run_recipe("grpo-arithmetic", server=server.url, output="grpo-server.bmt")
+    _gained("grpo_server_gain_points", ran, command)
     # The first push is the whole mask, once a run.
-    pushes = [s["push_seconds"] for s in history["steps"][1:]]
-    times = [s["step_time"] for s in history["steps"][1:] if "step_time" in s]
-    if times:
-        share = median(pushes) / median(times)
-        figure = Figure(
-            id="push_time_over_step",
-            value=round(share, 4),
-            interval=None,
-            n=len(pushes),
-            command="make paper-grpo-server",
-        )
-        keep([figure])
-        print(f"push: {median(pushes) * 1000:.0f} ms, {share:.2%} of a step")
-
-
-def _run(recipe: str, **changes: Any) -> tuple[Any, float, dict[str, Any]]:
-    folder = WORK / "paper"
-    folder.mkdir(parents=True, exist_ok=True)
-    name = changes.pop("output", f"{recipe}.bmt")
-    settings = read_yaml(ROOT / "recipes" / f"{recipe}.yaml")
-    settings |= {"model": str(demo_model()), "output": folder / name, "resume": True, **changes}
-    start = time.monotonic()
-    mask = train(build(GrpoConfig, settings))
-    seconds = time.monotonic() - start
-    history = json.loads((folder / f"{name}.history.json").read_text())
-    title = f"{recipe}, {seconds / 60:.1f} minutes"
-    reading = mask.metadata["config"]["reading"]
-    plot_run(history, mask.numel, reading, title, LATEST / "paper" / f"{Path(name).stem}.png")
-    return mask, seconds, history
-
-
-def _told(figure_id: str, mask: Any, seconds: float, command: str) -> None:
-    scores = mask.metadata["scores"]
-    reading = {n: read_as(s, mask.metadata["config"]["reading"]) for n, s in scores.items()}
-    points, interval = gain(reading["base"], reading["mask"])
-    n = scores["base"]["total"]
+    steps = ran.history["steps"][1:]
+    size = sum(f.stat().st_size for f in Path(demo_model()).glob("*.safetensors"))
+    shares = {
+        "push_bytes_over_model": median([s["push_bytes"] for s in steps]) / size,
+        "push_time_over_step": median([s["push_seconds"] / s["step_time"] for s in steps]),
+    }
     found = [
-        Figure(
-            id=figure_id,
-            value=round(points, 2),
-            interval=(round(interval[0], 2), round(interval[1], 2)),
-            n=n,
-            command=command,
-        )
+        Figure(id=name, value=round(value, 8), interval=None, n=len(steps), command=command)
+        for name, value in shares.items()
     ]
-    if "zeros_full" in mask.metadata and figure_id == "grpo_gain_points":
-        ratio = mask.zeros / mask.metadata["zeros_full"]
-        found.append(
-            Figure(
-                id="lean_zeros_over_full",
-                value=round(ratio, 4),
-                interval=None,
-                n=n,
-                command=command,
-            )
-        )
     keep(found)
-    for name, score in reading.items():
-        low, high = score["interval95"]
-        print(f"{name:6} {score['accuracy']:6.1%} [{low:.1%}, {high:.1%}]")
-    print(f"{points:+.1f} points, {mask.zeros:,} zeros, {seconds / 60:.1f} minutes")
+    flips, sent = (median([s[name] for s in steps]) for name in ("flips", "push_bytes"))
+    milliseconds = 1000 * median([s["push_seconds"] for s in steps])
+    print(f"a push, median: {flips:.0f} flips, {sent:,.0f} bytes, {milliseconds:.0f} ms")
+    for name, value in shares.items():
+        print(f"{name} {value:.4%}")
 
 
-EXPERIMENTS = {"grpo": arithmetic, "grpo-server": arithmetic_on_a_server}
+def gsm8k() -> None:
+    """GSM8K with the paper's recipe, scaled; data: GSM8K=FOLDER of train.jsonl and test.jsonl."""
+    command = "make paper-gsm8k GSM8K=FOLDER"
+    folder = Path(os.environ.get("GSM8K", ""))
+    if not (folder / "train.jsonl").exists():
+        raise SystemExit(
+            "GSM8K=FOLDER must hold train.jsonl and test.jsonl of openai/grade-school-math (MIT)"
+        )
+    ran = run_recipe(
+        "grpo-gsm8k",
+        dataset=f"gsm8k:{folder / 'train.jsonl'}",
+        heldout_dataset=f"gsm8k:{folder / 'test.jsonl'}",
+    )
+    figures = []
+    for reading in ("strict", "flexible"):
+        for name, when in (("base", "before"), ("mask", "after")):
+            score = read_as(ran.scores[name], "lenient" if reading == "flexible" else reading)
+            low, high = score["interval95"]
+            figures.append(
+                Figure(
+                    id=f"gsm8k_{reading}_{when}",
+                    value=round(100 * score["accuracy"], 2),
+                    interval=(round(100 * low, 2), round(100 * high, 2)),
+                    n=score["total"],
+                    command=command,
+                )
+            )
+            print(f"{figures[-1].id:24} {figures[-1].value:5.1f} % {figures[-1].interval}")
+    keep(figures)
+    tell(ran, "_gsm8k", command)
+
+
+def _gained(figure_id: str, ran: Ran, command: str) -> None:
+    points, (low, high) = gain(ran.read("base"), ran.read("mask"))
+    figure = Figure(
+        id=figure_id,
+        value=round(points, 2),
+        interval=(round(low, 2), round(high, 2)),
+        n=ran.scores["base"]["total"],
+        command=command,
+    )
+    keep([figure])
+    mask: Mask = ran.mask
+    print(f"{points:+.1f} points, {mask.zeros:,} zeros, {ran.seconds / 60:.1f} minutes")
+
+
+EXPERIMENTS: dict[str, Any] = {
+    "grpo": arithmetic,
+    "grpo-hard": harder,
+    "grpo-server": arithmetic_on_a_server,
+    "gsm8k": gsm8k,
+}

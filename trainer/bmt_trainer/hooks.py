@@ -6,6 +6,7 @@ from typing import Any
 
 from bmt_trainer.attach import Attached
 from bmt_trainer.masking import MaskState
+from bmt_trainer.sampling import sample
 
 
 class MaskedTraining:
@@ -33,14 +34,26 @@ class HardRollouts:
     """To be named before `MaskedTraining` and TRL's `GRPOTrainer`: samples under the hard mask.
 
     A trainer calls `model.train()` before it generates, so the mode is set here (TRL 1.16,
-    trainer/grpo_trainer.py, `_generate_single_turn`).
+    trainer/grpo_trainer.py, `_generate_single_turn`). `sample` answers in its place: the same
+    distribution, in less time.
     """
 
     attached: Attached
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], None]:
+        trainer: Any = self
         with self.attached.state.use("hard"):
-            return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+            found = sample(
+                trainer.model,
+                prompt_ids,
+                max_new_tokens=trainer.args.max_completion_length,
+                temperature=trainer.args.temperature,
+                eos=trainer.eos_token_ids,
+                padding=trainer._tokenizer.pad_token_id,
+            )
+        return found, None
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         logs["zeros"] = self.attached.zeros

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from bmt_client import BmtClient, NotFound
-from bmt_core import Mask
+from bmt_core import Mask, encode, symmetric_difference
 
 from bmt_trainer.errors import RolloutError
 
@@ -43,7 +43,7 @@ class ServerRollouts:
         self._completions = completions
         self._sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
         self._pushed: list[Mask] = []
-        self.push_seconds = 0.0
+        self.push_seconds, self.push_bytes, self.flips = 0.0, 0, 0
         self._openai = client.openai()
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="rollout")
 
@@ -52,12 +52,15 @@ class ServerRollouts:
         mask = self._mask()
         start = time.perf_counter()
         if not self._pushed:
+            sent = mask
             version = self._client.upload(mask, self._name)
         elif mask.digest == self._pushed[-1].digest:
             return f"{self._name}@{mask.digest[:12]}"
         else:
+            sent = symmetric_difference(self._pushed[-1], mask)
             version = self._client.push(self._name, self._pushed[-1], mask)
         self.push_seconds = time.perf_counter() - start
+        self.push_bytes, self.flips = len(encode(sent)), sent.zeros
         self._pushed.append(mask)
         while len(self._pushed) > _KEPT + 1:
             self._retire(self._pushed.pop(0))
@@ -75,7 +78,8 @@ class ServerRollouts:
         TRL repeats each prompt once for each completion that it wants, in a row.
         """
         model = self.push()
-        trainer._log_metric("push_seconds", self.push_seconds)
+        for figure in ("push_seconds", "push_bytes", "flips"):
+            trainer._log_metric(figure, getattr(self, figure))
         count = self._completions
         if len(prompts) % count:
             raise RolloutError(f"{len(prompts)} prompts are not {count} of each")

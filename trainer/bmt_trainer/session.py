@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import bmt_core
+import torch
 from bmt_core import Base, Mask
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer import data, live, models
 from bmt_trainer.attach import Attached, attach
+from bmt_trainer.divergence import forward_kl
 from bmt_trainer.encode import batches, render
 from bmt_trainer.evaluate import best_guess, wilson
 from bmt_trainer.export import export, library_versions
 from bmt_trainer.grading import WORDS, Grader
 from bmt_trainer.run import Run, Scores, settings_of
+from bmt_trainer.sampling import ends, sample
 from bmt_trainer.scoring import init_gates, input_norms
 
 if TYPE_CHECKING:
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from bmt_trainer.data import Example, Split
     from bmt_trainer.progress import Display
 
+
+# Held-out prompts whose answers by the base a mask's divergence is measured on.
+_KL_PROMPTS = 64
 
 #: Which count of a score decides: of the strict reading, or of the lenient one.
 Reading = Literal["exact", "lenient"]
@@ -226,19 +232,46 @@ class Session:
         else:
             less = bmt_core.difference(full, self.start_mask())
             mask = self._scored("lean", less)
+            told: dict[str, Any] = {}
             if choice == "auto" and self.split.heldout:
                 self._scored("full", full)
                 lean, whole = (self.run.notes[name] for name in ("lean", "full"))
                 low, _ = wilson(whole[self.reading], whole["total"])
                 if lean[self.reading] < low * lean["total"]:
                     mask = full
+                told["forward_kl"] = self._divergences({"full": full, "lean": less})
             if self.split.heldout:
                 self.run.note("mask", self.run.notes["lean" if mask is less else "full"])
-            metadata = {**metadata, "lean": mask is less, "zeros_full": full.zeros}
+            told |= {"lean": mask is less, "zeros_full": full.zeros, "zeros_lean": less.zeros}
+            metadata = {**metadata, **told}
         mask = dataclasses.replace(mask, metadata=self.told(metadata))
         bmt_core.save(mask, self.config.output)
         self.run.finish()
         return mask
+
+    def _divergences(self, masks: Mapping[str, Mask]) -> dict[str, Any]:
+        """Of each mask from the base, on what the base answers to held-out prompts."""
+        chosen = self.split.heldout[:_KL_PROMPTS]
+        prompts = [render(self.tokenizer, e.prompt) for e in chosen]
+        padding = self.tokenizer.pad_token_id
+        with torch.random.fork_rng(), self.attached.state.use("off"):
+            torch.manual_seed(self.config.seed)
+            completions = sample(
+                self.model,
+                prompts,
+                max_new_tokens=self.config.max_new_tokens,
+                temperature=1.0,
+                eos=ends(self.model, self.tokenizer),
+                padding=padding,
+            )
+        texts = list(zip(prompts, completions, strict=True))
+        found = {}
+        for name, mask in masks.items():
+            self.attached.hold(mask)
+            divergence = forward_kl(self.model, self.attached, texts, padding)
+            self.display.say(f"{name:<5}forward KL {divergence.per_token:.4f} nats a token")
+            found[name] = divergence.to_json()
+        return found
 
     def _scored(self, name: str, mask: Mask) -> Mask:
         self.attached.hold(mask)

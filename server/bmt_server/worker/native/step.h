@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cmath>
 #include <memory>
 #include <vector>
 
@@ -176,10 +177,16 @@ inline void work(const Task& task, const Task* coming, const Plan& plan, const S
   }
 }
 
-// Work of one task in nanoseconds, roughly: what threads are shared out by.
+// Work of one task in nanoseconds, roughly: what threads are shared out by. Of it, what each piece
+// of its rows repeats: to lay out x.
+inline double layout_cost(int64_t tokens, const Shape& shape) {
+  return (tokens == 1 ? 0.1 : 0.2) * shape.k * tokens;
+}
+
 inline double cost(int64_t zeros, int64_t tokens, const Shape& shape) {
-  const double all = (double)(shape.k + shape.r) * tokens;
-  return tokens == 1 ? 0.6 * zeros + 0.1 * all : 1.2 * zeros + 0.2 * all;
+  const double rows = tokens == 1 ? 0.6 * zeros + 0.1 * shape.r * tokens
+                                  : 1.2 * zeros + 0.2 * shape.r * tokens;
+  return rows + layout_cost(tokens, shape);
 }
 
 // What one more thread must save to be worth waking, and the least piece of work, in ns.
@@ -204,14 +211,16 @@ inline void share_out(const Plan& plan, int64_t layer, const Shape& shape, int& 
   }
   threads = (int)std::min<double>(threads, 1 + total / WAKE);
   if (threads == 1) return;
-  // Pieces of a third of a thread's share, so that threads end together; a piece of rows repeats
-  // the preparation of x, so it must be worth that.
+  // Pieces of a third of a thread's share, so that threads end together; but where a piece would
+  // spend half of its time or more on laying out x, no more than there are threads for.
   const double piece = std::max(total / (3 * threads), PIECE);
   const size_t whole = tasks.size();
   for (size_t i = 0; i < whole; i++) {
     const Task task = tasks[i];
     const double work = cost(((const int32_t*)task.table->block_start)[blocks], task.count, shape);
-    const int64_t pieces = std::clamp<int64_t>((int64_t)(work / piece), 1, blocks);
+    const double worth = std::max(piece, 2 * layout_cost(task.count, shape));
+    const double share = std::min(std::ceil(threads * work / total), work / piece);
+    const int64_t pieces = std::clamp<int64_t>((int64_t)std::max(share, work / worth), 1, blocks);
     tasks[i].last = blocks / pieces;
     for (int64_t p = 1; p < pieces; p++)
       tasks.push_back({task.table, task.first, task.count, blocks * p / pieces,

@@ -19,7 +19,18 @@ template <class T>
 inline void transpose_x(const T* const* rows, int64_t stride, int64_t k, int lanes, float* to) {
   constexpr int TILE = 64;
   alignas(64) float tile[MOST_LANES][TILE + 4];
-  for (int64_t k0 = 0; k0 < k; k0 += TILE) {
+  int64_t k0 = 0;
+#if defined(__AVX512F__)
+  if (stride == 1 && lanes >= 16)
+    for (; k0 + 16 <= k; k0 += 16)
+      for (int t = 0; t < lanes; t += 16) {
+        __m512 block[16];
+        for (int i = 0; i < 16; i++) block[i] = (__m512)widen<16>(rows[t + i] + k0);
+        transpose_16(block);
+        for (int i = 0; i < 16; i++) store(to + (k0 + i) * lanes + t, block[i]);
+      }
+#endif
+  for (; k0 < k; k0 += TILE) {
     int64_t n = std::min<int64_t>(TILE, k - k0), full = n & ~3;
     for (int t = 0; t < lanes; t++) widen_row(rows[t] + k0 * stride, stride, n, tile[t]);
     for (int t = 0; t < lanes; t += 4) {
@@ -87,8 +98,22 @@ inline void block_sums_of(const LayerView<T, Col>& mask, int64_t block, bool lon
 template <class T>
 inline void subtract_block(T* const* y, int64_t stride, int rows, int tokens, int lanes,
                            const float* sums) {
+  int t = 0;
+#if defined(__AVX512F__)
+  if (stride == 1 && rows == BLOCK)
+    for (; t + 16 <= tokens; t += 16)
+      for (int i = 0; i < BLOCK; i += 16) {
+        __m512 block[16];
+        for (int j = 0; j < 16; j++) block[j] = load<__m512>(sums + (i + j) * lanes + t);
+        transpose_16(block);
+        for (int j = 0; j < 16; j++) {
+          T* to = y[t + j] + i;
+          narrow<16>(to, widen<16>(to) - (FW)block[j]);
+        }
+      }
+#endif
   alignas(64) float tile[4][BLOCK];
-  for (int t = 0; t < tokens; t += 4) {
+  for (; t < tokens; t += 4) {
     for (int i = 0; i < BLOCK; i += 4) {
       const float* from = sums + i * lanes + t;
       F4 a = load<F4>(from), b = load<F4>(from + lanes);

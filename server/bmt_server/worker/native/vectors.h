@@ -1,5 +1,6 @@
 // Vectors of the host and the element types of a model, in GCC's vector extension: the compiler
-// turns them into AVX-512, AVX2 or NEON, so no path but one (rows.h) names an instruction set.
+// turns them into AVX-512, AVX2 or NEON, so few paths name an instruction set: short rows (rows.h), and transposition where
+// AVX-512 is.
 #pragma once
 
 #include <cstdint>
@@ -57,6 +58,33 @@ inline void transpose(F4& a, F4& b, F4& c, F4& d) {
   c = BMT_SHUFFLE(Places4, ab_hi, cd_hi, 0, 1, 4, 5);
   d = BMT_SHUFFLE(Places4, ab_hi, cd_hi, 2, 3, 6, 7);
 }
+
+#if defined(__AVX512F__)
+// Rows of a 16 x 16 block become its columns.
+inline void transpose_16(__m512 (&r)[16]) {
+  __m512 t[16];
+  for (int i = 0; i < 16; i += 4) {
+    const __m512 ab_lo = _mm512_unpacklo_ps(r[i], r[i + 1]), ab_hi = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    const __m512 cd_lo = _mm512_unpacklo_ps(r[i + 2], r[i + 3]);
+    const __m512 cd_hi = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
+    const auto pairs = [](__m512 a, __m512 b, bool high) {
+      const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+      return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
+    };
+    // t[i + j]: column j of each of the four quarters, of rows i .. i + 3.
+    t[i] = pairs(ab_lo, cd_lo, false), t[i + 1] = pairs(ab_lo, cd_lo, true);
+    t[i + 2] = pairs(ab_hi, cd_hi, false), t[i + 3] = pairs(ab_hi, cd_hi, true);
+  }
+  for (int j = 0; j < 4; j++) {
+    const __m512 a = _mm512_shuffle_f32x4(t[j], t[4 + j], 0x88);
+    const __m512 b = _mm512_shuffle_f32x4(t[8 + j], t[12 + j], 0x88);
+    const __m512 c = _mm512_shuffle_f32x4(t[j], t[4 + j], 0xdd);
+    const __m512 d = _mm512_shuffle_f32x4(t[8 + j], t[12 + j], 0xdd);
+    r[j] = _mm512_shuffle_f32x4(a, b, 0x88), r[8 + j] = _mm512_shuffle_f32x4(a, b, 0xdd);
+    r[4 + j] = _mm512_shuffle_f32x4(c, d, 0x88), r[12 + j] = _mm512_shuffle_f32x4(c, d, 0xdd);
+  }
+}
+#endif
 
 // bfloat16 as it lies in memory. `widen` is exact, `narrow` rounds to the nearest with ties to
 // even, as torch does. The hardware's own conversion, where there is one, also flushes subnormals,

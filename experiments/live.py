@@ -1,0 +1,56 @@
+"""Training the live gates alone against training all of them, on the real model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import bmt_core
+from bmt_core import Mask
+from bmt_trainer.config import build, read_yaml
+from bmt_trainer.grpo import GrpoConfig, train
+
+from benchmarks.environment import ROOT, WORK, demo_model
+from experiments.record import Figure, keep
+
+COMMAND = "make paper-live"
+
+
+def differences() -> None:
+    """One GRPO run twice, with the live set and without: how many bits of the masks differ."""
+    masks = {choice: _run(choice) for choice in ("on", "off")}
+    differing = bmt_core.symmetric_difference(masks["on"], masks["off"]).zeros
+    steps = masks["on"].metadata["steps"]
+    keep(
+        [
+            Figure(
+                id="live_set_bit_differences",
+                value=differing,
+                interval=None,
+                n=masks["on"].numel,
+                command=COMMAND,
+            )
+        ]
+    )
+    print(f"{differing} of {masks['on'].numel:,} bits differ after {steps} steps")
+
+
+def _run(choice: str) -> Mask:
+    """The mask of the last step, every deletion in it."""
+    folder = WORK / "paper"
+    folder.mkdir(parents=True, exist_ok=True)
+    output: Path = folder / f"live-{choice}.bmt"
+    shutil.rmtree(output.with_name(output.name + ".run"), ignore_errors=True)
+    settings: dict[str, Any] = read_yaml(ROOT / "recipes" / "grpo-arithmetic.yaml")
+    settings |= {
+        "model": str(demo_model()),
+        "output": output,
+        "live_set": choice,
+        "heldout": 0,
+        "validation": 0,
+        "select": "last",
+        "lean": "off",
+        "checkpoint_every": 0,
+    }
+    return train(build(GrpoConfig, settings))

@@ -1,0 +1,90 @@
+"""A training run of a recipe, and what every run tells."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bmt_core import Mask
+from bmt_trainer import grpo, sft
+from bmt_trainer.config import build, read_yaml
+from bmt_trainer.grpo import GrpoConfig
+from bmt_trainer.sft import SftConfig
+
+from benchmarks.environment import ROOT, WORK, demo_model
+from benchmarks.results import LATEST
+from experiments.record import Figure, keep, plot_run, read_as
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ran:
+    """A finished run. seconds: of its last sitting; history: GRPO's steps and validations."""
+
+    mask: Mask
+    seconds: float
+    history: Mapping[str, Any]
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        return dict(self.mask.metadata["scores"])
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A score by the reading that was trained on."""
+        return read_as(self.scores[name], self.mask.metadata["config"].get("reading", "strict"))
+
+
+def run_recipe(recipe: str, **changes: Any) -> Ran:
+    """Train by `recipes/RECIPE.yaml`, or go on with it where it was interrupted."""
+    folder = WORK / "paper"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = changes.pop("output", f"{recipe}.bmt")
+    settings = read_yaml(ROOT / "recipes" / f"{recipe}.yaml")
+    settings |= {"model": str(demo_model()), "output": folder / name, "resume": True, **changes}
+    start = time.monotonic()
+    if recipe.startswith("sft"):
+        mask, history = sft.train(build(SftConfig, settings)), {}
+    else:
+        mask = grpo.train(build(GrpoConfig, settings))
+        history = json.loads((folder / f"{name}.history.json").read_text())
+    ran = Ran(mask=mask, seconds=time.monotonic() - start, history=history)
+    if history:
+        title = f"{recipe}, {ran.seconds / 60:.1f} minutes"
+        reading = mask.metadata["config"]["reading"]
+        target = LATEST / "paper" / f"{Path(name).stem}.png"
+        plot_run(history, mask.numel, reading, title, target)
+    return ran
+
+
+def tell(ran: Ran, suffix: str, command: str) -> None:
+    """Print a run's scores; keep and print how its lean mask compares with the full one.
+
+    suffix: ends the figures' ids.
+    """
+    for name in ran.scores:
+        score = ran.read(name)
+        low, high = score["interval95"]
+        print(f"{name:6} {score['accuracy']:6.1%} [{low:.1%}, {high:.1%}]")
+    told = ran.mask.metadata
+    if "zeros_lean" not in told:
+        return
+    kl = told["forward_kl"]
+    ratios = {
+        "lean_zeros_over_full": told["zeros_lean"] / told["zeros_full"],
+        "lean_kl_over_full": kl["lean"]["per_token"] / kl["full"]["per_token"],
+    }
+    counts = (ran.scores["base"]["total"], kl["full"]["tokens"])
+    keep(
+        [
+            Figure(id=f"{name}{suffix}", value=round(value, 4), interval=None, n=n, command=command)
+            for (name, value), n in zip(ratios.items(), counts, strict=True)
+        ]
+    )
+    print(
+        f"lean {told['zeros_lean']:,} of {told['zeros_full']:,} zeros "
+        f"({ratios['lean_zeros_over_full']:.3f}), forward KL {kl['lean']['per_token']:.4f} against "
+        f"{kl['full']['per_token']:.4f} nats a token ({ratios['lean_kl_over_full']:.2f})"
+    )

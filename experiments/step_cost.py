@@ -1,0 +1,80 @@
+"""Seconds and peak memory of an optimizer step: masks against LoRA and full fine-tuning."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from benchmarks.child import Child
+from benchmarks.environment import WORK, demo_model
+from benchmarks.stats import estimate, median
+from experiments.record import Figure, keep
+
+SEQUENCES, TOKENS = 8, 256
+PAIRS, STEPS = 3, 4
+_TIMEOUT_S = 600
+# Two at a time, in turns: four at once would not fit 24 GiB.
+CONTESTS = {
+    ("live", "lora1"): ("step_time_live_over_lora1", "memory_live_over_lora1"),
+    ("dense", "full"): ("step_time_dense_over_full", "memory_dense_over_full"),
+}
+COMMAND = "make paper-steps"
+
+
+def compare() -> None:
+    """All contests; prints and keeps ratios of step time and of peak memory."""
+    for contest, ids in CONTESTS.items():
+        _contest(contest, ids)
+
+
+def _contest(methods: tuple[str, str], ids: tuple[str, str]) -> None:
+    ratios: list[list[float]] = []
+    seconds: dict[str, list[float]] = {m: [] for m in methods}
+    peaks: dict[str, list[float]] = {m: [] for m in methods}
+    for pair in range(PAIRS):
+        running = {m: _start(m) for m in methods}
+        try:
+            for child in running.values():
+                child.answer(_TIMEOUT_S)
+                child.ask({}, _TIMEOUT_S)  # the optimizer's state is made in the first step
+            turns = []
+            for turn in range(STEPS):
+                order = methods if (pair + turn) % 2 else methods[::-1]
+                told = {m: running[m].ask({}, _TIMEOUT_S) for m in order}
+                for m in methods:
+                    seconds[m].append(told[m]["seconds"])
+                turns.append(told[methods[0]]["seconds"] / told[methods[1]]["seconds"])
+            ratios.append(turns)
+            for m in methods:
+                peaks[m].append(told[m]["peak_bytes"])
+        finally:
+            for child in running.values():
+                child.stop()
+    speed = estimate(ratios)
+    memory = estimate([[a / b] for a, b in zip(*(peaks[m] for m in methods), strict=True)])
+    keep(
+        [
+            Figure(
+                id=name,
+                value=round(found.value, 4),
+                interval=(round(found.low, 4), round(found.high, 4)),
+                n=found.turns,
+                command=COMMAND,
+            )
+            for name, found in zip(ids, (speed, memory), strict=True)
+        ]
+    )
+    for m in methods:
+        print(f"{m:6} {median(seconds[m]):6.2f} s a step, {median(peaks[m]) / 1e9:5.2f} GB at most")
+    print(f"{ids[0]} {speed}\n{ids[1]} {memory}")
+
+
+def _start(method: str) -> Child:
+    job: dict[str, Any] = {
+        "method": method,
+        "model": str(demo_model()),
+        "sequences": SEQUENCES,
+        "tokens": TOKENS,
+    }
+    log = WORK / "paper" / f"step-{method}.log"
+    return Child(f"training by {method}", "experiments.step_child", [json.dumps(job)], log)
