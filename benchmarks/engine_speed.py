@@ -122,7 +122,7 @@ def _pair(context: Context, wanted: Sequence[Contest], eager: bool, pair: int) -
             for engine in (running["bare"], running[contest.engine]):
                 engine.run(_work(works, contest, engine is running["bare"], warm=True), seed=0)
         beside = Beside()
-        samples = _turns(context.scale.turns, wanted, running, works, seed=1000 * pair)
+        samples = _turns(context.scale.turns, wanted, running, works, pair)
         return {
             "samples": samples,
             "beside": beside.share(),
@@ -135,7 +135,7 @@ def _turns(
     wanted: Sequence[Contest],
     running: Mapping[str, Engine],
     works: Mapping[str, Work],
-    seed: int,
+    pair: int,
 ) -> dict[str, Samples]:
     keys = ("bare", "other", "bare_cpu", "other_cpu")
     samples: dict[str, Samples] = {c.id: {key: [] for key in keys} for c in wanted}
@@ -143,11 +143,11 @@ def _turns(
     for _ in range(turns):
         for contest in wanted:
             count += 1
-            order = ["bare", "other"] if count % 2 else ["other", "bare"]
+            order = ["bare", "other"] if (pair + count) % 2 else ["other", "bare"]
             for who in order:
                 engine = running["bare" if who == "bare" else contest.engine]
                 work = _work(works, contest, who == "bare")
-                ran = engine.run(work, seed=seed + count)
+                ran = engine.run(work, seed=1000 * pair + count)
                 samples[contest.id][who].append(ran.seconds)
                 samples[contest.id][f"{who}_cpu"].append(ran.cpu_seconds)
     return samples
