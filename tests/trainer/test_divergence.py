@@ -23,6 +23,8 @@ def test_it_is_the_sum_over_the_vocabulary_at_the_completions_tokens():
     model = tiny_llama()
     attached = attach(model)
     with torch.no_grad():
+        for block in model.model.layers:
+            block.mlp.down_proj.weight.mul_(50)  # a divergence far above fp32's rounding
         for layer in attached.layers.values():
             layer.gate_logits.view(-1)[::3] = -1.0
     total = 0.0
@@ -35,6 +37,6 @@ def test_it_is_the_sum_over_the_vocabulary_at_the_completions_tokens():
         p, q = losses[0][rows], losses[1][rows]
         total += float((p.exp() * (p - q)).sum())
     found = forward_kl(model, attached, TEXTS, padding=0)
-    assert total > 1e-4
-    assert found.per_token == pytest.approx(total / 28, rel=1e-3)
-    assert found.per_sequence == pytest.approx(total / 12, rel=1e-3)
+    assert total > 0.01
+    assert found.per_token == pytest.approx(total / 28, rel=1e-2)
+    assert found.per_sequence == pytest.approx(total / 12, rel=1e-2)

@@ -10,6 +10,7 @@ import torch
 from bmt_core import Mask
 from torch import Tensor, nn
 
+from bmt_trainer.distributed import put, whole
 from bmt_trainer.errors import ConfigError, ExpertTensors, FusedGate, NoTargets, QuantizedModel
 from bmt_trainer.masking import MaskedLinear, MaskState
 
@@ -27,7 +28,7 @@ class Attached:
     @property
     def zeros(self) -> int:
         """Weights that the hard mask deletes: G <= 0, for Eq. 8 keeps only G > 0."""
-        return sum(int((m.gate_logits <= 0).sum()) for m in self.layers.values())
+        return sum(int((whole(m.gate_logits) <= 0).sum()) for m in self.layers.values())
 
     @property
     def numel(self) -> int:
@@ -48,7 +49,7 @@ class Attached:
             deleted[torch.from_numpy(positions)] = True
             deleted = deleted.to(layer.gate_logits.device)
             chosen = deleted if layer.live is None else deleted[layer.live]
-            layer.gate_logits.copy_(torch.where(chosen, -1.0, 1.0).view_as(layer.gate_logits))
+            put(layer.gate_logits, torch.where(chosen, -1.0, 1.0).view(layer.gate_logits.shape))
 
     def gates(self) -> list[Tensor]:
         """The trainable tensors, fp32, one per layer."""

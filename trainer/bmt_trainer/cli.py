@@ -23,6 +23,7 @@ from rich.table import Table
 from bmt_trainer import grpo, sft
 from bmt_trainer.common import RunConfig
 from bmt_trainer.config import build, read_yaml
+from bmt_trainer.distributed import is_first
 from bmt_trainer.errors import ConfigError, TrainerError
 from bmt_trainer.grpo import GrpoConfig
 from bmt_trainer.host import keep_freed_memory
@@ -113,6 +114,8 @@ def _said_how_to_resume(config: RunConfig) -> Iterator[None]:
 
 
 def _report(mask: Mask, output: Path) -> None:
+    if not is_first():
+        return
     console = Console()
     scores = mask.metadata.get("scores", {})
     if scores:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from bmt_trainer.config import check, option
-from bmt_trainer.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +60,6 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(self)
-
-
-def one_process() -> None:
-    """Raises ConfigError where a launcher started several processes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("WORLD_SIZE is above 1; training runs in one process, so start one")
 
 
 def trl_arguments(config: RunConfig, folder: Path, on_cpu: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from bmt_core import Base, BaseMismatch, Mask, TensorMask
 
 from bmt_trainer.attach import Attached
+from bmt_trainer.distributed import whole
 
 
 @torch.no_grad()
@@ -39,7 +40,7 @@ def export(
                 value=tensor,
             )
         deleted = layer.deleted()
-        positions = deleted[layer.weight.view(-1)[deleted] != 0].cpu().numpy()
+        positions = deleted[whole(layer.weight).view(-1)[deleted] != 0].cpu().numpy()
         dtype = np.uint32 if layer.weight.numel() <= 1 << 32 else np.uint64
         tensors.append(TensorMask(tensor, shape, positions.astype(dtype)))
     return Mask(base, tuple(tensors), dict(metadata or {}))

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from bmt_trainer.common import RunConfig, one_process
+from bmt_trainer.common import RunConfig
 from bmt_trainer.config import option
+from bmt_trainer.distributed import join, keep_gates_fp32, processes, rank
 from bmt_trainer.errors import ConfigError, DataError
 from bmt_trainer.limits import SHARP
 
@@ -76,17 +77,26 @@ class GrpoConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sampled = self.prompts_per_step * self.completions
-        if sampled % self.micro_batch:
-            raise ConfigError(
-                f"micro_batch: {self.micro_batch} does not divide the {sampled} completions of a "
-                f"step (prompts_per_step {self.prompts_per_step} x completions {self.completions})"
-            )
+        self.shares(1)
         if self.live_set == "on" and self.alpha_start < SHARP:
             raise ConfigError(
                 f"live_set: on needs alpha_start of at least {SHARP:g}, not {self.alpha_start:g}: "
                 "below that every gate moves; use auto or off"
             )
+
+    def shares(self, processes: int) -> int:
+        """Forward passes that each process makes in a step. Raises ConfigError."""
+        sampled, at_once = self.prompts_per_step * self.completions, self.micro_batch * processes
+        if sampled % at_once:
+            among = f" in each of {processes} processes" if processes > 1 else ""
+            raise ConfigError(
+                f"micro_batch: {self.micro_batch}{among} does not divide the {sampled} completions "
+                f"of a step (prompts_per_step {self.prompts_per_step} x completions "
+                f"{self.completions})"
+            )
+        if processes > 1 and self.server is not None:
+            raise ConfigError(f"server: rollouts on a server need one process, not {processes}")
+        return sampled // at_once
 
     @property
     def live_at(self) -> float | None:
@@ -114,7 +124,8 @@ def _train(config: GrpoConfig, display: Display) -> Mask:
     from bmt_trainer.session import Session
     from bmt_trainer.validate import Validate
 
-    one_process()
+    join(config)
+    config.shares(processes())
     grader = find(config.reward)
     used = config.steps * config.prompts_per_step
     wanted = config.train_examples or max(used, config.calibration_prompts)
@@ -186,7 +197,7 @@ def _fit(
     checkpoint = run.last_checkpoint()
     done = run.steps_done()
     validate.begin(done)
-    passes = config.prompts_per_step * config.completions // config.micro_batch
+    passes = config.shares(processes())
     arguments = TrlConfig(
         **trl_arguments(config, run.folder, model.device.type == "cpu"),
         per_device_train_batch_size=config.micro_batch,
@@ -236,11 +247,12 @@ def _fit(
             ],
         )
         trainer.attached, trainer.reg_lambda = attached, config.reg_lambda
+        keep_gates_fp32(trainer)
         if config.beta:
             trainer.beta = config.beta
             trainer.ref_model = BaseReference(model, attached.state)
         trainer.remove_callback(PrinterCallback)
-        transformers.set_seed(config.seed)
+        transformers.set_seed(config.seed + rank())  # or all processes would draw alike
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return [dict(entry) for entry in trainer.state.log_history if "reward" in entry]
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bmt_trainer.distributed import whole
+
 Mode = Literal["soft", "hard", "off"]
 
 
@@ -30,6 +32,7 @@ class MaskState:
     alpha: float = 1e2
     regularizer: float = 0.0
     mode: Mode = "soft"
+    keep_hard: bool = True  # not where layers are sharded: kept, they would be whole again
     # Hard weights of the layers, kept while a `use` lasts: generation calls each layer per token.
     _hard: dict[int, tuple[int, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -44,7 +47,7 @@ class MaskState:
             self._hard.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskState:
-        copy = MaskState(self.alpha, self.regularizer, self.mode)
+        copy = MaskState(self.alpha, self.regularizer, self.mode, self.keep_hard)
         memo[id(self)] = copy
         return copy
 
@@ -184,7 +187,7 @@ class MaskedLinear(nn.Linear):
     @torch.no_grad()
     def deleted(self) -> Tensor:
         """int64 [zeros]: flat places where G <= 0, ascending."""
-        at = (self.gate_logits <= 0).flatten().nonzero().flatten()
+        at = (whole(self.gate_logits) <= 0).flatten().nonzero().flatten()
         return at if self.live is None else self.live[at]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -212,6 +215,6 @@ class MaskedLinear(nn.Linear):
         else:
             live = hard_weight(self.weight.view(-1)[self.live], self.gate_logits)
             weight = _filled(self.weight.clone(), self.live, live)
-        if self.state.mode == "hard":  # inside `use`, whose end frees it
+        if self.state.mode == "hard" and self.state.keep_hard:  # inside `use`, whose end frees it
             self.state._hard[id(self)] = (version, weight)
         return weight

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from bmt_trainer.distributed import is_first
+
 Advance = Callable[..., None]
 
 # A log file gets a line this often, and no carriage returns.
@@ -21,7 +23,8 @@ class Display:
     """Writes to standard error, so that standard output stays for results."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        # Of several processes one shows what all of them do.
+        self.console = console or Console(stderr=True, quiet=not is_first())
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -16,6 +16,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer.data import Example
+from bmt_trainer.distributed import barrier, is_first
 from bmt_trainer.errors import OutputError, ResumeError
 from bmt_trainer.evaluate import Score, evaluate
 from bmt_trainer.grading import WORDS, Grader
@@ -45,6 +46,8 @@ class Run:
         self.notes: dict[str, Any] = {}
         if output.is_dir():
             raise OutputError(f"output {output} is a folder; name a file")
+        if not is_first():
+            return  # the folder is the first one's to make and to judge
         if self.folder.exists():
             before = self._read()
             if resume:
@@ -82,6 +85,8 @@ class Run:
         self._write()
 
     def _write(self) -> None:
+        if not is_first():
+            return
         scratch = self.folder / f"{_FILE}.tmp"
         scratch.write_text(json.dumps({"settings": self._settings, "notes": self.notes}, indent=1))
         os.replace(scratch, self.folder / _FILE)
@@ -100,7 +105,9 @@ class Run:
 
     def finish(self) -> None:
         """The mask is written: remove the folder."""
-        shutil.rmtree(self.folder)
+        barrier()
+        if is_first():
+            shutil.rmtree(self.folder)
 
 
 def _steps(checkpoint: Path) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from bmt_trainer.distributed import any_of_all
 from bmt_trainer.encode import pad
 
 # Rows leave when this share of them has ended: to select rows copies the whole cache.
@@ -67,9 +68,11 @@ def sample(
             if not over:
                 found[at].append(token)
         ended |= torch.isin(drawn[:, 0], ends)
-        if bool(ended.all()) or step == max_new_tokens - 1:
+        more = not bool(ended.all())
+        # Sharded layers are gathered by all processes, so that none may stop before the others.
+        if step == max_new_tokens - 1 or not any_of_all(more, device):
             break
-        if float(ended.float().mean()) >= _ENDED:
+        if more and float(ended.float().mean()) >= _ENDED:
             stay = (~ended).nonzero().flatten()
             cache.batch_select_indices(stay)
             drawn, attend, left, ended = drawn[stay], attend[stay], left[stay], ended[stay]

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer import data, live, models
 from bmt_trainer.attach import Attached, attach
+from bmt_trainer.distributed import barrier, is_first, processes
 from bmt_trainer.divergence import forward_kl
 from bmt_trainer.encode import batches, render
 from bmt_trainer.evaluate import best_guess, wilson
@@ -131,9 +132,11 @@ class Session:
             with self.attached.state.use("hard"):
                 self.score("init")
             self.run.note("init_density", self.attached.density)
-            bmt_core.save(self.export(), self._start)
-            if live_at is not None:
+            self.write(self.export(), self._start)
+            if live_at is not None and is_first():
                 live.save(live.live_sets(self.attached, live_at), places)
+            barrier()
+        self.attached.state.keep_hard = processes() == 1
         if live_at is not None:
             live.keep_live(self.attached, live.load(places))
         self.display.say(self._memory())
@@ -218,7 +221,14 @@ class Session:
     def write_history(self, history: dict[str, Any]) -> None:
         """Write what the steps saw beside the output, as JSON."""
         path = self.config.output.with_name(self.config.output.name + ".history.json")
-        path.write_text(json.dumps(history, indent=1) + "\n")
+        if is_first():
+            path.write_text(json.dumps(history, indent=1) + "\n")
+
+    def write(self, mask: Mask, path: Path) -> None:
+        """Save from the first process; return when it is there for all."""
+        if is_first():
+            bmt_core.save(mask, path)
+        barrier()
 
     def finish(self, metadata: dict[str, Any]) -> Mask:
         """Score the trained mask, write it to the output, and remove the run's folder.
@@ -245,7 +255,7 @@ class Session:
             told |= {"lean": mask is less, "zeros_full": full.zeros, "zeros_lean": less.zeros}
             metadata = {**metadata, **told}
         mask = dataclasses.replace(mask, metadata=self.told(metadata))
-        bmt_core.save(mask, self.config.output)
+        self.write(mask, self.config.output)
         self.run.finish()
         return mask
 

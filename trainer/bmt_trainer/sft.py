@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bmt_trainer.common import RunConfig, one_process
+from bmt_trainer.common import RunConfig
 from bmt_trainer.config import option
+from bmt_trainer.distributed import join, keep_gates_fp32, processes
 from bmt_trainer.errors import DataError
 
 # torch, transformers and TRL take seconds to import, and `--help` needs only the settings.
@@ -45,8 +46,8 @@ def _train(config: SftConfig, display: Display) -> Mask:
     from bmt_trainer.encode import training_rows
     from bmt_trainer.session import Session
 
-    one_process()
-    used = config.steps * config.batch_size * config.gradient_accumulation
+    join(config)
+    used = config.steps * config.batch_size * config.gradient_accumulation * processes()
     session = Session.open(
         config,
         display,
@@ -110,6 +111,7 @@ def _fit(config: SftConfig, session: Session, rows: Sequence[Mapping[str, list[i
             ],
         )
         trainer.attached, trainer.reg_lambda = attached, config.reg_lambda
+        keep_gates_fp32(trainer)
         trainer.remove_callback(PrinterCallback)
         transformers.set_seed(config.seed)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -49,7 +49,7 @@ class Validate(TrainerCallback):
         scores = session.run.notes["validation"]
         found = score.to_json()
         if all(found[session.reading] > v[session.reading] for v in scores):
-            bmt_core.save(session.export({"step": step}), self._file)
+            session.write(session.export({"step": step}), self._file)
         zeros = session.attached.zeros
         session.run.note("validation", [*scores, {"step": step, "zeros": zeros, **found}])
         session.display.say(f"step {step}: {score}")
