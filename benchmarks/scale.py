@@ -49,7 +49,7 @@ class Scale:
 
 FULL = Scale(
     name="full",
-    pairs=7,
+    pairs=5,
     pairs_eager=5,
     peer_pairs=1,
     peer_pairs_eager=1,

@@ -128,6 +128,12 @@ class Ahead {
   int64_t turns_;
 };
 
+// Asks for a block of one token's y, to be written.
+template <class T>
+inline void ask_for(const T* y) {
+  for (int64_t i = 0; i < BLOCK; i += 64 / sizeof(T)) __builtin_prefetch(y + i, 1);
+}
+
 // One task: y -= x (W * P)^T for its tokens and rows.
 template <class T, class Col>
 inline void work(const Task& task, const Task* coming, const Plan& plan, const Shape& shape,
@@ -143,8 +149,13 @@ inline void work(const Task& task, const Task* coming, const Plan& plan, const S
     widen_row(step.x + tokens[0] * step.x_row, step.x_col, shape.k, x);
     T* y = step.y + tokens[0] * step.y_row;
     alignas(64) float sums[BLOCK];
+    // Of y too: another core wrote it, and a row of it is too short for the hardware to foresee.
+    constexpr int64_t BLOCKS_AHEAD = 4;
+    for (int64_t b = task.block; b < std::min(task.last, task.block + BLOCKS_AHEAD); b++)
+      ask_for(y + b * BLOCK * step.y_col);
     for (int64_t b = task.block; b < task.last; b++) {
       ahead.turn();
+      if (b + BLOCKS_AHEAD < task.last) ask_for(y + (b + BLOCKS_AHEAD) * BLOCK * step.y_col);
       block_sums(mask, b, form, x, sums);
       subtract(y + b * BLOCK * step.y_col, step.y_col, mask.rows_of(b), sums);
     }
@@ -163,8 +174,7 @@ inline void work(const Task& task, const Task* coming, const Plan& plan, const S
     ahead.turn();
     if (b + 1 < task.last)
       for (int t = 0; t < (int)task.count; t++)
-        for (int64_t i = 0; i < BLOCK; i += 64 / sizeof(T))
-          __builtin_prefetch(step.y + tokens[t] * step.y_row + (b + 1) * BLOCK * step.y_col + i, 1);
+        ask_for(step.y + tokens[t] * step.y_row + (b + 1) * BLOCK * step.y_col);
     switch (lanes) {
       case 4: block_sums_of<4>(mask, b, long_rows, x, sums); break;
       case 8: block_sums_of<8>(mask, b, long_rows, x, sums); break;
