@@ -10,7 +10,7 @@ PAPER := paper-grpo paper-grpo-server paper-grpo-hard paper-gsm8k paper-lean-sft
 export GSM8K
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-quick bench bench-serve bench-swap bench-cold bench-format $(PAPER) lint format docs clean
+.PHONY: help setup demo serve test test-quick bench bench-serve bench-swap bench-cold bench-format $(PAPER) tools lint format docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' "$(ROOT)/Makefile" | sed 's/:.*## /\t/' | expand -t 20
@@ -50,6 +50,9 @@ paper-steps: ## time and memory of a step against LoRA and full fine-tuning
 $(PAPER): setup
 	@cd "$(ROOT)" && "$(BIN)/python" -m experiments $(@:paper-%=%)
 
+tools: setup ## fetch helm and promtool, which the chart's tests run
+	@"$(BIN)/python" "$(ROOT)/scripts/tools.py"
+
 lint: setup ## ruff and mypy
 	@cd "$(ROOT)" && "$(BIN)/python" -m ruff check . && "$(BIN)/python" -m ruff format --check . \
 		&& "$(BIN)/python" -m mypy core/bmt_core trainer/bmt_trainer server/bmt_server client/bmt_client examples/demo scripts benchmarks experiments
@@ -58,7 +61,8 @@ format: setup ## let ruff lay out and mend what it can
 	@cd "$(ROOT)" && "$(BIN)/python" -m ruff check --fix -q . ; "$(BIN)/python" -m ruff format .
 
 docs: setup ## write docs/cli.md and the README's figures and file map anew
-	@"$(BIN)/python" "$(ROOT)/scripts/gen_cli_docs.py" && "$(BIN)/python" "$(ROOT)/scripts/gen_file_map.py"
+	@"$(BIN)/python" "$(ROOT)/scripts/gen_cli_docs.py" && "$(BIN)/python" "$(ROOT)/scripts/gen_file_map.py" \
+		&& "$(BIN)/python" "$(ROOT)/scripts/gen_chart.py"
 	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks.readme
 
 clean: ## remove .venv, .bmt and caches

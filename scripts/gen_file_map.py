@@ -15,6 +15,14 @@ BEGIN, END = "<!-- file map: `make docs` -->\n", "<!-- end of file map -->"
 SAID = {
     ".ci/run": "Lint and all tests on a clean checkout.",
     ".gitignore": "What set-up, tests and demo make.",
+    ".dockerignore": "What images are built from.",
+    "deploy/chart/.helmignore": "What an installed chart does without.",
+    "deploy/chart/Chart.yaml": "The chart's name and versions.",
+    "deploy/chart/README.head.md": "What the chart's README begins with.",
+    "deploy/chart/values.schema.json": "Which values there are, generated.",
+    "deploy/docker/server.cpu.Dockerfile": "The server for CPUs.",
+    "deploy/docker/server.gpu.Dockerfile": "The server for NVIDIA GPUs.",
+    "deploy/docker/trainer.Dockerfile": "The trainer.",
     "CHANGELOG.md": "What changed for users.",
     "LICENSE": "Apache-2.0.",
     "Makefile": "`make help` lists its targets.",
@@ -27,6 +35,7 @@ FOLDERS = {
     "trainer": "`bmt_trainer`: the paper's equations on TRL; `bmt-train`",
     "server": "`bmt_server`: vLLM's plugin, the registry, routes and keys; `bmt-server`",
     "client": "`bmt_client`: SDK and `bmt-client`",
+    "deploy": "Kubernetes: images and a Helm chart",
     "docs": "pages",
     "examples": "the demo",
     "benchmarks": "`make bench`",
@@ -41,7 +50,9 @@ MADE = {".git", ".venv", ".bmt", "runs", "dist", "build", "__pycache__"}
 MADE |= {".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis"}
 # Data that is described where it is made.
 SKIPPED = re.compile(
-    r"tests/assets/.*|.*/golden/.*|benchmarks/results/.*|.*/py\.typed|.*\.(png|svg)|README\.md"
+    r"tests/assets/.*|.*/golden/.*|benchmarks/results/.*|deploy/chart/templates/.*|"
+    r"deploy/chart/files/dashboard\.json|"
+    r".*/py\.typed|.*\.(png|svg)|README\.md"
 )
 
 

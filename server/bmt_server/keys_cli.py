@@ -61,6 +61,15 @@ def create(
     print(made[0])
 
 
+@app.command()
+def generate() -> None:
+    """Print an administrator's key that no registry knows yet: for BMT_ADMIN_KEY, which a server
+    adopts at its start."""
+    from bmt_server.api.keys import make_key
+
+    print(make_key(("admin",)))
+
+
 @app.command("list")
 def list_keys(
     registry: Url, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False

@@ -131,9 +131,15 @@ def _prepare_kernel() -> None:
 
 
 def _first_key(settings: Settings, key_file: Path | None) -> None:
+    from bmt_server.api.errors import BadRequest
     from bmt_server.api.keys import ensure_first_key
 
-    key = asyncio.run(ensure_first_key(settings.registry_url))
+    # Not for the engine's processes, which have no use for it.
+    given = os.environ.pop("BMT_ADMIN_KEY", "").strip()
+    try:
+        key = asyncio.run(ensure_first_key(settings.registry_url, given))
+    except BadRequest as error:
+        raise SettingsError(f"BMT_ADMIN_KEY: {error}") from None
     if key is None:
         return
     # The one time that a key is shown: the registry keeps only its hash.

@@ -1,7 +1,7 @@
 """One process of a training run; where its gates began, and its first gradients, go to a file.
 
-    python two_ranks.py METHOD SETTINGS_JSON SEEN
-    torchrun --nproc_per_node 2 two_ranks.py METHOD SETTINGS_JSON SEEN
+python two_ranks.py METHOD SETTINGS_JSON SEEN
+torchrun --nproc_per_node 2 two_ranks.py METHOD SETTINGS_JSON SEEN
 """
 
 from __future__ import annotations

@@ -64,7 +64,9 @@ def sample(
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for step in range(max_new_tokens):
         drawn = torch.multinomial(torch.softmax(logits.float() / temperature, -1), 1)
-        for at, token, over in zip(left.tolist(), drawn[:, 0].tolist(), ended.tolist(), strict=True):
+        for at, token, over in zip(
+            left.tolist(), drawn[:, 0].tolist(), ended.tolist(), strict=True
+        ):
             if not over:
                 found[at].append(token)
         ended |= torch.isin(drawn[:, 0], ends)

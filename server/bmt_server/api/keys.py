@@ -107,6 +107,20 @@ class KeyStore:
         await self._store.call(lambda: quick.hset(KEYS, _hash(key), text))
         return key, record
 
+    async def adopt(self, key: str, scopes: tuple[str, ...] = SCOPES, label: str = "") -> bool:
+        """Take in a key that was made elsewhere, by `make_key`; False where it is known already.
+
+        Raises BadRequest for text that is no such key.
+        """
+        if not well_formed(key):
+            raise BadRequest(
+                "the key is not one of ours, or mistyped; make one with `bmt-server keys generate`"
+            )
+        record = KeyRecord(secrets.token_hex(4), DEFAULT_TENANT, scopes, label, _now())
+        text = json.dumps({s: getattr(record, s) for s in KeyRecord.__slots__})
+        quick = self._store.quick
+        return bool(await self._store.call(lambda: quick.hsetnx(KEYS, _hash(key), text)))
+
     async def records(self) -> list[KeyRecord]:
         """Every key's record, oldest first."""
         found = await self._store.call(lambda: self._store.quick.hgetall(KEYS))
@@ -164,10 +178,17 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-async def ensure_first_key(url: str) -> str | None:
-    """The secret of a new admin key where the registry has no key at all, else None."""
+async def ensure_first_key(url: str, given: str = "") -> str | None:
+    """The secret of a new admin key where the registry has no key at all, else None.
+
+    given: an admin key that the operator chose; it is adopted, and none is made. Raises BadRequest
+    where it is no key.
+    """
     store = Store(url)
     try:
+        if given:
+            await KeyStore(store).adopt(given, label="BMT_ADMIN_KEY")
+            return None
         made = await KeyStore(store).create(SCOPES, label="first", only_if_first=True)
     finally:
         await store.close()

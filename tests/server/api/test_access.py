@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from bmt_server.api.access import ROUTES, match
+from bmt_server.api.errors import BadRequest
 from bmt_server.api.keys import make_key
 
 PATHS = {
@@ -103,6 +104,21 @@ async def test_websockets_are_closed(api):
 def test_the_table_leaves_no_route_without_a_scope():
     assert {r.scope for r in ROUTES} == {"open", "any", "infer", "upload", "admin"}
     assert [r.path.pattern for r in ROUTES if r.scope == "open"] == ["/(livez|readyz)"]
+
+
+async def test_a_key_of_the_operators_is_adopted_once(api):
+    keys = api.runtime.keys
+    secret = make_key(("admin",))
+    assert await status(api, "GET", "/v1/masks", secret) == 401
+    assert await keys.adopt(secret, label="BMT_ADMIN_KEY")
+    assert not await keys.adopt(secret)  # every server adopts it at its start
+    keys.forget()
+    assert await status(api, "GET", "/v1/masks", secret) == 200
+    (record,) = [r for r in await keys.records() if r.label == "BMT_ADMIN_KEY"]
+    assert set(record.scopes) == {"infer", "upload", "admin"}
+    for wrong in ("", "secret", secret[:-1] + ("0" if secret[-1] != "0" else "1")):
+        with pytest.raises(BadRequest, match="keys generate"):
+            await keys.adopt(wrong)
 
 
 async def test_revoked_and_expired_keys(api):

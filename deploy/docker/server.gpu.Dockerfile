@@ -1,0 +1,37 @@
+# syntax=docker/dockerfile:1
+# The server for NVIDIA GPUs: docker build -f deploy/docker/server.gpu.Dockerfile -t bmt-adapters/server:0.1.0 .
+FROM python:3.11.11-slim-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/bmt
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY core core
+COPY trainer trainer
+COPY server server
+COPY client client
+RUN /opt/bmt/bin/pip install ".[gpu,client]"
+
+FROM python:3.11.11-slim-bookworm
+LABEL org.opencontainers.image.title="bmt-server" \
+      org.opencontainers.image.description="One base model in vLLM, and for every request its own bit mask" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# torch.compile and Triton call a C compiler when the model is loaded.
+# Debian keeps one version of a package for a release, which the image names.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /scratch bmt \
+    && install -d -o bmt -g bmt /scratch /models
+COPY --from=build /opt/bmt /opt/bmt
+# All that is written goes to /scratch, /models and /tmp, so the root file system may be read-only.
+ENV PATH=/opt/bmt/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 VLLM_NO_USAGE_STATS=1 \
+    HOME=/scratch HF_HOME=/models BMT_DATA_DIR=/scratch/bmt VLLM_CACHE_ROOT=/scratch/vllm \
+    TORCHINDUCTOR_CACHE_DIR=/scratch/inductor TRITON_CACHE_DIR=/scratch/triton
+USER 10001:10001
+WORKDIR /scratch
+VOLUME ["/scratch", "/models"]
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20m --retries=6 \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
+ENTRYPOINT ["bmt-server"]

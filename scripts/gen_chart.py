@@ -1,0 +1,168 @@
+"""Write what the Helm chart has from other sources: README and schema from its values, dashboard.
+
+python scripts/gen_chart.py [--check]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CHART = Path(__file__).resolve().parent.parent / "deploy" / "chart"
+ENUMS = {
+    "accelerator": ["gpu", "cpu"],
+    "masks.mode": ["auto", "delta", "scatter"],
+    "monitoring.monitor": ["none", "service", "pod"],
+    "trainingJob.method": ["sft", "grpo"],
+    "image.pullPolicy": ["Always", "IfNotPresent", "Never"],
+    "service.type": ["ClusterIP", "LoadBalancer", "NodePort"],
+}
+LEAST = {"replicas": 0, "tensorParallelSize": 1, "masks.memoryMiB": 1, "drain.seconds": 0}
+# Where users write what Kubernetes or a recipe defines.
+FREE = {"valkey.resources", "trainingJob.resources", "trainingJob.config", "resources"}
+PATTERNS = {"image.digest": "^(sha256:[0-9a-f]{64})?$", "registry.url": "^((redis|rediss)://.+)?$"}
+
+
+def described(text: str) -> dict[str, str]:
+    """The comment above each key of values.yaml, by the key's path; empty where there is none."""
+    found: dict[str, str] = {}
+    path: list[tuple[int, str]] = []
+    comment: list[str] = []
+    for line in text.splitlines():
+        if match := re.match(r" *# ?(.*)", line):
+            comment.append(match[1])
+        elif match := re.match(r"( *)([A-Za-z][\w]*):", line):
+            depth = len(match[1])
+            path = [*(p for p in path if p[0] < depth), (depth, match[2])]
+            found[".".join(name for _, name in path)] = " ".join(comment)
+            comment = []
+        else:
+            comment = []
+    return found
+
+
+def schema(values: Any, path: str = "") -> dict[str, Any]:
+    """JSON schema of a value: its type, and no key that the chart does not know."""
+    if path in ENUMS:
+        return {"enum": ENUMS[path]}
+    if isinstance(values, dict) and values and path not in FREE:
+        properties = {k: schema(v, f"{path}.{k}".lstrip(".")) for k, v in values.items()}
+        if not path:
+            properties["global"] = {"type": "object"}  # Helm gives it to every chart
+        return {"type": "object", "properties": properties, "additionalProperties": False}
+    kinds: dict[type, dict[str, Any]] = {
+        bool: {"type": "boolean"},
+        int: {"type": "integer", "minimum": LEAST.get(path, 0)},
+        float: {"type": "number", "minimum": 0},
+        str: {"type": "string"},
+        list: {"type": "array"},
+        dict: {"type": "object"},
+    }
+    kind = kinds[type(values)]
+    if path in PATTERNS:
+        kind["pattern"] = PATTERNS[path]
+    if path == "podDisruptionBudget.maxUnavailable":
+        return {"type": ["integer", "string"]}
+    if path in ("masks.cacheGiB", "autoscaling.queue", "keda.queue", "keda.evictions"):
+        return {"type": "number", "minimum": 0}
+    return kind
+
+
+def readme(values: dict[str, Any], comments: dict[str, str]) -> str:
+    """The chart's page: how to install it, and a table of its values."""
+    rows = [
+        f"| `{path}` | `{json.dumps(value)}` | {comments.get(path, '')} |"
+        for path, value in _leaves(values)
+    ]
+    head = (CHART / "README.head.md").read_text()
+    return f"{head}\n| value | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _leaves(values: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        where = f"{path}.{key}".lstrip(".")
+        if isinstance(value, dict) and value and where not in FREE:
+            found += _leaves(value, where)
+        else:
+            found.append((where, value))
+    return found
+
+
+def _chosen(query: str) -> str:
+    """The query for one namespace."""
+    chosen = 'namespace="$namespace"'
+    return query.replace("{}", f"{{{chosen}}}").replace("{kind", f"{{{chosen},kind")
+
+
+def dashboard() -> str:
+    """Grafana's JSON: two panels a row."""
+    source = {"type": "prometheus", "uid": "${source}"}
+    panels = [
+        {
+            "id": i + 1,
+            "type": "timeseries",
+            "title": panel["title"],
+            "datasource": source,
+            "gridPos": {"x": 12 * (i % 2), "y": 8 * (i // 2), "w": 12, "h": 8},
+            "fieldConfig": {"defaults": {"unit": panel["unit"], "min": 0}, "overrides": []},
+            "options": {"tooltip": {"mode": "multi"}},
+            "targets": [
+                {
+                    "refId": "A",
+                    "datasource": source,
+                    "expr": _chosen(panel["query"]),
+                    "legendFormat": panel["legend"],
+                }
+            ],
+        }
+        for i, panel in enumerate(yaml.safe_load((CHART / "panels.yaml").read_text()))
+    ]
+    variables = [
+        {"name": "source", "type": "datasource", "query": "prometheus"},
+        {
+            "name": "namespace",
+            "type": "query",
+            "datasource": source,
+            "query": "label_values(bmt_worker_info, namespace)",
+            "refresh": 2,
+        },
+    ]
+    found = {
+        "uid": "bmt-server",
+        "title": "bmt-server",
+        "schemaVersion": 39,
+        "time": {"from": "now-1h", "to": "now"},
+        "refresh": "30s",
+        "templating": {"list": variables},
+        "panels": panels,
+    }
+    return json.dumps(found, indent=1) + "\n"
+
+
+def main() -> int:
+    text = (CHART / "values.yaml").read_text()
+    values = yaml.safe_load(text)
+    top = {"$schema": "http://json-schema.org/draft-07/schema#", **schema(values)}
+    wanted = {
+        CHART / "README.md": readme(values, described(text)),
+        CHART / "values.schema.json": json.dumps(top, indent=1) + "\n",
+        CHART / "files" / "dashboard.json": dashboard(),
+    }
+    stale = [p for p, content in wanted.items() if not p.exists() or p.read_text() != content]
+    if "--check" in sys.argv:
+        for path in stale:
+            print(f"{path.relative_to(CHART.parent.parent)} is stale; run `make docs`")
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(wanted[path])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

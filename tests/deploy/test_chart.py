@@ -1,0 +1,233 @@
+"""The Helm chart, rendered with many values: the API's schemas, and our own rules."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from .conftest import ROOT, tool
+
+CHART = ROOT / "deploy" / "chart"
+EXAMPLES = sorted(CHART.glob("examples/*.yaml"))
+MINIMAL = CHART / "examples/minimal.yaml"
+# Kinds that are not Kubernetes' own: their operators' schemas are not at hand.
+FOREIGN = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "ScaledObject", "InferencePool"}
+VERSION = "1.35"
+
+
+def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [tool("helm"), *arguments]
+    # Nothing of the user's own clusters or plugins.
+    environment = {**os.environ, "KUBECONFIG": "/dev/null", "HELM_PLUGINS": "/nonexistent"}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env=environment
+    )
+
+
+def render(*arguments: str) -> list[dict[str, Any]]:
+    done = helm("template", "masks", str(CHART), "--namespace", "inference", *arguments)
+    assert done.returncode == 0, done.stderr
+    return [found for found in yaml.safe_load_all(done.stdout) if found]
+
+
+@functools.cache
+def example(path: Path) -> list[dict[str, Any]]:
+    return render("-f", str(path))
+
+
+def one(objects: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any]:
+    (found,) = [o for o in objects if o["kind"] == kind and name in o["metadata"]["name"]]
+    return found
+
+
+def pods(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pod specs of all that makes pods."""
+    templates = [o["spec"]["template"] for o in objects if "template" in o.get("spec", {})]
+    return [t["spec"] for t in templates] + [o["spec"] for o in objects if o["kind"] == "Pod"]
+
+
+def server(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    (container,) = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    return container
+
+
+def environment(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    return {e["name"]: e.get("value", e.get("valueFrom")) for e in server(objects)["env"]}
+
+
+@pytest.mark.parametrize("values", EXAMPLES, ids=lambda p: p.stem)
+def test_lint_and_the_apis_schemas(values):
+    import kubernetes_validate
+
+    done = helm("lint", "--strict", str(CHART), "-f", str(values))
+    assert done.returncode == 0, done.stdout
+    for found in example(values):
+        if found["kind"] not in FOREIGN:
+            kubernetes_validate.validate(found, VERSION, strict=True)
+
+
+@pytest.mark.parametrize("values", EXAMPLES, ids=lambda p: p.stem)
+def test_pods_meet_the_restricted_standard(values):
+    specs = pods(example(values))
+    assert specs
+    for spec in specs:
+        security = spec["securityContext"]
+        assert security["runAsNonRoot"]
+        assert security["runAsUser"] > 0
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["automountServiceAccountToken"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+        kinds = {kind for v in spec.get("volumes", []) for kind in v if kind != "name"}
+        assert kinds <= {"emptyDir", "persistentVolumeClaim", "secret", "configMap"}
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            own = container["securityContext"]
+            assert own["allowPrivilegeEscalation"] is False
+            assert own["readOnlyRootFilesystem"] is True
+            assert own["capabilities"] == {"drop": ["ALL"]}
+            assert not any("hostPort" in p for p in container.get("ports", []))
+            assert container["resources"]
+
+
+def test_what_is_written_goes_to_a_volume():
+    """The root file system is read-only: each folder named in the environment is mounted."""
+    objects = example(MINIMAL)
+    mounts = [m["mountPath"] for m in server(objects)["volumeMounts"]]
+    for name in ("HOME", "HF_HOME", "BMT_DATA_DIR", "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR"):
+        folder = environment(objects)[name]
+        assert any(folder == m or folder.startswith(f"{m}/") for m in mounts), name
+    assert {"/tmp", "/dev/shm"} <= set(mounts)
+
+
+def test_flags_are_the_servers_own():
+    """Each flag of the container is one that `bmt-server serve` or vLLM 0.32 knows."""
+    help_text = (ROOT / "docs/cli.md").read_text()
+    vllm = {"--host", "--port", "--shutdown-timeout", "--tensor-parallel-size", "--max-model-len"}
+    vllm |= {"--revision", "--served-model-name"}
+    for path in EXAMPLES:
+        extra = yaml.safe_load(path.read_text()).get("extraArgs", [])
+        for argument in server(example(path))["args"]:
+            flag = argument.partition("=")[0]
+            if flag.startswith("--") and argument not in extra:
+                assert flag in vllm or flag in help_text, flag
+
+
+def test_a_pod_that_stops_has_time_to_answer():
+    objects = example(MINIMAL)
+    spec = one(objects, "Deployment")["spec"]["template"]["spec"]
+    notice = server(objects)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    (drain,) = [a for a in server(objects)["args"] if a.startswith("--shutdown-timeout=")]
+    assert spec["terminationGracePeriodSeconds"] > notice + int(drain.partition("=")[2])
+    assert one(objects, "Deployment")["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_health_is_the_engines_alone():
+    container = server(example(MINIMAL))
+    assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    probe = container["livenessProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] <= 60
+
+
+def test_no_secret_is_written_out():
+    """Passwords and keys come from Secrets, or are made; none stands in a Deployment."""
+    for path in EXAMPLES:
+        for name, value in environment(example(path)).items():
+            if name in ("BMT_ADMIN_KEY", "HF_TOKEN", "VALKEY_PASSWORD"):
+                assert "secretKeyRef" in value, (path.stem, name)
+    registry = environment(example(CHART / "examples/gpu.yaml"))["BMT_REGISTRY"]
+    assert "$(VALKEY_PASSWORD)" in registry
+
+
+def test_egress_goes_to_the_registry_names_and_where_it_is_allowed():
+    policy = one(example(CHART / "examples/redis-tls.yaml"), "NetworkPolicy")["spec"]
+    ports = [p["port"] for rule in policy["egress"] for p in rule["ports"]]
+    assert sorted(ports) == [53, 53, 6380]
+    assert policy["ingress"][0]["from"] != [{"namespaceSelector": {}}]
+    policy = one(example(CHART / "examples/gpu.yaml"), "NetworkPolicy", "valkey")["spec"]
+    assert policy["egress"] == []
+    (rule,) = policy["ingress"]
+    assert rule["from"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/name"] == "bmt-server"
+
+
+def test_valkey_loses_and_evicts_nothing():
+    (container,) = one(example(CHART / "examples/gpu.yaml"), "StatefulSet")["spec"]["template"][
+        "spec"
+    ]["containers"]
+    command = " ".join(container["args"])
+    for words in ("--appendonly yes", "--appendfsync always", "--maxmemory-policy noeviction"):
+        assert words in command
+
+
+def test_scaling_leaves_the_count_alone():
+    for name in ("keda", "hpa"):
+        objects = example(CHART / f"examples/{name}.yaml")
+        assert "replicas" not in one(objects, "Deployment")["spec"]
+    assert one(example(MINIMAL), "Deployment")["spec"]["replicas"] == 2
+
+
+def test_the_training_job_ends_by_uploading():
+    job = one(example(CHART / "examples/everything.yaml"), "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    (script,) = container["args"]
+    assert script.index("bmt-train") < script.index("&&") < script.index("bmt-client")
+    recipe = one(example(CHART / "examples/everything.yaml"), "ConfigMap", "train")
+    assert yaml.safe_load(recipe["data"]["recipe.yaml"])["steps"] == 348
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--set", "model.id="], "model.id"),
+        (["--set", "registry.url="], "registry"),
+        (["--set", "registry.url=http://x"], "pattern"),
+        (["--set", "valkey.enabled=true"], "choose one"),
+        (["--set", "masks.mode=fast"], "'auto', 'delta', 'scatter'"),
+        (["--set", "maks.mode=auto"], "maks"),
+        (["--set", "keda.enabled=true", "--set", "autoscaling.enabled=true"], "choose one"),
+        (["--set", "inferencePool.enabled=true"], "endpointPicker"),
+        (["--set", "image.digest=latest"], "pattern"),
+    ],
+)
+def test_wrong_values_are_named(flags, told):
+    done = helm("template", "masks", str(CHART), "-f", str(MINIMAL), *flags)
+    assert done.returncode != 0
+    assert told in done.stderr
+
+
+def test_alerts_are_rules_and_name_our_metrics():
+    alerts = CHART / "files/alerts.yaml"
+    done = subprocess.run(
+        [tool("promtool"), "check", "rules", str(alerts)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_queries_name_metrics_that_there_are():
+    sources = "".join(p.read_text() for p in (ROOT / "server/bmt_server/api").glob("*.py"))
+    panels = json.loads((CHART / "files/dashboard.json").read_text())["panels"]
+    rules = yaml.safe_load((CHART / "files/alerts.yaml").read_text())["groups"][0]["rules"]
+    queries = [p["targets"][0]["expr"] for p in panels] + [r["expr"] for r in rules]
+    named = {name for q in queries for name in re.findall(r"\bbmt_\w+", q)}
+    assert len(named) > 10
+    for name in named:
+        assert f'"{re.sub("_(total|bucket)$", "", name)}"' in sources, name
+
+
+def test_generated_files_are_fresh():
+    script = ROOT / "scripts/gen_chart.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
