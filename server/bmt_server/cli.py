@@ -1,4 +1,4 @@
-"""`bmt-server`: serve, doctor, keys."""
+"""`bmt-server`: serve, doctor, keys, fsck, gc."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from bmt_server.keys_cli import app as keys_app
 from bmt_server.settings import MASK_MODES, MaskMode
+from bmt_server.upkeep_cli import fsck, gc
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +26,8 @@ app = typer.Typer(
 )
 
 app.add_typer(keys_app, name="keys")
+app.command()(fsck)
+app.command()(gc)
 
 
 def default_data_dir() -> Path:

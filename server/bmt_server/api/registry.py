@@ -35,6 +35,7 @@ GENERATION = PREFIX + "generation"
 _CHUNK = 256 * 1024
 _DURABLE_MS = 2000
 _FEW_NAMES = 16
+_STORES = 3
 
 
 class Registry:
@@ -75,22 +76,23 @@ class Registry:
         """
         bulk = self.store.bulk
         key = blob_key(version.file_digest)
-        await self.store.call(lambda: bulk.set(key, blob, nx=True), BULK_S)
         where = f"{version.tenant}/{version.name}"
-        outcome, current = await self._script(
-            PUBLISH,
-            where,
-            [key],
-            [
-                version.digest,
-                version.model_dump_json(exclude={"rev", "id", "parent"}),
-                if_match or "",
-                "1" if if_none_match else "",
-                *aliases,
-            ],
-        )
+        arguments = [
+            version.digest,
+            version.model_dump_json(exclude={"rev", "id", "parent"}),
+            if_match or "",
+            "1" if if_none_match else "",
+            *aliases,
+        ]
+        for _ in range(_STORES):
+            await self.store.call(lambda: bulk.set(key, blob, nx=True), BULK_S)
+            outcome, current = await self._script(PUBLISH, where, [key], arguments)
+            if outcome != "blob_unknown":
+                break  # else a sweep took an old orphan of the same bytes between the two
         if outcome == "conflict":
             raise _lost(version.name, current)
+        if outcome == "blob_unknown":
+            raise Unavailable("the registry lost the mask's bytes at once", code="not_durable")
         await self._durable()
         return outcome, version.digest
 
