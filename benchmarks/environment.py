@@ -21,8 +21,11 @@ _FOREIGN = ("BMT_SERVER_SETTINGS", "BMT_URL", "BMT_API_KEY", "BMT_REGISTRY", "BM
 _SETTINGS = ("OMP_", "KMP_", "VLLM_", "LD_PRELOAD", "MALLOC_", "TORCH")
 
 
-def engine_environment(**more: str) -> dict[str, str]:
-    """The environment of every engine, server and load generator: ours and the baselines'."""
+def engine_environment(plain: bool = False) -> dict[str, str]:
+    """The environment of every engine, server and load generator: ours and the baselines'.
+
+    On a CPU it has the libraries that bmt-server preloads, for baselines too, unless it is `plain`.
+    """
     environment = {k: v for k, v in os.environ.items() if k not in _FOREIGN}
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     environment.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -31,7 +34,16 @@ def engine_environment(**more: str) -> dict[str, str]:
     environment.setdefault("HF_HUB_OFFLINE", "1")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment["no_proxy"] = environment["NO_PROXY"] = "127.0.0.1,localhost"
-    return {**environment, **more}
+    return environment if plain else {**environment, **_preloaded()}
+
+
+def _preloaded() -> dict[str, str]:
+    if has_gpu():
+        return {}
+    from bmt_server import cpu_env
+
+    found = cpu_env.wanted(os.environ, weights_bytes=0, mask_bytes=0, kv_given=True)
+    return {variable.name: variable.value for variable in found}
 
 
 def provenance() -> dict[str, Any]:
@@ -89,6 +101,10 @@ def demo_model() -> Path:
 def has_compiler() -> bool:
     """True where torch can compile for the CPU, vLLM's default mode."""
     return shutil.which("g++") is not None or shutil.which("clang++") is not None
+
+
+def has_gpu() -> bool:
+    return _gpu() != "none"
 
 
 def _git(*arguments: str) -> str:

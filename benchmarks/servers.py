@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Server:
         port: int,
         ready: str,
         folder: Path,
-        environment: Mapping[str, str] | None = None,
+        plain: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port, self.url = port, f"http://127.0.0.1:{port}"
@@ -45,7 +45,7 @@ class Server:
             self._process = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=ROOT,
-                env=engine_environment(**(environment or {})),
+                env=engine_environment(plain),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -105,23 +105,16 @@ def masks_server(model: Path, folder: Path, *flags: str) -> Iterator[Server]:
 def vllm_server(model: Path, folder: Path, *flags: str, plain: bool = False) -> Iterator[Server]:
     """vLLM's own server, without anything of this project; ended with the block.
 
-    It gets the libraries preloaded that `bmt-server` preloads, unless it is to be `plain`.
+    It gets the libraries preloaded that bmt-server preloads, unless it is to be `plain`.
     """
     port = free_port()
     command = ["-m", "benchmarks.vllm_server", "--model", str(model), *_common(port), *flags]
-    server = Server(command, port, "/health", folder, {} if plain else _preloaded())
+    server = Server(command, port, "/health", folder, plain)
     try:
         server.wait()
         yield server
     finally:
         server.stop()
-
-
-def _preloaded() -> dict[str, str]:
-    from bmt_server import cpu_env
-
-    found = cpu_env.wanted(os.environ, weights_bytes=0, mask_bytes=0, kv_given=True)
-    return {variable.name: variable.value for variable in found}
 
 
 def lora_flags(
