@@ -94,6 +94,14 @@ def serve(
     max_density: Annotated[
         float, typer.Option(help="Largest share of the gate weights that a mask may delete.")
     ] = 0.05,
+    key_concurrency: Annotated[
+        int,
+        typer.Option(help="Requests of one API key at once; more get 429. 0: no limit.", min=0),
+    ] = 0,
+    key_rate: Annotated[
+        float,
+        typer.Option(help="Requests of one API key a second; more get 429. 0: no limit.", min=0),
+    ] = 0.0,
     key_file: Annotated[
         Path | None,
         typer.Option(help="Also write the first API key to this file, readable by you alone."),
@@ -117,6 +125,8 @@ def serve(
         auth=not no_auth,
         metrics_open=metrics_open,
         max_density=max_density,
+        key_concurrency=key_concurrency,
+        key_rate=key_rate,
         key_file=key_file,
     )
     try:

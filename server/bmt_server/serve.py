@@ -19,6 +19,8 @@ from bmt_server import cpu_env, plugin
 from bmt_server.settings import MaskMode, Settings, SettingsError
 
 GATE = "bmt_server.api.gate.Gate"
+# Requests that wait, at most, where --max-num-queued-reqs does not say: beyond it, 503 at once.
+QUEUED = 2048
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +38,8 @@ class ServeOptions:
     auth: bool = True
     metrics_open: bool = False
     max_density: float = 0.05  # 25 times what SFT or GRPO deletes; bounds what an upload may cost
+    key_concurrency: int = 0
+    key_rate: float = 0.0
     key_file: Path | None = None  # where the first key is written too, mode 0600
 
 
@@ -83,6 +87,8 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
             max_density=options.max_density,
             auth=options.auth,
             metrics_open=options.metrics_open,
+            key_concurrency=options.key_concurrency,
+            key_rate=options.key_rate,
         )
         if not settings.gates:
             raise SettingsError(
@@ -111,6 +117,8 @@ def _parse_vllm(options: ServeOptions, flags: Sequence[str]) -> Namespace:
     if args.model != options.model and not args.served_model_name:
         args.served_model_name = [options.model]
     args.enable_lora = True
+    if args.max_num_queued_reqs is None:
+        args.max_num_queued_reqs = QUEUED
     args.middleware = [*args.middleware, GATE]
     if (reason := eager_reason()) and not args.enforce_eager:
         _say(f"warning: {reason}; adding --enforce-eager")

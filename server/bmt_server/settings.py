@@ -44,6 +44,8 @@ class Settings:
     auth: bool = True  # False only on loopback, by an explicit flag
     metrics_open: bool = False  # True: /metrics needs no key
     max_mask_labels: int = 100  # distinct values of the `mask` label in metrics
+    key_concurrency: int = 0  # requests of one API key at once, in each API process; 0: no limit
+    key_rate: float = 0.0  # and a second
 
     def __post_init__(self) -> None:
         if self.mask_mode not in MASK_MODES:
@@ -60,6 +62,11 @@ class Settings:
             )
         if not 0.0 < self.max_density <= 1.0:
             raise SettingsError(f"max_density is {self.max_density}; it must be in (0, 1]")
+        if self.key_concurrency < 0 or self.key_rate < 0:
+            raise SettingsError(
+                f"key_concurrency is {self.key_concurrency} and key_rate {self.key_rate:g}; both "
+                "must be >= 0, and 0 is no limit"
+            )
         if self.scatter_quantum_s < 0:
             raise SettingsError(f"scatter_quantum_s is {self.scatter_quantum_s}; it must be >= 0")
         if not self.scatter_max_wait_s > 0:

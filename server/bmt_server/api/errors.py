@@ -111,6 +111,15 @@ class Invalid(ApiError):
     status, type, code = 422, "invalid_request_error", "invalid_mask"
 
 
+class RateLimited(ApiError):
+    """A key asks for more than it may; the message says how much that is."""
+
+    status, type, code = 429, "rate_limit_error", "rate_limited"
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after: int = 1) -> None:
+        super().__init__(message, code=code, retry_after=retry_after)
+
+
 class Unavailable(ApiError):
     """Something the request needs is not there now; trying again helps."""
 

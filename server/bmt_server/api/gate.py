@@ -12,8 +12,10 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import nullcontext
 from typing import Any
 
+from bmt_server.api import bounds
 from bmt_server.api.access import Route, match
 from bmt_server.api.errors import (
     ApiError,
@@ -98,6 +100,21 @@ class Gate:
             await self.app(scope, receive, answer.send)
             return
         body = await _body(headers, receive)
+        bounds.check(body)
+        bounds.salt(body, path, principal.tenant)
+        with runtime.admission.one(principal.key_id) if route.runs else nullcontext():
+            await self._answer(runtime, principal, route, body, scope, receive, answer)
+
+    async def _answer(
+        self,
+        runtime: Runtime,
+        principal: Principal,
+        route: Route,
+        body: dict[str, Any],
+        scope: Message,
+        receive: Receive,
+        answer: _Answer,
+    ) -> None:
         lease = await self._resolve(runtime, principal, body, route.runs)
         # What the mask needs and what the request needs before it can run, tokens above all, are
         # made at the same time; the response waits for both.

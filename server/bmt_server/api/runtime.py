@@ -11,6 +11,7 @@ from pathlib import Path
 import bmt_core
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from bmt_server.api.admission import Admission
 from bmt_server.api.bridge import Engine
 from bmt_server.api.cache import MaskCache
 from bmt_server.api.errors import ApiError
@@ -58,6 +59,7 @@ class Runtime:
         self.snapshot.changed = self.resolver.names_changed
         self.snapshot.keys_changed = self.keys.forget
         self.uploads = asyncio.Semaphore(4)
+        self.admission = Admission(settings.key_concurrency, settings.key_rate)
 
     @classmethod
     async def create(
