@@ -65,6 +65,7 @@ class MaskEndpoints:
         @asynccontextmanager
         async def lifespan(app: Any) -> AsyncIterator[Any]:
             async with inner(app) as state:
+                runtime.drain.install()
                 try:
                     yield state
                 finally:

@@ -21,6 +21,8 @@ from bmt_server.settings import MaskMode, Settings, SettingsError
 GATE = "bmt_server.api.gate.Gate"
 # Requests that wait, at most, where --max-num-queued-reqs does not say: beyond it, 503 at once.
 QUEUED = 2048
+# Seconds for running requests after SIGTERM, where --shutdown-timeout does not say.
+DRAIN_S = 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +54,8 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
         )
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     args = _parse_vllm(options, vllm_flags)
+    # Running requests end before vLLM is told, so it has nothing to wait for.
+    drain, args.shutdown_timeout = float(args.shutdown_timeout or DRAIN_S), 0
     if not options.auth and not _loopback(args.host):
         raise SettingsError(
             f"--no-auth was given and the server would listen on {args.host or 'all addresses'}; "
@@ -89,6 +93,7 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
             metrics_open=options.metrics_open,
             key_concurrency=options.key_concurrency,
             key_rate=options.key_rate,
+            drain_s=drain,
         )
         if not settings.gates:
             raise SettingsError(

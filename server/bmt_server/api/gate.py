@@ -12,7 +12,7 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 from bmt_server.api import bounds
@@ -102,7 +102,10 @@ class Gate:
         body = await _body(headers, receive)
         bounds.check(body)
         bounds.salt(body, path, principal.tenant)
-        with runtime.admission.one(principal.key_id) if route.runs else nullcontext():
+        with ExitStack() as held:
+            if route.runs:
+                held.enter_context(runtime.drain.one())
+                held.enter_context(runtime.admission.one(principal.key_id))
             await self._answer(runtime, principal, route, body, scope, receive, answer)
 
     async def _answer(

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from bmt_server.api.admission import Admission
 from bmt_server.api.bridge import Engine
 from bmt_server.api.cache import MaskCache
+from bmt_server.api.drain import Drain
 from bmt_server.api.errors import ApiError
 from bmt_server.api.keys import KeyStore
 from bmt_server.api.metrics import Metrics
@@ -59,6 +60,7 @@ class Runtime:
         self.snapshot.changed = self.resolver.names_changed
         self.snapshot.keys_changed = self.keys.forget
         self.uploads = asyncio.Semaphore(4)
+        self.drain = Drain(settings.drain_s)
         self.admission = Admission(settings.key_concurrency, settings.key_rate)
 
     @classmethod
@@ -102,11 +104,12 @@ class Runtime:
             self.residency.warm(version)
 
     async def ready(self) -> bool:
-        """True once the registry was read and while the engine is well.
+        """True once the registry was read, while the engine is well and nobody said to stop.
 
         A registry that goes away later does not count: resident masks are served without it.
         """
-        return self.snapshot.synced.is_set() and await self.engine.healthy()
+        well = self.snapshot.synced.is_set() and not self.drain.begun
+        return well and await self.engine.healthy()
 
     @property
     def max_upload_bytes(self) -> int:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from bmt_server.api.admission import Admission
 from bmt_server.api.bounds import LONGEST, MOST, PROMPTS, REFUSED, check, salt
+from bmt_server.api.drain import Drain
 from bmt_server.api.errors import BadRequest, RateLimited
 
 from .conftest import make_mask
@@ -115,6 +116,43 @@ def test_the_rate_is_a_bucket_that_fills():
     assert [ask() for _ in range(2)] == [True, False]
     now[0] += 60
     assert [ask() for _ in range(3)] == [True, True, False]
+
+
+async def test_a_server_that_stops_ends_what_runs_and_takes_nothing_new(api):
+    stopped = asyncio.Event()
+    api.runtime.drain = drain = Drain(30, stopped.set)
+    await api.put("m", make_mask(0))
+    async with api.client("infer") as client:
+
+        async def ask(**more):
+            return await client.post("/v1/chat/completions", json={"model": "m", **more})
+
+        running = asyncio.create_task(ask(stream=True))
+        while not api.calls:
+            await asyncio.sleep(0.01)
+        assert (await client.get("/readyz")).status_code == 200
+        drain.begin()
+        assert (await client.get("/readyz")).status_code == 503
+        assert (await client.get("/livez")).status_code == 200
+        refused = await ask()
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["error"]["code"] == "stopping"
+        assert (await client.get("/v1/models")).status_code == 200
+        assert not stopped.is_set()
+        api.hold.set()
+        assert (await running).status_code == 200
+        await asyncio.wait_for(stopped.wait(), 5)
+
+
+async def test_what_does_not_end_in_time_is_cut_off_and_a_second_signal_does_it_at_once():
+    for seconds, again in ((0.05, False), (60, True)):
+        stopped = asyncio.Event()
+        drain = Drain(seconds, stopped.set)
+        with drain.one():
+            drain.begin()
+            if again:
+                drain.begin()
+            await asyncio.wait_for(stopped.wait(), 5)
 
 
 async def test_the_gate_asks(api):
