@@ -94,6 +94,13 @@ def serve(
     max_density: Annotated[
         float, typer.Option(help="Largest share of the gate weights that a mask may delete.")
     ] = 0.05,
+    hang_seconds: Annotated[
+        float,
+        typer.Option(
+            help="/livez fails where the engine has requests and does nothing for so long. 0: never.",
+            min=0,
+        ),
+    ] = 50.0,
     key_concurrency: Annotated[
         int,
         typer.Option(help="Requests of one API key at once; more get 429. 0: no limit.", min=0),
@@ -125,6 +132,7 @@ def serve(
         auth=not no_auth,
         metrics_open=metrics_open,
         max_density=max_density,
+        hang_s=hang_seconds,
         key_concurrency=key_concurrency,
         key_rate=key_rate,
         key_file=key_file,

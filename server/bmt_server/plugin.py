@@ -47,14 +47,16 @@ class MaskEndpoints:
         from bmt_server.engine import stat_logger
         from bmt_server.engine.bridge import EngineBridge
         from bmt_server.engine.observe import observe
+        from bmt_server.engine.pulse import Pulse
 
         settings = Settings.from_env()
         if settings is None:
             raise RuntimeError(f"the plugin {ENDPOINTS!r} runs only under `bmt-server serve`")
-        bridge = EngineBridge(engine_client, state.openai_serving_models, settings)
+        pulse = Pulse()
+        bridge = EngineBridge(engine_client, state.openai_serving_models, settings, pulse)
         runtime = await Runtime.create(settings, bridge)
-        observe(engine_client, runtime.metrics.request_finished, runtime.residency.running)
-        stat_logger.public_names = runtime.public_names
+        observe(engine_client, runtime.metrics.request_finished, runtime.residency.running, pulse)
+        stat_logger.public_names, stat_logger.stepped = runtime.public_names, pulse.beat
         state.bmt = runtime
         self._close_with_app(runtime)
 

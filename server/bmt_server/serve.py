@@ -40,6 +40,7 @@ class ServeOptions:
     auth: bool = True
     metrics_open: bool = False
     max_density: float = 0.05  # 25 times what SFT or GRPO deletes; bounds what an upload may cost
+    hang_s: float = 50.0
     key_concurrency: int = 0
     key_rate: float = 0.0
     key_file: Path | None = None  # where the first key is written too, mode 0600
@@ -94,6 +95,7 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
             key_concurrency=options.key_concurrency,
             key_rate=options.key_rate,
             drain_s=drain,
+            hang_s=options.hang_s,
         )
         if not settings.gates:
             raise SettingsError(

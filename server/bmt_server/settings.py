@@ -44,6 +44,7 @@ class Settings:
     auth: bool = True  # False only on loopback, by an explicit flag
     metrics_open: bool = False  # True: /metrics needs no key
     max_mask_labels: int = 100  # distinct values of the `mask` label in metrics
+    hang_s: float = 50.0  # without a sign of life from an engine that has work; 0: not watched
     drain_s: float = 30.0  # that running requests have to end after SIGTERM, seconds
     key_concurrency: int = 0  # requests of one API key at once, in each API process; 0: no limit
     key_rate: float = 0.0  # and a second

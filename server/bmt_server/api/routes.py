@@ -59,11 +59,12 @@ def build_router() -> APIRouter:
 
 
 async def livez(request: Request) -> Response:
-    """200 while the engine is not dead. Redis is no part of it: a restart would not mend it."""
+    """200 while the engine is neither dead nor hung. Redis is no part of it: a restart would not
+    mend it."""
     runtime = getattr(request.app.state, "bmt", None)
     if runtime is None or await runtime.engine.healthy():
         return JSONResponse({"status": "ok"})
-    return JSONResponse({"status": "engine dead"}, 503)
+    return JSONResponse({"status": "engine dead or hung"}, 503)
 
 
 async def readyz(request: Request) -> Response:

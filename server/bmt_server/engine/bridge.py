@@ -10,6 +10,7 @@ from vllm.lora.request import LoRARequest
 
 from bmt_server.channel import socket_path
 from bmt_server.engine.links import SocketWorkers, Workers
+from bmt_server.engine.pulse import Pulse
 from bmt_server.engine.rpc import EngineWorkers
 from bmt_server.settings import Settings
 from bmt_server.source import MaskSource
@@ -23,9 +24,12 @@ class EngineBridge:
     needs, since the engine receives the LoRARequest with each request.
     """
 
-    def __init__(self, engine_client: Any, serving_models: Any, settings: Settings) -> None:
+    def __init__(
+        self, engine_client: Any, serving_models: Any, settings: Settings, pulse: Pulse
+    ) -> None:
         self._client = engine_client
         self._models = serving_models
+        self._pulse, self._hang_s = pulse, settings.hang_s
         self._workers = _workers(engine_client, Path(settings.stats_dir))
 
     @property
@@ -78,6 +82,9 @@ class EngineBridge:
         await self._workers.pin(adapter_id, pinned)
 
     async def healthy(self) -> bool:
+        """False where the engine is dead, or has done nothing for its requests for too long."""
+        if 0 < self._hang_s < self._pulse.still_s():
+            return False
         try:
             await self._client.check_health()
         except Exception:

@@ -13,6 +13,8 @@ from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from bmt_server.engine.pulse import Pulse
+
 
 class RequestObserver(Protocol):
     """Takes one finished request. Times are seconds; mask is None for the base model."""
@@ -53,18 +55,22 @@ class _Tally:
 Admit = Callable[[int], AbstractAsyncContextManager[None]]
 
 
-def observe(engine_client: Any, finished: RequestObserver, admit: Admit) -> None:
+def observe(
+    engine_client: Any, finished: RequestObserver, admit: Admit, pulse: Pulse | None = None
+) -> None:
     """Wrap what vLLM's handlers call of the engine client, `generate` and `encode`.
 
     admit: entered around each call that names an adapter, with its id: the mask is resident when
     the request goes to the engine. finished: hears of every request to `generate`, however it
-    ends.
+    ends. pulse: is told while requests are in the engine, and of each output.
     """
-    engine_client.generate = _observed(_admitted(engine_client.generate, admit), finished)
-    engine_client.encode = _admitted(engine_client.encode, admit)
+    pulse = pulse or Pulse()
+    generate = _admitted(engine_client.generate, admit, pulse)
+    engine_client.generate = _observed(generate, finished)
+    engine_client.encode = _admitted(engine_client.encode, admit, pulse)
 
 
-def _admitted(original: Any, admit: Admit) -> Any:
+def _admitted(original: Any, admit: Admit, pulse: Pulse) -> Any:
     async def call(*args: Any, **kwargs: Any) -> Any:
         lora = kwargs.get("lora_request")
         async with (
@@ -72,8 +78,10 @@ def _admitted(original: Any, admit: Admit) -> Any:
             # Closed here: the engine drops the request before the mask is let go.
             aclosing(original(*args, **kwargs)) as outputs,
         ):
-            async for output in outputs:
-                yield output
+            with pulse.call():
+                async for output in outputs:
+                    pulse.beat()
+                    yield output
 
     return call
 

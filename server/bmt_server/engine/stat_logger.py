@@ -30,6 +30,14 @@ def internal_names(names: Iterable[str]) -> list[str]:
 public_names: Callable[[Iterable[str]], list[str]] = internal_names
 
 
+def _nobody() -> None:
+    """No plugin listens."""
+
+
+# Called after every step that vLLM records. Set by the plugin.
+stepped: Callable[[], None] = _nobody
+
+
 def capacity(stats: WorkerStats) -> int:
     """How many masks of the present average size fit in this worker's memory."""
     if not stats.resident_masks or not stats.resident_bytes:
@@ -40,6 +48,7 @@ def capacity(stats: WorkerStats) -> int:
 def publish(gauge: Any, scheduler_stats: Any, settings: Settings) -> None:
     """Set the gauge to now, under the labels of the present residency; drop the old series."""
     global _published
+    stepped()
     now = time.monotonic()
     if now - _published < _INTERVAL_S:
         return
