@@ -97,7 +97,8 @@ def serve(
     hang_seconds: Annotated[
         float,
         typer.Option(
-            help="/livez fails where the engine has requests and does nothing for so long. 0: never.",
+            help="/livez fails where the engine has requests and does nothing for so long, s. "
+            "0: never.",
             min=0,
         ),
     ] = 50.0,
