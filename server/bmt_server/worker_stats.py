@@ -52,6 +52,13 @@ class WorkerStats:
     evictions: int = 0
     resident: list[str] = field(default_factory=list)
 
+    @property
+    def fits(self) -> int:
+        """How many masks of the present average size this worker's memory holds."""
+        if not self.resident_masks or not self.resident_bytes:
+            return MAX_NAMED
+        return max(1, self.capacity_bytes * self.resident_masks // self.resident_bytes)
+
 
 def path_of(folder: str | Path, pid: int) -> Path:
     return Path(folder) / f"worker-{pid}.json"

@@ -8,6 +8,7 @@ from typing import get_args
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from bmt_server.api.router_metrics import LoadedCollector
 from bmt_server.api.turn_metrics import TurnCollector
 from bmt_server.worker_stats import Reason, WorkerStats, read_all
 
@@ -180,6 +181,10 @@ class Metrics:
         )
         self.uploads = Counter("bmt_uploads", "Uploads by outcome.", ["outcome"], registry=registry)
         self.registry_up = Gauge("bmt_registry_up", "1 while Redis answers.", registry=registry)
+        # Internal names until the registry is known, which requests may use too.
+        self.public_names: Callable[[Iterable[str]], list[str]] = list
+        self._loaded = LoadedCollector(stats_dir, lambda names: self.public_names(names))
+        registry.register(self._loaded)
         self._workers = WorkerCollector(stats_dir)
         registry.register(self._workers)
         self._turns = TurnCollector(stats_dir)
@@ -219,6 +224,7 @@ class Metrics:
             self.cold_seconds,
             self.uploads,
             self.registry_up,
+            self._loaded,
             self._workers,
             self._turns,
         ):

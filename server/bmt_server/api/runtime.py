@@ -56,6 +56,7 @@ class Runtime:
         )
         self.residency = Residency(self.cache, engine)
         self.resolver = Resolver(self.snapshot, self.residency, engine)
+        self.metrics.public_names = self.public_names
         self.models = Models(self.snapshot, engine)
         self.snapshot.changed = self.resolver.names_changed
         self.snapshot.keys_changed = self.keys.forget

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from bmt_server.settings import Settings
-from bmt_server.worker_stats import WorkerStats, read_all
+from bmt_server.worker_stats import read_all
 
 # Each label value is one time series in Prometheus and one parse in the router: keep it short.
 MAX_LISTED = 64
@@ -38,13 +38,6 @@ def _nobody() -> None:
 stepped: Callable[[], None] = _nobody
 
 
-def capacity(stats: WorkerStats) -> int:
-    """How many masks of the present average size fit in this worker's memory."""
-    if not stats.resident_masks or not stats.resident_bytes:
-        return MAX_LISTED
-    return max(1, stats.capacity_bytes * stats.resident_masks // stats.resident_bytes)
-
-
 def publish(gauge: Any, scheduler_stats: Any, settings: Settings) -> None:
     """Set the gauge to now, under the labels of the present residency; drop the old series."""
     global _published
@@ -61,7 +54,7 @@ def publish(gauge: Any, scheduler_stats: Any, settings: Settings) -> None:
     waiting = public_names(scheduler_stats.waiting_lora_adapters)
     gauge.clear()
     gauge.labels(
-        max_lora=str(capacity(first)),
+        max_lora=str(first.fits),
         running_lora_adapters=",".join(resident[:MAX_LISTED]),
         waiting_lora_adapters=",".join(waiting[:MAX_LISTED]),
     ).set_to_current_time()

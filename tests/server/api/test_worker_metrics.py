@@ -33,5 +33,33 @@ def test_auto_tells_what_the_weights_hold_and_why(tmp_path):
     assert 'bmt_weights_masked{rank="0"} 1.0' in text(tmp_path, stats)
 
 
+def test_routers_are_told_what_is_loaded_and_what_fits(tmp_path):
+    """Scored as the extension's load-state scorer does: loaded 1, room 0.6, none 0."""
+    names = [f"m{i}@{i:012x}" for i in range(80)]
+    stats = WorkerStats(
+        resident=names, resident_masks=80, resident_bytes=80_000, capacity_bytes=100_000
+    )
+    stats_file.write(worker_stats.path_of(tmp_path, 1), stats)
+    registry = CollectorRegistry()
+    metrics = Metrics(str(tmp_path), 10, registry)
+    metrics.public_names = lambda internal: [n.partition("@")[0] for n in internal]
+    families = {f.name: f.samples for f in registry.collect()}
+    loaded = {s.labels["adapter_name"] for s in families["vllm:lora_adapter_loaded"]}
+    (count,) = families["vllm:num_gpu_loaded_lora_adapters"]
+    (most,) = families["vllm:max_gpu_lora_adapters"]
+
+    def score(model: str) -> float:
+        return 1.0 if model in loaded else 0.6 if count.value < most.value else 0.0
+
+    assert (count.value, most.value) == (80, 100)
+    assert len(loaded) == 64, "series are bounded"
+    assert score("m79") == 1.0  # used last
+    assert score("never") == 0.6
+    stats.capacity_bytes = 80_000
+    stats_file.write(worker_stats.path_of(tmp_path, 1), stats)
+    (most,) = {f.name: f.samples for f in registry.collect()}["vllm:max_gpu_lora_adapters"]
+    assert score("never") == 0.0
+
+
 def test_other_modes_have_no_reasons(tmp_path):
     assert "bmt_auto" not in text(tmp_path, WorkerStats(mode="delta"))
