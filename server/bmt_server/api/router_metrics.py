@@ -1,7 +1,7 @@
 """Which masks are loaded, as routers of the Gateway API Inference Extension read it.
 
-`vllm:lora_requests_info`, the older gauge, is vLLM's own, set right in `engine/stat_logger.py`. This
-is the newer family: one series an adapter, and how many there are and fit.
+`vllm:lora_requests_info`, the older gauge, is vLLM's own, set right in `engine/stat_logger.py`.
+This is the newer family: one series an adapter, and how many there are and fit.
 """
 
 from __future__ import annotations
