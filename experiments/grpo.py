@@ -23,7 +23,7 @@ def arithmetic() -> None:
 
 
 def harder() -> None:
-    """Sums of numbers up to 30 and products, which the base solves a third of."""
+    """Sums of numbers up to 99, of which the base solves a tenth."""
     ran = run_recipe("grpo-arithmetic-hard")
     _gained("grpo_hard_gain_points", ran, "make paper-grpo-hard")
     tell(ran, "_hard", "make paper-grpo-hard")
