@@ -116,6 +116,8 @@ def specs(context: Context, eager: bool) -> dict[str, EngineSpec]:
 def _pair(context: Context, wanted: Sequence[Contest], eager: bool, pair: int) -> dict[str, Any]:
     known = specs(context, eager)
     names = ["bare", *dict.fromkeys(c.engine for c in wanted)]
+    # Whoever starts last gets other memory than who starts first.
+    names = names[pair % len(names) :] + names[: pair % len(names)]
     with engines([known[n] for n in names], context.work) as running:
         works = _works(context)
         for contest in wanted:
