@@ -38,7 +38,7 @@ def test_the_live_set_holds_all_that_is_deleted_and_what_is_near(start):
             layer.gate_logits.view(-1)[::97] = -0.02
     sets = live_sets(attached, 1e3)
     for name, layer in attached.layers.items():
-        gates = layer.gate_logits.flatten()
+        gates = layer.gate_logits.detach().flatten()
         assert set(layer.deleted().tolist()) <= set(sets[name].tolist())
         left = torch.ones(len(gates), dtype=torch.bool)
         left[sets[name]] = False

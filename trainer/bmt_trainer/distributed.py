@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from bmt_trainer.errors import ConfigError
 
+# The command line asks who is first, and its help needs no torch.
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from bmt_trainer.common import RunConfig
 
 
@@ -48,6 +49,7 @@ def join(config: RunConfig) -> None:
         raise ConfigError(
             f"{processes()} processes write no checkpoints; set checkpoint_every: 0, without resume"
         )
+    import torch
     from accelerate import PartialState
 
     state = PartialState(cpu=config.device == "cpu")
@@ -58,6 +60,8 @@ def join(config: RunConfig) -> None:
 def barrier() -> None:
     """Wait for all processes."""
     if processes() > 1:
+        import torch
+
         torch.distributed.barrier()
 
 
@@ -65,6 +69,8 @@ def any_of_all(here: bool, device: torch.device) -> bool:
     """Whether `here` is true in any process; all of them must ask."""
     if processes() == 1:
         return here
+    import torch
+
     flag = torch.tensor(int(here), device=device)
     torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
     return bool(flag)
@@ -99,6 +105,7 @@ def keep_gates_fp32(trainer: Any) -> None:
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         return
+    import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     plugin.mixed_precision_policy = MixedPrecisionPolicy(
