@@ -78,6 +78,9 @@ def test_what_is_held_stays_even_past_the_bound(tmp_path, one):
     assert there(store) == {0, 1, 2, 3, 4}
     for i in range(5):
         store.release(MASKS[i].digest)
+        # The system's clock for files ticks every few milliseconds: used in this order, as told.
+        used = time.time() - 10 + i
+        os.utime(store.path(MASKS[i].digest), (used, used))
     store.tidy()
     assert there(store) == {4}
 
