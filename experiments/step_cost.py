@@ -11,7 +11,7 @@ from benchmarks.stats import estimate, median
 from experiments.record import Figure, keep
 
 SEQUENCES, TOKENS = 8, 256
-PAIRS, STEPS = 3, 4
+PAIRS, STEPS = 3, 3
 _TIMEOUT_S = 600
 # Two at a time, in turns: four at once would not fit 24 GiB.
 CONTESTS = {
