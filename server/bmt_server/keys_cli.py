@@ -6,10 +6,11 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
@@ -25,23 +26,29 @@ Url = Annotated[
 T = TypeVar("T")
 
 
-def _with_keys(url: str, work: Callable[..., Awaitable[T]]) -> T:
+def with_store(url: str, work: Callable[[Any], Awaitable[T]]) -> T:
+    """What `work` makes of the `Store` at `url`; errors of the registry are a line and exit 1."""
     from bmt_server.api.errors import ApiError
-    from bmt_server.api.keys import KeyStore
     from bmt_server.api.store import Store
 
     async def run() -> T:
         store = Store(url)
         try:
-            return await work(KeyStore(store))
+            return await work(store)
         finally:
             await store.close()
 
     try:
         return asyncio.run(run())
     except (ApiError, ValueError) as error:
-        Console(stderr=True).print(f"[red]bmt-server:[/] {error}", soft_wrap=True)
+        Console(stderr=True).print(f"[red]bmt-server:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
+
+
+def _with_keys(url: str, work: Callable[..., Awaitable[T]]) -> T:
+    from bmt_server.api.keys import KeyStore
+
+    return with_store(url, lambda store: work(KeyStore(store)))
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -12,29 +11,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from bmt_server.keys_cli import Url
+from bmt_server.keys_cli import Url, with_store
 
 T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 
 
 def _with_registry(url: str, work: Callable[[Any], Awaitable[T]]) -> T:
-    from bmt_server.api.errors import ApiError
     from bmt_server.api.registry import Registry
-    from bmt_server.api.store import Store
 
-    async def run() -> T:
-        store = Store(url)
-        try:
-            return await work(Registry(store))
-        finally:
-            await store.close()
-
-    try:
-        return asyncio.run(run())
-    except (ApiError, ValueError) as error:
-        Console(stderr=True).print(f"[red]bmt-server:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from None
+    return with_store(url, lambda store: work(Registry(store)))
 
 
 def fsck(

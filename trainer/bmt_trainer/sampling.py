@@ -58,7 +58,7 @@ def sample(
     chosen = torch.arange(len(groups), device=device).repeat_interleave(counts)
     cache.batch_select_indices(chosen)
     logits, attend = logits[chosen], attend[chosen]
-    ends = torch.tensor(sorted(eos), device=device)
+    last = torch.tensor(sorted(eos), device=device)
     found: list[list[int]] = [[] for _ in prompts]
     left = torch.arange(len(prompts), device=device)  # whose completion each row is
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
@@ -69,7 +69,7 @@ def sample(
         ):
             if not over:
                 found[at].append(token)
-        ended |= torch.isin(drawn[:, 0], ends)
+        ended |= torch.isin(drawn[:, 0], last)
         more = not bool(ended.all())
         # Sharded layers are gathered by all processes, so that none may stop before the others.
         if step == max_new_tokens - 1 or not any_of_all(more, device):

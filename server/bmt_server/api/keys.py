@@ -41,6 +41,10 @@ class KeyRecord:
     created: str
     expires: str | None = None
 
+    def text(self) -> str:
+        """As the registry keeps it, JSON."""
+        return json.dumps({s: getattr(self, s) for s in self.__slots__})
+
 
 def make_key(scopes: tuple[str, ...]) -> str:
     """A new secret; its prefix tells the widest scope."""
@@ -94,7 +98,6 @@ class KeyStore:
             raise BadRequest(f"scopes are {list(scopes)}; choose from {', '.join(SCOPES)}")
         key = make_key(scopes)
         record = KeyRecord(secrets.token_hex(4), tenant, tuple(scopes), label, _now(), expires)
-        text = json.dumps({s: getattr(record, s) for s in KeyRecord.__slots__})
         quick = self._store.quick
         if only_if_first:
             # One script, so that two servers that start at once do not both print a first key.
@@ -102,9 +105,11 @@ class KeyStore:
                 "if redis.call('HLEN', KEYS[1]) > 0 then return 0 end "
                 "return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])"
             )
-            made = await self._store.call(lambda: quick.eval(script, 1, KEYS, _hash(key), text))
+            made = await self._store.call(
+                lambda: quick.eval(script, 1, KEYS, _hash(key), record.text())
+            )
             return (key, record) if made else None
-        await self._store.call(lambda: quick.hset(KEYS, _hash(key), text))
+        await self._store.call(lambda: quick.hset(KEYS, _hash(key), record.text()))
         return key, record
 
     async def adopt(self, key: str, scopes: tuple[str, ...] = SCOPES, label: str = "") -> bool:
@@ -117,9 +122,8 @@ class KeyStore:
                 "the key is not one of ours, or mistyped; make one with `bmt-server keys generate`"
             )
         record = KeyRecord(secrets.token_hex(4), DEFAULT_TENANT, scopes, label, _now())
-        text = json.dumps({s: getattr(record, s) for s in KeyRecord.__slots__})
         quick = self._store.quick
-        return bool(await self._store.call(lambda: quick.hsetnx(KEYS, _hash(key), text)))
+        return bool(await self._store.call(lambda: quick.hsetnx(KEYS, _hash(key), record.text())))
 
     async def records(self) -> list[KeyRecord]:
         """Every key's record, oldest first."""

@@ -10,10 +10,7 @@ from collections.abc import Callable, Iterable
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from bmt_server.worker_stats import read_all
-
-#: Series of `vllm:lora_adapter_loaded` for each worker, those used last: a router parses them all.
-MOST = 64
+from bmt_server.worker_stats import MAX_NAMED, read_all
 
 
 class LoadedCollector:
@@ -42,8 +39,8 @@ class LoadedCollector:
         )
         for worker in read_all(self._stats_dir):
             rank = str(worker.rank)
-            # Those used last are last.
-            for name in self._names(reversed(worker.resident))[:MOST]:
+            # Those used last are last. Aliases count: a router parses every series.
+            for name in self._names(reversed(worker.resident))[:MAX_NAMED]:
                 loaded.add_metric([name, "gpu", "false", rank], 1)
             count.add_metric([rank], worker.resident_masks)
             most.add_metric([rank], worker.fits)
