@@ -120,7 +120,8 @@ async def test_uploads_and_sweeps_that_race_lose_nothing(api, registry):
             try:
                 await sweep(registry, min_age_s=0)
             except Unavailable as busy:  # published during each of its looks: it says so
-                assert busy.code == "registry_busy"
+                if busy.code != "registry_busy":
+                    raise
 
     async def uploading(at: int):
         async with api.client() as client:
