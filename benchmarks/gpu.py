@@ -3,8 +3,9 @@
     python benchmarks/gpu.py             8B shapes: 32 layers of 14336 x 4096 bf16, 0.2 % zeros
     python benchmarks/gpu.py --sweep     the correction again with other sizes of its programs
 
-Every figure stands beside its baseline of the same run: the two are captured as CUDA graphs and
-replayed by turns, and the medians of their times by CUDA events are compared. Prints a table and
+Every figure stands beside its baseline of the same run, taken by turns: the medians of their times
+by CUDA events are compared. Corrections and products are captured as CUDA graphs and replayed, as
+in a step; switches are enqueued as they are between steps, outside of graphs. Prints a table and
 writes benchmarks/results/latest/gpu.json. Without a CUDA device it says so and measures nothing.
 """
 
@@ -16,7 +17,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -177,17 +178,17 @@ def switches(model: Model, race: Race) -> Iterator[Figure]:
     yield Figure("gpu_switch_to_another_mask_over_lora_merge", ours / 2, "ms", merge)
 
 
-def on_gpu(pairs: int) -> Race:
-    """Race of CUDA graphs, by events: `pairs` turns after a warm-up, medians."""
+def on_gpu(pairs: int, prepare: Callable[[Work], Work]) -> Race:
+    """Race of what `prepare` makes of the works, by events: `pairs` turns, medians."""
 
     def race(a: Work, b: Work) -> tuple[float, float]:
-        graphs = [_captured(a), _captured(b)]
+        works = [prepare(a), prepare(b)]
         taken: list[list[float]] = [[], []]
         for _ in range(pairs):
-            for graph, times in zip(graphs, taken, strict=True):
+            for work, times in zip(works, taken, strict=True):
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 begin.record()
-                graph.replay()
+                work()
                 end.record()
                 end.synchronize()
                 times.append(begin.elapsed_time(end))
@@ -196,7 +197,8 @@ def on_gpu(pairs: int) -> Race:
     return race
 
 
-def _captured(work: Work) -> torch.cuda.CUDAGraph:
+def captured(work: Work) -> Work:
+    """The work as a CUDA graph, warm."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -207,10 +209,15 @@ def _captured(work: Work) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
+    return enqueued(graph.replay)
+
+
+def enqueued(work: Work) -> Work:
+    """The work as it is, warm."""
     for _ in range(3):
-        graph.replay()
+        work()
     torch.cuda.synchronize()
-    return graph
+    return work
 
 
 def table(figures: list[Figure]) -> str:
@@ -234,18 +241,25 @@ def main(arguments: list[str] | None = None) -> None:
     from bmt_server.worker.triton_kernel import TritonKernel
 
     torch.manual_seed(0)
-    device, race = torch.device("cuda"), on_gpu(options.pairs)
+    device, race = torch.device("cuda"), on_gpu(options.pairs, captured)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.pairs} turns each")
     model = Model(Sizes(masks=options.masks), device, TritonKernel)
-    figures = [*corrections(model, race), *switches(model, race)]
+    figures = [*corrections(model, race), *switches(model, on_gpu(options.pairs, enqueued))]
     print(table(figures))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps([_record(f) for f in figures], indent=1) + "\n")
     if options.sweep:
-        for rows, width in itertools.product((64, 128, 256), (4, 8, 16)):
+        model.sizes = replace(model.sizes, prefill=())
+        sizes = itertools.product((64, 128, 256), (4, 8, 16), (1024, 4096), (0, 16384))
+        for rows, width, programs, staged in sizes:
             triton_delta.ROWS, triton_delta.WIDTH = rows, width
-            print(f"\n{rows} rows a program, {width} zeros at once")
-            print(table(list(corrections(model, race))))
+            triton_delta.PROGRAMS, triton_delta.STAGE_MOST = programs, staged
+            figures = list(corrections(model, race))
+            print(
+                f"{rows:4} rows, {width:2} zeros, {programs} programs, staged {staged > 0:d}:",
+                end="",
+            )
+            print(*(f"{f.value * 1000:6.1f}" for f in figures), "us a layer")
 
 
 def _record(figure: Figure) -> dict[str, Any]:

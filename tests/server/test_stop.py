@@ -16,7 +16,7 @@ from .served import Served
 
 pytestmark = pytest.mark.engine
 
-TOKENS = 200
+TOKENS = 400  # several seconds of stream on any machine
 HANG_S = 3
 
 

@@ -21,10 +21,16 @@ from bmt_server.worker.triton_mask import entry_of, row_spans
 # Not measured on a GPU yet; benchmarks/gpu.py tries others.
 ROWS = 128  # gate rows that a program of `correct` takes at once, one thread each
 PROGRAMS = 4096  # of `correct` at least, where a step has so many blocks of rows: they fill a GPU
+STAGE_MOST = 16384  # columns of x up to which a program keeps its token's in shared memory
 WIDTH = 8  # zeros of a row in flight at once; 0.2 % of 4,096 columns is 8 on average
 TILE = 64  # tokens of a tile: one 128-byte line of bf16
 TILE_ROWS = 64  # gate rows of one program of `correct_tiles`
 TURN = 64  # columns of x that one program turns
+
+
+def stage(columns: int) -> int:
+    """`correct`'s STAGE for x of so many columns; 0 where a row of x is not worth staging."""
+    return triton.next_power_of_2(columns) if columns <= STAGE_MOST else 0
 
 
 @triton.jit(do_not_specialize=["layer", "blocks"])
@@ -37,9 +43,11 @@ def correct(
     R,
     y_stride,
     x_stride,
+    K,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
+    STAGE: tl.constexpr,
 ):
     """Semantics: y[t, i] -= sum over zeros (i, j) of mask(t) of x[t, j] * W[i, j], i < R.
 
@@ -53,6 +61,9 @@ def correct(
         entry = entry_of(mask, layer)
         cols = tl.load(entry + 2).to(tl.pointer_type(tl.int32 if WIDE else tl.uint16))
         values = tl.load(entry + 3).to(tl.pointer_type(y.dtype.element_ty))
+        if STAGE > 0:
+            j = tl.arange(0, STAGE)
+            line = tl.load(x + t * x_stride + j, mask=j < K, other=0.0)  # [STAGE]
         first = tl.program_id(1) * blocks * ROWS
         for block in range(first, min(first + blocks * ROWS, R), ROWS):
             rows = block + tl.arange(0, ROWS)  # [ROWS]
@@ -63,7 +74,11 @@ def correct(
                 real = zero < stop[:, None]
                 col = tl.load(cols + zero, mask=real, other=0).to(tl.int32)
                 weight = tl.load(values + zero, mask=real, other=0.0).to(tl.float32)
-                a = tl.load(x + t * x_stride + col, mask=real, other=0.0).to(tl.float32)
+                if STAGE > 0:
+                    flat = tl.gather(line, tl.reshape(col, [ROWS * WIDTH]), axis=0)
+                    a = tl.reshape(flat, [ROWS, WIDTH]).to(tl.float32)
+                else:
+                    a = tl.load(x + t * x_stride + col, mask=real, other=0.0).to(tl.float32)
                 total += tl.sum(weight * a, axis=1)
             place = y + t * y_stride + rows
             before = tl.load(place, mask=stop > start, other=0.0).to(tl.float32)

@@ -194,7 +194,7 @@ class TritonKernel:
         self.idle()
 
     def _correct(self, layer: int, y: torch.Tensor, x: torch.Tensor) -> None:
-        r, tokens = self._gates[layer].shape[0], min(x.shape[0], self._until)
+        (r, k), tokens = self._gates[layer].shape, min(x.shape[0], self._until)
         all_blocks = _ceil(r, triton_delta.ROWS)
         blocks = max(tokens * all_blocks // triton_delta.PROGRAMS, 1)
         triton_delta.correct[tokens, _ceil(all_blocks, blocks)](
@@ -206,9 +206,11 @@ class TritonKernel:
             r,
             y.stride(0),
             x.stride(0),
+            k,
             WIDE=self._wide,
             ROWS=triton_delta.ROWS,
             WIDTH=triton_delta.WIDTH,
+            STAGE=triton_delta.stage(k),
             num_warps=triton_delta.ROWS // 32,
         )
 

@@ -37,7 +37,7 @@ def specimens(dtype: str, wide: bool):
     from bmt_server.worker import triton_weights as weights
 
     y, tile = f"*{dtype}", {"tile_start": "*i32", "tile_count": "*i32"}
-    sizes = {"ROWS": delta.ROWS, "WIDTH": delta.WIDTH, "WIDE": wide}
+    sizes = {"ROWS": delta.ROWS, "WIDTH": delta.WIDTH, "WIDE": wide, "STAGE": 0 if wide else 4096}
     tiles = {"TILE_ROWS": delta.TILE_ROWS, "TILE": delta.TILE, "WIDE": wide}
     whole = {
         "BITS": 16 if dtype == "bf16" else 32,
