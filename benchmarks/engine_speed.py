@@ -27,7 +27,7 @@ from benchmarks.contests import (
 )
 from benchmarks.context import Context
 from benchmarks.engine import Engine, EngineSpec, Work, engines
-from benchmarks.environment import WORK, has_compiler
+from benchmarks.environment import WORK, dtype, has_compiler
 from benchmarks.results import Baseline, Entry, Findings, Table
 from benchmarks.stats import Estimate, estimate, median
 
@@ -79,6 +79,7 @@ def specs(context: Context, eager: bool) -> dict[str, EngineSpec]:
         # A prompt in one step, however long; vLLM's default for offline use is as large.
         "max_num_batched_tokens": 4096,
         "enforce_eager": eager,
+        "dtype": dtype(),
         "seed": 0,
     }
     folder = WORK / "inputs"

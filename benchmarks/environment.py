@@ -46,6 +46,14 @@ def _preloaded() -> dict[str, str]:
     return {variable.name: variable.value for variable in found}
 
 
+def dtype() -> str:
+    """What all engines compute in: float32 where bmt-server would choose it for this CPU."""
+    import torch
+
+    level = torch.backends.cpu.get_cpu_capability()
+    return "float32" if not has_gpu() and level in ("DEFAULT", "NO AVX", "AVX2") else "bfloat16"
+
+
 def provenance() -> dict[str, Any]:
     """Hardware, versions and settings, as text and numbers for the report. No path of the host."""
     info = _fields("/proc/cpuinfo")
@@ -63,6 +71,7 @@ def provenance() -> dict[str, Any]:
         "instructions": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags],
         "memory_gib": round(int(memory) / 2**20, 1),
         "gpu": _gpu(),
+        "dtype": dtype(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": versions,

@@ -237,7 +237,6 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py: this machine has no CUDA device, so nothing was measured")
-    from bmt_server.worker import triton_delta
     from bmt_server.worker.triton_kernel import TritonKernel
 
     torch.manual_seed(0)
@@ -247,22 +246,35 @@ def main(arguments: list[str] | None = None) -> None:
     figures = [*corrections(model, race), *switches(model, on_gpu(options.pairs, enqueued))]
     print(table(figures))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps([_record(f) for f in figures], indent=1) + "\n")
+    RESULTS.write_text(json.dumps([record(f) for f in figures], indent=1) + "\n")
     if options.sweep:
-        model.sizes = replace(model.sizes, prefill=())
-        sizes = itertools.product((64, 128, 256), (4, 8, 16), (1024, 4096), (0, 16384))
-        for rows, width, programs, staged in sizes:
-            triton_delta.ROWS, triton_delta.WIDTH = rows, width
-            triton_delta.PROGRAMS, triton_delta.STAGE_MOST = programs, staged
-            figures = list(corrections(model, race))
-            print(
-                f"{rows:4} rows, {width:2} zeros, {programs} programs, staged {staged > 0:d}:",
-                end="",
-            )
-            print(*(f"{f.value * 1000:6.1f}" for f in figures), "us a layer")
+        sweep(model, race)
 
 
-def _record(figure: Figure) -> dict[str, Any]:
+def sweep(model: Model, race: Race) -> None:
+    """The corrections again with other sizes of programs: microseconds a layer, as in the table."""
+    from bmt_server.worker import triton_delta
+
+    everything = model.sizes
+    model.sizes = replace(everything, prefill=())
+    shapes = ((128, 8, 4), (128, 8, 2), (128, 8, 1), (128, 8, 8), (128, 4, 4), (64, 8, 1))
+    shapes += ((64, 8, 4), (64, 4, 2), (32, 8, 1), (32, 16, 1), (32, 4, 1), (256, 8, 4))
+    for (rows, width, warps), programs, staged in itertools.product(
+        shapes, (1024, 3072), (0, max(everything.decode))
+    ):
+        triton_delta.ROWS, triton_delta.WIDTH, triton_delta.WARPS = rows, width, warps
+        triton_delta.PROGRAMS, triton_delta.STAGE_TOKENS = programs, staged
+        print(f"{rows:4} rows, {width:2} zeros, {warps} warps, {programs} programs", end="")
+        print(f", x {'staged' if staged else 'gathered'}:", end="")
+        print(*(f"{f.value * 1000:6.1f}" for f in corrections(model, race)))
+    model.sizes = replace(everything, decode=(1,))
+    for rows, warps in itertools.product((64, 128), (4, 8)):
+        triton_delta.TILE_ROWS, triton_delta.TILE_WARPS = rows, warps
+        print(f"{rows:4} rows of a tile, {warps} warps:", end="")
+        print(*(f"{f.value * 1000:6.1f}" for f in corrections(model, race)))
+
+
+def record(figure: Figure) -> dict[str, Any]:
     """The form of all parts' results."""
     return {
         "id": figure.id,

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import ROOT, engine_environment
+from benchmarks.environment import ROOT, dtype, engine_environment
 
 NAME = "bench"  # the base model's public name
 START_S = 900
@@ -175,4 +175,14 @@ def free_port() -> int:
 def _common(port: int) -> list[str]:
     """Flags of every server: masks, bare and LoRA."""
     flags = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME]
-    return [*flags, "--max-model-len", "512", "--max-num-seqs", "32", "--seed", "0"]
+    return [
+        *flags,
+        "--max-model-len",
+        "512",
+        "--max-num-seqs",
+        "32",
+        "--seed",
+        "0",
+        "--dtype",
+        dtype(),
+    ]

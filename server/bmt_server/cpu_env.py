@@ -57,9 +57,10 @@ def free_memory(root: Path = ROOT) -> int:
     return free
 
 
-def weights_bytes(checkpoint: str) -> int:
-    """Size of a checkpoint's weights."""
-    return sum(path.stat().st_size for path in Path(checkpoint).glob("*.safetensors"))
+def weights_bytes(checkpoint: str, dtype: str) -> int:
+    """Memory that a checkpoint's weights take in vLLM's `dtype`, at most: files are of 16 bits."""
+    size = sum(path.stat().st_size for path in Path(checkpoint).glob("*.safetensors"))
+    return size * (2 if dtype in ("float32", "float") else 1)
 
 
 def wanted(

@@ -77,9 +77,12 @@ def masked_llm(
             f"{present.mask_mode!r}; use one process for each base model and mode"
         )
     settings.export_env()
+    from bmt_server.engine.flags import eager_reason, float32_reason
+
     options: dict[str, Any] = {"enable_lora": True, **vllm_options}
+    if options.get("dtype", "auto") == "auto" and float32_reason():
+        options["dtype"] = "float32"
     _prepare_cpu(settings, options)
-    from bmt_server.engine.flags import eager_reason
     from bmt_server.plugin import register
 
     if eager_reason():
@@ -98,7 +101,7 @@ def _prepare_cpu(settings: Settings, options: dict[str, Any]) -> None:
         return
     variables = cpu_env.wanted(
         os.environ,
-        weights_bytes=cpu_env.weights_bytes(settings.model_path),
+        weights_bytes=cpu_env.weights_bytes(settings.model_path, str(options.get("dtype"))),
         mask_bytes=settings.mask_memory_bytes,
         workers=options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1),
         kv_given="gpu_memory_utilization" in options or "kv_cache_memory_bytes" in options,

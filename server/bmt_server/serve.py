@@ -113,7 +113,7 @@ def _parse_vllm(options: ServeOptions, flags: Sequence[str]) -> Namespace:
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from bmt_server.engine.flags import check, eager_reason
+    from bmt_server.engine.flags import check, eager_reason, float32_reason
     from bmt_server.offline import checkpoint_folder
 
     cli_env_setup()
@@ -130,6 +130,9 @@ def _parse_vllm(options: ServeOptions, flags: Sequence[str]) -> Namespace:
     if (reason := eager_reason()) and not args.enforce_eager:
         _say(f"warning: {reason}; adding --enforce-eager")
         args.enforce_eager = True
+    if args.dtype == "auto" and (reason := float32_reason()):
+        _say(f"{reason}; adding --dtype float32")
+        args.dtype = "float32"
     validate_parsed_serve_args(args)
     return args
 
@@ -174,7 +177,7 @@ def _prepare_cpu(settings: Settings, args: Namespace, flags: Sequence[str]) -> N
         return
     variables = cpu_env.wanted(
         os.environ,
-        weights_bytes=cpu_env.weights_bytes(args.model),
+        weights_bytes=cpu_env.weights_bytes(args.model, args.dtype),
         mask_bytes=settings.mask_memory_bytes,
         workers=args.tensor_parallel_size
         * args.pipeline_parallel_size

@@ -106,7 +106,8 @@ def test_weights_are_the_checkpoints_safetensors(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"12345")
     (tmp_path / "b.safetensors").write_bytes(b"1")
     (tmp_path / "tokenizer.json").write_bytes(b"123")
-    assert cpu_env.weights_bytes(str(tmp_path)) == 6
+    assert cpu_env.weights_bytes(str(tmp_path), "bfloat16") == 6
+    assert cpu_env.weights_bytes(str(tmp_path), "float32") == 12
 
 
 def test_doctor_says_what_is_missing_and_how_to_get_it(monkeypatch):

@@ -31,7 +31,7 @@ def test_the_defaults_are_the_papers():
         ({"learning_rate": 0}, "must be above 0"),
         ({"learning_rate": float("nan")}, "nan"),
         ({"learning_rate": None}, "no float"),
-        ({"precision": "fp16"}, "none of bf16, fp32"),
+        ({"precision": "fp16"}, "none of auto, bf16, fp32"),
         ({"resume": "yes"}, "no bool"),
         ({"model": ["a"]}, "no str"),
         ({"output": 3}, "no Path"),

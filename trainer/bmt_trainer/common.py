@@ -44,8 +44,9 @@ class RunConfig:
     max_length: int = option("Longer examples are left out, in tokens.", 1024, least=1)
     max_new_tokens: int = option("Length of an answer in evaluation, in tokens.", 64, least=1)
     eval_batch_size: int = option("Prompts at once in evaluation and calibration.", 64, least=1)
-    precision: Literal["bf16", "fp32"] = option(
-        "Autocast of the forward pass; gates are fp32.", "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = option(
+        "Autocast of the forward pass; gates are fp32. auto: bf16 where the device computes it.",
+        "auto",
     )
     lean: Literal["off", "auto", "on"] = option(
         "Write only deletions that training learnt; auto: where they answer as well.", "off"
@@ -64,6 +65,9 @@ class RunConfig:
 
 def trl_arguments(config: RunConfig, folder: Path, on_cpu: bool) -> dict[str, Any]:
     """What every TRL configuration is given; folder: where its checkpoints go."""
+    from bmt_trainer.models import slow_in_16_bits
+
+    fast = not slow_in_16_bits("cpu" if on_cpu else "cuda")
     return {
         "output_dir": str(folder),
         "max_steps": config.steps,
@@ -78,7 +82,7 @@ def trl_arguments(config: RunConfig, folder: Path, on_cpu: bool) -> dict[str, An
         "max_grad_norm": config.max_grad_norm,
         "seed": config.seed,
         "data_seed": config.seed,
-        "bf16": config.precision == "bf16",
+        "bf16": config.precision == "bf16" or (config.precision == "auto" and fast),
         "use_cpu": on_cpu,
         "gradient_checkpointing": config.gradient_checkpointing,
         "save_strategy": "steps" if config.checkpoint_every else "no",

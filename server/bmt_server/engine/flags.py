@@ -69,6 +69,20 @@ def eager_reason() -> str | None:
     return None
 
 
+def float32_reason() -> str | None:
+    """Why vLLM should compute in float32 on this host, or None where 16 bits are no slower."""
+    import torch
+    from vllm.platforms import current_platform
+
+    level = torch.backends.cpu.get_cpu_capability()
+    if current_platform.is_cpu() and level in ("DEFAULT", "NO AVX", "AVX2"):
+        return (
+            f"this CPU ({level}) has no instructions for 16-bit weights, and float32 is several "
+            "times faster"
+        )
+    return None
+
+
 def check(args: Namespace, refused: Sequence[Refusal] = REFUSED) -> None:
     """Raise UnsupportedFlagError for the first flag that masks do not go with."""
     for refusal in refused:

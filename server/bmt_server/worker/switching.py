@@ -69,15 +69,15 @@ NATIVE = Costs(
     correct_zero=1e-9,
     correct_token=0.08e-9,
 )
-# Not measured. Bytes moved, at 2 TB/s: a write touches a 32-byte sector twice, a corrected step
-# reads 4 bytes a zero and, at a third of the cost, one sector of cached activations a token; 5 us
-# for a launch, which a switch needs outside the captured graph and the correction has inside.
+# Measured on an H100, layers of 14336 x 4096 in bf16, 0.2 %: `benchmarks/gpu.py`, see docs/log.md.
+# A switch is one launch for all layers. Tokens are priced as decoding ones; a prompt's, in tiles,
+# are four times cheaper, and long enough to pay for a switch all the same.
 GPU = Costs(
-    switch_layer=5e-6,
-    switch_zero=34e-12,
-    correct_layer=1e-6,
-    correct_zero=2e-12,
-    correct_token=6e-12,
+    switch_layer=0.2e-6,
+    switch_zero=80e-12,
+    correct_layer=4e-6,
+    correct_zero=1e-12,
+    correct_token=4e-12,
 )
 
 

@@ -18,19 +18,23 @@ import triton.language as tl
 
 from bmt_server.worker.triton_mask import entry_of, row_spans
 
-# Not measured on a GPU yet; benchmarks/gpu.py tries others.
-ROWS = 128  # gate rows that a program of `correct` takes at once, one thread each
-PROGRAMS = 4096  # of `correct` at least, where a step has so many blocks of rows: they fill a GPU
-STAGE_MOST = 16384  # columns of x up to which a program keeps its token's in shared memory
+# The best of those that `benchmarks/gpu.py --sweep` tried on an H100, see docs/log.md.
+ROWS = 128  # gate rows that a program of `correct` takes at once
+WARPS = 4  # a thread a row
 WIDTH = 8  # zeros of a row in flight at once; 0.2 % of 4,096 columns is 8 on average
+PROGRAMS = 1024  # of `correct` at least, where a step has so many blocks of rows: they fill a GPU
+STAGE_TOKENS = 4  # of a step up to which x is kept in shared memory: shorter to wait for
+STAGE_MOST = 16384  # columns of x up to which it fits there
 TILE = 64  # tokens of a tile: one 128-byte line of bf16
 TILE_ROWS = 64  # gate rows of one program of `correct_tiles`
+TILE_WARPS = 4
 TURN = 64  # columns of x that one program turns
 
 
-def stage(columns: int) -> int:
-    """`correct`'s STAGE for x of so many columns; 0 where a row of x is not worth staging."""
-    return triton.next_power_of_2(columns) if columns <= STAGE_MOST else 0
+def stage(tokens: int, columns: int) -> int:
+    """`correct`'s STAGE for x [tokens, columns]: columns in shared memory, or 0 for none."""
+    fits = tokens <= STAGE_TOKENS and columns <= STAGE_MOST
+    return triton.next_power_of_2(columns) if fits else 0
 
 
 @triton.jit(do_not_specialize=["layer", "blocks"])
@@ -52,8 +56,9 @@ def correct(
     """Semantics: y[t, i] -= sum over zeros (i, j) of mask(t) of x[t, j] * W[i, j], i < R.
 
     y [T, N], x [T, K] in the model's dtype; token_mask int64 [T or more], addresses, 0 = base.
-    WIDE: cols are int32 (K > 65,536). Programs: (token, `blocks` blocks of ROWS rows); with many
-    tokens a program takes several, for those that end at once cost their start all the same.
+    WIDE: cols are int32 (K > 65,536); STAGE: see `stage`. Programs: (token, `blocks` blocks of
+    ROWS rows); with many tokens a program takes several, for those that end at once cost their
+    start all the same.
     """
     t = tl.program_id(0).to(tl.int64)
     mask = tl.load(token_mask + t)

@@ -39,7 +39,7 @@ from bmt_server.worker.layers import GateLayer
 from bmt_server.worker.resident import ResidentMask, gather
 from bmt_server.worker.triton_arena import Arena, PlacedMask, on_host
 
-# A run of one mask's tokens this long is worth a tile. Not measured on a GPU yet.
+# A run of one mask's tokens this long is worth a tile.
 _TILE_FROM = 32
 # Tiles turned at once: bounds the scratch to 32 * 64 tokens of x, 16 MiB at 4,096 columns in bf16.
 _TILES_AT_ONCE = 32
@@ -185,8 +185,9 @@ class TritonKernel:
         tokens = min(triton_delta.TILE, self._written.size)
         y = torch.zeros(tokens, 2 * r, dtype=self._dtype, device=device)
         x = torch.zeros(tokens, k, dtype=self._dtype, device=device)
-        self.plan(np.array([1]), {1: empty})
-        self.run(0, y[:1], x[:1])
+        for few in (1, triton_delta.STAGE_TOKENS + 1):  # with x staged, and without
+            self._until = few
+            self._correct(0, y[:few], x[:few])
         self._until = 0
         self._tiles = self._cut(*(np.array([n]) for n in (0, tokens, _address(empty))))
         self.run(0, y, x)
@@ -210,8 +211,8 @@ class TritonKernel:
             WIDE=self._wide,
             ROWS=triton_delta.ROWS,
             WIDTH=triton_delta.WIDTH,
-            STAGE=triton_delta.stage(k),
-            num_warps=triton_delta.ROWS // 32,
+            STAGE=triton_delta.stage(tokens, k),
+            num_warps=triton_delta.WARPS,
         )
 
     def _correct_tiles(self, layer: int, y: torch.Tensor, x: torch.Tensor, tiles: _Tiles) -> None:
@@ -240,6 +241,7 @@ class TritonKernel:
             WIDE=self._wide,
             TILE_ROWS=triton_delta.TILE_ROWS,
             TILE=triton_delta.TILE,
+            num_warps=triton_delta.TILE_WARPS,
         )
 
     def _write(self, addresses: np.ndarray) -> None:

@@ -13,7 +13,6 @@ import triton.language as tl
 
 from bmt_server.worker.triton_mask import entry_of, row_spans
 
-# Not measured on a GPU yet; benchmarks/gpu.py tries others.
 ROWS = 128
 WIDTH = 8
 

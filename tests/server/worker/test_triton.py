@@ -37,7 +37,8 @@ def specimens(dtype: str, wide: bool):
     from bmt_server.worker import triton_weights as weights
 
     y, tile = f"*{dtype}", {"tile_start": "*i32", "tile_count": "*i32"}
-    sizes = {"ROWS": delta.ROWS, "WIDTH": delta.WIDTH, "WIDE": wide, "STAGE": 0 if wide else 4096}
+    sizes = {"ROWS": delta.ROWS, "WIDTH": delta.WIDTH, "WIDE": wide}
+    sizes["STAGE"] = 0 if wide else 4096
     tiles = {"TILE_ROWS": delta.TILE_ROWS, "TILE": delta.TILE, "WIDE": wide}
     whole = {
         "BITS": 16 if dtype == "bf16" else 32,
@@ -48,9 +49,9 @@ def specimens(dtype: str, wide: bool):
     ints = dict.fromkeys(("layer", "blocks", "R", "K", "y_stride", "x_stride"), "i32")
     types = {"y": y, "x": y, "turned": y, "token_mask": "*i64", "tile_mask": "*i64"}
     types |= {"gates": "*i64", "old": "i64", "new": "i64", "mask": "i64", **tile, **ints}
-    yield delta.correct, types, sizes, delta.ROWS // 32
+    yield delta.correct, types, sizes, delta.WARPS
     yield delta.turn, types, {"TURN": delta.TURN, "TILE": delta.TILE}, 4
-    yield delta.correct_tiles, types, tiles, 4
+    yield delta.correct_tiles, types, tiles, delta.TILE_WARPS
     yield weights.switch, types, whole, weights.ROWS // 32
     yield weights.take, types, whole, weights.ROWS // 32
 

@@ -529,7 +529,7 @@ def test_the_benchmark_runs(monkeypatch):
     assert differ == [True, True, True, True, False, None, None, None]
     assert all(torch.equal(w, b) for w, b in zip(model.weights, before, strict=True))
     assert len(gpu.table(figures).splitlines()) == 1 + len(figures)
-    assert {"id", "value", "unit", "baseline", "command"} == set(gpu._record(figures[0]))
+    assert {"id", "value", "unit", "baseline", "command"} == set(gpu.record(figures[0]))
 
 
 def test_rows_of_a_gate_may_lie_apart(tmp_path):
