@@ -72,6 +72,9 @@ def test_gsm8k(tmp_path):
     rows = [{"question": f"{i} apples?", "answer": f"Work.\n#### 1,00{i}"} for i in range(3)]
     path.write_text("\n".join(map(json.dumps, rows)))
     [example] = load(f"gsm8k:{path}", heldout=1, train=2).heldout
+    assert len(load(f"gsm8k:{path}", heldout=3, train=0).heldout) == 3
+    with pytest.raises(DataError, match="hold out fewer"):
+        load(f"gsm8k:{path}", heldout=3, train=1)
     text = example.prompt[0]["content"]
     assert text.endswith(
         'apples? Let\'s think step by step and output the final answer after "####".'

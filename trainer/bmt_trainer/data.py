@@ -79,7 +79,7 @@ def load(
         rows = _jsonl(Path(name), options) if name.endswith(".jsonl") else _hub(name, options)
     unique = {e.key: e for e in _system(rows, system)}
     examples = list(unique.values())
-    if len(examples) <= heldout:
+    if len(examples) < heldout + min(train, 1):  # what is for training may be fewer than asked
         raise DataError(
             f"{dataset} has {len(examples)} different prompts, and {heldout} are to be held out; "
             "hold out fewer (the paper: a quarter)"
