@@ -197,6 +197,9 @@ def _run(settings: Settings, args: Namespace) -> None:
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
     ServeSubcommand.cmd(args)
+    if plugin.engine_died:
+        _say("the engine died, so this server has ended; its log says why")
+        raise SystemExit(1)
 
 
 def _loopback(host: str | None) -> bool:

@@ -181,6 +181,9 @@ class Metrics:
         )
         self.uploads = Counter("bmt_uploads", "Uploads by outcome.", ["outcome"], registry=registry)
         self.registry_up = Gauge("bmt_registry_up", "1 while Redis answers.", registry=registry)
+        self.holding = Gauge(
+            "bmt_requests_holding_masks", "Requests that hold a mask now.", registry=registry
+        )
         # Internal names until the registry is known, which requests may use too.
         self.public_names: Callable[[Iterable[str]], list[str]] = list
         self._loaded = LoadedCollector(stats_dir, lambda names: self.public_names(names))
@@ -224,6 +227,7 @@ class Metrics:
             self.cold_seconds,
             self.uploads,
             self.registry_up,
+            self.holding,
             self._loaded,
             self._workers,
             self._turns,
