@@ -18,7 +18,7 @@ WITHIN_S = 120.0
 
 @dataclass(slots=True)
 class Answer:
-    """One response. ended: `whole`, `error` (an SSE error), `cut`, or `refused` (no connection).
+    """One response. ended: `whole`, `error` (an SSE one), `cut`, `late`, or `refused`: not connected.
 
     Times are seconds; ttft_s: to the first token, total_s: to the end.
     """
@@ -81,7 +81,8 @@ class Target:
             answer.ended = "cut"
             while line := await reader.readline():
                 if line.startswith(b"data: [DONE]"):
-                    answer.ended = "whole"
+                    # vLLM ends a stream that failed in this way too.
+                    answer.ended = "error" if answer.ended == "error" else "whole"
                 elif line.startswith(b"data: "):
                     self._see(answer, json.loads(line[6:]))
         finally:

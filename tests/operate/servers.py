@@ -16,7 +16,8 @@ from .load import Target
 
 # Several engines on a few cores: each a thread of its own, bound to none.
 SEVERAL = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-FLAGS = ("--enforce-eager", "--max-num-seqs", "32")
+# In float32, which every CPU is quick at.
+FLAGS = ("--enforce-eager", "--dtype", "float32", "--max-num-seqs", "32")
 
 
 def start(

@@ -34,7 +34,9 @@ async def serving(app, **bounds: float):
         await task
 
 
-async def said(port: int, *pieces: bytes, pause_s: float = 0.0) -> tuple[int, dict, float]:
+async def said(
+    port: int, *pieces: bytes, pause_s: float = 0.0, parse: bool = True
+) -> tuple[int, dict, float]:
     """Status, body and seconds of what the server makes of these bytes; status 0: closed."""
     start = time.monotonic()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -58,7 +60,7 @@ async def said(port: int, *pieces: bytes, pause_s: float = 0.0) -> tuple[int, di
     if not answer:
         return 0, {}, time.monotonic() - start
     head, _, body = answer.partition(b"\r\n\r\n")
-    return int(head.split()[1]), json.loads(body), time.monotonic() - start
+    return int(head.split()[1]), json.loads(body) if parse else {}, time.monotonic() - start
 
 
 def head(api, method: str = "POST", path: str = "/v1/chat/completions", **fields: str) -> bytes:
