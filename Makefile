@@ -66,7 +66,7 @@ format: setup ## let ruff lay out and mend what it can
 
 docs: setup ## write docs/cli.md and the README's figures and file map anew
 	@"$(BIN)/python" "$(ROOT)/scripts/gen_cli_docs.py" && "$(BIN)/python" "$(ROOT)/scripts/gen_file_map.py" \
-		&& "$(BIN)/python" "$(ROOT)/scripts/gen_chart.py"
+		&& "$(BIN)/python" "$(ROOT)/scripts/gen_chart.py" && "$(BIN)/python" "$(ROOT)/scripts/gen_operate.py"
 	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks.readme
 
 clean: ## remove .venv, .bmt and caches

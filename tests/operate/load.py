@@ -18,7 +18,7 @@ WITHIN_S = 120.0
 
 @dataclass(slots=True)
 class Answer:
-    """One response. ended: `whole`, `error` (an SSE one), `cut`, `late`, or `refused`: not connected.
+    """One response. ended: `whole`, `error` (an SSE one), `cut`, `late` or, unconnected, `refused`.
 
     Times are seconds; ttft_s: to the first token, total_s: to the end.
     """
