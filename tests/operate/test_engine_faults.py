@@ -127,8 +127,8 @@ def test_clients_vanish(smol, valkey, admin_key, tmp_path):
 
             connections = await asyncio.gather(*(begin(i) for i in range(CLIENTS)))
             running = await to.figure("vllm:num_requests_running")
-            held = await to.figure("bmt_requests_holding_masks")
-            assert held == CLIENTS, held
+            held = await to.figure("bmt_mask_holds")
+            assert held >= CLIENTS, held
             gone = time.monotonic()
             for writer in connections:
                 writer.transport.abort()
@@ -137,7 +137,7 @@ def test_clients_vanish(smol, valkey, admin_key, tmp_path):
                 return await to.figure("vllm:num_requests_running") == 0
 
             async def none_is_held() -> bool:
-                return await to.figure("bmt_requests_holding_masks") == 0
+                return await to.figure("bmt_mask_holds") == 0
 
             size = f"{CLIENTS} streams, {running:.0f} running"
             await until(none_is_held, 60)

@@ -96,7 +96,7 @@ async def never_reads(figures: Figures, to: Target) -> None:
     start = time.monotonic()
     while await to.figure("vllm:num_requests_running") < count:
         await asyncio.sleep(0.1)
-    while await to.figure("bmt_requests_holding_masks"):
+    while await to.figure("bmt_mask_holds"):
         assert time.monotonic() - start < 180
         await asyncio.sleep(0.2)
     seconds = time.monotonic() - start

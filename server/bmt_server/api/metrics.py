@@ -182,7 +182,9 @@ class Metrics:
         self.uploads = Counter("bmt_uploads", "Uploads by outcome.", ["outcome"], registry=registry)
         self.registry_up = Gauge("bmt_registry_up", "1 while Redis answers.", registry=registry)
         self.holding = Gauge(
-            "bmt_requests_holding_masks", "Requests that hold a mask now.", registry=registry
+            "bmt_mask_holds",
+            "Holds on masks: of responses, and of their requests in the engine.",
+            registry=registry,
         )
         # Internal names until the registry is known, which requests may use too.
         self.public_names: Callable[[Iterable[str]], list[str]] = list
