@@ -32,6 +32,7 @@ class _Loop:
     def end(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10)
+        self.loop.close()
 
 
 class _Listener:
@@ -61,8 +62,11 @@ class _Listener:
         raise NotImplementedError
 
     async def _drop(self) -> None:
-        for task in list(self._tasks):
+        """End all connections."""
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def close(self) -> None:
         async def end() -> None:
@@ -169,7 +173,11 @@ class Balancer(_Listener):
         self._next += 1
         there = await asyncio.open_connection("127.0.0.1", port)
         try:
-            await asyncio.gather(_copy(reader, there[1]), _copy(there[0], writer))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_copy(reader, there[1]))
+                group.create_task(_copy(there[0], writer))
+        except* OSError:
+            pass
         finally:
             there[1].transport.abort()
 
