@@ -90,8 +90,6 @@ class Edge(HttpToolsProtocol):
         size = len(getattr(self, "headers", None) or ())
         if self._head_bytes > HEAD_BYTES or size > HEAD_FIELDS:
             self._refuse_head()
-        elif self._in_answer():
-            self.transport.close()
         else:
             self._refuse(400, "bad_http", "this is not HTTP as a server can read it")
 
@@ -131,9 +129,11 @@ class Edge(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
-    def _in_answer(self) -> bool:
-        cycle = self.cycle
-        return cycle is not None and cycle.response_started and not cycle.response_complete
+    def _may_answer(self) -> bool:
+        """False where an answer to this request, or the one before, has begun."""
+        if self._in_head:
+            return self.cycle is None or self.cycle.response_complete
+        return not self.cycle.response_started
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         """Say why where no answer was begun, and end the connection."""
@@ -141,7 +141,7 @@ class Edge(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         idle = not self._head_bytes and self._in_head
-        if not self._in_answer() and not idle:
+        if self._may_answer() and not idle:
             body = _JSON % (message.encode(), code.encode())
             self.transport.write(
                 b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\nconnection: close\r\n"

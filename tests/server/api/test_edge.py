@@ -114,6 +114,18 @@ async def test_a_body_that_does_not_come_is_not_waited_for(api, monkeypatch):
     assert await api.runtime.registry.names() == [("default", "slow")]
 
 
+async def test_a_request_is_answered_once(api):
+    """Refused before its body was there, of which the rest never comes."""
+    async with serving(api.app, body_s=0.3) as port:
+        fields = {"Content-Length": str(1 << 30), "Content-Type": "application/octet-stream"}
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head(api, "PUT", "/v1/masks/m", **fields))
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert answer.startswith(b"HTTP/1.1 413")
+        assert answer.count(b"HTTP/1.1") == 1
+        writer.close()
+
+
 async def test_heads_are_bounded(api):
     async with serving(api.app) as port:
         many = {f"x-{i}": "1" for i in range(20_000)}
