@@ -27,10 +27,13 @@ def percentile(seconds: Sequence[float], share: float) -> float:
 
 
 class Figures:
-    """Figures of one scenario. `end` raises where one is beyond its bound."""
+    """Figures of one scenario. `end` raises where one is beyond its bound.
 
-    def __init__(self, scenario: str) -> None:
-        self._scenario = scenario
+    test: what pytest's -k finds it by, where that is not the scenario's name.
+    """
+
+    def __init__(self, scenario: str, test: str = "") -> None:
+        self._scenario, self._test = scenario, test or scenario
         self._beyond: list[str] = []
 
     def tell(
@@ -44,7 +47,7 @@ class Figures:
             "bound": bound,
             "size": size,
             "scale": SCALE,
-            "command": f'make test-operate PYTEST="-k {self._scenario}"',
+            "command": f'make test-operate PYTEST="-k {self._test}"',
             **({"note": note} if note else {}),
         }
         holds = _holds(float(value), bound)

@@ -6,6 +6,7 @@ Started through a fork server that has imported everything, so that hundreds of 
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import os
 import signal
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi import Request
+from fastapi.responses import StreamingResponse
 
-from tests.server.api.conftest import replica
+from tests.server.api.conftest import Api, replica
 
 # Lines of these files are the publish path: ours, and the connection's to the registry.
 PATHS = (os.path.join("bmt_server", "api") + os.sep, os.path.join("redis", "asyncio") + os.sep)
@@ -53,10 +56,28 @@ class Lines:
         return self._line
 
 
-def _serve(url: str, folder: str, listening: socket.socket, kill_at: int | None, tell: Any) -> None:
+def _completions(api: Api) -> None:
+    """A stream of one token, as the engine would begin it."""
+
+    async def answer(request: Request) -> StreamingResponse:
+        model = (await request.json())["model"]
+        event = json.dumps({"model": model, "choices": [{"text": "."}]})
+        return StreamingResponse(
+            iter([f"data: {event}\n\n", "data: [DONE]\n\n"]), media_type="text/event-stream"
+        )
+
+    api.app.post("/v1/completions")(answer)
+
+
+def _serve(
+    url: str, folder: str, listening: socket.socket, kill_at: int | None, tell: Any, key: str
+) -> None:
     async def run() -> None:
         lines = Lines(kill_at)
         async with replica(url, Path(folder)) as api:
+            _completions(api)
+            if key:
+                await api.runtime.keys.adopt(key)
             config = uvicorn.Config(api.app, log_level="critical", lifespan="off")
             server = uvicorn.Server(config)
 
@@ -67,7 +88,8 @@ def _serve(url: str, folder: str, listening: socket.socket, kill_at: int | None,
                 server.should_exit = True
 
             hearing = asyncio.create_task(hear())
-            lines.install()
+            if not key:
+                lines.install()
             tell.send("ready")
             await server.serve(sockets=[listening])
             await hearing
@@ -76,21 +98,25 @@ def _serve(url: str, folder: str, listening: socket.socket, kill_at: int | None,
 
 
 class Publisher:
-    """One such process, listening on a port of its own."""
+    """One such process, listening on a port of its own. key: an administrator's, which it adopts.
+
+    Lines are counted, and one may kill it, where there is no such key.
+    """
 
     _context: Any = None
 
-    def __init__(self, url: str, folder: Path, kill_at: int | None = None) -> None:
+    def __init__(self, url: str, folder: Path, kill_at: int | None = None, key: str = "") -> None:
         if Publisher._context is None:
             Publisher._context = multiprocessing.get_context("forkserver")
             Publisher._context.set_forkserver_preload([__name__])
         listening = socket.socket()
         listening.bind(("127.0.0.1", 0))
         listening.listen(16)
+        self.key = key
         self.port: int = listening.getsockname()[1]
         self._tell, theirs = Publisher._context.Pipe()
         self.process = Publisher._context.Process(
-            target=_serve, args=(url, str(folder), listening, kill_at, theirs), daemon=True
+            target=_serve, args=(url, str(folder), listening, kill_at, theirs, key), daemon=True
         )
         self.process.start()
         listening.close()
@@ -98,8 +124,12 @@ class Publisher:
         assert self._tell.recv() == "ready"
 
     @property
-    def base(self) -> str:
+    def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
 
     def lines(self) -> int:
         """Lines of the publish path that ran so far."""

@@ -13,6 +13,7 @@ from tests.server.engine.engines import random_mask
 from tests.server.served import Served
 
 from .load import Target
+from .publisher import Publisher
 
 # Several engines on a few cores: each a thread of its own, bound to none.
 SEVERAL = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
@@ -54,7 +55,7 @@ def server(model: Path, folder: Path, registry: str, key: str, *flags: str) -> I
         served.stop()
 
 
-def target(served: Served) -> Target:
+def target(served: Served | Publisher) -> Target:
     return Target(served.port, served.key)
 
 

@@ -58,7 +58,7 @@ async def looked_at(url: str) -> tuple[NameState, list[str], int]:
 def upload(server: Publisher, key: str, tried: Tried) -> None:
     try:
         answer = httpx.put(
-            f"{server.base}/v1/masks/{NAME}",
+            f"{server.url}/v1/masks/{NAME}",
             params={"alias": ALIAS},
             content=tried.data,
             headers={"Authorization": f"Bearer {key}"},
@@ -122,9 +122,9 @@ def test_publish_killed(valkey, tmp_path):
     lost = 0
     with httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=20) as client:
         for tried in acknowledged:
-            found = client.get(f"{server.base}/v1/masks/{NAME}@{tried.digest}")
+            found = client.get(f"{server.url}/v1/masks/{NAME}@{tried.digest}")
             blob = found.json().get("file_digest", "")
-            data = client.get(f"{server.base}/v1/blobs/{blob}")
+            data = client.get(f"{server.url}/v1/blobs/{blob}")
             lost += data.content != tried.data
     server.stop()
     size = f"{len(acknowledged)} acknowledged, Valkey killed and started again"

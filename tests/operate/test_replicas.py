@@ -13,12 +13,14 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.server.api.conftest import make_mask
 from tests.server.engine.engines import random_mask
 from tests.server.served import Served
 
 from .figures import Figures, percentile, scaled
 from .load import Target, until
 from .proxy import FaultProxy
+from .publisher import Publisher
 from .servers import SEVERAL, start, target
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(7200)]
@@ -37,16 +39,27 @@ def proxies(valkey):
         proxy.close()
 
 
+@pytest.fixture(scope="module", params=["api", "engine"])
+def kind(request) -> str:
+    """With the real engine, and without one, where the rest has the processors to itself."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def replicas(smol, proxies, admin_key, tmp_path_factory):
+def replicas(kind, request, proxies, admin_key, tmp_path_factory):
     folder = tmp_path_factory.mktemp("replicas")
-    made = [
-        start(smol, folder / str(i), proxy.url, admin_key, env=SEVERAL, wait=False)
-        for i, proxy in enumerate(proxies)
-    ]
+    if kind == "api":
+        made = [Publisher(p.url, folder / str(i), key=admin_key) for i, p in enumerate(proxies)]
+    else:
+        smol = request.getfixturevalue("smol")
+        made = [
+            start(smol, folder / str(i), proxy.url, admin_key, env=SEVERAL, wait=False)
+            for i, proxy in enumerate(proxies)
+        ]
     try:
-        for one in made:
-            one.wait()
+        if kind == "engine":
+            for one in made:
+                one.wait()
         yield made
     finally:
         for one in made:
@@ -54,23 +67,28 @@ def replicas(smol, proxies, admin_key, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def masks(smol):
+def masks(kind, request):
     """Many small masks of one base: a first one, with another position for each of them."""
-    first = random_mask(smol, 0, 0.0005)
+    if kind == "api":
+        return lambda number: bmt_core.encode(make_mask(number))
+    first = random_mask(request.getfixturevalue("smol"), 0, 0.0005)
 
     def made(number: int) -> bytes:
         tensor = first.tensors[0]
-        size = tensor.shape[0] * tensor.shape[1]
         # From the positions that the first one keeps.
         free = np.setdiff1d(np.arange(number, number + 1000), tensor.positions)[:1]
-        positions = np.sort(np.append(tensor.positions, free % size)).astype(np.uint32)
+        positions = np.sort(np.append(tensor.positions, free)).astype(np.uint32)
         changed = bmt_core.TensorMask(tensor.name, tensor.shape, positions)
         return bmt_core.encode(bmt_core.Mask(first.base, (changed, *first.tensors[1:])))
 
     return made
 
 
-def put(served: Served, name: str, data: bytes, **headers: str) -> httpx.Response:
+def named(scenario: str, kind: str) -> Figures:
+    return Figures(scenario if kind == "engine" else f"{scenario}_without_engine", scenario)
+
+
+def put(served: Served | Publisher, name: str, data: bytes, **headers: str) -> httpx.Response:
     return httpx.put(
         f"{served.url}/v1/masks/{name}",
         params={"alias": "prod"},
@@ -86,9 +104,9 @@ async def serves(to: Target, name: str, model: str) -> bool:
     return answer.model == model
 
 
-def test_publish_to_served(replicas, masks):
+def test_publish_to_served(kind, replicas, masks):
     """From the request that publishes to the last replica's answer of the new version."""
-    figures, seconds, visible = Figures("publish_to_served"), [], []
+    figures, seconds, visible = named("publish_to_served", kind), [], []
 
     async def run() -> None:
         targets = [target(r) for r in replicas]
@@ -113,9 +131,9 @@ def test_publish_to_served(replicas, masks):
     figures.end()
 
 
-def test_replica_was_away(replicas, proxies, masks):
+def test_replica_was_away(kind, replicas, proxies, masks):
     """Cut off for a while, it goes on with what it knows, and finds what it missed when back."""
-    figures = Figures("replica_was_away")
+    figures = named("replica_was_away", kind)
     to = target(replicas[0])
 
     async def run() -> None:
@@ -148,9 +166,9 @@ def test_replica_was_away(replicas, proxies, masks):
     figures.end()
 
 
-def test_racing_writers(replicas, masks):
+def test_racing_writers(kind, replicas, masks):
     """Writers that each read, then write on condition: every success is a version of its own."""
-    figures = Figures("racing_writers")
+    figures = named("racing_writers", kind)
     chance = random.Random(2)
     numbers = list(range(6001, 6001 + 2 * WRITERS * WRITES, 2))
     chance.shuffle(numbers)

@@ -83,7 +83,7 @@ def test_schemas(valkey, tmp_path):
                 headers["If-Match"] = data.draw(
                     st.sampled_from([f'"{MASKS[0].digest}"', '"x"', "*", ""])
                 )
-        answer = case.call(base_url=server.base, headers=headers, timeout=20, **more)
+        answer = case.call(base_url=server.url, headers=headers, timeout=20, **more)
         statuses[answer.status_code] += 1
         if answer.status_code >= 500:
             failures.append(f"{case.method} {case.formatted_path} {answer.status_code}")
