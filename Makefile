@@ -10,7 +10,7 @@ PAPER := paper-grpo paper-grpo-server paper-grpo-hard paper-gsm8k paper-lean-sft
 export GSM8K
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-quick bench bench-serve bench-swap bench-cold bench-format $(PAPER) tools lint format docs clean
+.PHONY: help setup demo serve test test-quick test-operate bench bench-serve bench-swap bench-cold bench-format $(PAPER) tools lint format docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' "$(ROOT)/Makefile" | sed 's/:.*## /\t/' | expand -t 20
@@ -29,6 +29,10 @@ test: setup ## all tests, on the real model, engine and registry
 
 test-quick: setup ## without the tests that start an engine
 	@cd "$(ROOT)" && "$(BIN)/python" -m pytest -m "not engine" $(PYTEST)
+
+test-operate: setup ## long scenarios: faults, rollouts, overload, fuzzing (BMT_OPERATE_SCALE=0.1: a tenth of each)
+	@cd "$(ROOT)" && "$(BIN)/python" -m pip install -q -r tests/operate/requirements.txt \
+		&& "$(BIN)/python" -m pytest -m operate -s tests/operate $(PYTEST)
 
 bench: setup ## measure all, with baselines; under 90 minutes (BENCH=--quick tries it, --resume goes on)
 	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks all $(BENCH)
@@ -62,7 +66,7 @@ format: setup ## let ruff lay out and mend what it can
 
 docs: setup ## write docs/cli.md and the README's figures and file map anew
 	@"$(BIN)/python" "$(ROOT)/scripts/gen_cli_docs.py" && "$(BIN)/python" "$(ROOT)/scripts/gen_file_map.py" \
-		&& "$(BIN)/python" "$(ROOT)/scripts/gen_chart.py"
+		&& "$(BIN)/python" "$(ROOT)/scripts/gen_chart.py" && "$(BIN)/python" "$(ROOT)/scripts/gen_operate.py"
 	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks.readme
 
 clean: ## remove .venv, .bmt and caches

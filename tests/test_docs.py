@@ -25,7 +25,7 @@ def test_links_resolve(page):
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("script", ["gen_cli_docs.py", "gen_file_map.py"])
+@pytest.mark.parametrize("script", ["gen_cli_docs.py", "gen_file_map.py", "gen_operate.py"])
 def test_generated_pages_are_current(script):
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / script), "--check"], cwd=ROOT, check=False
@@ -38,6 +38,13 @@ def test_the_readmes_figures_are_those_of_the_latest_results():
         [sys.executable, "-m", "benchmarks.readme", "--check"], cwd=ROOT, check=False
     )
     assert done.returncode == 0, "out of date: run `make docs`"
+
+
+def test_the_operators_page_has_every_alert():
+    named = re.findall(r"alert: (\w+)", (ROOT / "deploy/chart/files/alerts.yaml").read_text())
+    page = (ROOT / "docs" / "operate.md").read_text()
+    assert named
+    assert set(re.findall(r"^\| `(Bmt\w+)` \|", page, re.MULTILINE)) == set(named)
 
 
 def test_every_file_says_what_it_is():

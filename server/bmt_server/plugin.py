@@ -14,6 +14,9 @@ from bmt_server.settings import Settings
 
 GENERAL = "bmt"
 ENDPOINTS = "bmt_routes"
+#: True once this process has stopped serving because its engine had died: vLLM then ends as if it
+#: had been asked to.
+engine_died = False
 
 
 def register() -> None:
@@ -36,8 +39,11 @@ class MaskEndpoints:
         self._app: Any = None
 
     def attach_router(self, app: Any) -> None:
+        from bmt_server.api import edge
         from bmt_server.api.routes import build_router
 
+        # vLLM configures its HTTP server after this, and offers no way to choose the protocol.
+        edge.install()
         app.include_router(build_router())
         self._app = app
 
@@ -58,9 +64,9 @@ class MaskEndpoints:
         observe(engine_client, runtime.metrics.request_finished, runtime.residency.running, pulse)
         stat_logger.public_names, stat_logger.stepped = runtime.public_names, pulse.beat
         state.bmt = runtime
-        self._close_with_app(runtime)
+        self._close_with_app(runtime, bridge)
 
-    def _close_with_app(self, runtime: Any) -> None:
+    def _close_with_app(self, runtime: Any, bridge: Any) -> None:
         router = self._app.router
         inner = router.lifespan_context
 
@@ -71,6 +77,8 @@ class MaskEndpoints:
                 try:
                     yield state
                 finally:
+                    global engine_died
+                    engine_died = engine_died or bridge.died
                     await runtime.close()
 
         router.lifespan_context = lifespan

@@ -19,7 +19,7 @@ from bmt_server import cpu_env, plugin
 from bmt_server.settings import MaskMode, Settings, SettingsError
 
 GATE = "bmt_server.api.gate.Gate"
-# Requests that wait, at most, where --max-num-queued-reqs does not say: beyond it, 503 at once.
+# Requests that run or wait, where --max-num-queued-reqs does not say: beyond it, 503 at once.
 QUEUED = 2048
 # Seconds for running requests after SIGTERM, where --shutdown-timeout does not say.
 DRAIN_S = 30
@@ -200,6 +200,9 @@ def _run(settings: Settings, args: Namespace) -> None:
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
     ServeSubcommand.cmd(args)
+    if plugin.engine_died:
+        _say("the engine died, so this server has ended; its log says why")
+        raise SystemExit(1)
 
 
 def _loopback(host: str | None) -> bool:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -67,10 +68,22 @@ def free_port() -> int:
 
 
 class Served:
-    """`bmt-server serve` as a process; `url` and `key` are for clients."""
+    """`bmt-server serve` as a process; `url` and `key` are for clients.
 
-    def __init__(self, model: Path, folder: Path, *flags: str, registry: str = "") -> None:
-        self.port = free_port()
+    wait: return when it is ready; else `wait` does. port: a free one where it is 0.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        folder: Path,
+        *flags: str,
+        registry: str = "",
+        env: Mapping[str, str] | None = None,
+        wait: bool = True,
+        port: int = 0,
+    ) -> None:
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "server.log"
         key_file = folder / "key"
@@ -87,12 +100,15 @@ class Served:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+                env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", **(env or {})},
             )
-        self._wait()
-        self.key = key_file.read_text().strip() if key_file.exists() else ""
+        self.key = ""
+        if wait:
+            self.wait()
+            self.key = key_file.read_text().strip() if key_file.exists() else ""
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Return when it is ready."""
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             if self.process.poll() is not None:

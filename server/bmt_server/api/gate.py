@@ -230,6 +230,9 @@ async def _body(headers: dict[str, str], receive: Receive) -> dict[str, Any]:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise UnsupportedMedia(f"content type is {kind!r}; send application/json")
+    length = headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY:
+        raise PayloadTooLarge(f"the body is larger than {MAX_BODY} bytes")
     data = bytearray()
     while True:
         message = await receive()

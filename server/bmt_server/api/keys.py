@@ -1,11 +1,16 @@
 """API keys: made here, shown once, stored as hashes, checked without Redis once known.
 
+A request with a known key never waits for Redis: known keys are looked up again beside requests,
+all in one call, and at once after a change that the registry's stream tells of.
+
 A key reads `bmt_adm_<32 characters><6 characters of checksum>`: 190 bits of chance, and a
 checksum so that a mistyped key is refused without a look-up and secret scanners can be sure.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import json
 import secrets
@@ -15,7 +20,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-from bmt_server.api.errors import BadRequest, NotFound, RegistryDown, Unauthorized
+from redis.exceptions import RedisError
+
+from bmt_server.api.errors import ApiError, BadRequest, NotFound, RegistryDown, Unauthorized
 from bmt_server.api.registry import EVENTS, PREFIX
 from bmt_server.api.schemas import DEFAULT_TENANT, Principal
 from bmt_server.api.store import Store
@@ -25,9 +32,13 @@ SCOPES = ("infer", "upload", "admin")
 _KIND = {"infer": "inf", "upload": "upl", "admin": "adm"}
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _RANDOM, _CHECK = 32, 6
-# A revoked key stops working within this time on every replica, seconds.
-_FRESH_S = 5.0
+# Between two looks at all known keys, seconds. A revoked key stops working within 5 s on every
+# replica, also where the stream's word of it was lost.
+_LOOK_S = 2.0
+# How long a key that is not there is not asked for again, seconds.
+_UNKNOWN_S = 5.0
 _MAX_CACHED = 4096
+_CANCEL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +93,23 @@ class KeyStore:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._seen: dict[str, tuple[float, KeyRecord | None]] = {}
+        self._known: dict[str, KeyRecord] = {}
+        self._unknown: dict[str, float] = {}
+        # Known ones that a change may have been about: looked up before their next use.
+        self._doubtful: set[str] = set()
+        self._looking: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Keep known keys current, from the running loop, until `close`."""
+        self._looking = asyncio.create_task(self._look(), name="bmt-keys")
+
+    async def close(self) -> None:
+        """End that."""
+        task, self._looking = self._looking, None
+        # Until it ends, as in Snapshot.close.
+        while task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=_CANCEL_S)
 
     async def create(
         self,
@@ -146,30 +173,67 @@ class KeyStore:
 
     def forget(self) -> None:
         """Look every key up again at its next use."""
-        self._seen = {h: (0.0, r) for h, (_, r) in self._seen.items() if r is not None}
+        self._doubtful = set(self._known)
+        self._unknown.clear()
+
+    async def refresh(self) -> None:
+        """Look up all known keys now. Raises RegistryDown."""
+        known = list(self._known)
+        if not known:
+            return
+        quick = self._store.quick
+        values = await self._store.call(lambda: quick.hmget(KEYS, known))
+        for digest, value in zip(known, values, strict=True):
+            self._take(digest, value)
 
     async def verify(self, key: str) -> Principal:
         """Who the key belongs to. Raises Unauthorized; RegistryDown where it cannot be known."""
         if not well_formed(key):
             raise Unauthorized("the API key is not valid; set BMT_API_KEY or the Bearer header")
         digest = _hash(key)
-        at, record = self._seen.get(digest, (0.0, None))
-        known = digest in self._seen
-        if not known or time.monotonic() - at > _FRESH_S:
-            try:
-                value = await self._store.call(lambda: self._store.quick.hget(KEYS, digest))
-                record = _record(value) if value else None
-                if len(self._seen) >= _MAX_CACHED:
-                    self._seen.clear()
-                self._seen[digest] = (time.monotonic(), record)
-            except RegistryDown:
-                if record is None:
-                    raise
-        if record is None:
-            raise Unauthorized("the API key is not known, or was revoked")
+        record = self._known.get(digest)
+        if record is None or digest in self._doubtful:
+            record = await self._look_up(digest)
         if record.expires is not None and record.expires <= _now():
             raise Unauthorized(f"the API key expired at {record.expires}")
         return Principal(record.key_id, record.tenant, frozenset(record.scopes))
+
+    async def _look_up(self, digest: str) -> KeyRecord:
+        if time.monotonic() - self._unknown.get(digest, -_UNKNOWN_S) < _UNKNOWN_S:
+            raise Unauthorized("the API key is not known, or was revoked")
+        try:
+            value = await self._store.call(lambda: self._store.quick.hget(KEYS, digest))
+        except RegistryDown:
+            known = self._known.get(digest)
+            if known is None:
+                raise
+            self._doubtful.discard(digest)  # the next look decides; requests do not wait for it
+            return known
+        record = self._take(digest, value)
+        if record is None:
+            if len(self._unknown) >= _MAX_CACHED:
+                self._unknown.clear()
+            self._unknown[digest] = time.monotonic()
+            raise Unauthorized("the API key is not known, or was revoked")
+        return record
+
+    def _take(self, digest: str, value: bytes | None) -> KeyRecord | None:
+        """What the registry says of a key, None where it has none, is what is known of it."""
+        self._doubtful.discard(digest)
+        if value is None:
+            self._known.pop(digest, None)
+            return None
+        if len(self._known) >= _MAX_CACHED and digest not in self._known:
+            self._known.pop(next(iter(self._known)))
+        record = self._known[digest] = _record(value)
+        return record
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            # Where Redis is away, known keys go on.
+            with contextlib.suppress(ApiError, RedisError):
+                await self.refresh()
 
 
 def _record(value: bytes) -> KeyRecord:

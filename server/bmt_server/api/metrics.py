@@ -181,6 +181,11 @@ class Metrics:
         )
         self.uploads = Counter("bmt_uploads", "Uploads by outcome.", ["outcome"], registry=registry)
         self.registry_up = Gauge("bmt_registry_up", "1 while Redis answers.", registry=registry)
+        self.holding = Gauge(
+            "bmt_mask_holds",
+            "Holds on masks: of responses, and of their requests in the engine.",
+            registry=registry,
+        )
         # Internal names until the registry is known, which requests may use too.
         self.public_names: Callable[[Iterable[str]], list[str]] = list
         self._loaded = LoadedCollector(stats_dir, lambda names: self.public_names(names))
@@ -224,6 +229,7 @@ class Metrics:
             self.cold_seconds,
             self.uploads,
             self.registry_up,
+            self.holding,
             self._loaded,
             self._workers,
             self._turns,

@@ -161,6 +161,19 @@ class Registry:
         value = await self.store.call(lambda: self.store.quick.get(GENERATION))
         return int(value or 0)
 
+    async def place(self) -> tuple[int, bytes]:
+        """The counter of changes and the last event. Both: after a failover that lost changes, the
+        counter may come to where it was by other ones."""
+
+        async def read() -> list[Any]:
+            async with self.store.quick.pipeline(transaction=True) as pipe:
+                pipe.get(GENERATION)
+                pipe.xrevrange(EVENTS, count=1)
+                return await pipe.execute()
+
+        generation, newest = await self.store.call(read)
+        return int(generation or 0), newest[0][0] if newest else b"0"
+
     async def states(self, names: Iterable[tuple[str, str]]) -> list[NameState]:
         """What is held under each name, each read in one transaction."""
         wanted = list(names)

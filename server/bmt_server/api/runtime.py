@@ -55,6 +55,7 @@ class Runtime:
             self.metrics.cold_load,
         )
         self.residency = Residency(self.cache, engine)
+        self.metrics.holding.set_function(lambda: float(sum(self.residency.in_flight().values())))
         self.resolver = Resolver(self.snapshot, self.residency, engine)
         self.metrics.public_names = self.public_names
         self.models = Models(self.snapshot, engine)
@@ -81,6 +82,7 @@ class Runtime:
                 raise
         runtime.cache.tidy()
         runtime.snapshot.start()
+        runtime.keys.start()
         # Without it in time the server starts all the same, and /readyz waits for the first sync.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(runtime.snapshot.synced.wait(), _FIRST_SYNC_S)
@@ -89,6 +91,7 @@ class Runtime:
     async def close(self) -> None:
         """Stop following the registry and let its connections go."""
         await self.snapshot.close()
+        await self.keys.close()
         await self.residency.close()
         await self.cache.close()
         await self.engine.close()

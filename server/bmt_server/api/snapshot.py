@@ -1,8 +1,8 @@
 """A replica's copy of the registry's names, kept current by the stream of changes.
 
 Requests resolve against it without a round trip, and go on doing so while Redis is away. A stream
-read with a remembered place loses nothing while the connection holds; a counter of changes,
-compared every few seconds and after every reconnect, finds what was missed otherwise.
+read with a remembered place loses nothing while the connection holds; a counter of changes and the
+last event, compared every few seconds and after every reconnect, find what was missed otherwise.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Snapshot:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._states: dict[tuple[str, str], NameState] = {}
-        self._generation = -1
+        self._place = (-1, b"")  # the registry's, up to which all is known here
         self._task: asyncio.Task[None] | None = None
         self.synced = asyncio.Event()
         self.connected = False
@@ -60,8 +60,8 @@ class Snapshot:
 
     async def sync(self) -> None:
         """Read everything, where anything changed since the last time."""
-        generation = await self._registry.generation()
-        if generation == self._generation and self.synced.is_set():
+        place = await self._registry.place()
+        if place == self._place and self.synced.is_set():
             return
         names = await self._registry.names()
         states: list[NameState] = []
@@ -74,13 +74,13 @@ class Snapshot:
         if gone:
             self.changed(gone)
         # A counter that went back means that Redis lost what it had acknowledged.
-        if generation < self._generation:
+        if place[0] < self._place[0]:
             logger.error(
                 "The registry went back from change %d to %d: a failover lost writes.",
-                self._generation,
-                generation,
+                self._place[0],
+                place[0],
             )
-        self._generation = generation
+        self._place = place
         self.synced.set()
 
     def _take(self, states: Iterable[NameState]) -> None:
@@ -108,18 +108,18 @@ class Snapshot:
         while True:
             client = blocking_client(self._registry.store.url, _BLOCK_S)
             try:
-                last = await self._last_id(client)
                 await self.sync()
-                self.connected = True
+                last, self.connected = self._place[1], True
                 reconciled = time.monotonic()
                 while True:
                     reply = await client.xread({EVENTS: last}, count=100, block=int(_BLOCK_S * 1e3))
                     for _, entries in _streams(reply):
                         last = entries[-1][0]
-                        await self._apply([fields for _, fields in entries])
+                        await self._apply([fields for _, fields in entries], last)
                     if time.monotonic() - reconciled > _RECONCILE_S:
                         await self.sync()
-                        reconciled = time.monotonic()
+                        # After a failover it may lie before the last event that was read.
+                        last, reconciled = self._place[1], time.monotonic()
             except (TimeoutError, RedisError, OSError, ApiError) as error:
                 if self.connected or not self.synced.is_set():
                     logger.warning("The mask registry is away (%s); known masks go on.", error)
@@ -129,21 +129,18 @@ class Snapshot:
                 with contextlib.suppress(RedisError, OSError):
                     await client.aclose()
 
-    async def _last_id(self, client: object) -> bytes:
-        newest = await client.xrevrange(EVENTS, count=1)  # type: ignore[attr-defined]
-        return newest[0][0] if newest else b"0"
-
-    async def _apply(self, events: list[dict[bytes, bytes]]) -> None:
-        names = []
+    async def _apply(self, events: list[dict[bytes, bytes]], last: bytes) -> None:
+        names, generation = [], self._place[0]
         for event in events:
             if event.get(b"kind") == b"keys":
                 self.keys_changed()
                 continue
             tenant, _, name = event.get(b"where", b"").decode().partition("/")
             names.append((tenant, name))
+            generation = max(generation, int(event.get(b"generation", 0)))
         if names:
             self._take(await self._registry.states(dict.fromkeys(names)))
-            self._generation = max(self._generation, int(events[-1].get(b"generation", 0)))
+        self._place = (generation, last)
 
 
 def _streams(reply: object) -> Iterable[tuple[bytes, list]]:

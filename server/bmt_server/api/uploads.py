@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import bmt_core
 from fastapi import Query, Request
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 
 from bmt_server.api.asked import (
     OCTETS,
@@ -154,10 +155,13 @@ async def _upload(request: Request, bound: int) -> bytes:
     if int(length) > bound:
         raise _too_large(int(length), bound)
     data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > bound:
-            raise _too_large(len(data), bound)
+    try:
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > bound:
+                raise _too_large(len(data), bound)
+    except ClientDisconnect:
+        raise BadRequest("the client went away", code="disconnected") from None
     return bytes(data)
 
 

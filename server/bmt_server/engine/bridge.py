@@ -31,6 +31,23 @@ class EngineBridge:
         self._models = serving_models
         self._pulse, self._hang_s = pulse, settings.hang_s
         self._workers = _workers(engine_client, Path(settings.stats_dir))
+        self._told_to_end = False
+        self._hear_of_its_end()
+
+    def _hear_of_its_end(self) -> None:
+        # vLLM's flag says "dead" of an engine that was told to end, too.
+        end = self._client.shutdown
+
+        def shutdown(*args: Any, **kwargs: Any) -> Any:
+            self._told_to_end = True
+            return end(*args, **kwargs)
+
+        self._client.shutdown = shutdown
+
+    @property
+    def died(self) -> bool:
+        """True where the engine has ended by itself."""
+        return bool(self._client.errored) and not self._told_to_end
 
     @property
     def evicted(self) -> Callable[[int], None]:

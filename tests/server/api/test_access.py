@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import signal
+import time
+
 import pytest
 from bmt_server.api.access import ROUTES, match
 from bmt_server.api.errors import BadRequest
@@ -119,6 +123,32 @@ async def test_a_key_of_the_operators_is_adopted_once(api):
     for wrong in ("", "secret", secret[:-1] + ("0" if secret[-1] != "0" else "1")):
         with pytest.raises(BadRequest, match="keys generate"):
             await keys.adopt(wrong)
+
+
+async def test_known_keys_are_kept_current_beside_requests(api, valkey):
+    """A request with a known key asks nothing of the registry; a revoked one ends all the same."""
+    keys = api.runtime.keys
+    made = await keys.create(("infer",))
+    assert await status(api, "GET", "/v1/masks", made[0]) == 200
+    # Revoked behind this server's back, its event lost.
+    await api.runtime.store.quick.hdel("{bmt}:keys", hashlib.sha256(made[0].encode()).hexdigest())
+    assert await status(api, "GET", "/v1/masks", made[0]) == 200
+    await keys.refresh()
+    assert await status(api, "GET", "/v1/masks", made[0]) == 401
+    assert await status(api, "GET", "/v1/masks", api.keys["infer"]) == 200
+    assert keys._looking is not None
+    assert not keys._looking.done()
+    # After a change each key is looked up at its next use, but not waited for where that fails.
+    valkey.process.send_signal(signal.SIGSTOP)
+    try:
+        keys.forget()
+        assert await status(api, "GET", "/v1/masks", api.keys["infer"]) == 200
+        start = time.monotonic()
+        for _ in range(20):
+            assert await status(api, "GET", "/v1/masks", api.keys["infer"]) == 200
+        assert time.monotonic() - start < 0.5
+    finally:
+        valkey.process.send_signal(signal.SIGCONT)
 
 
 async def test_revoked_and_expired_keys(api):

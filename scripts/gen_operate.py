@@ -1,0 +1,55 @@
+"""Writes the figures of docs/operate.md from those that are kept. `--check` only compares."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "operate.md"
+KEPT = ROOT / "benchmarks" / "results" / "latest" / "operate.json"
+BEGIN, END = "<!-- operate figures: `make docs` -->\n", "<!-- end of operate figures -->"
+SIGNS = {"<=": "≤", ">=": "≥", "==": "="}
+
+
+def row(entry: dict[str, Any]) -> str:
+    """One figure. What is beyond its bound is bold."""
+    value = f"{entry['value']:,.4g}" if entry["value"] < 10_000 else f"{entry['value']:,.0f}"
+    side, _, limit = entry["bound"].partition(" ")
+    holds = (
+        not side
+        or {
+            "<=": entry["value"] <= float(limit or 0),
+            ">=": entry["value"] >= float(limit or 0),
+            "==": entry["value"] == float(limit or 0),
+        }[side]
+    )
+    said = f"{value} {entry['unit']}" if holds else f"**{value} {entry['unit']}**"
+    scale = "" if entry["scale"] == 1 else f" (scale {entry['scale']:g})"
+    note = f"; {entry['note']}" if entry.get("note") else ""
+    bound = f"{SIGNS[side]} {limit}" if side else ""
+    return f"| `{entry['id']}` | {said} | {bound} | {entry['size']}{note}{scale} |"
+
+
+def filled(text: str) -> str:
+    """The page with the table between its marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    lines = ["", "| figure | measured | to hold | of |", "|---|---|---|---|"]
+    lines += [row(entry) for entry in json.loads(KEPT.read_text())]
+    return before + BEGIN + "\n".join([*lines, "", END]) + after
+
+
+def main() -> int:
+    text = PAGE.read_text()
+    wanted = filled(text)
+    if "--check" in sys.argv[1:]:
+        return int(text != wanted)
+    PAGE.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Long tests of how a server is run: only with `-m operate`, as `make test-operate` does.
+
+Each file is one scenario on real parts. It prints its figures and keeps them (`figures.py`). Sizes
+are the full ones times $BMT_OPERATE_SCALE.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bmt_server.api.keys import SCOPES, make_key
+
+from tests.server.served import Valkey
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Not even looked at where nobody asked for them."""
+    return None if "operate" in config.option.markexpr else True
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory):
+    store = Valkey(tmp_path_factory.mktemp("valkey"))
+    store.start()
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="module")
+def admin_key() -> str:
+    """A key that every server of a scenario is given, as an operator would."""
+    return make_key(SCOPES)

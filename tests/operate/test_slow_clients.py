@@ -1,0 +1,105 @@
+"""Clients that send half a head, half a body, or never read: closed in time, nobody else waits."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import time
+
+import pytest
+
+from .figures import Figures, percentile, scaled
+from .load import Answer, Target, closed_loop
+from .servers import server, target, upload
+
+pytestmark = [pytest.mark.operate, pytest.mark.timeout(3600)]
+
+CLIENTS = scaled(10_000, 100)
+REQUESTS = scaled(300, 40)
+
+
+async def closed_after(port: int, data: bytes, seconds: list[float]) -> None:
+    """Send this and nothing more; how long until the server ends the connection."""
+    start = time.monotonic()
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(data)
+        while await reader.read(65536):
+            pass
+    except OSError:
+        pass
+    else:
+        writer.close()
+    seconds.append(time.monotonic() - start)
+
+
+def request(to: Target, length: int, path: str = "/v1/completions") -> bytes:
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {to.key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    ).encode()
+
+
+def test_slow_clients(smol, valkey, admin_key, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4 * CLIENTS + 1000), hard))
+    figures = Figures("slow_clients")
+    try:
+        with server(smol, tmp_path, valkey.url, admin_key) as served:
+            upload(served, smol, {"m": 0})
+            asyncio.run(scenario(figures, target(served)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    figures.end()
+
+
+async def scenario(figures: Figures, to: Target) -> None:
+    async def window() -> list[Answer]:
+        answers = await closed_loop(
+            lambda i: to.ask("m", prompt=f"Number {i} is", tokens=4), REQUESTS, 4
+        )
+        assert all(a.ok for a in answers), [a for a in answers if not a.ok][:3]
+        return answers
+
+    await window()
+    before = await window()
+    heads: list[float] = []
+    bodies: list[float] = []
+    slow = [closed_after(to.port, request(to, 9)[:-30], heads) for _ in range(CLIENTS // 2)]
+    slow += [closed_after(to.port, request(to, 9), bodies) for _ in range(CLIENTS - len(slow))]
+    tasks = [asyncio.create_task(work) for work in slow]
+    await asyncio.sleep(1)
+    during = await window()
+    await asyncio.gather(*tasks)
+    after = await window()
+    size = f"{CLIENTS} slow clients"
+    figures.tell("head_closed_in", max(heads), "s", "<= 15", size=size)
+    figures.tell("body_closed_in", max(bodies), "s", "<= 65", size=size)
+    figures.tell("body_waited_for", min(bodies), "s", ">= 55", size=size)
+    usual, now = (percentile([a.ttft_s for a in x], 99) for x in ([*before, *after], during))
+    note = f"{now * 1e3:.0f} ms against {usual * 1e3:.0f} ms"
+    figures.tell("ttft_p99_ratio", now / usual, "ratio", "<= 1.1", size=size, note=note)
+    await never_reads(figures, to)
+
+
+async def never_reads(figures: Figures, to: Target) -> None:
+    """Long streams that nobody reads hold neither a slot nor a mask for longer than they run."""
+    count, tokens = scaled(32, 8), 300
+    connections = []
+    for _ in range(count):
+        body = (
+            b'{"model": "m", "prompt": "x", "max_tokens": %d, "ignore_eos": true, "stream": true}'
+        ) % tokens
+        reader, writer = await asyncio.open_connection("127.0.0.1", to.port, limit=1)
+        writer.write(request(to, len(body)) + body)
+        connections.append(writer)
+    start = time.monotonic()
+    while await to.figure("vllm:num_requests_running") < count:
+        await asyncio.sleep(0.1)
+    while await to.figure("bmt_mask_holds"):
+        assert time.monotonic() - start < 180
+        await asyncio.sleep(0.2)
+    seconds = time.monotonic() - start
+    figures.tell("unread_streams_ended_in", seconds, "s", size=f"{count} streams, {tokens} tokens")
+    for writer in connections:
+        writer.transport.abort()

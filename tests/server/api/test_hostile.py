@@ -1,0 +1,318 @@
+"""Twenty-five hostile or faulty cases, and which tests cover each; here are those nobody else has.
+
+ 1  empty, short, cut files            core/test_damage: every_truncation; api/test_masks: bad_files
+ 2  magic, version, flags              core/test_attacks: attacks_are_refused
+ 3  lengths and counts that lie        core/test_attacks: attacks_are_refused
+ 4  zstd bombs                         core/test_attacks: attacks_are_refused
+ 5  windows, dictionaries, frames      core/test_attacks: attacks_are_refused
+ 6  positions that are none            core/test_attacks: attacks_are_refused
+ 7  polyglots                          core/test_attacks: attacks_are_refused; here: octets
+ 8  another base                       api/test_masks: bad_files; here: looks_again_at_the_base
+ 9  digests that differ or are none    api/test_masks: bad_files; here: digests
+10  empty and dense masks              core/test_limits: densest; here: empty_and_dense
+11  re-upload during streams           server/test_serve: reupload; operate/test_reupload
+12  two publish at once                api/test_masks: preconditions_decide_races
+13  deleted during streams             api/test_masks: running_stream; server/test_serve: deleted
+14  killed between blob and alias      operate/test_publish_killed
+15  Redis away, hung, slow, resetting  api/test_masks: registry_away; operate/test_registry_faults;
+                                       here: boot_without_a_registry
+16  a failover loses a publish         here: failover
+17  evicted or flipped blobs           api/test_masks: damaged_blob; api/test_residency: lost_blob
+18  Redis full, disk full              here: full_registry; api/test_residency: full_disk
+19  EngineCore killed or stopped       operate/test_engine_faults
+20  slow clients                       api/test_edge: head, body, reader; operate/test_slow_clients
+21  huge heads, deep and huge JSON     api/test_edge: heads_are_bounded; api/test_bounds; here: json
+22  ways around the key                api/test_access; server/test_vllm_routes; here: no_way_in
+23  names                              api/test_masks: bad_files; here: names
+24  addresses to fetch                 api/test_bounds: media_are_refused; here: nothing_is_fetched
+25  tenants                            api/test_masks: tenants, blobs; here: same_answer
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import logging
+import re
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import bmt_core
+import pytest
+from bmt_server.api.bounds import check
+from bmt_server.api.errors import BadRequest
+
+from tests.server.served import Valkey
+
+from .conftest import BASE, GATES, make_mask, replica
+from .test_edge import head, said, serving
+
+TESTS = Path(__file__).resolve().parents[2]
+
+
+def test_the_table_names_tests_that_exist():
+    table = (__doc__ or "").split("\n\n", 1)[1]
+    assert [int(n) for n in re.findall(r"^ ?(\d+)  ", table, re.MULTILINE)] == list(range(1, 26))
+    files = re.findall(r"((?:core|api|server|operate)/test_\w+|here)(?:: ([\w, ]+))?", table)
+    for file, words in files:
+        folder, _, name = file.partition("/")
+        place = {"api": "server/api"}.get(folder, folder)
+        path = Path(__file__) if file == "here" else TESTS / place / f"{name}.py"
+        tests = [
+            node.name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+            and node.name.startswith("test_")
+        ]
+        assert tests, path
+        for word in filter(None, words.split(", ")):
+            assert any(word.strip() in test for test in tests), (file, word)
+
+
+async def test_masks_go_out_as_octets_and_nothing_else(api):
+    stored = (await api.put("m", make_mask())).json()
+    async with api.client() as client:
+        answer = await client.get(f"/v1/blobs/{stored['file_digest']}")
+        assert answer.headers["content-type"] == "application/octet-stream"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        for path in ("/v1/masks", "/v1/nothing"):
+            assert (await client.get(path)).headers["x-content-type-options"] == "nosniff"
+
+
+async def test_a_load_looks_again_at_the_base(api):
+    """A registry that others write to may hold a mask of another base under a version of this."""
+    stored = (await api.put("m", make_mask())).json()
+    other = bmt_core.encode(make_mask(base=bmt_core.Base("tiny", "12" * 32)))
+    await api.runtime.store.quick.set("{bmt}:blob:" + stored["file_digest"], other)
+    api.runtime.cache.disk.path(stored["digest"]).unlink()
+    answer = await api.ask("m")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "blob_damaged")
+    assert api.engine.loads == []
+
+
+@pytest.mark.parametrize(
+    "digest",
+    [
+        "sha256:../../x",
+        "0" * 63,
+        "0" * 65,
+        "A" * 64,
+        "sha512:" + "0" * 128,
+        "",
+        "%00",
+        "0" * 10_000,
+    ],
+)
+async def test_digests_are_64_hex_digits(api, digest):
+    data = bmt_core.encode(make_mask())
+    async with api.client() as client:
+        answer = await client.put("/v1/masks/m", params={"digest": digest}, content=data)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "digest_invalid")
+        for value in (f"sha-256=:{digest}:", f"sha-512=:{digest}:", "sha-256"):
+            answer = await client.put(
+                "/v1/masks/m", headers={"Content-Digest": value}, content=data
+            )
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "digest_invalid")
+        if digest:
+            assert (await client.get(f"/v1/blobs/{digest}")).status_code in (400, 404)
+    assert await api.runtime.registry.names() == []
+
+
+async def test_empty_and_dense_masks_are_a_matter_of_policy(api):
+    assert (await api.put("none", make_mask(zeros=0))).status_code == 201
+    assert (await api.ask("none")).status_code == 200
+    name, shape = next(iter(GATES.items()))
+    every = bmt_core.TensorMask(name, shape, list(range(shape[0] * shape[1])))
+    answer = await api.put("all", bmt_core.Mask(BASE, (every,)))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "too_dense")
+
+
+async def test_boot_without_a_registry_waits_for_it(tmp_path):
+    store = Valkey(tmp_path)
+    try:
+        async with replica(store.url, tmp_path / "cache") as api, api.client("") as client:
+            assert (await client.get("/livez")).status_code == 200
+            assert (await client.get("/readyz")).status_code == 503
+            store.start()
+            start = time.monotonic()
+            while (await client.get("/readyz")).status_code != 200:
+                assert time.monotonic() - start < 5
+                await asyncio.sleep(0.05)
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("more", [0, 1, 2])
+async def test_failover_that_loses_a_publish_is_noticed(api, caplog, more):
+    """The registry's word is the last one, also where as many changes came as were lost."""
+    quick, snapshot = api.runtime.store.quick, api.runtime.snapshot
+    old = (await api.put("m", make_mask(0))).json()
+    before = {key: await quick.dump(key) for key in await quick.keys("*")}
+    new = (await api.put("m", make_mask(1))).json()
+    assert (await api.ask("m")).json()["model"] == new["model"]
+    await snapshot.close()
+    await quick.flushall()
+    for key, value in before.items():
+        await quick.restore(key, 0, value)
+    api.runtime.keys.forget()
+    for other in range(more):
+        await api.put(f"other{other}", make_mask(2 + other))
+    with caplog.at_level(logging.ERROR, logger="vllm.bmt_server"):
+        await snapshot.sync()
+    assert ("lost writes" in caplog.text) == (more == 0)
+    assert (await api.ask("m")).json()["model"] == old["model"]
+    assert (await api.ask(new["model"])).status_code == 404
+
+
+async def test_a_full_registry_takes_no_uploads_and_serves_on(api):
+    stored = (await api.put("m", make_mask(0))).json()
+    quick = api.runtime.store.quick
+    used = int((await quick.info("memory"))["used_memory"])
+    await quick.config_set("maxmemory", used)
+    try:
+        answer = await api.put("n", make_mask(1))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (507, "registry_full")
+        assert (await api.ask("m")).json()["model"] == stored["model"]
+        async with api.client() as client:
+            assert (await client.get("/v1/masks/m")).status_code == 200
+            assert (await client.get("/v1/masks/n")).status_code == 404
+    finally:
+        await quick.config_set("maxmemory", 0)
+    assert (await api.put("n", make_mask(1))).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"model": "tiny", "x": ' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}", 400),
+        (b'{"a":' * 100_000, 400),
+        (b"\xff\xfe{", 400),
+        (b'{"model": "tiny", "n": ' + b"9" * 5000 + b"}", 400),
+        (b'{"model": "tiny"' + b" " * (33 << 20), 413),
+    ],
+    ids=["deep", "deep-objects", "not-utf-8", "huge-integer", "33-mib"],
+)
+async def test_json_that_is_too_much_is_refused_at_once(api, body, status):
+    async with api.client() as client:
+        start = time.monotonic()
+        answer = await client.post(
+            "/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code == status, answer.text
+        assert time.monotonic() - start < 1
+    assert api.calls == []
+
+
+async def test_no_way_in_without_a_key(api):
+    """As bytes on a connection, for clients tidy up what they send."""
+    key = {"Connection": "close"}
+    bare = {"Authorization": "", **key}
+    routes = ("/v1/masks", "/v1%2fmasks", "//v1/masks", "/v1/./masks", "/x/../v1/masks")
+    routes += ("http://livez/v1/masks", "/v1/masks?x=/livez", "/v1/masks#/livez", "/%6civez/x")
+    routes += ("/livez/../v1/masks", "/livez%2f..%2fv1%2fmasks", "/livez;/v1/masks", "/LIVEZ")
+    async with serving(api.app) as port:
+        for path in routes:
+            for fields in (
+                bare,
+                {**bare, "Host": "livez/?x="},
+                {**bare, "X-Forwarded-For": "127.0.0.1", "X-Forwarded-Prefix": "/livez"},
+                {**bare, "X-Original-URL": "/livez", "X-HTTP-Method-Override": "GET"},
+                {**key, "Authorization": "Bearer bmt_adm_ä"},
+                {**key, "Authorization": "Bearer " + api.keys["admin"] + "\x0b"},
+                {**key, "Authorization": "Basic " + api.keys["admin"]},
+            ):
+                for method in ("GET", "OPTIONS", "HEAD", "TRACE"):
+                    raw = head(api, method, path, **fields)
+                    status, _, _ = await said(port, raw, parse=method != "HEAD")
+                    assert status in (400, 401), (method, path, fields, status)
+        upgrade = {"Upgrade": "websocket", "Sec-WebSocket-Key": "x" * 16, **bare}
+        upgrade |= {"Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+        status, _, _ = await said(port, head(api, "GET", "/v1/realtime", **upgrade), parse=False)
+        assert status in (0, 400, 401, 403)
+        fine = head(api, "GET", "/v1/masks", **key)
+        assert (await said(port, fine))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../x", "..%2f", "%2e%2e", "a%2fb", "a%2fb%2f..%2f..%2fc", ".", "..", "%00", "a%0d%0ab"),
+        *("a%E2%80%AEb", "%D0%B0", "%F0%9F%98%80", "a" * 10_000, "a%22b", "a%7B%7D", "A", "-a"),
+        *("base%0aINFO ok", 'x"} 1\nbmt_up', "tiny", "a@b", "a:b", "a%20b"),
+    ],
+)
+async def test_names_are_a_few_ascii_letters(api, name, caplog):
+    """Never part of a path, a log line or a label."""
+    as_sent, data = quote(name, safe="%/"), bmt_core.encode(make_mask())
+    async with api.client() as client:
+        answer = await client.put(f"/v1/masks/{as_sent}", content=data)
+        assert answer.status_code in (400, 404, 405, 307), answer.text
+        # The base's name is a fine alias, and clients take dots out of a path.
+        if name not in ("tiny", ".", "..", "../x", "%2e%2e"):
+            answer = await client.put(f"/v1/masks/m/aliases/{as_sent}", content=data)
+            assert answer.status_code in (400, 404), answer.text
+        answer = await client.post("/v1/chat/completions", json={"model": name + "x"})
+        assert answer.status_code == 404
+        figures = "".join(
+            str(s.labels) for f in api.runtime.metrics.errors.collect() for s in f.samples
+        )
+        assert name not in figures or len(name) < 3
+    assert await api.runtime.registry.names() == []
+    assert not [r for r in caplog.records if "\n" in r.getMessage()]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": u}}]}
+            ]
+        }
+        for u in ("http://169.254.169.254/latest/meta-data", "file:///etc/passwd", "ftp://x/")
+    ]
+    + [
+        {"input": [{"type": "input_file", "file_url": "http://127.0.0.1/"}]},
+        {"input": [{"type": "input_image", "image_url": "http://127.0.0.1/"}]},
+        {"media_io_kwargs": {"image": {"url": "file:///"}}},
+    ],
+)
+def test_nothing_is_fetched_for_a_request(body):
+    with pytest.raises(BadRequest):
+        check(body)
+
+
+async def test_foreign_and_unknown_get_the_same_answer(api):
+    """Byte for byte, but for the name asked for and the request's id."""
+    stored = (await api.put("mine", make_mask())).json()
+    async with api.client("other") as client:
+
+        async def answers(name: str, digest: str, blob: str) -> list[tuple[int, str]]:
+            found = []
+            for method, path in (
+                ("GET", f"/v1/masks/{name}"),
+                ("GET", f"/v1/masks/{name}@{digest[:12]}"),
+                ("GET", f"/v1/masks/{name}/versions"),
+                ("DELETE", f"/v1/masks/{name}"),
+                ("DELETE", f"/v1/masks/{name}/versions/{digest}"),
+                ("PUT", f"/v1/masks/{name}/aliases/prod"),
+                ("PUT", f"/v1/masks/{name}/pin"),
+                ("GET", f"/v1/models/{name}"),
+                ("GET", f"/v1/blobs/{blob}"),
+            ):
+                answer = await client.request(
+                    method, path, headers={"X-Request-Id": "same"}, json={"rev": 1}
+                )
+                text = answer.text.replace(name, "N").replace(digest[:12], "D")
+                found.append((answer.status_code, text.replace(blob[:12], "B")))
+            answer = await client.head(f"/v1/blobs/{blob}")
+            return [*found, (answer.status_code, "")]
+
+        foreign = await answers("mine", stored["digest"], stored["file_digest"])
+        unknown = await answers("none", "0" * 64, "1" * 64)
+        assert foreign == unknown
+        assert {status for status, _ in foreign} == {404}
+    # The same bytes by another tenant are new to it: that somebody has them is not told.
+    theirs = await api.put("mine", make_mask(), "other")
+    assert (theirs.status_code, theirs.json()["outcome"]) == (201, "created")
