@@ -15,8 +15,8 @@ class RunConfig:
 
     model: str = option("Folder of a safetensors checkpoint, or a model of the Hub.")
     dataset: str = option(
-        "task:NAME, reasoning-gym:NAME, gsm8k:FILE, a .jsonl file or a Hub data set, each with "
-        "?key=value&…"
+        "task:NAME, reasoning-gym:NAME, a benchmark's FORM:FILE (gsm8k, math, mmlu-pro, bbeh, "
+        "tools), a .jsonl file or a Hub data set, each with ?key=value&…"
     )
     output: Path = option("The mask file to write (.bmt).")  # noqa: RUF009
     system: str | None = option("System message before each prompt that has none.", None)
