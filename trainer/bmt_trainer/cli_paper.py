@@ -130,6 +130,46 @@ def suites(
     _print(("set", "model", "accuracy, %", "95 %", "lenient, %", "p", "n"), _lines(found))
 
 
+def retention(
+    model: Annotated[str, typer.Option(help="The base: a folder or a model of the Hub.")],
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="A mask file; without it, the base.", exists=True, dir_okay=False),
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option(help="Of lm-eval's, with commas between them.")
+    ] = "hellaswag,mmlu,truthfulqa_mc2,winogrande,ifeval,humaneval",
+    task_path: Annotated[
+        Path | None, typer.Option(help="Folder of further task files of lm-eval.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples of each task.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    device: Annotated[str, typer.Option()] = "auto",
+) -> None:
+    """Score what a model keeps of its skills, by lm-eval where that is installed."""
+    import bmt_core
+
+    from bmt_trainer import models
+    from bmt_trainer.apply import apply
+    from bmt_trainer.retention import retained
+
+    names = [task.strip() for task in tasks.split(",") if task.strip()]
+    place = models.checkpoint_folder(model)
+    network = models.load_model(place, models.pick_device(device))
+    if mask is not None:
+        apply(bmt_core.load(mask), network, base_fingerprint=bmt_core.fingerprint(place))
+    found = retained(
+        network,
+        models.load_tokenizer(place),
+        names,
+        task_path=task_path,
+        limit=limit,
+        batch_size=batch_size,
+    )
+    told = {"accuracy": found.accuracy, "mean": found.mean, "skipped": found.skipped}
+    print(json.dumps(told, indent=1))
+
+
 def _lines(found: list[Result]) -> list[tuple[str, ...]]:
     lines = []
     for result in found:
@@ -175,4 +215,5 @@ def add(app: typer.Typer) -> None:
     """Add the commands to `bmt-train`."""
     app.command("compare")(compare)
     app.command("suites")(suites)
+    app.command("retention")(retention)
     app.command("report")(report)

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -21,10 +21,22 @@ from bmt_core import Mask
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from bmt_trainer import baselines, data, geometry, grpo, models, sdft, sft, sizes
+from bmt_trainer import (
+    baselines,
+    data,
+    geometry,
+    grpo,
+    models,
+    retention,
+    sdft,
+    sft,
+    sizes,
+    suites,
+)
 from bmt_trainer.attach import Attached, attach
 from bmt_trainer.baselines import Tuned
 from bmt_trainer.divergence import Policy
+from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluate import Score, generate, outcomes
 from bmt_trainer.export import library_versions
 from bmt_trainer.grading import find
@@ -37,7 +49,7 @@ from bmt_trainer.run import settings_of
 from bmt_trainer.sdft import SdftConfig
 from bmt_trainer.session import Logs, Prepared, Session
 from bmt_trainer.sft import SftConfig
-from bmt_trainer.track import Track
+from bmt_trainer.track import Row, Track
 
 #: Shares of the gates that Wanda alone deletes (paper, appendix F).
 WANDA = tuple(1 / n for n in (2, 8, 32, 128, 512, 2048, 4096, 8192))
@@ -88,7 +100,7 @@ class _Run:
         if self._cell.kind == "wanda":
             told = self._wanda()
         elif self._cell.kind == "base":
-            told = {**self._scored(model), "size_bytes": 0, "trained": 0}
+            told = {**self._ended(model), "size_bytes": 0, "trained": 0}
         else:
             told = self._trained()
         if self._mask is None:
@@ -151,6 +163,32 @@ class _Run:
             "right": "".join("01"[one] for one in right),
         }
 
+    def _ended(self, model: nn.Module) -> Result:
+        """The held-out examples, and the evaluation sets of the plan."""
+        plan, session = self._cell.plan, self._session
+        told = self._scored(model)
+        if plan.suites is None:
+            return told
+
+        def answer(prompts: Sequence[Sequence[data.Message]], tokens: int) -> list[str]:
+            return generate(
+                cast(PreTrainedModel, model),
+                session.tokenizer,
+                prompts,
+                max_new_tokens=tokens,
+                batch_size=self._config.eval_batch_size,
+            )
+
+        found = suites.run(
+            suites.named(plan.suites),
+            {"tuned": answer},
+            folder=plan.suites_data,
+            limit=plan.suites_limit,
+            max_new_tokens=self._config.max_new_tokens,
+            seed=self._config.seed,
+        )
+        return {**told, "suites": [result.to_json() for result in found]}
+
     def _wanda(self) -> Result:
         """The best of one-shot masks at the paper's levels, G = ±0.03 without noise."""
         session = self._session
@@ -181,7 +219,7 @@ class _Run:
             told["disk_bytes"] = self._config.output.stat().st_size
         told["size_bytes"] = tuned.size()
         with tuned.tuned():
-            told |= self._scored(tuned.model)
+            told |= self._ended(tuned.model)
         if track is not None:
             told["track"] = track.rows
         if self._cell.plan.geometry:
@@ -207,25 +245,6 @@ class _Run:
         plan, session = self._cell.plan, self._session
         if not plan.track_every:
             return None
-        keeps = None
-        if plan.retention is not None:
-            kept = data.load(
-                plan.retention, heldout=plan.retention_examples, train=0, seed=self._config.seed
-            ).heldout
-            grader = find(plan.retention_grader)
-
-            def keeps() -> tuple[int, int, int]:
-                with tuned.tuned():
-                    texts = generate(
-                        cast(PreTrainedModel, tuned.model),
-                        session.tokenizer,
-                        [e.prompt for e in kept],
-                        max_new_tokens=self._config.max_new_tokens,
-                        batch_size=self._config.eval_batch_size,
-                    )
-                strict = sum(outcomes(texts, kept, grader))
-                return strict, sum(outcomes(texts, kept, grader, lenient=True)), len(kept)
-
         return Track(
             self._base(tuned),
             (tuned.model, tuned.tuned),
@@ -234,8 +253,41 @@ class _Run:
             session.run,
             every=plan.track_every,
             zeros=lambda: session.attached.zeros,
-            keeps=keeps,
+            keeps=None if plan.retention is None else self._keeps(tuned, plan.retention),
         )
+
+    def _keeps(self, tuned: Tuned, kept: str) -> Callable[[], Row]:
+        """How to score what is to be kept: another data set, or lm-eval's tasks."""
+        plan, session, config = self._cell.plan, self._session, self._config
+        model = cast(PreTrainedModel, tuned.model)
+        if kept == "lm-eval":
+
+            def harness() -> Row:
+                with tuned.tuned():
+                    found = retention.retained(model, session.tokenizer)
+                if found.mean is None:
+                    raise ConfigError(f"retention: lm-eval runs no task ({found.skipped})")
+                told = {"retention": found.mean, "retention_lenient": found.mean, "n": 0}
+                return {**told, **found.accuracy}
+
+            return harness
+        other = data.load(kept, heldout=plan.retention_examples, train=0, seed=config.seed).heldout
+        grader = find(plan.retention_grader)
+
+        def answers() -> Row:
+            with tuned.tuned():
+                texts = generate(
+                    model,
+                    session.tokenizer,
+                    [e.prompt for e in other],
+                    max_new_tokens=config.max_new_tokens,
+                    batch_size=config.eval_batch_size,
+                )
+            strict = sum(outcomes(texts, other, grader)) / len(other)
+            lenient = sum(outcomes(texts, other, grader, lenient=True)) / len(other)
+            return {"retention": strict, "retention_lenient": lenient, "n": len(other)}
+
+        return answers
 
     def _base(self, tuned: Tuned) -> Policy:
         """The same model where it knows its base, else a second copy."""

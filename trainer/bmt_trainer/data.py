@@ -62,25 +62,36 @@ class Split:
 
 
 def load(
-    dataset: str, *, heldout: int, train: int, seed: int = 0, system: str | None = None
+    dataset: str,
+    *,
+    heldout: int,
+    train: int,
+    seed: int = 0,
+    system: str | None = None,
+    share: float | None = None,
 ) -> Split:
     """The examples of `dataset`, split the same way for the same seed.
 
     heldout, train: numbers of examples. A generated task makes as many as asked, the held-out
     ones first, so that they stay the same whatever `train` is; a file or Hub data set is shuffled,
     `heldout` are set aside, and the others, `train` at most, are for training.
-    system: a system message before each prompt that has none. Raises DataError.
+    system: a system message before each prompt that has none; share: of a file's examples to hold
+    out, in the place of a number. Raises DataError.
     """
     name, options = _parse(dataset)
     kind, _, rest = name.partition(":")
     if kind in ("task", "reasoning-gym") and rest:
+        if share is not None:
+            raise DataError(f"{dataset} has no end of which a share could be held out; set heldout")
         stream = _task(rest, options, seed) if kind == "task" else _gym(rest, options, seed)
         examples = _distinct(_system(stream, system), heldout + train, dataset)
         return Split(examples[heldout:], examples[:heldout])
     rows = _rows(kind, name, rest, options)
     unique = {e.key: e for e in _system(rows, system)}
     examples = list(unique.values())
-    if len(examples) <= heldout:
+    if share is not None:
+        heldout = len(examples) - int(len(examples) * (1 - share))
+    if len(examples) < heldout + (train > 0):
         raise DataError(
             f"{dataset} has {len(examples)} different prompts, and {heldout} are to be held out; "
             "hold out fewer (the paper: a quarter)"

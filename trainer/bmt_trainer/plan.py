@@ -51,10 +51,15 @@ class Plan:
     models: Sequence[str] = option("Folders or models of the Hub.")
     datasets: Sequence[str] = option("As in the trainer's own command.")
     track_every: int = option("Steps between looks at zeros and distance; 0: none.", 0, least=0)
-    retention: str | None = option("A data set that is to be kept, scored at each look.", None)
+    retention: str | None = option(
+        "A data set that is to be kept, scored at each look; lm-eval: the paper's six tasks.", None
+    )
     retention_grader: str = option("What is right there.", "words")
     retention_examples: int = option("How many.", 400, least=1)
     geometry: bool = option("Measure the updates' geometry at the end.", False)
+    suites: str | None = option("Evaluation sets to score each at the end, as in `suites`.", None)
+    suites_data: Path | None = option("The folder of their files.", None)
+    suites_limit: int | None = option("Examples of each set.", None, least=1)
     sweep: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -146,7 +151,8 @@ class Cell:
     @property
     def key(self) -> str:
         """What decides the result, as text."""
-        looks = ("track_every", "retention", "retention_grader", "retention_examples", "geometry")
+        looks = ["track_every", "retention", "retention_grader", "retention_examples", "geometry"]
+        looks += ["suites", "suites_limit"]
         told = {
             **{name: getattr(self.plan, name) for name in looks},
             "trainer": self.plan.trainer,
@@ -170,16 +176,8 @@ class Cell:
 
 def read(path: Path | None, changes: Mapping[str, Any]) -> Plan:
     """A plan from a recipe, and changes to it by name. Raises ConfigError."""
-    values = dict(_extended(path, ())) if path else {}
-    values |= changes
-    for singular, plural in (("model", "models"), ("dataset", "datasets"), ("method", "methods")):
-        if singular in values:
-            values[plural] = values.pop(singular)
-    for name in _LISTS:
-        if isinstance(values.get(name), str):
-            # A data set's options may hold commas.
-            whole = values[name]
-            values[name] = [whole] if name == "datasets" else _split(whole)
+    values = _extended(path, ()) if path else {}
+    values |= _plural(changes)
     own = {f.name for f in dataclasses.fields(Plan)} - {"settings"}
     settings = {name: value for name, value in values.items() if name not in own}
     chosen = {name: value for name, value in values.items() if name in own}
@@ -192,8 +190,21 @@ def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     values = read_yaml(path)
     base = values.pop("extends", None)
     if base is None:
-        return values
-    return {**_extended(path.parent / str(base), (*seen, path)), **values}
+        return _plural(values)
+    return {**_extended(path.parent / str(base), (*seen, path)), **_plural(values)}
+
+
+def _plural(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`model`, `dataset` and `method` as lists of one, text as a list."""
+    values = dict(given)
+    for name in _LISTS:
+        if name[:-1] in values:
+            values[name] = values.pop(name[:-1])
+        if isinstance(values.get(name), str):
+            # A data set's options may hold commas.
+            whole = values[name]
+            values[name] = [whole] if name == "datasets" else _split(whole)
+    return values
 
 
 def _split(names: str) -> list[str]:

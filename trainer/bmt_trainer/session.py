@@ -98,6 +98,7 @@ class Session:
             train=train_examples,
             seed=config.seed,
             system=config.system,
+            share=None if heldout_from else config.heldout_share,
         )
         if heldout_from:
             other = data.load(

@@ -14,6 +14,8 @@ from bmt_trainer.stats import Paired, mean_interval, paired
 
 Result = Mapping[str, Any]
 
+_ORDER = ("base", "wanda", "full", "lora", "mth", "bmt")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -78,9 +80,9 @@ def read(places: Sequence[Path]) -> list[Result]:
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
-    """Grouped by model, method and settings, in the order in which they first occur."""
+    """Grouped by model, method and settings, in the order of the paper's tables."""
     groups: dict[tuple[str, str, str], list[Result]] = {}
-    for result in results:
+    for result in sorted(results, key=lambda r: (r["model"], _place(r["method"]))):
         changes = ", ".join(f"{k} {_short(v)}" for k, v in result.get("changes", {}).items())
         groups.setdefault((result["model"], result["method"], changes), []).append(result)
     bases = {(r["model"], r["dataset"]): r for r in results if r["method"] == "base"}
@@ -121,6 +123,11 @@ def _row(
         disk=sum(disks) / len(disks) / MIB if disks else None,
         results=group,
     )
+
+
+def _place(method: str) -> int:
+    kind = method.partition("@")[0].partition("-")[0]
+    return _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
 
 
 def _wilson(right: int, total: int) -> tuple[float, float]:

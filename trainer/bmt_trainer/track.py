@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from bmt_trainer.divergence import Policy, Texts, divergence
 from bmt_trainer.run import Run
 
-#: A step's row: step, zeros, kl_token, kl_sequence, retention and retention_lenient of n.
+#: A step's row: step, zeros, kl_token, kl_sequence, and what `keeps` tells.
 Row = dict[str, float]
 
 
@@ -18,8 +18,7 @@ class Track(TrainerCallback):
     """Every `every` steps, before the first and after the last, a row.
 
     base, tuned: as in `divergence`, on texts that the base sampled; zeros: the weights that are
-    deleted; keeps: right answers, strict and lenient, and of how many, to another data set. The
-    rows are notes of the run, `track`, so that a run that goes on has those from before.
+    deleted; keeps: of another skill, `retention`, `retention_lenient` (shares) and n. The rows are notes of the run, `track`, so that a run that goes on has those from before.
     """
 
     def __init__(
@@ -32,7 +31,7 @@ class Track(TrainerCallback):
         *,
         every: int,
         zeros: Callable[[], int],
-        keeps: Callable[[], tuple[int, int, int]] | None = None,
+        keeps: Callable[[], Row] | None = None,
     ) -> None:
         self._base, self._tuned, self._texts, self._padding = base, tuned, texts, padding
         self._run, self._every, self._zeros, self._keeps = run, every, zeros, keeps
@@ -58,7 +57,6 @@ class Track(TrainerCallback):
             "kl_sequence": found.per_sequence,
         }
         if self._keeps is not None:
-            strict, lenient, total = self._keeps()
-            row |= {"retention": strict / total, "retention_lenient": lenient / total, "n": total}
+            row |= self._keeps()
         self.rows.append(row)
         self._run.note("track", self.rows)
