@@ -58,7 +58,7 @@ class Plan:
     retention_examples: int = option("How many.", 400, least=1)
     geometry: bool = option("Measure the updates' geometry at the end.", False)
     suites: str | None = option("Evaluation sets to score each at the end, as in `suites`.", None)
-    suites_data: Path | None = option("The folder of their files.", None)
+    suites_data: Path | None = option("The folder of their files.", None)  # noqa: RUF009
     suites_limit: int | None = option("Examples of each set.", None, least=1)
     sweep: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -18,7 +18,8 @@ class Track(TrainerCallback):
     """Every `every` steps, before the first and after the last, a row.
 
     base, tuned: as in `divergence`, on texts that the base sampled; zeros: the weights that are
-    deleted; keeps: of another skill, `retention`, `retention_lenient` (shares) and n. The rows are notes of the run, `track`, so that a run that goes on has those from before.
+    deleted; keeps: of another skill, `retention`, `retention_lenient` (shares) and n. The rows are
+    notes of the run, `track`, so that a run that goes on has those from before.
     """
 
     def __init__(
