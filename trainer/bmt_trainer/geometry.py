@@ -1,4 +1,4 @@
-"""How an update lies in the weights that it changes (paper, section 5.5, Fig. 3).
+"""How an update lies in the weights that it changes (paper, section 5.5).
 
 Legend: W_0, W_+ [d_out, d_in] before and after; ΔW = W_+ - W_0; σ the singular values, falling.
 """
