@@ -33,7 +33,7 @@ SETTINGS = {"llama-gsm8k": "grpo-gsm8k", "qwen-simplerl": "grpo-simplerl"}
 LARGEST = {"llama-gsm8k": "meta-llama/Meta-Llama-3-8B-Instruct", "qwen-simplerl": "Qwen/Qwen2.5-7B"}
 MMLU_PRO = [f"mmlu-pro:TIGER-Lab/MMLU-Pro?split=test&subject={s}" for s in SUBJECTS]
 BBEH = [f"bbeh:data/bbeh/bbeh_{task}.json" for task in SUBTASKS]
-SUITES = {"mmlu-pro": ("letter", 1024, 16, MMLU_PRO), "bbeh": ("bbeh", 8192, 48, BBEH)}
+SUITES = {"mmlu-pro": (1024, 16, MMLU_PRO), "bbeh": (8192, 48, BBEH)}
 
 
 def recipes() -> Iterator[tuple[str, str, str, list[str]]]:
@@ -46,9 +46,9 @@ def recipes() -> Iterator[tuple[str, str, str, list[str]]]:
             yield f"table1-{setting}-{method}", title, shared, [f"methods: {method}"]
         title = f"Table 2, row Wanda, {setting}; its levels are table {_levels(setting)}"
         yield f"table2-{setting}-wanda", title, shared, ["methods: wanda"]
-    for suite, (grader, length, tokens, datasets) in SUITES.items():
+    for suite, (length, tokens, datasets) in SUITES.items():
         for method in ("base", "full", "bmt"):
-            lines = [f"methods: {method}", f"grader: {grader}", f"max_length: {length}"]
+            lines = [f"methods: {method}", f"max_length: {length}"]
             lines += [f"max_new_tokens: {tokens}", "datasets:", *(f"  - {d}" for d in datasets)]
             yield (
                 f"table3-{suite}-{method}",

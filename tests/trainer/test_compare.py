@@ -75,6 +75,7 @@ def test_every_method_has_a_result_of_the_same_examples(compared):
     assert list(results) == METHODS
     assert {len(r["right"]) for r in results.values()} == {6}
     assert {r["score"]["total"] for r in results.values()} == {6}
+    assert len({r["parameters"] for r in results.values()}) == 1
     assert all(len(r["logs"]["loss"]) == 3 for m, r in results.items() if m not in METHODS[:2])
 
 

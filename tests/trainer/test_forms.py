@@ -8,7 +8,7 @@ import json
 import pytest
 from bmt_trainer.data import load
 from bmt_trainer.errors import DataError
-from bmt_trainer.grading import find
+from bmt_trainer.grading import find, find_for
 from bmt_trainer.stats import quarter
 
 OPTIONS = ["red", "blue", "green"]
@@ -173,6 +173,22 @@ def test_graders(grader, completion, answer, strict, lenient):
         strict,
         lenient,
     )
+
+
+def test_graders_of_forms():
+    assert find_for("bbeh:x.json", None).name == "bbeh"
+    assert find_for("mmlu-pro:x.jsonl?subject=law", None).name == "letter"
+    assert find_for("mmlu-pro:x.jsonl", "words").name == "words"
+    assert find_for("task:initials", None).name == "words"
+
+
+def test_a_share_is_held_out(tmp_path):
+    rows = [{"question": f"{n}?", "answer": f"#### {n}"} for n in range(11)]
+    path = lines(tmp_path / "g.jsonl", rows)
+    split = load(f"gsm8k:{path}", heldout=5, train=100, share=0.25)
+    assert (len(split.train), len(split.heldout)) == (8, 3)
+    with pytest.raises(DataError, match="no end"):
+        load("task:initials", heldout=5, train=1, share=0.25)
 
 
 def test_a_quarter_is_held_out_as_in_the_papers_tables():

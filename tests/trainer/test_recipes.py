@@ -16,7 +16,7 @@ from bmt_trainer.compare import run
 from bmt_trainer.config import build, read_yaml
 from bmt_trainer.data import _parse
 from bmt_trainer.forms import FORMS
-from bmt_trainer.grading import find
+from bmt_trainer.grading import find_for
 from bmt_trainer.progress import Display
 from bmt_trainer.suites import named
 from rich.console import Console
@@ -45,9 +45,9 @@ def test_a_comparison_takes_it(path, tmp_path):
         kind, _, place = name.partition(":")
         assert place
         assert kind in {*FORMS, "task"}
-    grader = made.settings.get("grader", made.settings.get("reward", "words"))
-    if grader != "math":  # whose package need not be there
-        find(grader)
+        grader = made.settings.get("grader", made.settings.get("reward"))
+        if grader != "math":  # whose package need not be there
+            assert find_for(cell.dataset, grader)
     if made.suites:
         assert named(made.suites)
 

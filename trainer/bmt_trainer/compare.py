@@ -96,6 +96,7 @@ class _Run:
         started = time.monotonic()
         session = self._prepare().session
         model = session.model
+        parameters = baselines.count(model)  # before anything is added to them
         self._texts = session.base_texts() if self._cell.plan.track_every else []
         if self._cell.kind == "wanda":
             told = self._wanda()
@@ -115,7 +116,7 @@ class _Run:
             "trainer": cell.plan.trainer,
             "changes": dict(cell.changes),
             "settings": {k: v for k, v in settings.items() if k not in hidden},
-            "parameters": baselines.count(model),
+            "parameters": parameters,
             **told,
             "seconds": round(time.monotonic() - started, 1),
             "versions": library_versions("torch", "transformers", "trl"),

@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bmt_trainer.errors import ConfigError
-from bmt_trainer.tables import Row
-
-Result = Mapping[str, Any]
+from bmt_trainer.tables import Result, Row, named
 
 _DPI = 130
 # The mask in one colour of its own, as in the paper; then the others.
@@ -129,7 +127,7 @@ def forgetting(results: Sequence[Result]) -> Any:
     for column, place in enumerate(places):
         for result in (r for r in tracked if (r["trainer"], r["dataset"]) == place):
             rows = result["track"]
-            style = {"color": paint[result["method"]], "label": _name(result), "marker": "o"}
+            style = {"color": paint[result["method"]], "label": named(result), "marker": "o"}
             steps = [row["step"] for row in rows]
             axes[0][column].plot(steps, [row["kl_token"] for row in rows], markersize=4, **style)
             if keeps and "retention" in rows[0]:
@@ -159,7 +157,7 @@ def sparsity(results: Sequence[Result]) -> Any:
     for result in found:
         steps, zeros = _zeros(result)
         share = [100 * z / result["parameters"] for z in zeros]
-        label = _wrapped(f"{_name(result)}, {result['trainer']}, {result['dataset']}", 34)
+        label = _wrapped(f"{named(result)}, {result['trainer']}, {result['dataset']}", 34)
         axis.plot(steps, share, label=label, color=next(paint))
     axis.set(xlabel="step", ylabel="deleted, % of all weights")
     axis.set_title("sparsity over training", fontsize=11)
@@ -176,7 +174,7 @@ def geometry(results: Sequence[Result]) -> Any:
     if not found:
         return None
     several = len({r["dataset"] for r in found}) > 1
-    names = [_wrapped(_name(r) + f", {r['dataset']}" * several, 30) for r in found]
+    names = [_wrapped(named(r) + f", {r['dataset']}" * several, 30) for r in found]
     paint = colours([r["method"] for r in found])
     figure, axes = pyplot().subplots(
         1, 3, figsize=(12.5, 1.6 + 0.55 * len(found)), layout="constrained"
@@ -282,11 +280,6 @@ def _legend(figure: Any, axes: Any) -> None:
 
 def _label(row: Row) -> str:
     return f"{row.method}\n{row.changes}" if row.changes else row.method
-
-
-def _name(result: Result) -> str:
-    changes = ", ".join(f"{k} {v}" for k, v in result.get("changes", {}).items())
-    return f"{result['method']} {changes}".strip()
 
 
 def _wrapped(text: str, width: int = 42) -> str:

@@ -122,6 +122,15 @@ GRADERS: Mapping[str, Grader] = {
 }
 
 
+#: What is right in a benchmark's own form, where nothing else is said.
+BY_FORM = {"mmlu-pro": "letter", "bbeh": "bbeh", "tools": "tools"}
+
+
+def find_for(dataset: str, name: str | None) -> Grader:
+    """The grader of that name, or without one the data set's: words, if its form has none."""
+    return find(name or BY_FORM.get(dataset.partition(":")[0], "words"))
+
+
 def find(name: str) -> Grader:
     """A grader by name, or a user's function as FILE.py:FUNCTION. Raises ConfigError.
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from bmt_trainer import figures, tables
 from bmt_trainer.errors import DataError
-
-Result = Mapping[str, Any]
+from bmt_trainer.tables import Result
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
@@ -101,8 +99,8 @@ def _by_dataset(results: Sequence[Result]) -> Iterator[str]:
     if len(names) < 2:
         return
     yield "<h2>By data set, accuracy in %</h2>"
-    methods = list(dict.fromkeys((r["model"], _named(r)) for r in results))
-    found = {(r["model"], _named(r), r["dataset"]): r for r in results if r.get("score")}
+    methods = list(dict.fromkeys((r["model"], tables.named(r)) for r in results))
+    found = {(r["model"], tables.named(r), r["dataset"]): r for r in results if r.get("score")}
     lines = []
     for model, method in methods:
         cells = []
@@ -125,7 +123,7 @@ def _geometry(results: Sequence[Result]) -> Iterator[str]:
             means = result["geometry"][part]
             values = ("-" if means[k] is None else f"{means[k]:.4g}" for k in _MEASURES)
             counts = f"{means['updated']} of {means['modules']}"
-            lines.append((f"{_named(result)}, {result['dataset']}", part, *values, counts))
+            lines.append((f"{tables.named(result)}, {result['dataset']}", part, *values, counts))
     header = ("method", "modules", "effective rank", "spectrum drift", "overlap", "changed")
     yield from _table((*header, "updated"), lines)
     yield (
@@ -164,7 +162,7 @@ def _suites(results: Sequence[Result]) -> Iterator[str]:
         shares = {name: 100 * scores[name]["accuracy"] for name in names if name in scores}
         mean = f"{sum(shares.values()) / len(shares):.2f}" if shares else "-"
         cells = (f"{shares[name]:.1f}" if name in shares else "skipped" for name in names)
-        lines.append((result["model"], _named(result), mean, *cells))
+        lines.append((result["model"], tables.named(result), mean, *cells))
     yield from _table(("model", "method", "mean", *names), lines)
 
 
@@ -182,7 +180,11 @@ def _tracks(results: Sequence[Result]) -> Iterator[str]:
         zeros = [f"{100 * row['zeros'] / result['parameters']:.4f}" for row in (first, last)]
         lines.append(
             (
-                *(_named(result), f"{result['trainer']}, {result['dataset']}", str(last["step"])),
+                *(
+                    tables.named(result),
+                    f"{result['trainer']}, {result['dataset']}",
+                    str(last["step"]),
+                ),
                 *(f"{last['kl_token']:.4g}", f"{last['kl_sequence']:.4g}", *kept, *zeros),
             )
         )
@@ -206,11 +208,6 @@ def _settings(results: Sequence[Result]) -> Iterator[str]:
         for r in results
     ):
         yield f'<p class="note"><code>{_e(text)}</code></p>'
-
-
-def _named(result: Result) -> str:
-    changes = ", ".join(f"{k} {v}" for k, v in result.get("changes", {}).items())
-    return f"{result['method']} {changes}".strip()
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from bmt_trainer.config import option
 from bmt_trainer.data import Example, Message
 from bmt_trainer.distributed import join, processes
 from bmt_trainer.errors import ConfigError, DataError
-from bmt_trainer.grading import find
+from bmt_trainer.grading import find_for
 
 if TYPE_CHECKING:
     from bmt_core import Mask
@@ -72,10 +72,10 @@ class SdftConfig(RunConfig):
     teacher_prompt: str | None = option(
         "The teacher's last turn, with {prompt} and {demonstration}; default: SDFT's.", None
     )
-    grader: str = option(
+    grader: str | None = option(
         "What is right in evaluation: words, number, gsm8k, math, letter, bbeh, tools, or "
-        "FILE.py:FUNCTION.",
-        "words",
+        "FILE.py:FUNCTION; default: by the data set's form, else words.",
+        None,
     )
     reading: Literal["strict", "lenient"] = option(
         "Which reading of the grader chooses masks; both are reported.", "strict"
@@ -157,7 +157,7 @@ def prepare(config: SdftConfig, display: Display, *, scored: bool = True) -> Pre
         config,
         display,
         train_examples=wanted + config.validation,
-        grader=find(config.grader),
+        grader=find_for(config.dataset, config.grader),
         reading="lenient" if config.reading == "lenient" else "exact",
         heldout_from=config.heldout_dataset,
         scored=scored,

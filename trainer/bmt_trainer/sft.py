@@ -10,7 +10,7 @@ from bmt_trainer.common import RunConfig
 from bmt_trainer.config import option
 from bmt_trainer.distributed import join, keep_gates_fp32, processes
 from bmt_trainer.errors import DataError
-from bmt_trainer.grading import find
+from bmt_trainer.grading import find_for
 
 # torch, transformers and TRL take seconds to import, and `--help` needs only the settings.
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ class SftConfig(RunConfig):
 
     batch_size: int = option("Examples per device and forward pass.", 4, least=1)
     gradient_accumulation: int = option("Forward passes per optimizer step.", 1, least=1)
-    grader: str = option(
+    grader: str | None = option(
         "What is right in evaluation: words, number, gsm8k, math, letter, bbeh, tools, or "
-        "FILE.py:FUNCTION.",
-        "words",
+        "FILE.py:FUNCTION; default: by the data set's form, else words.",
+        None,
     )
 
 
@@ -67,7 +67,7 @@ def prepare(config: SftConfig, display: Display, *, scored: bool = True) -> Prep
         config,
         display,
         train_examples=config.train_examples or max(used, config.calibration_prompts),
-        grader=find(config.grader),
+        grader=find_for(config.dataset, config.grader),
         scored=scored,
     )
     split = session.split

@@ -83,10 +83,19 @@ def rows(results: Sequence[Result]) -> list[Row]:
     """Grouped by model, method and settings, in the order of the paper's tables."""
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in sorted(results, key=lambda r: (r["model"], _place(r["method"]))):
-        changes = ", ".join(f"{k} {_short(v)}" for k, v in result.get("changes", {}).items())
-        groups.setdefault((result["model"], result["method"], changes), []).append(result)
+        groups.setdefault((result["model"], result["method"], changes(result)), []).append(result)
     bases = {(r["model"], r["dataset"]): r for r in results if r["method"] == "base"}
     return [_row(key, group, bases) for key, group in groups.items()]
+
+
+def changes(result: Result) -> str:
+    """A sweep's settings of a run, as text."""
+    return ", ".join(f"{k} {_short(v)}" for k, v in result.get("changes", {}).items())
+
+
+def named(result: Result) -> str:
+    """The method, with a sweep's settings."""
+    return f"{result['method']} {changes(result)}".strip()
 
 
 def _row(
