@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 
+import bmt_core
+import numpy as np
 import pytest
+import torch
 from bmt_trainer import retention, suites
+from bmt_trainer.answering import by_transformers
 from bmt_trainer.cli import app
 from bmt_trainer.data import load
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.suites import SUITES, named, run
 from typer.testing import CliRunner
+
+from .conftest import byte_tokenizer, tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +133,29 @@ def test_retention_without_the_harness_names_it(monkeypatch):
 
 def test_the_mean_of_what_ran():
     assert retention.Retained({"a": 0.5, "b": 0.7}, {"c": "why"}).mean == pytest.approx(0.6)
+
+
+def test_a_mask_is_compared_with_its_base(tmp_path):
+    """A mask that deletes nothing answers as the base does; one that deletes all does not."""
+    model = tiny_llama()
+    with torch.no_grad():  # so large that the gates decide what is said
+        for name, weight in model.named_parameters():
+            weight.mul_(20 if ".mlp." in name else 1)
+    checkpoint = tmp_path / "base"
+    model.save_pretrained(checkpoint)
+    byte_tokenizer().save_pretrained(checkpoint)
+    base = bmt_core.Base("tiny", bmt_core.fingerprint(checkpoint))
+    asked = {}
+    for name, share in (("none", 0), ("all", 1)):
+        tensors = tuple(
+            bmt_core.TensorMask(tensor, shape, np.arange(share * math.prod(shape), dtype=np.uint32))
+            for tensor, shape in bmt_core.geometry(checkpoint).items()
+        )
+        bmt_core.save(bmt_core.Mask(base, tensors, {}), tmp_path / f"{name}.bmt")
+        models = by_transformers(
+            str(checkpoint), tmp_path / f"{name}.bmt", batch_size=4, device="cpu"
+        )
+        prompts = [({"role": "user", "content": "Say it."},)]
+        asked[name] = {who: answer(prompts, 12)[0] for who, answer in models.items()}
+    assert asked["none"]["base"] == asked["none"]["mask"] == asked["all"]["base"]
+    assert asked["all"]["mask"] != asked["all"]["base"]
