@@ -276,7 +276,7 @@ def test_the_table(compared):
 
 
 def test_a_mean_over_data_sets_is_unweighted():
-    base = {"model": "m", "size_bytes": 0, "changes": {}, "score": {}}
+    base = {"model": "m", "trainer": "sft", "size_bytes": 0, "changes": {}, "score": {}}
     results = [
         {**base, "method": "base", "dataset": "a", "right": "0000", "score": {"total": 4}},
         {**base, "method": "base", "dataset": "b", "right": "01", "score": {"total": 2}},
@@ -286,6 +286,8 @@ def test_a_mean_over_data_sets_is_unweighted():
     first, second = tables.rows(results)
     assert (first.accuracy, second.accuracy) == (0.25, (0.25 + 0.5) / 2)
     assert (second.against.gained, second.against.lost, second.against.total) == (1, 0, 6)
+    other = [{**r, "trainer": "grpo"} for r in results]
+    assert [r.model for r in tables.rows([*results, *other])] == ["m, sft", "m, grpo"] * 2
 
 
 @pytest.mark.parametrize(

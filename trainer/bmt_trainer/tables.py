@@ -81,11 +81,22 @@ def read(places: Sequence[Path]) -> list[Result]:
 
 def rows(results: Sequence[Result]) -> list[Row]:
     """Grouped by model, method and settings, in the order of the paper's tables."""
+    several = len({result["trainer"] for result in results}) > 1
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in sorted(results, key=lambda r: (r["model"], _place(r["method"]))):
-        groups.setdefault((result["model"], result["method"], changes(result)), []).append(result)
-    bases = {(r["model"], r["dataset"]): r for r in results if r["method"] == "base"}
+        key = (_model(result, several), result["method"], changes(result))
+        groups.setdefault(key, []).append(result)
+    bases = {_examples(r): r for r in results if r["method"] == "base"}
     return [_row(key, group, bases) for key, group in groups.items()]
+
+
+def _model(result: Result, several: bool) -> str:
+    return f"{result['model']}, {result['trainer']}" if several else str(result["model"])
+
+
+def _examples(result: Result) -> tuple[str, ...]:
+    """What a result must have in common with its base."""
+    return (result["model"], result["trainer"], result["dataset"], result.get("reading", "exact"))
 
 
 def changes(result: Result) -> str:
@@ -101,13 +112,13 @@ def named(result: Result) -> str:
 def _row(
     key: tuple[str, str, str],
     group: Sequence[Result],
-    bases: Mapping[tuple[str, str], Result],
+    bases: Mapping[tuple[str, ...], Result],
 ) -> Row:
     scored = [r for r in group if r.get("score")]
     counts = [(r["right"].count("1"), len(r["right"])) for r in scored]
     pairs = []
     for result in scored:
-        base = bases.get((result["model"], result["dataset"]))
+        base = bases.get(_examples(result))
         if key[1] != "base" and base is not None and len(base["right"]) == len(result["right"]):
             pairs.append(paired(_right(base), _right(result)))
     against = None
