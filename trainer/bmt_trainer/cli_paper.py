@@ -171,7 +171,7 @@ def retention(
 
 
 def _lines(found: list[Result]) -> list[tuple[str, ...]]:
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for result in found:
         for name in result.right:
             score = result.score(name)

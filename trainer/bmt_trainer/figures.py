@@ -35,7 +35,8 @@ def pyplot() -> Any:
 
 def colours(methods: Sequence[str]) -> dict[str, str]:
     """One for each method, the same for the same methods."""
-    found, others = {}, iter(_OTHERS * (1 + len(methods) // len(_OTHERS)))
+    found: dict[str, str] = {}
+    others = iter(_OTHERS * (1 + len(methods) // len(_OTHERS)))
     for method in dict.fromkeys(methods):
         kind = method.partition("@")[0]
         taken = kind in _COLOURS and _COLOURS[kind] not in found.values()
@@ -65,7 +66,9 @@ def accuracies(rows: Sequence[Row]) -> Any:
             axis.barh(at, value, color=paint[row.method], height=0.62, alpha=0.85)
             axis.errorbar(value, at, xerr=error, color="black", capsize=3, linewidth=1)
         axis.set_yticks(range(len(chosen)), [_label(row) for row in chosen])
-        axis.set_xlim(0, min(100.0, 1.12 * max(100 * row.interval[1] for row in chosen) + 1))
+        axis.set_xlim(
+            0, min(100.0, 1.12 * max(100 * row.interval[1] for row in chosen if row.interval) + 1)
+        )
         axis.set_xlabel("accuracy, %, with 95 % interval")
         counts = {(row.datasets, row.total) for row in chosen}
         title = ", ".join(f"{d} data set{'s' * (d > 1)}, n = {n}" for d, n in sorted(counts)[:2])
@@ -149,13 +152,12 @@ def forgetting(results: Sequence[Result]) -> Any:
 
 def sparsity(results: Sequence[Result]) -> Any:
     """Deleted share of the whole network over training (Table 7)."""
-    found = [r for r in results if r.get("zeros") and _zeros(r)]
+    found = [(r, curve) for r in results if r.get("zeros") and (curve := _zeros(r))]
     if not found:
         return None
     figure, axis = pyplot().subplots(figsize=(7.5, 3.8), layout="constrained")
     paint = iter(_OTHERS * (1 + len(found) // len(_OTHERS)))
-    for result in found:
-        steps, zeros = _zeros(result)
+    for result, (steps, zeros) in found:
         share = [100 * z / result["parameters"] for z in zeros]
         label = _wrapped(f"{named(result)}, {result['trainer']}, {result['dataset']}", 34)
         axis.plot(steps, share, label=label, color=next(paint))

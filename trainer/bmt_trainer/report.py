@@ -46,7 +46,8 @@ def write(places: Sequence[Path], output: Path, title: str) -> Path:
 
 def _read(places: Sequence[Path]) -> tuple[list[Result], dict[str, Result]]:
     """Results of comparisons, and histories of single runs by their mask's name."""
-    histories, rest = {}, []
+    histories: dict[str, Result] = {}
+    rest = []
     for place in places:
         path = place.with_name(f"{place.name}.history.json") if place.suffix == ".bmt" else place
         if path.name.endswith(".history.json"):
