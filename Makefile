@@ -6,8 +6,8 @@ BIN := $(ROOT)/.venv/bin
 PORT ?= 8000
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-PAPER := paper-grpo paper-grpo-server paper-grpo-hard paper-gsm8k paper-lean-sft paper-live paper-steps
-export GSM8K
+PAPER := paper-sdft paper-table3 paper-forgetting paper-geometry paper-grpo paper-grpo-server paper-grpo-hard paper-gsm8k paper-lean-sft paper-live paper-steps
+export GSM8K PAPER_DATA
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-quick test-operate bench bench-serve bench-swap bench-cold bench-format $(PAPER) tools lint format docs clean
@@ -44,6 +44,10 @@ bench-format: ## the file's size and reading time
 bench-serve bench-swap bench-cold bench-format: setup
 	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks $(@:bench-%=%) $(BENCH)
 
+paper-sdft: ## SDFT on sorting from demonstrations: what it gains, and another skill
+paper-table3: ## SFT on MMLU-Pro and BBEH of PAPER_DATA=FOLDER, masks beside baselines; hours
+paper-forgetting: ## distance from the base and another skill along GRPO and SFT runs
+paper-geometry: ## how updates lie in the weights, by method
 paper-grpo: ## GRPO on sums and products: what it gains, and how lean its mask is
 paper-grpo-server: ## the same with rollouts on a running bmt-server, and what pushes cost
 paper-grpo-hard: ## GRPO on larger sums
@@ -65,8 +69,8 @@ format: setup ## let ruff lay out and mend what it can
 	@cd "$(ROOT)" && "$(BIN)/python" -m ruff check --fix -q . ; "$(BIN)/python" -m ruff format .
 
 docs: setup ## write docs/cli.md and the README's figures and file map anew
-	@"$(BIN)/python" "$(ROOT)/scripts/gen_cli_docs.py" && "$(BIN)/python" "$(ROOT)/scripts/gen_file_map.py" \
-		&& "$(BIN)/python" "$(ROOT)/scripts/gen_chart.py" && "$(BIN)/python" "$(ROOT)/scripts/gen_operate.py"
+	@cd "$(ROOT)" && for page in recipes cli_docs file_map chart operate; do \
+		"$(BIN)/python" scripts/gen_$$page.py || exit 1; done
 	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks.readme
 
 clean: ## remove .venv, .bmt and caches

@@ -6,10 +6,12 @@ import argparse
 
 from bmt_trainer.host import keep_freed_memory
 
-from experiments import grpo, live, sft, step_cost
+from experiments import comparisons, grpo, live, sdft, sft, step_cost
 
 EXPERIMENTS = {
     **grpo.EXPERIMENTS,
+    **sdft.EXPERIMENTS,
+    **comparisons.EXPERIMENTS,
     "lean-sft": sft.lean,
     "live": live.differences,
     "steps": step_cost.compare,

@@ -54,7 +54,7 @@ def read_as(score: Mapping[str, Any], reading: str) -> dict[str, Any]:
 
 
 def plot_run(history: Mapping[str, Any], numel: int, reading: str, title: str, path: Path) -> None:
-    """Reward, validation accuracy and deleted share over a run's steps, as PNG."""
+    """Reward or loss, validation accuracy and deleted share over a run's steps, as PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -62,8 +62,12 @@ def plot_run(history: Mapping[str, Any], numel: int, reading: str, title: str, p
 
     steps = [s["step"] for s in history["steps"]]
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
-    axes[0].plot(steps, [s["reward"] for s in history["steps"]])
-    axes[0].set(title="mean reward of rollouts", xlabel="step", ylim=(0, 1))
+    if "reward" in history["steps"][0]:
+        axes[0].plot(steps, [s["reward"] for s in history["steps"]])
+        axes[0].set(title="mean reward of rollouts", xlabel="step", ylim=(0, 1))
+    else:
+        axes[0].plot(steps, [s["loss"] for s in history["steps"]])
+        axes[0].set(title="KL(teacher ‖ student), nats a token", xlabel="step", yscale="log")
     scores = [read_as(score, reading) for score in history["validation"]]
     at = [v["step"] for v in scores]
     axes[1].errorbar(

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bmt_core import Mask
-from bmt_trainer import grpo, sft
+from bmt_trainer import grpo, sdft, sft
 from bmt_trainer.config import build, read_yaml
 from bmt_trainer.grpo import GrpoConfig
+from bmt_trainer.sdft import SdftConfig
 from bmt_trainer.sft import SftConfig
 
 from benchmarks.environment import ROOT, WORK, demo_model
@@ -45,8 +46,12 @@ def run_recipe(recipe: str, **changes: Any) -> Ran:
     settings = read_yaml(ROOT / "recipes" / f"{recipe}.yaml")
     settings |= {"model": str(demo_model()), "output": folder / name, "resume": True, **changes}
     start = time.monotonic()
+    history: dict[str, Any] = {}
     if recipe.startswith("sft"):
-        mask, history = sft.train(build(SftConfig, settings)), {}
+        mask = sft.train(build(SftConfig, settings))
+    elif recipe.startswith("sdft"):
+        mask = sdft.train(build(SdftConfig, settings))
+        history = json.loads((folder / f"{name}.history.json").read_text())
     else:
         mask = grpo.train(build(GrpoConfig, settings))
         history = json.loads((folder / f"{name}.history.json").read_text())

@@ -193,3 +193,30 @@ def test_a_copied_model_has_a_state_of_its_own():
     twin = copy.deepcopy(model)
     twin[0].state.alpha = 5.0
     assert model[0].state.alpha == 100.0
+
+
+def test_maskllms_two_candidates_without_noise_are_this_mask():
+    """Appendix G: softmax over {keep, delete} of MaskLLM's scaled logits, Gumbel noise left out."""
+    torch.manual_seed(0)
+    kappa, tau = 700.0, 3.5
+    logits = 0.03 * torch.randn(5, 7, 2, dtype=torch.float64)  # π of each weight: keep, delete
+    keep = torch.softmax(kappa * logits / tau, -1)[..., 0]  # Eq. 10 with C = 2, γ = 0
+    candidates = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    average = (torch.softmax(kappa * logits / tau, -1) * candidates).sum(-1)
+    G = logits[..., 0] - logits[..., 1]  # Δπ
+    W = torch.randn(5, 7, dtype=torch.float64)
+    torch.testing.assert_close(average, keep, rtol=1e-12, atol=0)
+    torch.testing.assert_close(soft_weight(W, G, kappa / tau), W * average, rtol=1e-12, atol=0)
+    # Its choice of the likelier candidate is Eq. 8.
+    hard = torch.where(logits.argmax(-1) == 0, W, 0)
+    assert torch.equal(hard_weight(W, G), hard)
+
+
+def test_the_difference_of_gumbels_is_logistic():
+    """Eq. 12, which leaves out two noises for one."""
+    torch.manual_seed(0)
+    gumbel = torch.distributions.Gumbel(0.0, 1.0)
+    difference = gumbel.sample((200_000,)) - gumbel.sample((200_000,))
+    at = torch.linspace(-4, 4, 17)
+    below = (difference[:, None] <= at).float().mean(0)
+    torch.testing.assert_close(below, torch.sigmoid(at), rtol=0, atol=5e-3)

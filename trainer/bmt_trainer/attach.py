@@ -51,6 +51,11 @@ class Attached:
             chosen = deleted if layer.live is None else deleted[layer.live]
             put(layer.gate_logits, torch.where(chosen, -1.0, 1.0).view(layer.gate_logits.shape))
 
+    def start_teacher(self) -> None:
+        """Give every layer a teacher's gates, as the gates now are."""
+        for layer in self.layers.values():
+            layer.start_teacher()
+
     def gates(self) -> list[Tensor]:
         """The trainable tensors, fp32, one per layer."""
         return [m.gate_logits for m in self.layers.values()]

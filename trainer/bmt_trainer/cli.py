@@ -20,13 +20,14 @@ from bmt_core import BmtError
 from rich.console import Console
 from rich.table import Table
 
-from bmt_trainer import grpo, sft
+from bmt_trainer import cli_paper, grpo, sdft, sft
 from bmt_trainer.common import RunConfig
 from bmt_trainer.config import build, read_yaml
 from bmt_trainer.distributed import is_first
 from bmt_trainer.errors import ConfigError, TrainerError
 from bmt_trainer.grpo import GrpoConfig
 from bmt_trainer.host import keep_freed_memory
+from bmt_trainer.sdft import SdftConfig
 from bmt_trainer.sft import SftConfig
 
 if TYPE_CHECKING:
@@ -103,6 +104,14 @@ def _grpo(config: GrpoConfig) -> None:
     _report(mask, config.output)
 
 
+def _sdft(config: SdftConfig) -> None:
+    """Train a mask by on-policy distillation from demonstrations."""
+    keep_freed_memory()
+    with _said_how_to_resume(config):
+        mask = sdft.train(config)
+    _report(mask, config.output)
+
+
 @contextmanager
 def _said_how_to_resume(config: RunConfig) -> Iterator[None]:
     try:
@@ -137,6 +146,8 @@ def _report(mask: Mask, output: Path) -> None:
 
 app.command("sft")(settings_command(SftConfig, _sft))
 app.command("grpo")(settings_command(GrpoConfig, _grpo))
+app.command("sdft")(settings_command(SdftConfig, _sdft))
+cli_paper.add(app)
 
 
 @app.command("apply")

@@ -15,12 +15,18 @@ class RunConfig:
 
     model: str = option("Folder of a safetensors checkpoint, or a model of the Hub.")
     dataset: str = option(
-        "task:NAME, reasoning-gym:NAME, gsm8k:FILE, a .jsonl file or a Hub data set, each with "
-        "?key=value&…"
+        "task:NAME, reasoning-gym:NAME, a benchmark's FORM:FILE (gsm8k, math, mmlu-pro, bbeh, "
+        "tools), a .jsonl file or a Hub data set, each with ?key=value&…"
     )
     output: Path = option("The mask file to write (.bmt).")  # noqa: RUF009
     system: str | None = option("System message before each prompt that has none.", None)
     heldout: int = option("Examples set aside for evaluation; 0 for none.", 400, least=0)
+    heldout_share: float | None = option(
+        "Instead: this share of a file's examples, rounded up; the paper's SFT: 0.25.",
+        None,
+        above=0,
+        most=0.9,
+    )
     train_examples: int | None = option(
         "Training examples at most; default: as many as the steps can use once.", None, least=1
     )

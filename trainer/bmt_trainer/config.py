@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -30,13 +30,17 @@ def option(
     return dataclasses.field(default=default, metadata={"help": help, **bounds})
 
 
-def check(config: Any) -> None:
-    """Convert and bound every field of a dataclass made of `option`s. Raises ConfigError.
+def check(config: Any, skip: Collection[str] = ()) -> None:
+    """Convert and bound every field of a dataclass made of `option`s, but for those of `skip`.
+
+    Raises ConfigError.
 
     Text becomes a number where a number is due: YAML reads 5e-4 as text.
     """
     hints = typing.get_type_hints(type(config))
     for item in dataclasses.fields(config):
+        if item.name in skip:
+            continue
         value = _convert(item.name, getattr(config, item.name), hints[item.name])
         _bound(item.name, value, item.metadata)
         object.__setattr__(config, item.name, value)
@@ -63,7 +67,13 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
             raise ConfigError(f"setting {name!r} does not exist; {hint}")
-    missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in values]
+    missing = [
+        name
+        for name, item in known.items()
+        if item.default is dataclasses.MISSING
+        and item.default_factory is dataclasses.MISSING
+        and name not in values
+    ]
     if missing:
         raise ConfigError(f"{', '.join(missing)} must be set, in the YAML file or by flag")
     return kind(**values)

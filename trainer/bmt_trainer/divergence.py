@@ -1,4 +1,4 @@
-"""How far a mask has moved the model from its base: forward KL divergence on the base's own texts.
+"""How far training has moved the model from its base: forward KL divergence on the base's texts.
 
 The paper measures forgetting by it (section 5.4) and leaves open over what it is averaged; here
 over tokens, and over whole completions beside that.
@@ -6,12 +6,13 @@ over tokens, and over whole completions beside that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from bmt_trainer.attach import Attached
 from bmt_trainer.encode import pad
@@ -19,10 +20,15 @@ from bmt_trainer.encode import pad
 # Logits of the vocabulary for every position, twice, in fp32: few rows at a time.
 _ROWS = 8
 
+#: A model, and the block in which it computes what is meant.
+Policy = tuple[nn.Module, Callable[[], AbstractContextManager[Any]]]
+#: (prompt, completion), token ids; completions are not empty.
+Texts = Sequence[tuple[Sequence[int], Sequence[int]]]
+
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """KL(base ‖ masked) in nats: mean over tokens, mean over completions of their sum."""
+    """KL(base ‖ tuned) in nats: mean over tokens, mean over completions of their sum."""
 
     per_token: float
     per_sequence: float
@@ -33,37 +39,38 @@ class Divergence:
         return asdict(self)
 
 
-@torch.no_grad()
-def forward_kl(
-    model: PreTrainedModel,
-    attached: Attached,
-    texts: Sequence[tuple[Sequence[int], Sequence[int]]],
-    padding: int,
-) -> Divergence:
-    """Σ_v p₀(v) (log p₀(v) - log p(v)) at each token of completions that the base sampled.
+def forward_kl(model: nn.Module, attached: Attached, texts: Texts, padding: int) -> Divergence:
+    """`divergence` of the hard mask as it is from the base, on texts that the base sampled."""
+    base: Policy = (model, lambda: attached.state.use("off"))
+    return divergence(base, (model, lambda: attached.state.use("hard")), texts, padding)
 
-    texts: (prompt, completion), token ids; completions are not empty. p is the hard mask as it is.
-    """
-    training = model.training
-    model.eval()
+
+@torch.no_grad()
+def divergence(base: Policy, tuned: Policy, texts: Texts, padding: int) -> Divergence:
+    """Σ_v p₀(v) (log p₀(v) - log p(v)) at each token of completions that the base sampled."""
+    training = [model.training for model, _ in (base, tuned)]
+    for model, _ in (base, tuned):
+        model.eval()
     sums: list[float] = []
     for at in range(0, len(texts), _ROWS):
         chosen = texts[at : at + _ROWS]
         rows = [[*prompt, *completion] for prompt, completion in chosen]
-        ids, attend = (t.to(model.device) for t in pad(rows, padding, "right"))
-        with attached.state.use("off"):
-            base = _log_probabilities(model, ids, attend)
-        with attached.state.use("hard"):
-            masked = _log_probabilities(model, ids, attend)
-        kl = (base.exp() * (base - masked)).sum(-1)  # [B, S]: of the token after each
+        ids, attend = pad(rows, padding, "right")
+        p0, p = (_log_probabilities(policy, ids, attend) for policy in (base, tuned))
+        kl = (p0.exp() * (p0 - p)).sum(-1)  # [B, S]: of the token after each
         for row, (prompt, completion) in zip(kl, chosen, strict=True):
             first = len(prompt) - 1
             sums.append(float(row[first : first + len(completion)].sum()))
-    model.train(training)
+    for (model, _), before in zip((base, tuned), training, strict=True):
+        model.train(before)
     tokens = sum(len(completion) for _, completion in texts)
     return Divergence(sum(sums) / tokens, sum(sums) / len(texts), tokens, len(texts))
 
 
-def _log_probabilities(model: PreTrainedModel, ids: Tensor, attend: Tensor) -> Tensor:
+def _log_probabilities(policy: Policy, ids: Tensor, attend: Tensor) -> Tensor:
     """[B, S, vocabulary] in fp32."""
-    return torch.log_softmax(model(input_ids=ids, attention_mask=attend).logits.float(), -1)
+    model, block = policy
+    device = next(model.parameters()).device
+    with block():
+        logits = model(input_ids=ids.to(device), attention_mask=attend.to(device)).logits
+    return torch.log_softmax(logits.float(), -1)

@@ -65,12 +65,24 @@ def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
 
 def grade(completions: Sequence[str], examples: Sequence[Example], grader: Grader = WORDS) -> Score:
     """Score of one completion per example."""
-    pairs = [(text, example.answer) for text, example in zip(completions, examples, strict=True)]
     return Score(
-        sum(grader.strict(*pair) >= 1 for pair in pairs),
-        sum(grader.lenient(*pair) >= 1 for pair in pairs),
-        len(pairs),
+        sum(outcomes(completions, examples, grader)),
+        sum(outcomes(completions, examples, grader, lenient=True)),
+        len(examples),
     )
+
+
+def outcomes(
+    completions: Sequence[str],
+    examples: Sequence[Example],
+    grader: Grader = WORDS,
+    *,
+    lenient: bool = False,
+) -> list[bool]:
+    """Which completions are right, by the strict reading or the lenient one."""
+    judge = grader.lenient if lenient else grader.strict
+    pairs = zip(completions, examples, strict=True)
+    return [judge(text, example.answer) >= 1 for text, example in pairs]
 
 
 def best_guess(

@@ -1,6 +1,7 @@
 """What counts as a right answer. A grader has a strict reading and a forgiving one.
 
-`find` names them on the command line: words, number, gsm8k, math, or FILE.py:FUNCTION.
+`find` names them on the command line: words, number, gsm8k, math, letter, bbeh, tools, or
+FILE.py:FUNCTION.
 """
 
 from __future__ import annotations
@@ -11,6 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bmt_trainer.answers import (
+    bbeh_lenient,
+    bbeh_strict,
+    letter_lenient,
+    letter_strict,
+    tools_lenient,
+    tools_strict,
+)
 from bmt_trainer.errors import ConfigError
 
 #: (completion, answer) -> how right it is, 0 to 1.
@@ -106,8 +115,20 @@ GRADERS: Mapping[str, Grader] = {
         Grader("number", is_number, ends_with_number),
         Grader("gsm8k", gsm8k_strict, ends_with_number),
         Grader("math", _boxed, math_equal),
+        Grader("letter", letter_strict, letter_lenient),
+        Grader("bbeh", bbeh_strict, bbeh_lenient),
+        Grader("tools", tools_strict, tools_lenient),
     )
 }
+
+
+#: What is right in a benchmark's own form, where nothing else is said.
+BY_FORM = {"mmlu-pro": "letter", "bbeh": "bbeh", "tools": "tools"}
+
+
+def find_for(dataset: str, name: str | None) -> Grader:
+    """The grader of that name, or without one the data set's: words, if its form has none."""
+    return find(name or BY_FORM.get(dataset.partition(":")[0], "words"))
 
 
 def find(name: str) -> Grader:

@@ -20,12 +20,13 @@ from bmt_trainer.limits import SHARP
 
 if TYPE_CHECKING:
     from bmt_core import Mask
+    from transformers import TrainerCallback
 
     from bmt_trainer.data import Example
     from bmt_trainer.grading import Judge
     from bmt_trainer.progress import Display
     from bmt_trainer.rollouts import ServerRollouts
-    from bmt_trainer.session import Session
+    from bmt_trainer.session import Logs, Prepared, Session
     from bmt_trainer.validate import Validate
 
 
@@ -57,7 +58,10 @@ class GrpoConfig(RunConfig):
     loss: Literal["sequence-mean", "token-mean"] = option(
         "How tokens are averaged: Eq. 3, or verl's default.", "sequence-mean"
     )
-    reward: str = option("What is right: words, number, gsm8k, math, or FILE.py:FUNCTION.", "words")
+    reward: str = option(
+        "What is right: words, number, gsm8k, math, letter, bbeh, tools, or FILE.py:FUNCTION.",
+        "words",
+    )
     reading: Literal["strict", "lenient"] = option(
         "Which reading of the reward is trained on; both are reported.", "strict"
     )
@@ -119,9 +123,21 @@ def train(config: GrpoConfig, display: Display | None = None) -> Mask:
 
 
 def _train(config: GrpoConfig, display: Display) -> Mask:
+    from bmt_trainer.validate import finish_best
+
+    prepared = prepare(config, display)
+    session = prepared.session
+    session.start(live_at=config.live_at)
+    logs = prepared.fit(())
+    session.write_history({"steps": logs, "validation": session.run.notes["validation"]})
+    return finish_best(session, config.select, prepared.told)
+
+
+def prepare(config: GrpoConfig, display: Display, *, scored: bool = True) -> Prepared:
+    """Everything before what is trained starts. scored: as in `Session.open`."""
     from bmt_trainer.encode import render
     from bmt_trainer.grading import find
-    from bmt_trainer.session import Session
+    from bmt_trainer.session import Prepared, Session
     from bmt_trainer.validate import Validate
 
     join(config)
@@ -136,6 +152,7 @@ def _train(config: GrpoConfig, display: Display) -> Mask:
         grader=grader,
         reading="lenient" if config.reading == "lenient" else "exact",
         heldout_from=config.heldout_dataset,
+        scored=scored,
     )
     validation = session.split.train[: config.validation]
     examples = [
@@ -154,16 +171,14 @@ def _train(config: GrpoConfig, display: Display) -> Mask:
         f"{len(validation)} for validation, {len(session.split.heldout)} held out, of "
         f"{config.dataset}"
     )
-    session.start(live_at=config.live_at)
-    validate = Validate(session, validation, every=config.validate_every)
-    history = _fit(config, session, examples, validate, grader.judge(config.reading))
-    session.write_history({"steps": history, "validation": session.run.notes["validation"]})
-    told: dict[str, Any] = {"method": "grpo", "train_examples": len(examples)}
-    if config.select == "best" and (best := validate.best()) is not None:
-        step, mask = best
-        told["step"] = step
-        session.attached.hold(mask)
-    return session.finish(told)
+    # Unscored, the same examples are set aside, so that training sees the same.
+    validate = Validate(session, validation if scored else [], every=config.validate_every)
+    judge = grader.judge(config.reading)
+    return Prepared(
+        session=session,
+        fit=lambda callbacks: _fit(config, session, examples, validate, judge, callbacks),
+        told={"method": "grpo", "train_examples": len(examples)},
+    )
 
 
 def _fit(
@@ -172,8 +187,9 @@ def _fit(
     examples: Sequence[Example],
     validate: Validate,
     judge: Judge,
-) -> list[dict[str, float]]:
-    """Train the gates from where they are, or from the run's last checkpoint; the steps' logs."""
+    callbacks: Sequence[TrainerCallback],
+) -> Logs:
+    """Train what the session has attached, or go on from the run's last checkpoint."""
     import transformers
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -183,6 +199,7 @@ def _fit(
     from bmt_trainer.anneal import Anneal
     from bmt_trainer.common import one_replica, trl_arguments
     from bmt_trainer.hooks import BaseReference, HardRollouts, MaskedTraining, save_gates_only
+    from bmt_trainer.models import load_model
     from bmt_trainer.progress import ShowSteps
 
     class Trainer(HardRollouts, MaskedTraining, GRPOTrainer):
@@ -243,6 +260,7 @@ def _fit(
             callbacks=[
                 Anneal(attached.state, config.alpha_start, config.alpha_end),
                 validate,
+                *callbacks,
                 ShowSteps(advance, "reward"),
             ],
         )
@@ -250,7 +268,11 @@ def _fit(
         keep_gates_fp32(trainer)
         if config.beta:
             trainer.beta = config.beta
-            trainer.ref_model = BaseReference(model, attached.state)
+            trainer.ref_model = (
+                BaseReference(model, attached.state)
+                if attached.layers
+                else load_model(session.folder, model.device)  # a baseline has no way back
+            )
         trainer.remove_callback(PrinterCallback)
         transformers.set_seed(config.seed + rank())  # or all processes would draw alike
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import TrainerCallback
+
 from bmt_trainer.attach import Attached
 from bmt_trainer.masking import MaskState
 from bmt_trainer.sampling import sample
@@ -30,22 +32,20 @@ class MaskedTraining:
             return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
 
 
-class HardRollouts:
-    """To be named before `MaskedTraining` and TRL's `GRPOTrainer`: samples under the hard mask.
+class HardSampling:
+    """What trainers that generate have in common: `sampled`, and the mask's zeros in each log.
 
-    A trainer calls `model.train()` before it generates, so the mode is set here (TRL 1.16,
-    trainer/grpo_trainer.py, `_generate_single_turn`). `sample` answers in its place: the same
-    distribution, in less time.
+    A trainer calls `model.train()` before it generates, so the mode is set here. `sample` answers
+    in place of TRL's own generation: the same distribution, in less time.
     """
 
     attached: Attached
 
-    def _generate_single_turn(
-        self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
-    ) -> tuple[list[list[int]], None]:
+    def sampled(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+        """A completion of each prompt under the hard mask (Eq. 8), with the trainer's settings."""
         trainer: Any = self
         with self.attached.state.use("hard"):
-            found = sample(
+            return sample(
                 trainer.model,
                 prompt_ids,
                 max_new_tokens=trainer.args.max_completion_length,
@@ -53,11 +53,59 @@ class HardRollouts:
                 eos=trainer.eos_token_ids,
                 padding=trainer._tokenizer.pad_token_id,
             )
-        return found, None
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         logs["zeros"] = self.attached.zeros
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+
+class HardRollouts(HardSampling):
+    """To be named before `MaskedTraining` and TRL's `GRPOTrainer`: samples under the hard mask.
+
+    TRL 1.16, trainer/grpo_trainer.py, `_generate_single_turn`.
+    """
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], None]:
+        return self.sampled(prompt_ids), None
+
+
+class MaskTeacher(HardSampling):
+    """To be named before `MaskedTraining` and TRL's `SDFTTrainer`: the teacher is the same model
+    under the teacher's hard mask, and the student samples under its own.
+
+    TRL 1.16, experimental/sdft/sdft_trainer.py: `_generate`, `_setup_teacher_model` (its own EMA
+    would hold a second model), `_get_teacher_context_for_self_distillation`. Where nothing is
+    masked, a baseline's teacher is TRL's.
+    """
+
+    def _generate(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+        return prompt_ids, self.sampled(prompt_ids)
+
+    def _setup_teacher_model(self) -> None:
+        trainer: Any = self
+        if not self.attached.layers:
+            super()._setup_teacher_model()  # type: ignore[misc]
+            return
+        trainer.teacher_model = trainer.model
+        trainer.add_callback(Teach(self.attached, trainer.args.teacher_update_rate))
+
+    def _get_teacher_context_for_self_distillation(self) -> Any:
+        if not self.attached.layers:
+            return super()._get_teacher_context_for_self_distillation()  # type: ignore[misc]
+        return self.attached.state.use("teacher")
+
+
+class Teach(TrainerCallback):
+    """After each optimizer step, the teacher's gates go a little towards the student's."""
+
+    def __init__(self, attached: Attached, rate: float) -> None:
+        self._attached, self._rate = attached, rate
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for layer in self._attached.layers.values():
+            layer.teach(self._rate)
 
 
 class BaseReference:
@@ -76,5 +124,6 @@ def save_gates_only(model: Any, attached: Attached) -> None:
 
     Restoring is not strict, so such a checkpoint loads into the attached model.
     """
-    gates = {f"{name}.gate_logits" for name in attached.layers}
+    kinds = ("gate_logits", "teacher_logits")
+    gates = {f"{name}.{kind}" for name in attached.layers for kind in kinds}
     model._keys_to_ignore_on_save = {key for key in model.state_dict() if key not in gates}

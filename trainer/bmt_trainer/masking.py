@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bmt_trainer.distributed import whole
 
-Mode = Literal["soft", "hard", "off"]
+Mode = Literal["soft", "hard", "off", "teacher"]
 
 
 @dataclass(eq=False)
@@ -38,7 +38,8 @@ class MaskState:
 
     @contextmanager
     def use(self, mode: Mode) -> Iterator[None]:
-        """Run the block in `mode`: "soft" (Eq. 6), "hard" (Eq. 8) or "off" (the base model)."""
+        """Run the block in `mode`: "soft" (Eq. 6), "hard" (Eq. 8), "off" (the base model), or
+        "teacher" (Eq. 8 with the teacher's gates, see `MaskedLinear.start_teacher`)."""
         before, self.mode = self.mode, mode
         try:
             yield
@@ -148,6 +149,7 @@ class MaskedLinear(nn.Linear):
     """
 
     gate_logits: nn.Parameter  # [d_out, d_in] fp32, or [|S|] of the live ones
+    teacher_logits: nn.Parameter | None  # as gate_logits, not trained; G_T of Eq. 4
     live: Tensor | None  # int64 [|S|], flat places, ascending; None: all gates are trained
     state: MaskState
 
@@ -159,6 +161,7 @@ class MaskedLinear(nn.Linear):
         assert isinstance(linear, MaskedLinear)
         linear.state, linear.live = state, None
         linear.gate_logits = nn.Parameter(torch.ones_like(linear.weight, dtype=torch.float32))
+        linear.register_parameter("teacher_logits", None)
         return linear
 
     def effective_weight(self, mode: Mode | None = None) -> Tensor:
@@ -168,10 +171,31 @@ class MaskedLinear(nn.Linear):
             return self.weight
         if mode == "hard":
             return self._hard_weight()
+        if mode == "teacher":
+            if self.teacher_logits is None:
+                raise ValueError("there is no teacher; start one with start_teacher()")
+            return hard_weight(self.weight, self.teacher_logits)
         W, G, alpha = self.weight, self.gate_logits, self.state.alpha
         if self.live is None:
             return soft_weight(W, G, alpha).to(W.dtype)
         return _filled(W.clone(), self.live, soft_weight(W.view(-1)[self.live], G, alpha))
+
+    @torch.no_grad()
+    def start_teacher(self) -> None:
+        """Give the layer a teacher's gates, G_T = G; all gates must be trained, not a live set.
+
+        A parameter, not a buffer: checkpoints keep it beside the gates.
+        """
+        if self.live is not None:
+            raise ValueError("a teacher needs all gates; do not choose a live set")
+        self.teacher_logits = nn.Parameter(self.gate_logits.detach().clone(), requires_grad=False)
+
+    @torch.no_grad()
+    def teach(self, rate: float) -> None:
+        """G_T <- (1 - γ) G_T + γ G, γ = `rate` (Eq. 4 on gates)."""
+        if self.teacher_logits is None:
+            raise ValueError("there is no teacher; start one with start_teacher()")
+        self.teacher_logits.lerp_(self.gate_logits, rate)
 
     @torch.no_grad()
     def keep_live(self, S: Tensor) -> None:

@@ -138,11 +138,13 @@ class Scores:
         self._run, self._display = run, display
         self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
 
-    def __call__(self, name: str) -> None:
-        if not self._heldout or name in self._run.notes:
+    def __call__(self, name: str, examples: Sequence[Example] | None = None) -> None:
+        """examples: other than the held-out ones."""
+        chosen = self._heldout if examples is None else examples
+        if not chosen or name in self._run.notes:
             return
-        with self._display.stage(f"evaluate {name}", len(self._heldout)) as advance:
-            score = self.of(self._heldout, advance)
+        with self._display.stage(f"evaluate {name}", len(chosen)) as advance:
+            score = self.of(chosen, advance)
         self._run.note(name, score.to_json())
         self._display.say(f"{name:<5}{score}")
 

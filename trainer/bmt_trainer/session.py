@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import bmt_core
 import torch
 from bmt_core import Base, Mask
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from bmt_trainer import data, live, models
 from bmt_trainer.attach import Attached, attach
 from bmt_trainer.distributed import barrier, is_first, processes
-from bmt_trainer.divergence import forward_kl
+from bmt_trainer.divergence import Texts, forward_kl
 from bmt_trainer.encode import batches, render
 from bmt_trainer.evaluate import best_guess, wilson
 from bmt_trainer.export import export, library_versions
@@ -29,15 +29,31 @@ from bmt_trainer.scoring import init_gates, input_norms
 
 if TYPE_CHECKING:
     from bmt_trainer.common import RunConfig
-    from bmt_trainer.data import Example, Split
+    from bmt_trainer.data import Split
     from bmt_trainer.progress import Display
 
 
 # Held-out prompts whose answers by the base a mask's divergence is measured on.
 _KL_PROMPTS = 64
 
+#: A trainer's logs of its steps.
+Logs = list[dict[str, float]]
+
 #: Which count of a score decides: of the strict reading, or of the lenient one.
 Reading = Literal["exact", "lenient"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A session that is ready to train, by whatever is trained in its model.
+
+    fit: trains, with further callbacks, and returns the steps' logs; told: what a mask's metadata
+    says of it. What is trained starts in between: `Session.start`, or a baseline.
+    """
+
+    session: Session
+    fit: Callable[[Sequence[TrainerCallback]], Logs]
+    told: Mapping[str, Any]
 
 
 @dataclass(kw_only=True)
@@ -67,10 +83,12 @@ class Session:
         grader: Grader = WORDS,
         reading: Reading = "exact",
         heldout_from: str | None = None,
+        scored: bool = True,
     ) -> Session:
         """Load data, tokenizer and model, and take up the run's folder.
 
-        heldout_from: another data set to hold out from. Raises TrainerError.
+        heldout_from: another data set to hold out from; scored: without it, held-out examples stay
+        held out, and the run leaves it to others to score by them. Raises TrainerError.
         """
         folder = models.checkpoint_folder(config.model)
         base = models.base_of(config.model, folder)
@@ -80,6 +98,7 @@ class Session:
             train=train_examples,
             seed=config.seed,
             system=config.system,
+            share=None if heldout_from else config.heldout_share,
         )
         if heldout_from:
             other = data.load(
@@ -97,7 +116,7 @@ class Session:
         score = Scores(
             model,
             tokenizer,
-            split.heldout,
+            split.heldout if scored else [],
             run,
             display,
             max_new_tokens=config.max_new_tokens,
@@ -128,7 +147,7 @@ class Session:
         self.attached = attach(self.model, self.config.targets)
         places = self.run.folder / "live.safetensors"
         if self.run.last_checkpoint() is None:
-            self._calibrate(self.split.train)
+            self.start_gates(self.norms())
             with self.attached.state.use("hard"):
                 self.score("init")
             self.run.note("init_density", self.attached.density)
@@ -162,10 +181,11 @@ class Session:
         """The mask that training started from."""
         return bmt_core.load(self._start)
 
-    def _calibrate(self, examples: Sequence[Example]) -> None:
-        """Wanda scores of the training prompts, and the gates' start (Eq. 9)."""
+    def norms(self) -> dict[str, torch.Tensor]:
+        """‖X_j‖ of each masked layer's inputs over training prompts: half of Wanda's scores."""
         config, tokenizer = self.config, self.tokenizer
-        prompts = [render(tokenizer, e.prompt) for e in examples[: config.calibration_prompts]]
+        chosen = self.split.train[: config.calibration_prompts]
+        prompts = [render(tokenizer, e.prompt) for e in chosen]
         cut = [prompt[: config.max_length] for prompt in prompts]
         with self.display.stage("calibrate", len(cut)) as advance:
 
@@ -175,7 +195,11 @@ class Session:
                     yield batch
                     advance(len(batch["input_ids"]))
 
-            norms = input_norms(self.model, self.attached, counted())
+            return input_norms(self.model, self.attached, counted())
+
+    def start_gates(self, norms: Mapping[str, torch.Tensor]) -> None:
+        """The gates' start (Eq. 9)."""
+        config = self.config
         init_gates(
             self.attached,
             norms,
@@ -198,9 +222,9 @@ class Session:
     def told(self, metadata: dict[str, Any]) -> dict[str, Any]:
         """What every method tells of its run, and `metadata`."""
         notes = self.run.notes
-        names = ("base", "init", "mask", "full", "lean")
+        names = ("base", "teacher", "init", "mask", "full", "lean")
         scores: dict[str, Any] = {n: notes[n] for n in names if n in notes}
-        if self.split.heldout:
+        if scores:
             guess = best_guess(self.split.train, self.split.heldout, self.grader)
             scores["guess"] = guess.to_json()
         libraries = ["torch", "transformers", "trl"]
@@ -261,10 +285,22 @@ class Session:
 
     def _divergences(self, masks: Mapping[str, Mask]) -> dict[str, Any]:
         """Of each mask from the base, on what the base answers to held-out prompts."""
+        with self.attached.state.use("off"):
+            texts = self.base_texts()
+        found = {}
+        for name, mask in masks.items():
+            self.attached.hold(mask)
+            divergence = forward_kl(self.model, self.attached, texts, self.tokenizer.pad_token_id)
+            self.display.say(f"{name:<5}forward KL {divergence.per_token:.4f} nats a token")
+            found[name] = divergence.to_json()
+        return found
+
+    def base_texts(self) -> Texts:
+        """Held-out prompts and what the model, which is to be the base now, answers to them."""
         chosen = self.split.heldout[:_KL_PROMPTS]
         prompts = [render(self.tokenizer, e.prompt) for e in chosen]
         padding = self.tokenizer.pad_token_id
-        with torch.random.fork_rng(), self.attached.state.use("off"):
+        with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             completions = sample(
                 self.model,
@@ -274,14 +310,7 @@ class Session:
                 eos=ends(self.model, self.tokenizer),
                 padding=padding,
             )
-        texts = list(zip(prompts, completions, strict=True))
-        found = {}
-        for name, mask in masks.items():
-            self.attached.hold(mask)
-            divergence = forward_kl(self.model, self.attached, texts, padding)
-            self.display.say(f"{name:<5}forward KL {divergence.per_token:.4f} nats a token")
-            found[name] = divergence.to_json()
-        return found
+        return list(zip(prompts, completions, strict=True))
 
     def _scored(self, name: str, mask: Mask) -> Mask:
         self.attached.hold(mask)

@@ -10,13 +10,15 @@ from bmt_trainer.common import RunConfig
 from bmt_trainer.config import option
 from bmt_trainer.distributed import join, keep_gates_fp32, processes
 from bmt_trainer.errors import DataError
+from bmt_trainer.grading import find_for
 
 # torch, transformers and TRL take seconds to import, and `--help` needs only the settings.
 if TYPE_CHECKING:
     from bmt_core import Mask
+    from transformers import TrainerCallback
 
     from bmt_trainer.progress import Display
-    from bmt_trainer.session import Session
+    from bmt_trainer.session import Logs, Prepared, Session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,11 @@ class SftConfig(RunConfig):
 
     batch_size: int = option("Examples per device and forward pass.", 4, least=1)
     gradient_accumulation: int = option("Forward passes per optimizer step.", 1, least=1)
+    grader: str | None = option(
+        "What is right in evaluation: words, number, gsm8k, math, letter, bbeh, tools, or "
+        "FILE.py:FUNCTION; default: by the data set's form, else words.",
+        None,
+    )
 
 
 def train(config: SftConfig, display: Display | None = None) -> Mask:
@@ -43,8 +50,16 @@ def train(config: SftConfig, display: Display | None = None) -> Mask:
 
 
 def _train(config: SftConfig, display: Display) -> Mask:
+    prepared = prepare(config, display)
+    prepared.session.start()
+    logs = prepared.fit(())
+    return prepared.session.finish({**prepared.told, "loss": round(final_loss(logs), 6)})
+
+
+def prepare(config: SftConfig, display: Display, *, scored: bool = True) -> Prepared:
+    """Everything before what is trained starts. scored: as in `Session.open`."""
     from bmt_trainer.encode import training_rows
-    from bmt_trainer.session import Session
+    from bmt_trainer.session import Prepared, Session
 
     join(config)
     used = config.steps * config.batch_size * config.gradient_accumulation * processes()
@@ -52,6 +67,8 @@ def _train(config: SftConfig, display: Display) -> Mask:
         config,
         display,
         train_examples=config.train_examples or max(used, config.calibration_prompts),
+        grader=find_for(config.dataset, config.grader),
+        scored=scored,
     )
     split = session.split
     rows = training_rows(session.tokenizer, split.train, config.max_length)
@@ -66,13 +83,20 @@ def _train(config: SftConfig, display: Display) -> Mask:
         f"{session.base.model_id} on {session.model.device}: {len(rows)} training and "
         f"{len(split.heldout)} held-out examples of {config.dataset}"
     )
-    session.start()
-    loss = _fit(config, session, rows)
-    return session.finish({"method": "sft", "train_examples": len(rows), "loss": round(loss, 6)})
+    return Prepared(
+        session=session,
+        fit=lambda callbacks: _fit(config, session, rows, callbacks),
+        told={"method": "sft", "train_examples": len(rows)},
+    )
 
 
-def _fit(config: SftConfig, session: Session, rows: Sequence[Mapping[str, list[int]]]) -> float:
-    """Train the gates from where they are, or from the run's last checkpoint; the final loss."""
+def _fit(
+    config: SftConfig,
+    session: Session,
+    rows: Sequence[Mapping[str, list[int]]],
+    callbacks: Sequence[TrainerCallback],
+) -> Logs:
+    """Train what the session has attached, or go on from the run's last checkpoint."""
     import transformers
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -88,7 +112,8 @@ def _fit(config: SftConfig, session: Session, rows: Sequence[Mapping[str, list[i
         pass
 
     model, attached, run = session.model, session.attached, session.run
-    save_gates_only(model, attached)
+    if attached.layers:
+        save_gates_only(model, attached)
     checkpoint = run.last_checkpoint()
     done = run.steps_done()
     arguments = TrlConfig(
@@ -107,6 +132,7 @@ def _fit(config: SftConfig, session: Session, rows: Sequence[Mapping[str, list[i
             processing_class=session.tokenizer,
             callbacks=[
                 Anneal(attached.state, config.alpha_start, config.alpha_end),
+                *callbacks,
                 ShowSteps(advance),
             ],
         )
@@ -115,7 +141,11 @@ def _fit(config: SftConfig, session: Session, rows: Sequence[Mapping[str, list[i
         trainer.remove_callback(PrinterCallback)
         transformers.set_seed(config.seed)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    # The mean of the last tenth: one batch of four says little.
+    return [dict(entry) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def final_loss(logs: Logs) -> float:
+    """The mean of the last tenth: one batch of four says little."""
+    losses = [entry["loss"] for entry in logs]
     tail = losses[-max(1, len(losses) // 10) :]
     return float(sum(tail) / len(tail))

@@ -1,0 +1,163 @@
+"""Comparisons after the paper's Table 3 and Figures 2 and 3, on a small machine.
+
+Each run's result is a file of its own, so that an interrupted comparison goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bmt_trainer import plan as plans
+from bmt_trainer import report, tables
+
+from benchmarks.environment import ROOT, WORK, demo_model
+from benchmarks.results import LATEST
+from experiments.record import Figure, gain, keep
+
+Result = dict[str, Any]
+
+
+def table3() -> None:
+    """SFT on two subjects of MMLU-Pro and two subtasks of BBEH, every method."""
+    command = "make paper-table3 PAPER_DATA=FOLDER"
+    folder = Path(os.environ.get("PAPER_DATA", ""))
+    missing = [n for n in ("mmlu_pro/test.jsonl.gz", "bbeh") if not (folder / n).exists()]
+    if not str(folder) or missing:
+        raise SystemExit(
+            "PAPER_DATA=FOLDER must hold mmlu_pro/test.jsonl.gz (TIGER-AI-Lab/MMLU-Pro) and bbeh/ "
+            f"(bbeh_TASK.json of google-deepmind/bbeh); missing: {', '.join(missing) or 'all'}"
+        )
+    path = ROOT / "recipes" / "small" / "table3.yaml"
+    recipe = plans.read(path, {"output": "unused", "model": "unused"})
+    datasets = [_within(name, folder) for name in recipe.datasets]
+    results = compare("table3", datasets=datasets)
+    figures = []
+    for row in tables.rows(results):
+        if row.accuracy is None or row.interval is None:
+            continue
+        low, high = row.interval
+        figures.append(
+            Figure(
+                id=f"table3_{_plain(row.method)}_accuracy",
+                value=round(100 * row.accuracy, 2),
+                interval=(round(100 * low, 2), round(100 * high, 2)),
+                n=row.total,
+                command=command,
+            )
+        )
+        size = round(row.size, 4)
+        name = f"table3_{_plain(row.method)}_size_mib"
+        figures.append(Figure(id=name, value=size, interval=None, n=row.datasets, command=command))
+    keep(figures)
+    _report("table3", "Table 3 in small")
+
+
+def forgetting() -> None:
+    """Distance from the base and another skill along a GRPO run and an SFT run."""
+    command = "make paper-forgetting"
+    figures = []
+    for kind in ("grpo", "sft"):
+        for result in compare(f"forgetting-{kind}"):
+            first, last = result["track"][0], result["track"][-1]
+            name = f"forgetting_{kind}_{_plain(result['method'])}{_changes(result)}"
+            points, interval = gain(_share(first), _share(last))
+            figures += [
+                Figure(
+                    id=f"{name}_kl",
+                    value=round(last["kl_token"], 6),
+                    interval=None,
+                    n=len(result["track"]),
+                    command=command,
+                ),
+                Figure(
+                    id=f"{name}_kept_points",
+                    value=round(points, 2),
+                    interval=(round(interval[0], 2), round(interval[1], 2)),
+                    n=int(last["n"]),
+                    command=command,
+                ),
+            ]
+            print(
+                f"{kind} {result['method']} {result['changes']}: KL {last['kl_token']:.4f} nats a "
+                f"token, other skill {points:+.1f} points [{interval[0]:.1f}, {interval[1]:.1f}]"
+            )
+    keep(figures)
+    _report("forgetting-grpo", "Forgetting in small: GRPO")
+    _report("forgetting-sft", "Forgetting in small: SFT")
+
+
+def geometry() -> None:
+    """Effective rank, spectrum drift and principal-weight overlap after one GRPO run."""
+    command = "make paper-geometry"
+    figures = []
+    for result in compare("geometry"):
+        for part in ("gate", "all"):
+            means = result["geometry"][part]
+            for key in ("effective_rank", "spectrum_drift", "overlap"):
+                if means[key] is not None:
+                    figures.append(
+                        Figure(
+                            id=f"geometry_{_plain(result['method'])}_{part}_{key}",
+                            value=float(f"{means[key]:.5g}"),
+                            interval=None,
+                            n=means["updated"],
+                            command=command,
+                        )
+                    )
+            print(result["method"], part, means)
+    keep(figures)
+    _report("geometry", "Geometry in small")
+
+
+def compare(recipe: str, **changes: Any) -> list[Result]:
+    """Run `recipes/small/RECIPE.yaml`, or what of it has no result yet."""
+    from bmt_trainer.compare import run
+
+    output = WORK / "paper" / recipe
+    path = ROOT / "recipes" / "small" / f"{recipe}.yaml"
+    made = plans.read(path, {"output": output, "model": str(demo_model()), **changes})
+    results = run(made)
+    for row in tables.rows(results):
+        print(" | ".join(row.cells()))
+    return results
+
+
+def _report(recipe: str, title: str) -> None:
+    """The page beside the results, its plots beside the figures."""
+    page = report.write([WORK / "paper" / recipe], WORK / "paper" / recipe / "report", title)
+    target = LATEST / "paper"
+    target.mkdir(parents=True, exist_ok=True)
+    for picture in page.parent.glob("*.png"):
+        (target / f"{recipe}-{picture.name}").write_bytes(picture.read_bytes())
+    print(page)
+
+
+def _within(dataset: str, folder: Path) -> str:
+    form, _, place = dataset.partition(":")
+    return f"{form}:{folder / place}"
+
+
+def _share(row: Mapping[str, float]) -> dict[str, Any]:
+    from bmt_trainer.evaluate import wilson
+
+    right, total = round(row["retention_lenient"] * row["n"]), int(row["n"])
+    return {"accuracy": right / total, "interval95": wilson(right, total)}
+
+
+def _plain(method: str) -> str:
+    return method.replace("-", "_").replace(".", "_").replace("@", "_at_")
+
+
+def _changes(result: Mapping[str, Any]) -> str:
+    values: Sequence[Any] = list(result["changes"].values())
+    return "".join(f"_{str(value).replace('-', '_').replace('.', '_')}" for value in values)
+
+
+EXPERIMENTS: dict[str, Any] = {
+    "table3": table3,
+    "forgetting": forgetting,
+    "geometry": geometry,
+}

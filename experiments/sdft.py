@@ -1,0 +1,84 @@
+"""SDFT: what the teacher has over the base, what the student learns of it, what it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import bmt_core
+from bmt_core import Mask
+
+from benchmarks.environment import demo_model
+from experiments.record import Figure, gain, keep
+from experiments.runs import Ran, run_recipe, tell
+
+COMMAND = "make paper-sdft"
+# Another skill: enough that a change of 3 points stands out between the same examples.
+KEPT, KEPT_GRADER, KEPT_EXAMPLES = "task:arithmetic?most=30", "number", 1600
+
+
+def learns() -> None:
+    """Sorting numbers from demonstrations; sums and products are the skill to keep."""
+    ran = run_recipe("sdft-sort")
+    base, teacher = ran.read("base"), ran.read("teacher")
+    keep(
+        [
+            _figure("sdft_teacher_points", *gain(base, teacher), teacher["total"]),
+            _figure("sdft_gain_points", *gain(base, ran.read("mask")), base["total"]),
+        ]
+    )
+    tell(ran, "_sdft", COMMAND)
+    retained(ran)
+
+
+def retained(ran: Ran) -> None:
+    """The other skill before and after, on the same examples, by its lenient reading."""
+    from bmt_trainer import data
+    from bmt_trainer.stats import paired
+
+    examples = data.load(KEPT, heldout=KEPT_EXAMPLES, train=0).heldout
+    before, after = (_right(examples, mask) for mask in (None, ran.mask))
+    pair = paired(before, after)
+    low, high = pair.interval
+    points = (100 * pair.difference, (100 * low, 100 * high))
+    keep([_figure("sdft_other_skill_points", *points, pair.total)])
+    print(
+        f"other skill: {sum(before)} before, {sum(after)} after of {pair.total}, "
+        f"{points[0]:+.1f} points [{points[1][0]:.1f}, {points[1][1]:.1f}], "
+        f"p = {pair.p_value:.2g}"
+    )
+
+
+def _right(examples: Sequence[Any], mask: Mask | None) -> list[bool]:
+    from bmt_trainer import models
+    from bmt_trainer.apply import apply
+    from bmt_trainer.evaluate import generate, outcomes
+    from bmt_trainer.grading import find
+
+    folder = demo_model()
+    model = models.load_model(folder)
+    if mask is not None:
+        apply(mask, model, base_fingerprint=bmt_core.fingerprint(folder))
+    texts = generate(
+        model,
+        models.load_tokenizer(folder),
+        [e.prompt for e in examples],
+        max_new_tokens=16,
+        batch_size=100,
+    )
+    return outcomes(texts, examples, find(KEPT_GRADER), lenient=True)
+
+
+def _figure(name: str, points: float, interval: tuple[float, float], n: int) -> Figure:
+    low, high = interval
+    print(f"{name} {points:+.2f} [{low:.2f}, {high:.2f}], n = {n}")
+    return Figure(
+        id=name,
+        value=round(points, 2),
+        interval=(round(low, 2), round(high, 2)),
+        n=n,
+        command=COMMAND,
+    )
+
+
+EXPERIMENTS: dict[str, Any] = {"sdft": learns}

@@ -1,0 +1,61 @@
+"""Answers of a running server: greedy, in the prompts' order, errors as ours."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from bmt_trainer.answering import by_server
+from bmt_trainer.errors import RolloutError
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Answers a chat with the model's name and the last turn."""
+
+    asked: list = []  # noqa: RUF012
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Echo.asked.append(body)
+        known = body["model"] in ("smol", "reverse")
+        text = f"{body['model']} {body['messages'][-1]['content']}"
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        found = {"id": "1", "object": "chat.completion", "created": 0, "choices": [choice]}
+        answer = {**found, "model": body["model"]} if known else {"error": {"message": "unknown"}}
+        data = json.dumps(answer).encode()
+        self.send_response(200 if known else 404)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def url(monkeypatch):
+    monkeypatch.setenv("BMT_API_KEY", "bmt_test")
+    Echo.asked.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_answers_come_in_order(url):
+    models = by_server(url, {"base": "smol", "mask": "reverse"}, at_once=4)
+    prompts = [({"role": "user", "content": str(n)},) for n in range(9)]
+    assert models["mask"](prompts, 7) == [f"reverse {n}" for n in range(9)]
+    assert models["base"](prompts[:1], 7) == ["smol 0"]
+    assert all(body["temperature"] == 0 and body["max_tokens"] == 7 for body in Echo.asked)
+
+
+def test_a_failure_is_ours(url):
+    models = by_server(url, {"base": "nobody"}, at_once=2)
+    with pytest.raises(RolloutError, match="nobody"):
+        models["base"]([({"role": "user", "content": "?"},)], 7)

@@ -1,0 +1,87 @@
+"""Looks at a model on its way: what they cost nothing of, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import bmt_trainer.progress
+import pytest
+import torch
+from bmt_trainer import plan
+from bmt_trainer.attach import attach
+from bmt_trainer.compare import run
+from bmt_trainer.divergence import divergence, forward_kl
+from bmt_trainer.progress import Display
+from rich.console import Console
+
+from .conftest import tiny_llama
+
+
+def planned(checkpoint, output):
+    return plan.read(
+        None,
+        {
+            **{"trainer": "sft", "methods": "bmt", "model": str(checkpoint), "output": output},
+            **{"dataset": "task:initials", "heldout": 4, "steps": 5, "batch_size": 2},
+            **{"learning_rate": 0.01, "calibration_prompts": 4, "max_new_tokens": 4},
+            **{"checkpoint_every": 2, "device": "cpu", "track_every": 2},
+            **{"retention": "task:arithmetic", "retention_examples": 3},
+        },
+    )
+
+
+def quiet():
+    return Display(Console(file=io.StringIO()))
+
+
+def test_a_run_that_goes_on_has_all_its_looks(checkpoint, tmp_path, monkeypatch):
+    [whole] = run(planned(checkpoint, tmp_path / "whole"), quiet())
+    assert [row["step"] for row in whole["track"]] == [0, 2, 4, 5]
+    show = bmt_trainer.progress.ShowSteps.on_step_end
+
+    def stop(self, args, state, control, **rest):
+        show(self, args, state, control, **rest)
+        if state.global_step == 4:  # looked at, but not yet in a checkpoint
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bmt_trainer.progress.ShowSteps, "on_step_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(planned(checkpoint, tmp_path / "cut"), quiet())
+    [folder] = (tmp_path / "cut").glob("*.run")
+    notes = json.loads((folder / "run.json").read_text())["notes"]
+    assert [row["step"] for row in notes["track"]] == [0, 2, 4]
+    [resumed] = run(planned(checkpoint, tmp_path / "cut"), quiet())
+    assert resumed["track"] == whole["track"]
+    assert resumed["logs"] == whole["logs"]
+    assert resumed["digest"] == whole["digest"]
+
+
+def test_looking_changes_nothing(checkpoint, tmp_path):
+    looked = planned(checkpoint, tmp_path / "a")
+    settings = {**looked.settings, "trainer": "sft", "methods": "bmt", "model": str(checkpoint)}
+    blind = plan.read(None, {**settings, "dataset": "task:initials", "output": tmp_path / "b"})
+    [a], [b] = run(looked, quiet()), run(blind, quiet())
+    assert "track" not in b
+    assert a["digest"] == b["digest"]
+
+
+def test_two_models_diverge_as_one_does_from_itself():
+    """A second copy of the base, which baselines need, tells what the mask switched off tells."""
+    model, base = tiny_llama(), tiny_llama()
+    attached = attach(model)
+    with torch.no_grad():
+        for layer in attached.layers.values():
+            layer.gate_logits.view(-1)[::7] = -1
+    torch.manual_seed(0)
+    texts = [(torch.randint(3, 200, (n,)).tolist(), [5, 6, 7]) for n in (4, 9, 2)]
+    own = forward_kl(model, attached, texts, 0)
+    two = divergence(
+        (base, lambda: attached.state.use("off")),
+        (model, lambda: attached.state.use("hard")),
+        texts,
+        0,
+    )
+    assert own.per_token > 0
+    assert two.per_token == pytest.approx(own.per_token, rel=1e-6)

@@ -1,0 +1,281 @@
+"""On-policy self-distillation of a mask (Eq. 4-5), on TRL's experimental `SDFTTrainer`.
+
+The student answers a prompt under its hard mask (Eq. 8). The teacher, the same weights under the
+hard mask of its own slowly following gates (Eq. 4), reads that answer after a prompt that also has
+a demonstration. The student's soft mask (Eq. 6) is trained towards the teacher's distribution of
+every token: forward KL divergence over the whole vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from bmt_trainer.common import RunConfig
+from bmt_trainer.config import option
+from bmt_trainer.data import Example, Message
+from bmt_trainer.distributed import join, processes
+from bmt_trainer.errors import ConfigError, DataError
+from bmt_trainer.grading import find_for
+
+if TYPE_CHECKING:
+    from bmt_core import Mask
+    from transformers import TrainerCallback
+
+    from bmt_trainer.progress import Display
+    from bmt_trainer.session import Logs, Prepared, Session
+    from bmt_trainer.validate import Validate
+
+#: The teacher's last turn in SDFT, which the paper takes over.
+TEACHER_PROMPT = (
+    "\n{prompt}\n\nThis is an example for a response to the question:\n{demonstration}\n\n"
+    "Now answer with a response of your own, including the thinking process.\n"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SdftConfig(RunConfig):
+    """Settings of `train`. The defaults are the paper's for ToolAlpaca. Raises ConfigError.
+
+    The loss is a mean over a completion's tokens and then over completions, as in SDFT's code;
+    Eq. 5 is a sum over tokens.
+    """
+
+    steps: int = option(
+        "Optimizer steps, T of Eq. 7; the paper's are 2 epochs of ToolAlpaca.", 252, least=1
+    )
+    learning_rate: float = option(
+        "AdamW learning rate of the gates, of which a cosine goes down to 0.", 5e-3, above=0
+    )
+    warmup: float = option("Share of the steps that the rate rises in.", 0.1, least=0, most=1)
+    alpha_end: float = option("Sharpness after the last step (Eq. 7).", 1e4, above=0)
+    reg_lambda: float = option(
+        "Weight λ of the regulariser; the teacher anchors the mask already.", 0.0, least=0
+    )
+    max_length: int = option(
+        "Longer prompts, the teacher's with its demonstration, are left out, in tokens.",
+        1024,
+        least=1,
+    )
+    max_new_tokens: int = option(
+        "Length of an answer, in rollouts and in evaluation, in tokens.", 1024, least=1
+    )
+    prompts_per_step: int = option("Prompts of one optimizer step.", 32, least=1)
+    micro_batch: int = option("Prompts per rollout batch and forward pass.", 4, least=1)
+    temperature: float = option("Of the rollouts' sampling.", 1.0, above=0)
+    teacher_rate: float = option(
+        "γ of Eq. 4: how far the teacher's gates follow in a step.", 0.01, above=0, most=1
+    )
+    skip_tokens: int = option("First tokens of a completion without a loss.", 3, least=0)
+    teacher_prompt: str | None = option(
+        "The teacher's last turn, with {prompt} and {demonstration}; default: SDFT's.", None
+    )
+    grader: str | None = option(
+        "What is right in evaluation: words, number, gsm8k, math, letter, bbeh, tools, or "
+        "FILE.py:FUNCTION; default: by the data set's form, else words.",
+        None,
+    )
+    reading: Literal["strict", "lenient"] = option(
+        "Which reading of the grader chooses masks; both are reported.", "strict"
+    )
+    heldout_dataset: str | None = option("Hold out from this data set instead.", None)
+    validation: int = option(
+        "Training examples set aside to choose the best mask by; 0 for none.", 100, least=0
+    )
+    validate_every: int = option("Steps between validations, greedy, hard mask.", 100, least=1)
+    select: Literal["best", "last"] = option("Which mask is written.", "best")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompts_per_step % self.micro_batch:
+            raise ConfigError(
+                f"micro_batch: {self.micro_batch} does not divide prompts_per_step "
+                f"{self.prompts_per_step}"
+            )
+        if processes() > 1:
+            raise ConfigError(f"sdft trains in one process, not {processes()}")
+        try:
+            shown = self.template.format(prompt="<prompt>", demonstration="<demonstration>")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ConfigError(f"teacher_prompt: braces are doubled in it ({error!r})") from None
+        if "<prompt>" not in shown or "<demonstration>" not in shown:
+            raise ConfigError("teacher_prompt: {prompt} and {demonstration} must occur in it")
+
+    @property
+    def template(self) -> str:
+        """The teacher's last turn."""
+        return TEACHER_PROMPT if self.teacher_prompt is None else self.teacher_prompt
+
+
+def train(config: SdftConfig, display: Display | None = None) -> Mask:
+    """Train a mask by its own demonstrated self, and write it to `config.output`.
+
+    The score named `teacher` is the base's where it is given each demonstration: what there is to
+    learn from. `<output>.history.json` holds the steps' losses, zeros and validations. Raises
+    TrainerError and bmt_core.BmtError.
+    """
+    from bmt_trainer.host import only_our_progress
+    from bmt_trainer.progress import Display
+
+    with only_our_progress():
+        return _train(config, display or Display())
+
+
+def shown(example: Example, template: str) -> Example:
+    """`example` as the teacher sees it: its demonstration is in the last turn."""
+    demonstration = example.answer if example.demonstration is None else example.demonstration
+    *before, last = example.prompt
+    text = template.format(prompt=last["content"], demonstration=demonstration)
+    turn: Message = {"role": last["role"], "content": text}
+    return replace(example, prompt=(*before, turn))
+
+
+def _train(config: SdftConfig, display: Display) -> Mask:
+    from bmt_trainer.validate import finish_best
+
+    prepared = prepare(config, display)
+    session = prepared.session
+    session.score("teacher", [shown(e, config.template) for e in session.split.heldout])
+    session.start()
+    logs = prepared.fit(())
+    session.write_history({"steps": logs, "validation": session.run.notes["validation"]})
+    return finish_best(session, config.select, prepared.told)
+
+
+def prepare(config: SdftConfig, display: Display, *, scored: bool = True) -> Prepared:
+    """Everything before what is trained starts. scored: as in `Session.open`."""
+    from bmt_trainer.encode import render
+    from bmt_trainer.session import Prepared, Session
+    from bmt_trainer.validate import Validate
+
+    join(config)
+    used = config.steps * config.prompts_per_step
+    wanted = config.train_examples or max(used, config.calibration_prompts)
+    session = Session.open(
+        config,
+        display,
+        train_examples=wanted + config.validation,
+        grader=find_for(config.dataset, config.grader),
+        reading="lenient" if config.reading == "lenient" else "exact",
+        heldout_from=config.heldout_dataset,
+        scored=scored,
+    )
+    validation = session.split.train[: config.validation]
+    examples = [
+        e
+        for e in session.split.train[config.validation :]
+        if len(render(session.tokenizer, shown(e, config.template).prompt)) <= config.max_length
+    ]
+    if len(examples) < config.prompts_per_step:
+        raise DataError(
+            f"{config.dataset} leaves {len(examples)} training prompts of at most "
+            f"{config.max_length} tokens with their demonstrations, and a step takes "
+            f"{config.prompts_per_step}; raise max_length, or set aside fewer"
+        )
+    display.say(
+        f"{session.base.model_id} on {session.model.device}: {len(examples)} training prompts, "
+        f"{len(validation)} for validation, {len(session.split.heldout)} held out, of "
+        f"{config.dataset}"
+    )
+    # Unscored, the same examples are set aside, so that training sees the same.
+    validate = Validate(session, validation if scored else [], every=config.validate_every)
+    return Prepared(
+        session=session,
+        fit=lambda callbacks: _fit(config, session, examples, validate, callbacks),
+        told={"method": "sdft", "train_examples": len(examples)},
+    )
+
+
+def _fit(
+    config: SdftConfig,
+    session: Session,
+    examples: Sequence[Example],
+    validate: Validate,
+    callbacks: Sequence[TrainerCallback],
+) -> Logs:
+    """Train what the session has attached, or go on from the run's last checkpoint."""
+    import transformers
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl.experimental.sdft import SDFTConfig as TrlConfig
+    from trl.experimental.sdft import SDFTTrainer
+
+    from bmt_trainer.anneal import Anneal
+    from bmt_trainer.common import one_replica, trl_arguments
+    from bmt_trainer.hooks import MaskedTraining, MaskTeacher, save_gates_only
+    from bmt_trainer.progress import ShowSteps
+
+    class Trainer(MaskTeacher, MaskedTraining, SDFTTrainer):
+        pass
+
+    model, attached, run = session.model, session.attached, session.run
+    attached.start_teacher()
+    save_gates_only(model, attached)
+    checkpoint = run.last_checkpoint()
+    done = run.steps_done()
+    validate.begin(done)
+    passes = config.prompts_per_step // config.micro_batch
+    common = trl_arguments(config, run.folder, model.device.type == "cpu")
+    arguments = TrlConfig(
+        **common
+        | {
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": math.ceil(config.warmup * config.steps),
+        },
+        per_device_train_batch_size=config.micro_batch,
+        gradient_accumulation_steps=passes,
+        # One optimizer step for each batch of rollouts; one completion of a prompt.
+        steps_per_generation=passes,
+        num_iterations=1,
+        num_generations=1,
+        max_prompt_length=None,  # by default prompts would be cut at their beginning
+        max_completion_length=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=1.0,
+        top_k=0,
+        teacher_model_kind="ema",
+        teacher_update_rate=config.teacher_rate,
+        teacher_prompt_template=config.template.replace("{demonstration}", "{privileged_context}"),
+        # KL(teacher || student) over the vocabulary. Without a ratio to the rollouts' policy: soft
+        # and hard masks are far apart at the first steps' sharpness.
+        distillation_mode="full_logits",
+        distillation_alpha=0.0,
+        distillation_is_clip=None,
+        num_loss_tokens_to_skip=config.skip_tokens,
+        use_vllm=False,
+    )
+    one_replica(arguments)
+    Trainer.attached, Trainer.reg_lambda = attached, config.reg_lambda
+    with session.display.stage("train", config.steps, done) as advance:
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list(_rows(session, examples)),
+            processing_class=session.tokenizer,
+            callbacks=[
+                Anneal(attached.state, config.alpha_start, config.alpha_end),
+                validate,
+                *callbacks,
+                ShowSteps(advance),
+            ],
+        )
+        trainer.remove_callback(PrinterCallback)
+        transformers.set_seed(config.seed)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return [dict(entry) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _rows(session: Session, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """What TRL's trainer reads: a prompt, and what the teacher alone sees of it."""
+    chat = bool(session.tokenizer.chat_template)
+    return [
+        {
+            "prompt": [dict(m) for m in e.prompt]
+            if chat
+            else "".join(f"{m['content']}\n" for m in e.prompt),
+            "privileged_context": e.answer if e.demonstration is None else e.demonstration,
+        }
+        for e in examples
+    ]
