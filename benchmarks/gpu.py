@@ -257,8 +257,8 @@ def sweep(model: Model, race: Race) -> None:
 
     everything = model.sizes
     model.sizes = replace(everything, prefill=())
-    shapes = ((128, 8, 4), (128, 8, 2), (128, 8, 1), (128, 8, 8), (128, 4, 4), (64, 8, 1))
-    shapes += ((64, 8, 4), (64, 4, 2), (32, 8, 1), (32, 16, 1), (32, 4, 1), (256, 8, 4))
+    shapes = [(128, 8, 4), (128, 8, 2), (128, 8, 1), (128, 8, 8), (128, 4, 4), (64, 8, 1)]
+    shapes += [(64, 8, 4), (64, 4, 2), (32, 8, 1), (32, 16, 1), (32, 4, 1), (256, 8, 4)]
     for (rows, width, warps), programs, staged in itertools.product(
         shapes, (1024, 3072), (0, max(everything.decode))
     ):

@@ -24,8 +24,9 @@ from benchmarks.gpu import RESULTS, Figure, Race, captured, on_gpu, record, tabl
 LAYERS, HIDDEN, MIDDLE, KEYS = 32, 4096, 14336, 1024
 COMMAND = "python benchmarks/gpu_lora.py"
 # Fused projections by name: columns in, and the rows of each slice out.
-GATE_UP = {"gate_up": (HIDDEN, (MIDDLE, MIDDLE))}
-ALL = {
+Projections = dict[str, tuple[int, tuple[int, ...]]]
+GATE_UP: Projections = {"gate_up": (HIDDEN, (MIDDLE, MIDDLE))}
+ALL: Projections = {
     "qkv": (HIDDEN, (HIDDEN, KEYS, KEYS)),
     "o": (HIDDEN, (HIDDEN,)),
     **GATE_UP,
@@ -45,7 +46,7 @@ class Adapters:
 class Lora:
     """`count` adapters of rank `rank` on `projections`, in every layer."""
 
-    def __init__(self, projections: dict[str, tuple[int, tuple[int, ...]]], count: int, rank: int):
+    def __init__(self, projections: Projections, count: int, rank: int):
         from vllm.lora.ops.triton_ops import LoRAKernelMeta
 
         self.rank, self.projections = rank, projections
@@ -103,7 +104,9 @@ def _step(
 ) -> None:
     for layer, weight in enumerate(weights):
         product = x @ weight.t()
-        for name, (cols, _) in lora.projections.items() if lora else ():
+        if lora is None:
+            continue
+        for name, (cols, _) in lora.projections.items():
             y = product if name == "gate_up" else outputs[name]
             lora.add(name, layer, y, inputs[cols])
 
