@@ -48,10 +48,9 @@ def _preloaded() -> dict[str, str]:
 
 def dtype() -> str:
     """What all engines compute in: float32 where bmt-server would choose it for this CPU."""
-    import torch
+    from bmt_server.cpu_env import lacks_16_bits
 
-    level = torch.backends.cpu.get_cpu_capability()
-    return "float32" if not has_gpu() and level in ("DEFAULT", "NO AVX", "AVX2") else "bfloat16"
+    return "float32" if not has_gpu() and lacks_16_bits() else "bfloat16"
 
 
 def provenance() -> dict[str, Any]:

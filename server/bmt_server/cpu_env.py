@@ -8,6 +8,7 @@ be run again. A variable that the user set stays as it is.
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -111,6 +112,15 @@ def wanted(
             )
         )
     return [v for v in found if not environ.get(v.name)]
+
+
+def lacks_16_bits() -> str:
+    """The vector instructions of an x86 CPU that has none for 16-bit weights; empty for others."""
+    import torch
+
+    level = torch.backends.cpu.get_cpu_capability()
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return level if x86 and level in ("DEFAULT", "NO AVX", "AVX2") else ""
 
 
 def apply(environ: MutableMapping[str, str], variables: Sequence[Variable]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import torch
@@ -57,9 +58,10 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedMo
 
 
 def slow_in_16_bits(device: torch.device | str) -> bool:
-    """Whether `device` is a CPU that has no instructions for bf16: AVX2 and older."""
+    """Whether `device` is an x86 CPU that has no instructions for bf16: AVX2 and older."""
     level = torch.backends.cpu.get_cpu_capability()
-    return torch.device(device).type == "cpu" and level in ("DEFAULT", "NO AVX", "AVX2")
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return torch.device(device).type == "cpu" and x86 and level in ("DEFAULT", "NO AVX", "AVX2")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bmt_server import cpu_env
+
 
 class UnsupportedFlagError(ValueError):
     """A vLLM flag cannot be combined with masks; the message names it, why, and the way out."""
@@ -71,11 +73,10 @@ def eager_reason() -> str | None:
 
 def float32_reason() -> str | None:
     """Why vLLM should compute in float32 on this host, or None where 16 bits are no slower."""
-    import torch
     from vllm.platforms import current_platform
 
-    level = torch.backends.cpu.get_cpu_capability()
-    if current_platform.is_cpu() and level in ("DEFAULT", "NO AVX", "AVX2"):
+    level = cpu_env.lacks_16_bits()
+    if current_platform.is_cpu() and level:
         return (
             f"this CPU ({level}) has no instructions for 16-bit weights, and float32 is several "
             "times faster"

@@ -15,7 +15,7 @@ from typing import Any
 import bmt_core
 import numpy as np
 import pytest
-import torch
+from bmt_server.cpu_env import lacks_16_bits
 from bmt_server.worker.ops import ENV as KERNEL
 from bmt_trainer.apply import write_checkpoint
 
@@ -35,10 +35,7 @@ KERNELS = ("native", "portable")
 # into which batch is a race, and a product's last bit may depend on how many rows it has.
 IN_STEP = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 # Where `bmt-server` would choose float32: an emulated bf16 takes ten minutes to say the same.
-BF16 = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"),
-    reason="this CPU has no instructions for bf16",
-)
+BF16 = pytest.mark.skipif(lacks_16_bits() != "", reason="this CPU has no instructions for bf16")
 UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
 
@@ -215,6 +212,7 @@ def tiny(smol, tmp_path_factory) -> Path:
     """A random two-layer Llama whose heads divide by 2, with the real tokenizer."""
     import shutil
 
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
