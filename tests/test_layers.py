@@ -161,11 +161,9 @@ def seconds(code: str) -> float:
     return min(times)
 
 
-# What each stands on; httpx loads click, rich and pygments where they are installed.
-LIGHT = {
-    "bmt_core": "numpy, zstandard, dataclasses, hashlib, json, pathlib, tempfile",
-    "bmt_client": "numpy, zstandard, httpx",
-}
+# What each stands on.
+_CORE = "numpy, zstandard, dataclasses, hashlib, json, pathlib, tempfile"
+LIGHT = {"bmt_core": _CORE, "bmt_client": f"{_CORE}, asyncio, email.message, http, urllib.parse"}
 
 
 @pytest.mark.parametrize(("package", "libraries"), LIGHT.items())

@@ -55,15 +55,6 @@ def test_import_loads_no_heavy_package():
     assert python(code) == "[]\n"
 
 
-def test_import_is_quick():
-    code = (
-        "import time; start = time.process_time(); import bmt_client; "
-        "print(time.process_time() - start)"
-    )
-    # Best of eight: other work on the machine must not fail it.
-    assert min(float(python(code)) for _ in range(8)) < 0.150
-
-
 def test_the_package_is_a_program():
     command = [sys.executable, "-m", "bmt_client", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -69,13 +69,15 @@ NATIVE = Costs(
     correct_zero=1e-9,
     correct_token=0.08e-9,
 )
-# Measured on an H100, layers of 14336 x 4096 in bf16, 0.2 %: `benchmarks/gpu.py`, see docs/log.md.
-# A switch is one launch for all layers. Tokens are priced as decoding ones; a prompt's, in tiles,
-# are four times cheaper, and long enough to pay for a switch all the same.
+# Measured on an H100, layers of 14336 x 4096 in bf16, 0.2 %: `benchmarks/gpu.py`, see docs/log.md;
+# but for switch_layer: a switch is one launch for all layers, which the host makes outside of the
+# step's graph, and what that costs where a mask is small was not measured. A corrected layer is
+# priced over the launch that ends at once, which a step in place has too. Tokens are priced as
+# decoding ones; a prompt's, in tiles, are four times cheaper, and pay for a switch all the same.
 GPU = Costs(
-    switch_layer=0.2e-6,
+    switch_layer=5e-6,
     switch_zero=80e-12,
-    correct_layer=4e-6,
+    correct_layer=2.6e-6,
     correct_zero=1e-12,
     correct_token=4e-12,
 )
