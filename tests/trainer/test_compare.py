@@ -188,8 +188,8 @@ def test_looks_on_the_way(compared):
         rows = results[method]["track"]
         assert [row["step"] for row in rows] == [0, 2, 3]
         assert all(row["n"] == 4 and 0 <= row["retention"] <= 1 for row in rows)
-        # Full's rate moves a model so little in three steps that rounding may hide it.
-        assert rows[-1]["kl_token"] > (-1e-6 if method == "full" else 0), method
+        # What small rates move in three steps may be less than the divergence's rounding.
+        assert rows[-1]["kl_token"] > (0 if method == "bmt" else -1e-6), method
         assert rows[-1]["kl_sequence"] >= rows[-1]["kl_token"] - 1e-6
         assert (rows[0]["zeros"] > 0) == (method == "bmt")
     assert results["lora-1"]["track"][0]["kl_token"] == pytest.approx(0, abs=1e-6)
