@@ -133,7 +133,7 @@ def test_written_checkpoint_equals_apply_for_any_shards_and_dtype(checkpoint, tm
     assert not (out / "pytorch_model.bin").exists()
     assert not list(out.glob("consolidated*"))
     assert {p.name for p in tmp_path.iterdir()} == {"source", "out"}
-    model = load_model(source)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     assert model.dtype == dtype
     apply(mask, model)
     written = AutoModelForCausalLM.from_pretrained(out, dtype="auto")

@@ -51,8 +51,9 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedMo
     """The causal model, in eval mode: in the checkpoint's own dtype, or in float32 on a CPU that
     has no instructions for 16 bits, where that is several times faster.
     """
-    dtype = torch.float32 if slow_in_16_bits(device) else "auto"
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    if slow_in_16_bits(device) and model.dtype in (torch.bfloat16, torch.float16):
+        model.float()
     model.to(device)  # type: ignore[arg-type]
     return model.eval()
 

@@ -237,6 +237,7 @@ def tiny(smol, tmp_path_factory) -> Path:
     return folder
 
 
+@BF16
 def test_two_ranks_in_bf16_are_as_near_as_bf16_itself(tiny, run, tmp_path):
     mask = str(tmp_path / "tiny.bmt")
     bmt_core.save(random_mask(tiny, 0, density=0.1), mask)
