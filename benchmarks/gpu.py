@@ -245,8 +245,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = Model(Sizes(masks=options.masks), device, TritonKernel)
     figures = [*corrections(model, race), *switches(model, on_gpu(options.pairs, enqueued))]
     print(table(figures))
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps([record(f) for f in figures], indent=1) + "\n")
+    keep(figures)
     if options.sweep:
         sweep(model, race)
 
@@ -272,6 +271,12 @@ def sweep(model: Model, race: Race) -> None:
         triton_delta.TILE_ROWS, triton_delta.TILE_WARPS = rows, warps
         print(f"{rows:4} rows of a tile, {warps} warps:", end="")
         print(*(f"{f.value * 1000:6.1f}" for f in corrections(model, race)))
+
+
+def keep(figures: list[Figure], path: Path = RESULTS) -> None:
+    """Write figures in the form of all parts' results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([record(f) for f in figures], indent=1) + "\n")
 
 
 def record(figure: Figure) -> dict[str, Any]:

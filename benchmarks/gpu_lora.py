@@ -1,6 +1,6 @@
 """What LoRA adds to a step on a GPU, by vLLM's own kernels, beside what masks add.
 
-    python benchmarks/gpu_lora.py        after benchmarks/gpu.py; shapes of an 8B Llama
+    python -m benchmarks.gpu_lora        after benchmarks/gpu.py; shapes of an 8B Llama
 
 The kernels are vLLM's Triton kernels for several adapters (`vllm/lora/ops/triton_ops`), called as
 its `punica_gpu.py` calls them: shrink, then expand, for each fused projection. The baseline is that
@@ -11,7 +11,6 @@ graph a figure, medians by events. Prints a table and writes results/latest/gpu-
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from functools import partial
 
 import torch
 
-from benchmarks.gpu import RESULTS, Figure, Race, captured, on_gpu, record, table
+from benchmarks.gpu import RESULTS, Figure, Race, captured, keep, on_gpu, table
 
 LAYERS, HIDDEN, MIDDLE, KEYS = 32, 4096, 14336, 1024
-COMMAND = "python benchmarks/gpu_lora.py"
+COMMAND = "python -m benchmarks.gpu_lora"
 # Fused projections by name: columns in, and the rows of each slice out.
 Projections = dict[str, tuple[int, tuple[int, ...]]]
 GATE_UP: Projections = {"gate_up": (HIDDEN, (MIDDLE, MIDDLE))}
@@ -122,9 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.pairs} turns each")
     found = list(figures(on_gpu(options.pairs, captured), weights, (1, 8, 32, 64)))
     print(table(found))
-    path = RESULTS.with_name("gpu-lora.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([record(f) for f in found], indent=1) + "\n")
+    keep(found, RESULTS.with_name("gpu-lora.json"))
 
 
 if __name__ == "__main__":

@@ -11,20 +11,12 @@ from pathlib import Path
 import pytest
 from bmt_server.api.keys import SCOPES, make_key
 
-from tests.server.served import Valkey
+from tests.server.conftest import valkey  # noqa: F401
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Not even looked at where nobody asked for them."""
     return None if "operate" in config.option.markexpr else True
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory):
-    store = Valkey(tmp_path_factory.mktemp("valkey"))
-    store.start()
-    yield store
-    store.close()
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from bmt_trainer.data import Example, Message
 from bmt_trainer.encode import pad, render
 from bmt_trainer.grading import WORDS, Grader
+from bmt_trainer.stats import Z
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Score:
         )
 
 
-def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(right: int, total: int, z: float = Z) -> tuple[float, float]:
     """The Wilson score interval of a share; (0, 1) of nothing."""
     if not total:
         return 0.0, 1.0

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_Z = 1.959964
+#: Standard deviations on either side of 95 %.
+Z = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Paired:
         """
         b, c, n = self.gained + 0.5, self.lost + 0.5, self.total + 2
         middle = (b - c) / n
-        half = _Z * math.sqrt(b + c - (b - c) ** 2 / n) / n
+        half = Z * math.sqrt(b + c - (b - c) ** 2 / n) / n
         return max(-1.0, middle - half), min(1.0, middle + half)
 
     @property
@@ -61,7 +62,7 @@ def mean_interval(scores: Sequence[tuple[int, int]]) -> tuple[float, float]:
     adjusted = [((right + 2) / (total + 4), total + 4) for right, total in scores]
     middle = sum(share for share, _ in adjusted) / len(adjusted)
     variance = sum(share * (1 - share) / n for share, n in adjusted) / len(adjusted) ** 2
-    half = _Z * math.sqrt(variance)
+    half = Z * math.sqrt(variance)
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
