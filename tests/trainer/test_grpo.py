@@ -7,7 +7,6 @@ import io
 import json
 
 import bmt_core
-import bmt_trainer.progress
 import pytest
 import torch
 from bmt_trainer.anneal import alpha_at
@@ -17,6 +16,8 @@ from bmt_trainer.masking import MaskedLinear
 from bmt_trainer.models import load_model
 from bmt_trainer.progress import Display
 from rich.console import Console
+
+from .conftest import interrupt_after
 
 STEPS = 4
 # Rewards that differ within a group, or there is nothing to learn from.
@@ -113,15 +114,8 @@ def test_a_resumed_run_is_bit_identical(checkpoint, tmp_path, monkeypatch):
     config = settings(checkpoint, tmp_path / "whole.bmt")
     whole = train(config, quiet())
     cut = dataclasses.replace(config, output=tmp_path / "cut.bmt")
-    show = bmt_trainer.progress.ShowSteps.on_step_end
-
-    def stop(self, args, state, control, **rest):
-        show(self, args, state, control, **rest)
-        if state.global_step == 3:
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(bmt_trainer.progress.ShowSteps, "on_step_end", stop)
+        interrupt_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             train(cut, quiet())
     resumed = train(dataclasses.replace(cut, resume=True), quiet())

@@ -23,6 +23,8 @@ from bmt_trainer.sdft import TEACHER_PROMPT, SdftConfig, shown, train
 from rich.console import Console
 from safetensors import safe_open
 
+from .conftest import interrupt_after
+
 STEPS = 4
 SECRET = "Zebras: "
 
@@ -206,15 +208,8 @@ def test_a_resumed_run_is_bit_identical(checkpoint, dataset, tmp_path, monkeypat
     config = settings(checkpoint, dataset, tmp_path / "whole.bmt", select="last")
     whole = train(config, quiet())
     cut = dataclasses.replace(config, output=tmp_path / "cut.bmt")
-    show = bmt_trainer.progress.ShowSteps.on_step_end
-
-    def stop(self, args, state, control, **rest):
-        show(self, args, state, control, **rest)
-        if state.global_step == 3:
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(bmt_trainer.progress.ShowSteps, "on_step_end", stop)
+        interrupt_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             train(cut, quiet())
     [folder] = (tmp_path / "cut.bmt.run").glob("checkpoint-*")

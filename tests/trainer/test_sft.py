@@ -21,6 +21,8 @@ from bmt_trainer.sft import SftConfig, train
 from rich.console import Console
 from safetensors import safe_open
 
+from .conftest import interrupt_after
+
 STEPS = 6
 
 
@@ -141,18 +143,6 @@ def test_training_flips_gates_both_ways(checkpoint, tmp_path, spied):
     flips = [((a > 0) != (b > 0)) for a, b in zip(trained, start, strict=True)]
     assert sum(int(f.sum()) for f in flips) > 0
     assert sum(int((f & (b <= 0)).sum()) for f, b in zip(flips, start, strict=True)) > 0
-
-
-def interrupt_after(monkeypatch, step):
-    """Ctrl-C at the end of an optimizer step, as the trainer's last callback."""
-    show = bmt_trainer.progress.ShowSteps.on_step_end
-
-    def stop(self, args, state, control, **rest):
-        show(self, args, state, control, **rest)
-        if state.global_step == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(bmt_trainer.progress.ShowSteps, "on_step_end", stop)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 
-import bmt_trainer.progress
 import pytest
 import torch
 from bmt_trainer import plan
@@ -15,7 +14,7 @@ from bmt_trainer.divergence import divergence, forward_kl
 from bmt_trainer.progress import Display
 from rich.console import Console
 
-from .conftest import tiny_llama
+from .conftest import interrupt_after, tiny_llama
 
 
 def planned(checkpoint, output):
@@ -38,15 +37,8 @@ def quiet():
 def test_a_run_that_goes_on_has_all_its_looks(checkpoint, tmp_path, monkeypatch):
     [whole] = run(planned(checkpoint, tmp_path / "whole"), quiet())
     assert [row["step"] for row in whole["track"]] == [0, 2, 4, 5]
-    show = bmt_trainer.progress.ShowSteps.on_step_end
-
-    def stop(self, args, state, control, **rest):
-        show(self, args, state, control, **rest)
-        if state.global_step == 4:  # looked at, but not yet in a checkpoint
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(bmt_trainer.progress.ShowSteps, "on_step_end", stop)
+        interrupt_after(patch, 4)  # looked at, but not yet in a checkpoint
         with pytest.raises(KeyboardInterrupt):
             run(planned(checkpoint, tmp_path / "cut"), quiet())
     [folder] = (tmp_path / "cut").glob("*.run")
