@@ -46,9 +46,16 @@ def start(
 
 
 @contextlib.contextmanager
-def server(model: Path, folder: Path, registry: str, key: str, *flags: str) -> Iterator[Served]:
+def server(
+    model: Path,
+    folder: Path,
+    registry: str,
+    key: str,
+    *flags: str,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Served]:
     """One server, ended with the block."""
-    served = start(model, folder, registry, key, *flags)
+    served = start(model, folder, registry, key, *flags, env=env)
     try:
         yield served
     finally:

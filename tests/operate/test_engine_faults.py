@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.operate, pytest.mark.timeout(3600)]
 STREAMS = scaled(32, 8)
 CLIENTS = scaled(200, 20)
 MASKS = {f"m{i}": i for i in range(4)}
+# Keys and values of all clients' streams: on the CPU a block is of 128 tokens, 6 MB.
+ROOM = {"VLLM_CPU_KVCACHE_SPACE": "6"}
 
 
 async def streams(to: Target, count: int, tokens: int) -> list[asyncio.Task[Answer]]:
@@ -104,7 +106,8 @@ def test_engine_hung(smol, valkey, admin_key, tmp_path):
 
 def test_clients_vanish(smol, valkey, admin_key, tmp_path):
     figures = Figures("clients_vanish")
-    with server(smol, tmp_path, valkey.url, admin_key, "--max-num-seqs", "256") as served:
+    flags = ("--max-num-seqs", "256")
+    with server(smol, tmp_path, valkey.url, admin_key, *flags, env=ROOM) as served:
         upload(served, smol, MASKS)
         to = target(served)
 

@@ -1,6 +1,7 @@
 """An hour of Zipf traffic over 500 masks, uploads and restarts of the registry: nothing grows.
 
-$BMT_OPERATE_SOAK_S is the length of each of the two runs, with masks and without, in seconds.
+Two servers run side by side, one that is asked for masks and one for its base model alone, so that
+both see the same hour of this machine. $BMT_OPERATE_SOAK_S is its length in seconds.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,14 +25,16 @@ from tests.server.served import Served, Valkey
 from .figures import KEPT, SCALE, Figures, scaled
 from .load import Answer
 from .processes import Sample, sample
-from .servers import server, target
+from .servers import SEVERAL, start, target
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(6 * 3600)]
 
 LENGTH_S = float(os.environ.get("BMT_OPERATE_SOAK_S", 3600 * SCALE))
 MASKS = scaled(500, 20)
-AT_ONCE = 4
-RESTART_EVERY_S = LENGTH_S / 6
+AT_ONCE = 4  # of each server
+# Room for a few dozen masks, so that memory is full soon and they push each other out.
+FLAGS = ("--mask-memory", "16", "--mask-cache-gib", "0.1")
+RESTARTS = 5  # every ten minutes of the hour
 AWAY_S = 3.0
 SETTLED = 1 / 3  # of the length: from here on nothing may grow
 SAMPLES = KEPT.parent / "operate" / "soak.json"
@@ -67,28 +70,82 @@ def masks(model: Path) -> Iterator[bytes]:
 
 def test_soak(smol, valkey, admin_key, tmp_path):
     figures = Figures("soak")
-    runs = {}
-    for kind in ("masks", "base"):
-        # Room for a few dozen masks, so that memory is full soon and they push each other out.
-        flags = ("--mask-memory", "16", "--mask-cache-gib", "0.1")
-        with server(smol, tmp_path / kind, valkey.url, admin_key, *flags) as served:
-            runs[kind] = asyncio.run(traffic(served, valkey, smol, kind == "masks"))
+    kinds = {"masks": [f"m{i}" for i in range(MASKS)], "base": ["smol"]}
+    servers: dict[str, Served] = {}
+    try:
+        for kind in kinds:
+            folder = tmp_path / kind
+            servers[kind] = start(
+                smol, folder, valkey.url, admin_key, *FLAGS, env=SEVERAL, wait=False
+            )
+        for one in servers.values():
+            one.wait()
+        runs = asyncio.run(side_by_side(servers, valkey, smol, kinds))
+    finally:
+        for one in servers.values():
+            one.stop()
     told(figures, runs["masks"], runs["base"])
     if LENGTH_S >= 3600 or not PLOT.exists():
         keep(runs)
     figures.end()
 
 
-async def traffic(served: Served, valkey: Valkey, model: Path, with_masks: bool) -> Run:
-    run, to, data = Run(), target(served), masks(model)
-    names = [f"m{i}" for i in range(MASKS)] if with_masks else ["smol"]
-    client = httpx.AsyncClient(base_url=served.url, headers=served.headers, timeout=60)
-    if with_masks:
-        for name in names:
+async def side_by_side(
+    servers: Mapping[str, Served], valkey: Valkey, model: Path, kinds: Mapping[str, list[str]]
+) -> dict[str, Run]:
+    data = masks(model)
+    at = servers["masks"]
+    async with httpx.AsyncClient(base_url=at.url, headers=at.headers, timeout=60) as client:
+        for name in kinds["masks"]:
             (await client.put(f"/v1/masks/{name}", content=next(data))).raise_for_status()
+        faults: list[tuple[float, float]] = []
+        runs = {kind: Run(faults=faults) for kind in kinds}
+        await asyncio.gather(
+            restarts(valkey, faults),
+            publish(client, kinds["masks"], data, runs["masks"]),
+            *(traffic(servers[kind], kinds[kind], runs[kind]) for kind in kinds),
+        )
+    return runs
+
+
+async def restarts(valkey: Valkey, faults: list[tuple[float, float]]) -> None:
+    """The registry is killed, is away for a while, and comes back with what it had."""
+    for _ in range(RESTARTS):
+        await asyncio.sleep(LENGTH_S / (RESTARTS + 1))
+        began = time.monotonic()
+        await asyncio.to_thread(valkey.kill)
+        await asyncio.sleep(AWAY_S)
+        await asyncio.to_thread(valkey.start)
+        faults.append((began, time.monotonic() + 5))
+
+
+async def publish(
+    client: httpx.AsyncClient, names: list[str], data: Iterator[bytes], run: Run
+) -> None:
+    """New versions, each in the place of the one before, which is deleted."""
+    chance, share, start = np.random.default_rng(6), zipf(len(names)), time.monotonic()
+    while time.monotonic() - start < LENGTH_S:
+        await asyncio.sleep(1)
+        name = names[chance.choice(len(names), p=share)]
+        try:
+            answer = await client.put(f"/v1/masks/{name}", content=next(data))
+            if answer.status_code == 201:
+                run.uploads += 1
+                await client.delete(f"/v1/masks/{name}/versions/{answer.json()['parent']}")
+        except httpx.HTTPError:
+            continue
+
+
+def zipf(names: int) -> np.ndarray:
+    """The share of each."""
+    share = 1 / np.arange(1, names + 1)
+    return share / share.sum()
+
+
+async def traffic(served: Served, names: list[str], run: Run) -> None:
+    to = target(served)
     chance = np.random.default_rng(5)
-    share = 1 / np.arange(1, len(names) + 1)
-    share /= share.sum()
+    share = zipf(len(names))
     start = time.monotonic()
 
     def over() -> bool:
@@ -99,39 +156,12 @@ async def traffic(served: Served, valkey: Valkey, model: Path, with_masks: bool)
             name = names[chance.choice(len(names), p=share)]
             run.answers.append(await to.ask(name, prompt=f"Now {len(run.answers)}", tokens=8))
 
-    async def publish() -> None:
-        """New versions, each in the place of the one before, which is deleted."""
-        while not over():
-            await asyncio.sleep(1)
-            name = names[chance.choice(len(names), p=share)]
-            try:
-                answer = await client.put(f"/v1/masks/{name}", content=next(data))
-                if answer.status_code == 201:
-                    run.uploads += 1
-                    await client.delete(f"/v1/masks/{name}/versions/{answer.json()['parent']}")
-            except httpx.HTTPError:
-                continue
-
-    async def restart() -> None:
-        while True:
-            await asyncio.sleep(RESTART_EVERY_S)
-            if over():
-                return
-            began = time.monotonic()
-            await asyncio.to_thread(valkey.kill)
-            await asyncio.sleep(AWAY_S)
-            await asyncio.to_thread(valkey.start)
-            run.faults.append((began, time.monotonic() + 5))
-
     async def watch() -> None:
         while not over():
             run.samples.append(sample(served.process.pid, time.monotonic() - start))
             await asyncio.sleep(max(0.5, LENGTH_S / 720))
 
-    work = [ask() for _ in range(AT_ONCE)] + [restart(), watch()]
-    await asyncio.gather(*work, *([publish()] if with_masks else []))
-    await client.aclose()
-    return run
+    await asyncio.gather(*(ask() for _ in range(AT_ONCE)), watch())
 
 
 def told(figures: Figures, run: Run, base: Run) -> None:
