@@ -13,7 +13,7 @@ RUN /opt/bmt/bin/pip install ".[trainer,client]"
 
 FROM python:3.11.11-slim-bookworm
 LABEL org.opencontainers.image.title="bmt-trainer" \
-      org.opencontainers.image.description="Trains bit masks by SFT and GRPO, and uploads them" \
+      org.opencontainers.image.description="Trains bit masks by SFT, GRPO and SDFT, and uploads them" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /scratch bmt \
     && install -d -o bmt -g bmt /scratch /models

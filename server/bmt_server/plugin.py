@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from bmt_server.settings import Settings
@@ -58,6 +59,8 @@ class MaskEndpoints:
         settings = Settings.from_env()
         if settings is None:
             raise RuntimeError(f"the plugin {ENDPOINTS!r} runs only under `bmt-server serve`")
+        # Each API process takes its share. vLLM has settled the number by now.
+        settings = replace(settings, queue=-(-settings.queue // (args.api_server_count or 1)))
         pulse = Pulse()
         bridge = EngineBridge(engine_client, state.openai_serving_models, settings, pulse)
         runtime = await Runtime.create(settings, bridge)

@@ -16,11 +16,9 @@ from pathlib import Path
 import bmt_core
 
 from bmt_server import cpu_env, plugin
-from bmt_server.settings import MaskMode, Settings, SettingsError
+from bmt_server.settings import QUEUED, MaskMode, Settings, SettingsError
 
 GATE = "bmt_server.api.gate.Gate"
-# Requests that run or wait, where --max-num-queued-reqs does not say: beyond it, 503 at once.
-QUEUED = 2048
 # Seconds for running requests after SIGTERM, where --shutdown-timeout does not say.
 DRAIN_S = 30
 
@@ -57,6 +55,8 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
     args = _parse_vllm(options, vllm_flags)
     # Running requests end before vLLM is told, so it has nothing to wait for.
     drain, args.shutdown_timeout = float(args.shutdown_timeout or DRAIN_S), 0
+    # Ours to keep, before vLLM sees a request (`api/admission.py`).
+    queue, args.max_num_queued_reqs = args.max_num_queued_reqs, None
     if not options.auth and not _loopback(args.host):
         raise SettingsError(
             f"--no-auth was given and the server would listen on {args.host or 'all addresses'}; "
@@ -94,6 +94,7 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
             metrics_open=options.metrics_open,
             key_concurrency=options.key_concurrency,
             key_rate=options.key_rate,
+            queue=QUEUED if queue is None else queue,
             drain_s=drain,
             hang_s=options.hang_s,
         )
@@ -124,8 +125,6 @@ def _parse_vllm(options: ServeOptions, flags: Sequence[str]) -> Namespace:
     if args.model != options.model and not args.served_model_name:
         args.served_model_name = [options.model]
     args.enable_lora = True
-    if args.max_num_queued_reqs is None:
-        args.max_num_queued_reqs = QUEUED
     args.middleware = [*args.middleware, GATE]
     if (reason := eager_reason()) and not args.enforce_eager:
         _say(f"warning: {reason}; adding --enforce-eager")

@@ -16,6 +16,8 @@ from typing import Literal
 ENV = "BMT_SERVER_SETTINGS"
 
 MaskMode = Literal["auto", "scatter", "delta"]
+# Sequences that may run or wait, where --max-num-queued-reqs does not say.
+QUEUED = 2048
 MASK_MODES: tuple[MaskMode, ...] = ("auto", "scatter", "delta")
 
 
@@ -48,6 +50,7 @@ class Settings:
     drain_s: float = 30.0  # that running requests have to end after SIGTERM, seconds
     key_concurrency: int = 0  # requests of one API key at once, in each API process; 0: no limit
     key_rate: float = 0.0  # and a second
+    queue: int = QUEUED  # sequences that run or wait, in each API process; beyond it, 503 at once
 
     def __post_init__(self) -> None:
         if self.mask_mode not in MASK_MODES:
@@ -68,6 +71,10 @@ class Settings:
             raise SettingsError(
                 f"key_concurrency is {self.key_concurrency} and key_rate {self.key_rate:g}; both "
                 "must be >= 0, and 0 is no limit"
+            )
+        if self.queue < 1:
+            raise SettingsError(
+                f"queue (--max-num-queued-reqs) is {self.queue}; at least 1 is needed"
             )
         if self.scatter_quantum_s < 0:
             raise SettingsError(f"scatter_quantum_s is {self.scatter_quantum_s}; it must be >= 0")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from bmt_server.api.access import match
-from bmt_server.api.admission import Admission
+from bmt_server.api.admission import Admission, Queue
 from bmt_server.api.drain import Drain
 from bmt_server.api.errors import Unauthorized
 from bmt_server.api.gate import Gate
@@ -89,6 +89,7 @@ def client():
         keys=SimpleNamespace(verify=verify),
         drain=Drain(1),
         admission=Admission(0, 0),
+        queue=Queue(8),
         resolver=SimpleNamespace(acquire=acquire),
         metrics=SimpleNamespace(
             errors=SimpleNamespace(labels=lambda code: SimpleNamespace(inc=int))

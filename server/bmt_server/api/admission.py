@@ -1,4 +1,4 @@
-"""How much one API key may ask of this process at once, and how often."""
+"""How much may be asked of this process at once: by one API key, how often, and by all together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from bmt_server.api.errors import RateLimited
+from bmt_server.api.errors import RateLimited, Unavailable
 
 
 class Admission:
@@ -56,3 +56,32 @@ class Admission:
                 retry_after=max(1, round(wait)),
             )
         self._buckets[key_id] = (tokens - 1.0, now)
+
+
+class Queue:
+    """Counts sequences that run or wait, of all keys; `places` is how many there may be.
+
+    In place of vLLM's --max-num-queued-reqs, which is looked at before a response starts and again
+    when the engine takes the request (`v1/engine/async_llm.py`, `check_admission`): whoever loses
+    its place in between is refused in a stream that began with 200, which no client retries.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._taken = 0
+
+    @contextmanager
+    def room(self, sequences: int) -> Iterator[None]:
+        """Places for one request, from its admission to its end. Raises Unavailable."""
+        if self._taken + sequences > self._places:
+            raise Unavailable(
+                f"{self._taken} of {self._places} places are taken and this request needs "
+                f"{sequences}; ask again, or another replica",
+                code="queue_full",
+                retry_after=1,
+            )
+        self._taken += sequences
+        try:
+            yield
+        finally:
+            self._taken -= sequences

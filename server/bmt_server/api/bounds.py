@@ -92,6 +92,18 @@ def salt(body: dict[str, Any], path: str, tenant: str) -> None:
         body["cache_salt"] = hashlib.sha256(f"tenant:{tenant}".encode()).hexdigest()
 
 
+def sequences(body: Mapping[str, Any]) -> int:
+    """How many the engine runs for a request that `check` let pass: choices of each prompt."""
+    prompt = body.get("prompt", body.get("input"))
+    prompts = len(prompt) if _several(prompt) else 1
+    return prompts * max(1, int(_number(body.get("n")) or 1))
+
+
+def _several(prompt: Any) -> bool:
+    """A list of prompts; a list of token ids is one, and one of messages too."""
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], (str, list))
+
+
 def _number(value: Any) -> float | None:
     """A number as vLLM would read it: text that is one counts; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -103,10 +115,7 @@ def _number(value: Any) -> float | None:
 
 
 def _check_prompts(prompt: Any) -> None:
-    # A list of token ids is one prompt.
-    if not isinstance(prompt, list) or len(prompt) <= PROMPTS:
-        return
-    if isinstance(prompt[0], (str, list)):
+    if _several(prompt) and len(prompt) > PROMPTS:
         raise _beyond("prompt", f"{len(prompt)} prompts", f"at most {PROMPTS}")
 
 

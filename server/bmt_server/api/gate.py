@@ -106,6 +106,7 @@ class Gate:
             if route.runs:
                 held.enter_context(runtime.drain.one())
                 held.enter_context(runtime.admission.one(principal.key_id))
+                held.enter_context(runtime.queue.room(bounds.sequences(body)))
             await self._answer(runtime, principal, route, body, scope, receive, answer)
 
     async def _answer(

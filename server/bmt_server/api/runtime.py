@@ -11,7 +11,7 @@ from pathlib import Path
 import bmt_core
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from bmt_server.api.admission import Admission
+from bmt_server.api.admission import Admission, Queue
 from bmt_server.api.bridge import Engine
 from bmt_server.api.cache import MaskCache
 from bmt_server.api.drain import Drain
@@ -64,6 +64,7 @@ class Runtime:
         self.uploads = asyncio.Semaphore(4)
         self.drain = Drain(settings.drain_s)
         self.admission = Admission(settings.key_concurrency, settings.key_rate)
+        self.queue = Queue(settings.queue)
 
     @classmethod
     async def create(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from bmt_server.api.admission import Admission
-from bmt_server.api.bounds import LONGEST, MOST, PROMPTS, REFUSED, check, salt
+from bmt_server.api.admission import Admission, Queue
+from bmt_server.api.bounds import LONGEST, MOST, PROMPTS, REFUSED, check, salt, sequences
 from bmt_server.api.drain import Drain
-from bmt_server.api.errors import BadRequest, RateLimited
+from bmt_server.api.errors import BadRequest, RateLimited, Unavailable
 
 from .conftest import make_mask
 
@@ -100,6 +100,34 @@ def test_concurrency_is_each_keys_own():
     assert admission._running == {}
 
 
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ({"prompt": "x"}, 1),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"prompt": ["x", "y"], "n": 3}, 6),
+        ({"prompt": [[1], [2], [3]], "n": "2"}, 6),
+        ({"input": [{"role": "user", "content": "x"}] * 4}, 1),
+        ({"messages": [], "n": 4}, 4),
+        ({"prompt": [], "n": None}, 1),
+    ],
+)
+def test_sequences_are_choices_of_prompts(body, count):
+    assert sequences(body) == count
+
+
+def test_the_queue_is_everybodys():
+    queue = Queue(4)
+    with queue.room(3), queue.room(1):
+        with pytest.raises(Unavailable, match="4 of 4 places") as caught, queue.room(1):
+            pass
+        assert (caught.value.code, caught.value.retry_after) == ("queue_full", 1)
+    with pytest.raises(Unavailable, match="needs 5"), queue.room(5):
+        pass
+    with queue.room(4):
+        pass
+
+
 def test_the_rate_is_a_bucket_that_fills():
     now = [0.0]
     admission = Admission(0, 2.0, clock=lambda: now[0])
@@ -174,6 +202,11 @@ async def test_the_gate_asks(api):
         turned_away = await ask()
         assert turned_away.status_code == 429
         assert turned_away.headers["retry-after"] == "1"
+        api.runtime.admission, api.runtime.queue = Admission(0, 0), Queue(1)
+        with api.runtime.queue.room(1):
+            full = await ask(stream=True)
+        assert (full.status_code, full.headers["retry-after"]) == (503, "1")
+        assert full.json()["error"]["code"] == "queue_full"
         api.hold.set()
         await running
         assert (await ask()).status_code == 200

@@ -1,0 +1,187 @@
+"""What the images' Dockerfiles install, run step by step in clean virtual environments.
+
+No engine of containers is needed: the build stage's COPY and RUN lines are followed in a folder,
+and the program that the image starts is started. An image for GPUs is resolved, not downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import bmt_core
+import httpx
+import pytest
+from bmt_client import BmtClient
+
+from tests.server.engine.engines import random_mask
+from tests.server.served import free_port
+
+from .figures import Figures
+
+pytestmark = [pytest.mark.operate, pytest.mark.timeout(3600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKER = ROOT / "deploy" / "docker"
+BUILT = "/opt/bmt"
+
+
+class Built:
+    """The build stage of a Dockerfile, done in `folder`. dry: tell what pip would install."""
+
+    def __init__(self, name: str, folder: Path, *, dry: bool = False) -> None:
+        text = re.sub(r"\\\n\s*", " ", (DOCKER / f"{name}.Dockerfile").read_text())
+        _, stage, final = re.split(r"^FROM ", text, flags=re.MULTILINE)
+        self.root, self._source, self._dry = folder / "bmt", folder / "source", dry
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL"))}
+        self._source.mkdir(parents=True)
+        self.output = ""
+        for line in stage.splitlines():
+            word, _, rest = line.partition(" ")
+            if word == "COPY":
+                self._copy(rest.split())
+            elif word == "RUN":
+                for command in rest.split("&&"):
+                    self._do(shlex.split(command))
+            elif word == "ENV":
+                self._set(rest)
+        # What the final stage sets, in folders of ours.
+        self.scratch = folder / "scratch"
+        self.scratch.mkdir()
+        for line in final.splitlines():
+            if line.startswith("ENV "):
+                self._set(line.removeprefix("ENV "))
+
+    def _copy(self, names: list[str]) -> None:
+        *sources, target = names
+        for source in sources:
+            at, to = ROOT / source, self._source / target / (source if target == "./" else "")
+            if at.is_dir():
+                shutil.copytree(at, to, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(at, to)
+
+    def _do(self, command: list[str]) -> None:
+        command = [x.replace(BUILT, str(self.root)) for x in command]
+        if command[0] == "python":
+            # Another Python than the image's is told by what pip then finds.
+            command[0] = getattr(sys, "_base_executable", None) or sys.executable
+        if self._dry and "install" in command:
+            command.append("--dry-run")
+        done = self._run(command)
+        if done.returncode and "--index-url" in command:
+            # Offline, or behind a registry that has the same builds.
+            at = command.index("--index-url")
+            print(f"{command[at + 1]} is out of reach: as pip is set up", flush=True)
+            done = self._run([*command[:at], *command[at + 2 :]])
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}"
+        self.output = done.stdout
+
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        print("$", shlex.join(command), flush=True)
+        return subprocess.run(
+            command,
+            cwd=self._source,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+
+    def _set(self, pairs: str) -> None:
+        for pair in shlex.split(pairs):
+            name, _, value = pair.partition("=")
+            value = value.replace(BUILT, str(self.root)).replace("$PATH", self.env["PATH"])
+            self.env[name] = re.sub("^/scratch", str(getattr(self, "scratch", "")), value)
+
+    def program(self, name: str, *arguments: str) -> list[str]:
+        return [str(self.root / "bin" / name), *arguments]
+
+
+def test_server_for_cpus(smol, tmp_path):
+    """The installed server answers with an uploaded mask; what it writes is in /scratch."""
+    figures, start = Figures("image_server_cpu", "images"), time.monotonic()
+    built = Built("server.cpu", tmp_path / "image")
+    figures.tell("installed_in", time.monotonic() - start, "s", size="once")
+    port = free_port()
+    command = built.program("bmt-server", "serve", str(smol), "--port", str(port))
+    command += ["--served-model-name", "smol", "--max-model-len", "512", "--enforce-eager"]
+    log = (tmp_path / "server.log").open("wb")
+    key = tmp_path / "key"
+    process = subprocess.Popen(
+        [*command, "--key-file", str(key)],
+        env={**built.env, "VLLM_CPU_KVCACHE_SPACE": "1"},
+        cwd=built.scratch,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not _ready(port):
+            assert process.poll() is None, (tmp_path / "server.log").read_text()[-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        url = f"http://127.0.0.1:{port}"
+        with BmtClient(base_url=url, api_key=key.read_text().strip()) as client:
+            client.upload(bmt_core.encode(random_mask(smol, 0, 0.002)), name="m")
+        body = {"model": "m", "prompt": "The sun", "max_tokens": 4}
+        headers = {"Authorization": f"Bearer {key.read_text().strip()}"}
+        answer = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=120)
+        figures.tell("answers", answer.status_code, "status", "== 200", size="with a mask")
+    finally:
+        process.terminate()
+        code = process.wait(120)
+    figures.tell("exit_code", code, "code", "== 0", size="after SIGTERM")
+    figures.end()
+
+
+def _ready(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_trainer(smol, tmp_path):
+    """The installed trainer makes a mask that the installed client reads."""
+    figures, start = Figures("image_trainer", "images"), time.monotonic()
+    built = Built("trainer", tmp_path / "image")
+    figures.tell("installed_in", time.monotonic() - start, "s", size="once")
+    mask = built.scratch / "m.bmt"
+    settings = {"steps": 1, "train-examples": 16, "heldout": 4, "max-length": 64}
+    flags = [x for k, v in settings.items() for x in (f"--{k}", str(v))]
+    where = ["--model", str(smol), "--dataset", "task:sort-numbers", "--output", str(mask)]
+    for command in (
+        built.program("bmt-train", "sft", *where, *flags),
+        built.program("bmt-client", "inspect", str(mask)),
+    ):
+        done = subprocess.run(
+            command,
+            env=built.env,
+            cwd=built.scratch,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+    zeros = bmt_core.load(mask).zeros
+    figures.tell("zeros", zeros, "zeros", ">= 1", size="a step of SFT")
+    figures.end()
+
+
+def test_server_for_gpus(tmp_path):
+    """Its requirements can be met together."""
+    figures = Figures("image_server_gpu", "images")
+    built = Built("server.gpu", tmp_path / "image", dry=True)
+    chosen = re.findall(r"\bvllm-([\d.]+\d)", built.output.rsplit("Would install", 1)[-1])
+    assert chosen == ["0.32.0"], built.output[-2000:]
+    figures.tell("resolved", 1, "times", "== 1", size="not downloaded")
+    figures.end()
