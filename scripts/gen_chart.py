@@ -18,7 +18,9 @@ ENUMS = {
     "accelerator": ["gpu", "cpu"],
     "masks.mode": ["auto", "delta", "scatter"],
     "monitoring.monitor": ["none", "service", "pod"],
-    "trainingJob.method": ["sft", "grpo"],
+    "trainingJob.method": ["sft", "grpo", "sdft"],
+    "logFormat": ["text", "json"],
+    "tracing.protocol": ["grpc", "http/protobuf"],
     "image.pullPolicy": ["Always", "IfNotPresent", "Never"],
     "service.type": ["ClusterIP", "LoadBalancer", "NodePort"],
 }

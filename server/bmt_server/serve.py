@@ -126,6 +126,8 @@ def _parse_vllm(options: ServeOptions, flags: Sequence[str]) -> Namespace:
         args.served_model_name = [options.model]
     args.enable_lora = True
     args.middleware = [*args.middleware, GATE]
+    # The gate logs each request, with who asked and which mask answered (`api/record.py`).
+    args.disable_uvicorn_access_log = True
     if (reason := eager_reason()) and not args.enforce_eager:
         _say(f"warning: {reason}; adding --enforce-eager")
         args.enforce_eager = True

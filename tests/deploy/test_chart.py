@@ -111,7 +111,8 @@ def test_flags_are_the_servers_own():
     """Each flag of the container is one that `bmt-server serve` or vLLM 0.32 knows."""
     help_text = (ROOT / "docs/cli.md").read_text()
     vllm = {"--host", "--port", "--shutdown-timeout", "--tensor-parallel-size", "--max-model-len"}
-    vllm |= {"--revision", "--served-model-name"}
+    vllm |= {"--revision", "--served-model-name", "--logging-config.formatter"}
+    vllm |= {"--otlp-traces-endpoint"}
     for path in EXAMPLES:
         extra = yaml.safe_load(path.read_text()).get("extraArgs", [])
         for argument in server(example(path))["args"]:
@@ -152,6 +153,8 @@ def test_egress_goes_to_the_registry_names_and_where_it_is_allowed():
     ports = [p["port"] for rule in policy["egress"] for p in rule["ports"]]
     assert sorted(ports) == [53, 53, 6380]
     assert policy["ingress"][0]["from"] != [{"namespaceSelector": {}}]
+    everything = one(example(CHART / "examples/everything.yaml"), "NetworkPolicy")["spec"]
+    assert 4318 in [p["port"] for rule in everything["egress"] for p in rule.get("ports", [])]
     policy = one(example(CHART / "examples/gpu.yaml"), "NetworkPolicy", "valkey")["spec"]
     assert policy["egress"] == []
     (rule,) = policy["ingress"]

@@ -172,7 +172,9 @@ def test_racing_writers(kind, replicas, masks):
     chance = random.Random(2)
     numbers = list(range(6001, 6001 + 2 * WRITERS * WRITES, 2))
     chance.shuffle(numbers)
-    put(replicas[0], "raced", masks(5999))
+    # Both kinds have one registry, and a base model each.
+    name = f"raced-{kind}"
+    put(replicas[0], name, masks(5999))
 
     def write(writer: int) -> tuple[int, int, list[str]]:
         won, lost, made = 0, 0, []
@@ -181,7 +183,7 @@ def test_racing_writers(kind, replicas, masks):
                 data = masks(numbers[writer * WRITES + turn])
                 while True:
                     at = replicas[(writer + turn) % REPLICAS]
-                    url = f"{at.url}/v1/masks/raced"
+                    url = f"{at.url}/v1/masks/{name}"
                     now = client.get(url).json()["digest"]
                     answer = client.put(url, content=data, headers={"If-Match": f'"{now}"'})
                     if answer.status_code == 412:
@@ -197,7 +199,7 @@ def test_racing_writers(kind, replicas, masks):
         results = list(pool.map(write, range(WRITERS)))
     won, lost = (sum(r[i] for r in results) for i in (0, 1))
     listed = httpx.get(
-        f"{replicas[1].url}/v1/masks/raced/versions", headers=replicas[1].headers, timeout=30
+        f"{replicas[1].url}/v1/masks/{name}/versions", headers=replicas[1].headers, timeout=30
     ).json()["data"]
     revs = sorted(v["rev"] for v in listed)
     missing = {d for r in results for d in r[2]} - {v["digest"] for v in listed}

@@ -20,6 +20,8 @@ import openai
 import pytest
 from bmt_client import BmtClient, NotFound
 
+from .collector import ENV as TRACES
+from .collector import Collector
 from .engine.engines import random_mask
 from .served import Served
 
@@ -27,13 +29,22 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def server(smol, valkey, tmp_path_factory):
+def collector():
+    made = Collector()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def server(smol, valkey, collector, tmp_path_factory):
     served = Served(
         smol,
         tmp_path_factory.mktemp("served"),
         *("--enforce-eager", "--dtype", "float32", "--max-num-seqs", "32"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+        *("--otlp-traces-endpoint", collector.endpoint, "--logging-config.formatter", "json"),
         registry=valkey.url,
+        env=TRACES,
     )
     yield served
     assert served.stop() in (0, -15), served.log.read_text()[-2000:]
@@ -439,3 +450,23 @@ def test_flags_that_do_not_go_with_masks_are_refused(smol, tmp_path):
     for (_, word), (exit_code, message) in zip(cases, answers, strict=True):
         assert exit_code == 1
         assert word in message
+
+
+def test_a_request_can_be_followed_through_log_and_trace(server, client, two, collector):
+    """By its id, with the mask's digest; the engine's own span belongs to ours."""
+    digest = httpx.get(f"{server.url}/v1/masks/a", headers=server.headers).json()["digest"]
+    prompt, name = "Unmistakable words of a prompt", "followed-1"
+    client.completions.create(
+        model="a", prompt=prompt, max_tokens=2, extra_headers={"X-Request-Id": name}
+    )
+    span = collector.wait(lambda s: s.attributes.get("bmt.request.id") == name)
+    assert span.attributes["bmt.mask.digest"] == digest
+    inner = collector.wait(lambda s: s.name == "llm_request" and s.parent == span.id)
+    assert inner.trace == span.trace
+    lines = [x for x in server.log.read_text().splitlines() if x.startswith("{")]
+    told = [json.loads(x) for x in lines]
+    (line,) = [x for x in told if x.get("request_id") == name]
+    assert (line["status"], line["mask_digest"]) == (200, digest)
+    for text in (*lines, *(str(s.attributes) for s in collector.spans)):
+        assert prompt not in text
+        assert server.key not in text

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bmt_trainer.common import RunConfig
 from bmt_trainer.config import option
 from bmt_trainer.distributed import join, keep_gates_fp32, processes, rank
-from bmt_trainer.errors import ConfigError, DataError
+from bmt_trainer.errors import ConfigError
 from bmt_trainer.limits import SHARP
 
 if TYPE_CHECKING:
@@ -135,48 +135,19 @@ def _train(config: GrpoConfig, display: Display) -> Mask:
 
 def prepare(config: GrpoConfig, display: Display, *, scored: bool = True) -> Prepared:
     """Everything before what is trained starts. scored: as in `Session.open`."""
-    from bmt_trainer.encode import render
     from bmt_trainer.grading import find
-    from bmt_trainer.session import Prepared, Session
-    from bmt_trainer.validate import Validate
+    from bmt_trainer.on_policy import prompts
+    from bmt_trainer.session import Prepared
 
     join(config)
     config.shares(processes())
     grader = find(config.reward)
-    used = config.steps * config.prompts_per_step
-    wanted = config.train_examples or max(used, config.calibration_prompts)
-    session = Session.open(
-        config,
-        display,
-        train_examples=wanted + config.validation,
-        grader=grader,
-        reading="lenient" if config.reading == "lenient" else "exact",
-        heldout_from=config.heldout_dataset,
-        scored=scored,
-    )
-    validation = session.split.train[: config.validation]
-    examples = [
-        e
-        for e in session.split.train[config.validation :]
-        if len(render(session.tokenizer, e.prompt)) <= config.max_length
-    ]
-    if len(examples) < config.prompts_per_step:
-        raise DataError(
-            f"{config.dataset} leaves {len(examples)} training prompts of at most "
-            f"{config.max_length} tokens, and a step takes {config.prompts_per_step}; raise "
-            "max_length, or set aside fewer"
-        )
-    display.say(
-        f"{session.base.model_id} on {session.model.device}: {len(examples)} training prompts, "
-        f"{len(validation)} for validation, {len(session.split.heldout)} held out, of "
-        f"{config.dataset}"
-    )
-    # Unscored, the same examples are set aside, so that training sees the same.
-    validate = Validate(session, validation if scored else [], every=config.validate_every)
+    found = prompts(config, display, grader, scored=scored)
+    session, examples = found.session, found.examples
     judge = grader.judge(config.reading)
     return Prepared(
         session=session,
-        fit=lambda callbacks: _fit(config, session, examples, validate, judge, callbacks),
+        fit=lambda callbacks: _fit(config, session, examples, found.validate, judge, callbacks),
         told={"method": "grpo", "train_examples": len(examples)},
     )
 

@@ -17,7 +17,7 @@ from bmt_trainer.common import RunConfig
 from bmt_trainer.config import option
 from bmt_trainer.data import Example, Message
 from bmt_trainer.distributed import join, processes
-from bmt_trainer.errors import ConfigError, DataError
+from bmt_trainer.errors import ConfigError
 from bmt_trainer.grading import find_for
 
 if TYPE_CHECKING:
@@ -146,44 +146,21 @@ def _train(config: SdftConfig, display: Display) -> Mask:
 
 def prepare(config: SdftConfig, display: Display, *, scored: bool = True) -> Prepared:
     """Everything before what is trained starts. scored: as in `Session.open`."""
-    from bmt_trainer.encode import render
-    from bmt_trainer.session import Prepared, Session
-    from bmt_trainer.validate import Validate
+    from bmt_trainer.on_policy import prompts
+    from bmt_trainer.session import Prepared
 
     join(config)
-    used = config.steps * config.prompts_per_step
-    wanted = config.train_examples or max(used, config.calibration_prompts)
-    session = Session.open(
+    found = prompts(
         config,
         display,
-        train_examples=wanted + config.validation,
-        grader=find_for(config.dataset, config.grader),
-        reading="lenient" if config.reading == "lenient" else "exact",
-        heldout_from=config.heldout_dataset,
+        find_for(config.dataset, config.grader),
         scored=scored,
+        longest=lambda example: shown(example, config.template),
     )
-    validation = session.split.train[: config.validation]
-    examples = [
-        e
-        for e in session.split.train[config.validation :]
-        if len(render(session.tokenizer, shown(e, config.template).prompt)) <= config.max_length
-    ]
-    if len(examples) < config.prompts_per_step:
-        raise DataError(
-            f"{config.dataset} leaves {len(examples)} training prompts of at most "
-            f"{config.max_length} tokens with their demonstrations, and a step takes "
-            f"{config.prompts_per_step}; raise max_length, or set aside fewer"
-        )
-    display.say(
-        f"{session.base.model_id} on {session.model.device}: {len(examples)} training prompts, "
-        f"{len(validation)} for validation, {len(session.split.heldout)} held out, of "
-        f"{config.dataset}"
-    )
-    # Unscored, the same examples are set aside, so that training sees the same.
-    validate = Validate(session, validation if scored else [], every=config.validate_every)
+    session, examples = found.session, found.examples
     return Prepared(
         session=session,
-        fit=lambda callbacks: _fit(config, session, examples, validate, callbacks),
+        fit=lambda callbacks: _fit(config, session, examples, found.validate, callbacks),
         told={"method": "sdft", "train_examples": len(examples)},
     )
 

@@ -24,17 +24,24 @@ class Route:
     model: bool = False
     runs: bool = False
 
+    @property
+    def probe(self) -> bool:
+        """Asked every few seconds by machines: nobody wants a line of log for it."""
+        return self.path.pattern in _PROBES
+
 
 def _route(methods: str, path: str, scope: Scope, model: bool = False, runs: bool = False) -> Route:
     return Route(frozenset(methods.split()), re.compile(path), scope, model, runs)
 
 
 _NAME = r"/v1/masks/[^/]+"
+_LIVE, _METRICS, _HEALTH = r"/(livez|readyz)", r"/metrics/?", r"/health|/version|/ping"
+_PROBES = frozenset((_LIVE, _METRICS, _HEALTH))
 
 ROUTES: tuple[Route, ...] = (
-    _route("GET HEAD", r"/(livez|readyz)", "open"),
-    _route("GET", r"/metrics/?", "any"),
-    _route("GET HEAD", r"/health|/version|/ping", "any"),
+    _route("GET HEAD", _LIVE, "open"),
+    _route("GET", _METRICS, "any"),
+    _route("GET HEAD", _HEALTH, "any"),
     _route("GET", r"/v1/models(/.+)?", "any"),
     _route("GET", r"/v1/masks", "any"),
     _route("GET", _NAME, "any"),

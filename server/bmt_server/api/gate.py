@@ -1,4 +1,4 @@
-"""The outermost layer of the server: request id, key, scope, and which mask answers.
+"""The outermost layer of the server: request id, key, scope, which mask answers, and the record.
 
 A pure ASGI class, put in through vLLM's `--middleware`: an import that fails there stops the
 server, where a failing plugin would only be logged. Decisions use `scope["path"]`, which is what
@@ -28,9 +28,11 @@ from bmt_server.api.errors import (
     UnsupportedMedia,
 )
 from bmt_server.api.keys import SCOPES
+from bmt_server.api.record import RequestRecord
 from bmt_server.api.resolver import Lease
 from bmt_server.api.runtime import Runtime
 from bmt_server.api.schemas import DEFAULT_TENANT, Principal
+from bmt_server.api.tracing import Span
 
 logger = logging.getLogger("vllm.bmt_server")
 
@@ -61,10 +63,13 @@ class Gate:
         headers = _headers(scope)
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else f"req-{secrets.token_hex(12)}"
-        answer = _Answer(send, request_id)
+        method, path = scope["method"], scope["path"]
+        route = match(method, path)
+        record = RequestRecord(request_id, method, path, Span(method, path, headers))
+        answer = _Answer(send, record)
         answer.failed = lambda error: _count(scope, error)
         try:
-            await self._admit(scope, headers, receive, answer)
+            await self._admit(scope, headers, receive, answer, route)
         except ApiError as error:
             _count(scope, error)
             await answer.error(error)
@@ -74,12 +79,18 @@ class Gate:
                 return
             logger.exception("Request %s failed.", request_id)
             await answer.error(ApiError("internal error; see the server's log"))
+        finally:
+            record.end(quiet=route is not None and route.probe)
 
     async def _admit(
-        self, scope: Message, headers: dict[str, str], receive: Receive, answer: _Answer
+        self,
+        scope: Message,
+        headers: dict[str, str],
+        receive: Receive,
+        answer: _Answer,
+        route: Route | None,
     ) -> None:
         method, path = scope["method"], scope["path"]
-        route = match(method, path)
         if route is not None and route.scope == "open":
             await self.app(scope, receive, answer.send)
             return
@@ -87,6 +98,7 @@ class Gate:
         if runtime is None:
             raise Unavailable("the server is starting", code="starting")
         principal = await self._who(runtime, route, headers)
+        answer.record.asked_by(principal)
         if route is None:
             raise NotFound(f"no route {method} {path[:200]}", code="route_not_found")
         if route.scope != "any" and not principal.may(route.scope):
@@ -120,11 +132,12 @@ class Gate:
         answer: _Answer,
     ) -> None:
         lease = await self._resolve(runtime, principal, body, route.runs)
+        answer.record.answered_by(lease.model, lease.version)
         # What the mask needs and what the request needs before it can run, tokens above all, are
         # made at the same time; the response waits for both.
         answer.waits_for = lease
         try:
-            await self.app(*_with_body(scope, receive, body), answer.send)
+            await self.app(*_with_body(scope, receive, body, answer.record.span), answer.send)
         finally:
             lease.release()
 
@@ -165,9 +178,9 @@ class _Answer:
     # A mask on its way to the workers, whose failure is the response's.
     waits_for: Lease | None = None
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, record: RequestRecord) -> None:
         self._send = send
-        self._request_id = request_id
+        self.record = record
         self._started = False
         self.replaced: _Replaced | None = None
         self.failed: Callable[[ApiError], None] = lambda error: None
@@ -179,6 +192,7 @@ class _Answer:
         if lease is not None:
             try:
                 await lease.ready()
+                self.record.span.event("mask ready")
             except ApiError as error:
                 self.failed(error)
                 await self.error(error)
@@ -186,8 +200,9 @@ class _Answer:
                 raise self.replaced from None
         if message["type"] == "http.response.start":
             self._started = True
+            self.record.status = message["status"]
             headers = [h for h in message.get("headers", []) if h[0].lower() != b"x-request-id"]
-            headers.append((b"x-request-id", self._request_id.encode()))
+            headers.append((b"x-request-id", self.record.request_id.encode()))
             names = {h[0].lower() for h in headers}
             # vLLM's own 503s carry no hint, and clients retry by it.
             if message["status"] == 503 and b"retry-after" not in names:
@@ -199,9 +214,10 @@ class _Answer:
 
     async def error(self, error: ApiError) -> None:
         self.waits_for = None
+        self.record.failed(error.code)
         if self._started:
             raise error
-        body = json.dumps(error.body(self._request_id)).encode()
+        body = json.dumps(error.body(self.record.request_id)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         if error.retry_after is not None:
             headers.append((b"retry-after", b"%d" % error.retry_after))
@@ -253,13 +269,15 @@ async def _body(headers: dict[str, str], receive: Receive) -> dict[str, Any]:
     return value
 
 
-def _with_body(scope: Message, receive: Receive, body: dict[str, Any]) -> tuple[Message, Receive]:
+def _with_body(
+    scope: Message, receive: Receive, body: dict[str, Any], span: Span
+) -> tuple[Message, Receive]:
     """The same request with this body: written anew, so that what we read is what vLLM reads."""
     data = json.dumps(body).encode()
-    headers = [
-        h for h in scope["headers"] if h[0].lower() not in (b"content-length", b"transfer-encoding")
-    ]
-    headers.append((b"content-length", b"%d" % len(data)))
+    new = {"content-length": str(len(data))} | (span.headers() if span.kept else {})
+    gone = {name.encode() for name in (*new, "transfer-encoding")}
+    headers = [h for h in scope["headers"] if h[0].lower() not in gone]
+    headers += [(name.encode(), value.encode()) for name, value in new.items()]
     sent = False
 
     async def replay() -> Message:

@@ -17,11 +17,18 @@ from bmt_server.api.snapshot import Snapshot
 class Lease:
     """A request's hold on its version: it stays usable until `release`, whatever is published.
 
-    model: what vLLM's handlers are to look up.
+    model: what vLLM's handlers are to look up; version: None for the base model.
     """
 
-    def __init__(self, model: str, residency: Residency, use: InUse | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        residency: Residency,
+        use: InUse | None = None,
+        version: Version | None = None,
+    ) -> None:
         self.model = model
+        self.version = version
         self._residency = residency
         self._use = use
         self._loading = use.loading if use is not None else None
@@ -80,7 +87,7 @@ class Resolver:
             return Lease(model, self._residency)
         version = await self.find(tenant, model)
         use = self._residency.enter(version, load=load)
-        return Lease(version.internal_name, self._residency, use)
+        return Lease(version.internal_name, self._residency, use, version)
 
     def names_changed(self, names: Iterable[tuple[str, str]]) -> None:
         """Let go of versions that the registry no longer has, and follow pins."""

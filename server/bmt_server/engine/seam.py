@@ -16,6 +16,9 @@ inert. All patches are idempotent, because vLLM may load plugins more than once 
    that (`delta`), or the layer is left unpacked (`scatter`).
 4. `v1/metrics/loggers.py`, `PrometheusStatLogger`: `vllm:lora_requests_info` tells resident
    masks, as routers read it (see `stat_logger.py`).
+5. `distributed/device_communicators/shm_broadcast.py`, `SpinCondition`: on the CPU, whoever waits
+   for the engine's or the workers' next message spins for 2 ms and no longer for a second. Those
+   are the processors that the model is computed on, other servers' of this host among them.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ SCHEDULER = {
     False: "bmt_server.engine.scheduler.ExclusiveScheduler",
     True: "bmt_server.engine.scheduler.ExclusiveAsyncScheduler",
 }
+# Seconds that a reader of an idle message queue spins, on the CPU.
+SPIN_S = 0.002
 # Where patch 3 leaves the gate's base rows for the manager.
 BASE_GATE = "bmt_base_gate"
 
@@ -56,6 +61,7 @@ def register(settings: Settings) -> None:
     _patch_platform(settings)
     _patch_cpu_weights(settings)
     _patch_stat_logger(settings)
+    _patch_spin()
 
 
 def _once(owner: Any, name: str, replacement: Any) -> Any:
@@ -154,6 +160,22 @@ def _patch_stat_logger(settings: Settings) -> None:
 
     replaced = _once(PrometheusStatLogger, "record", record)
     original = replaced or original
+
+
+def _patch_spin() -> None:
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    original: Any = None
+
+    def init(
+        self: Any, is_reader: bool, context: Any, notify_address: str, busy_loop_s: float = SPIN_S
+    ) -> None:
+        original(self, is_reader, context, notify_address, busy_loop_s)
+
+    original = _once(SpinCondition, "__init__", init) or original
 
 
 def is_gate(layer: Any) -> bool:

@@ -1,0 +1,119 @@
+"""Two servers of two API processes each on one registry: every change is soon seen by all four."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import json
+import time
+
+import bmt_core
+import httpx
+import pytest
+from bmt_client import BmtClient
+from bmt_server.api.keys import KeyStore
+from bmt_server.api.store import Store
+
+from tests.server.engine.engines import random_mask
+from tests.server.served import Served
+
+from .figures import Figures, percentile, scaled
+from .load import Target
+from .servers import SEVERAL, start, target
+
+pytestmark = [pytest.mark.operate, pytest.mark.timeout(3600)]
+
+ROUNDS = scaled(20, 3)
+FLAGS = ("--api-server-count", "2", "--logging-config.formatter", "json")
+# So many answers in a row, on connections of their own: no process is left out by chance.
+IN_A_ROW = 16
+
+
+@pytest.fixture(scope="module")
+def servers(smol, valkey, admin_key, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    made = [
+        start(smol, folder / str(i), valkey.url, admin_key, *FLAGS, env=SEVERAL, wait=False)
+        for i in range(2)
+    ]
+    try:
+        for one in made:
+            one.wait()
+        yield made
+    finally:
+        for one in made:
+            one.stop()
+
+
+async def settled(to: Target, model: str, wanted: str) -> float:
+    """Seconds to the last answer that is not as wanted: a version's name, or a status."""
+    began = last = time.monotonic()
+    right = 0
+    while right < IN_A_ROW:
+        answers = await asyncio.gather(*(to.ask(model, tokens=1) for _ in range(4)))
+        for answer in answers:
+            if wanted in (answer.model, str(answer.status)):
+                right += 1
+            else:
+                right, last = 0, time.monotonic()
+                assert answer.ok or answer.status in (401, 404), answer
+        assert time.monotonic() - began < 60, f"{model} is not {wanted}: {answers[-1]}"
+    return last - began
+
+
+def workers(served: Served) -> collections.Counter[int]:
+    """How many requests each API process of a server has answered, by its process id."""
+    lines = (x for x in served.log.read_text().splitlines() if x.startswith("{"))
+    told = (json.loads(x) for x in lines if '"request_id"' in x)
+    return collections.Counter(x["process"] for x in told if x["path"] == "/v1/completions")
+
+
+def test_api_processes(smol, valkey, servers):
+    figures = Figures("api_processes")
+    seconds: dict[str, list[float]] = collections.defaultdict(list)
+    clients = [BmtClient(base_url=s.url, api_key=s.key) for s in servers]
+    targets = [target(s) for s in servers]
+
+    async def everywhere(what: str, model: str, wanted: str, to: list[Target] = targets) -> None:
+        seconds[what].append(max(await asyncio.gather(*(settled(t, model, wanted) for t in to))))
+
+    async def run() -> None:
+        first = await asyncio.to_thread(upload, clients[0], smol, 0, "m", ["prod"])
+        await everywhere("first", "m:prod", first.model)
+        for turn in range(ROUNDS):
+            here, there = clients[turn % 2], clients[1 - turn % 2]
+            newer = await asyncio.to_thread(upload, here, smol, turn + 1, "m", [])
+            await everywhere("publish", "m", newer.model)
+            await asyncio.to_thread(there.set_alias, "m", "prod", newer)
+            await everywhere("alias", "m:prod", newer.model)
+            older = await asyncio.to_thread(here.rollback, "m")
+            await everywhere("rollback", "m", older.model)
+            await asyncio.to_thread(upload, there, smol, turn + 1, f"gone{turn}", [])
+            await asyncio.to_thread(here.delete, f"gone{turn}")
+            await everywhere("delete", f"gone{turn}", "404")
+        store = Store(valkey.url)
+        made = await KeyStore(store).create(("infer",))
+        assert made is not None
+        key, record = made
+        others = [Target(t.port, key) for t in targets]
+        await everywhere("key", "m:prod", newer.model, others)
+        await KeyStore(store).revoke(record.key_id)
+        await everywhere("revoked", "m:prod", "401", others)
+        await store.close()
+
+    asyncio.run(run())
+    size = f"{ROUNDS} rounds, 2 servers x 2 API processes"
+    for what in ("publish", "alias", "rollback", "delete"):
+        figures.tell(f"{what}_seen_in", max(seconds[what]), "s", "<= 1", size=size)
+        figures.tell(f"{what}_seen_in_p50", percentile(seconds[what], 50), "s", size=size)
+    figures.tell("revoked_in", seconds["revoked"][0], "s", "<= 5", size="once")
+    shares = [min(counts.values()) for counts in map(workers, servers) if len(counts) == 2]
+    figures.tell("processes_asked", 2 * len(shares), "processes", "== 4", size=size)
+    with httpx.Client(base_url=servers[0].url, headers=servers[0].headers) as client:
+        text = client.get("/metrics").text
+    assert "bmt_masks_resident_bytes" in text
+    figures.end()
+
+
+def upload(client: BmtClient, model, seed: int, name: str, alias: list[str]):
+    return client.upload(bmt_core.encode(random_mask(model, seed, 0.0005)), name=name, alias=alias)

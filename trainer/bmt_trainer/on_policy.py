@@ -1,0 +1,76 @@
+"""What the methods that learn from their own answers prepare alike: prompts, and validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bmt_trainer.data import Example
+from bmt_trainer.errors import DataError
+
+if TYPE_CHECKING:
+    from bmt_trainer.grading import Grader
+    from bmt_trainer.grpo import GrpoConfig
+    from bmt_trainer.progress import Display
+    from bmt_trainer.sdft import SdftConfig
+    from bmt_trainer.session import Session
+    from bmt_trainer.validate import Validate
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """A session with what it trains on and what it chooses a mask by."""
+
+    session: Session
+    examples: list[Example]
+    validate: Validate
+
+
+def prompts(
+    config: GrpoConfig | SdftConfig,
+    display: Display,
+    grader: Grader,
+    *,
+    scored: bool,
+    longest: Callable[[Example], Example] = lambda example: example,
+) -> Prompts:
+    """Open a session and set aside for validation. Raises TrainerError.
+
+    longest: what max_length bounds of an example; scored: as in `Session.open`.
+    """
+    from bmt_trainer.encode import render
+    from bmt_trainer.session import Session
+    from bmt_trainer.validate import Validate
+
+    used = config.steps * config.prompts_per_step
+    wanted = config.train_examples or max(used, config.calibration_prompts)
+    session = Session.open(
+        config,
+        display,
+        train_examples=wanted + config.validation,
+        grader=grader,
+        reading="lenient" if config.reading == "lenient" else "exact",
+        heldout_from=config.heldout_dataset,
+        scored=scored,
+    )
+    validation = session.split.train[: config.validation]
+    examples = [
+        e
+        for e in session.split.train[config.validation :]
+        if len(render(session.tokenizer, longest(e).prompt)) <= config.max_length
+    ]
+    if len(examples) < config.prompts_per_step:
+        raise DataError(
+            f"{config.dataset} leaves {len(examples)} training prompts of at most "
+            f"{config.max_length} tokens, demonstrations included, and a step takes "
+            f"{config.prompts_per_step}; raise max_length, or set aside fewer"
+        )
+    display.say(
+        f"{session.base.model_id} on {session.model.device}: {len(examples)} training prompts, "
+        f"{len(validation)} for validation, {len(session.split.heldout)} held out, of "
+        f"{config.dataset}"
+    )
+    # Unscored, the same examples are set aside, so that training sees the same.
+    validate = Validate(session, validation if scored else [], every=config.validate_every)
+    return Prompts(session, examples, validate)
