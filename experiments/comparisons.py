@@ -42,15 +42,14 @@ def table3() -> None:
         figures.append(
             Figure(
                 id=f"table3_{_plain(row.method)}_accuracy",
-                value=round(100 * row.accuracy, 2),
-                interval=(round(100 * low, 2), round(100 * high, 2)),
+                value=100 * row.accuracy,
+                interval=(100 * low, 100 * high),
                 n=row.total,
                 command=command,
             )
         )
-        size = round(row.size, 4)
         name = f"table3_{_plain(row.method)}_size_mib"
-        figures.append(Figure(id=name, value=size, interval=None, n=row.datasets, command=command))
+        figures.append(Figure(id=name, value=row.size, n=row.datasets, command=command))
     keep(figures)
     _report("table3", "Table 3 in small")
 
@@ -67,15 +66,14 @@ def forgetting() -> None:
             figures += [
                 Figure(
                     id=f"{name}_kl",
-                    value=round(last["kl_token"], 6),
-                    interval=None,
+                    value=last["kl_token"],
                     n=len(result["track"]),
                     command=command,
                 ),
                 Figure(
                     id=f"{name}_kept_points",
-                    value=round(points, 2),
-                    interval=(round(interval[0], 2), round(interval[1], 2)),
+                    value=points,
+                    interval=interval,
                     n=int(last["n"]),
                     command=command,
                 ),

@@ -11,7 +11,7 @@ from bmt_core import Mask
 from benchmarks.environment import WORK, demo_model
 from benchmarks.servers import masks_server
 from benchmarks.stats import median
-from experiments.record import Figure, gain, keep, read_as
+from experiments.record import Figure, gain, keep, read_as, share
 from experiments.runs import Ran, run_recipe, tell
 
 
@@ -46,7 +46,7 @@ def arithmetic_on_a_server() -> None:
         "push_time_over_step": median([s["push_seconds"] / s["step_time"] for s in steps]),
     }
     found = [
-        Figure(id=name, value=round(value, 8), interval=None, n=len(steps), command=command)
+        Figure(id=name, value=value, n=len(steps), command=command)
         for name, value in shares.items()
     ]
     keep(found)
@@ -74,27 +74,19 @@ def gsm8k() -> None:
     for reading in ("strict", "flexible"):
         for name, when in (("base", "before"), ("mask", "after")):
             score = read_as(ran.scores[name], "lenient" if reading == "flexible" else reading)
+            figures.append(share(f"gsm8k_{reading}_{when}", score, command))
             low, high = score["interval95"]
-            figures.append(
-                Figure(
-                    id=f"gsm8k_{reading}_{when}",
-                    value=round(100 * score["accuracy"], 2),
-                    interval=(round(100 * low, 2), round(100 * high, 2)),
-                    n=score["total"],
-                    command=command,
-                )
-            )
-            print(f"{figures[-1].id:24} {figures[-1].value:5.1f} % {figures[-1].interval}")
+            print(f"{figures[-1].id:24} {figures[-1].value:5.1f} % [{low:.1%}, {high:.1%}]")
     keep(figures)
     tell(ran, "_gsm8k", command)
 
 
 def _gained(figure_id: str, ran: Ran, command: str) -> None:
-    points, (low, high) = gain(ran.read("base"), ran.read("mask"))
+    points, interval = gain(ran.read("base"), ran.read("mask"))
     figure = Figure(
         id=figure_id,
-        value=round(points, 2),
-        interval=(round(low, 2), round(high, 2)),
+        value=points,
+        interval=interval,
         n=ran.scores["base"]["total"],
         command=command,
     )

@@ -14,13 +14,26 @@ from benchmarks.results import LATEST, write_json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """One figure; interval: 95 %, n: how many examples or turns it is of."""
+    """One figure; interval: 95 %, n: how many examples or turns it is of. Rounded where kept."""
 
     id: str
     value: float
-    interval: tuple[float, float] | None
+    interval: tuple[float, float] | None = None
     n: int
     command: str
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """As it is kept: five significant digits, more than any interval leaves open."""
+        interval = self.interval and tuple(float(f"{x:.5g}") for x in self.interval)
+        return asdict(self) | {"value": float(f"{self.value:.5g}"), "interval": interval}
+
+
+def share(name: str, score: Mapping[str, Any], command: str) -> Figure:
+    """A score of `read_as`, in percent."""
+    low, high = (100 * x for x in score["interval95"])
+    value, n = 100 * score["accuracy"], score["total"]
+    return Figure(id=name, value=value, interval=(low, high), n=n, command=command)
 
 
 def keep(figures: Sequence[Figure], path: Path = LATEST / "paper.json") -> None:
@@ -28,7 +41,7 @@ def keep(figures: Sequence[Figure], path: Path = LATEST / "paper.json") -> None:
     known: dict[str, Any] = {}
     if path.exists():
         known = {entry["id"]: entry for entry in json.loads(path.read_text())}
-    known |= {figure.id: asdict(figure) for figure in figures}
+    known |= {figure.id: figure.entry for figure in figures}
     write_json(path, list(known.values()))
 
 

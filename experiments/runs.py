@@ -84,7 +84,7 @@ def tell(ran: Ran, suffix: str, command: str) -> None:
     counts = (ran.scores["base"]["total"], kl["full"]["tokens"])
     keep(
         [
-            Figure(id=f"{name}{suffix}", value=round(value, 4), interval=None, n=n, command=command)
+            Figure(id=f"{name}{suffix}", value=value, n=n, command=command)
             for (name, value), n in zip(ratios.items(), counts, strict=True)
         ]
     )

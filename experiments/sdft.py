@@ -72,13 +72,7 @@ def _right(examples: Sequence[Any], mask: Mask | None) -> list[bool]:
 def _figure(name: str, points: float, interval: tuple[float, float], n: int) -> Figure:
     low, high = interval
     print(f"{name} {points:+.2f} [{low:.2f}, {high:.2f}], n = {n}")
-    return Figure(
-        id=name,
-        value=round(points, 2),
-        interval=(round(low, 2), round(high, 2)),
-        n=n,
-        command=COMMAND,
-    )
+    return Figure(id=name, value=points, interval=interval, n=n, command=COMMAND)
 
 
 EXPERIMENTS: dict[str, Any] = {"sdft": learns}

@@ -56,8 +56,8 @@ def _contest(methods: tuple[str, str], ids: tuple[str, str]) -> None:
         [
             Figure(
                 id=name,
-                value=round(found.value, 4),
-                interval=(round(found.low, 4), round(found.high, 4)),
+                value=found.value,
+                interval=(found.low, found.high),
                 n=found.turns,
                 command=COMMAND,
             )

@@ -18,6 +18,8 @@ GIB = 1 << 30
 ROOT = Path("/")
 # What the engine and API processes take beside the worker, and what the system keeps.
 _OTHERS_BYTES = 3 * GIB
+# On so few cores one that computes nothing is a large share of the host.
+_FEW_CORES = 4
 _OPENMP = ("libiomp5.so",)
 # The minimal build is enough: the full one adds a profiler.
 _TCMALLOC = ("libtcmalloc_minimal.so*", "libtcmalloc.so*")
@@ -71,12 +73,13 @@ def wanted(
     mask_bytes: int,
     workers: int = 1,
     kv_given: bool = False,
+    cores: int | None = None,
     root: Path = ROOT,
 ) -> list[Variable]:
     """What to set beside `environ` for workers on this host.
 
     weights_bytes: of the checkpoint; mask_bytes: bound on masks in each worker; kv_given: the user
-    sized the KV cache by a flag.
+    sized the KV cache by a flag; cores: that this process may use, if not as the system says.
     """
     found: list[Variable] = []
     preload, why = _preload(root)
@@ -88,6 +91,15 @@ def wanted(
                 "TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD",
                 str(1 << 40),
                 "a KV cache of gigabytes is meant, not a mistake to be reported",
+            )
+        )
+    cores = cores or len(os.sched_getaffinity(0))
+    if workers == 1 and cores <= _FEW_CORES:
+        found.append(
+            Variable(
+                "VLLM_CPU_NUM_OF_RESERVED_CPU",
+                "0",
+                f"vLLM keeps one of these {cores} cores for processes that mostly wait",
             )
         )
     found.append(

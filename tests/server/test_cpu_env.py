@@ -26,7 +26,7 @@ def host(tmp_path, monkeypatch) -> Path:
 
 
 def wanted(host: Path, environ=(), **options) -> dict[str, str]:
-    options = {"weights_bytes": GIB, "mask_bytes": GIB, **options}
+    options = {"weights_bytes": GIB, "mask_bytes": GIB, "cores": 16, **options}
     found = cpu_env.wanted(dict(environ), root=host, **options)
     assert all(v.reason for v in found)
     return {v.name: v.value for v in found}
@@ -59,6 +59,13 @@ def test_the_users_own_settings_stay(host):
     cpu_env.apply(environ, cpu_env.wanted(environ, root=host, weights_bytes=1, mask_bytes=1))
     assert environ["LD_PRELOAD"] == "/own.so"
     assert environ["VLLM_CPU_KVCACHE_SPACE"] == "8"
+
+
+def test_no_core_of_a_few_is_kept_from_computing(host):
+    name = "VLLM_CPU_NUM_OF_RESERVED_CPU"
+    assert wanted(host, cores=2)[name] == wanted(host, cores=4)[name] == "0"
+    for others in ({"cores": 8}, {"cores": 2, "workers": 2}, {"cores": 2, "environ": {name: "1"}}):
+        assert name not in wanted(host, **others)
 
 
 @pytest.mark.parametrize(
