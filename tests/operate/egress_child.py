@@ -70,13 +70,14 @@ def hostile(client: httpx.Client) -> list[int]:
         image = {"type": "image_url", "image_url": {"url": url}}
         chat = {"model": "smol", "messages": [{"role": "user", "content": [image]}]}
         completion = {"model": "smol", "prompt": "x", "max_tokens": 1}
+        response = {"model": "smol", "input": "x", "max_output_tokens": 1}
         for path, body in (
             ("/v1/chat/completions", chat),
             ("/v1/chat/completions", {**chat, "chat_template": f"{{% include '{url}' %}}"}),
             ("/v1/completions", {**completion, "model": url}),
             ("/v1/completions", {**completion, "lora_path": url, "documents": [{"url": url}]}),
             ("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": url}),
-            ("/v1/responses", {"model": "smol", "input": "x", "tools": [_tool(url)]}),
+            ("/v1/responses", {**response, "tools": [_tool(url)]}),
         ):
             statuses.append(client.post(path, json=body).status_code)
         statuses.append(client.get("/v1/models", headers={"X-Forwarded-Host": url}).status_code)
