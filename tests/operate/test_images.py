@@ -123,7 +123,7 @@ def test_server_for_cpus(smol, tmp_path):
         stderr=subprocess.STDOUT,
     )
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not _ready(port):
             assert process.poll() is None, (tmp_path / "server.log").read_text()[-3000:]
             assert time.monotonic() < deadline
