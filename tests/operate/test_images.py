@@ -155,11 +155,10 @@ def test_trainer(smol, tmp_path):
     built = Built("trainer", tmp_path / "image")
     figures.tell("installed_in", time.monotonic() - start, "s", size="once")
     mask = built.scratch / "m.bmt"
-    settings = {"steps": 1, "train-examples": 16, "heldout": 4, "max-length": 64}
-    flags = [x for k, v in settings.items() for x in (f"--{k}", str(v))]
+    flags = "--steps 1 --train-examples 16 --calibration-prompts 16 --heldout 2 --max-new-tokens 4"
     where = ["--model", str(smol), "--dataset", "task:sort-numbers", "--output", str(mask)]
     for command in (
-        built.program("bmt-train", "sft", *where, *flags),
+        built.program("bmt-train", "sft", *where, *flags.split()),
         built.program("bmt-client", "inspect", str(mask)),
     ):
         done = subprocess.run(
