@@ -82,7 +82,7 @@ def client():
         async def ready():
             return None
 
-        return SimpleNamespace(model=model, ready=ready, release=lambda: None)
+        return SimpleNamespace(model=model, version=None, ready=ready, release=lambda: None)
 
     runtime = SimpleNamespace(
         settings=SimpleNamespace(auth=True, metrics_open=False),
