@@ -183,26 +183,35 @@ def told(figures: Figures, run: Run, base: Run) -> None:
 
 def keep(runs: dict[str, Run]) -> None:
     """The samples, and the plot of them."""
+    SAMPLES.parent.mkdir(exist_ok=True)
+    kept = {kind: [asdict(s) for s in run.samples] for kind, run in runs.items()}
+    SAMPLES.write_text(json.dumps(kept) + "\n")
+    plot()
+
+
+def plot() -> None:
+    """Draw what is kept."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    SAMPLES.parent.mkdir(exist_ok=True)
-    kept = {kind: [asdict(s) for s in run.samples] for kind, run in runs.items()}
-    SAMPLES.write_text(json.dumps(kept) + "\n")
+    kept = {k: [Sample(**s) for s in v] for k, v in json.loads(SAMPLES.read_text()).items()}
     figure, axes = plt.subplots(3, 1, figsize=(8, 7), sharex=True)
-    for axis, what in zip(axes, ("rss_mib", "descriptors", "threads"), strict=True):
-        for kind, run in runs.items():
-            minutes = [s.at_s / 60 for s in run.samples]
-            axis.plot(minutes, [getattr(s, what) for s in run.samples], label=kind)
-        axis.set_ylabel({"rss_mib": "resident, MiB"}.get(what, what))
-        axis.set_ylim(bottom=0)
-    for began, _ in runs["masks"].faults:
-        first = runs["masks"].answers[0].began
-        axes[0].axvline((began - first) / 60, color="grey", linewidth=0.5)
+    for kind, samples in kept.items():
+        minutes = [s.at_s / 60 for s in samples]
+        settled = next(s.rss_mib for s in samples if s.at_s >= samples[-1].at_s * SETTLED)
+        axes[0].plot(minutes, [s.rss_mib - settled for s in samples], label=kind)
+        for axis, what in zip(axes[1:], ("descriptors", "threads"), strict=True):
+            values = [getattr(s, what) for s in samples]
+            axis.plot(minutes, values)
+            axis.set_ylabel(what)
+            axis.set_ylim(0, 1.15 * max(max(values), axis.get_ylim()[1] / 1.15))
+    axes[0].set_ylabel("resident, MiB\nmore than after a third")
+    for restart in range(1, RESTARTS + 1):
+        axes[0].axvline(minutes[-1] * restart / (RESTARTS + 1), color="grey", linewidth=0.5)
     axes[0].legend()
-    axes[-1].set_xlabel("minutes; grey: the registry was killed and started again")
+    axes[-1].set_xlabel("minutes; grey: the registry is killed, and started again")
     figure.tight_layout()
     figure.savefig(PLOT, dpi=100)
     plt.close(figure)
