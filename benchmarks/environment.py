@@ -24,7 +24,7 @@ _SETTINGS = ("OMP_", "KMP_", "VLLM_", "LD_PRELOAD", "MALLOC_", "TORCH")
 def engine_environment(plain: bool = False) -> dict[str, str]:
     """The environment of every engine, server and load generator: ours and the baselines'.
 
-    On a CPU it has the libraries that bmt-server preloads, for baselines too, unless it is `plain`.
+    On a CPU it has what bmt-server sets (`cpu_env.py`), for baselines too, unless it is `plain`.
     """
     environment = {k: v for k, v in os.environ.items() if k not in _FOREIGN}
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -34,10 +34,10 @@ def engine_environment(plain: bool = False) -> dict[str, str]:
     environment.setdefault("HF_HUB_OFFLINE", "1")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment["no_proxy"] = environment["NO_PROXY"] = "127.0.0.1,localhost"
-    return environment if plain else {**environment, **_preloaded()}
+    return environment if plain else {**environment, **_for_the_cpu()}
 
 
-def _preloaded() -> dict[str, str]:
+def _for_the_cpu() -> dict[str, str]:
     if has_gpu():
         return {}
     from bmt_server import cpu_env

@@ -39,7 +39,7 @@ def growth(context: Context) -> Findings:
 
 
 def _bare(context: Context, generator: Loads) -> dict[str, Any]:
-    """vLLM alone, with the libraries that bmt-server preloads and as it comes, in turns."""
+    """vLLM alone, with what bmt-server sets for the CPU and as it comes, in turns."""
     context.say("bare vLLM, with bmt-server's environment and without")
     with (
         vllm_server(context.model, context.work / "bare") as tuned,
@@ -193,7 +193,7 @@ def _environment(context: Context, bare: dict[str, Any]) -> Entry:
         ),
         command=context.command,
         interval=(round(ratio.low, 4), round(ratio.high, 4)),
-        note="bare vLLM with the libraries that bmt-server preloads",
+        note="bare vLLM with what bmt-server sets for the CPU",
     )
 
 
@@ -212,7 +212,7 @@ def _table(context: Context, raw: dict[str, Any]) -> Table:
     for run in raw["bare"]["runs"]:
         row("bare vLLM", "", "", run)
     for run in raw["bare"]["plain"]:
-        row("bare vLLM, nothing preloaded", "", "", run)
+        row("bare vLLM, nothing set", "", "", run)
     for run in raw["masks"]["base"]:
         row("masks, base requests", "", "", run)
     for key, label in LABELS.items():

@@ -105,7 +105,7 @@ def masks_server(model: Path, folder: Path, *flags: str) -> Iterator[Server]:
 def vllm_server(model: Path, folder: Path, *flags: str, plain: bool = False) -> Iterator[Server]:
     """vLLM's own server, without anything of this project; ended with the block.
 
-    It gets the libraries preloaded that bmt-server preloads, unless it is to be `plain`.
+    It gets what bmt-server sets for the CPU, unless it is to be `plain`.
     """
     port = free_port()
     command = ["-m", "benchmarks.vllm_server", "--model", str(model), *_common(port), *flags]

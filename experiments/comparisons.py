@@ -15,7 +15,7 @@ from bmt_trainer import report, tables
 
 from benchmarks.environment import ROOT, WORK, demo_model
 from benchmarks.results import LATEST
-from experiments.record import Figure, gain, keep
+from experiments.record import Figure, gain, keep, percent
 
 Result = dict[str, Any]
 
@@ -38,18 +38,11 @@ def table3() -> None:
     for row in tables.rows(results):
         if row.accuracy is None or row.interval is None:
             continue
-        low, high = row.interval
-        figures.append(
-            Figure(
-                id=f"table3_{_plain(row.method)}_accuracy",
-                value=100 * row.accuracy,
-                interval=(100 * low, 100 * high),
-                n=row.total,
-                command=command,
-            )
-        )
-        name = f"table3_{_plain(row.method)}_size_mib"
-        figures.append(Figure(id=name, value=row.size, n=row.datasets, command=command))
+        name = f"table3_{_plain(row.method)}"
+        figures += [
+            percent(f"{name}_accuracy", row.accuracy, row.interval, row.total, command),
+            Figure(id=f"{name}_size_mib", value=row.size, n=row.datasets, command=command),
+        ]
     keep(figures)
     _report("table3", "Table 3 in small")
 

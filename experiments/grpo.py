@@ -11,7 +11,7 @@ from bmt_core import Mask
 from benchmarks.environment import WORK, demo_model
 from benchmarks.servers import masks_server
 from benchmarks.stats import median
-from experiments.record import Figure, gain, keep, read_as, share
+from experiments.record import Figure, gain, keep, percent, read_as
 from experiments.runs import Ran, run_recipe, tell
 
 
@@ -74,8 +74,8 @@ def gsm8k() -> None:
     for reading in ("strict", "flexible"):
         for name, when in (("base", "before"), ("mask", "after")):
             score = read_as(ran.scores[name], "lenient" if reading == "flexible" else reading)
-            figures.append(share(f"gsm8k_{reading}_{when}", score, command))
-            low, high = score["interval95"]
+            share, (low, high), total = (score[k] for k in ("accuracy", "interval95", "total"))
+            figures.append(percent(f"gsm8k_{reading}_{when}", share, (low, high), total, command))
             print(f"{figures[-1].id:24} {figures[-1].value:5.1f} % [{low:.1%}, {high:.1%}]")
     keep(figures)
     tell(ran, "_gsm8k", command)

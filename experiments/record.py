@@ -29,11 +29,10 @@ class Figure:
         return asdict(self) | {"value": float(f"{self.value:.5g}"), "interval": interval}
 
 
-def share(name: str, score: Mapping[str, Any], command: str) -> Figure:
-    """A score of `read_as`, in percent."""
-    low, high = (100 * x for x in score["interval95"])
-    value, n = 100 * score["accuracy"], score["total"]
-    return Figure(id=name, value=value, interval=(low, high), n=n, command=command)
+def percent(name: str, share: float, interval: tuple[float, float], n: int, command: str) -> Figure:
+    """A share of 0 to 1 with its interval, in percent."""
+    low, high = (100 * x for x in interval)
+    return Figure(id=name, value=100 * share, interval=(low, high), n=n, command=command)
 
 
 def keep(figures: Sequence[Figure], path: Path = LATEST / "paper.json") -> None:

@@ -16,9 +16,9 @@ from typing import Literal
 ENV = "BMT_SERVER_SETTINGS"
 
 MaskMode = Literal["auto", "scatter", "delta"]
+MASK_MODES: tuple[MaskMode, ...] = ("auto", "scatter", "delta")
 # Sequences that may run or wait, where --max-num-queued-reqs does not say.
 QUEUED = 2048
-MASK_MODES: tuple[MaskMode, ...] = ("auto", "scatter", "delta")
 
 
 class SettingsError(ValueError):
@@ -50,7 +50,7 @@ class Settings:
     drain_s: float = 30.0  # that running requests have to end after SIGTERM, seconds
     key_concurrency: int = 0  # requests of one API key at once, in each API process; 0: no limit
     key_rate: float = 0.0  # and a second
-    queue: int = QUEUED  # sequences that run or wait, in each API process; beyond it, 503 at once
+    queue: int = QUEUED  # sequences that run or wait, which API processes share; beyond it, 503
 
     def __post_init__(self) -> None:
         if self.mask_mode not in MASK_MODES:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -70,7 +70,8 @@ def free_port() -> int:
 class Served:
     """`bmt-server serve` as a process; `url` and `key` are for clients.
 
-    wait: return when it is ready; else `wait` does. port: a free one where it is 0.
+    wait: return when it is ready; else `wait` does. port: a free one where it is 0. program, cwd:
+    a server that is installed elsewhere, and where it starts; inherit: the environment under `env`.
     """
 
     def __init__(
@@ -82,13 +83,16 @@ class Served:
         env: Mapping[str, str] | None = None,
         wait: bool = True,
         port: int = 0,
+        program: Sequence[str] = (sys.executable, "-m", "bmt_server"),
+        cwd: Path | None = None,
+        inherit: Mapping[str, str] = os.environ,
     ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "server.log"
-        key_file = folder / "key"
-        command = [sys.executable, "-m", "bmt_server", "serve", str(model)]
-        command += ["--data-dir", str(folder / "data"), "--key-file", str(key_file)]
+        self._key_file = folder / "key"
+        command = [*program, "serve", str(model)]
+        command += ["--data-dir", str(folder / "data"), "--key-file", str(self._key_file)]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--served-model-name", "smol", "--max-model-len", "512", *flags]
         if registry:
@@ -100,21 +104,23 @@ class Served:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", **(env or {})},
+                cwd=cwd,
+                env={**inherit, "VLLM_CPU_KVCACHE_SPACE": "1", **(env or {})},
             )
         self.key = ""
         if wait:
             self.wait()
-            self.key = key_file.read_text().strip() if key_file.exists() else ""
 
-    def wait(self) -> None:
-        """Return when it is ready."""
-        deadline = time.monotonic() + START_S
+    def wait(self, within_s: float = START_S) -> None:
+        """Return when it is ready, with the key that it wrote, if it did."""
+        deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise AssertionError(f"the server ended:\n{self.log.read_text()[-4000:]}")
             try:
                 if httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200:
+                    if self._key_file.exists():
+                        self.key = self._key_file.read_text().strip()
                     return
             except httpx.HTTPError:
                 pass

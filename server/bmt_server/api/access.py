@@ -16,32 +16,27 @@ Scope = Literal["open", "any", "infer", "upload", "admin"]
 @dataclass(frozen=True, slots=True)
 class Route:
     """One allowed route. model: the JSON body names a model that is resolved at admission;
-    runs: and the engine runs it."""
+    runs: and the engine runs it; probe: machines ask every few seconds, and nobody wants a line of
+    log for it."""
 
     methods: frozenset[str]
     path: re.Pattern[str]
     scope: Scope
     model: bool = False
     runs: bool = False
-
-    @property
-    def probe(self) -> bool:
-        """Asked every few seconds by machines: nobody wants a line of log for it."""
-        return self.path.pattern in _PROBES
+    probe: bool = False
 
 
-def _route(methods: str, path: str, scope: Scope, model: bool = False, runs: bool = False) -> Route:
-    return Route(frozenset(methods.split()), re.compile(path), scope, model, runs)
+def _route(methods: str, path: str, scope: Scope, **more: bool) -> Route:
+    return Route(frozenset(methods.split()), re.compile(path), scope, **more)
 
 
 _NAME = r"/v1/masks/[^/]+"
-_LIVE, _METRICS, _HEALTH = r"/(livez|readyz)", r"/metrics/?", r"/health|/version|/ping"
-_PROBES = frozenset((_LIVE, _METRICS, _HEALTH))
 
 ROUTES: tuple[Route, ...] = (
-    _route("GET HEAD", _LIVE, "open"),
-    _route("GET", _METRICS, "any"),
-    _route("GET HEAD", _HEALTH, "any"),
+    _route("GET HEAD", r"/(livez|readyz)", "open", probe=True),
+    _route("GET", r"/metrics/?", "any", probe=True),
+    _route("GET HEAD", r"/health|/version|/ping", "any", probe=True),
     _route("GET", r"/v1/models(/.+)?", "any"),
     _route("GET", r"/v1/masks", "any"),
     _route("GET", _NAME, "any"),

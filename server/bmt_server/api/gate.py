@@ -65,7 +65,7 @@ class Gate:
         request_id = asked if _REQUEST_ID.fullmatch(asked) else f"req-{secrets.token_hex(12)}"
         method, path = scope["method"], scope["path"]
         route = match(method, path)
-        record = RequestRecord(request_id, method, path, Span(method, path, headers))
+        record = RequestRecord(request_id, method, path, Span(method, headers))
         answer = _Answer(send, record)
         answer.failed = lambda error: _count(scope, error)
         try:
@@ -214,7 +214,7 @@ class _Answer:
 
     async def error(self, error: ApiError) -> None:
         self.waits_for = None
-        self.record.failed(error.code)
+        self.record.error = error.code
         if self._started:
             raise error
         body = json.dumps(error.body(self.record.request_id)).encode()

@@ -31,36 +31,37 @@ class RequestRecord:
     key_id: str = ""
     tenant: str = ""
     model: str = ""
+    mask: str = ""
     digest: str = ""
     error: str = ""
     began: float = field(default_factory=time.monotonic)
 
-    def __post_init__(self) -> None:
-        self.span.set("bmt.request.id", self.request_id)
-
     def asked_by(self, principal: Principal) -> None:
         self.key_id, self.tenant = principal.key_id, principal.tenant
-        self.span.set("bmt.key.id", principal.key_id)
-        self.span.set("bmt.tenant", principal.tenant)
 
     def answered_by(self, model: str, version: Version | None) -> None:
         """version: None for the base model."""
         self.model = model if version is None else version.model
+        self.mask = "" if version is None else version.name
         self.digest = "" if version is None else version.digest
-        self.span.set("gen_ai.request.model", self.model)
-        if version is not None:
-            self.span.set("bmt.mask.name", version.name)
-            self.span.set("bmt.mask.digest", version.digest)
-
-    def failed(self, code: str) -> None:
-        self.error = code
-        self.span.set("error.type", code)
 
     def end(self, *, quiet: bool = False) -> None:
         """The response has ended. quiet: no line, as for probes."""
         seconds = time.monotonic() - self.began
-        if self.status:
-            self.span.set("http.response.status_code", self.status)
+        if self.span.kept:
+            self.span.set(
+                {
+                    "url.path": self.path[:_PATH_SHOWN],
+                    "http.response.status_code": self.status,
+                    "gen_ai.request.model": self.model,
+                    "error.type": self.error,
+                    "bmt.request.id": self.request_id,
+                    "bmt.key.id": self.key_id,
+                    "bmt.tenant": self.tenant,
+                    "bmt.mask.name": self.mask,
+                    "bmt.mask.digest": self.digest,
+                }
+            )
         self.span.end(failed=self.status >= 500 or not self.status)
         if quiet:
             return

@@ -12,6 +12,8 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+# Finds what exports spans when vLLM has set it up, which is later.
+_TRACER = trace.get_tracer("bmt_server")
 _CONTEXT = TraceContextTextMapPropagator()
 HEADERS = ("traceparent", "tracestate")
 
@@ -19,27 +21,25 @@ HEADERS = ("traceparent", "tracestate")
 class Span:
     """A request's span, in the trace that its headers name. Costs nothing where none is kept."""
 
-    def __init__(self, method: str, path: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, method: str, headers: Mapping[str, str]) -> None:
         context = _CONTEXT.extract({k: headers[k] for k in HEADERS if k in headers})
         # By method alone: a name has few values, and a path has a mask's name in it.
-        self._span = trace.get_tracer("bmt_server").start_span(
+        self._span = _TRACER.start_span(
             method, context, kind=SpanKind.SERVER, attributes={"http.request.method": method}
         )
-        self.set("url.path", path[:200])
 
     @property
     def kept(self) -> bool:
         """Somebody exports it."""
         return self._span.is_recording()
 
-    def set(self, name: str, value: str | int) -> None:
-        if self.kept:
-            self._span.set_attribute(name, value)
+    def set(self, attributes: Mapping[str, str | int]) -> None:
+        """Those that have a value."""
+        self._span.set_attributes({name: value for name, value in attributes.items() if value})
 
     def event(self, name: str) -> None:
         """Something happened now."""
-        if self.kept:
-            self._span.add_event(name)
+        self._span.add_event(name)
 
     def headers(self) -> dict[str, str]:
         """What puts whatever is done for the request into this span."""
@@ -48,6 +48,6 @@ class Span:
         return found
 
     def end(self, *, failed: bool) -> None:
-        if failed and self.kept:
+        if failed:
             self._span.set_status(Status(StatusCode.ERROR))
         self._span.end()

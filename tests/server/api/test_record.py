@@ -31,7 +31,7 @@ def spans(monkeypatch):
 
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(tracing.trace, "get_tracer", provider.get_tracer)
+    monkeypatch.setattr(tracing, "_TRACER", provider.get_tracer("test"))
     return exporter.get_finished_spans
 
 
@@ -84,7 +84,7 @@ async def test_errors_are_told_by_their_codes_and_nobody_writes_lines(api, lines
 
 
 def test_without_an_exporter_nothing_is_passed_on():
-    span = tracing.Span("GET", "/x", {})
+    span = tracing.Span("GET", {})
     assert not span.kept
     record = RequestRecord("r", "GET", "/x", span)
     record.end(quiet=True)
