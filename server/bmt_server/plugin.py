@@ -38,14 +38,18 @@ class MaskEndpoints:
 
     def __init__(self) -> None:
         self._app: Any = None
+        self._scraped: Any = None
 
     def attach_router(self, app: Any) -> None:
-        from bmt_server.api import edge
+        from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+        from bmt_server.api import edge, scrape
         from bmt_server.api.routes import build_router
 
         # vLLM configures its HTTP server after this, and offers no way to choose the protocol.
         edge.install()
         app.include_router(build_router())
+        self._scraped = scrape.install(app, get_prometheus_registry())
         self._app = app
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
@@ -63,9 +67,9 @@ class MaskEndpoints:
         settings = replace(settings, queue=-(-settings.queue // (args.api_server_count or 1)))
         pulse = Pulse()
         bridge = EngineBridge(engine_client, state.openai_serving_models, settings, pulse)
-        runtime = await Runtime.create(settings, bridge)
+        runtime = await Runtime.create(settings, bridge, scraped=self._scraped)
         observe(engine_client, runtime.metrics.request_finished, runtime.residency.running, pulse)
-        stat_logger.public_names, stat_logger.stepped = runtime.public_names, pulse.beat
+        stat_logger.stepped = pulse.beat
         state.bmt = runtime
         self._close_with_app(runtime, bridge)
 

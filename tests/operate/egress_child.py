@@ -25,12 +25,12 @@ from tests.server.engine.engines import random_mask
 from tests.server.served import Served
 
 CONTROL = ("192.0.2.7", 53)  # of a block for documentation: nobody is there
-FETCH = {
-    "metadata": "http://169.254.169.254/latest/meta-data",
-    "host": "http://198.51.100.9/x.png",
-    "name": "https://example.com/x.png",
-    "file": "file:///etc/passwd",
-}
+FETCH = (
+    "http://169.254.169.254/latest/meta-data",
+    "http://198.51.100.9/x.png",
+    "https://example.com/x.png",
+    "file:///etc/passwd",
+)
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 
 
@@ -66,7 +66,7 @@ class Wire:
 def hostile(client: httpx.Client) -> list[int]:
     """Requests that name an address in every place that somebody might read one from."""
     statuses = []
-    for url in FETCH.values():
+    for url in FETCH:
         image = {"type": "image_url", "image_url": {"url": url}}
         chat = {"model": "smol", "messages": [{"role": "user", "content": [image]}]}
         completion = {"model": "smol", "prompt": "x", "max_tokens": 1}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import bmt_core
@@ -60,6 +60,24 @@ def server(
         yield served
     finally:
         served.stop()
+
+
+@contextlib.contextmanager
+def several(
+    model: Path, folder: Path, registries: Sequence[str], key: str, *flags: str
+) -> Iterator[list[Served]]:
+    """A server for each registry's URL; they start side by side and end with the block."""
+    made = [
+        start(model, folder / str(i), url, key, *flags, env=SEVERAL, wait=False)
+        for i, url in enumerate(registries)
+    ]
+    try:
+        for one in made:
+            one.wait()
+        yield made
+    finally:
+        for one in made:
+            one.stop()
 
 
 def target(served: Served | Publisher) -> Target:

@@ -21,7 +21,7 @@ import pytest
 from bmt_client import BmtClient
 
 from tests.server.engine.engines import random_mask
-from tests.server.served import free_port
+from tests.server.served import Served
 
 from .figures import Figures
 
@@ -74,20 +74,21 @@ class Built:
             command[0] = getattr(sys, "_base_executable", None) or sys.executable
         if self._dry and "install" in command:
             command.append("--dry-run")
-        done = self._run(command)
+        done = self.run(command)
         if done.returncode and "--index-url" in command:
             # Offline, or behind a registry that has the same builds.
             at = command.index("--index-url")
             print(f"{command[at + 1]} is out of reach: as pip is set up", flush=True)
-            done = self._run([*command[:at], *command[at + 2 :]])
+            done = self.run([*command[:at], *command[at + 2 :]])
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}"
         self.output = done.stdout
 
-    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+    def run(self, command: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run in the image's environment, from the sources if not elsewhere."""
         print("$", shlex.join(command), flush=True)
         return subprocess.run(
             command,
-            cwd=self._source,
+            cwd=cwd or self._source,
             env=self.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -101,52 +102,36 @@ class Built:
             value = value.replace(BUILT, str(self.root)).replace("$PATH", self.env["PATH"])
             self.env[name] = re.sub("^/scratch", str(getattr(self, "scratch", "")), value)
 
-    def program(self, name: str, *arguments: str) -> list[str]:
-        return [str(self.root / "bin" / name), *arguments]
+    def program(self, name: str) -> str:
+        return str(self.root / "bin" / name)
 
 
 def test_server_for_cpus(smol, tmp_path):
-    """The installed server answers with an uploaded mask; what it writes is in /scratch."""
+    """The installed server answers with an uploaded mask."""
     figures, start = Figures("image_server_cpu", "images"), time.monotonic()
     built = Built("server.cpu", tmp_path / "image")
     figures.tell("installed_in", time.monotonic() - start, "s", size="once")
-    port = free_port()
-    command = built.program("bmt-server", "serve", str(smol), "--port", str(port))
-    command += ["--served-model-name", "smol", "--max-model-len", "512", "--enforce-eager"]
-    log = (tmp_path / "server.log").open("wb")
-    key = tmp_path / "key"
-    process = subprocess.Popen(
-        [*command, "--key-file", str(key)],
-        env={**built.env, "VLLM_CPU_KVCACHE_SPACE": "1"},
+    served = Served(
+        smol,
+        tmp_path,
+        "--enforce-eager",
+        wait=False,
+        program=[built.program("bmt-server")],
         cwd=built.scratch,
-        stdout=log,
-        stderr=subprocess.STDOUT,
+        inherit=built.env,
     )
     try:
-        deadline = time.monotonic() + 600
-        while not _ready(port):
-            assert process.poll() is None, (tmp_path / "server.log").read_text()[-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-        url = f"http://127.0.0.1:{port}"
-        with BmtClient(base_url=url, api_key=key.read_text().strip()) as client:
+        served.wait(600)
+        with BmtClient(base_url=served.url, api_key=served.key) as client:
             client.upload(bmt_core.encode(random_mask(smol, 0, 0.002)), name="m")
         body = {"model": "m", "prompt": "The sun", "max_tokens": 4}
-        headers = {"Authorization": f"Bearer {key.read_text().strip()}"}
-        answer = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=120)
+        url = f"{served.url}/v1/completions"
+        answer = httpx.post(url, json=body, headers=served.headers, timeout=120)
         figures.tell("answers", answer.status_code, "status", "== 200", size="with a mask")
     finally:
-        process.terminate()
-        code = process.wait(120)
+        code = served.stop()
     figures.tell("exit_code", code, "code", "== 0", size="after SIGTERM")
     figures.end()
-
-
-def _ready(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=2).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 def test_trainer(smol, tmp_path):
@@ -158,18 +143,10 @@ def test_trainer(smol, tmp_path):
     flags = "--steps 1 --train-examples 16 --calibration-prompts 16 --heldout 2 --max-new-tokens 4"
     where = ["--model", str(smol), "--dataset", "task:sort-numbers", "--output", str(mask)]
     for command in (
-        built.program("bmt-train", "sft", *where, *flags.split()),
-        built.program("bmt-client", "inspect", str(mask)),
+        [built.program("bmt-train"), "sft", *where, *flags.split()],
+        [built.program("bmt-client"), "inspect", str(mask)],
     ):
-        done = subprocess.run(
-            command,
-            env=built.env,
-            cwd=built.scratch,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        done = built.run(command, built.scratch)
         assert done.returncode == 0, done.stdout[-3000:]
     zeros = bmt_core.load(mask).zeros
     figures.tell("zeros", zeros, "zeros", ">= 1", size="a step of SFT")

@@ -21,7 +21,7 @@ from .figures import Figures, percentile, scaled
 from .load import Target, until
 from .proxy import FaultProxy
 from .publisher import Publisher
-from .servers import SEVERAL, start, target
+from .servers import several, target
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(7200)]
 
@@ -48,18 +48,13 @@ def kind(request) -> str:
 @pytest.fixture(scope="module")
 def replicas(kind, request, proxies, admin_key, tmp_path_factory):
     folder = tmp_path_factory.mktemp("replicas")
-    if kind == "api":
-        made = [Publisher(p.url, folder / str(i), key=admin_key) for i, p in enumerate(proxies)]
-    else:
-        smol = request.getfixturevalue("smol")
-        made = [
-            start(smol, folder / str(i), proxy.url, admin_key, env=SEVERAL, wait=False)
-            for i, proxy in enumerate(proxies)
-        ]
+    urls = [proxy.url for proxy in proxies]
+    if kind == "engine":
+        with several(request.getfixturevalue("smol"), folder, urls, admin_key) as servers:
+            yield servers
+        return
+    made = [Publisher(url, folder / str(i), key=admin_key) for i, url in enumerate(urls)]
     try:
-        if kind == "engine":
-            for one in made:
-                one.wait()
         yield made
     finally:
         for one in made:

@@ -149,10 +149,14 @@ class Metrics:
     """All of the API's own figures, and the workers'."""
 
     def __init__(
-        self, stats_dir: str, max_masks: int, registry: CollectorRegistry = REGISTRY
+        self,
+        stats_dir: str,
+        max_masks: int,
+        registry: CollectorRegistry = REGISTRY,
+        scraped: CollectorRegistry | None = None,
     ) -> None:
+        """scraped: what `/metrics` reads (`scrape.py`), where that is not `registry`."""
         self.labels = Labels(max_masks)
-        self._registry = registry
         self.requests = Counter(
             "bmt_requests", "Requests by mask and outcome.", ["mask", "outcome"], registry=registry
         )
@@ -180,20 +184,42 @@ class Metrics:
             registry=registry,
         )
         self.uploads = Counter("bmt_uploads", "Uploads by outcome.", ["outcome"], registry=registry)
-        self.registry_up = Gauge("bmt_registry_up", "1 while Redis answers.", registry=registry)
+        self.registry_up = Gauge(
+            "bmt_registry_up",
+            "1 while Redis answers all API processes.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
         self.holding = Gauge(
             "bmt_mask_holds",
             "Holds on masks: of responses, and of their requests in the engine.",
             registry=registry,
+            multiprocess_mode="livesum",
         )
         # Internal names until the registry is known, which requests may use too.
         self.public_names: Callable[[Iterable[str]], list[str]] = list
-        self._loaded = LoadedCollector(stats_dir, lambda names: self.public_names(names))
-        registry.register(self._loaded)
-        self._workers = WorkerCollector(stats_dir)
-        registry.register(self._workers)
-        self._turns = TurnCollector(stats_dir)
-        registry.register(self._turns)
+        scraped = scraped or registry
+        of_files = (
+            LoadedCollector(stats_dir, lambda names: self.public_names(names)),
+            WorkerCollector(stats_dir),
+            TurnCollector(stats_dir),
+        )
+        for collector in of_files:
+            scraped.register(collector)
+        self._registered = [(scraped, c) for c in of_files] + [
+            (registry, c)
+            for c in (
+                self.requests,
+                self.tokens,
+                self.ttft,
+                self.errors,
+                self.cold_loads,
+                self.cold_seconds,
+                self.uploads,
+                self.registry_up,
+                self.holding,
+            )
+        ]
 
     def request_finished(
         self,
@@ -220,18 +246,5 @@ class Metrics:
 
     def close(self) -> None:
         """Take everything out of the registry again: another server may start in this process."""
-        for metric in (
-            self.requests,
-            self.tokens,
-            self.ttft,
-            self.errors,
-            self.cold_loads,
-            self.cold_seconds,
-            self.uploads,
-            self.registry_up,
-            self.holding,
-            self._loaded,
-            self._workers,
-            self._turns,
-        ):
-            self._registry.unregister(metric)
+        for registry, collector in self._registered:
+            registry.unregister(collector)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,8 @@ class Residency:
         # A client that went away is told to the engine a moment after its response ended, and
         # until then a step may still name its mask.
         self.grace_s = 5.0
+        # Hears of requests that begin (1) and end (-1).
+        self.held: Callable[[int], None] = lambda change: None
 
     def enter(self, version: Version, *, load: bool = True) -> InUse:
         """Begin a request on a version; each needs its `leave`. load: begin to load it too."""
@@ -69,6 +71,7 @@ class Residency:
         """A request on this version has ended."""
         version = use.version
         use.users -= 1
+        self.held(-1)
         if use.users:
             return
         sharing = self._named.get(version.internal_name, {})
@@ -158,6 +161,7 @@ class Residency:
 
     def _join(self, use: InUse) -> None:
         use.users += 1
+        self.held(1)
         if use.users == 1:
             self._named.setdefault(use.version.internal_name, {})[use.version.id] = use
             self._publish(use)

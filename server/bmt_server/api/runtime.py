@@ -36,12 +36,17 @@ _FIRST_SYNC_S = 5.0
 class Runtime:
     """Made by `create`, found by routes and gate at `app.state.bmt`, ended by `close`."""
 
-    def __init__(self, settings: Settings, engine: Engine, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        registry: CollectorRegistry,
+        scraped: CollectorRegistry | None,
+    ) -> None:
         self.settings = settings
         self.engine = engine
-        self.metrics = Metrics(settings.stats_dir, settings.max_mask_labels, registry)
+        self.metrics = Metrics(settings.stats_dir, settings.max_mask_labels, registry, scraped)
         self.store = Store(settings.registry_url)
-        self.metrics.registry_up.set_function(lambda: float(self.snapshot.connected))
         self.registry = Registry(self.store)
         self.keys = KeyStore(self.store)
         self.snapshot = Snapshot(self.registry)
@@ -55,11 +60,12 @@ class Runtime:
             self.metrics.cold_load,
         )
         self.residency = Residency(self.cache, engine)
-        self.metrics.holding.set_function(lambda: float(sum(self.residency.in_flight().values())))
+        self.residency.held = self.metrics.holding.inc
         self.resolver = Resolver(self.snapshot, self.residency, engine)
         self.metrics.public_names = self.public_names
         self.models = Models(self.snapshot, engine)
         self.snapshot.changed = self.resolver.names_changed
+        self.snapshot.connection = self.metrics.registry_up.set
         self.snapshot.keys_changed = self.keys.forget
         self.uploads = asyncio.Semaphore(4)
         self.drain = Drain(settings.drain_s)
@@ -68,13 +74,18 @@ class Runtime:
 
     @classmethod
     async def create(
-        cls, settings: Settings, engine: Engine, registry: CollectorRegistry = REGISTRY
+        cls,
+        settings: Settings,
+        engine: Engine,
+        registry: CollectorRegistry = REGISTRY,
+        scraped: CollectorRegistry | None = None,
     ) -> Runtime:
         """Connect and read the registry. A Redis that is away is waited for, then served without.
 
+        registry, scraped: of Prometheus (`metrics.py`).
         Raises Unavailable where Redis answers but may evict masks.
         """
-        runtime = cls(settings, engine, registry)
+        runtime = cls(settings, engine, registry, scraped)
         try:
             await runtime.registry.check()
         except ApiError as error:

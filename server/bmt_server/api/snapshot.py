@@ -39,9 +39,11 @@ class Snapshot:
         self._place = (-1, b"")  # the registry's, up to which all is known here
         self._task: asyncio.Task[None] | None = None
         self.synced = asyncio.Event()
-        self.connected = False
+        self._connected = False
         self.changed: Callable[[Iterable[tuple[str, str]]], None] = lambda names: None
         self.keys_changed: Callable[[], None] = lambda: None
+        # Hears 1 when the registry answers and 0 when it is away.
+        self.connection: Callable[[int], None] = lambda up: None
 
     def get(self, tenant: str, name: str) -> NameState | None:
         """What is held under a name, or None where it has no version."""
@@ -109,7 +111,8 @@ class Snapshot:
             client = blocking_client(self._registry.store.url, _BLOCK_S)
             try:
                 await self.sync()
-                last, self.connected = self._place[1], True
+                last = self._place[1]
+                self._now_connected(True)
                 reconciled = time.monotonic()
                 while True:
                     reply = await client.xread({EVENTS: last}, count=100, block=int(_BLOCK_S * 1e3))
@@ -121,13 +124,17 @@ class Snapshot:
                         # After a failover it may lie before the last event that was read.
                         last, reconciled = self._place[1], time.monotonic()
             except (TimeoutError, RedisError, OSError, ApiError) as error:
-                if self.connected or not self.synced.is_set():
+                if self._connected or not self.synced.is_set():
                     logger.warning("The mask registry is away (%s); known masks go on.", error)
-                self.connected = False
+                self._now_connected(False)
                 await asyncio.sleep(_PAUSE_S)
             finally:
                 with contextlib.suppress(RedisError, OSError):
                     await client.aclose()
+
+    def _now_connected(self, connected: bool) -> None:
+        self._connected = connected
+        self.connection(int(connected))
 
     async def _apply(self, events: list[dict[bytes, bytes]], last: bytes) -> None:
         names, generation = [], self._place[0]

@@ -14,8 +14,8 @@ inert. All patches are idempotent, because vLLM may load plugins more than once 
 3. `model_executor/layers/linear.py`, `UnquantizedLinearMethod.process_weights_after_loading`: on
    the CPU it repacks each weight and drops the original. The gate's rows are kept aside before
    that (`delta`), or the layer is left unpacked (`scatter`).
-4. `v1/metrics/loggers.py`, `PrometheusStatLogger`: `vllm:lora_requests_info` tells resident
-   masks, as routers read it (see `stat_logger.py`).
+4. `v1/metrics/loggers.py`, `PrometheusStatLogger`: it leaves `vllm:lora_requests_info` to us, and
+   we hear of each step (see `stat_logger.py`).
 5. `distributed/device_communicators/shm_broadcast.py`, `SpinCondition`: on the CPU, whoever waits
    for the engine's or the workers' next message spins for 2 ms and no longer for a second. Those
    are the processors that the model is computed on, other servers' of this host among them.
@@ -143,23 +143,26 @@ def _patch_cpu_weights(settings: Settings) -> None:
 
 
 def _patch_stat_logger(settings: Settings) -> None:
+    from prometheus_client import REGISTRY
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
     from bmt_server.engine import stat_logger
 
-    original: Any = None
+    made: Any = None
+    recorded: Any = None
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        gauge, self.gauge_lora_info = self.gauge_lora_info, None
+        if gauge is not None:
+            REGISTRY.unregister(gauge)
 
     def record(self: Any, scheduler_stats: Any, *args: Any, **kwargs: Any) -> None:
-        gauge, self.gauge_lora_info = self.gauge_lora_info, None
-        try:
-            original(self, scheduler_stats, *args, **kwargs)
-        finally:
-            self.gauge_lora_info = gauge
-        if gauge is not None and scheduler_stats is not None:
-            stat_logger.publish(gauge, scheduler_stats, settings)
+        recorded(self, scheduler_stats, *args, **kwargs)
+        stat_logger.record(scheduler_stats, settings)
 
-    replaced = _once(PrometheusStatLogger, "record", record)
-    original = replaced or original
+    made = _once(PrometheusStatLogger, "__init__", init) or made
+    recorded = _once(PrometheusStatLogger, "record", record) or recorded
 
 
 def _patch_spin() -> None:

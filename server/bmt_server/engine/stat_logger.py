@@ -1,60 +1,40 @@
-"""`vllm:lora_requests_info` with the meaning that routers give it: which masks are resident.
+"""What vLLM records after each step, and what this server makes of it.
 
-The Gateway API Inference Extension reads three labels (its model server protocol): adapters that
-are loaded, adapters that wait, and how many fit. vLLM itself lists adapters with requests in
-flight, so an idle resident adapter would look cold and its requests would be sent elsewhere.
+vLLM's `vllm:lora_requests_info` lists adapters with requests in flight, so an idle resident one
+would look cold to a router and its requests would be sent elsewhere; and with several API
+processes none of its series ever ends. The server tells that metric itself
+(`api/router_metrics.py`); of vLLM's it needs who waits.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
+from bmt_server import waiting
 from bmt_server.settings import Settings
-from bmt_server.worker_stats import read_all
+from bmt_server.worker_stats import MAX_NAMED
 
-# Each label value is one time series in Prometheus and one parse in the router: keep it short.
-MAX_LISTED = 64
 # vLLM records after every step; routers scrape every few seconds.
 _INTERVAL_S = 0.5
-_published = 0.0
-
-
-def internal_names(names: Iterable[str]) -> list[str]:
-    return list(names)
-
-
-# Internal names (`math@3f9c…`) to the names that requests carry (`math`, `math:prod`). Set by the
-# plugin once the registry is known; until then internal names are told, which requests may use.
-public_names: Callable[[Iterable[str]], list[str]] = internal_names
+_told = 0.0
 
 
 def _nobody() -> None:
     """No plugin listens."""
 
 
-# Called after every step that vLLM records. Set by the plugin.
+# Called after every step that this process hears of. Set by the plugin.
 stepped: Callable[[], None] = _nobody
 
 
-def publish(gauge: Any, scheduler_stats: Any, settings: Settings) -> None:
-    """Set the gauge to now, under the labels of the present residency; drop the old series."""
-    global _published
+def record(scheduler_stats: Any, settings: Settings) -> None:
+    """A step has ended. scheduler_stats: vLLM's, None where another process is told them."""
+    global _told
     stepped()
     now = time.monotonic()
-    if now - _published < _INTERVAL_S:
+    if scheduler_stats is None or now - _told < _INTERVAL_S:
         return
-    _published = now
-    workers = read_all(settings.stats_dir)
-    if not workers:
-        return
-    first = workers[0]
-    resident = public_names(first.resident[-MAX_LISTED:])
-    waiting = public_names(scheduler_stats.waiting_lora_adapters)
-    gauge.clear()
-    gauge.labels(
-        max_lora=str(first.fits),
-        running_lora_adapters=",".join(resident[:MAX_LISTED]),
-        waiting_lora_adapters=",".join(waiting[:MAX_LISTED]),
-    ).set_to_current_time()
+    _told = now
+    waiting.tell(settings.stats_dir, list(scheduler_stats.waiting_lora_adapters)[:MAX_NAMED])

@@ -79,7 +79,7 @@ async def test_servers_follow_a_registry_that_was_restored_under_them(valkey, tm
             shutil.copytree(tmp_path / "backup", store.folder / "appendonlydir")
             assert (await one.ask("m")).json()["model"] == new["model"]
             store.start()
-            for _ in range(200):
+            for _ in range(1000):
                 if (await one.ask("m")).json().get("model") == old["model"]:
                     break
                 await asyncio.sleep(0.05)

@@ -1,6 +1,8 @@
 """Figures of workers on /metrics."""
 
-from bmt_server import stats_file, worker_stats
+import time
+
+from bmt_server import stats_file, waiting, worker_stats
 from bmt_server.api.metrics import Metrics
 from bmt_server.worker_stats import WorkerStats
 from prometheus_client import CollectorRegistry, generate_latest
@@ -40,6 +42,7 @@ def test_routers_are_told_what_is_loaded_and_what_fits(tmp_path):
         resident=names, resident_masks=80, resident_bytes=80_000, capacity_bytes=100_000
     )
     stats_file.write(worker_stats.path_of(tmp_path, 1), stats)
+    waiting.tell(tmp_path, ["m3@000000000003"])
     registry = CollectorRegistry()
     metrics = Metrics(str(tmp_path), 10, registry)
     metrics.public_names = lambda internal: [n.partition("@")[0] for n in internal]
@@ -53,6 +56,11 @@ def test_routers_are_told_what_is_loaded_and_what_fits(tmp_path):
 
     assert (count.value, most.value) == (80, 100)
     assert len(loaded) == 64, "series are bounded"
+    (info,) = families["vllm:lora_requests_info"]
+    assert info.labels["max_lora"] == "100"
+    assert set(info.labels["running_lora_adapters"].split(",")) == loaded
+    assert info.labels["waiting_lora_adapters"] == "m3"
+    assert abs(info.value - time.time()) < 60, "routers take the newest series"
     assert score("m79") == 1.0  # used last
     assert score("never") == 0.6
     stats.capacity_bytes = 80_000
