@@ -67,11 +67,9 @@ class Gate:
         route = match(method, path)
         record = RequestRecord(request_id, method, path, Span(method, headers))
         answer = _Answer(send, record)
-        answer.failed = lambda error: _count(scope, error)
         try:
             await self._admit(scope, headers, receive, answer, route)
         except ApiError as error:
-            _count(scope, error)
             await answer.error(error)
         except Exception:
             # The app was cut short on purpose, whatever its layers made of it.
@@ -80,6 +78,8 @@ class Gate:
             logger.exception("Request %s failed.", request_id)
             await answer.error(ApiError("internal error; see the server's log"))
         finally:
+            if record.error:
+                _count(scope, record.error)
             record.end(quiet=route is not None and route.probe)
 
     async def _admit(
@@ -183,7 +183,6 @@ class _Answer:
         self.record = record
         self._started = False
         self.replaced: _Replaced | None = None
-        self.failed: Callable[[ApiError], None] = lambda error: None
 
     async def send(self, message: Message) -> None:
         if self.replaced is not None:
@@ -194,7 +193,6 @@ class _Answer:
                 await lease.ready()
                 self.record.span.event("mask ready")
             except ApiError as error:
-                self.failed(error)
                 await self.error(error)
                 self.replaced = _Replaced(str(error))
                 raise self.replaced from None
@@ -227,10 +225,10 @@ class _Answer:
         await self.send({"type": "http.response.body", "body": body})
 
 
-def _count(scope: Message, error: ApiError) -> None:
+def _count(scope: Message, code: str) -> None:
     runtime = getattr(scope["app"].state, "bmt", None)
     if runtime is not None:
-        runtime.metrics.errors.labels(error.code).inc()
+        runtime.metrics.errors.labels(code).inc()
 
 
 def _headers(scope: Message) -> dict[str, str]:

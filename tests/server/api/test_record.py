@@ -83,6 +83,22 @@ async def test_errors_are_told_by_their_codes_and_nobody_writes_lines(api, lines
     assert "error.type" in spans()[0].attributes
 
 
+async def test_each_error_is_counted_once_ours_too(api, lines):
+    @api.app.post("/v1/completions")
+    async def completions() -> None:
+        raise ValueError("a defect")
+
+    async with api.client("infer") as client:
+        await client.post("/v1/completions", json={"model": "none"})
+        broken = await client.post("/v1/completions", json={"model": "tiny"})
+    assert broken.status_code == 500
+    assert "a defect" not in broken.text
+    assert [line.error for line in lines()] == ["model_not_found", "internal"]
+    (family,) = api.runtime.metrics.errors.collect()
+    counted = {s.labels["code"]: s.value for s in family.samples if s.name.endswith("_total")}
+    assert counted == {"model_not_found": 1, "internal": 1}
+
+
 def test_without_an_exporter_nothing_is_passed_on():
     span = tracing.Span("GET", {})
     assert not span.kept
