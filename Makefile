@@ -6,7 +6,7 @@ BIN := $(ROOT)/.venv/bin
 PORT ?= 8000
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-PAPER := paper-sdft paper-table3 paper-forgetting paper-geometry paper-grpo paper-grpo-server paper-grpo-hard paper-gsm8k paper-lean-sft paper-live paper-steps
+PAPER := paper-sdft paper-table3 paper-forgetting paper-geometry paper-grpo paper-grpo-server paper-grpo-hard paper-gsm8k paper-lean-sft paper-live paper-prompts paper-steps
 export GSM8K PAPER_DATA
 
 .DEFAULT_GOAL := help
@@ -54,6 +54,7 @@ paper-grpo-hard: ## GRPO on larger sums
 paper-gsm8k: ## GRPO on GSM8K=FOLDER with train.jsonl and test.jsonl
 paper-lean-sft: ## SFT on sorting: are learnt deletions enough?
 paper-live: ## live gates alone against all gates: the same mask?
+paper-prompts: ## time of a GRPO step's loss with each prompt read once
 paper-steps: ## time and memory of a step against LoRA and full fine-tuning
 $(PAPER): setup
 	@cd "$(ROOT)" && "$(BIN)/python" -m experiments $(@:paper-%=%)

@@ -6,7 +6,7 @@ import argparse
 
 from bmt_trainer.host import keep_freed_memory
 
-from experiments import comparisons, grpo, live, sdft, sft, step_cost
+from experiments import comparisons, grpo, live, prompt_cost, sdft, sft, step_cost
 
 EXPERIMENTS = {
     **grpo.EXPERIMENTS,
@@ -14,6 +14,7 @@ EXPERIMENTS = {
     **comparisons.EXPERIMENTS,
     "lean-sft": sft.lean,
     "live": live.differences,
+    "prompts": prompt_cost.compare,
     "steps": step_cost.compare,
 }
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from transformers import TrainerCallback
 
 from bmt_trainer.attach import Attached
 from bmt_trainer.masking import MaskState
 from bmt_trainer.sampling import sample
+from bmt_trainer.shared_prompts import SharedPrompts
 
 
 class MaskedTraining:
@@ -60,15 +62,36 @@ class HardSampling:
 
 
 class HardRollouts(HardSampling):
-    """To be named before `MaskedTraining` and TRL's `GRPOTrainer`: samples under the hard mask.
+    """To be named before `MaskedTraining` and TRL's `GRPOTrainer`: samples under the hard mask,
+    and reads each prompt once in losses.
 
-    TRL 1.16, trainer/grpo_trainer.py, `_generate_single_turn`.
+    TRL 1.16, trainer/grpo_trainer.py: `_generate_single_turn`,
+    `_get_per_token_logps_and_entropies`.
     """
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
     ) -> tuple[list[list[int]], None]:
         return self.sampled(prompt_ids), None
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        trainer: Any = self
+        state, plain = self.attached.state, trainer.model
+        # Checkpointing drops the cache that is shared, and sharded layers would be gathered twice.
+        if state.keep_hard and not plain.is_gradient_checkpointing:
+            prompt = input_ids.shape[1] - logits_to_keep
+            model = SharedPrompts(model, plain.config, state, prompt)
+        return super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
+            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
 
 
 class MaskTeacher(HardSampling):

@@ -47,6 +47,15 @@ class MaskState:
             self.mode = before
             self._hard.clear()
 
+    @contextmanager
+    def unregularized(self) -> Iterator[None]:
+        """Forward passes in the block add no regulariser in their backward."""
+        before, self.regularizer = self.regularizer, 0.0
+        try:
+            yield
+        finally:
+            self.regularizer = before
+
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskState:
         copy = MaskState(self.alpha, self.regularizer, self.mode, self.keep_hard)
         memo[id(self)] = copy
