@@ -301,6 +301,25 @@ def test_metrics_tell_masks(server, client, two):
     assert any(n.startswith("vllm:num_requests_running") for n in figures)
 
 
+def test_a_seed_holds_where_a_prompt_takes_several_steps(server, client, two):
+    """vLLM's own way to wind a generator back ends the engine on the CPU (`engine/seeds.py`)."""
+    prompts = [" ".join(map(str, range(at, at + 100))) for at in range(1000, 2200, 100)]
+
+    def answer(prompt: str) -> openai.types.Completion:
+        return client.completions.create(
+            model="a", prompt=prompt, seed=3, temperature=1.0, max_tokens=12
+        )
+
+    with ThreadPoolExecutor(len(prompts)) as threads:
+        several = list(threads.map(answer, prompts))
+    tokens = [told.usage.prompt_tokens for told in several]
+    assert sum(tokens[1:]) > 2048, "more than the tokens of one step"
+    # Their prompts are cached by now, so that each takes one step.
+    again = [answer(prompt) for prompt in prompts]
+    assert [told.choices[0].text for told in several] == [told.choices[0].text for told in again]
+    assert httpx.get(f"{server.url}/livez").status_code == 200
+
+
 def test_routes_of_vllm_that_are_not_ours_are_closed(server):
     for path in ("/pause", "/collective_rpc", "/v1/load_lora_adapter", "/invocations", "/adapters"):
         assert httpx.post(server.url + path, json={}).status_code == 401

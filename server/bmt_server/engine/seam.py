@@ -19,6 +19,8 @@ inert. All patches are idempotent, because vLLM may load plugins more than once 
 5. `distributed/device_communicators/shm_broadcast.py`, `SpinCondition`: on the CPU, whoever waits
    for the engine's or the workers' next message spins for 2 ms and no longer for a second. Those
    are the processors that the model is computed on, other servers' of this host among them.
+6. `v1/worker/gpu_model_runner.py`, `_sample` and `_bookkeeping_sync` of each model runner: on the
+   CPU, a request with a seed no longer ends the engine (see `seeds.py`).
 """
 
 from __future__ import annotations
@@ -80,8 +82,13 @@ def _patch_manager(settings: Settings) -> None:
     from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
     def load_lora_model(self: Any, model: Any, vllm_config: Any, device: Any) -> Any:
+        from vllm.platforms import current_platform
+
+        from bmt_server.engine import seeds
         from bmt_server.engine.manager import MaskManager
 
+        if current_platform.is_cpu():
+            seeds.keep(self)
         self.lora_manager = MaskManager(settings, vllm_config, device)
         return self.lora_manager.create_lora_manager(model, vllm_config)
 
