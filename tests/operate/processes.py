@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Sums over a process and all that it started. rss_mib: resident memory, MiB.
-
-    rss_of: the same by the processes' names, as the kernel has them.
-    """
+    """Sums over a process and all that it started. rss_mib: resident memory, MiB."""
 
     at_s: float
     rss_mib: float
     descriptors: int
     threads: int
-    rss_of: dict[str, float] = field(default_factory=dict)
 
 
 def sample(root: int, at_s: float) -> Sample:
-    rss: dict[str, float] = defaultdict(float)
-    descriptors = threads = 0
+    rss = descriptors = threads = 0
     for pid in family(root):
         try:
             status = Path(f"/proc/{pid}/status").read_text()
@@ -32,9 +26,9 @@ def sample(root: int, at_s: float) -> Sample:
         except OSError:
             continue  # it has just ended
         fields = dict(x.split(":", 1) for x in status.splitlines() if ":" in x)
-        rss[fields["Name"].strip()] += int(fields.get("VmRSS", "0 kB").split()[0]) / 1024
+        rss += int(fields.get("VmRSS", "0 kB").split()[0])
         threads += int(fields["Threads"])
-    return Sample(at_s, sum(rss.values()), descriptors, threads, dict(rss))
+    return Sample(at_s, rss / 1024, descriptors, threads)
 
 
 def family(root: int) -> list[int]:

@@ -10,9 +10,8 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from operator import attrgetter
 from pathlib import Path
 
 import bmt_core
@@ -51,18 +50,12 @@ class Run:
     faults: list[tuple[float, float]] = field(default_factory=list)
     uploads: int = 0
 
-    def growth(self, what: Callable[[Sample], float]) -> float:
+    def growth(self, what: str) -> float:
         """Of a straight line through the settled part, from its first sample to its last."""
         settled = [s for s in self.samples if s.at_s >= LENGTH_S * SETTLED]
         x = np.array([s.at_s for s in settled])
-        slope, _ = np.polyfit(x, [what(s) for s in settled], 1)
+        slope, _ = np.polyfit(x, [getattr(s, what) for s in settled], 1)
         return float(slope * (x[-1] - x[0]))
-
-    def rss_growth(self) -> str:
-        """Of each kind of process, MiB."""
-        names = sorted(self.samples[-1].rss_of)
-        grown = {n: self.growth(lambda s, n=n: s.rss_of.get(n, 0.0)) for n in names}
-        return ", ".join(f"{n} {g:.1f}" for n, g in grown.items() if abs(g) >= 0.05)
 
     def in_fault(self, answer: Answer) -> bool:
         return any(a <= answer.began + answer.total_s and answer.began <= b for a, b in self.faults)
@@ -172,13 +165,13 @@ def told(figures: Figures, run: Run, base: Run) -> None:
     failed = [a for a in run.answers if not a.ok and not run.in_fault(a)]
     print(*failed[:5], sep="\n")
     figures.tell("failed_outside_faults", len(failed), "requests", "== 0", size=size)
-    growth, of_base = (r.growth(lambda s: s.rss_mib) for r in (run, base))
-    note = f"{run.rss_growth()}; without masks {of_base:.1f} MiB: {base.rss_growth()}"
+    growth, of_base = run.growth("rss_mib"), base.growth("rss_mib")
+    note = f"without masks {of_base:.2f} MiB"
     figures.tell("rss_growth", growth, "MiB", "<= 20", size=size, note=note)
     more = growth - max(of_base, 0)
     figures.tell("rss_growth_over_base", more, "MiB", "<= 5", size=size, note=note)
     for what in ("descriptors", "threads"):
-        figures.tell(f"{what}_growth", run.growth(attrgetter(what)), what, "<= 3", size=size)
+        figures.tell(f"{what}_growth", run.growth(what), what, "<= 3", size=size)
 
 
 def keep(runs: dict[str, Run]) -> None:
