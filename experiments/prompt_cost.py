@@ -16,7 +16,7 @@ from experiments.record import Figure, keep
 COMMAND = "make paper-prompts"
 # A step of recipes/grpo-arithmetic.yaml, whose prompts have 50 tokens.
 PROMPTS, COMPLETIONS, PROMPT, COMPLETION = 8, 8, 50, 16
-TURNS = 5
+TURNS = 3
 
 
 def compare() -> None:
