@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.environment import demo_model
 from benchmarks.stats import estimate, median
-from experiments.record import Figure, keep
+from experiments.record import keep, ratio
 
 COMMAND = "make paper-prompts"
 # A step of recipes/grpo-arithmetic.yaml, whose prompts have 50 tokens.
@@ -48,23 +48,13 @@ def compare() -> None:
             ways[way](**rows, fused_lm_head=True).log_probs.sum().backward()
             seconds[way].append(time.perf_counter() - start)
             gradients[way] = [gate.grad for gate in attached.gates() if gate.grad is not None]
-    ratios = [a / b for a, b in zip(seconds["shared"][1:], seconds["whole"][1:], strict=True)]
-    found = estimate([[ratio] for ratio in ratios])
+    pairs = zip(seconds["shared"][1:], seconds["whole"][1:], strict=True)
+    found = estimate([[a / b] for a, b in pairs])
     apart = max(
         float((a - b).norm() / a.norm())
         for a, b in zip(gradients["whole"], gradients["shared"], strict=True)
     )
-    keep(
-        [
-            Figure(
-                id="loss_time_shared_over_whole",
-                value=found.value,
-                interval=(found.low, found.high),
-                n=found.turns,
-                command=COMMAND,
-            )
-        ]
-    )
+    keep([ratio("loss_time_shared_over_whole", found, COMMAND)])
     for way, spent in seconds.items():
         print(f"{way:7} {median(spent[1:]):6.2f} s")
     print(f"loss_time_shared_over_whole {found}; gradients {apart:.1e} apart, relative")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import LATEST, write_json
+from benchmarks.stats import Estimate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +34,17 @@ def percent(name: str, share: float, interval: tuple[float, float], n: int, comm
     """A share of 0 to 1 with its interval, in percent."""
     low, high = (100 * x for x in interval)
     return Figure(id=name, value=100 * share, interval=(low, high), n=n, command=command)
+
+
+def ratio(name: str, found: Estimate, command: str) -> Figure:
+    """A measured ratio with the interval of its turns."""
+    return Figure(
+        id=name,
+        value=found.value,
+        interval=(found.low, found.high),
+        n=found.turns,
+        command=command,
+    )
 
 
 def keep(figures: Sequence[Figure], path: Path = LATEST / "paper.json") -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.child import Child
 from benchmarks.environment import WORK, demo_model
 from benchmarks.stats import estimate, median
-from experiments.record import Figure, keep
+from experiments.record import keep, ratio
 
 SEQUENCES, TOKENS = 8, 256
 PAIRS, STEPS = 3, 3
@@ -52,18 +52,7 @@ def _contest(methods: tuple[str, str], ids: tuple[str, str]) -> None:
                 child.stop()
     speed = estimate(ratios)
     memory = estimate([[a / b] for a, b in zip(*(peaks[m] for m in methods), strict=True)])
-    keep(
-        [
-            Figure(
-                id=name,
-                value=found.value,
-                interval=(found.low, found.high),
-                n=found.turns,
-                command=COMMAND,
-            )
-            for name, found in zip(ids, (speed, memory), strict=True)
-        ]
-    )
+    keep([ratio(i, found, COMMAND) for i, found in zip(ids, (speed, memory), strict=True)])
     for m in methods:
         print(f"{m:6} {median(seconds[m]):6.2f} s a step, {median(peaks[m]) / 1e9:5.2f} GB at most")
     print(f"{ids[0]} {speed}\n{ids[1]} {memory}")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bmt_server import stats_file
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """Internal names of masks whose requests wait, and when that was, in seconds since 1970."""
 
@@ -19,10 +16,8 @@ class Waiting:
     names: list[str] = field(default_factory=list)
 
 
-def tell(folder: str | Path, names: Iterable[str]) -> None:
-    """The engine told this process. Raises OSError where the folder is gone."""
-    path = Path(folder) / f"waiting-{os.getpid()}.json"
-    stats_file.write(path, Waiting(time.time(), list(names)))
+def path_of(folder: str | Path, pid: int) -> Path:
+    return Path(folder) / f"waiting-{pid}.json"
 
 
 def latest(folder: str | Path) -> list[str]:

@@ -163,10 +163,11 @@ def _patch_stat_logger(settings: Settings) -> None:
         gauge, self.gauge_lora_info = self.gauge_lora_info, None
         if gauge is not None:
             REGISTRY.unregister(gauge)
+        self.bmt_steps = stat_logger.Steps(settings)
 
     def record(self: Any, scheduler_stats: Any, *args: Any, **kwargs: Any) -> None:
         recorded(self, scheduler_stats, *args, **kwargs)
-        stat_logger.record(scheduler_stats, settings)
+        self.bmt_steps.record(scheduler_stats)
 
     made = _once(PrometheusStatLogger, "__init__", init) or made
     recorded = _once(PrometheusStatLogger, "record", record) or recorded

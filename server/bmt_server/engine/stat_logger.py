@@ -8,17 +8,17 @@ processes none of its series ever ends. The server tells that metric itself
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from bmt_server import waiting
 from bmt_server.settings import Settings
+from bmt_server.stats_file import Writer
+from bmt_server.waiting import Waiting
 from bmt_server.worker_stats import MAX_NAMED
-
-# vLLM records after every step; routers scrape every few seconds.
-_INTERVAL_S = 0.5
-_told = 0.0
 
 
 def _nobody() -> None:
@@ -29,12 +29,21 @@ def _nobody() -> None:
 stepped: Callable[[], None] = _nobody
 
 
-def record(scheduler_stats: Any, settings: Settings) -> None:
-    """A step has ended. scheduler_stats: vLLM's, None where another process is told them."""
-    global _told
-    stepped()
-    now = time.monotonic()
-    if scheduler_stats is None or now - _told < _INTERVAL_S:
-        return
-    _told = now
-    waiting.tell(settings.stats_dir, list(scheduler_stats.waiting_lora_adapters)[:MAX_NAMED])
+class Steps:
+    """Hears of this process's steps and tells others of it who waits."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._waiting = Waiting()
+        self._changed = _nobody
+        if settings.stats_dir:
+            path = waiting.path_of(settings.stats_dir, os.getpid())
+            self._changed = Writer(path, lambda: self._waiting).changed
+
+    def record(self, scheduler_stats: Any) -> None:
+        """A step has ended. scheduler_stats: vLLM's, None where another process is told them."""
+        stepped()
+        if scheduler_stats is None:
+            return
+        names = list(islice(scheduler_stats.waiting_lora_adapters, MAX_NAMED))
+        self._waiting = Waiting(time.time(), names)
+        self._changed()

@@ -42,7 +42,8 @@ def test_routers_are_told_what_is_loaded_and_what_fits(tmp_path):
         resident=names, resident_masks=80, resident_bytes=80_000, capacity_bytes=100_000
     )
     stats_file.write(worker_stats.path_of(tmp_path, 1), stats)
-    waiting.tell(tmp_path, ["m3@000000000003"])
+    told = waiting.Waiting(time.time(), ["m3@000000000003"])
+    stats_file.write(waiting.path_of(tmp_path, 1), told)
     registry = CollectorRegistry()
     metrics = Metrics(str(tmp_path), 10, registry)
     metrics.public_names = lambda internal: [n.partition("@")[0] for n in internal]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,31 +13,46 @@ from bmt_server.settings import Settings
 
 
 @pytest.fixture
-def steps(tmp_path, monkeypatch):
-    """Steps that were heard of, and the settings of a process that heard none before."""
-    heard: list[None] = []
-    monkeypatch.setattr(stat_logger, "stepped", lambda: heard.append(None))
-    monkeypatch.setattr(stat_logger, "_told", 0.0)
-    monkeypatch.setattr(stat_logger.time, "monotonic", lambda: 100.0 + len(heard))
-    settings = Settings(
+def settings(tmp_path):
+    return Settings(
         model_id="m", model_path="m", fingerprint="sha256:0", gates={}, stats_dir=str(tmp_path)
     )
-    return heard, settings
 
 
-def test_a_step_is_a_sign_of_life_whoever_is_told_its_figures(steps):
-    heard, settings = steps
-    stat_logger.record(None, settings)
+def waits(*names: str) -> SimpleNamespace:
+    """vLLM's figures of a step in which these masks wait."""
+    return SimpleNamespace(waiting_lora_adapters=dict.fromkeys(names, 1))
+
+
+def told(settings: Settings, wanted: list[str]) -> None:
+    """Others of the server hear that these wait, within a moment."""
+    deadline = time.monotonic() + 10
+    while waiting.latest(settings.stats_dir) != wanted and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert waiting.latest(settings.stats_dir) == wanted
+
+
+def test_a_step_is_a_sign_of_life_whoever_is_told_its_figures(settings, monkeypatch):
+    heard: list[None] = []
+    monkeypatch.setattr(stat_logger, "stepped", lambda: heard.append(None))
+    stat_logger.Steps(settings).record(None)
     assert len(heard) == 1
     assert waiting.latest(settings.stats_dir) == []
 
 
-def test_the_newest_word_of_any_process_counts(steps):
-    heard, settings = steps
-    stat_logger.record(SimpleNamespace(waiting_lora_adapters={"a@1": 1, "b@2": 3}), settings)
-    assert waiting.latest(settings.stats_dir) == ["a@1", "b@2"]
+def test_the_newest_word_of_any_process_counts(settings):
+    steps = stat_logger.Steps(settings)
+    steps.record(waits("a@1", "b@2"))
+    told(settings, ["a@1", "b@2"])
     other = waiting.Waiting(at=1.0, names=["old@1"])
-    stats_file.write(Path(settings.stats_dir) / "waiting-1.json", other)
+    stats_file.write(waiting.path_of(settings.stats_dir, 1), other)
     assert waiting.latest(settings.stats_dir) == ["a@1", "b@2"]
-    stat_logger.record(SimpleNamespace(waiting_lora_adapters={}), settings)
-    assert waiting.latest(settings.stats_dir) == []
+    steps.record(waits())
+    told(settings, [])
+
+
+def test_nothing_is_written_where_there_is_no_folder_for_it(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stat_logger.Steps(replace(settings, stats_dir="")).record(waits("a@1"))
+    time.sleep(0.3)
+    assert list(tmp_path.iterdir()) == []
