@@ -48,7 +48,7 @@ paper-sdft: ## SDFT on sorting from demonstrations: what it gains, and another s
 paper-table3: ## SFT on MMLU-Pro and BBEH of PAPER_DATA=FOLDER, masks beside baselines; hours
 paper-forgetting: ## distance from the base and another skill along GRPO and SFT runs
 paper-geometry: ## how updates lie in the weights, by method
-paper-grpo: ## GRPO on sums and products: what it gains, and how lean its mask is
+paper-grpo: ## GRPO on sums: what it gains, and how lean its mask is
 paper-grpo-server: ## the same with rollouts on a running bmt-server, and what pushes cost
 paper-grpo-hard: ## GRPO on larger sums
 paper-gsm8k: ## GRPO on GSM8K=FOLDER with train.jsonl and test.jsonl

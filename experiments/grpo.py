@@ -16,7 +16,7 @@ from experiments.runs import Ran, run_recipe, tell
 
 
 def arithmetic() -> None:
-    """Sums and products, rollouts in process."""
+    """Sums of numbers up to 30, rollouts in process."""
     ran = run_recipe("grpo-arithmetic")
     _gained("grpo_gain_points", ran, "make paper-grpo")
     tell(ran, "", "make paper-grpo")
@@ -30,7 +30,7 @@ def harder() -> None:
 
 
 def arithmetic_on_a_server() -> None:
-    """Sums and products with rollouts on a running bmt-server."""
+    """The same sums with rollouts on a running bmt-server."""
     command = "make paper-grpo-server"
     # As many seats as a step has completions.
     flags = ("--max-num-seqs", "64", "--max-model-len", "512")

@@ -15,6 +15,8 @@ from benchmarks.environment import ROOT, WORK, demo_model
 from experiments.record import Figure, keep
 
 COMMAND = "make paper-live"
+# Enough to go through all of the sharpness and to delete some thousands of weights.
+STEPS = 20
 
 
 def differences() -> None:
@@ -47,6 +49,7 @@ def _run(choice: str) -> Mask:
         "model": str(demo_model()),
         "output": output,
         "live_set": choice,
+        "steps": STEPS,
         "heldout": 0,
         "validation": 0,
         "select": "last",

@@ -77,6 +77,8 @@ def test_mmlu_pro_by_subject(tmp_path):
     assert example.prompt[0]["content"].splitlines()[1:4] == ["(A) red", "(B) blue", "(C) green"]
     assert example.answer == "The answer is (B)."
     assert len(all_of(f"mmlu-pro:{path}?subject=law")) == 2
+    with pytest.raises(DataError, match=r"nothing of health; it has computer science, law$"):
+        all_of(f"mmlu-pro:{path}?subject=health")
     bad = lines(tmp_path / "bad.jsonl", [{**rows[0], "answer": "D"}])
     with pytest.raises(DataError, match="line 1: not a row of mmlu-pro"):
         all_of(f"mmlu-pro:{bad}")

@@ -41,18 +41,22 @@ def examples(form: str, place: str, options: Mapping[str, Any]) -> Iterator[Exam
     unknown = sorted(options.keys() - known)
     if unknown:
         raise DataError(f"{form}: does not take {', '.join(unknown)}; {', '.join(sorted(known))}")
-    subject = options.get("subject")
+    subject, others, found = options.get("subject"), set[str](), False
     for where, row in rows(place, options):
         if not isinstance(row, Mapping):
             raise DataError(f"{where}: expected an object")
-        if subject is not None and row.get("category") != subject:
+        if subject is not None and (other := row.get("category")) != subject:
+            others.add(str(other))
             continue
+        found = True
         try:
             yield from read(row)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise DataError(
                 f"{where}: not a row of {form} ({type(error).__name__}: {error})"
             ) from None
+    if others and not found:
+        raise DataError(f"{place} has nothing of {subject}; it has {', '.join(sorted(others))}")
 
 
 def rows(place: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
