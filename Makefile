@@ -6,7 +6,7 @@ BIN := $(ROOT)/.venv/bin
 PORT ?= 8000
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-PAPER := paper-sdft paper-table3 paper-forgetting paper-geometry paper-grpo paper-grpo-server paper-grpo-hard paper-gsm8k paper-lean-sft paper-live paper-prompts paper-steps
+PAPER := paper-sdft paper-table3 paper-forgetting paper-geometry paper-grpo paper-grpo-server paper-grpo-hard paper-grpo-no-tail paper-gsm8k paper-lean-sft paper-live paper-prompts paper-steps
 export GSM8K PAPER_DATA
 
 .DEFAULT_GOAL := help
@@ -51,6 +51,7 @@ paper-geometry: ## how updates lie in the weights, by method
 paper-grpo: ## GRPO on sums: what it gains, and how lean its mask is
 paper-grpo-server: ## the same with rollouts on a running bmt-server, and what pushes cost
 paper-grpo-hard: ## GRPO on larger sums
+paper-grpo-no-tail: ## GRPO on sums from a start without random deletions
 paper-gsm8k: ## GRPO on GSM8K=FOLDER with train.jsonl and test.jsonl
 paper-lean-sft: ## SFT on sorting: are learnt deletions enough?
 paper-live: ## live gates alone against all gates: the same mask?
