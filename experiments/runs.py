@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bmt_core import Mask
-from bmt_trainer import grpo, sdft, sft
+from bmt_trainer import figures, grpo, sdft, sft
 from bmt_trainer.config import build, read_yaml
 from bmt_trainer.grpo import GrpoConfig
 from bmt_trainer.sdft import SdftConfig
@@ -18,7 +18,7 @@ from bmt_trainer.sft import SftConfig
 
 from benchmarks.environment import ROOT, WORK, demo_model
 from benchmarks.results import LATEST
-from experiments.record import Figure, keep, plot_run, read_as
+from experiments.record import Figure, keep, read_as
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,9 +58,10 @@ def run_recipe(recipe: str, **changes: Any) -> Ran:
     ran = Ran(mask=mask, seconds=time.monotonic() - start, history=history)
     if history:
         title = f"{recipe}, {ran.seconds / 60:.1f} minutes"
-        reading = mask.metadata["config"]["reading"]
         target = LATEST / "paper" / f"{Path(name).stem}.png"
-        plot_run(history, mask.numel, reading, title, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        figure = figures.training({recipe: history}, title)
+        target.write_bytes(figures.png(figure))
     return ran
 
 

@@ -72,8 +72,9 @@ def folder(tmp_path):
             name = f"{method}-{len(dataset)}.json"
             (root / name).write_text(json.dumps(result(method, dataset, right, **more)))
     history = {
+        "reading": "lenient",
         "steps": [{"step": s, "reward": s / 9, "zeros": 5} for s in range(1, 5)],
-        "validation": [{"step": 4, "accuracy": 0.5}],
+        "validation": [{"step": 4, "exact": 0, "lenient": 5, "total": 10}],
     }
     (root / "sums.bmt.history.json").write_text(json.dumps(history))
     return root
@@ -99,7 +100,7 @@ class Page(HTMLParser):
 def test_one_page_with_everything_in_it(folder, tmp_path):
     page = write([folder, folder / "sums.bmt"], tmp_path / "out", "A <title>")
     names = {p.name for p in page.parent.iterdir()}
-    plots = {f"{name}.png" for name, *_ in figures.PLOTS} | {"reward.png"}
+    plots = {f"{name}.png" for name, *_ in figures.PLOTS} | {"training.png"}
     assert names == plots | {"index.html"}
     assert all((page.parent / n).read_bytes().startswith(b"\x89PNG") for n in plots)
     text = page.read_text()
@@ -109,7 +110,7 @@ def test_one_page_with_everything_in_it(folder, tmp_path):
     assert len(parsed.sources) == len(plots)
     assert all(source.startswith("data:image/png;base64,") for source in parsed.sources)
     assert "A &lt;title&gt;" in text
-    assert "bbeh:&lt;nycc&gt;.json" in text
+    assert "bbeh &lt;nycc&gt;" in text
     for words in ("by data set", "wanda alone", "geometry in numbers", "first and last look"):
         assert words in text.lower()
     assert not re.search(r"https?://", text)
@@ -144,8 +145,15 @@ def test_labels_do_not_overlap(folder):
     """No two texts of a plot share pixels, and none leaves the picture."""
     results = tables.read([folder])
     rows = tables.rows(results)
-    for name, _, draw in figures.PLOTS:
-        figure = draw(results, rows)
+    drawn = {name: draw(results, rows) for name, _, draw in figures.PLOTS}
+    history = json.loads((folder / "sums.bmt.history.json").read_text())
+    learnt = {**history, "steps": [{**s, "loss": 1.0} for s in history["steps"]]}
+    for step in learnt["steps"]:
+        del step["reward"]
+    drawn["training"] = figures.training(
+        {"sums": history, "a-demonstrated-task": learnt}, "Two runs"
+    )
+    for name, figure in drawn.items():
         figure.canvas.draw()
         renderer = figure.canvas.get_renderer()
         boxes = []
@@ -184,3 +192,17 @@ def test_colours_are_of_the_method():
     found = figures.colours(["base", "full", "full@1e-5", "bmt"])
     assert len(set(found.values())) == 4
     assert figures.colours(["bmt"])["bmt"] == found["bmt"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "label"),
+    [
+        ("mmlu-pro:a/test.jsonl.gz?subject=computer+science", "mmlu-pro computer science"),
+        ("bbeh:data/bbeh_nycc.json", "bbeh nycc"),
+        ("task:sort-numbers?order=descending", "sort-numbers order=descending"),
+        ("org/name?config=main", "name config=main"),
+        ("/data/questions.jsonl", "questions"),
+    ],
+)
+def test_labels_of_data_sets_are_short(dataset, label):
+    assert tables.short(dataset) == label

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bmt_trainer.errors import ConfigError
-from bmt_trainer.tables import Result, Row, named
+from bmt_trainer.tables import Result, Row, named, short
 
 _DPI = 130
 # The mask in one colour of its own, as in the paper; then the others.
@@ -113,7 +113,7 @@ def sizes(rows: Sequence[Row]) -> Any:
 
 
 def forgetting(results: Sequence[Result]) -> Any:
-    """Forward KL and what is kept, over training, by method; a column for each run's data set."""
+    """Forward KL and what is kept, over training, by method; a line for each run's data set."""
     tracked = [r for r in results if r.get("track")]
     if not tracked:
         return None
@@ -121,31 +121,29 @@ def forgetting(results: Sequence[Result]) -> Any:
     keeps = any("retention" in r["track"][-1] for r in tracked)
     paint = colours([r["method"] for r in tracked])
     figure, axes = pyplot().subplots(
-        1 + keeps,
         len(places),
-        figsize=(max(6.0, 4.6 * len(places)), 3.3 * (1 + keeps)),
+        1 + keeps,
+        figsize=(2.0 + 4.4 * (1 + keeps), 3.3 * len(places)),
         layout="constrained",
         squeeze=False,
     )
-    for column, place in enumerate(places):
+    for panels, place in zip(axes, places, strict=True):
         for result in (r for r in tracked if (r["trainer"], r["dataset"]) == place):
             rows = result["track"]
             style = {"color": paint[result["method"]], "label": named(result), "marker": "o"}
             steps = [row["step"] for row in rows]
-            axes[0][column].plot(steps, [row["kl_token"] for row in rows], markersize=4, **style)
+            panels[0].plot(steps, [row["kl_token"] for row in rows], markersize=4, **style)
             if keeps and "retention" in rows[0]:
                 kept = [100 * max(row["retention"], row["retention_lenient"]) for row in rows]
-                axes[1][column].plot(steps, kept, markersize=4, **style)
-        axes[0][column].set_yscale("symlog", linthresh=1e-3)
-        for line in range(1 + keeps):
-            axes[line][column].xaxis.get_major_locator().set_params(integer=True)
-        axes[0][column].set(xlabel="step", ylabel="KL(base ‖ tuned), nats a token")
-        axes[0][column].set_title(_wrapped(f"{place[0]}, {place[1]}"), fontsize=10)
+                panels[1].plot(steps, kept, markersize=4, **style)
+        panels[0].set_yscale("symlog", linthresh=1e-3)
+        panels[0].set(xlabel="step", ylabel="KL(base ‖ tuned), nats a token")
+        panels[0].set_title(_wrapped(f"{place[0]}, {short(place[1])}"), fontsize=10)
         if keeps:
-            axes[1][column].set(xlabel="step", ylabel="kept skill, %, lenient")
-            axes[1][column].set_ylim(0, 100)
-        for line in range(1 + keeps):
-            axes[line][column].grid(alpha=0.3)
+            panels[1].set(xlabel="step", ylabel="kept skill, %, lenient", ylim=(0, 100))
+        for panel in panels:
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.grid(alpha=0.3)
     _legend(figure, axes)
     return figure
 
@@ -159,7 +157,7 @@ def sparsity(results: Sequence[Result]) -> Any:
     paint = iter(_OTHERS * (1 + len(found) // len(_OTHERS)))
     for result, (steps, zeros) in found:
         share = [100 * z / result["parameters"] for z in zeros]
-        label = _wrapped(f"{named(result)}, {result['trainer']}, {result['dataset']}", 34)
+        label = _wrapped(f"{named(result)}, {result['trainer']}, {short(result['dataset'])}", 34)
         axis.plot(steps, share, label=label, color=next(paint))
     axis.set(xlabel="step", ylabel="deleted, % of all weights")
     axis.set_title("sparsity over training", fontsize=11)
@@ -176,7 +174,7 @@ def geometry(results: Sequence[Result]) -> Any:
     if not found:
         return None
     several = len({r["dataset"] for r in found}) > 1
-    names = [_wrapped(named(r) + f", {r['dataset']}" * several, 30) for r in found]
+    names = [_wrapped(named(r) + f", {short(r['dataset'])}" * several, 30) for r in found]
     paint = colours([r["method"] for r in found])
     figure, axes = pyplot().subplots(
         1, 3, figsize=(12.5, 1.6 + 0.55 * len(found)), layout="constrained"
@@ -191,7 +189,10 @@ def geometry(results: Sequence[Result]) -> Any:
                     axis.text(0.02, at + offset, "none", va="center", fontsize=8, transform=beside)
                     continue
                 axis.barh(at + offset, value, height=0.34, color=colour, alpha=alpha)
-                axis.text(value, at + offset, f" {value:.3g}", va="center", fontsize=8)
+                # Beside its bar, but where a line at 0.5 would cross it.
+                style = {"ha": "right", "color": "white" if part == "gate" else "black"}
+                style = style if key == "overlap" else {"ha": "left"}
+                axis.text(value, at + offset, f" {value:.3g} ", va="center", fontsize=8, **style)
         axis.set_yticks(range(len(found)), names[::-1] if axis is axes[0] else [""] * len(found))
         axis.set_title(title, fontsize=11)
         axis.set_xlabel(unit)
@@ -207,26 +208,60 @@ def geometry(results: Sequence[Result]) -> Any:
     return figure
 
 
-def rewards(histories: Mapping[str, Result]) -> Any:
-    """Mean reward and validation of GRPO's own histories."""
-    found = {n: h for n, h in histories.items() if h["steps"] and "reward" in h["steps"][0]}
+def training(histories: Mapping[str, Result], title: str = "") -> Any:
+    """What single runs saw by step: reward or loss, validation with its interval, deletions."""
+    found = {name: history for name, history in histories.items() if history["steps"]}
     if not found:
         return None
-    figure, axes = pyplot().subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    logged = [
+        (key, label)
+        for key, label in (("reward", "mean reward, 0 to 1"), ("loss", "loss"))
+        if any(_logs(history) == key for history in found.values())
+    ]
+    width = 4.2 * (2 + len(logged))
+    figure, axes = pyplot().subplots(1, 2 + len(logged), figsize=(width, 3.7), layout="constrained")
     for name, history in found.items():
-        steps = history["steps"]
-        axes[0].plot([s["step"] for s in steps], [s["reward"] for s in steps], label=name)
-        looks = history["validation"]
-        axes[1].plot(
-            [v["step"] for v in looks], [100 * v["accuracy"] for v in looks], "o-", label=name
+        steps, looks = history["steps"], history["validation"]
+        at = [s["step"] for s in steps]
+        for axis, (key, label) in zip(axes, logged, strict=False):
+            axis.set(xlabel="step", ylabel=label, **({"ylim": (0, 1)} if key == "reward" else {}))
+            if _logs(history) == key:
+                axis.plot(at, [s[key] for s in steps], label=name)
+        share, below, above = _validated(looks, history["reading"])
+        axes[-2].errorbar(
+            [v["step"] for v in looks], share, yerr=[below, above], marker="o", capsize=3
         )
-    axes[0].set(xlabel="step", ylabel="mean reward, 0 to 1", ylim=(0, 1))
-    axes[1].set(xlabel="step", ylabel="validation, exact, %", ylim=(0, 100))
+        axes[-1].plot(at, [s["zeros"] / 1000 for s in steps])
+    axes[-2].set(xlabel="step", ylabel="validation, greedy, hard mask, %", ylim=(0, 100))
+    axes[-1].set(xlabel="step", ylabel="deleted gates, thousands")
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    if len(found) > 1:
+        _legend(figure, axes)
     return figure
+
+
+def _logs(history: Result) -> str:
+    """What its trainer maximises or minimises: of GRPO, whose loss is near 0, the reward."""
+    return "reward" if "reward" in history["steps"][0] else "loss"
+
+
+def _validated(
+    looks: Sequence[Mapping[str, Any]], reading: str
+) -> tuple[list[float], list[float], list[float]]:
+    """Accuracy in percent of each look, and how far its interval goes below and above."""
+    from bmt_trainer.evaluate import wilson
+
+    rows = []
+    for look in looks:
+        share = look[reading] / look["total"]
+        low, high = wilson(look[reading], look["total"])
+        rows.append((100 * share, 100 * (share - low), 100 * (high - share)))
+    share, below, above = zip(*rows, strict=True) if rows else ((), (), ())
+    return list(share), list(below), list(above)
 
 
 #: File name, title and what draws it from (results, rows).

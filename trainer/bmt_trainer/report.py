@@ -17,8 +17,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto
   color: #1b1b1b; background: #fff; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-size: 0.92rem; display: block; overflow-x: auto; }
-th, td { border-bottom: 1px solid #ddd; padding: 0.3rem 0.8rem; text-align: right;
-  white-space: nowrap; }
+th, td { border-bottom: 1px solid #ddd; padding: 0.3rem 0.7rem; text-align: right; }
+td { white-space: nowrap; } th { vertical-align: bottom; }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
 img { max-width: 100%; height: auto; } p.note { color: #555; font-size: 0.92rem; }
 """
@@ -35,8 +35,8 @@ def write(places: Sequence[Path], output: Path, title: str) -> Path:
         figure = draw(results, rows) if results else None
         if figure is not None:
             pictures.append((name, heading, figures.png(figure)))
-    if (figure := figures.rewards(histories)) is not None:
-        pictures.append(("reward", "Reinforcement learning", figures.png(figure)))
+    if (figure := figures.training(histories)) is not None:
+        pictures.append(("training", "Training", figures.png(figure)))
     for name, _, data in pictures:
         (output / f"{name}.png").write_bytes(data)
     page = output / "index.html"
@@ -56,6 +56,7 @@ def _read(places: Sequence[Path]) -> tuple[list[Result], dict[str, Result]]:
                 histories[path.name.removesuffix(".bmt.history.json")] = {
                     "steps": list(value["steps"]),
                     "validation": list(value["validation"]),
+                    "reading": value.get("reading", "exact"),
                 }
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path} is no history of a run ({error})") from None
@@ -83,7 +84,7 @@ def _page(
             "same examples, all data sets together. Size is by the paper's appendix B, on disk our "
             "own file.</p>"
         )
-        yield from _by_dataset(results)
+        yield from _by_dataset([result for row in rows for result in row.results])
     for name, heading, data in pictures:
         text = base64.b64encode(data).decode()
         yield f'<h2>{_e(heading)}</h2>\n<img alt="{_e(name)}" src="data:image/png;base64,{text}">'
@@ -110,7 +111,7 @@ def _by_dataset(results: Sequence[Result]) -> Iterator[str]:
             share = result["right"].count("1") / len(result["right"]) if result else None
             cells.append("-" if share is None else f"{100 * share:.1f}")
         lines.append((model, method, *cells))
-    yield from _table(("model", "method", *names), lines)
+    yield from _table(("model", "method", *map(tables.short, names)), lines)
 
 
 def _geometry(results: Sequence[Result]) -> Iterator[str]:
@@ -124,7 +125,14 @@ def _geometry(results: Sequence[Result]) -> Iterator[str]:
             means = result["geometry"][part]
             values = ("-" if means[k] is None else f"{means[k]:.4g}" for k in _MEASURES)
             counts = f"{means['updated']} of {means['modules']}"
-            lines.append((f"{tables.named(result)}, {result['dataset']}", part, *values, counts))
+            lines.append(
+                (
+                    f"{tables.named(result)}, {tables.short(result['dataset'])}",
+                    part,
+                    *values,
+                    counts,
+                )
+            )
     header = ("method", "modules", "effective rank", "spectrum drift", "overlap", "changed")
     yield from _table((*header, "updated"), lines)
     yield (
@@ -147,7 +155,7 @@ def _wanda(results: Sequence[Result]) -> Iterator[str]:
         reading = "lenient" if result.get("reading") == "lenient" else "exact"
         scores = [level["score"] for level in result["levels"]]
         shares = [f"{100 * s[reading] / s['total']:.1f}" if s else "-" for s in scores]
-        lines.append((result["model"], result["dataset"], *shares))
+        lines.append((result["model"], tables.short(result["dataset"]), *shares))
     yield from _table(("model", "data set", *names), lines)
 
 
@@ -183,7 +191,7 @@ def _tracks(results: Sequence[Result]) -> Iterator[str]:
             (
                 *(
                     tables.named(result),
-                    f"{result['trainer']}, {result['dataset']}",
+                    f"{result['trainer']}, {tables.short(result['dataset'])}",
                     str(last["step"]),
                 ),
                 *(f"{last['kl_token']:.4g}", f"{last['kl_sequence']:.4g}", *kept, *zeros),

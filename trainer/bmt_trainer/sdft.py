@@ -173,6 +173,9 @@ def _fit(
     callbacks: Sequence[TrainerCallback],
 ) -> Logs:
     """Train what the session has attached, or go on from the run's last checkpoint."""
+    from bmt_trainer.common import hush_trl, one_replica, trl_arguments
+
+    hush_trl()
     import transformers
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -180,7 +183,6 @@ def _fit(
     from trl.experimental.sdft import SDFTTrainer
 
     from bmt_trainer.anneal import Anneal
-    from bmt_trainer.common import one_replica, trl_arguments
     from bmt_trainer.hooks import MaskedTraining, MaskTeacher, save_gates_only
     from bmt_trainer.progress import ShowSteps
 

@@ -246,7 +246,8 @@ class Session:
         """Write what the steps saw beside the output, as JSON."""
         path = self.config.output.with_name(self.config.output.name + ".history.json")
         if is_first():
-            path.write_text(json.dumps(history, indent=1) + "\n")
+            written = {"reading": self.reading, **history}
+            path.write_text(json.dumps(written, indent=1) + "\n")
 
     def write(self, mask: Mask, path: Path) -> None:
         """Save from the first process; return when it is there for all."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import parse_qsl
 
 from bmt_trainer.errors import DataError
 from bmt_trainer.sizes import MIB
@@ -107,6 +109,17 @@ def changes(result: Result) -> str:
 def named(result: Result) -> str:
     """The method, with a sweep's settings."""
     return f"{result['method']} {changes(result)}".strip()
+
+
+def short(dataset: str) -> str:
+    """A data set's name for labels: its form, its file or task and its options, without folders."""
+    place, _, query = dataset.partition("?")
+    form, _, rest = place.rpartition(":")
+    name = re.sub(r"(\.jsonl?)?(\.gz)?$", "", PurePath(rest).name).removeprefix(f"{form}_")
+    options = dict(parse_qsl(query))
+    parts = [form] if form not in ("", "task", "reasoning-gym") else []
+    parts.append(options.pop("subject", name))
+    return " ".join([*parts, *(f"{key}={value}" for key, value in options.items())])
 
 
 def _row(
