@@ -17,24 +17,17 @@ from experiments.runs import Ran, run_recipe, tell
 
 def arithmetic() -> None:
     """Sums of numbers up to 30, rollouts in process."""
-    ran = run_recipe("grpo-arithmetic")
-    _gained("grpo_gain_points", ran, "make paper-grpo")
-    tell(ran, "", "make paper-grpo")
+    _in_process("", "grpo-arithmetic")
 
 
 def without_tail() -> None:
     """The same sums from a start without deletions: noise clipped to less than Eq. 9's 3 sigma."""
-    command = "make paper-grpo-no-tail"
-    ran = run_recipe("grpo-arithmetic", init="no-tail", output="grpo-no-tail.bmt")
-    _gained("grpo_no_tail_gain_points", ran, command)
-    tell(ran, "_no_tail", command)
+    _in_process("_no_tail", "grpo-arithmetic", init="no-tail", output="grpo-no-tail.bmt")
 
 
 def harder() -> None:
     """Sums of numbers up to 99, of which the base solves a tenth."""
-    ran = run_recipe("grpo-arithmetic-hard")
-    _gained("grpo_hard_gain_points", ran, "make paper-grpo-hard")
-    tell(ran, "_hard", "make paper-grpo-hard")
+    _in_process("_hard", "grpo-arithmetic-hard")
 
 
 def arithmetic_on_a_server() -> None:
@@ -87,6 +80,14 @@ def gsm8k() -> None:
             print(f"{figures[-1].id:24} {figures[-1].value:5.1f} % [{low:.1%}, {high:.1%}]")
     keep(figures)
     tell(ran, "_gsm8k", command)
+
+
+def _in_process(suffix: str, recipe: str, **changes: Any) -> None:
+    """suffix: tells the figures' ids and the target apart; changes: of the recipe."""
+    command = "make paper-grpo" + suffix.replace("_", "-")
+    ran = run_recipe(recipe, **changes)
+    _gained(f"grpo{suffix}_gain_points", ran, command)
+    tell(ran, suffix, command)
 
 
 def _gained(figure_id: str, ran: Ran, command: str) -> None:

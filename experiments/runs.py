@@ -57,10 +57,10 @@ def run_recipe(recipe: str, **changes: Any) -> Ran:
         history = json.loads((folder / f"{name}.history.json").read_text())
     ran = Ran(mask=mask, seconds=time.monotonic() - start, history=history)
     if history:
-        title = f"{Path(name).stem}, {ran.seconds / 60:.1f} minutes"
-        target = LATEST / "paper" / f"{Path(name).stem}.png"
+        stem = Path(name).stem
+        target = LATEST / "paper" / f"{stem}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        figure = figures.training({Path(name).stem: history}, title)
+        figure = figures.training({stem: history}, f"{stem}, {ran.seconds / 60:.1f} minutes")
         target.write_bytes(figures.png(figure))
     return ran
 

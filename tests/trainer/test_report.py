@@ -206,3 +206,15 @@ def test_colours_are_of_the_method():
 )
 def test_labels_of_data_sets_are_short(dataset, label):
     assert tables.short(dataset) == label
+
+
+def test_a_run_that_gets_all_or_nothing_right_is_drawn():
+    """Rounding puts the end of such an interval past its share."""
+    looks = [
+        {"step": n, "exact": right, "lenient": right, "total": n}
+        for n in range(1, 400)
+        for right in (0, n)
+    ]
+    steps = [{"step": 1, "loss": 1.0, "zeros": 3}]
+    history = {"reading": "exact", "steps": steps, "validation": looks}
+    figures.pyplot().close(figures.training({"x": history}))

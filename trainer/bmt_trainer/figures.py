@@ -62,7 +62,7 @@ def accuracies(rows: Sequence[Row]) -> Any:
             assert row.interval is not None
             low, high = row.interval
             value = 100 * row.accuracy
-            error = [[max(0.0, value - 100 * low)], [max(0.0, 100 * high - value)]]
+            error = _error([(row.accuracy, (low, high))])
             axis.barh(at, value, color=paint[row.method], height=0.62, alpha=0.85)
             axis.errorbar(value, at, xerr=error, color="black", capsize=3, linewidth=1)
         axis.set_yticks(range(len(chosen)), [_label(row) for row in chosen])
@@ -88,12 +88,10 @@ def sizes(rows: Sequence[Row]) -> Any:
     for at, row in enumerate(chosen):
         assert row.accuracy is not None
         assert row.interval is not None
-        value = 100 * row.accuracy
-        low, high = (100 * bound for bound in row.interval)
         axis.errorbar(
             row.size,
-            value,
-            yerr=[[max(0.0, value - low)], [max(0.0, high - value)]],
+            100 * row.accuracy,
+            yerr=_error([(row.accuracy, row.interval)]),
             color=paint[row.method],
             marker=_MARKERS[at % len(_MARKERS)],
             markersize=7,
@@ -190,8 +188,8 @@ def geometry(results: Sequence[Result]) -> Any:
                     continue
                 axis.barh(at + offset, value, height=0.34, color=colour, alpha=alpha)
                 # Beside its bar, but where a line at 0.5 would cross it.
-                style = {"ha": "right", "color": "white" if part == "gate" else "black"}
-                style = style if key == "overlap" else {"ha": "left"}
+                within = {"ha": "right", "color": "white" if part == "gate" else "black"}
+                style = within if key == "overlap" else {"ha": "left"}
                 axis.text(value, at + offset, f" {value:.3g} ", va="center", fontsize=8, **style)
         axis.set_yticks(range(len(found)), names[::-1] if axis is axes[0] else [""] * len(found))
         axis.set_title(title, fontsize=11)
@@ -210,6 +208,8 @@ def geometry(results: Sequence[Result]) -> Any:
 
 def training(histories: Mapping[str, Result], title: str = "") -> Any:
     """What single runs saw by step: reward or loss, validation with its interval, deletions."""
+    from bmt_trainer.evaluate import wilson
+
     found = {name: history for name, history in histories.items() if history["steps"]}
     if not found:
         return None
@@ -220,18 +220,25 @@ def training(histories: Mapping[str, Result], title: str = "") -> Any:
     ]
     width = 4.2 * (2 + len(logged))
     figure, axes = pyplot().subplots(1, 2 + len(logged), figsize=(width, 3.7), layout="constrained")
+    panels = {key: axis for axis, (key, _) in zip(axes, logged, strict=False)}
     for name, history in found.items():
-        steps, looks = history["steps"], history["validation"]
-        at = [s["step"] for s in steps]
-        for axis, (key, label) in zip(axes, logged, strict=False):
-            axis.set(xlabel="step", ylabel=label, **({"ylim": (0, 1)} if key == "reward" else {}))
-            if _logs(history) == key:
-                axis.plot(at, [s[key] for s in steps], label=name)
-        share, below, above = _validated(looks, history["reading"])
+        steps, looks, reading = history["steps"], history["validation"], history["reading"]
+        at, key = [s["step"] for s in steps], _logs(history)
+        panels[key].plot(at, [s[key] for s in steps], label=name)
+        shares = [v[reading] / v["total"] for v in looks]
+        bounds = [wilson(v[reading], v["total"]) for v in looks]
         axes[-2].errorbar(
-            [v["step"] for v in looks], share, yerr=[below, above], marker="o", capsize=3
+            [v["step"] for v in looks],
+            [100 * share for share in shares],
+            yerr=_error(list(zip(shares, bounds, strict=True))),
+            marker="o",
+            capsize=3,
         )
         axes[-1].plot(at, [s["zeros"] / 1000 for s in steps])
+    for key, label in logged:
+        panels[key].set(xlabel="step", ylabel=label)
+    if "reward" in panels:
+        panels["reward"].set_ylim(0, 1)
     axes[-2].set(xlabel="step", ylabel="validation, greedy, hard mask, %", ylim=(0, 100))
     axes[-1].set(xlabel="step", ylabel="deleted gates, thousands")
     for axis in axes:
@@ -249,19 +256,13 @@ def _logs(history: Result) -> str:
     return "reward" if "reward" in history["steps"][0] else "loss"
 
 
-def _validated(
-    looks: Sequence[Mapping[str, Any]], reading: str
-) -> tuple[list[float], list[float], list[float]]:
-    """Accuracy in percent of each look, and how far its interval goes below and above."""
-    from bmt_trainer.evaluate import wilson
-
-    rows = []
-    for look in looks:
-        share = look[reading] / look["total"]
-        low, high = wilson(look[reading], look["total"])
-        rows.append((100 * share, 100 * (share - low), 100 * (high - share)))
-    share, below, above = zip(*rows, strict=True) if rows else ((), (), ())
-    return list(share), list(below), list(above)
+def _error(found: Sequence[tuple[float, tuple[float, float]]]) -> list[list[float]]:
+    """How far the interval of each share goes below and above it, in points; never below 0, which
+    rounding would make of an interval that ends in its share."""
+    return [
+        [max(0.0, 100 * (share - low)) for share, (low, _) in found],
+        [max(0.0, 100 * (high - share)) for share, (_, high) in found],
+    ]
 
 
 #: File name, title and what draws it from (results, rows).

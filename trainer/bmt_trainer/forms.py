@@ -41,22 +41,22 @@ def examples(form: str, place: str, options: Mapping[str, Any]) -> Iterator[Exam
     unknown = sorted(options.keys() - known)
     if unknown:
         raise DataError(f"{form}: does not take {', '.join(unknown)}; {', '.join(sorted(known))}")
-    subject, others, found = options.get("subject"), set[str](), False
+    subject, seen = options.get("subject"), set[str]()
     for where, row in rows(place, options):
         if not isinstance(row, Mapping):
             raise DataError(f"{where}: expected an object")
-        if subject is not None and (other := row.get("category")) != subject:
-            others.add(str(other))
-            continue
-        found = True
+        if subject is not None:
+            seen.add(str(row.get("category")))
+            if row.get("category") != subject:
+                continue
         try:
             yield from read(row)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise DataError(
                 f"{where}: not a row of {form} ({type(error).__name__}: {error})"
             ) from None
-    if others and not found:
-        raise DataError(f"{place} has nothing of {subject}; it has {', '.join(sorted(others))}")
+    if seen and str(subject) not in seen:
+        raise DataError(f"{place} has nothing of {subject}; it has {', '.join(sorted(seen))}")
 
 
 def rows(place: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -125,14 +125,8 @@ def _geometry(results: Sequence[Result]) -> Iterator[str]:
             means = result["geometry"][part]
             values = ("-" if means[k] is None else f"{means[k]:.4g}" for k in _MEASURES)
             counts = f"{means['updated']} of {means['modules']}"
-            lines.append(
-                (
-                    f"{tables.named(result)}, {tables.short(result['dataset'])}",
-                    part,
-                    *values,
-                    counts,
-                )
-            )
+            run = f"{tables.named(result)}, {tables.short(result['dataset'])}"
+            lines.append((run, part, *values, counts))
     header = ("method", "modules", "effective rank", "spectrum drift", "overlap", "changed")
     yield from _table((*header, "updated"), lines)
     yield (
