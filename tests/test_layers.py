@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import resource
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -150,15 +151,12 @@ def test_files_stay_short():
 
 
 def seconds(code: str) -> float:
-    """Least CPU time of a fresh Python running `code`: wall time would tell of the machine."""
-    times = []
-    for _ in range(7):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(times)
+    """CPU time of a fresh Python running `code`: wall time would tell of the machine."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 # What each stands on.
@@ -175,5 +173,6 @@ def test_light_packages_import_quickly_and_without_torch(package, libraries):
         text=True,
     ).stdout.split()
     assert not {"torch", "vllm", "transformers", "trl"} & set(loaded)
-    # A ratio, for seconds would tell of the machine. 0.14 s and 0.21 s on a slow one.
-    assert seconds(f"import {package}") <= 1.6 * seconds(f"import {libraries}")
+    # Ratios of neighbours in time, for a machine's speed changes between rounds: 1.17 to 1.34 seen.
+    ratios = [seconds(f"import {package}") / seconds(f"import {libraries}") for _ in range(9)]
+    assert statistics.median(ratios) <= 1.6, ratios
