@@ -51,8 +51,8 @@ def forgetting() -> None:
     """Distance from the base and another skill along a GRPO run and an SFT run."""
     command = "make paper-forgetting"
     figures = []
-    for kind in ("grpo", "sft"):
-        for result in compare(f"forgetting-{kind}"):
+    for kind, recipe in (("grpo", "grpo-compared"), ("sft", "forgetting-sft")):
+        for result in compare(recipe):
             first, last = result["track"][0], result["track"][-1]
             name = f"forgetting_{kind}_{_plain(result['method'])}{_changes(result)}"
             points, interval = gain(_share(first), _share(last))
@@ -76,15 +76,15 @@ def forgetting() -> None:
                 f"token, other skill {points:+.1f} points [{interval[0]:.1f}, {interval[1]:.1f}]"
             )
     keep(figures)
-    _report("forgetting-grpo", "Forgetting in small: GRPO")
+    _report("grpo-compared", "GRPO in small, by method")
     _report("forgetting-sft", "Forgetting in small: SFT")
 
 
 def geometry() -> None:
-    """Effective rank, spectrum drift and principal-weight overlap after one GRPO run."""
+    """Effective rank, spectrum drift and principal-weight overlap after the same GRPO run."""
     command = "make paper-geometry"
     figures = []
-    for result in compare("geometry"):
+    for result in compare("grpo-compared"):
         for part in ("gate", "all"):
             means = result["geometry"][part]
             for key in ("effective_rank", "spectrum_drift", "overlap"):
@@ -100,7 +100,7 @@ def geometry() -> None:
                     )
             print(result["method"], part, means)
     keep(figures)
-    _report("geometry", "Geometry in small")
+    _report("grpo-compared", "GRPO in small, by method")
 
 
 def compare(recipe: str, **changes: Any) -> list[Result]:
