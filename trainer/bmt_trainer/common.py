@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -101,13 +99,6 @@ def trl_arguments(config: RunConfig, folder: Path, on_cpu: bool) -> dict[str, An
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
-
-
-def hush_trl() -> None:
-    """To be called before TRL is imported: no warnings about a vLLM that it is not let use, nor
-    that parts of it may change, for its version is pinned."""
-    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 
 def one_replica(arguments: Any) -> None:

@@ -56,10 +56,11 @@ def divergence(base: Policy, tuned: Policy, texts: Texts, padding: int) -> Diver
         chosen = texts[at : at + _ROWS]
         rows = [[*prompt, *completion] for prompt, completion in chosen]
         ids, attend = pad(rows, padding, "right")
-        p0, p = (_log_probabilities(policy, ids, attend) for policy in (base, tuned))
-        kl = (p0.exp() * (p0 - p)).sum(-1)  # [B, S]: of the token after each
+        start = min(len(prompt) for prompt, _ in chosen) - 1
+        p0, p = (_log_probabilities(policy, ids, attend, start) for policy in (base, tuned))
+        kl = (p0.exp() * (p0 - p)).sum(-1)  # [B, S - start]: of the token after each
         for row, (prompt, completion) in zip(kl, chosen, strict=True):
-            first = len(prompt) - 1
+            first = len(prompt) - 1 - start
             sums.append(float(row[first : first + len(completion)].sum()))
     for (model, _), before in zip((base, tuned), training, strict=True):
         model.train(before)
@@ -67,10 +68,14 @@ def divergence(base: Policy, tuned: Policy, texts: Texts, padding: int) -> Diver
     return Divergence(sum(sums) / tokens, sum(sums) / len(texts), tokens, len(texts))
 
 
-def _log_probabilities(policy: Policy, ids: Tensor, attend: Tensor) -> Tensor:
-    """[B, S, vocabulary] in fp32."""
+def _log_probabilities(policy: Policy, ids: Tensor, attend: Tensor, start: int) -> Tensor:
+    """[B, S - start, vocabulary] in fp32, of the tokens after those from `start` on."""
     model, block = policy
     device = next(model.parameters()).device
     with block():
-        logits = model(input_ids=ids.to(device), attention_mask=attend.to(device)).logits
+        logits = model(
+            input_ids=ids.to(device),
+            attention_mask=attend.to(device),
+            logits_to_keep=ids.shape[1] - start,
+        ).logits
     return torch.log_softmax(logits.float(), -1)

@@ -161,9 +161,10 @@ def _fit(
     callbacks: Sequence[TrainerCallback],
 ) -> Logs:
     """Train what the session has attached, or go on from the run's last checkpoint."""
-    from bmt_trainer.common import hush_trl, one_replica, trl_arguments
+    from bmt_trainer.common import one_replica, trl_arguments
+    from bmt_trainer.trl_setup import prepare_trl
 
-    hush_trl()
+    prepare_trl()
     import transformers
     from datasets import Dataset
     from transformers import PrinterCallback
