@@ -6,13 +6,14 @@ import argparse
 
 from bmt_trainer.host import keep_freed_memory
 
-from experiments import comparisons, grpo, live, prompt_cost, sdft, sft, step_cost
+from experiments import comparisons, grpo, label_cost, live, prompt_cost, sdft, sft, step_cost
 
 EXPERIMENTS = {
     **grpo.EXPERIMENTS,
     **sdft.EXPERIMENTS,
     **comparisons.EXPERIMENTS,
     "lean-sft": sft.lean,
+    "labels": label_cost.compare,
     "live": live.differences,
     "prompts": prompt_cost.compare,
     "steps": step_cost.compare,

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from benchmarks.environment import demo_model
-from benchmarks.stats import estimate, median
 from experiments.record import keep, ratio
+from experiments.turns import first_over_second
 
 COMMAND = "make paper-prompts"
 # A step of recipes/grpo-arithmetic.yaml, whose prompts have 50 tokens.
 PROMPTS, COMPLETIONS, PROMPT, COMPLETION = 8, 8, 50, 16
-TURNS = 3
 
 
 def compare() -> None:
@@ -24,8 +19,10 @@ def compare() -> None:
     from bmt_trainer.attach import attach
     from bmt_trainer.models import load_model
     from bmt_trainer.shared_prompts import SharedPrompts
+    from bmt_trainer.trl_setup import prepare_trl
     from trl.trainer.utils import add_fused_lm_head
 
+    prepare_trl()
     model = load_model(demo_model())
     attached = attach(model)
     attached.state.alpha = 1e3
@@ -33,31 +30,17 @@ def compare() -> None:
     for gate in attached.gates():
         gate.data.normal_(0.03, 0.01)
     add_fused_lm_head(model)
-    ways: dict[str, Callable[..., Any]] = {
-        "whole": model,
-        "shared": SharedPrompts(model, model.config, attached.state, PROMPT),
-    }
+    shared = SharedPrompts(model, model.config, attached.state, PROMPT)
     rows = _rows(model.config.vocab_size)
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    gradients: dict[str, list[Tensor]] = {}
-    for turn in range(TURNS + 1):  # the first warms up
-        for way in ways if turn % 2 else reversed(ways):
-            for gate in attached.gates():
-                gate.grad = None
-            start = time.perf_counter()
-            ways[way](**rows, fused_lm_head=True).log_probs.sum().backward()
-            seconds[way].append(time.perf_counter() - start)
-            gradients[way] = [gate.grad for gate in attached.gates() if gate.grad is not None]
-    pairs = zip(seconds["shared"][1:], seconds["whole"][1:], strict=True)
-    found = estimate([[a / b] for a, b in pairs])
-    apart = max(
-        float((a - b).norm() / a.norm())
-        for a, b in zip(gradients["whole"], gradients["shared"], strict=True)
+    found = first_over_second(
+        {
+            "shared": lambda: shared(**rows, fused_lm_head=True).log_probs.sum(),
+            "whole": lambda: model(**rows, fused_lm_head=True).log_probs.sum(),
+        },
+        list(attached.gates()),
     )
     keep([ratio("loss_time_shared_over_whole", found, COMMAND)])
-    for way, spent in seconds.items():
-        print(f"{way:7} {median(spent[1:]):6.2f} s")
-    print(f"loss_time_shared_over_whole {found}; gradients {apart:.1e} apart, relative")
+    print(f"loss_time_shared_over_whole {found}")
 
 
 def _rows(vocabulary: int) -> dict[str, Tensor]:

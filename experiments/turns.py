@@ -1,0 +1,37 @@
+"""Two ways to compute a loss and its gradients, timed in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from benchmarks.stats import Estimate, estimate, median
+
+TURNS = 3
+
+
+def first_over_second(
+    ways: Mapping[str, Callable[[], Tensor]], parameters: Sequence[Tensor]
+) -> Estimate:
+    """Seconds of the first way over those of the second; tells how far gradients lie apart.
+
+    ways: two, each returning a loss.
+    """
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    gradients: dict[str, list[Tensor]] = {}
+    for turn in range(TURNS + 1):  # the first warms up
+        for way in ways if turn % 2 else reversed(list(ways)):
+            for parameter in parameters:
+                parameter.grad = None
+            start = time.perf_counter()
+            ways[way]().backward()
+            seconds[way].append(time.perf_counter() - start)
+            gradients[way] = [p.grad for p in parameters if p.grad is not None]
+    first, second = (spent[1:] for spent in seconds.values())
+    apart = max(float((a - b).norm() / b.norm()) for a, b in zip(*gradients.values(), strict=True))
+    for way, spent in seconds.items():
+        print(f"{way:7} {median(spent[1:]):6.2f} s")
+    print(f"gradients {apart:.1e} apart, relative")
+    return estimate([[a / b] for a, b in zip(first, second, strict=True)])
