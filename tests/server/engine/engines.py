@@ -15,11 +15,8 @@ from typing import Any
 
 import bmt_core
 import numpy as np
-from bmt_server.cpu_env import lacks_16_bits
 
 TIMEOUT_S = 900
-# What `bmt-server` would choose: an emulated bf16 takes longer to say the same.
-DTYPE = "float32" if lacks_16_bits() else "bfloat16"
 
 
 def run_engine(script: str, job: dict[str, Any], folder: Path, env: dict[str, str] | None = None):

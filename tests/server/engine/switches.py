@@ -19,7 +19,6 @@ def main() -> None:
         mask_mode="scatter",
         stats_dir=job["stats"],
         enforce_eager=True,
-        dtype=job["dtype"],
         max_num_seqs=4,
         max_model_len=64,
     )

@@ -10,7 +10,7 @@ import bmt_core
 import pytest
 from bmt_server import turn_stats, worker_stats
 
-from .engines import DTYPE, PROMPTS, random_mask, run_engine
+from .engines import PROMPTS, random_mask, run_engine
 
 pytestmark = pytest.mark.engine
 
@@ -28,13 +28,7 @@ def test_the_base_is_bit_identical_after_a_thousand_switches(smol, tmp_path):
     stats = tmp_path / "stats"
     stats.mkdir()
     masks = saved(smol, tmp_path, range(8), 0.004)
-    job = {
-        "model": str(smol),
-        "masks": masks,
-        "stats": str(stats),
-        "switches": 1000,
-        "dtype": DTYPE,
-    }
+    job = {"model": str(smol), "masks": masks, "stats": str(stats), "switches": 1000}
     out = run_engine("switches.py", job, tmp_path)
     assert out["switches"] >= 1000
     assert sum("gate_up_proj" in name for name in out["before"][0]) == 30
