@@ -121,7 +121,7 @@ def forgetting(results: Sequence[Result]) -> Any:
     figure, axes = pyplot().subplots(
         len(places),
         1 + keeps,
-        figsize=(2.0 + 4.4 * (1 + keeps), 3.3 * len(places)),
+        figsize=(2.0 + 3.8 * (1 + keeps), 3.2 * len(places)),
         layout="constrained",
         squeeze=False,
     )
@@ -159,7 +159,7 @@ def sparsity(results: Sequence[Result]) -> Any:
         axis.plot(steps, share, label=label, color=next(paint))
     axis.set(xlabel="step", ylabel="deleted, % of all weights")
     axis.set_title("sparsity over training", fontsize=11)
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.1 * max(max(zeros) * 100 / r["parameters"] for r, (_, zeros) in found))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
@@ -175,8 +175,9 @@ def geometry(results: Sequence[Result]) -> Any:
     names = [_wrapped(named(r) + f", {short(r['dataset'])}" * several, 30) for r in found]
     paint = colours([r["method"] for r in found])
     figure, axes = pyplot().subplots(
-        1, 3, figsize=(12.5, 1.6 + 0.55 * len(found)), layout="constrained"
+        1, 3, figsize=(9.8, 1.6 + 0.55 * len(found)), layout="constrained"
     )
+    figure.get_layout_engine().set(w_pad=0.12)  # ticks of neighbours must not run together
     for axis, (key, title, unit) in zip(axes, _MEASURES, strict=True):
         for at, result in enumerate(found[::-1]):
             for offset, part, alpha in ((0.19, "gate", 0.95), (-0.19, "all", 0.45)):
@@ -218,8 +219,8 @@ def training(histories: Mapping[str, Result], title: str = "") -> Any:
         for key, label in (("reward", "mean reward, 0 to 1"), ("loss", "loss"))
         if any(_logs(history) == key for history in found.values())
     ]
-    width = 4.2 * (2 + len(logged))
-    figure, axes = pyplot().subplots(1, 2 + len(logged), figsize=(width, 3.7), layout="constrained")
+    width = 3.3 * (2 + len(logged))
+    figure, axes = pyplot().subplots(1, 2 + len(logged), figsize=(width, 3.4), layout="constrained")
     panels = {key: axis for axis, (key, _) in zip(axes, logged, strict=False)}
     for name, history in found.items():
         steps, looks, reading = history["steps"], history["validation"], history["reading"]
