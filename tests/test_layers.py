@@ -31,7 +31,7 @@ SERVER = PACKAGES["bmt_server"]
 # offline.py and serve.py start vLLM; the rest of the package never sees it.
 VLLM = {SERVER / "plugin.py", SERVER / "cli.py", SERVER / "offline.py", SERVER / "serve.py"}
 # One file per training method, and the hooks that its trainers share.
-TRL = {"grpo.py", "hooks.py", "sdft.py", "sft.py"}
+TRL = {"trl_setup.py", "grpo.py", "hooks.py", "sdft.py", "sft.py"}
 FOLDERS = ("engine", "worker", "api")
 
 
