@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.environment import demo_model
 from experiments.record import keep, ratio
-from experiments.turns import first_over_second
+from experiments.turns import first_over_second, masked_model
 
 COMMAND = "make paper-labels"
 # A step of recipes/small/table3.yaml: prompts of 230 tokens, answers of ten.
@@ -19,29 +19,26 @@ ROWS, PROMPT, ANSWER = 4, 230, 10
 
 def compare() -> None:
     """Both ways in turns; prints and keeps the ratio, for masks and for full fine-tuning."""
-    from bmt_trainer.attach import attach
     from bmt_trainer.models import load_model
     from bmt_trainer.trl_setup import prepare_trl
+
+    prepare_trl()
+    from trl.kernels.chunked_logprob import _use_triton as every
     from trl.trainer import utils
 
-    every = utils._use_triton
-    prepare_trl()
     labels_alone = utils._use_triton
     torch.manual_seed(0)
     for name in ("masks", "full"):
-        model = load_model(demo_model())
+        if name == "masks":
+            model, attached = masked_model()
+            parameters = attached.gates()
+        else:
+            model = load_model(demo_model())
+            parameters = list(model.requires_grad_().parameters())
         ids = torch.randint(100, model.config.vocab_size, (ROWS, PROMPT + ANSWER))
         labels = ids.clone()
         labels[:, :PROMPT] = -100
         rows = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-        if name == "masks":
-            attached = attach(model)
-            attached.state.alpha = 1e3
-            parameters = list(attached.gates())
-            for gate in parameters:
-                gate.data.normal_(0.03, 0.01)
-        else:
-            parameters = list(model.requires_grad_().parameters())
         utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
 
         def loss(scored: Any, model: Any = model, rows: Any = rows) -> Tensor:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.environment import demo_model
 from experiments.record import keep, ratio
-from experiments.turns import first_over_second
+from experiments.turns import first_over_second, masked_model
 
 COMMAND = "make paper-prompts"
 # A step of recipes/grpo-arithmetic.yaml, whose prompts have 50 tokens.
@@ -16,19 +15,14 @@ PROMPTS, COMPLETIONS, PROMPT, COMPLETION = 8, 8, 50, 16
 
 def compare() -> None:
     """Both ways in turns; prints and keeps the ratio, and how far their results lie apart."""
-    from bmt_trainer.attach import attach
-    from bmt_trainer.models import load_model
     from bmt_trainer.shared_prompts import SharedPrompts
     from bmt_trainer.trl_setup import prepare_trl
-    from trl.trainer.utils import add_fused_lm_head
 
     prepare_trl()
-    model = load_model(demo_model())
-    attached = attach(model)
-    attached.state.alpha = 1e3
+    from trl.trainer.utils import add_fused_lm_head
+
     torch.manual_seed(0)
-    for gate in attached.gates():
-        gate.data.normal_(0.03, 0.01)
+    model, attached = masked_model()
     add_fused_lm_head(model)
     shared = SharedPrompts(model, model.config, attached.state, PROMPT)
     rows = _rows(model.config.vocab_size)
@@ -37,7 +31,7 @@ def compare() -> None:
             "shared": lambda: shared(**rows, fused_lm_head=True).log_probs.sum(),
             "whole": lambda: model(**rows, fused_lm_head=True).log_probs.sum(),
         },
-        list(attached.gates()),
+        attached.gates(),
     )
     keep([ratio("loss_time_shared_over_whole", found, COMMAND)])
     print(f"loss_time_shared_over_whole {found}")

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from benchmarks.environment import demo_model
 from benchmarks.stats import Estimate, estimate, median
 
 TURNS = 3
+
+
+def masked_model() -> tuple[Any, Any]:
+    """The demo's model and what is attached to it: gates near a start's, at the last sharpness."""
+    from bmt_trainer.attach import attach
+    from bmt_trainer.models import load_model
+
+    model = load_model(demo_model())
+    attached = attach(model)
+    attached.state.alpha = 1e3
+    for gate in attached.gates():
+        torch.nn.init.normal_(gate, 0.03, 0.01)
+    return model, attached
 
 
 def first_over_second(

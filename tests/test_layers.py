@@ -30,8 +30,8 @@ ALLOWED = {
 SERVER = PACKAGES["bmt_server"]
 # offline.py and serve.py start vLLM; the rest of the package never sees it.
 VLLM = {SERVER / "plugin.py", SERVER / "cli.py", SERVER / "offline.py", SERVER / "serve.py"}
-# One file per training method, and the hooks that its trainers share.
-TRL = {"trl_setup.py", "grpo.py", "hooks.py", "sdft.py", "sft.py"}
+# One file per training method, the hooks that its trainers share, and what TRL is told first.
+TRL = {"grpo.py", "hooks.py", "sdft.py", "sft.py", "trl_setup.py"}
 FOLDERS = ("engine", "worker", "api")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bmt_trainer.attach import Attached
 from bmt_trainer.encode import pad
 
-# Logits of the vocabulary for every position, twice, in fp32: few rows at a time.
+# Logits of the vocabulary for every token of completions, twice, in fp32: few rows at a time.
 _ROWS = 8
 
 #: A model, and the block in which it computes what is meant.

@@ -18,17 +18,13 @@ def prepare_trl() -> None:
     """
     warnings.filterwarnings("ignore", message="TRL currently supports vLLM")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.kernels.chunked_logprob import _use_triton
     from trl.trainer import utils
 
-    own = utils._use_triton
-    if getattr(own, "labels_alone", False):
-        return
-
     def labels_alone(device: torch.device) -> bool:
-        return device.type == "cpu" or bool(own(device))
+        return device.type == "cpu" or bool(_use_triton(device))
 
     # Where TRL has no Triton, its head scores prompts and padding too, for a compiler's sake
     # (trl/trainer/utils.py, add_fused_lm_head), and sets the results to 0. With answers of a dozen
     # tokens to prompts of hundreds that is nearly half of a step.
-    labels_alone.labels_alone = True  # type: ignore[attr-defined]
     utils._use_triton = labels_alone
