@@ -26,5 +26,5 @@ def prepare_trl() -> None:
 
     # Where TRL has no Triton, its head scores prompts and padding too, for a compiler's sake
     # (trl/trainer/utils.py, add_fused_lm_head), and sets the results to 0. With answers of a dozen
-    # tokens to prompts of hundreds that is nearly half of a step.
+    # tokens to prompts of hundreds that was 40 % of a step (docs/log.md).
     utils._use_triton = labels_alone
