@@ -2,7 +2,7 @@
 
 import torch
 from bmt_trainer.data import Example
-from bmt_trainer.encode import batches, pad, render, training_rows
+from bmt_trainer.encode import batches, grouped_by_length, pad, render, training_rows
 
 from .conftest import byte_tokenizer
 
@@ -29,6 +29,22 @@ def test_only_the_answer_and_the_end_of_the_turn_are_learnt():
     size = len(row["input_ids"])
     assert len(training_rows(tokenizer, examples[:1], size)) == 1
     assert not training_rows(tokenizer, examples[:1], size - 1)
+
+
+def test_steps_of_like_length_take_every_row_once_an_epoch():
+    rows = [{"input_ids": [n] * (1 + n * 7 % 40)} for n in range(40)]
+    order = grouped_by_length(rows, 4, 25, seed=1)
+    lengths = [len(row["input_ids"]) for row in order]
+    numbers = [row["input_ids"][0] for row in order]
+    assert len(order) == 100
+    assert sorted(numbers[:40]) == sorted(numbers[40:80]) == list(range(40))
+    assert numbers[:40] != numbers[40:80]
+
+    def padded(lengths):
+        return sum(4 * max(lengths[at : at + 4]) for at in range(0, len(lengths), 4))
+
+    assert padded(lengths) < 0.9 * padded([len(rows[n * 3 % 40]["input_ids"]) for n in range(100)])
+    assert grouped_by_length(rows, 4, 25, seed=1) == order != grouped_by_length(rows, 4, 25, seed=2)
 
 
 def test_pad_on_either_side():

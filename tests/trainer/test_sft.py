@@ -145,9 +145,11 @@ def test_training_flips_gates_both_ways(checkpoint, tmp_path, spied):
     assert sum(int((f & (b <= 0)).sum()) for f, b in zip(flips, start, strict=True)) > 0
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_resumed_run_is_bit_identical(checkpoint, tmp_path, spied, monkeypatch, accumulation):
-    config = settings(checkpoint, tmp_path / "whole.bmt", gradient_accumulation=accumulation)
+@pytest.mark.parametrize(
+    "changes", [{}, {"gradient_accumulation": 2}, {"group_by_length": True, "train_examples": 7}]
+)
+def test_a_resumed_run_is_bit_identical(checkpoint, tmp_path, spied, monkeypatch, changes):
+    config = settings(checkpoint, tmp_path / "whole.bmt", **changes)
     whole = train(config, quiet())
     gates = spied.gates
     cut = dataclasses.replace(config, output=tmp_path / "cut.bmt")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from bmt_trainer.data import Example, Message
 
@@ -43,6 +44,22 @@ def training_rows(
             mask = [0] * len(prompt) + [1] * len(answer)
             rows.append({"input_ids": prompt + answer, "completion_mask": mask})
     return rows
+
+
+def grouped_by_length(
+    rows: Sequence[Mapping[str, list[int]]], size: int, steps: int, seed: int
+) -> list[Mapping[str, list[int]]]:
+    """`size * steps` rows, as often as needed, in which each `size` are of about one length.
+
+    The order is transformers' `group_by_length`, an epoch after the other. Its sampler draws from
+    the global generator, which a resumed run has in another state, so the order is made here.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [len(row["input_ids"]) for row in rows]
+    order: list[int] = []
+    while len(order) < size * steps:
+        order += get_length_grouped_indices(lengths, size, generator=generator)
+    return [rows[at] for at in order[: size * steps]]
 
 
 def pad(
