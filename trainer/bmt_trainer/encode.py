@@ -24,7 +24,12 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> lis
         )
         # The template writes the special tokens itself.
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return list(tokenizer("".join(f"{m['content']}\n" for m in prompt))["input_ids"])
+    return list(tokenizer(plain(prompt))["input_ids"])
+
+
+def plain(prompt: Sequence[Message]) -> str:
+    """A prompt for a model without a chat template: the messages' text, a line each."""
+    return "".join(f"{m['content']}\n" for m in prompt)
 
 
 def training_rows(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bmt_trainer.common import RunConfig
 from bmt_trainer.config import option
-from bmt_trainer.distributed import join, keep_gates_fp32, processes, rank
+from bmt_trainer.distributed import join, processes
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.limits import SHARP
 
@@ -160,21 +160,17 @@ def _fit(
     judge: Judge,
     callbacks: Sequence[TrainerCallback],
 ) -> Logs:
-    """Train what the session has attached, or go on from the run's last checkpoint."""
-    from bmt_trainer.common import one_replica, trl_arguments
+    from bmt_trainer.common import trl_arguments
     from bmt_trainer.trl_setup import prepare_trl
 
     prepare_trl()
-    import transformers
-    from datasets import Dataset
-    from transformers import PrinterCallback
     from trl import GRPOConfig as TrlConfig
     from trl import GRPOTrainer
 
-    from bmt_trainer.anneal import Anneal
-    from bmt_trainer.hooks import BaseReference, HardRollouts, MaskedTraining, save_gates_only
+    from bmt_trainer.fitting import fit
+    from bmt_trainer.hooks import BaseReference, HardRollouts, MaskedTraining
     from bmt_trainer.models import load_model
-    from bmt_trainer.progress import ShowSteps
+    from bmt_trainer.on_policy import prompt_rows
 
     class Trainer(HardRollouts, MaskedTraining, GRPOTrainer):
         pass
@@ -183,14 +179,19 @@ def _fit(
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
         return [float(judge(text, a)) for text, a in zip(texts, answer, strict=True)]
 
-    model, attached, run = session.model, session.attached, session.run
-    save_gates_only(model, attached)
-    checkpoint = run.last_checkpoint()
-    done = run.steps_done()
-    validate.begin(done)
+    def refer(trainer: Any) -> None:
+        if config.beta:
+            trainer.beta = config.beta
+            trainer.ref_model = (
+                BaseReference(session.model, session.attached.state)
+                if session.attached.layers
+                else load_model(session.folder, session.model.device)  # it has no way back
+            )
+
+    validate.begin(session.run.steps_done())
     passes = config.shares(processes())
     arguments = TrlConfig(
-        **trl_arguments(config, run.folder, model.device.type == "cpu"),
+        **trl_arguments(config, session.run.folder, session.model.device.type == "cpu"),
         per_device_train_batch_size=config.micro_batch,
         gradient_accumulation_steps=passes,
         # One optimizer step for each batch of rollouts, so that the ratio of Eq. 3 is 1.
@@ -201,7 +202,7 @@ def _fit(
         temperature=config.temperature,
         top_p=1.0,
         top_k=0,
-        # Set on the trainer below: here it would load a second copy of the base.
+        # Set on the trainer by `refer`: here it would load a second copy of the base.
         beta=0.0,
         epsilon=config.clip,
         loss_type="grpo" if config.loss == "sequence-mean" else "dapo",
@@ -209,48 +210,20 @@ def _fit(
         use_bias_correction_kl=False,
         use_vllm=False,
     )
-    one_replica(arguments)
-    chat = bool(session.tokenizer.chat_template)
-    rows = [
-        {
-            "prompt": [dict(m) for m in e.prompt]
-            if chat
-            else "".join(f"{m['content']}\n" for m in e.prompt),
-            "answer": e.answer,
-        }
-        for e in examples
-    ]
-    with (
-        _rollouts(config, session) as rollouts,
-        session.display.stage("train", config.steps, done) as advance,
-    ):
-        trainer = Trainer(
-            model=model,
-            args=arguments,
+    rows = prompt_rows(session, examples, answer=lambda example: example.answer)
+    with _rollouts(config, session) as rollouts:
+        return fit(
+            config,
+            session,
+            Trainer,
+            arguments,
+            rows,
+            [validate, *callbacks],
+            told="reward",
+            ready=refer,
             reward_funcs=reward,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=session.tokenizer,
             rollout_func=rollouts,
-            callbacks=[
-                Anneal(attached.state, config.alpha_start, config.alpha_end),
-                validate,
-                *callbacks,
-                ShowSteps(advance, "reward"),
-            ],
         )
-        trainer.attached, trainer.reg_lambda = attached, config.reg_lambda
-        keep_gates_fp32(trainer)
-        if config.beta:
-            trainer.beta = config.beta
-            trainer.ref_model = (
-                BaseReference(model, attached.state)
-                if attached.layers
-                else load_model(session.folder, model.device)  # a baseline has no way back
-            )
-        trainer.remove_callback(PrinterCallback)
-        transformers.set_seed(config.seed + rank())  # or all processes would draw alike
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return [dict(entry) for entry in trainer.state.log_history if "reward" in entry]
 
 
 @contextmanager

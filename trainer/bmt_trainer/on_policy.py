@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bmt_trainer.data import Example
 from bmt_trainer.errors import DataError
@@ -74,3 +74,22 @@ def prompts(
     # Unscored, the same examples are set aside, so that training sees the same.
     validate = Validate(session, validation if scored else [], every=config.validate_every)
     return Prompts(session, examples, validate)
+
+
+def prompt_rows(
+    session: Session, examples: Sequence[Example], **columns: Callable[[Example], str]
+) -> list[dict[str, Any]]:
+    """What TRL's trainers read: a prompt each, and what `columns` say of it.
+
+    Messages where the tokenizer has a chat template, else their text, a line each.
+    """
+    from bmt_trainer.encode import plain
+
+    chat = bool(session.tokenizer.chat_template)
+    return [
+        {
+            "prompt": [dict(m) for m in e.prompt] if chat else plain(e.prompt),
+            **{name: value(e) for name, value in columns.items()},
+        }
+        for e in examples
+    ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from bmt_trainer.common import RunConfig
 from bmt_trainer.config import option
@@ -172,32 +172,24 @@ def _fit(
     validate: Validate,
     callbacks: Sequence[TrainerCallback],
 ) -> Logs:
-    """Train what the session has attached, or go on from the run's last checkpoint."""
-    from bmt_trainer.common import one_replica, trl_arguments
+    from bmt_trainer.common import trl_arguments
     from bmt_trainer.trl_setup import prepare_trl
 
     prepare_trl()
-    import transformers
-    from datasets import Dataset
-    from transformers import PrinterCallback
     from trl.experimental.sdft import SDFTConfig as TrlConfig
     from trl.experimental.sdft import SDFTTrainer
 
-    from bmt_trainer.anneal import Anneal
-    from bmt_trainer.hooks import MaskedTraining, MaskTeacher, save_gates_only
-    from bmt_trainer.progress import ShowSteps
+    from bmt_trainer.fitting import fit
+    from bmt_trainer.hooks import MaskedTraining, MaskTeacher
+    from bmt_trainer.on_policy import prompt_rows
 
     class Trainer(MaskTeacher, MaskedTraining, SDFTTrainer):
         pass
 
-    model, attached, run = session.model, session.attached, session.run
-    attached.start_teacher()
-    save_gates_only(model, attached)
-    checkpoint = run.last_checkpoint()
-    done = run.steps_done()
-    validate.begin(done)
+    session.attached.start_teacher()
+    validate.begin(session.run.steps_done())
     passes = config.prompts_per_step // config.micro_batch
-    common = trl_arguments(config, run.folder, model.device.type == "cpu")
+    common = trl_arguments(config, session.run.folder, session.model.device.type == "cpu")
     arguments = TrlConfig(
         **common
         | {
@@ -226,36 +218,9 @@ def _fit(
         num_loss_tokens_to_skip=config.skip_tokens,
         use_vllm=False,
     )
-    one_replica(arguments)
-    Trainer.attached, Trainer.reg_lambda = attached, config.reg_lambda
-    with session.display.stage("train", config.steps, done) as advance:
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=Dataset.from_list(_rows(session, examples)),
-            processing_class=session.tokenizer,
-            callbacks=[
-                Anneal(attached.state, config.alpha_start, config.alpha_end),
-                validate,
-                *callbacks,
-                ShowSteps(advance),
-            ],
-        )
-        trainer.remove_callback(PrinterCallback)
-        transformers.set_seed(config.seed)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return [dict(entry) for entry in trainer.state.log_history if "loss" in entry]
-
-
-def _rows(session: Session, examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """What TRL's trainer reads: a prompt, and what the teacher alone sees of it."""
-    chat = bool(session.tokenizer.chat_template)
-    return [
-        {
-            "prompt": [dict(m) for m in e.prompt]
-            if chat
-            else "".join(f"{m['content']}\n" for m in e.prompt),
-            "privileged_context": e.answer if e.demonstration is None else e.demonstration,
-        }
-        for e in examples
-    ]
+    rows = prompt_rows(
+        session,
+        examples,
+        privileged_context=lambda e: e.answer if e.demonstration is None else e.demonstration,
+    )
+    return fit(config, session, Trainer, arguments, rows, [validate, *callbacks])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bmt_trainer.common import RunConfig
 from bmt_trainer.config import option
-from bmt_trainer.distributed import join, keep_gates_fp32, processes
+from bmt_trainer.distributed import join, processes
 from bmt_trainer.errors import DataError
 from bmt_trainer.grading import find_for
 
@@ -99,60 +99,32 @@ def _fit(
     rows: Sequence[Mapping[str, list[int]]],
     callbacks: Sequence[TrainerCallback],
 ) -> Logs:
-    """Train what the session has attached, or go on from the run's last checkpoint."""
-    from bmt_trainer.common import one_replica, trl_arguments
+    from bmt_trainer.common import trl_arguments
     from bmt_trainer.trl_setup import prepare_trl
 
     prepare_trl()
-    import transformers
-    from datasets import Dataset
-    from transformers import PrinterCallback
     from trl import SFTConfig as TrlConfig
     from trl import SFTTrainer
 
-    from bmt_trainer.anneal import Anneal
     from bmt_trainer.encode import grouped_by_length
-    from bmt_trainer.hooks import MaskedTraining, save_gates_only
-    from bmt_trainer.progress import ShowSteps
+    from bmt_trainer.fitting import fit
+    from bmt_trainer.hooks import MaskedTraining
 
     class Trainer(MaskedTraining, SFTTrainer):
         pass
 
-    model, attached, run = session.model, session.attached, session.run
     if config.group_by_length:
         step = config.batch_size * config.gradient_accumulation * processes()
         rows = grouped_by_length(rows, step, config.steps, config.seed)
-    if attached.layers:
-        save_gates_only(model, attached)
-    checkpoint = run.last_checkpoint()
-    done = run.steps_done()
     arguments = TrlConfig(
-        **trl_arguments(config, run.folder, model.device.type == "cpu"),
+        **trl_arguments(config, session.run.folder, session.model.device.type == "cpu"),
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
         max_length=config.max_length,
         completion_only_loss=True,
         train_sampling_strategy="sequential" if config.group_by_length else "random",
     )
-    one_replica(arguments)
-    with session.display.stage("train", config.steps, done) as advance:
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=Dataset.from_list([dict(row) for row in rows]),
-            processing_class=session.tokenizer,
-            callbacks=[
-                Anneal(attached.state, config.alpha_start, config.alpha_end),
-                *callbacks,
-                ShowSteps(advance),
-            ],
-        )
-        trainer.attached, trainer.reg_lambda = attached, config.reg_lambda
-        keep_gates_fp32(trainer)
-        trainer.remove_callback(PrinterCallback)
-        transformers.set_seed(config.seed)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return [dict(entry) for entry in trainer.state.log_history if "loss" in entry]
+    return fit(config, session, Trainer, arguments, rows, callbacks)
 
 
 def final_loss(logs: Logs) -> float:
