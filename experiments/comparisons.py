@@ -52,8 +52,11 @@ def forgetting() -> None:
     command = "make paper-forgetting"
     figures = []
     for kind, recipe in (("grpo", "grpo-compared"), ("sft", "forgetting-sft")):
-        for result in compare(recipe):
-            first, last = result["track"][0], result["track"][-1]
+        results = compare(recipe)
+        # Before its first step full fine-tuning is the base; a mask deletes already.
+        first = next(r["track"][0] for r in results if r["track"][0]["kl_token"] == 0)
+        for result in results:
+            last = result["track"][-1]
             name = f"forgetting_{kind}_{_plain(result['method'])}{_changes(result)}"
             points, interval = gain(_share(first), _share(last))
             figures += [

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
-from typing import Any
 
 import bmt_core
 from bmt_core import Mask
-from bmt_trainer.config import build, read_yaml
+from bmt_trainer.config import build
 from bmt_trainer.grpo import GrpoConfig, train
 
-from benchmarks.environment import ROOT, WORK, demo_model
 from experiments.record import Figure, keep
+from experiments.runs import settings_of
 
 COMMAND = "make paper-live"
 # Enough to go through all of the sharpness and to delete some thousands of weights.
@@ -40,20 +38,17 @@ def differences() -> None:
 
 def _run(choice: str) -> Mask:
     """The mask of the last step, every deletion in it."""
-    folder = WORK / "paper"
-    folder.mkdir(parents=True, exist_ok=True)
-    output: Path = folder / f"live-{choice}.bmt"
+    settings = settings_of(
+        "grpo-arithmetic",
+        f"live-{choice}.bmt",
+        live_set=choice,
+        steps=STEPS,
+        heldout=0,
+        validation=0,
+        select="last",
+        lean="off",
+        checkpoint_every=0,
+    )
+    output = settings["output"]
     shutil.rmtree(output.with_name(output.name + ".run"), ignore_errors=True)
-    settings: dict[str, Any] = read_yaml(ROOT / "recipes" / "grpo-arithmetic.yaml")
-    settings |= {
-        "model": str(demo_model()),
-        "output": output,
-        "live_set": choice,
-        "steps": STEPS,
-        "heldout": 0,
-        "validation": 0,
-        "select": "last",
-        "lean": "off",
-        "checkpoint_every": 0,
-    }
     return train(build(GrpoConfig, settings))

@@ -38,13 +38,19 @@ class Ran:
         return read_as(self.scores[name], self.mask.metadata["config"].get("reading", "strict"))
 
 
-def run_recipe(recipe: str, **changes: Any) -> Ran:
-    """Train by `recipes/RECIPE.yaml`, or go on with it where it was interrupted."""
+def settings_of(recipe: str, name: str, **changes: Any) -> dict[str, Any]:
+    """Those of `recipes/RECIPE.yaml` for the real model, with changes; name: the mask's file."""
     folder = WORK / "paper"
     folder.mkdir(parents=True, exist_ok=True)
+    own = {"model": str(demo_model()), "output": folder / name}
+    return {**read_yaml(ROOT / "recipes" / f"{recipe}.yaml"), **own, **changes}
+
+
+def run_recipe(recipe: str, **changes: Any) -> Ran:
+    """Train by `recipes/RECIPE.yaml`, or go on with it where it was interrupted."""
     name = changes.pop("output", f"{recipe}.bmt")
-    settings = read_yaml(ROOT / "recipes" / f"{recipe}.yaml")
-    settings |= {"model": str(demo_model()), "output": folder / name, "resume": True, **changes}
+    settings = settings_of(recipe, name, resume=True, **changes)
+    folder = settings["output"].parent
     start = time.monotonic()
     history: dict[str, Any] = {}
     if recipe.startswith("sft"):
