@@ -44,7 +44,7 @@ bench-format: ## the file's size and reading time
 bench-serve bench-swap bench-cold bench-format: setup
 	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks $(@:bench-%=%) $(BENCH)
 
-paper-sdft: ## SDFT on sorting from demonstrations: what it gains, and another skill
+paper-sdft: ## SDFT on sums from demonstrations: what it gains, and another skill
 paper-table3: ## SFT on MMLU-Pro and BBEH of PAPER_DATA=FOLDER, masks beside baselines; hours
 paper-forgetting: ## distance from the base and another skill along GRPO and SFT runs
 paper-geometry: ## how updates lie in the weights, by method

@@ -14,12 +14,12 @@ from experiments.runs import Ran, run_recipe, tell
 
 COMMAND = "make paper-sdft"
 # Another skill: enough that a change of 3 points stands out between the same examples.
-KEPT, KEPT_GRADER, KEPT_EXAMPLES = "task:arithmetic?most=50&operations=add", "number", 1600
+KEPT, KEPT_GRADER, KEPT_EXAMPLES = "task:reverse-words?least=2&most=2", "words", 1600
 
 
 def learns() -> None:
-    """Sorting numbers from demonstrations; sums are the skill to keep."""
-    ran = run_recipe("sdft-sort")
+    """Sums from demonstrations; reversing words is the skill to keep."""
+    ran = run_recipe("sdft-arithmetic")
     base, teacher = ran.read("base"), ran.read("teacher")
     keep(
         [
