@@ -27,14 +27,14 @@ def fit(
     rows: Sequence[Mapping[str, Any]],
     callbacks: Sequence[TrainerCallback],
     *,
-    told: str = "loss",
+    figure: str = "loss",
     ready: Callable[[Any], None] = lambda trainer: None,
     **given: Any,
 ) -> Logs:
     """Train what the session has attached, or go on from the run's last checkpoint.
 
     trainer_class: a TRL trainer with the masks' hooks; arguments, given: its settings; rows: what
-    it reads; told: the number of a step that is shown, and that tells the logs of steps from
+    it reads; figure: the number of a step that is shown, and that tells the logs of steps from
     others; ready: called with the trainer before it starts.
     """
     attached, run = session.attached, session.run
@@ -53,7 +53,7 @@ def fit(
             callbacks=[
                 Anneal(attached.state, config.alpha_start, config.alpha_end),
                 *callbacks,
-                ShowSteps(advance, told),
+                ShowSteps(advance, figure),
             ],
             **given,
         )
@@ -63,4 +63,4 @@ def fit(
         # Processes that sample would all draw alike without their rank.
         transformers.set_seed(config.seed + rank())
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return [dict(entry) for entry in trainer.state.log_history if told in entry]
+    return [dict(entry) for entry in trainer.state.log_history if figure in entry]

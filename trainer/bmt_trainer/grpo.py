@@ -182,10 +182,11 @@ def _fit(
     def refer(trainer: Any) -> None:
         if config.beta:
             trainer.beta = config.beta
+            # A baseline has no way back to what it was trained from.
             trainer.ref_model = (
                 BaseReference(session.model, session.attached.state)
                 if session.attached.layers
-                else load_model(session.folder, session.model.device)  # it has no way back
+                else load_model(session.folder, session.model.device)
             )
 
     validate.begin(session.run.steps_done())
@@ -219,7 +220,7 @@ def _fit(
             arguments,
             rows,
             [validate, *callbacks],
-            told="reward",
+            figure="reward",
             ready=refer,
             reward_funcs=reward,
             rollout_func=rollouts,
