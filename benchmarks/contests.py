@@ -20,12 +20,13 @@ class Contest:
     what: str
 
 
-def contests(suffix: str) -> list[Contest]:
-    """Ours, and the bare engine again. suffix: ends every id; empty in vLLM's default mode.
+def contests(*, eager: bool) -> list[Contest]:
+    """Ours, and the bare engine again; in eager mode ids end so, and one density stands for both.
 
     The first SEQUENCES adapters of a masked engine have the paper's density, the next as many
     that which SFT reached.
     """
+    suffix = _suffix(eager)
     every = tuple(range(SEQUENCES))
     dense = tuple(range(SEQUENCES, 2 * SEQUENCES))
     ours = [
@@ -33,6 +34,8 @@ def contests(suffix: str) -> list[Contest]:
         Contest(f"single_over_base{suffix}", MASKS, DECODE, (0,), "one mask, 0.2 %"),
         Contest(f"mixed32_over_base{suffix}", MASKS, DECODE, every, "a mask a sequence, 0.2 %"),
         Contest(f"prefill_over_base{suffix}", MASKS, PREFILL, (0,), "prefill, one mask, 0.2 %"),
+    ]
+    denser = [
         Contest(
             f"single_over_base_sft_density{suffix}", MASKS, DECODE, dense[:1], "one mask, 0.45 %"
         ),
@@ -49,11 +52,15 @@ def contests(suffix: str) -> list[Contest]:
         Contest(f"base_over_base{suffix}", AGAIN, DECODE, (None,), "the bare engine again"),
         Contest(f"prefill_base_over_base{suffix}", AGAIN, PREFILL, (None,), "prefill, bare again"),
     ]
-    return again + ours
+    return again + ours + ([] if eager else denser)
 
 
-def peer_contests(suffix: str) -> list[Contest]:
-    """Other ways to serve a fine-tune: its own checkpoint, and vLLM's LoRA."""
+def peer_contests(*, eager: bool) -> list[Contest]:
+    """Other ways to serve a fine-tune: its own checkpoint, and vLLM's LoRA.
+
+    In eager mode rank 1 alone: vLLM runs LoRA eagerly on the CPU in either mode.
+    """
+    suffix = _suffix(eager)
     every = tuple(range(SEQUENCES))
     found = [
         Contest(
@@ -64,7 +71,7 @@ def peer_contests(suffix: str) -> list[Contest]:
             *(CHECKPOINT, PREFILL, (None,), "prefill, the masked checkpoint"),
         ),
     ]
-    for rank in (1, 8):
+    for rank in (1,) if eager else (1, 8):
         name, key = f"lora-r{rank}", f"lora_r{rank}"
         found += [
             Contest(
@@ -80,3 +87,7 @@ def peer_contests(suffix: str) -> list[Contest]:
             ),
         ]
     return found
+
+
+def _suffix(eager: bool) -> str:
+    return "_eager" if eager else ""

@@ -51,8 +51,7 @@ def eager(context: Context) -> Findings:
 def measure(context: Context, *, eager: bool) -> Findings:
     """All pairs of processes of one mode."""
     scale = context.scale
-    suffix = "_eager" if eager else ""
-    ours, peers = contests(suffix), peer_contests(suffix)
+    ours, peers = contests(eager=eager), peer_contests(eager=eager)
     found: dict[str, list[Samples]] = {c.id: [] for c in ours + peers}
     beside: list[float] = []
     kernels: set[str] = set()

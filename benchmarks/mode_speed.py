@@ -37,7 +37,7 @@ class Traffic:
 # The servers have 32 seats. With more requests than seats `scatter` chooses whom it seats, so that
 # steps are large; with fewer, each mask has only what happens to be there.
 LOADS = (
-    Traffic("scatter_over_auto_skewed", "Zipf 1, 160 at once", 1.0, 160),
+    Traffic("scatter_over_auto_skewed", "Zipf 1, 128 at once", 1.0, 128),
     Traffic("scatter_over_auto_zipf2_32", "Zipf 2, 32 at once", 2.0, 32),
     Traffic("scatter_over_auto_zipf1_32", "Zipf 1, 32 at once", 1.0, 32),
 )
