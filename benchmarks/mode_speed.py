@@ -39,7 +39,6 @@ class Traffic:
 LOADS = (
     Traffic("scatter_over_auto_skewed", "Zipf 1, 128 at once", 1.0, 128),
     Traffic("scatter_over_auto_zipf2_32", "Zipf 2, 32 at once", 2.0, 32),
-    Traffic("scatter_over_auto_zipf1_32", "Zipf 1, 32 at once", 1.0, 32),
 )
 
 
