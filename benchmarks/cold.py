@@ -194,6 +194,17 @@ async def first_token(endpoint: Endpoint, count: int = 40, busy: int = 0) -> dic
     return {"cold": cold, "warm": warm}
 
 
+async def capacity(endpoint: Endpoint, at_once: int = 32, tokens: int = 32) -> float:
+    """Tokens a second of the base model with `at_once` streams, the second time they run."""
+    rng = random.Random(at_once)
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        await asyncio.gather(*(ask(endpoint, endpoint.base, rng, tokens) for _ in range(at_once)))
+        seconds = time.perf_counter() - start
+    return at_once * tokens / seconds
+
+
 @dataclass(slots=True)
 class Arm:
     """What running masks saw in one condition; seconds."""

@@ -13,10 +13,14 @@ from benchmarks.context import Context
 from benchmarks.environment import WORK
 from benchmarks.results import Baseline, Entry, Findings, Table
 from benchmarks.servers import NAME, Server, lora_flags, masks_server, vllm_server
-from benchmarks.stats import Estimate, median, quantile_ratio
+from benchmarks.stats import median, quantile_ratio
 
 _RANK = 1
 _WARM = 16
+# What is asked for, of what the machine can answer: a load beyond that measures its own queue. The
+# arrivals come as often as requests for the running ones do.
+_SHARE = 0.23
+_TOKENS = 32
 ARMS = {
     "none": "no other requests",
     "warm": "as many requests for known ones",
@@ -26,10 +30,8 @@ ARMS = {
 
 def arriving(context: Context) -> Findings:
     """Both figures, ours and LoRA's."""
-    raw = {
-        "masks": context.step("masks", _masks, context),
-        "lora": context.step("lora", _lora, context),
-    }
+    masks = context.step("masks", _masks, context)
+    raw = {"masks": masks, "lora": context.step("lora", _lora, context, masks["load"])}
     return _findings(context, raw)
 
 
@@ -44,20 +46,36 @@ def _masks(context: Context) -> dict[str, Any]:
                 "idle": await cold.first_token(endpoint, count=scale.cold_firsts),
                 "busy": await cold.first_token(endpoint, count=scale.cold_firsts, busy=8),
             }
-            context.say(f"{scale.cold_masks} cold masks arriving, {scale.cold_rounds} rounds")
+            load = _load(context, await cold.capacity(endpoint))
+            context.say(
+                f"{scale.cold_masks} cold masks arriving over {load['seconds']:.0f} s, "
+                f"{load['rounds']} rounds"
+            )
             arms = await cold.arrivals(
                 endpoint,
-                rounds=scale.cold_rounds,
+                rounds=load["rounds"],
                 cold=scale.cold_masks,
-                seconds=scale.cold_seconds,
+                seconds=load["seconds"],
+                rate=load["rate"],
+                tokens=_TOKENS,
                 warm=_WARM,
             )
-            return {"first": first, "arms": {k: asdict(v) for k, v in arms.items()}}
+            return {"first": first, "load": load, "arms": {k: asdict(v) for k, v in arms.items()}}
 
         return asyncio.run(measure())
 
 
-def _lora(context: Context) -> dict[str, Any]:
+def _load(context: Context, capacity: float) -> dict[str, Any]:
+    """Requests a second, and how long and how many the rounds are. capacity: tokens a second."""
+    rate = _SHARE * capacity / _TOKENS
+    seconds = context.scale.cold_masks / rate
+    rounds = context.scale.cold_rounds
+    # A slow machine's rounds are long, and half as many still tell.
+    rounds = rounds if seconds <= 40 else -(-rounds // 2)
+    return {"capacity": capacity, "rate": rate, "seconds": seconds, "rounds": rounds}
+
+
+def _lora(context: Context, load: dict[str, Any]) -> dict[str, Any]:
     """The same rounds on vLLM, whose CPU memory holds those that run and one round's arrivals."""
     scale = context.scale
     count, held = _WARM + 2 * scale.cold_masks, _WARM + scale.cold_masks
@@ -69,9 +87,16 @@ def _lora(context: Context) -> dict[str, Any]:
         running, rest = names[:_WARM], names[_WARM:]
         # Two sets that push each other out: each is read from disk anew in its round.
         sets = rest[: scale.cold_masks], rest[scale.cold_masks :]
-        plan = [{"none": [], "cold": sets[r % 2]} for r in range(scale.cold_rounds)]
+        plan = [{"none": [], "cold": sets[r % 2]} for r in range(load["rounds"])]
         endpoint = replace(_endpoint(server, context.model), cheapest="/version")
-        arms = asyncio.run(cold.in_turns(endpoint, running, plan, seconds=scale.cold_seconds))
+        arms = asyncio.run(
+            cold.in_turns(
+                *(endpoint, running, plan),
+                seconds=load["seconds"],
+                rate=load["rate"],
+                tokens=_TOKENS,
+            )
+        )
         return {"arms": {k: asdict(v) for k, v in arms.items()}}
 
 
@@ -81,11 +106,11 @@ def _endpoint(server: Server, model: Path) -> cold.Endpoint:
 
 def _findings(context: Context, raw: dict[str, Any]) -> Findings:
     first, entries = raw["masks"]["first"], []
-    for entry_id, load in (
+    for entry_id, state in (
         ("cold_first_token_extra_ms", "idle"),
         ("cold_first_token_extra_busy_ms", "busy"),
     ):
-        cold_ms, warm_ms = (1e3 * median(first[load][k]) for k in ("cold", "warm"))
+        cold_ms, warm_ms = (1e3 * median(first[state][k]) for k in ("cold", "warm"))
         entries.append(
             Entry(
                 id=entry_id,
@@ -95,21 +120,23 @@ def _findings(context: Context, raw: dict[str, Any]) -> Findings:
                     what="first token of the same masks, warm", value=round(warm_ms, 2), unit="ms"
                 ),
                 command=context.command,
-                note=f"median of {len(first[load]['cold'])}, server {load}",
+                note=f"median of {len(first[state]['cold'])}, server {state}",
             )
         )
-    ours, lora = _ratio(raw["masks"]["arms"]), _ratio(raw["lora"]["arms"])
-    for entry_id, ratio, key in (
-        ("cold_p99_ttft_ratio", ours, "masks"),
-        ("lora_cold_p99_ttft_ratio", lora, "lora"),
+    for entry_id, key, than in (
+        ("cold_p99_ttft_ratio", "masks", "none"),
+        ("cold_p99_ttft_ratio_same_load", "masks", "warm"),
+        ("lora_cold_p99_ttft_ratio", "lora", "none"),
     ):
-        alone = 1e3 * cold.quantile(raw[key]["arms"]["none"]["ttft"], 0.99)
+        arms = raw[key]["arms"]
+        ratio = quantile_ratio(arms["cold"]["ttft"], arms[than]["ttft"], 0.99)
+        alone = 1e3 * cold.quantile(arms[than]["ttft"], 0.99)
         entries.append(
             Entry(
                 id=entry_id,
                 value=round(ratio.value, 4),
                 unit="ratio of p99 times to first token",
-                baseline=Baseline(what=ARMS["none"], value=round(alone, 1), unit="ms"),
+                baseline=Baseline(what=ARMS[than], value=round(alone, 1), unit="ms"),
                 command=context.command,
                 interval=(round(ratio.low, 4), round(ratio.high, 4)),
                 note=f"{ratio.turns} requests of running ones",
@@ -127,7 +154,7 @@ def _findings(context: Context, raw: dict[str, Any]) -> Findings:
         for arm, what in ARMS.items()
         if arm in arms
     ]
-    scale = context.scale
+    load = raw["masks"]["load"]
     table = Table(
         title="Requests that run while others arrive",
         header=(
@@ -135,13 +162,10 @@ def _findings(context: Context, raw: dict[str, Any]) -> Findings:
             *("between tokens p99, ms", "first token of the arriving, p50, ms"),
         ),
         rows=rows,
-        note=f"{_WARM} known ones asked 4 times a second, 32 tokens each; {scale.cold_masks} "
-        f"arrivals over {scale.cold_seconds:g} s, one token each; {scale.cold_rounds} rounds of "
-        "the three in turns, same schedule. A cold mask is in the registry alone; a cold adapter "
-        "on local disk.",
+        note=f"{_WARM} known ones asked {load['rate']:.1f} times a second, {_TOKENS} tokens each, "
+        f"{100 * _SHARE:.0f} % of what the server can answer ({load['capacity']:.0f} tokens/s); "
+        f"{context.scale.cold_masks} arrivals over {load['seconds']:.0f} s, one token each; "
+        f"{load['rounds']} rounds of the three in turns, same schedule. A cold mask is in the "
+        "registry alone; a cold adapter on local disk.",
     )
     return Findings(entries=entries, tables=[table], samples=raw)
-
-
-def _ratio(arms: dict[str, Any]) -> Estimate:
-    return quantile_ratio(arms["cold"]["ttft"], arms["none"]["ttft"], 0.99)

@@ -36,9 +36,8 @@ class Scale:
     processes: int  # fresh processes for what needs no engine
     repeats: int  # turns in each of them
     alternation_steps: int
-    # Cold masks: how many arrive over how long, how often, and first tokens taken one by one.
+    # Cold masks: how many arrive in a round, rounds, and first tokens taken one by one.
     cold_masks: int
-    cold_seconds: float
     cold_rounds: int
     cold_firsts: int
 
@@ -70,7 +69,6 @@ FULL = Scale(
     repeats=2,
     alternation_steps=40,
     cold_masks=100,
-    cold_seconds=25.0,
     cold_rounds=4,
     cold_firsts=40,
 )
@@ -98,7 +96,6 @@ QUICK = Scale(
     repeats=2,
     alternation_steps=40,
     cold_masks=10,
-    cold_seconds=3.0,
     cold_rounds=1,
     cold_firsts=5,
 )
