@@ -34,7 +34,7 @@ test-operate: setup ## long scenarios: faults, rollouts, overload, fuzzing (BMT_
 	@cd "$(ROOT)" && "$(BIN)/python" -m pip install -q -r tests/operate/requirements.txt \
 		&& "$(BIN)/python" -m pytest -m operate -s tests/operate $(PYTEST)
 
-bench: setup ## measure all, with baselines; under 90 minutes (BENCH=--quick tries it, --resume goes on)
+bench: setup ## measure all, with baselines; hours on 2 cores (BENCH=--quick tries it, --resume goes on)
 	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks all $(BENCH)
 
 bench-serve: ## tokens a second against bare vLLM and its LoRA

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scale:
-    """Counts and sizes of one run. FULL fits in 90 minutes on 2 cores, QUICK in about ten."""
+    """Counts and sizes of one run. FULL takes hours on 2 cores, QUICK ten minutes."""
 
     name: str
     # Offline engines: pairs of processes, turns within a pair, and the work of one turn. Two
