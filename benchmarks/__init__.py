@@ -1,6 +1,6 @@
 """`make bench`: every figure of the README, measured beside its baselines in one run.
 
-    python -m benchmarks all          the whole of it, one to three hours on 2 cores
+    python -m benchmarks all          the whole of it, hours on 2 cores
     python -m benchmarks serve --quick --only http
 
 Parts: `serve` (tokens a second), `swap` (masks in place), `cold` (first tokens of cold masks),

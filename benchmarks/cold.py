@@ -259,9 +259,9 @@ async def in_turns(
     running: Sequence[str],
     plan: Sequence[Mapping[str, Sequence[str]]],
     *,
-    seconds: float = 10.0,
-    rate: float = 4.0,
-    tokens: int = 32,
+    seconds: float,
+    rate: float,
+    tokens: int,
 ) -> dict[str, Arm]:
     """What `running` see in each arm; plan[r]: who arrives in round r, by arm.
 

@@ -4,6 +4,7 @@ to running requests, with vLLM's LoRA beside it. The measurements are in `cold`.
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ _WARM = 16
 # arrivals come as often as requests for the running ones do.
 _SHARE = 0.23
 _TOKENS = 32
+# A round that is longer than this, in seconds, is run half as often.
+_LONG_S = 40
 ARMS = {
     "none": "no other requests",
     "warm": "as many requests for known ones",
@@ -70,8 +73,8 @@ def _load(context: Context, capacity: float) -> dict[str, Any]:
     rate = _SHARE * capacity / _TOKENS
     seconds = context.scale.cold_masks / rate
     rounds = context.scale.cold_rounds
-    # A slow machine's rounds are long, and half as many still tell.
-    rounds = rounds if seconds <= 40 else -(-rounds // 2)
+    if seconds > _LONG_S:
+        rounds = math.ceil(rounds / 2)
     return {"capacity": capacity, "rate": rate, "seconds": seconds, "rounds": rounds}
 
 
@@ -130,13 +133,13 @@ def _findings(context: Context, raw: dict[str, Any]) -> Findings:
     ):
         arms = raw[key]["arms"]
         ratio = quantile_ratio(arms["cold"]["ttft"], arms[than]["ttft"], 0.99)
-        alone = 1e3 * cold.quantile(arms[than]["ttft"], 0.99)
+        baseline_ms = 1e3 * cold.quantile(arms[than]["ttft"], 0.99)
         entries.append(
             Entry(
                 id=entry_id,
                 value=round(ratio.value, 4),
                 unit="ratio of p99 times to first token",
-                baseline=Baseline(what=ARMS[than], value=round(alone, 1), unit="ms"),
+                baseline=Baseline(what=ARMS[than], value=round(baseline_ms, 1), unit="ms"),
                 command=context.command,
                 interval=(round(ratio.low, 4), round(ratio.high, 4)),
                 note=f"{ratio.turns} requests of running ones",

@@ -56,10 +56,7 @@ def contests(*, eager: bool) -> list[Contest]:
 
 
 def peer_contests(*, eager: bool) -> list[Contest]:
-    """Other ways to serve a fine-tune: its own checkpoint, and vLLM's LoRA.
-
-    In eager mode rank 1 alone: vLLM runs LoRA eagerly on the CPU in either mode.
-    """
+    """Other ways to serve a fine-tune: its own checkpoint, and vLLM's LoRA."""
     suffix = _suffix(eager)
     every = tuple(range(SEQUENCES))
     found = [
@@ -71,7 +68,7 @@ def peer_contests(*, eager: bool) -> list[Contest]:
             *(CHECKPOINT, PREFILL, (None,), "prefill, the masked checkpoint"),
         ),
     ]
-    for rank in (1,) if eager else (1, 8):
+    for rank in lora_ranks(eager=eager):
         name, key = f"lora-r{rank}", f"lora_r{rank}"
         found += [
             Contest(
@@ -87,6 +84,11 @@ def peer_contests(*, eager: bool) -> list[Contest]:
             ),
         ]
     return found
+
+
+def lora_ranks(*, eager: bool) -> tuple[int, ...]:
+    """In eager mode rank 1 alone: vLLM runs LoRA eagerly on the CPU in either mode."""
+    return (1,) if eager else (1, 8)
 
 
 def _suffix(eager: bool) -> str:

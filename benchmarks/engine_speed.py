@@ -23,6 +23,7 @@ from benchmarks.contests import (
     SEQUENCES,
     Contest,
     contests,
+    lora_ranks,
     peer_contests,
 )
 from benchmarks.context import Context
@@ -83,7 +84,9 @@ def specs(context: Context, eager: bool) -> dict[str, EngineSpec]:
     }
     folder = WORK / "inputs"
     sparse = inputs.masks(model, folder / "masks", range(SEQUENCES), inputs.DENSITY)
-    dense = inputs.masks(model, folder / "masks", range(SEQUENCES), inputs.DENSITY_SFT)
+    dense = []
+    if not eager:
+        dense = inputs.masks(model, folder / "masks", range(SEQUENCES), inputs.DENSITY_SFT)
     import bmt_core
 
     checkpoint = folder / "checkpoint"
@@ -98,7 +101,7 @@ def specs(context: Context, eager: bool) -> dict[str, EngineSpec]:
         ),
         EngineSpec(name=CHECKPOINT, kind="bare", model=checkpoint, options=options),
     ]
-    for rank in (1, 8):
+    for rank in lora_ranks(eager=eager):
         # As many slots as sequences: fewer would make LoRA requests wait for each other.
         more = {"max_loras": SEQUENCES, "max_lora_rank": rank}
         found.append(
