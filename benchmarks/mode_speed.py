@@ -18,27 +18,35 @@ from benchmarks.servers import masks_server, metrics, upload
 from benchmarks.stats import estimate, median, zipf
 
 _MASKS = 16
+_SEATS = 128  # vLLM's own default on a CPU
 MODES = ("auto", "scatter")
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """One load: how requests spread over the masks, and how many there are at once.
+    """One load: how requests spread over how many masks, and how many there are at once.
 
     exponent: of Zipf's law; over 16 masks, 1 gives the first 30 % and 2 gives it 63 %.
     """
 
     id: str
-    what: str
+    masks: int
     exponent: float
     at_once: int
 
+    @property
+    def what(self) -> str:
+        if self.masks == 1:
+            return f"one mask, {self.at_once} at once"
+        return f"{self.masks} masks, Zipf {self.exponent:g}, {self.at_once} at once"
 
-# The servers have 32 seats. With more requests than seats `scatter` chooses whom it seats, so that
-# steps are large; with fewer, each mask has only what happens to be there.
+
+# A step of `scatter` holds one mask, so what counts is how many requests each has in the mix.
 LOADS = (
-    Traffic("scatter_over_auto_skewed", "Zipf 1, 128 at once", 1.0, 128),
-    Traffic("scatter_over_auto_zipf2_32", "Zipf 2, 32 at once", 2.0, 32),
+    Traffic("scatter_over_auto_skewed", _MASKS, 1.0, 128),
+    Traffic("scatter_over_auto_4_masks", 4, 1.0, 128),
+    Traffic("scatter_over_auto_1_mask", 1, 1.0, 128),
+    Traffic("scatter_over_auto_zipf2_32", _MASKS, 2.0, 32),
 )
 
 
@@ -56,7 +64,11 @@ def _measure(context: Context) -> dict[str, Any]:
         generator = stack.enter_context(loads(context.model, context.work))
         servers = {
             mode: stack.enter_context(
-                masks_server(context.model, context.work / mode, "--mask-mode", mode)
+                masks_server(
+                    context.model,
+                    context.work / mode,
+                    *("--mask-mode", mode, "--max-num-seqs", str(_SEATS)),
+                )
             )
             for mode in MODES
         }
@@ -66,7 +78,7 @@ def _measure(context: Context) -> dict[str, Any]:
         for pair in range(scale.mode_pairs):
             for load in LOADS:
                 requests = max(scale.requests, 2 * load.at_once)
-                order = [names[k] for k in zipf(_MASKS, requests, load.exponent, seed=pair)]
+                order = [names[k] for k in zipf(load.masks, requests, load.exponent, seed=pair)]
                 turn = {}
                 for mode in MODES if pair % 2 else reversed(MODES):
                     turn[mode] = generator.run(
@@ -102,7 +114,7 @@ def _findings(context: Context, raw: dict[str, Any]) -> Findings:
                 baseline=auto,
                 command=context.command,
                 interval=(round(ratio.low, 4), round(ratio.high, 4)),
-                note=f"{_MASKS} masks, {load.what}",
+                note=load.what,
             )
         )
         for mode in MODES:
@@ -118,7 +130,7 @@ def _findings(context: Context, raw: dict[str, Any]) -> Findings:
             *("first token p99, ms", "longest time between tokens, ms"),
         ),
         rows=rows,
-        note=f"{_MASKS} masks, 32 seats, the servers' default bounds (docs/cli.md). On the CPU "
+        note=f"{_SEATS} seats, the servers' default bounds (docs/cli.md). On the CPU "
         "`scatter` keeps the gates unpacked, whose product is slower. " + _waits(raw["metrics"]),
     )
     return Findings(entries=entries, tables=[table], samples=raw)

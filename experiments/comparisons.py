@@ -1,11 +1,13 @@
 """Comparisons after the paper's Table 3 and Figures 2 and 3, on a small machine.
 
-Each run's result is a file of its own, so that an interrupted comparison goes on.
+Each run's result is a file of its own, and all stand beside the figures: an interrupted comparison
+goes on, on another machine too. Delete them to measure anew.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +115,13 @@ def compare(recipe: str, **changes: Any) -> list[Result]:
     output = WORK / "paper" / recipe
     path = ROOT / "recipes" / "small" / f"{recipe}.yaml"
     made = plans.read(path, {"output": output, "model": str(demo_model()), **changes})
-    results = run(made)
+    files = [cell.file for cell in made.cells()]
+    kept = LATEST / "paper" / recipe
+    _copy([kept / file.name for file in files], output)
+    try:
+        results = run(made)
+    finally:
+        _copy(files, kept)
     for row in tables.rows(results):
         print(" | ".join(row.cells()))
     return results
@@ -127,6 +135,14 @@ def _report(recipe: str, title: str) -> None:
     for picture in page.parent.glob("*.png"):
         (target / f"{recipe}-{picture.name}").write_bytes(picture.read_bytes())
     print(page)
+
+
+def _copy(files: Sequence[Path], folder: Path) -> None:
+    """Those that are there and not in the folder yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        if file.exists() and not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
 
 
 def _within(dataset: str, folder: Path) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import threading
 from contextlib import nullcontext
 
 import bmt_core
@@ -240,6 +242,50 @@ def test_an_interrupted_comparison_goes_on_with_what_is_missing(checkpoint, tmp_
         "full",
     }
     assert [r["method"] for r in run(small, quiet())] == ["base", "full", "bmt"]
+
+
+def test_results_are_known_by_content_wherever_it_lies(checkpoint, tmp_path):
+    def name_of(folder, data, text="1"):
+        shutil.copytree(checkpoint, folder)
+        data.parent.mkdir()
+        data.write_text(json.dumps({"prompt": "a", "completion": text}) + "\n")
+        made = planned(folder, tmp_path, methods=["base"], dataset=str(data), retention=str(data))
+        return next(made.cells()).file.name
+
+    first = name_of(tmp_path / "a" / "model", tmp_path / "b" / "rows.jsonl")
+    moved = name_of(tmp_path / "c" / "model", tmp_path / "d" / "rows.jsonl")
+    other_data = name_of(tmp_path / "e" / "model", tmp_path / "f" / "rows.jsonl", "2")
+    assert first == moved != other_data
+    assert first.startswith("model.rows")
+    tiny_llama(torch.float32).save_pretrained(tmp_path / "c" / "model")
+    changed = planned(tmp_path / "c" / "model", tmp_path, methods=["base"])
+    unchanged = planned(tmp_path / "a" / "model", tmp_path, methods=["base"])
+    assert next(changed.cells()).file != next(unchanged.cells()).file
+
+
+def test_processes_share_the_runs_of_a_folder(checkpoint, tmp_path, monkeypatch):
+    """The second one makes what the first is not at, and then has the first one's result."""
+    made = planned(checkpoint, tmp_path, methods=["full", "base"])
+    started, go_on, here = threading.Event(), threading.Event(), threading.current_thread()
+    by = []
+
+    def result(self):
+        ours = threading.current_thread() is here
+        by.append((self._cell.method, ours))
+        if ours:
+            go_on.set()
+        else:
+            started.set()
+            assert go_on.wait(30)
+        return {"method": self._cell.method}
+
+    monkeypatch.setattr(bmt_trainer.compare._Run, "result", result)
+    other = threading.Thread(target=run, args=(made, quiet()))
+    other.start()
+    assert started.wait(30)
+    assert [r["method"] for r in run(made, quiet())] == ["full", "base"]
+    other.join(30)
+    assert by == [("full", False), ("base", True)]
 
 
 def test_grpo_and_sdft_take_baselines_too(checkpoint, tmp_path):

@@ -45,7 +45,11 @@ def compare(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Train and score masks beside baselines, with the same data and steps."""
+    """Train and score masks beside baselines, with the same data and steps.
+
+    Results are kept by what decides them, the model's and data's content included. The same
+    command started twice shares the runs: one process a GPU, say.
+    """
     given = {
         **{"output": output, "trainer": trainer, "methods": methods},
         **{"models": model or None, "datasets": dataset or None},

@@ -1,18 +1,19 @@
 """Masks against baselines: the same data, steps, trainer and evaluation (paper, section 5.1).
 
-Each run's result is a file of its own, and a run whose file is there is not run again. Every method
-is scored after its last step, by greedy answers to the same held-out examples; the paper takes the
-best checkpoint by that very score.
+Each run's result is a file of its own, and a run whose file is there is not run again; several
+processes may work on one folder, a run each. Every method is scored after its last step, by greedy
+answers to the same held-out examples; the paper takes the best checkpoint by that very score.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from bmt_trainer import (
     baselines,
+    contents,
     data,
     geometry,
     grpo,
@@ -35,6 +37,7 @@ from bmt_trainer import (
 )
 from bmt_trainer.attach import Attached, attach
 from bmt_trainer.baselines import Tuned
+from bmt_trainer.distributed import processes
 from bmt_trainer.divergence import Policy
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluate import Score, generate, outcomes
@@ -58,19 +61,52 @@ Result = dict[str, Any]
 
 
 def run(plan: Plan, display: Display | None = None) -> list[Result]:
-    """Run what has no result yet; the results of all, in the plan's order."""
+    """Run what has no result yet; the results of all, in the plan's order.
+
+    What another process is at is left to it, and waited for at the end.
+    """
     display = display or Display()
     plan.output.mkdir(parents=True, exist_ok=True)
-    found = []
-    for cell in plan.cells():
-        result = _read(cell.file)
-        if result is None:
-            display.say(f"{cell.method} of {cell.model} on {cell.dataset} {dict(cell.changes)}")
-            with only_our_progress():
-                result = _Run(cell, display).result()
-            _write(cell.file, result)
-        found.append(result)
-    return found
+    cells = list(plan.cells())
+    found: dict[Path, Result] = {}
+    for wait in (False, True):
+        for cell in cells:
+            if cell.file in found:
+                continue
+            if wait:
+                display.say(f"waiting for another process: {cell.file.name}")
+            with _alone(cell.file, wait=wait) as ours:
+                if ours:
+                    found[cell.file] = _read(cell.file) or _made(cell, display)
+    return [found[cell.file] for cell in cells]
+
+
+@contextmanager
+def _alone(file: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether the block has the result to itself. A lock ends with its process, however it ends.
+
+    Processes that train one model together are at the same run, and need none.
+    """
+    if processes() > 1:
+        yield True
+        return
+    place = file.parent / ".locks" / file.stem
+    place.parent.mkdir(exist_ok=True)
+    with place.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _made(cell: Cell, display: Display) -> Result:
+    display.say(f"{cell.method} of {cell.model} on {cell.dataset} {dict(cell.changes)}")
+    with only_our_progress():
+        result = _Run(cell, display).result()
+    _write(cell.file, result)
+    return result
 
 
 def _read(path: Path) -> Result | None:
@@ -112,7 +148,7 @@ class _Run:
             "method": cell.method,
             "model": session.base.model_id,
             "fingerprint": session.base.fingerprint,
-            "dataset": _without_folder(cell.dataset),
+            "dataset": contents.without_folder(cell.dataset),
             "trainer": cell.plan.trainer,
             "changes": dict(cell.changes),
             "settings": {k: v for k, v in settings.items() if k not in hidden},
@@ -317,14 +353,6 @@ def _short(logs: Logs) -> dict[str, list[float]]:
         for name in ("loss", "reward", "zeros")
         if logs and all(name in entry for entry in logs)
     }
-
-
-def _without_folder(dataset: str) -> str:
-    """A data set's name without the folders of somebody's machine."""
-    place, mark, query = dataset.partition("?")
-    kind, colon, path = place.rpartition(":")
-    name = Path(path).name if path.endswith((".jsonl", ".json", ".gz")) else path
-    return f"{kind}{colon}{name}{mark}{query}"
 
 
 def sequence(result: Mapping[str, Any]) -> Sequence[bool]:

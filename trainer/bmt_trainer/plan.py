@@ -14,9 +14,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from bmt_trainer import contents
 from bmt_trainer.common import RunConfig
 from bmt_trainer.config import build, check, option, read_yaml
 from bmt_trainer.errors import ConfigError
@@ -43,7 +45,7 @@ _MAPPINGS = ("sweep", "rates", "settings")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A comparison. Raises ConfigError."""
+    """A comparison. Raises ConfigError, and CheckpointError for a folder that is no model."""
 
     trainer: Literal["sft", "grpo", "sdft"] = option("How to train.")
     output: Path = option("The folder of results.")  # noqa: RUF009
@@ -85,6 +87,15 @@ class Plan:
                 )
         for cell in self.cells():
             cell.config()  # what is wrong with one is said before the first is run
+
+    @cached_property
+    def contents(self) -> Mapping[str, str]:
+        """Its models and data sets by what they are; read once, for they may be large."""
+        kept = [self.retention] if self.retention else []
+        return {
+            **{model: contents.of_model(model) for model in self.models},
+            **{name: contents.of_dataset(name) for name in [*self.datasets, *kept]},
+        }
 
     def cells(self) -> Iterator[Cell]:
         """Every run of it; a sweep's settings are masks' alone, so that baselines come once."""
@@ -150,17 +161,19 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """What decides the result, as text."""
-        looks = ["track_every", "retention", "retention_grader", "retention_examples", "geometry"]
+        """What decides the result, as text: the same on every machine."""
+        looks = ["track_every", "retention_grader", "retention_examples", "geometry"]
         looks += ["suites", "suites_limit"]
+        known, kept = self.plan.contents, self.plan.retention
         told = {
             **{name: getattr(self.plan, name) for name in looks},
+            "retention": kept and known[kept],
             "trainer": self.plan.trainer,
             "settings": {**self.plan.settings, **self.changes},
             "method": self.method,
             "rate": self.rate,
-            "model": self.model,
-            "dataset": self.dataset,
+            "model": known[self.model],
+            "dataset": known[self.dataset],
         }
         return json.dumps(told, sort_keys=True, default=str)
 
