@@ -132,7 +132,8 @@ class _Run:
         started = time.monotonic()
         session = self._prepare().session
         model = session.model
-        parameters = baselines.count(model)  # before anything is added to them
+        # Before anything is added to them, or made fp32.
+        parameters, dtype = baselines.count(model), str(model.dtype).removeprefix("torch.")
         self._texts = session.base_texts() if self._cell.plan.track_every else []
         if self._cell.kind == "wanda":
             told = self._wanda()
@@ -153,6 +154,7 @@ class _Run:
             "changes": dict(cell.changes),
             "settings": {k: v for k, v in settings.items() if k not in hidden},
             "parameters": parameters,
+            "dtype": dtype,
             **told,
             "seconds": round(time.monotonic() - started, 1),
             "versions": library_versions("torch", "transformers", "trl"),
