@@ -1,8 +1,9 @@
 """Tokens a second and first tokens over HTTP, against how many masks or adapters there are.
 
-One server at a time, loads one after another: bare vLLM, ours, vLLM with LoRA at rank 1 and 8.
-All loads come from vLLM's own generator. The order in which a load names its masks is drawn
-beforehand, so that equal loads of two servers name them in the same order.
+First bare vLLM and ours without a mask, in turns; then one server at a time, loads one after
+another: ours, and vLLM with LoRA at rank 1 and 8. All loads come from vLLM's own generator. The
+order in which a load names its masks is drawn beforehand, so that equal loads of two servers name
+them in the same order.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ def growth(context: Context) -> Findings:
 
 
 def _bare(context: Context, generator: Loads) -> dict[str, Any]:
-    """vLLM alone, with what bmt-server sets for the CPU and as it comes, in turns."""
-    context.say("bare vLLM, with bmt-server's environment and without")
+    """vLLM as it comes, with what bmt-server sets for the CPU, and bmt-server, in turns."""
+    context.say("bare vLLM, with bmt-server's environment and without, and bmt-server")
     with (
-        vllm_server(context.model, context.work / "bare") as tuned,
         vllm_server(context.model, context.work / "plain", plain=True) as plain,
+        vllm_server(context.model, context.work / "bare") as tuned,
+        masks_server(context.model, context.work / "idle") as idle,
     ):
-        servers = {"runs": tuned, "plain": plain}
+        servers = {"plain": plain, "runs": tuned, "idle": idle}
         for server in servers.values():
             _load(context, generator, server, None, seed=0)
         found: dict[str, Any] = {name: [] for name in servers}
@@ -78,9 +80,8 @@ def _masks(context: Context, generator: Loads) -> dict[str, Any]:
                     points += _points(context, generator, server, names[:count])
             if target == scale.uniform:
                 pairs = _pairs(context, generator, server, names[:target])
-                base = [_load(context, generator, server, None, seed=i) for i in range(3)]
             known = target
-    return {"points": points, "pairs": pairs, "base": base, "spent": spent}
+    return {"points": points, "pairs": pairs, "spent": spent}
 
 
 def _lora(context: Context, generator: Loads, rank: int, counts: Sequence[int]) -> dict[str, Any]:
@@ -175,25 +176,41 @@ def _findings(context: Context, raw: dict[str, Any]) -> Findings:
             interval=(round(itself.low, 4), round(itself.high, 4)),
             note="one mask, the load repeated",
         ),
-        _environment(context, raw["bare"]),
+        _beside(
+            *(context, raw["bare"], "cpu_environment_over_plain", "runs", "plain"),
+            what="bare vLLM as it comes",
+            note="bare vLLM with what bmt-server sets for the CPU",
+        ),
+        _beside(
+            *(context, raw["bare"], "idle_over_base_http", "idle", "runs"),
+            what="bare vLLM, in the same environment",
+            note="bmt-server, requests for the base",
+        ),
     ]
     return Findings(entries=entries, tables=[_table(context, raw)], plots=_plots(raw), samples=raw)
 
 
-def _environment(context: Context, bare: dict[str, Any]) -> Entry:
-    """What bmt-server's environment for the CPU is worth, on vLLM alone."""
-    speeds = {k: [run["output_tokens_per_s"] for run in bare[k]] for k in ("runs", "plain")}
-    ratio = estimate([[a / b] for a, b in zip(speeds["runs"], speeds["plain"], strict=True)])
+def _beside(
+    context: Context,
+    bare: dict[str, Any],
+    name: str,
+    ours: str,
+    theirs: str,
+    *,
+    what: str,
+    note: str,
+) -> Entry:
+    """One server's speed over another's, of loads in turns."""
+    speeds = {k: [run["output_tokens_per_s"] for run in bare[k]] for k in (ours, theirs)}
+    ratio = estimate([[a / b] for a, b in zip(speeds[ours], speeds[theirs], strict=True)])
     return Entry(
-        id="cpu_environment_over_plain",
+        id=name,
         value=round(ratio.value, 4),
         unit="ratio of output tokens/s",
-        baseline=Baseline(
-            what="bare vLLM as it comes", value=round(median(speeds["plain"]), 1), unit="tokens/s"
-        ),
+        baseline=Baseline(what=what, value=round(median(speeds[theirs]), 1), unit="tokens/s"),
         command=context.command,
         interval=(round(ratio.low, 4), round(ratio.high, 4)),
-        note="bare vLLM with what bmt-server sets for the CPU",
+        note=note,
     )
 
 
@@ -213,7 +230,7 @@ def _table(context: Context, raw: dict[str, Any]) -> Table:
         row("bare vLLM", "", "", run)
     for run in raw["bare"]["plain"]:
         row("bare vLLM, nothing set", "", "", run)
-    for run in raw["masks"]["base"]:
+    for run in raw["bare"]["idle"]:
         row("masks, base requests", "", "", run)
     for key, label in LABELS.items():
         for point in raw.get(key, {}).get("points", []):
@@ -229,8 +246,8 @@ def _table(context: Context, raw: dict[str, Any]) -> Table:
         note=f"{scale.requests} requests of 16 tokens in and {scale.request_tokens} out (half to "
         f"one and a half times that), "
         f"{scale.concurrency} at once, by `vllm.benchmarks.serve`; vLLM's default mode, "
-        f"{_SLOTS} LoRA slots. Servers ran one after another, so ratios between them carry the "
-        "machine's drift.",
+        f"{_SLOTS} LoRA slots. Those without a mask took turns; the others ran one after another, "
+        "so ratios between them carry the machine's drift.",
     )
 
 
