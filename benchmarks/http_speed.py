@@ -17,7 +17,7 @@ from benchmarks.environment import WORK
 from benchmarks.load import Loads, loads
 from benchmarks.results import Baseline, Entry, Findings, Plot, Series, Table
 from benchmarks.servers import Server, lora_flags, masks_server, upload, vllm_server
-from benchmarks.stats import estimate, median, zipf
+from benchmarks.stats import Estimate, estimate, median, zipf
 
 TRAFFIC = {"uniform": 0.0, "Zipf": 1.0}  # exponent of the popularity of the k-th mask
 _MASK_MEMORY_MIB = 4096
@@ -47,7 +47,7 @@ def _bare(context: Context, generator: Loads) -> dict[str, Any]:
         vllm_server(context.model, context.work / "bare") as tuned,
         masks_server(context.model, context.work / "idle") as idle,
     ):
-        servers = {"plain": plain, "runs": tuned, "idle": idle}
+        servers = {"plain": plain, "tuned": tuned, "idle": idle}
         for server in servers.values():
             _load(context, generator, server, None, seed=0)
         found: dict[str, Any] = {name: [] for name in servers}
@@ -155,34 +155,20 @@ def _findings(context: Context, raw: dict[str, Any]) -> Findings:
     ratio = estimate([[p["uniform"][0] * 2 / sum(p["single"])] for p in pairs])
     itself = estimate([[p["single"][1] / p["single"][0]] for p in pairs])
     one = Baseline(what="one mask, same server", value=round(single, 1), unit="tokens/s")
-    unit = "ratio of output tokens/s"
     count = context.scale.uniform
     entries = [
-        Entry(
-            id="uniform1000_over_single",
-            value=round(ratio.value, 4),
-            unit=unit,
-            baseline=one,
-            command=context.command,
-            interval=(round(ratio.low, 4), round(ratio.high, 4)),
-            note=f"{count} masks, uniform, all warm",
+        _entry(
+            *(context, "uniform1000_over_single", ratio, one),
+            f"{count} masks, uniform, all warm",
         ),
-        Entry(
-            id="single_over_single_http",
-            value=round(itself.value, 4),
-            unit=unit,
-            baseline=one,
-            command=context.command,
-            interval=(round(itself.low, 4), round(itself.high, 4)),
-            note="one mask, the load repeated",
-        ),
+        _entry(*(context, "single_over_single_http", itself, one), "one mask, the load repeated"),
         _beside(
-            *(context, raw["bare"], "cpu_environment_over_plain", "runs", "plain"),
+            *(context, raw["bare"], "cpu_environment_over_plain", "tuned", "plain"),
             what="bare vLLM as it comes",
             note="bare vLLM with what bmt-server sets for the CPU",
         ),
         _beside(
-            *(context, raw["bare"], "idle_over_base_http", "idle", "runs"),
+            *(context, raw["bare"], "idle_over_base_http", "idle", "tuned"),
             what="bare vLLM, in the same environment",
             note="bmt-server, requests for the base",
         ),
@@ -203,11 +189,16 @@ def _beside(
     """One server's speed over another's, of loads in turns."""
     speeds = {k: [run["output_tokens_per_s"] for run in bare[k]] for k in (ours, theirs)}
     ratio = estimate([[a / b] for a, b in zip(speeds[ours], speeds[theirs], strict=True)])
+    baseline = Baseline(what=what, value=round(median(speeds[theirs]), 1), unit="tokens/s")
+    return _entry(context, name, ratio, baseline, note)
+
+
+def _entry(context: Context, name: str, ratio: Estimate, baseline: Baseline, note: str) -> Entry:
     return Entry(
         id=name,
         value=round(ratio.value, 4),
         unit="ratio of output tokens/s",
-        baseline=Baseline(what=what, value=round(median(speeds[theirs]), 1), unit="tokens/s"),
+        baseline=baseline,
         command=context.command,
         interval=(round(ratio.low, 4), round(ratio.high, 4)),
         note=note,
@@ -218,7 +209,7 @@ LABELS = {"masks": "masks", "lora-r1": "vLLM LoRA r=1", "lora-r8": "vLLM LoRA r=
 
 
 def _table(context: Context, raw: dict[str, Any]) -> Table:
-    bare = median([r["output_tokens_per_s"] for r in raw["bare"]["runs"]])
+    bare = median([r["output_tokens_per_s"] for r in raw["bare"]["tuned"]])
     rows: list[tuple[str, ...]] = []
 
     def row(what: str, count: str, traffic: str, run: dict[str, float]) -> None:
@@ -226,7 +217,7 @@ def _table(context: Context, raw: dict[str, Any]) -> Table:
         times = (f"{run['ttft_p50_ms']:.0f}", f"{run['ttft_p99_ms']:.0f}")
         rows.append((what, count, traffic, f"{speed:.0f}", f"{speed / bare:.2f}", *times))
 
-    for run in raw["bare"]["runs"]:
+    for run in raw["bare"]["tuned"]:
         row("bare vLLM", "", "", run)
     for run in raw["bare"]["plain"]:
         row("bare vLLM, nothing set", "", "", run)
@@ -264,7 +255,7 @@ def _plots(raw: dict[str, Any]) -> list[Plot]:
             *("ttft_p99_ms", "p99 time to first token, ms", "xy"),
         ),
     ):
-        bare = median([r[key] for r in raw["bare"]["runs"]])
+        bare = median([r[key] for r in raw["bare"]["tuned"]])
         series = [Series(label="bare vLLM, no fine-tune", x=[1, largest], y=[bare, bare])]
         for name, label in LABELS.items():
             points = raw.get(name, {}).get("points", [])

@@ -1,13 +1,12 @@
 """Comparisons after the paper's Table 3 and Figures 2 and 3, on a small machine.
 
-Each run's result is a file of its own, and all stand beside the figures: an interrupted comparison
-goes on, on another machine too. Delete them to measure anew.
+Each run's result is a file of its own and stands beside the figures, so that an interrupted
+comparison goes on, on another machine too. Delete those to measure anew.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,16 +111,9 @@ def compare(recipe: str, **changes: Any) -> list[Result]:
     """Run `recipes/small/RECIPE.yaml`, or what of it has no result yet."""
     from bmt_trainer.compare import run
 
-    output = WORK / "paper" / recipe
     path = ROOT / "recipes" / "small" / f"{recipe}.yaml"
-    made = plans.read(path, {"output": output, "model": str(demo_model()), **changes})
-    files = [cell.file for cell in made.cells()]
-    kept = LATEST / "paper" / recipe
-    _copy([kept / file.name for file in files], output)
-    try:
-        results = run(made)
-    finally:
-        _copy(files, kept)
+    output = LATEST / "paper" / recipe
+    results = run(plans.read(path, {"output": output, "model": str(demo_model()), **changes}))
     for row in tables.rows(results):
         print(" | ".join(row.cells()))
     return results
@@ -129,20 +121,11 @@ def compare(recipe: str, **changes: Any) -> list[Result]:
 
 def _report(recipe: str, title: str) -> None:
     """The page beside the results, its plots beside the figures."""
-    page = report.write([WORK / "paper" / recipe], WORK / "paper" / recipe / "report", title)
     target = LATEST / "paper"
-    target.mkdir(parents=True, exist_ok=True)
+    page = report.write([target / recipe], WORK / "paper" / recipe / "report", title)
     for picture in page.parent.glob("*.png"):
         (target / f"{recipe}-{picture.name}").write_bytes(picture.read_bytes())
     print(page)
-
-
-def _copy(files: Sequence[Path], folder: Path) -> None:
-    """Those that are there and not in the folder yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        if file.exists() and not (folder / file.name).exists():
-            shutil.copyfile(file, folder / file.name)
 
 
 def _within(dataset: str, folder: Path) -> str:
