@@ -135,13 +135,12 @@ def _findings(context: Context, raw: dict[str, Any]) -> Findings:
         ratio = quantile_ratio(arms["cold"]["ttft"], arms[than]["ttft"], 0.99)
         baseline_ms = 1e3 * cold.quantile(arms[than]["ttft"], 0.99)
         entries.append(
-            Entry(
-                id=entry_id,
-                value=round(ratio.value, 4),
-                unit="ratio of p99 times to first token",
-                baseline=Baseline(what=ARMS[than], value=round(baseline_ms, 1), unit="ms"),
-                command=context.command,
-                interval=(round(ratio.low, 4), round(ratio.high, 4)),
+            Entry.estimated(
+                entry_id,
+                ratio,
+                "ratio of p99 times to first token",
+                Baseline(what=ARMS[than], value=round(baseline_ms, 1), unit="ms"),
+                context.command,
                 note=f"{ratio.turns} requests of running ones",
             )
         )

@@ -237,12 +237,11 @@ def _ratios(samples: Samples, some: str, other: str) -> list[float]:
 
 
 def _entry(context: Context, contest: Contest, ratio: Estimate, bare: float, what: str) -> Entry:
-    return Entry(
-        id=contest.id,
-        value=round(ratio.value, 4),
-        unit="ratio of tokens/s",
-        baseline=Baseline(what=what, value=round(bare, 1), unit="tokens/s"),
-        command=context.command,
-        interval=(round(ratio.low, 4), round(ratio.high, 4)),
+    return Entry.estimated(
+        contest.id,
+        ratio,
+        "ratio of tokens/s",
+        Baseline(what=what, value=round(bare, 1), unit="tokens/s"),
+        context.command,
         note=contest.what,
     )

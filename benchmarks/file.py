@@ -29,17 +29,17 @@ def open_and_size(context: Context) -> Findings:
     size = median([r["size"] / r["entropy"] for r in runs])
     packed = median([r["packed"] / r["entropy"] for r in runs])
     entries = [
-        Entry(
-            id="open_8b_ms",
-            value=round(opened.value, 2),
-            unit="ms",
-            baseline=Baseline(
+        Entry.estimated(
+            "open_8b_ms",
+            opened,
+            "ms",
+            Baseline(
                 what="zstd-3(packbits): numpy's unpackbits and flatnonzero",
                 value=round(naive, 1),
                 unit="ms",
             ),
-            command=context.command,
-            interval=(round(opened.low, 2), round(opened.high, 2)),
+            context.command,
+            digits=2,
             note="read, verified and decoded; the file in the page cache",
         ),
         Entry(

@@ -194,15 +194,8 @@ def _beside(
 
 
 def _entry(context: Context, name: str, ratio: Estimate, baseline: Baseline, note: str) -> Entry:
-    return Entry(
-        id=name,
-        value=round(ratio.value, 4),
-        unit="ratio of output tokens/s",
-        baseline=baseline,
-        command=context.command,
-        interval=(round(ratio.low, 4), round(ratio.high, 4)),
-        note=note,
-    )
+    unit = "ratio of output tokens/s"
+    return Entry.estimated(name, ratio, unit, baseline, context.command, note=note)
 
 
 LABELS = {"masks": "masks", "lora-r1": "vLLM LoRA r=1", "lora-r8": "vLLM LoRA r=8"}

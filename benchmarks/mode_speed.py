@@ -107,13 +107,12 @@ def _findings(context: Context, raw: dict[str, Any]) -> Findings:
             what="mode auto, same loads", value=round(median(speed["auto"]), 1), unit="tokens/s"
         )
         entries.append(
-            Entry(
-                id=load.id,
-                value=round(ratio.value, 4),
-                unit="ratio of output tokens/s",
-                baseline=auto,
-                command=context.command,
-                interval=(round(ratio.low, 4), round(ratio.high, 4)),
+            Entry.estimated(
+                load.id,
+                ratio,
+                "ratio of output tokens/s",
+                auto,
+                context.command,
                 note=load.what,
             )
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import ROOT, WORK
+from benchmarks.stats import Estimate
 
 LATEST = ROOT / "benchmarks" / "results" / "latest"
 # A quick run's figures are not evidence, so they do not replace those that are.
@@ -76,6 +77,29 @@ class Entry:
     command: str
     interval: tuple[float, float] | None = None
     note: str = ""
+
+    @classmethod
+    def estimated(
+        cls,
+        id: str,
+        found: Estimate,
+        unit: str,
+        baseline: Baseline,
+        command: str,
+        *,
+        note: str = "",
+        digits: int = 4,
+    ) -> Entry:
+        """The entry of an estimate, with its interval, to so many digits after the point."""
+        return cls(
+            id=id,
+            value=round(found.value, digits),
+            unit=unit,
+            baseline=baseline,
+            command=command,
+            interval=(round(found.low, digits), round(found.high, digits)),
+            note=note,
+        )
 
     def short(self) -> dict[str, Any]:
         """The five keys of PART.json."""

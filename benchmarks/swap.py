@@ -38,13 +38,13 @@ def switch(context: Context) -> Findings:
             [[a / b for a, b in zip(r["switch"], r[other], strict=True)] for r in runs]
         )
         entries.append(
-            Entry(
-                id=entry_id,
-                value=round(ratio.value, 6),
-                unit="ratio of seconds",
-                baseline=Baseline(what=WAYS[other], value=round(times[other], 4), unit="s"),
-                command=context.command,
-                interval=(round(ratio.low, 6), round(ratio.high, 6)),
+            Entry.estimated(
+                entry_id,
+                ratio,
+                "ratio of seconds",
+                Baseline(what=WAYS[other], value=round(times[other], 4), unit="s"),
+                context.command,
+                digits=6,
                 note=f"1/{1 / ratio.value:.0f}",
             )
         )
