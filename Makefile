@@ -6,7 +6,7 @@ BIN := $(ROOT)/.venv/bin
 PORT ?= 8000
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-PAPER := paper-sdft paper-table3 paper-forgetting paper-geometry paper-grpo paper-grpo-server paper-grpo-hard paper-grpo-no-tail paper-gsm8k paper-labels paper-lean-sft paper-live paper-prompts paper-steps
+PAPER := paper-sdft paper-table3 paper-forgetting paper-geometry paper-grpo paper-grpo-server paper-grpo-hard paper-grpo-no-tail paper-gsm8k paper-head paper-labels paper-lean-sft paper-live paper-prompts paper-steps
 export GSM8K PAPER_DATA
 
 .DEFAULT_GOAL := help
@@ -55,6 +55,7 @@ paper-grpo-no-tail: ## GRPO on sums from a start without random deletions
 paper-gsm8k: ## GRPO on GSM8K=FOLDER with train.jsonl and test.jsonl
 paper-lean-sft: ## SFT on sorting: are learnt deletions enough?
 paper-live: ## live gates alone against all gates: the same mask?
+paper-head: ## time of answers on a CPU with the LM head's input made contiguous
 paper-labels: ## time of an SFT step's loss on a CPU with labels scored alone
 paper-prompts: ## time of a GRPO step's loss with each prompt read once
 paper-steps: ## time and memory of a step against LoRA and full fine-tuning

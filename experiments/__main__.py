@@ -6,13 +6,24 @@ import argparse
 
 from bmt_trainer.host import keep_freed_memory
 
-from experiments import comparisons, grpo, label_cost, live, prompt_cost, sdft, sft, step_cost
+from experiments import (
+    comparisons,
+    grpo,
+    head_cost,
+    label_cost,
+    live,
+    prompt_cost,
+    sdft,
+    sft,
+    step_cost,
+)
 
 EXPERIMENTS = {
     **grpo.EXPERIMENTS,
     **sdft.EXPERIMENTS,
     **comparisons.EXPERIMENTS,
     "lean-sft": sft.lean,
+    "head": head_cost.compare,
     "labels": label_cost.compare,
     "live": live.differences,
     "prompts": prompt_cost.compare,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.environment import demo_model
 from experiments.record import keep, ratio
-from experiments.turns import first_over_second, masked_model
+from experiments.turns import first_loss_over_second, masked_model
 
 COMMAND = "make paper-labels"
 # A step of recipes/small/table3.yaml: prompts of 230 tokens, answers of ten.
@@ -46,7 +46,7 @@ def compare() -> None:
             return model(**rows, fused_lm_head=True).loss
 
         ways = {"labels": partial(loss, labels_alone), "all": partial(loss, every)}
-        found = first_over_second(ways, parameters)
+        found = first_loss_over_second(ways, parameters)
         utils._use_triton = labels_alone
         figure = f"loss_time_labels_over_all_{name}"
         keep([ratio(figure, found, COMMAND)])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from experiments.record import keep, ratio
-from experiments.turns import first_over_second, masked_model
+from experiments.turns import first_loss_over_second, masked_model
 
 COMMAND = "make paper-prompts"
 # A step of recipes/grpo-arithmetic.yaml, whose prompts have 50 tokens.
@@ -26,7 +26,7 @@ def compare() -> None:
     add_fused_lm_head(model)
     shared = SharedPrompts(model, model.config, attached.state, PROMPT)
     rows = _rows(model.config.vocab_size)
-    found = first_over_second(
+    found = first_loss_over_second(
         {
             "shared": lambda: shared(**rows, fused_lm_head=True).log_probs.sum(),
             "whole": lambda: model(**rows, fused_lm_head=True).log_probs.sum(),

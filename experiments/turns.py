@@ -1,9 +1,10 @@
-"""Two ways to compute a loss and its gradients, timed in turns."""
+"""Two ways to compute the same, timed in turns."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,26 +29,34 @@ def masked_model() -> tuple[Any, Any]:
     return model, attached
 
 
-def first_over_second(
-    ways: Mapping[str, Callable[[], Tensor]], parameters: Sequence[Tensor]
-) -> Estimate:
-    """Seconds of the first way over those of the second; tells how far gradients lie apart.
-
-    ways: two, each returning a loss.
-    """
+def first_over_second(ways: Mapping[str, Callable[[], object]]) -> Estimate:
+    """Seconds of the first of two ways over those of the second."""
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    gradients: dict[str, list[Tensor]] = {}
     for turn in range(TURNS + 1):  # the first warms up
         for way in ways if turn % 2 else reversed(list(ways)):
-            for parameter in parameters:
-                parameter.grad = None
             start = time.perf_counter()
-            ways[way]().backward()
+            ways[way]()
             seconds[way].append(time.perf_counter() - start)
-            gradients[way] = [p.grad for p in parameters if p.grad is not None]
     first, second = (spent[1:] for spent in seconds.values())
-    apart = max(float((a - b).norm() / b.norm()) for a, b in zip(*gradients.values(), strict=True))
     for way, spent in seconds.items():
         print(f"{way:7} {median(spent[1:]):6.2f} s")
-    print(f"gradients {apart:.1e} apart, relative")
     return estimate([[a / b] for a, b in zip(first, second, strict=True)])
+
+
+def first_loss_over_second(
+    ways: Mapping[str, Callable[[], Tensor]], parameters: Sequence[Tensor]
+) -> Estimate:
+    """The same of two losses and their gradients; tells how far the gradients lie apart."""
+    gradients: dict[str, list[Tensor]] = {}
+
+    def backward(way: str) -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        ways[way]().backward()
+        gradients[way] = [p.grad for p in parameters if p.grad is not None]
+
+    found = first_over_second({way: partial(backward, way) for way in ways})
+    of = [gradients[way] for way in ways]
+    apart = max(float((a - b).norm() / b.norm()) for a, b in zip(*of, strict=True))
+    print(f"gradients {apart:.1e} apart, relative")
+    return found

@@ -81,3 +81,15 @@ def test_batches_of_padded_prompts_answer_as_one_by_one(checkpoint):
     assert sum(seen) == 5
     answers = [Example(p, t) for p, t in zip(prompts, texts, strict=True)]
     assert evaluate(model, tokenizer, answers, max_new_tokens=12).exact == 5
+
+
+def test_a_frozen_head_multiplies_all_rows_at_once(checkpoint):
+    """On a CPU torch copies a frozen head's weight once a row where the rows are a view."""
+    model, tokenizer = load_model(checkpoint).requires_grad_(False), load_tokenizer(checkpoint)
+    prompts = [user(text) for text in ("a", "bc", "def")]
+    with torch.profiler.profile(record_shapes=True) as seen:
+        generate(model, tokenizer, prompts, max_new_tokens=2, batch_size=3)
+    batched = [event.input_shapes for event in seen.events() if event.name == "aten::bmm"]
+    assert batched, "rotary embeddings make some; else look for another name"
+    of_the_head = [rows for rows, weight in batched if model.config.vocab_size in weight]
+    assert all(rows[0] == 1 for rows in of_the_head), of_the_head

@@ -1,0 +1,39 @@
+"""Seconds to answer short prompts on a CPU: the LM head's input made contiguous, or as it is."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from benchmarks.environment import demo_model
+from experiments.record import keep, ratio
+from experiments.turns import first_over_second
+
+COMMAND = "make paper-head"
+# A batch of the evaluation of recipes/small/forgetting-sft.yaml.
+PROMPTS, NEW = 32, 16
+
+
+def compare() -> None:
+    """Both ways in turns; prints and keeps the ratio, and how many answers are the same."""
+    from bmt_trainer import data
+    from bmt_trainer.evaluate import generate
+    from bmt_trainer.models import contiguous, load_model, load_tokenizer
+
+    model = load_model(demo_model()).requires_grad_(False)  # as under a mask, or LoRA
+    tokenizer = load_tokenizer(demo_model())
+    found = data.load("task:sort-numbers", heldout=PROMPTS, train=0, seed=0).heldout
+    prompts = [example.prompt for example in found]
+    texts: dict[str, list[str]] = {}
+
+    def answer(way: str) -> None:
+        head = model.get_output_embeddings()
+        head._forward_pre_hooks.clear()
+        if way == "rows":
+            head.register_forward_pre_hook(contiguous)
+        texts[way] = generate(model, tokenizer, prompts, max_new_tokens=NEW, batch_size=PROMPTS)
+
+    answered = first_over_second({way: partial(answer, way) for way in ("rows", "view")})
+    same = sum(a == b for a, b in zip(texts["rows"], texts["view"], strict=True))
+    print(f"{same} of {PROMPTS} answers are the same")
+    keep([ratio("answers_time_rows_over_view", answered, COMMAND)])
+    print(f"answers_time_rows_over_view {answered}")
