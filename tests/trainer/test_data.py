@@ -64,7 +64,16 @@ def test_answers_of_the_built_in_tasks_are_right():
                 "*": int(a) * int(b),
             }[sign]
         )
-    assert set(TASKS) == {"arithmetic", "sort-numbers", "reverse-words", "initials"}
+    for example in load("task:count-letters", heldout=20, train=0).heldout:
+        found = re.search(r"letter (\w) occur in these words: (.*)\?", example.prompt[0]["content"])
+        assert int(example.answer) == found[2].count(found[1]) > 0
+    assert set(TASKS) == {
+        "arithmetic",
+        "count-letters",
+        "initials",
+        "reverse-words",
+        "sort-numbers",
+    }
 
 
 def test_gsm8k(tmp_path):

@@ -1,7 +1,7 @@
 """Built-in tasks: endless, generated, free of anybody's licence. A seed gives the examples.
 
-Each has so many possible answers that a guess is worth nothing, and each question says what to
-do in words that leave the answer's form no choice.
+Each but count-letters has so many possible answers that a guess is worth nothing, and each question
+says what to do in words that leave the answer's form no choice.
 """
 
 from __future__ import annotations
@@ -55,6 +55,17 @@ def initials(random: Random, *, least: int = 4, most: int = 5) -> Question:
     )
 
 
+def count_letters(random: Random, *, least: int = 4, most: int = 9) -> Question:
+    """How often a letter occurs in `least` to `most` different words, one of which has it."""
+    words = random.sample(WORDS, random.randint(least, most))
+    letter = random.choice(random.choice(words))
+    return (
+        f"How many times does the letter {letter} occur in these words: {', '.join(words)}? "
+        "Answer with the number only.",
+        str("".join(words).count(letter)),
+    )
+
+
 def arithmetic(
     random: Random, *, most: int = 20, operations: str = "add,multiply", factor: int = 9
 ) -> Question:
@@ -72,6 +83,7 @@ def arithmetic(
 #: `task:NAME` on the command line.
 TASKS: dict[str, Callable[..., Question]] = {
     "arithmetic": arithmetic,
+    "count-letters": count_letters,
     "initials": initials,
     "reverse-words": reverse_words,
     "sort-numbers": sort_numbers,
