@@ -218,3 +218,11 @@ def test_a_run_that_gets_all_or_nothing_right_is_drawn():
     steps = [{"step": 1, "loss": 1.0, "zeros": 3}]
     history = {"reading": "exact", "steps": steps, "validation": looks}
     figures.pyplot().close(figures.training({"x": history}))
+
+
+def test_runs_of_one_method_are_told_apart():
+    runs = [{"method": "bmt", "changes": {"init": str(at)}} for at in range(4)]
+    looks = figures.styles([*runs, {"method": "full", "changes": {}}, runs[0]])
+    assert len(looks) == 5
+    assert len({tuple(sorted({**look, "label": ""}.items())) for look in looks.values()}) == 5
+    assert len({look["color"] for look in looks.values()}) == 2

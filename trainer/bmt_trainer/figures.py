@@ -14,6 +14,7 @@ _DPI = 130
 _COLOURS = {"bmt": "#1f5fbf", "full": "#c0392b", "base": "#444444", "wanda": "#8e6bbf"}
 _OTHERS = ("#e08e0b", "#2e8b57", "#16a3a3", "#a0522d", "#7f8c8d", "#d0589a")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LINES = ("-", "--", ":", "-.")
 _MEASURES = (
     ("effective_rank", "effective rank of ΔW", "directions"),
     ("spectrum_drift", "spectrum drift", "‖Δσ‖ / ‖σ‖"),
@@ -41,6 +42,25 @@ def colours(methods: Sequence[str]) -> dict[str, str]:
         kind = method.partition("@")[0]
         taken = kind in _COLOURS and _COLOURS[kind] not in found.values()
         found[method] = _COLOURS[kind] if taken else next(others)
+    return found
+
+
+def styles(results: Sequence[Result]) -> dict[str, dict[str, str]]:
+    """Colour, marker and line by the name of a run: runs of one method differ in the last two."""
+    paint = colours([r["method"] for r in results])
+    found: dict[str, dict[str, str]] = {}
+    for result in results:
+        label = named(result)
+        like = sum(style["color"] == paint[result["method"]] for style in found.values())
+        found.setdefault(
+            label,
+            {
+                "label": label,
+                "color": paint[result["method"]],
+                "marker": _MARKERS[like % len(_MARKERS)],
+                "linestyle": _LINES[like % len(_LINES)],
+            },
+        )
     return found
 
 
@@ -117,7 +137,7 @@ def forgetting(results: Sequence[Result]) -> Any:
         return None
     places = list(dict.fromkeys((r["trainer"], r["dataset"]) for r in tracked))
     keeps = any("retention" in r["track"][-1] for r in tracked)
-    paint = colours([r["method"] for r in tracked])
+    looks = styles(tracked)
     figure, axes = pyplot().subplots(
         len(places),
         1 + keeps,
@@ -128,7 +148,7 @@ def forgetting(results: Sequence[Result]) -> Any:
     for panels, place in zip(axes, places, strict=True):
         for result in (r for r in tracked if (r["trainer"], r["dataset"]) == place):
             rows = result["track"]
-            style = {"color": paint[result["method"]], "label": named(result), "marker": "o"}
+            style = looks[named(result)]
             steps = [row["step"] for row in rows]
             panels[0].plot(steps, [row["kl_token"] for row in rows], markersize=4, **style)
             if keeps and "retention" in rows[0]:
