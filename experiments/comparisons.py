@@ -20,6 +20,14 @@ from experiments.record import Figure, gain, keep, percent
 
 Result = dict[str, Any]
 
+#: By what a figure of `forgetting` is called: the recipe in recipes/small.
+FORGETTING = {
+    "grpo": "grpo-compared",
+    "sft": "forgetting-sft",
+    "letters": "forgetting-letters",
+    "letters_sdft": "forgetting-letters-sdft",
+}
+
 
 def table3() -> None:
     """SFT on two subjects of MMLU-Pro and two subtasks of BBEH, every method."""
@@ -45,17 +53,17 @@ def table3() -> None:
             Figure(id=f"{name}_size_mib", value=row.size, n=row.datasets, command=command),
         ]
     keep(figures)
-    _report("table3", "Table 3 in small")
+    _report("table3", title="Table 3 in small")
 
 
 def forgetting() -> None:
-    """Distance from the base and another skill along a GRPO run and an SFT run."""
+    """Distance from the base and another skill along training, by GRPO, SFT and SDFT."""
     command = "make paper-forgetting"
     figures = []
-    for kind, recipe in (("grpo", "grpo-compared"), ("sft", "forgetting-sft")):
+    for kind, recipe in FORGETTING.items():
         results = compare(recipe)
         # Before its first step full fine-tuning is the base; a mask deletes already.
-        first = next(r["track"][0] for r in results if r["track"][0]["kl_token"] == 0)
+        first = next(r["track"][0] for r in results if not r["track"][0]["zeros"])
         for result in results:
             last = result["track"][-1]
             name = f"forgetting_{kind}_{_plain(result['method'])}{_changes(result)}"
@@ -80,8 +88,10 @@ def forgetting() -> None:
                 f"token, other skill {points:+.1f} points [{interval[0]:.1f}, {interval[1]:.1f}]"
             )
     keep(figures)
-    _report("grpo-compared", "GRPO in small, by method")
-    _report("forgetting-sft", "Forgetting in small: SFT")
+    _report("grpo-compared", title="GRPO in small, by method")
+    _report("forgetting-sft", title="Forgetting in small: SFT")
+    letters = [recipe for kind, recipe in FORGETTING.items() if "letters" in kind]
+    _report(*letters, title="Forgetting in small: counting letters")
 
 
 def geometry() -> None:
@@ -104,7 +114,7 @@ def geometry() -> None:
                     )
             print(result["method"], part, means)
     keep(figures)
-    _report("grpo-compared", "GRPO in small, by method")
+    _report("grpo-compared", title="GRPO in small, by method")
 
 
 def compare(recipe: str, **changes: Any) -> list[Result]:
@@ -119,12 +129,13 @@ def compare(recipe: str, **changes: Any) -> list[Result]:
     return results
 
 
-def _report(recipe: str, title: str) -> None:
-    """The page beside the results, its plots beside the figures."""
-    target = LATEST / "paper"
-    page = report.write([target / recipe], WORK / "paper" / recipe / "report", title)
+def _report(*recipes: str, title: str) -> None:
+    """The page of one or several comparisons beside the results, its plots beside the figures."""
+    target, name = LATEST / "paper", recipes[0]
+    folders = [target / recipe for recipe in recipes]
+    page = report.write(folders, WORK / "paper" / name / "report", title)
     for picture in page.parent.glob("*.png"):
-        (target / f"{recipe}-{picture.name}").write_bytes(picture.read_bytes())
+        (target / f"{name}-{picture.name}").write_bytes(picture.read_bytes())
     print(page)
 
 
