@@ -25,6 +25,7 @@ FORGETTING = {
     "grpo": "grpo-compared",
     "sft": "forgetting-sft",
     "letters": "forgetting-letters",
+    "letters_plain": "forgetting-letters-plain",
     "letters_sdft": "forgetting-letters-sdft",
 }
 

@@ -64,7 +64,8 @@ def test_answers_of_the_built_in_tasks_are_right():
                 "*": int(a) * int(b),
             }[sign]
         )
-    for example in load("task:count-letters", heldout=20, train=0).heldout:
+    both = [f"task:count-letters?instruction={told}" for told in ("true", "false")]
+    for example in [e for name in both for e in load(name, heldout=20, train=0).heldout]:
         found = re.search(r"letter (\w) occur in these words: (.*)\?", example.prompt[0]["content"])
         assert int(example.answer) == found[2].count(found[1]) > 0
     assert set(TASKS) == {

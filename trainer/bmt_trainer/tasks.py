@@ -22,6 +22,8 @@ WORDS = tuple(
     """.split()  # noqa: SIM905 (a page of quotation marks is no better)
 )
 
+NUMBER_ONLY = "Answer with the number only."
+
 Question = tuple[str, str]
 
 
@@ -55,13 +57,18 @@ def initials(random: Random, *, least: int = 4, most: int = 5) -> Question:
     )
 
 
-def count_letters(random: Random, *, least: int = 4, most: int = 9) -> Question:
-    """How often a letter occurs in `least` to `most` different words, one of which has it."""
+def count_letters(
+    random: Random, *, least: int = 4, most: int = 9, instruction: bool = True
+) -> Question:
+    """How often a letter occurs in `least` to `most` different words, one of which has it.
+
+    instruction: whether the question says what to answer with, in the words of `arithmetic`.
+    """
     words = random.sample(WORDS, random.randint(least, most))
     letter = random.choice(random.choice(words))
+    question = f"How many times does the letter {letter} occur in these words: {', '.join(words)}?"
     return (
-        f"How many times does the letter {letter} occur in these words: {', '.join(words)}? "
-        "Answer with the number only.",
+        f"{question} {NUMBER_ONLY}" if instruction else question,
         str("".join(words).count(letter)),
     )
 
@@ -77,7 +84,7 @@ def arithmetic(
     sign, largest = known[name]
     a, b = random.randint(1, largest), random.randint(1, largest)
     result = {"add": a + b, "subtract": a - b, "multiply": a * b}[name]
-    return f"What is {a} {sign} {b}? Answer with the number only.", str(result)
+    return f"What is {a} {sign} {b}? {NUMBER_ONLY}", str(result)
 
 
 #: `task:NAME` on the command line.
