@@ -145,3 +145,11 @@ def test_train_apply_and_eval(checkpoint, tmp_path):
     done = run("eval", "--model", checkpoint, "--mask", mask, "--shots", 1, *options)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["total"] == 4
+
+    judge = tmp_path / "judge.py"
+    judge.write_text("def any_answer(completion, answer):\n    return 1\n")
+    done = run("eval", "--model", checkpoint, "--grader", f"{judge}:any_answer", *options)
+    assert json.loads(done.stdout)["exact"] == 4, done.stderr
+    done = run("eval", "--model", checkpoint, "--grader", "numbr", *options)
+    assert done.returncode == 2
+    assert "numbr" in done.stderr

@@ -64,6 +64,8 @@ def test_answers_of_the_built_in_tasks_are_right():
                 "*": int(a) * int(b),
             }[sign]
         )
+    plain = load("task:arithmetic?instruction=false", heldout=20, train=0).heldout
+    assert all(example.prompt[0]["content"].endswith("?") for example in plain)
     both = [f"task:count-letters?instruction={told}" for told in ("true", "false")]
     for example in [e for name in both for e in load(name, heldout=20, train=0).heldout]:
         found = re.search(r"letter (\w) occur in these words: (.*)\?", example.prompt[0]["content"])

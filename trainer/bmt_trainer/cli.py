@@ -175,6 +175,9 @@ def eval_command(
         typer.Option(help="A mask file; without it, the base.", exists=True, dir_okay=False),
     ] = None,
     heldout: Annotated[int, typer.Option(min=1, help="Held-out examples.")] = 400,
+    grader: Annotated[
+        str | None, typer.Option(help="What is right, as in `bmt-train sft`.")
+    ] = None,
     shots: Annotated[int, typer.Option(min=0, help="Solved examples before each prompt.")] = 0,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
@@ -189,8 +192,10 @@ def eval_command(
     from bmt_trainer import data, models
     from bmt_trainer.apply import apply
     from bmt_trainer.evaluate import evaluate
+    from bmt_trainer.grading import find_for
     from bmt_trainer.progress import Display
 
+    judge = find_for(dataset, grader)
     keep_freed_memory()
     folder = models.checkpoint_folder(model)
     split = data.load(dataset, heldout=heldout, train=shots, seed=seed, system=system)
@@ -205,6 +210,7 @@ def eval_command(
             examples,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
+            grader=judge,
             advance=advance,
         )
     print(json.dumps(score.to_json()) if as_json else score)

@@ -62,7 +62,7 @@ def count_letters(
 ) -> Question:
     """How often a letter occurs in `least` to `most` different words, one of which has it.
 
-    instruction: whether the question says what to answer with, in the words of `arithmetic`.
+    instruction: whether the question says what to answer with, in the words that `arithmetic` has.
     """
     words = random.sample(WORDS, random.randint(least, most))
     letter = random.choice(random.choice(words))
@@ -74,9 +74,17 @@ def count_letters(
 
 
 def arithmetic(
-    random: Random, *, most: int = 20, operations: str = "add,multiply", factor: int = 9
+    random: Random,
+    *,
+    most: int = 20,
+    operations: str = "add,multiply",
+    factor: int = 9,
+    instruction: bool = True,
 ) -> Question:
-    """A sum or difference of numbers up to `most`, or a product of factors up to `factor`."""
+    """A sum or difference of numbers up to `most`, or a product of factors up to `factor`.
+
+    instruction: whether the question says what to answer with.
+    """
     known = {"add": ("+", most), "subtract": ("-", most), "multiply": ("*", factor)}
     name = random.choice(operations.split(","))
     if name not in known:
@@ -84,7 +92,8 @@ def arithmetic(
     sign, largest = known[name]
     a, b = random.randint(1, largest), random.randint(1, largest)
     result = {"add": a + b, "subtract": a - b, "multiply": a * b}[name]
-    return f"What is {a} {sign} {b}? {NUMBER_ONLY}", str(result)
+    question = f"What is {a} {sign} {b}?"
+    return f"{question} {NUMBER_ONLY}" if instruction else question, str(result)
 
 
 #: `task:NAME` on the command line.
