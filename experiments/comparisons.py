@@ -22,11 +22,11 @@ Result = dict[str, Any]
 
 #: By what a figure of `forgetting` is called: the recipe in recipes/small.
 FORGETTING = {
-    "grpo": "grpo-compared",
     "sft": "forgetting-sft",
     "letters": "forgetting-letters",
     "letters_plain": "forgetting-letters-plain",
     "letters_sdft": "forgetting-letters-sdft",
+    "grpo": "grpo-compared",
 }
 
 
@@ -58,41 +58,42 @@ def table3() -> None:
 
 
 def forgetting() -> None:
-    """Distance from the base and another skill along training, by GRPO, SFT and SDFT."""
-    command = "make paper-forgetting"
-    figures = []
+    """Distance from the base and another skill along training, by SFT, SDFT and GRPO."""
     for kind, recipe in FORGETTING.items():
-        results = compare(recipe)
-        # Before its first step full fine-tuning is the base; a mask deletes already.
-        first = next(r["track"][0] for r in results if not r["track"][0]["zeros"])
-        for result in results:
-            last = result["track"][-1]
-            name = f"forgetting_{kind}_{_plain(result['method'])}{_changes(result)}"
-            points, interval = gain(_share(first), _share(last))
-            figures += [
-                Figure(
-                    id=f"{name}_kl",
-                    value=last["kl_token"],
-                    n=len(result["track"]),
-                    command=command,
-                ),
-                Figure(
-                    id=f"{name}_kept_points",
-                    value=points,
-                    interval=interval,
-                    n=int(last["n"]),
-                    command=command,
-                ),
-            ]
-            print(
-                f"{kind} {result['method']} {result['changes']}: KL {last['kl_token']:.4f} nats a "
-                f"token, other skill {points:+.1f} points [{interval[0]:.1f}, {interval[1]:.1f}]"
-            )
-    keep(figures)
-    _report("grpo-compared", title="GRPO in small, by method")
-    _report("forgetting-sft", title="Forgetting in small: SFT")
-    letters = [recipe for kind, recipe in FORGETTING.items() if "letters" in kind]
+        forgotten(kind, compare(recipe))
+    for recipe, title in (("forgetting-sft", "SFT"), ("grpo-compared", "GRPO")):
+        _report(recipe, title=f"Forgetting in small: {title}")
+    letters = (FORGETTING["letters"], FORGETTING["letters_sdft"])
     _report(*letters, title="Forgetting in small: counting letters")
+
+
+def forgotten(kind: str, results: Sequence[Result]) -> None:
+    """Print and keep what each run of a comparison has lost of the other skill by its end."""
+    command = "make paper-forgetting"
+    # Before its first step full fine-tuning is the base; a mask deletes already.
+    whole = [r["track"][0] for r in results if not r["track"][0]["zeros"]]
+    figures = []
+    for result in results:
+        first, last = (whole or [result["track"][0]])[0], result["track"][-1]
+        name = f"forgetting_{kind}_{_plain(result['method'])}{_changes(result)}"
+        points, interval = gain(_share(first), _share(last))
+        figures += [
+            Figure(
+                id=f"{name}_kl", value=last["kl_token"], n=len(result["track"]), command=command
+            ),
+            Figure(
+                id=f"{name}_kept_points",
+                value=points,
+                interval=interval,
+                n=int(last["n"]),
+                command=command,
+            ),
+        ]
+        print(
+            f"{kind} {result['method']} {result['changes']}: KL {last['kl_token']:.4f} nats a "
+            f"token, other skill {points:+.1f} points [{interval[0]:.1f}, {interval[1]:.1f}]"
+        )
+    keep(figures)
 
 
 def geometry() -> None:
