@@ -70,8 +70,8 @@ def forgetting() -> None:
 def forgotten(kind: str, results: Sequence[Result]) -> None:
     """Print and keep what each run of a comparison has lost of the other skill by its end."""
     command = "make paper-forgetting"
-    # Before its first step full fine-tuning is the base; a mask deletes already, and is compared with
-    # its own start only where nothing else was run.
+    # Before its first step full fine-tuning is the base; a mask deletes already, and is compared
+    # with its own start only where nothing else was run.
     whole = [r["track"][0] for r in results if not r["track"][0]["zeros"]]
     figures = []
     for result in results:
