@@ -60,14 +60,49 @@ def table3() -> None:
 def forgetting() -> None:
     """Distance from the base and another skill along training, by SFT, SDFT and GRPO."""
     for kind, recipe in FORGETTING.items():
-        forgotten(kind, compare(recipe))
-    for recipe, title in (("forgetting-sft", "SFT"), ("grpo-compared", "GRPO")):
-        _report(recipe, title=f"Forgetting in small: {title}")
+        _forgotten(kind, compare(recipe))
+    _report_grpo()
+    _report(FORGETTING["sft"], title="Forgetting in small: SFT")
     letters = (FORGETTING["letters"], FORGETTING["letters_sdft"])
     _report(*letters, title="Forgetting in small: counting letters")
 
 
-def forgotten(kind: str, results: Sequence[Result]) -> None:
+def geometry() -> None:
+    """Effective rank, spectrum drift and principal-weight overlap after the same GRPO run."""
+    command = "make paper-geometry"
+    figures = []
+    for result in compare(FORGETTING["grpo"]):
+        for part in ("gate", "all"):
+            means = result["geometry"][part]
+            for key in ("effective_rank", "spectrum_drift", "overlap"):
+                if means[key] is not None:
+                    figures.append(
+                        Figure(
+                            id=f"geometry_{_plain(result['method'])}_{part}_{key}",
+                            value=float(f"{means[key]:.5g}"),
+                            interval=None,
+                            n=means["updated"],
+                            command=command,
+                        )
+                    )
+            print(result["method"], part, means)
+    keep(figures)
+    _report_grpo()
+
+
+def compare(recipe: str, **changes: Any) -> list[Result]:
+    """Run `recipes/small/RECIPE.yaml`, or what of it has no result yet."""
+    from bmt_trainer.compare import run
+
+    path = ROOT / "recipes" / "small" / f"{recipe}.yaml"
+    output = LATEST / "paper" / recipe
+    results = run(plans.read(path, {"output": output, "model": str(demo_model()), **changes}))
+    for row in tables.rows(results):
+        print(" | ".join(row.cells()))
+    return results
+
+
+def _forgotten(kind: str, results: Sequence[Result]) -> None:
     """Print and keep what each run of a comparison has lost of the other skill by its end."""
     command = "make paper-forgetting"
     # Before its first step full fine-tuning is the base; a mask deletes already, and is compared
@@ -97,41 +132,6 @@ def forgotten(kind: str, results: Sequence[Result]) -> None:
     keep(figures)
 
 
-def geometry() -> None:
-    """Effective rank, spectrum drift and principal-weight overlap after the same GRPO run."""
-    command = "make paper-geometry"
-    figures = []
-    for result in compare("grpo-compared"):
-        for part in ("gate", "all"):
-            means = result["geometry"][part]
-            for key in ("effective_rank", "spectrum_drift", "overlap"):
-                if means[key] is not None:
-                    figures.append(
-                        Figure(
-                            id=f"geometry_{_plain(result['method'])}_{part}_{key}",
-                            value=float(f"{means[key]:.5g}"),
-                            interval=None,
-                            n=means["updated"],
-                            command=command,
-                        )
-                    )
-            print(result["method"], part, means)
-    keep(figures)
-    _report("grpo-compared", title="GRPO in small, by method")
-
-
-def compare(recipe: str, **changes: Any) -> list[Result]:
-    """Run `recipes/small/RECIPE.yaml`, or what of it has no result yet."""
-    from bmt_trainer.compare import run
-
-    path = ROOT / "recipes" / "small" / f"{recipe}.yaml"
-    output = LATEST / "paper" / recipe
-    results = run(plans.read(path, {"output": output, "model": str(demo_model()), **changes}))
-    for row in tables.rows(results):
-        print(" | ".join(row.cells()))
-    return results
-
-
 def _report(*recipes: str, title: str) -> None:
     """The page of one or several comparisons beside the results, its plots beside the figures."""
     target, name = LATEST / "paper", recipes[0]
@@ -140,6 +140,10 @@ def _report(*recipes: str, title: str) -> None:
     for picture in page.parent.glob("*.png"):
         (target / f"{name}-{picture.name}").write_bytes(picture.read_bytes())
     print(page)
+
+
+def _report_grpo() -> None:
+    _report(FORGETTING["grpo"], title="GRPO in small, by method")
 
 
 def _within(dataset: str, folder: Path) -> str:

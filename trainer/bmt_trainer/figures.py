@@ -47,20 +47,17 @@ def colours(methods: Sequence[str]) -> dict[str, str]:
 
 def styles(results: Sequence[Result]) -> dict[str, dict[str, str]]:
     """Colour, marker and line by the name of a run: runs of one method differ in the last two."""
-    paint = colours([r["method"] for r in results])
+    methods = {named(r): r["method"] for r in results}
+    paint = colours(list(methods.values()))
     found: dict[str, dict[str, str]] = {}
-    for result in results:
-        label = named(result)
-        like = sum(style["color"] == paint[result["method"]] for style in found.values())
-        found.setdefault(
-            label,
-            {
-                "label": label,
-                "color": paint[result["method"]],
-                "marker": _MARKERS[like % len(_MARKERS)],
-                "linestyle": _LINES[like % len(_LINES)],
-            },
-        )
+    for label, method in methods.items():
+        like = sum(style["color"] == paint[method] for style in found.values())
+        found[label] = {
+            "label": label,
+            "color": paint[method],
+            "marker": _MARKERS[like % len(_MARKERS)],
+            "linestyle": _LINES[like % len(_LINES)],
+        }
     return found
 
 

@@ -22,8 +22,6 @@ WORDS = tuple(
     """.split()  # noqa: SIM905 (a page of quotation marks is no better)
 )
 
-NUMBER_ONLY = "Answer with the number only."
-
 Question = tuple[str, str]
 
 
@@ -67,10 +65,7 @@ def count_letters(
     words = random.sample(WORDS, random.randint(least, most))
     letter = random.choice(random.choice(words))
     question = f"How many times does the letter {letter} occur in these words: {', '.join(words)}?"
-    return (
-        f"{question} {NUMBER_ONLY}" if instruction else question,
-        str("".join(words).count(letter)),
-    )
+    return _told(question, instruction), str("".join(words).count(letter))
 
 
 def arithmetic(
@@ -92,8 +87,12 @@ def arithmetic(
     sign, largest = known[name]
     a, b = random.randint(1, largest), random.randint(1, largest)
     result = {"add": a + b, "subtract": a - b, "multiply": a * b}[name]
-    question = f"What is {a} {sign} {b}?"
-    return f"{question} {NUMBER_ONLY}" if instruction else question, str(result)
+    return _told(f"What is {a} {sign} {b}?", instruction), str(result)
+
+
+def _told(question: str, instruction: bool) -> str:
+    """The question, perhaps with the form of its answer: the same words for all such tasks."""
+    return f"{question} Answer with the number only." if instruction else question
 
 
 #: `task:NAME` on the command line.
