@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,15 +14,16 @@ from bmt_trainer.compare import run
 from bmt_trainer.divergence import divergence, forward_kl
 from bmt_trainer.progress import Display
 from rich.console import Console
+from transformers import Trainer
 
 from .conftest import interrupt_after, tiny_llama
 
 
-def planned(checkpoint, output):
+def planned(checkpoint, output, method="bmt"):
     return plan.read(
         None,
         {
-            **{"trainer": "sft", "methods": "bmt", "model": str(checkpoint), "output": output},
+            **{"trainer": "sft", "methods": method, "model": str(checkpoint), "output": output},
             **{"dataset": "task:initials", "heldout": 4, "steps": 5, "batch_size": 2},
             **{"learning_rate": 0.01, "calibration_prompts": 4, "max_new_tokens": 4},
             **{"checkpoint_every": 2, "device": "cpu", "track_every": 2},
@@ -34,20 +36,37 @@ def quiet():
     return Display(Console(file=io.StringIO()))
 
 
-def test_a_run_that_goes_on_has_all_its_looks(checkpoint, tmp_path, monkeypatch):
-    [whole] = run(planned(checkpoint, tmp_path / "whole"), quiet())
+@pytest.mark.parametrize("method", ["bmt", "full", "lora-1", "mth-99"])
+def test_a_run_that_goes_on_has_all_its_looks(checkpoint, tmp_path, monkeypatch, method):
+    [whole] = run(planned(checkpoint, tmp_path / "whole", method), quiet())
     assert [row["step"] for row in whole["track"]] == [0, 2, 4, 5]
     with monkeypatch.context() as patch:
         interrupt_after(patch, 4)  # looked at, but not yet in a checkpoint
         with pytest.raises(KeyboardInterrupt):
-            run(planned(checkpoint, tmp_path / "cut"), quiet())
+            run(planned(checkpoint, tmp_path / "cut", method), quiet())
     [folder] = (tmp_path / "cut").glob("*.run")
     notes = json.loads((folder / "run.json").read_text())["notes"]
     assert [row["step"] for row in notes["track"]] == [0, 2, 4]
-    [resumed] = run(planned(checkpoint, tmp_path / "cut"), quiet())
-    assert resumed["track"] == whole["track"]
-    assert resumed["logs"] == whole["logs"]
-    assert resumed["digest"] == whole["digest"]
+    begun = spied_resumes(monkeypatch)
+    [resumed] = run(planned(checkpoint, tmp_path / "cut", method), quiet())
+    assert begun == ["checkpoint-2"]
+    assert not folder.exists()
+    passing = ("seconds",)
+    assert {k: v for k, v in resumed.items() if k not in passing} == {
+        k: v for k, v in whole.items() if k not in passing
+    }
+
+
+def spied_resumes(monkeypatch):
+    """From which checkpoints trainers go on, as they do."""
+    found, train = [], Trainer.train
+
+    def spied(self, resume_from_checkpoint=None, **given):
+        found.append(resume_from_checkpoint and Path(resume_from_checkpoint).name)
+        return train(self, resume_from_checkpoint=resume_from_checkpoint, **given)
+
+    monkeypatch.setattr(Trainer, "train", spied)
+    return found
 
 
 def test_looking_changes_nothing(checkpoint, tmp_path):
@@ -77,3 +96,16 @@ def test_two_models_diverge_as_one_does_from_itself():
     )
     assert own.per_token > 0
     assert two.per_token == pytest.approx(own.per_token, rel=1e-6)
+
+
+def test_baselines_of_sdft_make_no_checkpoints(checkpoint, tmp_path):
+    """TRL's moving teacher would be lost: what went on would not be the same run."""
+    made = {}
+    for method in ("bmt", "full"):
+        settings = planned(checkpoint, tmp_path, method).settings
+        sdft = {name: settings[name] for name in ("steps", "max_new_tokens", "checkpoint_every")}
+        given = {"trainer": "sdft", "methods": method, "model": str(checkpoint)}
+        given |= {"dataset": "task:arithmetic", "output": tmp_path, **sdft}
+        [cell] = plan.read(None, given).cells()
+        made[method] = cell.config().checkpoint_every
+    assert made == {"bmt": 2, "full": 0}

@@ -137,12 +137,12 @@ class Cell:
             "dataset": self.dataset,
             "output": self.file.with_suffix(".bmt"),
             "lean": "off",  # the paper's masks are whole
-            "resume": self.kind == "bmt",
+            "resume": True,
         }
         if self.rate is not None:
             values["learning_rate"] = self.rate
-        if self.kind != "bmt":
-            values["checkpoint_every"] = 0
+        if self.kind != "bmt" and self.plan.trainer == "sdft":
+            values["checkpoint_every"] = 0  # TRL's own moving teacher is in no checkpoint
         return build(CONFIGS[self.plan.trainer], values)
 
     @property
