@@ -53,6 +53,7 @@ def test_answers_come_in_order(url):
     assert models["mask"](prompts, 7) == [f"reverse {n}" for n in range(9)]
     assert models["base"](prompts[:1], 7) == ["smol 0"]
     assert all(body["temperature"] == 0 and body["max_tokens"] == 7 for body in Echo.asked)
+    assert all(body["repetition_penalty"] == 1 for body in Echo.asked)
 
 
 def test_a_failure_is_ours(url):

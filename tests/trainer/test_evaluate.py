@@ -93,3 +93,13 @@ def test_a_frozen_head_multiplies_all_rows_at_once(checkpoint):
     assert batched, "rotary embeddings make some; else look for another name"
     of_the_head = [rows for rows, weight in batched if model.config.vocab_size in weight]
     assert all(rows[0] == 1 for rows in of_the_head), of_the_head
+
+
+def test_answers_are_greedy_whatever_the_checkpoint_recommends(checkpoint):
+    tokenizer, models = load_tokenizer(checkpoint), [load_model(checkpoint) for _ in range(2)]
+    recommended = {"do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.1}
+    recommended |= {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1}
+    models[1].generation_config.update(**recommended)
+    prompts = [user("aaaa"), user("b")]
+    asked = [generate(m, tokenizer, prompts, max_new_tokens=16, batch_size=2) for m in models]
+    assert asked[0] == asked[1]

@@ -117,6 +117,7 @@ def test_names():
 def test_the_command(folder, checkpoint):
     arguments = ["suites", "--model", str(checkpoint), "--tasks", "gsm8k,bbeh sportqa"]
     arguments += ["--data", str(folder), "--limit", "3", "--max-new-tokens", "2", "--json"]
+    arguments += ["--engine", "transformers"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     scored, skipped = json.loads(done.stdout.splitlines()[-1])

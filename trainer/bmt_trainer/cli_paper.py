@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
@@ -95,19 +95,23 @@ def suites(
         int | None, typer.Option(min=1, help="At most, where a set's own is more.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 64,
+    engine: Annotated[
+        Literal["auto", "vllm", "transformers"],
+        typer.Option(help="What answers in this process; auto: vLLM where it is installed."),
+    ] = "auto",
     server: Annotated[
         str | None,
-        typer.Option(help="URL of a bmt-server that answers; its key: BMT_API_KEY."),
+        typer.Option(help="URL of a bmt-server that answers instead; its key: BMT_API_KEY."),
     ] = None,
     base_name: Annotated[str | None, typer.Option(help="The base's name there.")] = None,
     mask_name: Annotated[str | None, typer.Option(help="The mask's name there.")] = None,
-    device: Annotated[str, typer.Option()] = "auto",
+    device: Annotated[str, typer.Option(help="Of transformers.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="As in training, to get its split.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Score a base, and a mask beside it, on the paper's evaluation sets."""
     from bmt_trainer import suites as sets
-    from bmt_trainer.answering import by_server, by_transformers
+    from bmt_trainer.answering import by_server, by_transformers, by_vllm, has_vllm
 
     keep_freed_memory()
     chosen = sets.named(tasks)
@@ -117,6 +121,8 @@ def suites(
             raise ConfigError("--server needs --base-name, and --mask-name where there is a mask")
         names = {"base": base_name} | ({"mask": mask_name} if mask_name else {})
         models = by_server(server, names, at_once=batch_size)
+    elif engine == "vllm" or (engine == "auto" and device == "auto" and has_vllm()):
+        models = by_vllm(model, mask, batch_size=batch_size)
     else:
         models = by_transformers(model, mask, batch_size=batch_size, device=device)
     found: list[Result] = []
@@ -126,7 +132,10 @@ def suites(
         found.append(result)
         if result.skipped:
             Console(stderr=True).print(
-                f"{result.suite}: skipped, {result.skipped}", highlight=False, markup=False
+                f"{result.suite}: skipped, {result.skipped}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
     if as_json:
         print(json.dumps([result.to_json() for result in found]))

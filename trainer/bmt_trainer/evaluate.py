@@ -130,7 +130,10 @@ def generate(
             past_key_values=_repeated(cache, len(chosen)),
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            # Greedy, whatever the checkpoint's generation settings recommend.
+            # Greedy, whatever the checkpoint's generation settings recommend: Qwen2.5-Instruct's
+            # hold a penalty on repetition, which is no part of the model that was trained.
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
             do_sample=False,
             temperature=None,
             top_p=None,

@@ -17,6 +17,7 @@ from bmt_client import BmtClient, NotFound
 from bmt_core import Mask, encode, symmetric_difference
 
 from bmt_trainer.errors import RolloutError
+from bmt_trainer.sampling import UNTOUCHED
 
 # Requests at once; each asks for all completions of one prompt.
 _AT_ONCE = 64
@@ -103,7 +104,7 @@ class ServerRollouts:
             n=self._completions,
             logprobs=0,
             seed=seed,
-            extra_body={"return_token_ids": True, "top_k": 0},
+            extra_body={"return_token_ids": True, **UNTOUCHED},
             **self._sampling,
         )
         if answer.model != model:

@@ -1,0 +1,63 @@
+"""`bmt-train suites` by vLLM: base and mask on one engine answer as transformers does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import bmt_core
+import pytest
+from bmt_trainer.answering import by_transformers, by_vllm
+from bmt_trainer.errors import ConfigError
+
+from .engines import PROMPTS, TIMEOUT_S, random_mask
+
+pytestmark = pytest.mark.engine
+
+ASKED = [({"role": "user", "content": text},) for text in PROMPTS[:12]]
+TOKENS = 6
+# A process of its own, as the command is: masks configure all of it.
+CHILD = """
+import json, sys
+from bmt_trainer.answering import by_vllm
+model, mask, asked, tokens = json.loads(sys.argv[1])
+if __name__ == "__main__":
+    models = by_vllm(model, mask, batch_size=8)
+    print(json.dumps({who: answer(asked, tokens) for who, answer in models.items()}))
+"""
+
+
+def test_base_and_mask_answer_as_by_transformers(smol, tmp_path):
+    mask = tmp_path / "m.bmt"
+    bmt_core.save(random_mask(smol, 0, density=0.1), mask)
+    job = json.dumps([str(smol), str(mask), ASKED, TOKENS])
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, job],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    found = json.loads(done.stdout)  # and nothing else: results are read by programs
+    here = by_transformers(str(smol), mask, batch_size=8, device="cpu")
+    for who, answer in here.items():
+        same = sum(a == b for a, b in zip(answer(ASKED, TOKENS), found[who], strict=True))
+        # Sums in another order may turn a tie.
+        assert same >= 0.75 * len(ASKED), (who, same)
+    assert sum(a != b for a, b in zip(found["base"], found["mask"], strict=True)) > 3
+
+
+def test_another_bases_mask_is_refused_before_the_engine_starts(smol, tmp_path):
+    mask = random_mask(smol, 0)
+    base = bmt_core.Base("other", "0" * len(mask.base.fingerprint))
+    bmt_core.save(bmt_core.Mask(base, mask.tensors, {}), tmp_path / "m.bmt")
+    with pytest.raises(bmt_core.BaseMismatch):
+        by_vllm(str(smol), tmp_path / "m.bmt", batch_size=8)
+
+
+def test_without_vllm_it_is_named(monkeypatch):
+    monkeypatch.setattr("bmt_trainer.answering.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="--engine transformers"):
+        by_vllm("nowhere", None, batch_size=8)
