@@ -245,3 +245,17 @@ def test_several_processes_are_refused(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="one process"):
         train(settings(checkpoint, tmp_path / "m.bmt"), quiet())
     assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_is_in_the_weights_own_dtype(checkpoint, tmp_path, monkeypatch):
+    """accelerate leaves its autocast on the model that it trains; a server has none."""
+    seen = set()
+
+    def forward(self, x):
+        seen.add((self.state.mode, torch.is_autocast_enabled("cpu")))
+        return plain(self, x)
+
+    plain = MaskedLinear.forward
+    monkeypatch.setattr(MaskedLinear, "forward", forward)
+    train(settings(checkpoint, tmp_path / "m.bmt", heldout=2, steps=1, precision="bf16"), quiet())
+    assert seen == {("off", False), ("soft", True), ("hard", False)}

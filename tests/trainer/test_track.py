@@ -40,6 +40,8 @@ def quiet():
 def test_a_run_that_goes_on_has_all_its_looks(checkpoint, tmp_path, monkeypatch, method):
     [whole] = run(planned(checkpoint, tmp_path / "whole", method), quiet())
     assert [row["step"] for row in whole["track"]] == [0, 2, 4, 5]
+    # A mask deletes from the start; others begin as the base, to the last bit.
+    assert (whole["track"][0]["kl_token"] == 0) == (method != "bmt")
     with monkeypatch.context() as patch:
         interrupt_after(patch, 4)  # looked at, but not yet in a checkpoint
         with pytest.raises(KeyboardInterrupt):

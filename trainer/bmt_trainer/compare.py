@@ -302,7 +302,7 @@ class _Run:
         if kept == "lm-eval":
 
             def harness() -> Row:
-                with tuned.tuned():
+                with models.evaluating(model), tuned.tuned():
                     found = retention.retained(model, session.tokenizer)
                 if found.mean is None:
                     raise ConfigError(f"retention: lm-eval runs no task ({found.skipped})")
@@ -332,8 +332,9 @@ class _Run:
         """The same model where it knows its base, else a second copy."""
         if tuned.base is not None:
             return tuned.model, tuned.base
+        # In the tuned one's dtype: else its distance would begin with that of two roundings.
         base = models.load_model(self._session.folder, self._session.model.device)
-        return base, nullcontext
+        return base.to(dtype=self._session.model.dtype), nullcontext
 
     @torch.no_grad()
     def _geometry(self, tuned: Tuned) -> Result:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bmt_trainer.attach import Attached
 from bmt_trainer.encode import pad
+from bmt_trainer.models import evaluating
 
 # Logits of the vocabulary for every token of completions, twice, in fp32: few rows at a time.
 _ROWS = 8
@@ -48,9 +49,6 @@ def forward_kl(model: nn.Module, attached: Attached, texts: Texts, padding: int)
 @torch.no_grad()
 def divergence(base: Policy, tuned: Policy, texts: Texts, padding: int) -> Divergence:
     """Σ_v p₀(v) (log p₀(v) - log p(v)) at each token of completions that the base sampled."""
-    training = [model.training for model, _ in (base, tuned)]
-    for model, _ in (base, tuned):
-        model.eval()
     sums: list[float] = []
     for at in range(0, len(texts), _ROWS):
         chosen = texts[at : at + _ROWS]
@@ -62,8 +60,6 @@ def divergence(base: Policy, tuned: Policy, texts: Texts, padding: int) -> Diver
         for row, (prompt, completion) in zip(kl, chosen, strict=True):
             first = len(prompt) - 1 - start
             sums.append(float(row[first : first + len(completion)].sum()))
-    for (model, _), before in zip((base, tuned), training, strict=True):
-        model.train(before)
     tokens = sum(len(completion) for _, completion in texts)
     return Divergence(sum(sums) / tokens, sum(sums) / len(texts), tokens, len(texts))
 
@@ -72,7 +68,7 @@ def _log_probabilities(policy: Policy, ids: Tensor, attend: Tensor, start: int) 
     """[B, S - start, vocabulary] in fp32, of the tokens after those from `start` on."""
     model, block = policy
     device = next(model.parameters()).device
-    with block():
+    with evaluating(model), block():
         logits = model(
             input_ids=ids.to(device),
             attention_mask=attend.to(device),

@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from bmt_trainer.data import Example, Message
 from bmt_trainer.encode import pad, render
 from bmt_trainer.grading import WORDS, Grader
+from bmt_trainer.models import evaluating
 from bmt_trainer.stats import Z
 
 
@@ -113,36 +114,34 @@ def generate(
     ids = [render(tokenizer, prompt) for prompt in prompts]
     texts = [""] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding
-    training = model.training
-    model.eval()
     shared = _shared(ids)
     head = torch.tensor(ids[0][:shared] if ids else [], dtype=torch.long)
-    cache = _prefill(model, head)
-    for at in range(0, len(order), batch_size):
-        chosen = order[at : at + batch_size]
-        # On the left: the new tokens follow the prompt's last.
-        rows, attend = pad([ids[i][shared:] for i in chosen], tokenizer.pad_token_id, "left")
-        rows = torch.cat([head.expand(len(chosen), -1), rows], dim=1)
-        attend = torch.cat([attend.new_ones(len(chosen), shared), attend], dim=1)
-        output = model.generate(  # type: ignore[operator]
-            input_ids=rows.to(model.device),
-            attention_mask=attend.to(model.device),
-            past_key_values=_repeated(cache, len(chosen)),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            # Greedy, whatever the checkpoint's generation settings recommend: Qwen2.5-Instruct's
-            # hold a penalty on repetition, which is no part of the model that was trained.
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-        )
-        for i, row in zip(chosen, output[:, rows.shape[1] :], strict=True):
-            texts[i] = str(tokenizer.decode(row, skip_special_tokens=True))
-        advance(len(chosen))
-    model.train(training)
+    with evaluating(model):
+        cache = _prefill(model, head)
+        for at in range(0, len(order), batch_size):
+            chosen = order[at : at + batch_size]
+            # On the left: the new tokens follow the prompt's last.
+            rows, attend = pad([ids[i][shared:] for i in chosen], tokenizer.pad_token_id, "left")
+            rows = torch.cat([head.expand(len(chosen), -1), rows], dim=1)
+            attend = torch.cat([attend.new_ones(len(chosen), shared), attend], dim=1)
+            output = model.generate(  # type: ignore[operator]
+                input_ids=rows.to(model.device),
+                attention_mask=attend.to(model.device),
+                past_key_values=_repeated(cache, len(chosen)),
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                # Greedy, whatever the checkpoint's generation settings recommend: those of
+                # Qwen2.5-Instruct hold a penalty on repetition, no part of what was trained.
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+            )
+            for i, row in zip(chosen, output[:, rows.shape[1] :], strict=True):
+                texts[i] = str(tokenizer.decode(row, skip_special_tokens=True))
+            advance(len(chosen))
     return texts
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -68,6 +70,27 @@ def contiguous(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...
     and copies the weight once a row: 1.7 GB for 32 rows and SmolLM2 (docs/log.md).
     """
     return (inputs[0].contiguous(), *inputs[1:])
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the block, and arithmetic in the weights' own dtype, as a server's.
+
+    accelerate leaves its autocast around the forward pass of a model that it trains (accelerate
+    1.15, accelerator.py, `prepare_model`): in bf16 it would round the fp32 weights of full
+    fine-tuning, and lose steps of 1e-6 (docs/log.md).
+    """
+    training = model.training
+    autocast, own = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
+    model.eval()
+    if own is not None:
+        model.forward = own
+    try:
+        yield
+    finally:
+        if own is not None:
+            model.forward = autocast
+        model.train(training)
 
 
 def slow_in_16_bits(device: torch.device | str) -> bool:
