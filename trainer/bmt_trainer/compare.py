@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -332,9 +332,10 @@ class _Run:
         """The same model where it knows its base, else a second copy."""
         if tuned.base is not None:
             return tuned.model, tuned.base
-        # In the tuned one's dtype: else its distance would begin with that of two roundings.
+        # In the tuned one's arithmetic: else its distance would begin with that of two roundings.
         base = models.load_model(self._session.folder, self._session.model.device)
-        return base.to(dtype=self._session.model.dtype), nullcontext
+        base.to(dtype=self._session.model.dtype)
+        return base, lambda: models.autocast_of(tuned.model)
 
     @torch.no_grad()
     def _geometry(self, tuned: Tuned) -> Result:

@@ -74,14 +74,16 @@ def contiguous(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode within the block, and arithmetic in the weights' own dtype, as a server's.
+    """Eval mode within the block, and arithmetic as a server's, in the dtype of 16-bit weights.
 
     accelerate leaves its autocast around the forward pass of a model that it trains (accelerate
-    1.15, accelerator.py, `prepare_model`): in bf16 it would round the fp32 weights of full
-    fine-tuning, and lose steps of 1e-6 (docs/log.md).
+    1.15, accelerator.py, `prepare_model`). fp32 weights that were trained under it stay so: rounded
+    to bf16 they are what learnt, and what is served; unrounded another model (docs/log.md).
     """
-    training = model.training
-    autocast, own = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
+    training, autocast = model.training, model.__dict__.get("forward")
+    own = model.__dict__.get("_original_forward")
+    if next(model.parameters()).dtype not in (torch.bfloat16, torch.float16):
+        own = None
     model.eval()
     if own is not None:
         model.forward = own
@@ -91,6 +93,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         if own is not None:
             model.forward = autocast
         model.train(training)
+
+
+def autocast_of(model: nn.Module) -> torch.autocast:
+    """The autocast that `model` is trained under, if any, for another one beside it."""
+    place = next(model.parameters()).device.type
+    return torch.autocast(place, torch.bfloat16, enabled="_original_forward" in model.__dict__)
 
 
 def slow_in_16_bits(device: torch.device | str) -> bool:
