@@ -105,12 +105,13 @@ def compare(recipe: str, **changes: Any) -> list[Result]:
 def _forgotten(kind: str, results: Sequence[Result]) -> None:
     """Print and keep what each run of a comparison has lost of the other skill by its end."""
     command = "make paper-forgetting"
-    # Before its first step full fine-tuning is the base; a mask deletes already, and is compared
-    # with its own start only where nothing else was run.
+    # Before its first step a baseline is the base, in its own arithmetic; a mask deletes already,
+    # and is compared with its own start only where nothing else was run.
     whole = [r["track"][0] for r in results if not r["track"][0]["zeros"]]
     figures = []
     for result in results:
-        first, last = (whole or [result["track"][0]])[0], result["track"][-1]
+        start, last = result["track"][0], result["track"][-1]
+        first = whole[0] if whole and start["zeros"] else start
         name = f"forgetting_{kind}_{_plain(result['method'])}{_changes(result)}"
         points, interval = gain(_share(first), _share(last))
         figures += [
