@@ -107,7 +107,7 @@ def generate(
     batch_size: int,
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[str]:
-    """The greedy completion of each prompt, in the weights' own dtype, as a server computes it.
+    """The greedy completion of each prompt, computed as by a server (`models.evaluating`).
 
     What all prompts begin with, a system message and an instruction, is computed once.
     """
