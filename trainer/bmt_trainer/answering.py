@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,10 +76,10 @@ def by_vllm(model: str, mask: Path | None, *, batch_size: int) -> dict[str, Answ
             "--engine transformers"
         )
     engine = _Vllm(models.checkpoint_folder(model), batch_size)
-    found: dict[str, Answer] = {"base": lambda prompts, tokens: engine.answers(prompts, tokens)}
+    found: dict[str, Answer] = {"base": engine.answers}
     if mask is not None:
         loaded = bmt_core.load(mask, expect_base=bmt_core.fingerprint(engine.folder))
-        found["mask"] = lambda prompts, tokens: engine.answers(prompts, tokens, loaded)
+        found["mask"] = partial(engine.answers, mask=loaded)
     return found
 
 

@@ -105,7 +105,7 @@ def suites(
     ] = None,
     base_name: Annotated[str | None, typer.Option(help="The base's name there.")] = None,
     mask_name: Annotated[str | None, typer.Option(help="The mask's name there.")] = None,
-    device: Annotated[str, typer.Option(help="Of transformers.")] = "auto",
+    device: Annotated[str, typer.Option(help="Of transformers; to name one chooses it.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="As in training, to get its split.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:

@@ -50,16 +50,17 @@ def forward_kl(model: nn.Module, attached: Attached, texts: Texts, padding: int)
 def divergence(base: Policy, tuned: Policy, texts: Texts, padding: int) -> Divergence:
     """Σ_v p₀(v) (log p₀(v) - log p(v)) at each token of completions that the base sampled."""
     sums: list[float] = []
-    for at in range(0, len(texts), _ROWS):
-        chosen = texts[at : at + _ROWS]
-        rows = [[*prompt, *completion] for prompt, completion in chosen]
-        ids, attend = pad(rows, padding, "right")
-        start = min(len(prompt) for prompt, _ in chosen) - 1
-        p0, p = (_log_probabilities(policy, ids, attend, start) for policy in (base, tuned))
-        kl = (p0.exp() * (p0 - p)).sum(-1)  # [B, S - start]: of the token after each
-        for row, (prompt, completion) in zip(kl, chosen, strict=True):
-            first = len(prompt) - 1 - start
-            sums.append(float(row[first : first + len(completion)].sum()))
+    with evaluating(base[0]), evaluating(tuned[0]):
+        for at in range(0, len(texts), _ROWS):
+            chosen = texts[at : at + _ROWS]
+            rows = [[*prompt, *completion] for prompt, completion in chosen]
+            ids, attend = pad(rows, padding, "right")
+            start = min(len(prompt) for prompt, _ in chosen) - 1
+            p0, p = (_log_probabilities(policy, ids, attend, start) for policy in (base, tuned))
+            kl = (p0.exp() * (p0 - p)).sum(-1)  # [B, S - start]: of the token after each
+            for row, (prompt, completion) in zip(kl, chosen, strict=True):
+                first = len(prompt) - 1 - start
+                sums.append(float(row[first : first + len(completion)].sum()))
     tokens = sum(len(completion) for _, completion in texts)
     return Divergence(sum(sums) / tokens, sum(sums) / len(texts), tokens, len(texts))
 
@@ -68,7 +69,7 @@ def _log_probabilities(policy: Policy, ids: Tensor, attend: Tensor, start: int) 
     """[B, S - start, vocabulary] in fp32, of the tokens after those from `start` on."""
     model, block = policy
     device = next(model.parameters()).device
-    with evaluating(model), block():
+    with block():
         logits = model(
             input_ids=ids.to(device),
             attention_mask=attend.to(device),

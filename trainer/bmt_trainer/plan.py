@@ -21,6 +21,7 @@ from typing import Any, Literal
 from bmt_trainer import contents
 from bmt_trainer.common import RunConfig
 from bmt_trainer.config import build, check, option, read_yaml
+from bmt_trainer.distributed import processes
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.grpo import GrpoConfig
 from bmt_trainer.sdft import SdftConfig
@@ -137,13 +138,22 @@ class Cell:
             "dataset": self.dataset,
             "output": self.file.with_suffix(".bmt"),
             "lean": "off",  # the paper's masks are whole
-            "resume": True,
+            "resume": self.goes_on,
         }
         if self.rate is not None:
             values["learning_rate"] = self.rate
-        if self.kind != "bmt" and self.plan.trainer == "sdft":
-            values["checkpoint_every"] = 0  # TRL's own moving teacher is in no checkpoint
+        if not self.goes_on:
+            values["checkpoint_every"] = 0
         return build(CONFIGS[self.plan.trainer], values)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether an interrupted run goes on from its last checkpoint."""
+        if self.kind == "bmt":
+            return True
+        # TRL's own moving teacher is in no checkpoint, and several processes write none.
+        kept = self.plan.trainer != "sdft" and processes() == 1
+        return kept and self.kind not in ("base", "wanda")
 
     @property
     def rate(self) -> float | None:

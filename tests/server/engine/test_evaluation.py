@@ -22,9 +22,8 @@ CHILD = """
 import json, sys
 from bmt_trainer.answering import by_vllm
 model, mask, asked, tokens = json.loads(sys.argv[1])
-if __name__ == "__main__":
-    models = by_vllm(model, mask, batch_size=8)
-    print(json.dumps({who: answer(asked, tokens) for who, answer in models.items()}))
+models = by_vllm(model, mask, batch_size=8)
+print(json.dumps({who: answer(asked, tokens) for who, answer in models.items()}))
 """
 
 
