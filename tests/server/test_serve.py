@@ -270,6 +270,27 @@ def test_rollouts_are_of_the_version_that_was_pushed(client, bmt, masks):
         bmt.get("policy")
 
 
+def test_evaluation_asks_what_is_served(server, client, two, monkeypatch):
+    """`bmt-train eval --server`: in the prompts' order, what a stock client is answered."""
+    from bmt_trainer.answering import by_server
+
+    monkeypatch.setenv("BMT_API_KEY", server.key)
+    asked = [[{"role": "user", "content": f"What is {n} + {n}?"}] for n in range(6)]
+    found = {
+        who: answer(asked, 12)
+        for who, answer in by_server(server.url, {"base": "smol", "mask": "a"}, at_once=4).items()
+    }
+    for who, name in ("base", "smol"), ("mask", "a"):
+        alone = [
+            client.chat.completions.create(
+                model=name, messages=messages, max_tokens=12, temperature=0
+            )
+            for messages in asked
+        ]
+        assert found[who] == [one.choices[0].message.content for one in alone]
+    assert found["base"] != found["mask"]
+
+
 def scored(client, model: str, rows: list[list[int]]) -> np.ndarray:
     """log p of each row's tokens after its third, all rows in a row."""
     answer = client.completions.create(

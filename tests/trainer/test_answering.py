@@ -1,4 +1,4 @@
-"""Answers of a running server: greedy, in the prompts' order, errors as ours."""
+"""Answers of a running server: greedy, in the prompts' order, errors as ours; who answers when."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from bmt_trainer.answering import by_server
-from bmt_trainer.errors import RolloutError
+from bmt_trainer import answering
+from bmt_trainer.answering import by_options, by_server
+from bmt_trainer.cli import app
+from bmt_trainer.errors import ConfigError, RolloutError
+from typer.testing import CliRunner
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -60,3 +63,46 @@ def test_a_failure_is_ours(url):
     models = by_server(url, {"base": "nobody"}, at_once=2)
     with pytest.raises(RolloutError, match="nobody"):
         models["base"]([({"role": "user", "content": "?"},)], 7)
+
+
+def test_eval_of_a_served_mask(url):
+    """Nothing of the model is read here: the server answers, under the names that it serves."""
+    wanted = ["eval", "--model", "smol", "--dataset", "task:initials", "--heldout", "5", "--json"]
+    for more, name in ([], "smol"), (["--mask-name", "reverse"], "reverse"):
+        Echo.asked.clear()
+        done = CliRunner().invoke(app, [*wanted, "--server", url, *more])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout.splitlines()[-1])["total"] == 5
+        assert [body["model"] for body in Echo.asked] == [name] * 5
+
+
+OPTIONS = {
+    **{"engine": "auto", "server": None, "base_name": None, "mask_name": None},
+    **{"batch_size": 4, "device": "auto"},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "installed", "taken"),
+    [
+        ({}, True, "by_vllm"),
+        ({}, False, "by_transformers"),
+        ({"device": "cpu"}, True, "by_transformers"),
+        ({"engine": "transformers"}, True, "by_transformers"),
+        ({"engine": "vllm"}, False, "by_vllm"),
+        ({"server": "http://there"}, True, "by_server"),
+    ],
+)
+def test_who_answers(monkeypatch, change, installed, taken):
+    for name in ("by_vllm", "by_transformers", "by_server"):
+        monkeypatch.setattr(answering, name, lambda *_, name=name, **__: name)
+    monkeypatch.setattr(answering, "has_vllm", lambda: installed)
+    assert by_options("m", None, **{**OPTIONS, **change}) == taken
+
+
+def test_names_and_files_of_the_wrong_place_are_refused(tmp_path):
+    for change in {"base_name": "smol"}, {"mask_name": "reverse"}:
+        with pytest.raises(ConfigError, match="--server"):
+            by_options("m", None, **{**OPTIONS, **change})
+    with pytest.raises(ConfigError, match="name it by --mask-name"):
+        by_options("m", tmp_path / "m.bmt", **{**OPTIONS, "server": "http://there"})

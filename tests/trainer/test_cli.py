@@ -142,6 +142,7 @@ def test_train_apply_and_eval(checkpoint, tmp_path):
     assert (weight == 0).sum() == made.tensors[0].zeros
 
     options = ["--dataset", "task:initials", "--heldout", 4, "--max-new-tokens", 2, "--json"]
+    options += ["--engine", "transformers"]
     done = run("eval", "--model", checkpoint, "--mask", mask, "--shots", 1, *options)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["total"] == 4

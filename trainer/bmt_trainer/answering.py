@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,37 +26,79 @@ from bmt_trainer.progress import Display
 from bmt_trainer.sampling import UNTOUCHED
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from bmt_trainer.suites import Answer
+
+
+def by_options(
+    model: str,
+    mask: Path | None,
+    *,
+    engine: str,
+    server: str | None,
+    base_name: str | None,
+    mask_name: str | None,
+    batch_size: int,
+    device: str,
+) -> dict[str, Answer]:
+    """`base`, and `mask` where there is one, by what a command's options name.
+
+    On a server the base's name is by default `model`, as vLLM serves it. Raises ConfigError.
+    """
+    if server is not None:
+        if mask is not None and mask_name is None:
+            raise ConfigError(
+                f"mask: {server} answers by the masks that it holds; publish {mask.name} there "
+                "(bmt-client upload) and name it by --mask-name"
+            )
+        names = {"base": base_name or model} | ({"mask": mask_name} if mask_name else {})
+        return by_server(server, names, at_once=batch_size)
+    if base_name is not None or mask_name is not None:
+        raise ConfigError("--base-name and --mask-name are names on a server; give its --server")
+    if engine == "vllm" or (engine == "auto" and device == "auto" and has_vllm()):
+        return by_vllm(model, mask, batch_size=batch_size)
+    return by_transformers(model, mask, batch_size=batch_size, device=device)
 
 
 def by_transformers(
     model: str, mask: Path | None, *, batch_size: int, device: str
 ) -> dict[str, Answer]:
-    """`base`, and with a mask `mask`, each a model of its own in this process."""
-    folder = models.checkpoint_folder(model)
+    """`base`, and with a mask `mask`, each a model of its own, loaded with its first prompts.
+
+    Raises bmt_core.BaseMismatch for another base's mask.
+    """
+    folder, place = models.checkpoint_folder(model), models.pick_device(device)
+    loaded = _load(mask, folder)
     tokenizer = models.load_tokenizer(folder)
     display = Display()
 
-    def answer(name: str, masked: bool) -> Answer:
-        network = models.load_model(folder, models.pick_device(device))
-        if masked and mask is not None:
-            apply(bmt_core.load(mask), network, base_fingerprint=bmt_core.fingerprint(folder))
+    @cache
+    def network(masked: bool) -> PreTrainedModel:
+        made = models.load_model(folder, place)
+        if masked and loaded is not None:
+            apply(loaded, made, base_fingerprint=loaded.base.fingerprint)
+        return made
 
-        def answers(prompts: Sequence[Sequence[Message]], tokens: int) -> list[str]:
-            with display.stage(f"answers of {name}", len(prompts)) as advance:
-                return generate(
-                    network,
-                    tokenizer,
-                    prompts,
-                    max_new_tokens=tokens,
-                    batch_size=batch_size,
-                    advance=advance,
-                )
+    def answer(name: str, prompts: Sequence[Sequence[Message]], tokens: int) -> list[str]:
+        asked = network(name == "mask")
+        with display.stage(f"answers of {name}", len(prompts)) as advance:
+            return generate(
+                asked,
+                tokenizer,
+                prompts,
+                max_new_tokens=tokens,
+                batch_size=batch_size,
+                advance=advance,
+            )
 
-        return answers
+    return {name: partial(answer, name) for name in ("base", "mask")[: 1 + (mask is not None)]}
 
-    found = {"base": answer("base", masked=False)}
-    return found if mask is None else {**found, "mask": answer("mask", masked=True)}
+
+def _load(mask: Path | None, folder: Path) -> bmt_core.Mask | None:
+    if mask is None:
+        return None
+    return bmt_core.load(mask, expect_base=bmt_core.fingerprint(folder))
 
 
 def has_vllm() -> bool:
@@ -77,8 +119,7 @@ def by_vllm(model: str, mask: Path | None, *, batch_size: int) -> dict[str, Answ
         )
     engine = _Vllm(models.checkpoint_folder(model), batch_size)
     found: dict[str, Answer] = {"base": engine.answers}
-    if mask is not None:
-        loaded = bmt_core.load(mask, expect_base=bmt_core.fingerprint(engine.folder))
+    if (loaded := _load(mask, engine.folder)) is not None:
         found["mask"] = partial(engine.answers, mask=loaded)
     return found
 
@@ -150,9 +191,16 @@ def by_server(url: str, names: Mapping[str, str], *, at_once: int) -> dict[str, 
                     )
                     return done.choices[0].message.content or ""
 
+                texts = []
                 try:
-                    with ThreadPoolExecutor(at_once) as pool:
-                        return list(pool.map(one, prompts))
+                    with (
+                        Display().stage(f"answers of {name}", len(prompts)) as advance,
+                        ThreadPoolExecutor(at_once) as pool,
+                    ):
+                        for text in pool.map(one, prompts):
+                            texts.append(text)
+                            advance(1)
+                        return texts
                 except Exception as error:  # whatever the transport and the server say
                     raise RolloutError(f"{url} did not answer for {name} ({error})") from error
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from bmt_core import BmtError
 from rich.console import Console
 from rich.table import Table
 
-from bmt_trainer import cli_paper, grpo, sdft, sft
+from bmt_trainer import cli_paper, cli_scores, grpo, sdft, sft
 from bmt_trainer.common import RunConfig
 from bmt_trainer.config import build, read_yaml
 from bmt_trainer.distributed import is_first
@@ -148,6 +147,7 @@ app.command("sft")(settings_command(SftConfig, _sft))
 app.command("grpo")(settings_command(GrpoConfig, _grpo))
 app.command("sdft")(settings_command(SdftConfig, _sdft))
 cli_paper.add(app)
+cli_scores.add(app)
 
 
 @app.command("apply")
@@ -164,56 +164,6 @@ def apply_command(
 
     written = write_checkpoint(bmt_core.load(mask), checkpoint_folder(model), output)
     print(written)
-
-
-@app.command("eval")
-def eval_command(
-    model: Annotated[str, typer.Option(help="The base: a folder or a model of the Hub.")],
-    dataset: Annotated[str, typer.Option(help="As in `bmt-train sft`.")],
-    mask: Annotated[
-        Path | None,
-        typer.Option(help="A mask file; without it, the base.", exists=True, dir_okay=False),
-    ] = None,
-    heldout: Annotated[int, typer.Option(min=1, help="Held-out examples.")] = 400,
-    grader: Annotated[
-        str | None, typer.Option(help="What is right, as in `bmt-train sft`.")
-    ] = None,
-    shots: Annotated[int, typer.Option(min=0, help="Solved examples before each prompt.")] = 0,
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    device: Annotated[str, typer.Option()] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="As in training, to get its split.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Score a base or a mask on the held-out examples."""
-    import bmt_core
-
-    from bmt_trainer import data, models
-    from bmt_trainer.apply import apply
-    from bmt_trainer.evaluate import evaluate
-    from bmt_trainer.grading import find_for
-    from bmt_trainer.progress import Display
-
-    judge = find_for(dataset, grader)
-    keep_freed_memory()
-    folder = models.checkpoint_folder(model)
-    split = data.load(dataset, heldout=heldout, train=shots, seed=seed, system=system)
-    network = models.load_model(folder, models.pick_device(device))
-    if mask is not None:
-        apply(bmt_core.load(mask), network, base_fingerprint=bmt_core.fingerprint(folder))
-    examples = [data.with_shots(example, split.train) for example in split.heldout]
-    with Display().stage("evaluate", heldout) as advance:
-        score = evaluate(
-            network,
-            models.load_tokenizer(folder),
-            examples,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            grader=judge,
-            advance=advance,
-        )
-    print(json.dumps(score.to_json()) if as_json else score)
 
 
 def main() -> None:
