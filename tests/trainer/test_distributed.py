@@ -44,13 +44,18 @@ def run(method: str, processes: int, settings: dict, folder: Path):
     name = f"{method}-{processes}"
     settings = {**settings, "output": str(folder / f"{name}.bmt")}
     seen = folder / f"{name}.pt"
+    launch(processes, str(SCRIPT), method, json.dumps(settings), str(seen))
+    return bmt_core.load(settings["output"]), torch.load(seen)
+
+
+def launch(processes: int, *arguments: str) -> str:
+    """Run Python with `arguments` in so many processes; what they print."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc_per_node", str(processes)]
-    command += [str(SCRIPT), method, json.dumps(settings), str(seen)]
     done = subprocess.run(
-        command,
+        [*command, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", **(launched() if processes > 1 else {})},
         capture_output=True,
         text=True,
@@ -58,7 +63,7 @@ def run(method: str, processes: int, settings: dict, folder: Path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return bmt_core.load(settings["output"]), torch.load(seen)
+    return done.stdout
 
 
 def flipped(mask: bmt_core.Mask, start: dict[str, torch.Tensor]) -> set[tuple[str, int]]:
@@ -100,6 +105,24 @@ def test_sft_under_fsdp2_is_that_of_one_process(exact, tmp_path):
     assert both >= 0.99
     scores = [m.metadata["scores"]["base"] for m in (one, two)]
     assert scores[0] == scores[1]
+
+
+def test_a_comparison_under_fsdp2_is_told_and_kept_once(exact, tmp_path):
+    settings = {k: v for k, v in base(exact).items() if k not in ("model", "dataset")}
+    recipe = tmp_path / "plan.yaml"
+    plan = {**settings, "trainer": "sft", "batch_size": 1}
+    plan |= {"models": [str(exact)], "datasets": ["task:initials"]}
+    plan |= {"methods": ["base", "mth-99", "bmt"]}
+    recipe.write_text(yaml.safe_dump(plan))
+    arguments = ["-m", "bmt_trainer", "compare", "--config", recipe, "--output", tmp_path / "out"]
+    for _ in range(2):  # the second time from the files
+        [line] = launch(2, *map(str, arguments), "--json").splitlines()
+        results = {result["method"]: result for result in json.loads(line)}
+        assert list(results) == ["base", "mth-99", "bmt"]
+        [file] = (tmp_path / "out").glob("*.bmt")
+        assert bmt_core.load(file).digest == results["bmt"]["digest"]
+    assert len(list((tmp_path / "out").glob("*.json"))) == 3
+    assert not list((tmp_path / "out").glob("*.tmp"))
 
 
 def test_grpo_under_fsdp2_trains_gates_and_writes_one_mask(exact, tmp_path):

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bmt_trainer import plan as plans
+from bmt_trainer.distributed import is_first
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.host import keep_freed_memory
 
@@ -64,6 +65,8 @@ def compare(
 
     keep_freed_memory()
     results = run(plan)
+    if not is_first():
+        return
     if as_json:
         print(json.dumps(results))
         return

@@ -37,7 +37,7 @@ from bmt_trainer import (
 )
 from bmt_trainer.attach import Attached, attach
 from bmt_trainer.baselines import Tuned
-from bmt_trainer.distributed import processes
+from bmt_trainer.distributed import barrier, is_first, processes
 from bmt_trainer.divergence import Policy
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluate import Score, generate, outcomes
@@ -115,9 +115,12 @@ def _read(path: Path) -> Result | None:
 
 def _write(path: Path, result: Result) -> None:
     """Whole or not at all: what is there is not run again."""
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(scratch, path)
+    barrier()  # till all have looked for it, and made it: who finds it would run the next alone
+    if is_first():
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(result, indent=1) + "\n")
+        os.replace(scratch, path)
+    barrier()
 
 
 class _Run:

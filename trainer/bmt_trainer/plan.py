@@ -149,11 +149,10 @@ class Cell:
     @property
     def goes_on(self) -> bool:
         """Whether an interrupted run goes on from its last checkpoint."""
-        if self.kind == "bmt":
-            return True
-        # TRL's own moving teacher is in no checkpoint, and several processes write none.
-        kept = self.plan.trainer != "sdft" and processes() == 1
-        return kept and self.kind not in ("base", "wanda")
+        if processes() > 1 or self.kind in ("base", "wanda"):
+            return False  # several processes write no checkpoints
+        # The teacher of a baseline is TRL's own, which is in no checkpoint.
+        return self.kind == "bmt" or self.plan.trainer != "sdft"
 
     @property
     def rate(self) -> float | None:
