@@ -7,7 +7,7 @@ comparison goes on, on another machine too. Delete those to measure anew.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,7 @@ FORGETTING = {
 
 
 def table3() -> None:
-    """SFT on two subjects of MMLU-Pro and two subtasks of BBEH, every method; one split again."""
-    keep(list(_table3("table3")))
-    _report("table3", title="Table 3 in small")
-    keep(list(_table3("table3-split")))
-
-
-def _table3(name: str) -> Iterator[Figure]:
-    """Each method's mean accuracy in a comparison of the data in PAPER_DATA, and its size."""
+    """SFT on two subjects of MMLU-Pro and two subtasks of BBEH, every method."""
     command = "make paper-table3 PAPER_DATA=FOLDER"
     folder = Path(os.environ.get("PAPER_DATA", ""))
     missing = [n for n in ("mmlu_pro/test.jsonl.gz", "bbeh") if not (folder / n).exists()]
@@ -47,15 +40,21 @@ def _table3(name: str) -> Iterator[Figure]:
             "PAPER_DATA=FOLDER must hold mmlu_pro/test.jsonl.gz (TIGER-AI-Lab/MMLU-Pro) and bbeh/ "
             f"(bbeh_TASK.json of google-deepmind/bbeh); missing: {', '.join(missing) or 'all'}"
         )
-    path = ROOT / "recipes" / "small" / f"{name}.yaml"
+    path = ROOT / "recipes" / "small" / "table3.yaml"
     recipe = plans.read(path, {"output": "unused", "model": "unused"})
-    results = compare(name, datasets=[_within(one, folder) for one in recipe.datasets])
+    datasets = [_within(name, folder) for name in recipe.datasets]
+    results = compare("table3", datasets=datasets)
+    figures = []
     for row in tables.rows(results):
         if row.accuracy is None or row.interval is None:
             continue
-        told = f"{_plain(name)}_{_plain(row.method)}"
-        yield percent(f"{told}_accuracy", row.accuracy, row.interval, row.total, command)
-        yield Figure(id=f"{told}_size_mib", value=row.size, n=row.datasets, command=command)
+        name = f"table3_{_plain(row.method)}"
+        figures += [
+            percent(f"{name}_accuracy", row.accuracy, row.interval, row.total, command),
+            Figure(id=f"{name}_size_mib", value=row.size, n=row.datasets, command=command),
+        ]
+    keep(figures)
+    _report("table3", title="Table 3 in small")
 
 
 def forgetting() -> None:
