@@ -13,6 +13,7 @@ from typing import Any
 
 from bmt_trainer import plan as plans
 from bmt_trainer import report, tables
+from bmt_trainer.stats import wilson
 
 from benchmarks.environment import ROOT, WORK, demo_model
 from benchmarks.results import LATEST
@@ -153,8 +154,6 @@ def _within(dataset: str, folder: Path) -> str:
 
 
 def _share(row: Mapping[str, float]) -> dict[str, Any]:
-    from bmt_trainer.evaluate import wilson
-
     right, total = round(row["retention_lenient"] * row["n"]), int(row["n"])
     return {"accuracy": right / total, "interval95": wilson(right, total)}
 

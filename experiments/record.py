@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bmt_trainer.stats import wilson
+
 from benchmarks.results import LATEST, write_json
 from benchmarks.stats import Estimate
 
@@ -71,7 +73,5 @@ def gain(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[float, tu
 
 def read_as(score: Mapping[str, Any], reading: str) -> dict[str, Any]:
     """A score with the accuracy and interval of one reading, `strict` or `lenient`."""
-    from bmt_trainer.evaluate import wilson
-
     right, total = score["lenient" if reading == "lenient" else "exact"], score["total"]
     return {**score, "accuracy": right / total, "interval95": wilson(right, total)}

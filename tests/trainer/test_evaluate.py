@@ -10,7 +10,6 @@ from bmt_trainer.evaluate import (
     evaluate,
     generate,
     grade,
-    wilson,
 )
 from bmt_trainer.grading import is_exact, is_lenient
 from bmt_trainer.models import load_model, load_tokenizer
@@ -18,19 +17,6 @@ from bmt_trainer.models import load_model, load_tokenizer
 
 def user(text):
     return ({"role": "user", "content": text},)
-
-
-@pytest.mark.parametrize(
-    ("right", "total", "low", "high"),
-    # With z² = 3.841459: z²/(n + z²) at 0, 1/2 ± z/(2 √(n + z²)) at a half, n/(n + z²) at 1.
-    [(0, 400, 0.0, 0.009512), (200, 400, 0.451235, 0.548765), (10, 10, 0.722467, 1.0)],
-)
-def test_wilson(right, total, low, high):
-    assert wilson(right, total) == (pytest.approx(low, abs=1e-5), pytest.approx(high, abs=1e-5))
-
-
-def test_wilson_of_nothing():
-    assert wilson(0, 0) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(

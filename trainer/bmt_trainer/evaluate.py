@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from bmt_trainer.data import Example, Message
 from bmt_trainer.encode import pad, render
 from bmt_trainer.grading import WORDS, Grader
 from bmt_trainer.models import evaluating
-from bmt_trainer.stats import Z
+from bmt_trainer.stats import wilson
 
 
 @dataclass(frozen=True)
@@ -53,16 +52,6 @@ class Score:
             f"{self.accuracy:6.1%} [{low:.1%}, {high:.1%}] exact, "
             f"{self.lenient / self.total:6.1%} lenient, n = {self.total}"
         )
-
-
-def wilson(right: int, total: int, z: float = Z) -> tuple[float, float]:
-    """The Wilson score interval of a share; (0, 1) of nothing."""
-    if not total:
-        return 0.0, 1.0
-    share, z2 = right / total, z * z
-    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def grade(completions: Sequence[str], examples: Sequence[Example], grader: Grader = WORDS) -> Score:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bmt_trainer.errors import ConfigError
+from bmt_trainer.stats import wilson
 from bmt_trainer.tables import Result, Row, named, short
 
 _DPI = 130
@@ -226,8 +227,6 @@ def geometry(results: Sequence[Result]) -> Any:
 
 def training(histories: Mapping[str, Result], title: str = "") -> Any:
     """What single runs saw by step: reward or loss, validation with its interval, deletions."""
-    from bmt_trainer.evaluate import wilson
-
     found = {name: history for name, history in histories.items() if history["steps"]}
     if not found:
         return None

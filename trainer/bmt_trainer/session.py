@@ -20,12 +20,13 @@ from bmt_trainer.attach import Attached, attach
 from bmt_trainer.distributed import barrier, is_first, processes
 from bmt_trainer.divergence import Texts, forward_kl
 from bmt_trainer.encode import batches, render
-from bmt_trainer.evaluate import best_guess, wilson
+from bmt_trainer.evaluate import best_guess
 from bmt_trainer.export import export, library_versions
 from bmt_trainer.grading import WORDS, Grader
 from bmt_trainer.run import Run, Scores, settings_of
 from bmt_trainer.sampling import ends, sample
 from bmt_trainer.scoring import init_gates, input_norms
+from bmt_trainer.stats import wilson
 
 if TYPE_CHECKING:
     from bmt_trainer.common import RunConfig

@@ -1,4 +1,4 @@
-"""Comparing two models on the same examples."""
+"""Shares of right answers: their intervals, and two models on the same examples."""
 
 from __future__ import annotations
 
@@ -52,18 +52,30 @@ def paired(before: Sequence[bool], after: Sequence[bool]) -> Paired:
     )
 
 
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share; (0, 1) of nothing."""
+    if not total:
+        return 0.0, 1.0
+    share, z2 = right / total, Z * Z
+    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def mean_interval(scores: Sequence[tuple[int, int]]) -> tuple[float, float]:
     """95 % interval of the unweighted mean of shares, each (right, total) of examples of its own.
 
-    With Agresti and Coull's two successes and two failures, so that 0 of n has a width.
+    The distances to the Wilson bounds, added as squares (Newcombe 1998, method 10; Zou and Donner
+    2008, MOVER): of one share its Wilson interval, and never without the mean itself.
     """
     if not scores:
         return 0.0, 1.0
-    adjusted = [((right + 2) / (total + 4), total + 4) for right, total in scores]
-    middle = sum(share for share, _ in adjusted) / len(adjusted)
-    variance = sum(share * (1 - share) / n for share, n in adjusted) / len(adjusted) ** 2
-    half = Z * math.sqrt(variance)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    shares = [right / total for right, total in scores]
+    bounds = [wilson(right, total) for right, total in scores]
+    middle = math.fsum(shares) / len(shares)
+    below = math.hypot(*(s - low for s, (low, _) in zip(shares, bounds, strict=True)))
+    above = math.hypot(*(high - s for s, (_, high) in zip(shares, bounds, strict=True)))
+    return max(0.0, middle - below / len(shares)), min(1.0, middle + above / len(shares))
 
 
 def quarter(total: int) -> int:

@@ -142,14 +142,13 @@ def _row(
             total=sum(p.total for p in pairs),
         )
     disks = [r["disk_bytes"] for r in group if "disk_bytes" in r]
-    one = len(counts) == 1
     return Row(
         model=key[0],
         method=key[1],
         changes=key[2],
         datasets=len(group),
         accuracy=sum(r / n for r, n in counts) / len(counts) if counts else None,
-        interval=(_wilson(*counts[0]) if one else mean_interval(counts)) if counts else None,
+        interval=mean_interval(counts) if counts else None,
         total=sum(n for _, n in counts),
         against=against,
         size=sum(r["size_bytes"] for r in group) / len(group) / MIB,
@@ -161,12 +160,6 @@ def _row(
 def _place(method: str) -> int:
     kind = method.partition("@")[0].partition("-")[0]
     return _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
-
-
-def _wilson(right: int, total: int) -> tuple[float, float]:
-    from bmt_trainer.evaluate import wilson
-
-    return wilson(right, total)
 
 
 def _right(result: Result) -> list[bool]:
