@@ -104,5 +104,6 @@ def test_names_and_files_of_the_wrong_place_are_refused(tmp_path):
     for change in {"base_name": "smol"}, {"mask_name": "reverse"}:
         with pytest.raises(ConfigError, match="--server"):
             by_options("m", None, **{**OPTIONS, **change})
-    with pytest.raises(ConfigError, match="name it by --mask-name"):
-        by_options("m", tmp_path / "m.bmt", **{**OPTIONS, "server": "http://there"})
+    for change in {}, {"mask_name": "reverse"}:
+        with pytest.raises(ConfigError, match="name it by --mask-name"):
+            by_options("m", tmp_path / "m.bmt", **{**OPTIONS, "server": "http://there", **change})

@@ -47,10 +47,10 @@ def by_options(
     On a server the base's name is by default `model`, as vLLM serves it. Raises ConfigError.
     """
     if server is not None:
-        if mask is not None and mask_name is None:
+        if mask is not None:
             raise ConfigError(
                 f"mask: {server} answers by the masks that it holds; publish {mask.name} there "
-                "(bmt-client upload) and name it by --mask-name"
+                "(bmt-client upload) and name it by --mask-name, without --mask"
             )
         names = {"base": base_name or model} | ({"mask": mask_name} if mask_name else {})
         return by_server(server, names, at_once=batch_size)
@@ -92,7 +92,8 @@ def by_transformers(
                 advance=advance,
             )
 
-    return {name: partial(answer, name) for name in ("base", "mask")[: 1 + (mask is not None)]}
+    names = ("base",) if mask is None else ("base", "mask")
+    return {name: partial(answer, name) for name in names}
 
 
 def _load(mask: Path | None, folder: Path) -> bmt_core.Mask | None:
