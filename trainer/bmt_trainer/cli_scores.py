@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from bmt_trainer.cli_paper import print_table
 from bmt_trainer.host import keep_freed_memory
@@ -16,6 +15,10 @@ if TYPE_CHECKING:
     from bmt_trainer.suites import Result
 
 Model = Annotated[str, typer.Option(help="The base: a folder or a model of the Hub.")]
+MaskFile = Annotated[
+    Path | None,
+    typer.Option(help="A mask file; without it, the base.", exists=True, dir_okay=False),
+]
 Engine = Annotated[
     Literal["auto", "vllm", "transformers"],
     typer.Option(help="What answers in this process; auto: vLLM where it is installed."),
@@ -36,10 +39,7 @@ Seed = Annotated[int, typer.Option(min=0, help="As in training, to get its split
 def evaluate(
     model: Model,
     dataset: Annotated[str, typer.Option(help="As in `bmt-train sft`.")],
-    mask: Annotated[
-        Path | None,
-        typer.Option(help="A mask file; without it, the base.", exists=True, dir_okay=False),
-    ] = None,
+    mask: MaskFile = None,
     heldout: Annotated[int, typer.Option(min=1, help="Held-out examples.")] = 400,
     grader: Annotated[
         str | None, typer.Option(help="What is right, as in `bmt-train sft`.")
@@ -114,8 +114,10 @@ def suites(
     """Score a base, and a mask beside it, on the paper's evaluation sets."""
     from bmt_trainer import suites as sets
     from bmt_trainer.answering import by_options
+    from bmt_trainer.progress import Display
 
     keep_freed_memory()
+    display = Display()
     chosen = sets.named(tasks)
     models = by_options(
         model,
@@ -133,12 +135,7 @@ def suites(
     ):
         found.append(result)
         if result.skipped:
-            Console(stderr=True).print(
-                f"{result.suite}: skipped, {result.skipped}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+            display.say(f"{result.suite}: skipped, {result.skipped}")
     if as_json:
         print(json.dumps([result.to_json() for result in found]))
         return
@@ -147,10 +144,7 @@ def suites(
 
 def retention(
     model: Model,
-    mask: Annotated[
-        Path | None,
-        typer.Option(help="A mask file; without it, the base.", exists=True, dir_okay=False),
-    ] = None,
+    mask: MaskFile = None,
     tasks: Annotated[
         str, typer.Option(help="Of lm-eval's, with commas between them.")
     ] = "hellaswag,mmlu,truthfulqa_mc2,winogrande,ifeval,humaneval",
