@@ -85,7 +85,7 @@ def kernel(config: dict[str, Any]) -> str:
     """Which mask kernel the worker runs, as it wrote itself; empty for other engines."""
     if config["kind"] != "masks":
         return ""
-    from bmt_server.worker_stats import read_all
+    from bmt_server.ipc.worker_stats import read_all
 
     for _ in range(50):
         if workers := read_all(config["stats_dir"]):

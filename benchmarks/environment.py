@@ -40,15 +40,15 @@ def engine_environment(plain: bool = False) -> dict[str, str]:
 def _for_the_cpu() -> dict[str, str]:
     if has_gpu():
         return {}
-    from bmt_server import cpu_env
+    from bmt_server.vllm_integration import cpu_environment
 
-    found = cpu_env.wanted(os.environ, weights_bytes=0, mask_bytes=0, kv_given=True)
+    found = cpu_environment.wanted(os.environ, weights_bytes=0, mask_bytes=0, kv_given=True)
     return {variable.name: variable.value for variable in found}
 
 
 def dtype() -> str:
     """What all engines compute in: float32 where bmt-server would choose it for this CPU."""
-    from bmt_server.cpu_env import lacks_16_bits
+    from bmt_server.vllm_integration.cpu_environment import lacks_16_bits
 
     return "float32" if not has_gpu() and lacks_16_bits() else "bfloat16"
 

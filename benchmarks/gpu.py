@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from bmt_server.wire import Layout, Rows
-from bmt_server.worker.layers import GateLayer
-from bmt_server.worker.resident import ResidentMask, gather
+from bmt_server.ipc.mask_layout import Layout, Rows
+from bmt_server.worker.gate_layers import GateLayer
+from bmt_server.worker.resident_mask import ResidentMask, gather
 
 RESULTS = Path(__file__).resolve().parent / "results" / "latest" / "gpu.json"
 
@@ -237,7 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py: this machine has no CUDA device, so nothing was measured")
-    from bmt_server.worker.triton_kernel import TritonKernel
+    from bmt_server.worker.kernels.triton.kernel import TritonKernel
 
     torch.manual_seed(0)
     device, race = torch.device("cuda"), on_gpu(options.pairs, captured)
@@ -252,7 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def sweep(model: Model, race: Race) -> None:
     """The corrections again with other sizes of programs: microseconds a layer, as in the table."""
-    from bmt_server.worker import triton_delta
+    from bmt_server.worker.kernels.triton import delta
 
     everything = model.sizes
     model.sizes = replace(everything, prefill=())
@@ -261,14 +261,14 @@ def sweep(model: Model, race: Race) -> None:
     for (rows, width, warps), programs, staged in itertools.product(
         shapes, (1024, 3072), (0, max(everything.decode))
     ):
-        triton_delta.ROWS, triton_delta.WIDTH, triton_delta.WARPS = rows, width, warps
-        triton_delta.PROGRAMS, triton_delta.STAGE_TOKENS = programs, staged
+        delta.ROWS, delta.WIDTH, delta.WARPS = rows, width, warps
+        delta.PROGRAMS, delta.STAGE_TOKENS = programs, staged
         print(f"{rows:4} rows, {width:2} zeros, {warps} warps, {programs} programs", end="")
         print(f", x {'staged' if staged else 'gathered'}:", end="")
         print(*(f"{f.value * 1000:6.1f}" for f in corrections(model, race)))
     model.sizes = replace(everything, decode=(1,))
     for rows, warps in itertools.product((64, 128), (4, 8)):
-        triton_delta.TILE_ROWS, triton_delta.TILE_WARPS = rows, warps
+        delta.TILE_ROWS, delta.TILE_WARPS = rows, warps
         print(f"{rows:4} rows of a tile, {warps} warps:", end="")
         print(*(f"{f.value * 1000:6.1f}" for f in corrections(model, race)))
 

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bmt_server.wire import Layout, Rows
-from bmt_server.worker import ops
-from bmt_server.worker.layers import GateLayer
-from bmt_server.worker.portable import PortableKernel
-from bmt_server.worker.resident import ResidentMask, gather
+from bmt_server.ipc.mask_layout import Layout, Rows
+from bmt_server.worker.gate_layers import GateLayer
+from bmt_server.worker.kernels import masked_delta
+from bmt_server.worker.kernels.portable import PortableKernel
+from bmt_server.worker.resident_mask import ResidentMask, gather
 
 RESULTS = Path(__file__).resolve().parent / "results" / "latest" / "kernel.json"
 
@@ -88,7 +88,9 @@ class Figure:
 class Model:
     """Fused weights [2R, K] of every layer, and one kernel of each kind over their gates."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, kernels: Sequence[type[ops.Kernel]]):
+    def __init__(
+        self, shape: Shape, dtype: torch.dtype, kernels: Sequence[type[masked_delta.Kernel]]
+    ):
         generator = torch.Generator().manual_seed(0)
         self.shape, self.dtype = shape, dtype
         size = (2 * shape.rows, shape.cols)
@@ -99,7 +101,7 @@ class Model:
             GateLayer(str(i), (0, shape.rows), w[: shape.rows]) for i, w in enumerate(self.fused)
         ]
         self.kernels = [kernel(self.gates) for kernel in kernels]
-        self.handles = [ops.register(kernel, shape.layers) for kernel in self.kernels]
+        self.handles = [masked_delta.register(kernel, shape.layers) for kernel in self.kernels]
         self.masks: dict[int, ResidentMask] = {}
 
     def make_masks(self, count: int, density: float) -> None:
@@ -173,7 +175,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    kernels: list[type[ops.Kernel]] = [ops.choose(torch.device("cpu"), print)]
+    kernels: list[type[masked_delta.Kernel]] = [masked_delta.choose(torch.device("cpu"), print)]
     if kernels[0] is not PortableKernel and not options.without_portable:
         kernels.append(PortableKernel)
     figures: list[Figure] = []

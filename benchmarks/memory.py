@@ -50,8 +50,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     import tempfile
 
     import torch
-    from bmt_server.wire import lay_out, map_layout
-    from bmt_server.worker.layers import GateLayer
+    from bmt_server.ipc.mask_layout import lay_out, map_layout
+    from bmt_server.worker.gate_layers import GateLayer
     from bmt_server.worker.runtime import MaskRuntime
 
     if "model" in job:

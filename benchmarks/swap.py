@@ -116,7 +116,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 def live_gates(layers: int) -> list[Any]:
     """An 8B model's first gates, [14336, 4096] in bf16, as a worker holds live weights."""
     import torch
-    from bmt_server.worker.layers import GateLayer
+    from bmt_server.worker.gate_layers import GateLayer
 
     first = torch.empty(_SHAPE, dtype=torch.bfloat16).normal_(0, 0.02)
     gates = []
@@ -128,7 +128,7 @@ def live_gates(layers: int) -> list[Any]:
 
 def layout(layers: int, seed: int) -> Any:
     """A random mask of an 8B model's first layers, as the worker maps it."""
-    from bmt_server.wire import lay_out, map_layout
+    from bmt_server.ipc.mask_layout import lay_out, map_layout
 
     shapes = dict(list(inputs.GATES_8B.items())[:layers])
     with tempfile.TemporaryDirectory() as folder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bmt_trainer.host import keep_freed_memory
+from bmt_trainer.process import keep_freed_memory
 
 from experiments import (
     comparisons,

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bmt_trainer import plan as plans
-from bmt_trainer import report, tables
-from bmt_trainer.stats import wilson
+from bmt_trainer.comparison import plan as plans
+from bmt_trainer.comparison import report, tables
+from bmt_trainer.evaluation.intervals import wilson
 
 from benchmarks.environment import ROOT, WORK, demo_model
 from benchmarks.results import LATEST
@@ -93,7 +93,7 @@ def geometry() -> None:
 
 def compare(recipe: str, **changes: Any) -> list[Result]:
     """Run `recipes/small/RECIPE.yaml`, or what of it has no result yet."""
-    from bmt_trainer.compare import run
+    from bmt_trainer.comparison.runner import run
 
     path = ROOT / "recipes" / "small" / f"{recipe}.yaml"
     output = LATEST / "paper" / recipe

@@ -15,13 +15,13 @@ PROMPTS, NEW = 32, 16
 
 def compare() -> None:
     """Both ways in turns; prints and keeps the ratio, and how many answers are the same."""
-    from bmt_trainer import data
-    from bmt_trainer.evaluate import generate
+    from bmt_trainer.data import sources
+    from bmt_trainer.evaluation.score import generate
     from bmt_trainer.models import contiguous, load_model, load_tokenizer
 
     model = load_model(demo_model()).requires_grad_(False)  # as under a mask, or LoRA
     tokenizer = load_tokenizer(demo_model())
-    found = data.load("task:sort-numbers", heldout=PROMPTS, train=0, seed=0).heldout
+    found = sources.load("task:sort-numbers", heldout=PROMPTS, train=0, seed=0).heldout
     prompts = [example.prompt for example in found]
     texts: dict[str, list[str]] = {}
 

@@ -19,8 +19,8 @@ ROWS, PROMPT, ANSWER = 4, 230, 10
 
 def compare() -> None:
     """Both ways in turns; prints and keeps the ratio, for masks and for full fine-tuning."""
+    from bmt_trainer.methods.trl_setup import prepare_trl
     from bmt_trainer.models import load_model
-    from bmt_trainer.trl_setup import prepare_trl
 
     prepare_trl()
     from trl.kernels.chunked_logprob import _use_triton as every

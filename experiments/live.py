@@ -6,8 +6,8 @@ import shutil
 
 import bmt_core
 from bmt_core import Mask
-from bmt_trainer.config import build
-from bmt_trainer.grpo import GrpoConfig, train
+from bmt_trainer.methods.grpo import GrpoConfig, train
+from bmt_trainer.settings import build
 
 from experiments.record import Figure, keep
 from experiments.runs import settings_of

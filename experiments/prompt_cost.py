@@ -15,8 +15,8 @@ PROMPTS, COMPLETIONS, PROMPT, COMPLETION = 8, 8, 50, 16
 
 def compare() -> None:
     """Both ways in turns; prints and keeps the ratio, and how far their results lie apart."""
-    from bmt_trainer.shared_prompts import SharedPrompts
-    from bmt_trainer.trl_setup import prepare_trl
+    from bmt_trainer.methods.rollouts.shared_prefix import SharedPrompts
+    from bmt_trainer.methods.trl_setup import prepare_trl
 
     prepare_trl()
     from trl.trainer.utils import add_fused_lm_head

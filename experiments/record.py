@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bmt_trainer.stats import wilson
+from bmt_trainer.evaluation.intervals import wilson
 
 from benchmarks.results import LATEST, write_json
 from benchmarks.stats import Estimate

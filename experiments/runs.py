@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from bmt_core import Mask
-from bmt_trainer import figures, grpo, sdft, sft
-from bmt_trainer.config import build, read_yaml
-from bmt_trainer.grpo import GrpoConfig
-from bmt_trainer.sdft import SdftConfig
-from bmt_trainer.sft import SftConfig
+from bmt_trainer.comparison import plots
+from bmt_trainer.methods import grpo, sdft, sft
+from bmt_trainer.methods.grpo import GrpoConfig
+from bmt_trainer.methods.sdft import SdftConfig
+from bmt_trainer.methods.sft import SftConfig
+from bmt_trainer.settings import build, read_yaml
 
 from benchmarks.environment import ROOT, WORK, demo_model
 from benchmarks.results import LATEST
@@ -66,8 +67,8 @@ def run_recipe(recipe: str, **changes: Any) -> Ran:
         stem = Path(name).stem
         target = LATEST / "paper" / f"{stem}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        figure = figures.training({stem: history}, f"{stem}, {ran.seconds / 60:.1f} minutes")
-        target.write_bytes(figures.png(figure))
+        figure = plots.training({stem: history}, f"{stem}, {ran.seconds / 60:.1f} minutes")
+        target.write_bytes(plots.png(figure))
     return ran
 
 

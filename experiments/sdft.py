@@ -33,10 +33,10 @@ def learns() -> None:
 
 def retained(ran: Ran) -> None:
     """The other skill before and after, on the same examples, by its lenient reading."""
-    from bmt_trainer import data
-    from bmt_trainer.stats import paired
+    from bmt_trainer.data import sources
+    from bmt_trainer.evaluation.intervals import paired
 
-    examples = data.load(KEPT, heldout=KEPT_EXAMPLES, train=0).heldout
+    examples = sources.load(KEPT, heldout=KEPT_EXAMPLES, train=0).heldout
     before, after = (_right(examples, mask) for mask in (None, ran.mask))
     pair = paired(before, after)
     low, high = pair.interval
@@ -51,9 +51,9 @@ def retained(ran: Ran) -> None:
 
 def _right(examples: Sequence[Any], mask: Mask | None) -> list[bool]:
     from bmt_trainer import models
-    from bmt_trainer.apply import apply
-    from bmt_trainer.evaluate import generate, outcomes
-    from bmt_trainer.grading import find
+    from bmt_trainer.evaluation.graders import find
+    from bmt_trainer.evaluation.score import generate, outcomes
+    from bmt_trainer.masking.apply import apply
 
     folder = demo_model()
     model = models.load_model(folder)

@@ -18,7 +18,7 @@ from torch import nn
 
 
 def main() -> None:
-    from bmt_trainer.host import keep_freed_memory
+    from bmt_trainer.process import keep_freed_memory
 
     job = json.loads(sys.argv[1])
     keep_freed_memory()
@@ -56,10 +56,10 @@ class Step:
 
 def _masked(path: str, live: bool) -> tuple[nn.Module, list[nn.Parameter]]:
     """The paper's start (Eq. 9) at α = 1000; calibrated on the norms of nothing, for speed."""
-    from bmt_trainer.attach import attach
-    from bmt_trainer.live import keep_live, live_sets
+    from bmt_trainer.masking.attach import attach
+    from bmt_trainer.masking.initialization import init_gates
+    from bmt_trainer.masking.live_gates import keep_live, live_sets
     from bmt_trainer.models import load_model
-    from bmt_trainer.scoring import init_gates
 
     model = load_model(path)  # type: ignore[arg-type]
     attached = attach(model)

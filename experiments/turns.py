@@ -18,7 +18,7 @@ TURNS = 3
 
 def masked_model() -> tuple[Any, Any]:
     """The demo's model and what is attached to it: gates near a start's, at the last sharpness."""
-    from bmt_trainer.attach import attach
+    from bmt_trainer.masking.attach import attach
     from bmt_trainer.models import load_model
 
     model = load_model(demo_model())

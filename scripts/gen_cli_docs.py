@@ -13,8 +13,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "cli.md"
 APPS = {
-    "bmt-train": "bmt_trainer.cli",
-    "bmt-server": "bmt_server.cli",
+    "bmt-train": "bmt_trainer.cli.main",
+    "bmt-server": "bmt_server.cli.main",
     "bmt-client": "bmt_client.cli",
 }
 HEAD = """# Commands

@@ -9,7 +9,7 @@ from typing import Any
 
 import bmt_core
 import yaml
-from bmt_trainer import data
+from bmt_trainer.data import sources
 from errors import DemoError
 from processes import program, run
 
@@ -23,7 +23,7 @@ class Task:
     name: str
     config: Path
     settings: dict[str, Any]
-    examples: list[data.Example]
+    examples: list[sources.Example]
     mask: Path
 
     def scores(self) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def tasks(folder: Path) -> list[Task]:
 def _task(config: Path, folder: Path) -> Task:
     settings = yaml.safe_load(config.read_text())
     # The split that `bmt-train` makes of the same settings.
-    split = data.load(
+    split = sources.load(
         settings["dataset"],
         heldout=settings["heldout"],
         train=1,

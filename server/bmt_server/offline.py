@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import bmt_core
 
-from bmt_server import cpu_env
+from bmt_server.ipc.mask_layout import SUFFIX, lay_out
 from bmt_server.settings import MaskMode, Settings, SettingsError
-from bmt_server.wire import SUFFIX, lay_out
+from bmt_server.vllm_integration import cpu_environment
 
 __all__ = ["mask_request", "masked_llm"]
 
@@ -77,13 +77,13 @@ def masked_llm(
             f"{present.mask_mode!r}; use one process for each base model and mode"
         )
     settings.export_env()
-    from bmt_server.engine.flags import eager_reason, float32_reason
+    from bmt_server.vllm_integration.unsupported_flags import eager_reason, float32_reason
 
     options: dict[str, Any] = {"enable_lora": True, **vllm_options}
     if options.get("dtype", "auto") == "auto" and float32_reason():
         options["dtype"] = "float32"
     _prepare_cpu(settings, options)
-    from bmt_server.plugin import register
+    from bmt_server.vllm_integration.plugin import register
 
     if eager_reason():
         options["enforce_eager"] = True
@@ -99,14 +99,14 @@ def _prepare_cpu(settings: Settings, options: dict[str, Any]) -> None:
 
     if not current_platform.is_cpu():
         return
-    variables = cpu_env.wanted(
+    variables = cpu_environment.wanted(
         os.environ,
-        weights_bytes=cpu_env.weights_bytes(settings.model_path, str(options.get("dtype"))),
+        weights_bytes=cpu_environment.weights_bytes(settings.model_path, str(options.get("dtype"))),
         mask_bytes=settings.mask_memory_bytes,
         workers=options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1),
         kv_given="gpu_memory_utilization" in options or "kv_cache_memory_bytes" in options,
     )
-    cpu_env.apply(os.environ, variables)
+    cpu_environment.apply(os.environ, variables)
 
 
 def mask_request(mask: bmt_core.Mask | str | os.PathLike[str], name: str = "") -> LoRARequest:

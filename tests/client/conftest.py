@@ -13,7 +13,7 @@ import pytest
 from bmt_client import AsyncBmtClient, BmtClient
 from bmt_client._retry import RetryPolicy
 
-from .fake_server import KEY, FakeServer, serving
+from tests.client.fake_server import KEY, FakeServer, serving
 
 BASE = bmt_core.Base(model_id="tiny", fingerprint="ab" * 32)
 SHAPE = (64, 96)

@@ -28,10 +28,9 @@ from bmt_client import (
 from bmt_client.cli import app as program
 from typer.testing import CliRunner
 
-from tests.server.fake_engine import FakeEngine
-
-from .conftest import BASE, SHAPE, make_mask
-from .fake_server import free_port
+from tests.client.conftest import BASE, SHAPE, make_mask
+from tests.client.fake_server import free_port
+from tests.support.fake_engine import FakeEngine
 
 uvicorn = pytest.importorskip("uvicorn")
 fastapi = pytest.importorskip("fastapi")
@@ -69,12 +68,12 @@ async def chat(request: Any) -> Any:
 @pytest.fixture(scope="module")
 def real(tmp_path_factory) -> Iterator[Server]:
     """The server's parts on a real loopback socket, over the embedded registry."""
-    from bmt_server.api.gate import Gate
-    from bmt_server.api.keys import KeyStore, ensure_first_key
-    from bmt_server.api.routes import build_router
-    from bmt_server.api.runtime import Runtime
-    from bmt_server.api.store import Store
-    from bmt_server.embedded import EmbeddedValkey
+    from bmt_server.api.app_state import Runtime
+    from bmt_server.api.middleware import Gate
+    from bmt_server.api.routes.masks import build_router
+    from bmt_server.registry.api_keys import KeyStore, ensure_first_key
+    from bmt_server.registry.connection import Store
+    from bmt_server.registry.embedded import EmbeddedValkey
     from bmt_server.settings import Settings
     from prometheus_client import CollectorRegistry
 

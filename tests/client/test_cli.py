@@ -10,8 +10,8 @@ import pytest
 from bmt_client.cli import app, hoist
 from typer.testing import CliRunner
 
-from .conftest import make_mask
-from .fake_server import KEY, Fault, free_port
+from tests.client.conftest import make_mask
+from tests.client.fake_server import KEY, Fault, free_port
 
 
 @pytest.fixture

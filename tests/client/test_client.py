@@ -26,8 +26,8 @@ from bmt_client import (
     Version,
 )
 
-from .conftest import make_mask
-from .fake_server import KEY, Fault, free_port
+from tests.client.conftest import make_mask
+from tests.client.fake_server import KEY, Fault, free_port
 
 
 def test_upload_takes_a_path_bytes_or_a_mask(client, tmp_path):

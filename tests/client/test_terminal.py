@@ -15,8 +15,8 @@ import time
 import bmt_core
 import pytest
 
-from .conftest import make_mask
-from .fake_server import KEY
+from tests.client.conftest import make_mask
+from tests.client.fake_server import KEY
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

@@ -6,7 +6,7 @@ import bmt_core
 import numpy as np
 import pytest
 
-from .test_specification import random_mask
+from tests.core.test_specification import random_mask
 
 SHAPES = [(30, 40), (20, 20)]
 

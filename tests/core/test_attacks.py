@@ -9,7 +9,7 @@ import tracemalloc
 import bmt_core
 import pytest
 
-from .make_attacks import FOLDER, cases, manifest
+from tests.core.make_attacks import FOLDER, cases, manifest
 
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text())
 ATTACKS = sorted(name for name, told in MANIFEST.items() if told["error"])

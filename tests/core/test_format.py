@@ -14,7 +14,7 @@ from bmt_core import codecs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from . import test_specification
+from tests.core import test_specification
 
 BASE = bmt_core.Base("m", "ab" * 32)
 CODECS = ("gaps", "packbits")

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .test_specification import random_mask
+from tests.core.test_specification import random_mask
 
 SEEDS = [
     bmt_core.encode(random_mask(seed, shapes, 0.2), codec)

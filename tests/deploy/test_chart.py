@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from .conftest import ROOT, tool
+from tests.deploy.conftest import ROOT, tool
 
 CHART = ROOT / "deploy" / "chart"
 EXAMPLES = sorted(CHART.glob("examples/*.yaml"))

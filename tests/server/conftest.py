@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .served import Valkey
+from tests.support.served import Valkey
 
 
 @pytest.fixture(scope="module")

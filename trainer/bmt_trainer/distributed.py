@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from bmt_trainer.common import RunConfig
+    from bmt_trainer.methods.config import RunConfig
 
 
 def processes() -> int:

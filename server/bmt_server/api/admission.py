@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from bmt_server.api.errors import RateLimited, Unavailable
+from bmt_server.errors import RateLimited, Unavailable
 
 
 class Admission:

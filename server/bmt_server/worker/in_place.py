@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from bmt_server.worker.layers import GateLayer
-from bmt_server.worker.resident import ResidentMask
+from bmt_server.worker.gate_layers import GateLayer
+from bmt_server.worker.resident_mask import ResidentMask
 
 Switch = Callable[[ResidentMask | None, ResidentMask | None], None]
 

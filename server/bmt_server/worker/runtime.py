@@ -8,15 +8,15 @@ from typing import Literal
 
 import numpy as np
 
+from bmt_server.ipc.mask_layout import Layout
+from bmt_server.ipc.worker_stats import MAX_NAMED, WorkerStats
 from bmt_server.settings import MaskMode
-from bmt_server.wire import Layout
-from bmt_server.worker import ops
+from bmt_server.worker.gate_layers import GateLayer
 from bmt_server.worker.in_place import InPlace
-from bmt_server.worker.layers import GateLayer
-from bmt_server.worker.resident import ResidentMask
-from bmt_server.worker.store import MaskStore
-from bmt_server.worker.switching import SwitchRule
-from bmt_server.worker_stats import MAX_NAMED, WorkerStats
+from bmt_server.worker.kernels import masked_delta
+from bmt_server.worker.mask_store import MaskStore
+from bmt_server.worker.resident_mask import ResidentMask
+from bmt_server.worker.switch_policy import SwitchRule
 
 StepKind = Literal["base", "in_place", "corrected"]
 
@@ -40,11 +40,11 @@ class MaskRuntime:
         mode: MaskMode,
         capacity_bytes: int,
         stats: WorkerStats | None = None,
-        kernel: Callable[[Sequence[GateLayer]], ops.Kernel] | None = None,
+        kernel: Callable[[Sequence[GateLayer]], masked_delta.Kernel] | None = None,
     ) -> None:
         self.gates = gates
         if kernel is None:
-            self.kernel = ops.make(gates, ops.Bounds(memory_bytes=capacity_bytes))
+            self.kernel = masked_delta.make(gates, masked_delta.Bounds(memory_bytes=capacity_bytes))
         else:
             self.kernel = kernel(gates)
         self.store = MaskStore(gates, capacity_bytes, self.kernel.place)
@@ -65,7 +65,7 @@ class MaskRuntime:
 
     def handles(self) -> list[int]:
         """One op handle per gate layer, in order."""
-        return ops.register(self.kernel, len(self.gates))
+        return masked_delta.register(self.kernel, len(self.gates))
 
     def add(self, adapter: int, name: str, layout: Layout) -> None:
         """Make a mask resident under `adapter`. Any thread. Raises MaskStoreError."""

@@ -14,17 +14,17 @@ import bmt_core
 import httpx
 import numpy as np
 import pytest
-from bmt_server.api.gate import Gate
-from bmt_server.api.keys import KeyStore
-from bmt_server.api.routes import build_router
-from bmt_server.api.runtime import Runtime
-from bmt_server.api.store import Store
+from bmt_server.api.app_state import Runtime
+from bmt_server.api.middleware import Gate
+from bmt_server.api.routes.masks import build_router
+from bmt_server.registry.api_keys import KeyStore
+from bmt_server.registry.connection import Store
 from bmt_server.settings import Settings
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from prometheus_client import CollectorRegistry
 
-from tests.server.fake_engine import FakeEngine
+from tests.support.fake_engine import FakeEngine
 
 BASE = bmt_core.Base("tiny", "ab" * 32)
 GATES = {f"model.layers.{i}.mlp.gate_proj.weight": (64, 48) for i in range(2)}

@@ -40,13 +40,12 @@ from urllib.parse import quote
 
 import bmt_core
 import pytest
-from bmt_server.api.bounds import check
-from bmt_server.api.errors import BadRequest
+from bmt_server.api.request_limits import check
+from bmt_server.errors import BadRequest
 
-from tests.server.served import Valkey
-
-from .conftest import BASE, GATES, make_mask, replica
-from .test_edge import head, said, serving
+from tests.server.api.conftest import BASE, GATES, make_mask, replica
+from tests.server.api.test_http_protocol import head, said, serving
+from tests.support.served import Valkey
 
 TESTS = Path(__file__).resolve().parents[2]
 

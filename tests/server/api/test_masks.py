@@ -9,9 +9,9 @@ import time
 
 import bmt_core
 import pytest
-from bmt_server.channel import WorkerError
+from bmt_server.ipc.worker_channel import WorkerError
 
-from .conftest import BASE, make_mask, replica
+from tests.server.api.conftest import BASE, make_mask, replica
 
 
 async def test_versions_grow_and_names_move(api):

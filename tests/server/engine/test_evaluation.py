@@ -8,10 +8,10 @@ import sys
 
 import bmt_core
 import pytest
-from bmt_trainer.answering import by_transformers, by_vllm
 from bmt_trainer.errors import ConfigError
+from bmt_trainer.evaluation.backends import by_transformers, by_vllm
 
-from .engines import PROMPTS, TIMEOUT_S, random_mask
+from tests.support.engines import PROMPTS, TIMEOUT_S, random_mask
 
 pytestmark = pytest.mark.engine
 
@@ -57,6 +57,8 @@ def test_another_bases_mask_is_refused_before_the_engine_starts(smol, tmp_path):
 
 
 def test_without_vllm_it_is_named(monkeypatch):
-    monkeypatch.setattr("bmt_trainer.answering.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(
+        "bmt_trainer.evaluation.backends.importlib.util.find_spec", lambda name: None
+    )
     with pytest.raises(ConfigError, match="--engine transformers"):
         by_vllm("nowhere", None, batch_size=8)

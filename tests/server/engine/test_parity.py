@@ -15,11 +15,11 @@ from typing import Any
 import bmt_core
 import numpy as np
 import pytest
-from bmt_server.cpu_env import lacks_16_bits
-from bmt_server.worker.ops import ENV as KERNEL
-from bmt_trainer.apply import write_checkpoint
+from bmt_server.vllm_integration.cpu_environment import lacks_16_bits
+from bmt_server.worker.kernels.masked_delta import ENV as KERNEL
+from bmt_trainer.masking.apply import write_checkpoint
 
-from .engines import PROMPTS, random_mask, run_engine
+from tests.support.engines import PROMPTS, random_mask, run_engine
 
 pytestmark = pytest.mark.engine
 

@@ -1,8 +1,8 @@
 """Kernels of the masked delta, for tests that hold whichever of them runs."""
 
 import pytest
-from bmt_server.worker import ops
-from bmt_server.worker.native.build import BuildError, compiler
+from bmt_server.worker.kernels import masked_delta
+from bmt_server.worker.kernels.native.build import BuildError, compiler
 
 
 @pytest.fixture(params=["native", "portable"])
@@ -13,5 +13,5 @@ def each_kernel(request, monkeypatch):
             compiler()
         except BuildError as error:
             pytest.skip(str(error))
-    monkeypatch.setenv(ops.ENV, request.param)
+    monkeypatch.setenv(masked_delta.ENV, request.param)
     return request.param

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from bmt_server.worker.resident import MaskStoreError
+from bmt_server.worker.resident_mask import MaskStoreError
 from bmt_server.worker.runtime import MaskRuntime, MixedStepError
 
-from .helpers import dense, gates, laid_out, random_mask
+from tests.support.worker import dense, gates, laid_out, random_mask
 
 pytestmark = pytest.mark.usefixtures("each_kernel")
 

@@ -1,0 +1,162 @@
+"""A replica's copy of the registry's names, kept current by the stream of changes.
+
+Requests resolve against it without a round trip, and go on doing so while Redis is away. A stream
+read with a remembered place loses nothing while the connection holds; a counter of changes and the
+last event, compared every few seconds and after every reconnect, find what was missed otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from redis.exceptions import RedisError
+
+from bmt_server.errors import ApiError
+from bmt_server.registry.connection import blocking_client
+from bmt_server.registry.registry import EVENTS, Registry
+from bmt_server.registry.schemas import NameState
+
+logger = logging.getLogger("vllm.bmt_server")
+
+_BLOCK_S = 2.0
+_RECONCILE_S = 10.0
+_PAUSE_S = 0.5
+_CANCEL_S = 0.2
+# Names read at once: parsing them holds the event loop, 0.1 ms each.
+_BATCH = 50
+
+
+class Snapshot:
+    """Names of all tenants. `changed` hears of names whose state is new; `keys_changed` of keys."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._states: dict[tuple[str, str], NameState] = {}
+        self._place = (-1, b"")  # the registry's, up to which all is known here
+        self._task: asyncio.Task[None] | None = None
+        self.synced = asyncio.Event()
+        self._connected = False
+        self.changed: Callable[[Iterable[tuple[str, str]]], None] = lambda names: None
+        self.keys_changed: Callable[[], None] = lambda: None
+        # Hears 1 when the registry answers and 0 when it is away.
+        self.connection: Callable[[int], None] = lambda up: None
+
+    def get(self, tenant: str, name: str) -> NameState | None:
+        """What is held under a name, or None where it has no version."""
+        state = self._states.get((tenant, name))
+        return state if state is not None and state.versions else None
+
+    def of_tenant(self, tenant: str) -> list[NameState]:
+        """All of one tenant's names, sorted."""
+        found = [s for (t, _), s in self._states.items() if t == tenant and s.versions]
+        return sorted(found, key=lambda s: s.name)
+
+    async def refresh(self, tenant: str, name: str) -> NameState | None:
+        """Read one name now: after a write of ours, and for a name that is not known yet."""
+        self._take(await self._registry.states([(tenant, name)]))
+        return self.get(tenant, name)
+
+    async def sync(self) -> None:
+        """Read everything, where anything changed since the last time."""
+        place = await self._registry.place()
+        if place == self._place and self.synced.is_set():
+            return
+        names = await self._registry.names()
+        states: list[NameState] = []
+        for at in range(0, len(names), _BATCH):
+            states += await self._registry.states(names[at : at + _BATCH])
+        gone = set(self._states) - set(names)
+        for key in gone:
+            del self._states[key]
+        self._take(states)
+        if gone:
+            self.changed(gone)
+        # A counter that went back means that Redis lost what it had acknowledged.
+        if place[0] < self._place[0]:
+            logger.error(
+                "The registry went back from change %d to %d: a failover lost writes.",
+                self._place[0],
+                place[0],
+            )
+        self._place = place
+        self.synced.set()
+
+    def _take(self, states: Iterable[NameState]) -> None:
+        new = []
+        for state in states:
+            key = (state.tenant, state.name)
+            if self._states.get(key) != state:
+                self._states[key] = state
+                new.append(key)
+        if new:
+            self.changed(new)
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._follow(), name="bmt-registry-events")
+
+    async def close(self) -> None:
+        task, self._task = self._task, None
+        # redis-py turns a cancellation that meets an arriving reply into that reply, and the task
+        # goes on: it is cancelled until it ends.
+        while task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=_CANCEL_S)
+
+    async def _follow(self) -> None:
+        while True:
+            client = blocking_client(self._registry.store.url, _BLOCK_S)
+            try:
+                await self.sync()
+                last = self._place[1]
+                self._now_connected(True)
+                reconciled = time.monotonic()
+                while True:
+                    reply = await client.xread({EVENTS: last}, count=100, block=int(_BLOCK_S * 1e3))
+                    for _, entries in _streams(reply):
+                        last = entries[-1][0]
+                        await self._apply([fields for _, fields in entries], last)
+                    if time.monotonic() - reconciled > _RECONCILE_S:
+                        await self.sync()
+                        # After a failover it may lie before the last event that was read.
+                        last, reconciled = self._place[1], time.monotonic()
+            except (TimeoutError, RedisError, OSError, ApiError) as error:
+                if self._connected or not self.synced.is_set():
+                    logger.warning("The mask registry is away (%s); known masks go on.", error)
+                self._now_connected(False)
+                await asyncio.sleep(_PAUSE_S)
+            finally:
+                with contextlib.suppress(RedisError, OSError):
+                    await client.aclose()
+
+    def _now_connected(self, connected: bool) -> None:
+        self._connected = connected
+        self.connection(int(connected))
+
+    async def _apply(self, events: list[dict[bytes, bytes]], last: bytes) -> None:
+        names, generation = [], self._place[0]
+        for event in events:
+            if event.get(b"kind") == b"keys":
+                self.keys_changed()
+                continue
+            tenant, _, name = event.get(b"where", b"").decode().partition("/")
+            names.append((tenant, name))
+            generation = max(generation, int(event.get(b"generation", 0)))
+        if names:
+            self._take(await self._registry.states(dict.fromkeys(names)))
+        self._place = (generation, last)
+
+
+def _streams(reply: object) -> Iterable[tuple[bytes, list]]:
+    """XREAD's answer in one form: a list under RESP2, a dict (of lists of lists) under RESP3."""
+    if not reply:
+        return []
+    if isinstance(reply, dict):
+        return [
+            (k, [e for part in v for e in part] if v and isinstance(v[0], list) else v)
+            for k, v in reply.items()
+        ]
+    return reply  # type: ignore[return-value]

@@ -1,0 +1,117 @@
+"""What the registry keeps of a mask, and what the routes answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bmt_server.ipc.mask_source import MaskSource
+
+DEFAULT_TENANT = "default"
+DIGEST_SHOWN = 12
+
+
+class BaseRef(BaseModel):
+    """The base model that a mask belongs to."""
+
+    model_id: str
+    fingerprint: str
+
+
+class Version(BaseModel):
+    """One immutable version of a mask. digest: the mask's; file_digest: of the stored bytes.
+
+    rev grows with every publish under a name, also across a delete; id is the adapter id that the
+    engine knows it by, unique in the registry; bytes is the file's size.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    tenant: str = DEFAULT_TENANT
+    digest: str
+    file_digest: str
+    rev: int = 0
+    id: int = 0
+    created: str
+    bytes: int
+    zeros: int
+    density: float
+    base: BaseRef
+    parent: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """The name by which requests reach exactly this version."""
+        return f"{self.name}@{self.digest[:DIGEST_SHOWN]}"
+
+    @property
+    def source(self) -> MaskSource:
+        """Where workers get it."""
+        return MaskSource(self.tenant, self.digest, self.file_digest)
+
+    @property
+    def internal_name(self) -> str:
+        """What vLLM calls it. Other tenants' names are prefixed, so that equal ones stay apart."""
+        return self.model if self.tenant == DEFAULT_TENANT else f"{self.tenant}/{self.model}"
+
+
+@dataclass(frozen=True, slots=True)
+class NameState:
+    """All that the registry holds under one tenant's name."""
+
+    tenant: str
+    name: str
+    rev: int
+    latest: str | None
+    pinned: bool
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, Version] = field(default_factory=dict)
+
+    def find(self, alias: str | None, prefix: str | None) -> Version | None:
+        """The version of an alias or digest prefix, or the latest. None where there is none."""
+        if prefix is not None:
+            found = [v for d, v in self.versions.items() if d.startswith(prefix)]
+            return found[0] if len(found) == 1 else None
+        digest = self.aliases.get(alias) if alias not in (None, "latest") else self.latest
+        return self.versions.get(digest) if digest else None
+
+    def newest_first(self) -> list[Version]:
+        return sorted(self.versions.values(), key=lambda v: -v.rev)
+
+    def answer(self, version: Version) -> dict[str, Any]:
+        """The version as the routes tell it."""
+        aliases = sorted(a for a, d in self.aliases.items() if d == version.digest)
+        if self.latest == version.digest:
+            aliases.insert(0, "latest")
+        return {
+            **version.model_dump(),
+            "model": version.model,
+            "aliases": aliases,
+            "pinned": self.pinned,
+        }
+
+
+class AliasTarget(BaseModel):
+    """Body of `PUT …/aliases/{alias}`: a digest (12 or more hex digits) or a rev."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    digest: str | None = None
+    rev: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks: the key's id, tenant and scopes."""
+
+    key_id: str
+    tenant: str
+    scopes: frozenset[str]
+
+    def may(self, scope: str) -> bool:
+        return scope in self.scopes or "admin" in self.scopes

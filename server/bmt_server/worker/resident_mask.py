@@ -1,0 +1,201 @@
+"""One mask as it lies in a worker's memory, and how it gets there from a laid-out file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+import torch
+
+from bmt_server.ipc.mask_layout import Layout, Rows
+from bmt_server.worker.gate_layers import GateLayer
+
+# Rows of one block: enough that a block's own start costs little, few enough that places within
+# a block fit 16 bits on every model.
+BLOCK_ROWS = 64
+_ALIGN = 64
+
+
+class MaskStoreError(Exception):
+    """A mask cannot be made resident; the message names the mask, the tensor and the reason."""
+
+
+class NoRoomError(Exception):
+    """A kernel's memory is full; the message names the mask and the sizes. Evict one and retry."""
+
+
+@dataclass(slots=True)
+class LayerMask:
+    """One mask in one layer, this worker's rows, in blocks of 64 rows (views of its buffer).
+
+    block_start: int32 [ceil(R / 64) + 1], each block's first zero; the last entry is n.
+    row_end: uint16 [R], the end of each row's zeros, counted from its block's start; int32 where
+    a block holds more than 65,535 zeros. A row's zeros begin where the row before it ends.
+    cols: uint16 [n], ascending in a row; int32 where K > 65,536.
+    values: base dtype [n], the weights that the mask deletes. Kept beside the columns because
+    gathering them from the weight at every step would cost a cache line each.
+
+    In bf16 that is 4 bytes a zero and 2 a row.
+    """
+
+    block_start: torch.Tensor
+    row_end: torch.Tensor
+    cols: torch.Tensor
+    values: torch.Tensor
+
+    def rows(self) -> torch.Tensor:
+        """int64 [n]: the row of each zero, ascending."""
+        row = torch.arange(self.row_end.numel(), device=self.row_end.device)
+        end = self.block_start[row // BLOCK_ROWS].long() + self.row_end.long()
+        return torch.repeat_interleave(row, end.diff(prepend=end.new_zeros(1)))
+
+
+class Layers(Sequence[LayerMask]):
+    """A mask's layers as views of its buffer, made when they are asked for.
+
+    Kept, the four tensors of each layer would take a tenth of a small model's mask again.
+    """
+
+    __slots__ = ("_buffer", "_sizes", "_starts", "_values", "_wide")
+
+    def __init__(
+        self,
+        buffer: torch.Tensor,
+        starts: np.ndarray,
+        sizes: np.ndarray,
+        wide: np.ndarray,
+        values: torch.dtype,
+    ) -> None:
+        """starts and sizes: int64 [layers, 4], bytes, in LayerMask's order; wide: bool [layers, 2],
+        whether row_end and cols are int32."""
+        self._buffer, self._values = buffer, values
+        self._starts, self._sizes, self._wide = starts, sizes, wide
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> LayerMask: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[LayerMask]: ...
+
+    def __getitem__(self, index: int | slice) -> LayerMask | list[LayerMask]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        ends = torch.int32 if self._wide[index, 0] else torch.uint16
+        cols = torch.int32 if self._wide[index, 1] else torch.uint16
+        starts, sizes = self._starts[index].tolist(), self._sizes[index].tolist()
+        dtypes = (torch.int32, ends, cols, self._values)
+        return LayerMask(
+            *(
+                self._buffer[start : start + size].view(dtype)
+                for start, size, dtype in zip(starts, sizes, dtypes, strict=True)
+            )
+        )
+
+    @property
+    def zeros(self) -> int:
+        """Of all layers."""
+        return int(self._sizes[:, 3].sum()) // self._values.itemsize
+
+    def of(self, buffer: torch.Tensor) -> Layers:
+        """The same layers in another buffer, uint8, that holds a copy of this one's."""
+        return Layers(buffer, self._starts, self._sizes, self._wide, self._values)
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class ResidentMask:
+    """One mask in this worker's memory: one LayerMask per GateLayer, in the worker's order.
+
+    buffer: uint8, holds all arrays of all layers, each aligned to 64 bytes.
+    """
+
+    digest: str
+    layers: Layers
+    buffer: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.buffer.nbytes
+
+
+def gather(
+    digest: str,
+    layout: Layout,
+    gates: Sequence[GateLayer],
+    place: Callable[[ResidentMask], ResidentMask],
+) -> ResidentMask:
+    """Lay a mask out on the host and give it to `place` (`ops.Kernel`), which fills its values.
+
+    Raises MaskStoreError, see `arrange`, and what `place` raises.
+    """
+    return place(arrange(digest, layout, gates))
+
+
+def arrange(digest: str, layout: Layout, gates: Sequence[GateLayer]) -> ResidentMask:
+    """Lay a mask's places out on the host, as kernels read them; its values are not there yet.
+
+    A tensor that the mask does not name is left whole. Raises MaskStoreError where shapes differ:
+    the registry checks them at upload, so here it means another base model. Reads no weight, so
+    any thread may do it while steps run.
+    """
+    arrays = [_arrays(part) for part in _parts(digest, layout, gates)]
+    values = gates[0].base.dtype
+    sizes = np.array(
+        [[*(a.nbytes for a in three), values.itemsize * three[2].size] for three in arrays],
+        np.int64,
+    )
+    padded = -(-sizes // _ALIGN) * _ALIGN
+    starts = (np.cumsum(padded) - padded.ravel()).reshape(padded.shape)
+    # Page-locked where it goes to a GPU, so that the copy is asynchronous.
+    on_gpu = gates[0].device.type == "cuda"
+    host = torch.empty(int(padded.sum()), dtype=torch.uint8, pin_memory=on_gpu)
+    raw = host.numpy()
+    for index, three in enumerate(arrays):
+        for start, array in zip(starts[index].tolist(), three, strict=False):
+            raw[start : start + array.nbytes] = array.view(np.uint8)
+    wide = np.array([[a.dtype.itemsize > 2 for a in three[1:]] for three in arrays], np.bool_)
+    return ResidentMask(digest, Layers(host, starts, sizes, wide, values), host)
+
+
+def moved(mask: ResidentMask, buffer: torch.Tensor) -> ResidentMask:
+    """The mask as views of `buffer`, uint8, which holds a copy of its own buffer."""
+    return ResidentMask(mask.digest, mask.layers.of(buffer), buffer)
+
+
+def _parts(digest: str, layout: Layout, gates: Sequence[GateLayer]) -> list[Rows]:
+    """This worker's rows of every gate, checked against the gates."""
+    known = {gate.name for gate in gates}
+    if not known & layout.tensors.keys() and layout.tensors:
+        raise MaskStoreError(
+            f"mask {digest[:12]} names none of this model's {len(known)} gate tensors "
+            f"(it has {next(iter(layout.tensors))!r}); it was made for another base model"
+        )
+    parts = []
+    for gate in gates:
+        (lo, hi), (r, k) = gate.rows, gate.shape
+        rows = layout.tensors.get(gate.name)
+        if rows is None:
+            parts.append(Rows((r, k), np.zeros(r + 1, np.uint32), np.zeros(0, np.uint16)))
+            continue
+        if rows.shape[0] < hi or rows.shape[1] != k:
+            raise MaskStoreError(
+                f"mask {digest[:12]}: {gate.name} is {list(rows.shape)} in the mask, and this "
+                f"worker holds rows {lo}..{hi} of {k} columns; it fits another base model"
+            )
+        parts.append(rows.slice(lo, hi))
+    return parts
+
+
+def _arrays(part: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """block_start, row_end and cols of one layer, from its rows' starts."""
+    r = part.shape[0]
+    start = part.row_start.astype(np.int32)
+    block_start = np.append(start[:r:BLOCK_ROWS], start[-1:])
+    row_end = start[1:] - np.repeat(block_start[:-1], BLOCK_ROWS)[:r]
+    if not r or row_end.max() < 1 << 16:
+        row_end = row_end.astype(np.uint16)
+    cols = part.cols if part.cols.dtype == np.uint16 else part.cols.astype(np.int32)
+    return block_start, row_end, np.ascontiguousarray(cols)

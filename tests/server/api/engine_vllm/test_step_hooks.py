@@ -1,0 +1,58 @@
+"""What is made of vLLM's record of a step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from bmt_server.api.engine_vllm import step_hooks
+from bmt_server.ipc import stats_files, waiting_masks
+from bmt_server.settings import Settings
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(
+        model_id="m", model_path="m", fingerprint="sha256:0", gates={}, stats_dir=str(tmp_path)
+    )
+
+
+def waits(*names: str) -> SimpleNamespace:
+    """vLLM's figures of a step in which these masks wait."""
+    return SimpleNamespace(waiting_lora_adapters=dict.fromkeys(names, 1))
+
+
+def told(settings: Settings, wanted: list[str]) -> None:
+    """Others of the server hear that these wait, within a moment."""
+    deadline = time.monotonic() + 10
+    while waiting_masks.latest(settings.stats_dir) != wanted and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert waiting_masks.latest(settings.stats_dir) == wanted
+
+
+def test_a_step_is_a_sign_of_life_whoever_is_told_its_figures(settings, monkeypatch):
+    heard: list[None] = []
+    monkeypatch.setattr(step_hooks, "stepped", lambda: heard.append(None))
+    step_hooks.Steps(settings).record(None)
+    assert len(heard) == 1
+    assert waiting_masks.latest(settings.stats_dir) == []
+
+
+def test_the_newest_word_of_any_process_counts(settings):
+    steps = step_hooks.Steps(settings)
+    steps.record(waits("a@1", "b@2"))
+    told(settings, ["a@1", "b@2"])
+    other = waiting_masks.Waiting(at=1.0, names=["old@1"])
+    stats_files.write(waiting_masks.path_of(settings.stats_dir, 1), other)
+    assert waiting_masks.latest(settings.stats_dir) == ["a@1", "b@2"]
+    steps.record(waits())
+    told(settings, [])
+
+
+def test_nothing_is_written_where_there_is_no_folder_for_it(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    step_hooks.Steps(replace(settings, stats_dir="")).record(waits("a@1"))
+    time.sleep(0.3)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,51 @@
+"""Figures of turns on /metrics."""
+
+import os
+import time
+
+from bmt_server.api.metrics.masks import Metrics
+from bmt_server.ipc import scheduler_stats, stats_files
+from prometheus_client import CollectorRegistry, generate_latest
+
+
+def test_a_schedulers_file_becomes_metrics(tmp_path):
+    figures = scheduler_stats.TurnStats(pid=os.getpid(), engine=1, max_wait_s=0.5, turns=2)
+    figures.waited(0.03)
+    figures.waited(40.0)
+    stats_files.write(scheduler_stats.path_of(tmp_path, 1), figures)
+    registry = CollectorRegistry()
+    metrics = Metrics(str(tmp_path), 10, registry)
+    text = generate_latest(registry).decode()
+    assert 'bmt_scatter_turns_total{engine="1"} 2.0' in text
+    assert 'bmt_scatter_longest_wait_seconds{engine="1"} 40.0' in text
+    assert 'bmt_scatter_waits_over_bound_total{engine="1"} 1.0' in text
+    assert 'bmt_scatter_wait_seconds_bucket{engine="1",le="0.025"} 0.0' in text
+    assert 'bmt_scatter_wait_seconds_bucket{engine="1",le="0.05"} 1.0' in text
+    assert 'bmt_scatter_wait_seconds_bucket{engine="1",le="+Inf"} 2.0' in text
+    assert 'bmt_scatter_wait_seconds_count{engine="1"} 2.0' in text
+    metrics.close()
+
+
+def test_other_modes_have_no_such_figures(tmp_path):
+    registry = CollectorRegistry()
+    Metrics(str(tmp_path), 10, registry)
+    assert "bmt_scatter" not in generate_latest(registry).decode()
+
+
+def test_figures_are_written_when_they_change(tmp_path):
+    figures = scheduler_stats.TurnStats(pid=7)
+    writer = stats_files.Writer(scheduler_stats.path_of(tmp_path, 7), lambda: figures)
+
+    def soon(turns: int) -> bool:
+        for _ in range(100):
+            if any(f.turns == turns for f in scheduler_stats.read_all(tmp_path)):
+                return True
+            time.sleep(0.02)
+        return False
+
+    assert soon(0)
+    figures.turns = 3
+    writer.changed()
+    assert soon(3)
+    (tmp_path / "turns-8.json").write_text("{")
+    assert len(scheduler_stats.read_all(tmp_path)) == 1, "half a file is passed over"

@@ -1,0 +1,84 @@
+"""`/metrics` where several API processes answer one port."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from bmt_server.api.metrics import scrape
+from bmt_server.ipc import stats_files, worker_stats
+from bmt_server.ipc.worker_stats import WorkerStats
+from fastapi import FastAPI
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
+
+# One API process: what it counts, then what a scrape that reaches it is told. Prometheus decides
+# on its mode when it is imported, and vLLM by the same variable.
+PROCESS = """
+import sys
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from bmt_server.api.metrics import scrape
+from bmt_server.api.metrics.masks import Metrics
+from vllm.entrypoints.serve.instrumentator.metrics import attach_router
+from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+app = FastAPI()
+attach_router(app)
+metrics = Metrics(sys.argv[1], 10, scraped=scrape.install(app, get_prometheus_registry()))
+done = dict(outcome="ok", prompt_tokens=1, completion_tokens=2, ttft_s=0.1, e2e_s=0.2)
+metrics.request_finished("math@3f9c0a1b2c3d", **done)
+metrics.registry_up.set(int(sys.argv[2]))
+metrics.holding.inc(3)
+print("told", flush=True)
+sys.stdin.readline()
+answer = TestClient(app).get("/metrics")
+assert answer.headers["content-type"].startswith("text/plain; version="), answer.headers
+print(answer.text, end="", flush=True)
+"""
+
+
+def test_every_process_tells_of_all_and_of_the_workers(tmp_path, monkeypatch):
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "shared"))
+    worker = WorkerStats(resident=["math@3f9c0a1b2c3d"], resident_bytes=512, resident_masks=1)
+    stats_files.write(worker_stats.path_of(tmp_path, 1), worker)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(tmp_path), up],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for up in ("1", "0")
+    ]
+    try:
+        for process in processes:
+            assert process.stdout.readline() == "told\n"
+        text, _ = processes[0].communicate("\n")
+        assert processes[0].returncode == 0
+        told(text)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def told(text: str) -> None:
+    families = list(text_string_to_metric_families(text))
+    assert len({f.name for f in families}) == len(families), "no family twice"
+    samples = {s.name: s for f in families for s in f.samples}
+    assert samples["bmt_requests_total"].value == 2
+    assert samples["bmt_mask_holds"].value == 6
+    assert samples["bmt_registry_up"].value == 0, "one of them does not reach it"
+    assert samples["bmt_masks_resident_bytes"].value == 512
+    assert samples["vllm:lora_adapter_loaded"].labels["adapter_name"] == "math@3f9c0a1b2c3d"
+    info = samples["vllm:lora_requests_info"].labels
+    assert info["running_lora_adapters"] == "math@3f9c0a1b2c3d"
+
+
+def test_one_process_leaves_the_route_to_vllm():
+    app = FastAPI()
+    before = list(app.router.routes)
+    assert scrape.install(app, REGISTRY) is REGISTRY
+    assert app.router.routes == before

@@ -1,0 +1,74 @@
+"""Figures of workers on /metrics."""
+
+import time
+
+from bmt_server.api.metrics.masks import Metrics
+from bmt_server.ipc import stats_files, waiting_masks, worker_stats
+from bmt_server.ipc.worker_stats import WorkerStats
+from prometheus_client import CollectorRegistry, generate_latest
+
+
+def text(folder, stats: WorkerStats) -> str:
+    stats_files.write(worker_stats.path_of(folder, 1), stats)
+    registry = CollectorRegistry()
+    Metrics(str(folder), 10, registry)
+    return generate_latest(registry).decode()
+
+
+def test_auto_tells_what_the_weights_hold_and_why(tmp_path):
+    stats = WorkerStats(
+        mode="auto",
+        steps_corrected=7,
+        steps_paying=5,
+        switches=2,
+        reason="paying",
+        switch_paid=0.25,
+    )
+    told = text(tmp_path, stats)
+    assert 'bmt_weights_masked{rank="0"} 0.0' in told
+    assert 'bmt_auto_reason{rank="0",reason="paying"} 1.0' in told
+    assert 'bmt_auto_reason{rank="0",reason="in_place"} 0.0' in told
+    assert 'bmt_auto_switch_paid{rank="0"} 0.25' in told
+    assert 'bmt_auto_paying_steps_total{rank="0"} 5.0' in told
+    assert 'bmt_switches_total{rank="0"} 2.0' in told
+    stats.in_weights = "3f9c0a1b2c3d"
+    assert 'bmt_weights_masked{rank="0"} 1.0' in text(tmp_path, stats)
+
+
+def test_routers_are_told_what_is_loaded_and_what_fits(tmp_path):
+    """Scored as the extension's load-state scorer does: loaded 1, room 0.6, none 0."""
+    names = [f"m{i}@{i:012x}" for i in range(80)]
+    stats = WorkerStats(
+        resident=names, resident_masks=80, resident_bytes=80_000, capacity_bytes=100_000
+    )
+    stats_files.write(worker_stats.path_of(tmp_path, 1), stats)
+    told = waiting_masks.Waiting(time.time(), ["m3@000000000003"])
+    stats_files.write(waiting_masks.path_of(tmp_path, 1), told)
+    registry = CollectorRegistry()
+    metrics = Metrics(str(tmp_path), 10, registry)
+    metrics.public_names = lambda internal: [n.partition("@")[0] for n in internal]
+    families = {f.name: f.samples for f in registry.collect()}
+    loaded = {s.labels["adapter_name"] for s in families["vllm:lora_adapter_loaded"]}
+    (count,) = families["vllm:num_gpu_loaded_lora_adapters"]
+    (most,) = families["vllm:max_gpu_lora_adapters"]
+
+    def score(model: str) -> float:
+        return 1.0 if model in loaded else 0.6 if count.value < most.value else 0.0
+
+    assert (count.value, most.value) == (80, 100)
+    assert len(loaded) == 64, "series are bounded"
+    (info,) = families["vllm:lora_requests_info"]
+    assert info.labels["max_lora"] == "100"
+    assert set(info.labels["running_lora_adapters"].split(",")) == loaded
+    assert info.labels["waiting_lora_adapters"] == "m3"
+    assert abs(info.value - time.time()) < 60, "routers take the newest series"
+    assert score("m79") == 1.0  # used last
+    assert score("never") == 0.6
+    stats.capacity_bytes = 80_000
+    stats_files.write(worker_stats.path_of(tmp_path, 1), stats)
+    (most,) = {f.name: f.samples for f in registry.collect()}["vllm:max_gpu_lora_adapters"]
+    assert score("never") == 0.0
+
+
+def test_other_modes_have_no_reasons(tmp_path):
+    assert "bmt_auto" not in text(tmp_path, WorkerStats(mode="delta"))

@@ -1,0 +1,187 @@
+"""The HTTP protocol's bounds, on a real socket: heads, bodies and readers that take their time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from contextlib import asynccontextmanager
+
+import bmt_core
+import pytest
+import uvicorn
+from bmt_server.api import http_protocol
+
+from tests.server.api.conftest import make_mask
+
+
+@asynccontextmanager
+async def serving(app, **bounds: float):
+    """The app behind our protocol, with shorter times; yields the port."""
+    kind = type("Edge", (http_protocol.Edge,), bounds)
+    config = uvicorn.Config(app, http=kind, log_level="critical", lifespan="off")
+    server = uvicorn.Server(config)
+    listening = socket.create_server(("127.0.0.1", 0))
+    task = asyncio.create_task(server.serve(sockets=[listening]))
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        await task
+
+
+async def said(
+    port: int, *pieces: bytes, pause_s: float = 0.0, parse: bool = True
+) -> tuple[int, dict, float]:
+    """Status, body and seconds of what the server makes of these bytes; status 0: closed."""
+    start = time.monotonic()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    answer = bytearray()
+
+    async def hear() -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                answer.extend(data)
+
+    hearing = asyncio.create_task(hear())
+    with contextlib.suppress(OSError):  # refused before it was all sent
+        for piece in pieces:
+            if hearing.done():
+                break
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(pause_s)
+    await asyncio.wait_for(hearing, 10)
+    writer.close()
+    if not answer:
+        return 0, {}, time.monotonic() - start
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body) if parse else {}, time.monotonic() - start
+
+
+def head(api, method: str = "POST", path: str = "/v1/chat/completions", **fields: str) -> bytes:
+    fields = {"Authorization": f"Bearer {api.keys['admin']}", "Host": "t", **fields}
+    lines = [f"{method} {path} HTTP/1.1", *(f"{k}: {v}" for k, v in fields.items())]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def test_servers_that_are_configured_later_use_it():
+    http_protocol.install()
+    config = uvicorn.Config(lambda: None)
+    config.load()
+    assert config.http_protocol_class is http_protocol.Edge
+
+
+async def test_half_a_head_is_not_waited_for(api):
+    async with serving(api.app, head_s=0.3) as port:
+        whole = head(api)
+        for pieces in ([whole[:40]], [whole[:-2]], [bytes([b]) for b in whole[:30]]):
+            status, body, seconds = await said(port, *pieces, pause_s=0.02)
+            assert (status, body["error"]["code"]) == (408, "head_timeout")
+            assert 0.25 < seconds < 2
+        status, _, seconds = await said(port)
+        assert (status, seconds < 2) == (0, True), "one that says nothing is told nothing"
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(api, monkeypatch):
+    monkeypatch.setattr(http_protocol, "BODY_RATE", 100_000)
+    async with serving(api.app, body_s=0.3) as port:
+        for method, path, kind in (
+            ("POST", "/v1/chat/completions", "application/json"),
+            ("PUT", "/v1/masks/m", "application/octet-stream"),
+        ):
+            fields = {"Content-Length": "5000", "Content-Type": kind}
+            start = head(api, method, path, **fields)
+            for pieces in ([start], [start, *[b"x"] * 30]):
+                status, body, seconds = await said(port, *pieces, pause_s=0.02)
+                assert (status, body["error"]["code"]) == (408, "body_timeout"), path
+                assert 0.25 < seconds < 2
+        # Slow, but at the pace that is wanted.
+        data = bmt_core.encode(make_mask())
+        fields = {"Content-Length": str(len(data)), "Content-Type": "application/octet-stream"}
+        slow = [data[i : i + 20] for i in range(0, len(data), 20)]
+        monkeypatch.setattr(http_protocol, "BODY_RATE", 100)
+        fields["Connection"] = "close"
+        status, body, seconds = await said(
+            port, head(api, "PUT", "/v1/masks/slow", **fields), *slow, pause_s=0.04
+        )
+        assert status == 201, body
+        assert seconds > 0.4
+    assert await api.runtime.registry.names() == [("default", "slow")]
+
+
+async def test_a_request_is_answered_once(api):
+    """Refused before its body was there, of which the rest never comes."""
+    async with serving(api.app, body_s=0.3) as port:
+        fields = {"Content-Length": str(1 << 30), "Content-Type": "application/octet-stream"}
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head(api, "PUT", "/v1/masks/m", **fields))
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert answer.startswith(b"HTTP/1.1 413")
+        assert answer.count(b"HTTP/1.1") == 1
+        writer.close()
+
+
+async def test_heads_are_bounded(api):
+    async with serving(api.app) as port:
+        many = {f"x-{i}": "1" for i in range(20_000)}
+        for raw in (
+            head(api, **{"x-big": "a" * 100_000}),
+            head(api, **{"x-endless": "a" * (64 << 20)}),
+            head(api, **many),
+            head(api, **{f"x-{i}": "1" for i in range(100)}),
+            head(api, path="/v1/models/" + "a" * 50_000),
+        ):
+            status, body, seconds = await said(port, raw)
+            # What is still on its way when the connection ends may reset it.
+            assert status in (431, 0), (status, body)
+            assert seconds < 2
+        status, body, _ = await said(port, head(api, **{"x-big": "a" * 100_000}))
+        assert (status, body["error"]["code"]) == (431, "head_too_large")
+        fine = head(api, "GET", "/v1/masks", Connection="close", **{"x-big": "a" * 20_000})
+        assert (await said(port, fine))[0] == 200
+        status, body, _ = await said(port, b"GARBAGE\r\n\r\n")
+        assert (status, body["error"]["code"]) == (400, "bad_http")
+
+
+async def test_kept_connections_are_served_again(api):
+    async with serving(api.app, head_s=0.3) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(3):
+            writer.write(head(api, "GET", "/v1/masks"))
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 200")
+            size = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            await reader.readexactly(size)
+            await asyncio.sleep(0.5)  # idle, which is not the head's time
+        writer.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel's, on Linux")
+async def test_a_reader_that_never_reads_is_let_go(api):
+    """Its request ends too, and with it what it holds."""
+    ended = asyncio.Event()
+
+    async def app(scope, receive, send):
+        await receive()
+        gone = asyncio.create_task(receive())
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        while not gone.done():
+            await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
+            await asyncio.sleep(0)
+        ended.set()
+
+    async with serving(app, read_s=1.0) as port:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        client.sendall(head(api, "GET", "/"))
+        start = time.monotonic()
+        await asyncio.wait_for(ended.wait(), 20)
+        assert 0.5 < time.monotonic() - start < 10
+        client.close()

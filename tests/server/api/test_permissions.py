@@ -1,0 +1,167 @@
+"""Who may do what: every route, every kind of key, and ways around that are none."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import time
+
+import pytest
+from bmt_server.api.permissions import ROUTES, match
+from bmt_server.errors import BadRequest
+from bmt_server.registry.api_keys import make_key
+
+PATHS = {
+    "open": [("GET", "/livez"), ("GET", "/readyz")],
+    "any": [
+        *[("GET", p) for p in ("/v1/models", "/v1/masks", "/v1/masks/m", "/v1/masks/m/versions")],
+        ("GET", "/v1/blobs/" + "0" * 64),
+    ],
+    "infer": [("POST", "/v1/chat/completions")],
+    "upload": [
+        ("PUT", "/v1/masks/m"),
+        ("PATCH", "/v1/masks/m"),
+        ("PUT", "/v1/masks/m/aliases/prod"),
+    ],
+    "admin": [
+        ("DELETE", "/v1/masks/m"),
+        ("DELETE", "/v1/masks/m/versions/" + "0" * 12),
+        ("PUT", "/v1/masks/m/pin"),
+    ],
+}
+
+
+async def status(api, method, path, key=None, **headers):
+    async with api.client("") as client:
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        answer = await client.request(method, path, headers=headers, json={"model": "tiny"})
+        return answer.status_code
+
+
+async def test_every_route_needs_its_scope(api):
+    for scope, routes in PATHS.items():
+        for method, path in routes:
+            route = match(method, path)
+            assert route is not None
+            assert route.scope == scope
+            if scope == "open":
+                assert await status(api, method, path) == 200
+                continue
+            for bad in (None, "", "nonsense", "bmt_adm_" + "x" * 38, make_key(("admin",))):
+                assert await status(api, method, path, bad) == 401, (method, path, bad)
+            for name in ("infer", "upload"):
+                allowed = scope in ("any", name)
+                found = await status(api, method, path, api.keys[name])
+                assert (found not in (401, 403)) == allowed, (method, path, name, found)
+            assert await status(api, method, path, api.keys["admin"]) not in (401, 403)
+
+
+async def test_what_is_not_listed_is_denied_even_to_admins(api):
+    for path in ("/pause", "/collective_rpc", "/v1/load_lora_adapter", "/invocations"):
+        assert await status(api, "POST", path) == 401
+        assert await status(api, "POST", path, api.keys["admin"]) == 404
+    for path in ("/docs", "/openapi.json", "/redoc"):
+        assert await status(api, "GET", path, api.keys["admin"]) == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["//v1/masks", "/V1/masks", "/v1/masks/", "/v1//masks", "/v1/masks;x"],
+)
+async def test_other_spellings_are_no_way_in(api, path):
+    assert await status(api, "GET", path) == 401
+    assert await status(api, "GET", path, api.keys["admin"]) in (307, 404)
+
+
+def test_dots_are_not_walked():
+    """As routing sees it; clients resolve them before they send."""
+    assert match("GET", "/livez/../v1/masks") is None
+    assert match("GET", "/livez/%2e%2e/v1/masks") is None
+
+
+async def test_headers_are_no_way_in(api):
+    assert await status(api, "GET", "/v1/masks", Host="livez/?x=") == 401
+    assert await status(api, "GET", "/v1/masks?api_key=" + api.keys["admin"]) == 401
+    assert await status(api, "GET", "/v1/masks", "x" * 100_000) == 401
+    async with api.client("") as client:
+        two = [("Authorization", "Bearer " + api.keys["admin"])] * 2
+        assert (await client.get("/v1/masks", headers=two)).status_code == 401
+        seen = await client.get("/v1/masks", headers={"X-Request-Id": "a\tb"})
+        assert seen.headers["x-request-id"].startswith("req-")
+        seen = await client.get("/v1/masks", headers={"X-Request-Id": "mine-1"})
+        assert seen.headers["x-request-id"] == "mine-1"
+        assert seen.json()["error"]["request_id"] == "mine-1"
+
+
+async def test_websockets_are_closed(api):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "websocket", "path": "/v1/realtime", "headers": [], "app": api.app}
+    await api.app(scope, None, send)
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_the_table_leaves_no_route_without_a_scope():
+    assert {r.scope for r in ROUTES} == {"open", "any", "infer", "upload", "admin"}
+    assert [r.path.pattern for r in ROUTES if r.scope == "open"] == ["/(livez|readyz)"]
+
+
+async def test_a_key_of_the_operators_is_adopted_once(api):
+    keys = api.runtime.keys
+    secret = make_key(("admin",))
+    assert await status(api, "GET", "/v1/masks", secret) == 401
+    assert await keys.adopt(secret, label="BMT_ADMIN_KEY")
+    assert not await keys.adopt(secret)  # every server adopts it at its start
+    keys.forget()
+    assert await status(api, "GET", "/v1/masks", secret) == 200
+    (record,) = [r for r in await keys.records() if r.label == "BMT_ADMIN_KEY"]
+    assert set(record.scopes) == {"infer", "upload", "admin"}
+    for wrong in ("", "secret", secret[:-1] + ("0" if secret[-1] != "0" else "1")):
+        with pytest.raises(BadRequest, match="keys generate"):
+            await keys.adopt(wrong)
+
+
+async def test_known_keys_are_kept_current_beside_requests(api, valkey):
+    """A request with a known key asks nothing of the registry; a revoked one ends all the same."""
+    keys = api.runtime.keys
+    made = await keys.create(("infer",))
+    assert await status(api, "GET", "/v1/masks", made[0]) == 200
+    # Revoked behind this server's back, its event lost.
+    await api.runtime.store.quick.hdel("{bmt}:keys", hashlib.sha256(made[0].encode()).hexdigest())
+    assert await status(api, "GET", "/v1/masks", made[0]) == 200
+    await keys.refresh()
+    assert await status(api, "GET", "/v1/masks", made[0]) == 401
+    assert await status(api, "GET", "/v1/masks", api.keys["infer"]) == 200
+    assert keys._looking is not None
+    assert not keys._looking.done()
+    # After a change each key is looked up at its next use, but not waited for where that fails.
+    valkey.process.send_signal(signal.SIGSTOP)
+    try:
+        keys.forget()
+        assert await status(api, "GET", "/v1/masks", api.keys["infer"]) == 200
+        start = time.monotonic()
+        for _ in range(20):
+            assert await status(api, "GET", "/v1/masks", api.keys["infer"]) == 200
+        assert time.monotonic() - start < 0.5
+    finally:
+        valkey.process.send_signal(signal.SIGCONT)
+
+
+async def test_revoked_and_expired_keys(api):
+    keys = api.runtime.keys
+    made = await keys.create(("infer",), expires="2020-01-01T00:00:00+00:00")
+    assert await status(api, "GET", "/v1/masks", made[0]) == 401
+    made = await keys.create(("infer",))
+    assert await status(api, "GET", "/v1/masks", made[0]) == 200
+    await keys.revoke(made[1].key_id)
+    keys.forget()
+    assert await status(api, "GET", "/v1/masks", made[0]) == 401
+    assert await keys.create(("admin",), only_if_first=True) is None
+    raw = await api.runtime.store.quick.hgetall("{bmt}:keys")
+    assert not any(
+        k[8:40].encode() in b"".join([*raw, *raw.values()]) for k in api.keys.values() if k
+    )

@@ -1,0 +1,113 @@
+"""A real server whose engine hangs, and one that is told to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.served import Served
+
+pytestmark = pytest.mark.engine
+
+TOKENS = 200
+HANG_S = 3
+
+
+@pytest.fixture(scope="module")
+def server(smol, valkey, tmp_path_factory):
+    flags = ("--enforce-eager", "--hang-seconds", str(HANG_S), "--shutdown-timeout", "120")
+    served = Served(smol, tmp_path_factory.mktemp("stop"), *flags, registry=valkey.url)
+    yield served
+    served.stop()
+
+
+@pytest.fixture
+def client(server):
+    with httpx.Client(base_url=server.url, headers=server.headers, timeout=60) as made:
+        yield made
+
+
+def body(**more) -> dict:
+    base = {"model": "smol", "prompt": "The sun", "max_tokens": TOKENS, "ignore_eos": True}
+    return {**base, "stream": True, "stream_options": {"include_usage": True}, **more}
+
+
+def events(stream: httpx.Response) -> Iterator[dict]:
+    return (json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: {"))
+
+
+def engine_of(server: Served) -> int:
+    """The process id of its EngineCore."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            name = path.with_name("cmdline").read_text()
+        except OSError:
+            continue
+        if parent == server.process.pid and "EngineCore" in name:
+            return int(path.parent.name)
+    raise AssertionError("no EngineCore among the server's children")
+
+
+def test_a_hung_engine_fails_liveness_until_it_goes_on(server, client):
+    engine, used = engine_of(server), 0
+    with client.stream("POST", "/v1/completions", json=body()) as stream:
+        for count, event in enumerate(events(stream)):
+            used = (event.get("usage") or {}).get("completion_tokens", used)
+            if count != 5:
+                continue
+            os.kill(engine, signal.SIGSTOP)
+            stopped = time.monotonic()
+            try:
+                assert httpx.get(f"{server.url}/livez").status_code == 200
+                while httpx.get(f"{server.url}/livez").status_code == 200:
+                    assert time.monotonic() - stopped < 2 * HANG_S
+                    time.sleep(0.1)
+                assert time.monotonic() - stopped > HANG_S / 2
+            finally:
+                os.kill(engine, signal.SIGCONT)
+    assert used == TOKENS
+    assert httpx.get(f"{server.url}/livez").status_code == 200
+    # An engine without work need not give a sign of life.
+    time.sleep(HANG_S + 0.5)
+    assert httpx.get(f"{server.url}/livez").status_code == 200
+
+
+def test_a_stream_ends_whole_and_nothing_new_begins(server, client):
+    told, seen, used, refused = 0.0, 0.0, 0, None
+    # A connection for each question, but one TLS context: making it takes longer than asking.
+    fresh = httpx.Client(base_url=server.url, limits=httpx.Limits(max_keepalive_connections=0))
+    with fresh, client.stream("POST", "/v1/completions", json=body()) as stream:
+        for count, event in enumerate(events(stream)):
+            used = (event.get("usage") or {}).get("completion_tokens", used)
+            if count != 5:
+                continue
+            told = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            try:
+                while fresh.get("/readyz").status_code == 200:
+                    assert time.monotonic() - told < 2
+                    time.sleep(0.01)
+                seen = time.monotonic() - told
+                refused = fresh.post(
+                    "/v1/completions",
+                    json={"model": "smol", "prompt": "The moon"},
+                    headers=server.headers,
+                    timeout=10,
+                )
+            except httpx.ConnectError:
+                raise AssertionError(f"gone too soon:\n{server.log.read_text()[-4000:]}") from None
+    assert seen < 0.5
+    assert refused is not None
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "stopping"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert used == TOKENS, "the stream was cut off"
+    assert server.process.wait(60) == 0

@@ -1,0 +1,141 @@
+"""Every route of vLLM's own app, with all that its switches add, behind our gate."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from bmt_server.api.admission import Admission, Queue
+from bmt_server.api.middleware import Gate
+from bmt_server.api.permissions import match
+from bmt_server.api.shutdown import Drain
+from bmt_server.errors import Unauthorized
+from bmt_server.registry.schemas import Principal
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+KEYS = {
+    "infer": frozenset({"infer"}),
+    "upload": frozenset({"upload"}),
+    "admin": frozenset({"infer", "upload", "admin"}),
+}
+# All of vLLM's own that clients reach, whatever a release adds: more is a decision.
+OURS_TO_OPEN = {
+    "/health",
+    "/metrics",
+    "/ping",
+    "/tokenize",
+    "/detokenize",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/models",
+    "/v1/responses",
+    "/version",
+}
+
+
+@pytest.fixture(scope="module")
+def routes() -> dict[str, set[str]]:
+    """Path -> methods of an app that was built for every task, in developer mode."""
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.tasks import GENERATION_TASKS, POOLING_TASKS
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setenv("VLLM_SERVER_DEV_MODE", "1")
+        patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+        patch.setenv("VLLM_PLUGINS", "bmt_routes")
+        args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+        app = build_app(args, (*GENERATION_TASKS, *POOLING_TASKS, "render"), None)
+    found: dict[str, set[str]] = {}
+    for route in app.routes:
+        path = getattr(route, "path", None)
+        if path:
+            methods = getattr(route, "methods", None) or set(METHODS)
+            found.setdefault(re.sub(r"\{[^}]*\}", "x", path), set()).update(methods)
+    return found
+
+
+class Inner:
+    """Stands for the app behind the gate: says that it was reached."""
+
+    async def __call__(self, scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"reached"})
+
+
+@pytest.fixture
+def client():
+    async def verify(key: str) -> Principal:
+        if key not in KEYS:
+            raise Unauthorized("no")
+        return Principal(key, "default", KEYS[key])
+
+    async def acquire(tenant, model, load):
+        async def ready():
+            return None
+
+        return SimpleNamespace(model=model, version=None, ready=ready, release=lambda: None)
+
+    runtime = SimpleNamespace(
+        settings=SimpleNamespace(auth=True, metrics_open=False),
+        keys=SimpleNamespace(verify=verify),
+        drain=Drain(1),
+        admission=Admission(0, 0),
+        queue=Queue(8),
+        resolver=SimpleNamespace(acquire=acquire),
+        metrics=SimpleNamespace(
+            errors=SimpleNamespace(labels=lambda code: SimpleNamespace(inc=int))
+        ),
+    )
+    gate = Gate(Inner())
+    app = SimpleNamespace(state=SimpleNamespace(bmt=runtime))
+
+    async def asgi(scope, receive, send):
+        await gate({**scope, "app": app}, receive, send)
+
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=asgi), base_url="http://test")
+
+
+def test_the_app_has_the_routes_that_we_fear(routes):
+    assert len(routes) > 40, sorted(routes)
+    for path in ("/invocations", "/v1/load_lora_adapter", "/pause", "/collective_rpc", "/docs"):
+        assert path in routes
+
+
+def test_what_is_open_of_vllms_own_is_what_we_decided(routes):
+    reached = {p for p, methods in routes.items() if any(match(m, p) for m in METHODS)}
+    ours = {p for p in reached if re.match(r"/v1/(masks|blobs)|/(livez|readyz)|/v1/models/", p)}
+    assert reached - ours == OURS_TO_OPEN & set(routes)
+
+
+async def test_every_route_with_every_key(routes, client):
+    """Its scope's keys get in, others do not, and what is not on the list nobody reaches."""
+    async with client:
+        for path in routes:
+            # Methods that a route does not have are no way around either.
+            for method in METHODS:
+                route = match(method, path)
+                for key in ("", "wrong", *KEYS):
+                    headers = {"Authorization": f"Bearer {key}"} if key else {}
+                    answer = await client.request(
+                        method, path, headers=headers, json={"model": "m"}
+                    )
+                    case = (method, path, key, answer.status_code)
+                    if route is not None and route.scope == "open":
+                        assert answer.status_code == 200, case
+                    elif key not in KEYS:
+                        assert answer.status_code == 401, case
+                    elif route is None:
+                        assert answer.status_code == 404, case
+                    elif route.scope == "any" or route.scope in KEYS[key]:
+                        assert answer.status_code == 200, case
+                    else:
+                        assert answer.status_code == 403, case

@@ -1,0 +1,40 @@
+"""Changes to vLLM that show without an engine."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from bmt_server.vllm_integration import patches
+
+
+@pytest.fixture
+def queue(monkeypatch):
+    """vLLM's queue between engine and workers, as both ends of one process."""
+    shm = pytest.importorskip("vllm.distributed.device_communicators.shm_broadcast")
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        pytest.skip("it is changed on the CPU alone")
+    monkeypatch.setattr(shm.SpinCondition, "__init__", shm.SpinCondition.__init__)
+    patches._patch_spin()
+    writer = shm.MessageQueue(1, 1)
+    reader = shm.MessageQueue.create_from_handle(writer.export_handle(), 0)
+    ready = threading.Thread(target=writer.wait_until_ready)
+    ready.start()
+    reader.wait_until_ready()
+    ready.join()
+    return writer, reader
+
+
+def test_a_reader_waits_without_a_processor(queue):
+    writer, reader = queue
+    threading.Timer(0.5, writer.enqueue, ["late"]).start()
+    before, began = time.thread_time(), time.monotonic()
+    assert reader.dequeue(timeout=10) == "late"
+    assert time.monotonic() - began > 0.4
+    assert time.thread_time() - before < 0.1
+    for number in range(1000):
+        writer.enqueue(number)
+        assert reader.dequeue(timeout=10) == number

@@ -1,0 +1,149 @@
+"""What CUDA graphs ask of masks, without a GPU: the manager in captures and dummy runs."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from bmt_server.settings import Settings
+from bmt_server.worker.kernels import masked_delta
+
+vllm = pytest.importorskip("vllm")
+
+from bmt_server.vllm_integration import unsupported_flags  # noqa: E402
+from bmt_server.worker.engine_vllm.mask_manager import MaskManager  # noqa: E402
+from vllm.config import CUDAGraphMode  # noqa: E402
+from vllm.lora.request import LoRARequest  # noqa: E402
+from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin  # noqa: E402
+
+
+class Log:
+    """Stands for the runtime: notes what the manager asks of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+        self.store = SimpleNamespace(adapters={1, 2}, knows={1, 2}.__contains__)
+
+    def rehearse(self, tokens: int) -> None:
+        self.calls.append(("rehearse", tokens))
+
+    def begin_step(self, tokens: np.ndarray) -> None:
+        self.calls.append(("step", *tokens.tolist()))
+
+    def remove(self, adapter: int) -> bool:
+        self.calls.append(("remove", adapter))
+        return True
+
+
+@pytest.fixture
+def manager() -> MaskManager:
+    made = MaskManager(
+        Settings(model_id="m", model_path="m", fingerprint="ab" * 32, gates={"g": (2, 2)}),
+        None,
+        device=None,
+    )
+    made.runtime = Log()
+    return made
+
+
+class Runner(LoRAModelRunnerMixin):
+    """vLLM's own code of dummy runs, over our manager."""
+
+    def __init__(self, manager: MaskManager) -> None:
+        self.lora_manager = manager
+
+
+def test_a_capture_with_adapters_rehearses_and_one_without_does_not(manager):
+    lora = SimpleNamespace(max_loras=4, max_lora_rank=16)
+    runner = Runner(manager)
+    scheduled = np.array([1, 1, 3], np.int32)
+    for active in (0, lora.max_loras + 1, lora.max_loras):
+        with runner.maybe_dummy_run_with_lora(
+            lora, scheduled, np.ones(3, np.int32), remove_lora=False, num_active_loras=active
+        ):
+            pass
+    assert manager.runtime.calls == [("step", 0, 0, 0, 0, 0), ("rehearse", 5), ("rehearse", 5)]
+
+
+def test_the_end_of_a_dummy_run_leaves_masks_where_they_are(manager):
+    lora = SimpleNamespace(max_loras=2, max_lora_rank=16)
+    with Runner(manager).maybe_setup_dummy_loras(lora):
+        pass
+    assert manager.runtime.calls == []
+    # Base weights were replaced: nothing that was gathered from them may stay.
+    manager.remove_all_adapters()
+    assert manager.runtime.calls == [("remove", 1), ("remove", 2)]
+
+
+def test_a_step_of_masks_is_no_rehearsal(manager):
+    manager.add_dummy_lora(LoRARequest("warmup_9", 9, "/none"), rank=8)
+    mapping = SimpleNamespace(index_mapping=(1, 0, 2))
+    requests = {LoRARequest("a", 1, "/a"), LoRARequest("b", 2, "/b")}
+    manager.set_active_adapters(requests, mapping)
+    assert manager.runtime.calls == [("step", 1, 0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "largest", "expected"),
+    [(CUDAGraphMode.FULL_AND_PIECEWISE, 512, 512), (CUDAGraphMode.NONE, 512, 0), (None, None, 0)],
+)
+def test_the_kernel_is_told_what_graphs_may_run(manager, mode, largest, expected):
+    compilation = SimpleNamespace(cudagraph_mode=mode, max_cudagraph_capture_size=largest)
+    config = SimpleNamespace(
+        compilation_config=compilation,
+        scheduler_config=SimpleNamespace(max_num_batched_tokens=8192),
+    )
+    bounds = manager._bounds(config)
+    assert (bounds.max_tokens, bounds.graph_tokens) == (8192, expected)
+    assert bounds.memory_bytes == manager.settings.mask_memory_bytes
+
+
+def test_only_cuda_without_triton_is_eager(monkeypatch):
+    from vllm import platforms
+
+    assert unsupported_flags.eager_reason() is None
+    cuda = SimpleNamespace(is_cuda_alike=lambda: True, is_cpu=lambda: False)
+    monkeypatch.setattr(platforms, "current_platform", cuda)
+    monkeypatch.setattr(masked_delta, "graphs", lambda: False)
+    assert "triton" in unsupported_flags.eager_reason()
+    monkeypatch.setattr(masked_delta, "graphs", lambda: True)
+    assert unsupported_flags.eager_reason() is None
+
+
+@pytest.mark.parametrize(("flag", "value"), [("enable_dbo", True), ("ubatch_size", 2)])
+def test_steps_in_parts_are_refused(flag, value):
+    unsupported_flags.check(Namespace(**{flag: type(value)()}))
+    with pytest.raises(unsupported_flags.UnsupportedFlagError, match="each other's masks"):
+        unsupported_flags.check(Namespace(**{flag: value}))
+
+
+def test_vllm_picks_graphs_as_the_kernel_supposes():
+    """No adapter: a graph of its own. Any number: the one captured with dummies. Longer: none."""
+    from vllm.config import CompilationConfig, LoRAConfig
+    from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
+    from vllm.v1.worker.gpu.lora_utils import get_lora_capture_cases
+
+    lora = LoRAConfig(max_loras=4, max_cpu_loras=4)
+    sizes = [1, 2, 4, 8]
+    compilation = CompilationConfig(
+        cudagraph_mode=CUDAGraphMode.FULL,
+        cudagraph_capture_sizes=sizes,
+        max_cudagraph_capture_size=sizes[-1],
+    )
+    assert get_lora_capture_cases(lora, compilation) == [0, 5]
+    config = SimpleNamespace(
+        compilation_config=compilation,
+        scheduler_config=SimpleNamespace(max_num_seqs=4),
+        lora_config=lora,
+        num_speculative_tokens=0,
+    )
+    dispatcher = CudagraphDispatcher(config)
+    dispatcher.initialize_cudagraph_keys(CUDAGraphMode.FULL)
+    for masks, captured in ((0, 0), (1, 5), (4, 5)):
+        mode, graph = dispatcher.dispatch(3, has_lora=masks > 0, num_active_loras=masks)
+        assert mode == CUDAGraphMode.FULL
+        assert (graph.num_tokens, graph.num_active_loras) == (4, captured)
+    mode, _ = dispatcher.dispatch(9, has_lora=True, num_active_loras=2)
+    assert mode == CUDAGraphMode.NONE

@@ -1,0 +1,78 @@
+"""Small random models and masks for the worker's tests, and the naive forms they are held to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bmt_core
+import numpy as np
+import torch
+from bmt_server.ipc.mask_layout import Layout, Rows, lay_out, map_layout
+from bmt_server.worker.gate_layers import GateLayer
+
+BASE = bmt_core.Base(model_id="test", fingerprint="ab" * 32)
+ROWS, COLS = 24, 40
+
+
+def name(layer: int) -> str:
+    return f"model.layers.{layer}.mlp.gate_proj.weight"
+
+
+def random_mask(
+    seed: int, layers: int = 2, shape: tuple[int, int] = (ROWS, COLS), zeros: int = 30
+) -> bmt_core.Mask:
+    rng = np.random.default_rng(seed)
+    tensors = tuple(
+        bmt_core.TensorMask(
+            name=name(i),
+            shape=shape,
+            positions=np.sort(rng.choice(shape[0] * shape[1], zeros, replace=False)).astype(
+                np.uint32
+            ),
+        )
+        for i in range(layers)
+    )
+    return bmt_core.Mask(base=BASE, tensors=tensors, metadata={})
+
+
+def laid_out(mask: bmt_core.Mask, folder: Path) -> Layout:
+    path = folder / f"{mask.digest}.lay"
+    lay_out(mask, path)
+    return map_layout(path)
+
+
+def dense(mask: bmt_core.Mask, layer: int) -> torch.Tensor:
+    """The mask as the paper writes it: 1 where kept, 0 where zeroed, [d_out, d_in]."""
+    tensor = mask.tensors[layer]
+    kept = torch.ones(tensor.shape).flatten()
+    kept[torch.from_numpy(tensor.positions.astype(np.int64))] = 0
+    return kept.view(tensor.shape)
+
+
+def gates(
+    layers: int = 2,
+    *,
+    live: bool = True,
+    dtype: torch.dtype = torch.float32,
+    rank: int = 0,
+    ranks: int = 1,
+    shape: tuple[int, int] = (ROWS, COLS),
+) -> list[GateLayer]:
+    """Gate halves of fused weights [2R, K]; every rank sees its rows of the same weights."""
+    generator = torch.Generator().manual_seed(7)
+    r = shape[0] // ranks
+    made = []
+    for i in range(layers):
+        whole = torch.randn(shape, generator=generator).to(dtype)
+        part = whole[rank * r : (rank + 1) * r]
+        fused = torch.cat([part, torch.randn(r, shape[1], generator=generator).to(dtype)])
+        gate = fused[:r]
+        made.append(GateLayer(name(i), (rank * r, (rank + 1) * r), gate, gate if live else None))
+    return made
+
+
+def rows_of(positions: np.ndarray, shape: tuple[int, int]) -> Rows:
+    """Sorted flat positions in the form that `wire` maps, without a file."""
+    start = np.zeros(shape[0] + 1, np.uint32)
+    np.cumsum(np.bincount(positions // shape[1], minlength=shape[0]), out=start[1:])
+    return Rows(shape, start, (positions % shape[1]).astype("u2" if shape[1] <= 1 << 16 else "u4"))

@@ -1,0 +1,25 @@
+"""Long tests of how a server is run: only with `-m operate`, as `make test-operate` does.
+
+Each file is one scenario on real parts. It prints its figures and keeps them (`figures.py`). Sizes
+are the full ones times $BMT_OPERATE_SCALE.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bmt_server.registry.api_keys import SCOPES, make_key
+
+from tests.server.conftest import valkey  # noqa: F401
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Not even looked at where nobody asked for them."""
+    return None if "operate" in config.option.markexpr else True
+
+
+@pytest.fixture(scope="module")
+def admin_key() -> str:
+    """A key that every server of a scenario is given, as an operator would."""
+    return make_key(SCOPES)

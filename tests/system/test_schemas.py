@@ -1,0 +1,129 @@
+"""Schemathesis on our routes' OpenAPI: whatever is sent, no answer is a 5xx, and nothing breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import warnings
+from typing import Any
+from unittest import SkipTest
+
+import bmt_core
+import pytest
+from bmt_server.api.routes.masks import build_router
+from fastapi import FastAPI
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+
+from tests.core.test_reader import files
+from tests.server.api.conftest import make_mask
+from tests.system.figures import Figures, scaled
+from tests.system.publisher import Publisher
+from tests.system.test_publish_killed import looked_at, new_key
+
+pytestmark = [pytest.mark.operate, pytest.mark.timeout(7200)]
+
+CASES = scaled(5000, 100)
+NAME = "m"  # as fsck is asked for it
+MASKS = [make_mask(i) for i in range(4)]
+BODIES = st.one_of(
+    st.sampled_from([bmt_core.encode(m) for m in MASKS]), files(), st.binary(max_size=200)
+)
+TARGETS = st.one_of(
+    st.sampled_from([b'{"rev": 1}', b'{"digest": "%s"}' % MASKS[0].digest.encode(), b"{}", b"[1]"]),
+    st.binary(max_size=60),
+)
+# What a request that means something would have there.
+FAMILIAR = {
+    "name": st.sampled_from([NAME, "n", f"{NAME}:prod", f"{NAME}@{MASKS[0].digest[:12]}"]),
+    "model": st.sampled_from([NAME, "tiny", f"{NAME}:prod", f"{NAME}@{MASKS[1].digest[:12]}"]),
+    "alias": st.sampled_from(["prod", "latest", "canary"]),
+    "digest": st.sampled_from([m.digest for m in MASKS] + [MASKS[0].digest[:12]]),
+    "parent": st.sampled_from([m.digest for m in MASKS]),
+}
+
+
+def operations() -> list[Any]:
+    import schemathesis
+
+    app = FastAPI()
+    app.include_router(build_router())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        raw = app.openapi()
+    schema = schemathesis.openapi.from_dict(raw)
+    return [result.ok() for result in schema.get_all_operations()]
+
+
+def test_schemas(valkey, tmp_path):
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    figures = Figures("schemas")
+    key = asyncio.run(new_key(valkey.url))
+    server = Publisher(valkey.url, tmp_path / "cache")
+    statuses: collections.Counter = collections.Counter()
+    failures: list[str] = []
+    found = operations()
+    positive = schemathesis.GenerationMode.POSITIVE
+    negative = schemathesis.GenerationMode.NEGATIVE
+
+    def send(case: Any, data: st.DataObject) -> None:
+        for part in (case.path_parameters, case.query):
+            for field in set(part or ()) & set(FAMILIAR):
+                if data.draw(st.booleans()):
+                    part[field] = data.draw(FAMILIAR[field])
+        more: dict[str, Any] = {}
+        headers = {"Authorization": f"Bearer {key}"}
+        if case.method.upper() in ("PUT", "PATCH"):
+            more["data"] = data.draw(TARGETS if "aliases" in case.path else BODIES)
+            headers["Content-Type"] = "application/octet-stream"
+            if data.draw(st.booleans()):
+                headers["If-Match"] = data.draw(
+                    st.sampled_from([f'"{MASKS[0].digest}"', '"x"', "*", ""])
+                )
+        answer = case.call(base_url=server.url, headers=headers, timeout=20, **more)
+        statuses[answer.status_code] += 1
+        if answer.status_code >= 500:
+            failures.append(f"{case.method} {case.formatted_path} {answer.status_code}")
+
+    def run(operation: Any, mode: Any, examples: int) -> None:
+        """At most so many cases: hypothesis ends where it has no other ones."""
+
+        @settings(
+            max_examples=max(1, examples),
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate],
+        )
+        @given(operation.as_strategy(generation_mode=mode), st.data())
+        def many(case, data):
+            send(case, data)
+
+        many()
+
+    each = -(-CASES // len(found))
+    try:
+        for operation in found:
+            before = sum(statuses.values())
+            with contextlib.suppress(SkipTest, Unsatisfiable):  # nothing that would be wrong
+                run(operation, negative, each // 2)
+            run(operation, positive, each - (sum(statuses.values()) - before))
+        # Uploads make up for routes that have few different cases.
+        uploads = next(o for o in found if o.label == "PUT /v1/masks/{name}")
+        if (left := CASES - sum(statuses.values())) > 0:
+            run(uploads, positive, left)
+        assert server.process.is_alive()
+    finally:
+        server.stop()
+    total = sum(statuses.values())
+    size = f"{total} cases, {len(found)} routes: " + ", ".join(
+        f"{count} of {status}" for status, count in sorted(statuses.items())
+    )
+    print(*failures[:20], sep="\n")
+    figures.tell("cases", total, "cases", f">= {CASES}", size=size)
+    figures.tell("answers_5xx", len(failures), "answers", "== 0", size=size)
+    _, problems, _ = asyncio.run(looked_at(valkey.url))
+    figures.tell("registry_problems", len(problems), "problems", "== 0", size=size)
+    figures.end()

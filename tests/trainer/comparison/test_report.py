@@ -1,0 +1,229 @@
+"""The page of results: whole in itself, every plot that its results allow, and no other."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from bmt_trainer.cli.main import app
+from bmt_trainer.comparison import plots as figures
+from bmt_trainer.comparison import tables
+from bmt_trainer.comparison.report import write
+from bmt_trainer.errors import DataError
+from typer.testing import CliRunner
+
+METHODS = ("base", "wanda", "full", "lora-1", "mth-99.95", "bmt")
+
+
+def result(method, dataset, right, **more):
+    total = len(right)
+    found = {
+        "method": method,
+        "model": "tiny",
+        "dataset": dataset,
+        "trainer": "sft",
+        "changes": {},
+        "settings": {"steps": 4},
+        "parameters": 1000,
+        "score": {"exact": right.count("1"), "lenient": total, "total": total},
+        "right": right,
+        "size_bytes": 0 if method == "base" else 1 << (10 + METHODS.index(method)),
+        "versions": {"torch": "0"},
+    }
+    return {**found, **more}
+
+
+def track(zeros, retention=True):
+    kept = {"retention": 0.5, "retention_lenient": 0.6, "n": 10} if retention else {}
+    return [
+        {"step": s, "zeros": zeros + s, "kl_token": s / 100, "kl_sequence": s / 10, **kept}
+        for s in (0, 2, 4)
+    ]
+
+
+MEASURED = {
+    "modules": 2,
+    "updated": 2,
+    "effective_rank": 5.0,
+    "spectrum_drift": 1e-3,
+    "overlap": 0.44,
+    "changed": 0.01,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "runs"
+    root.mkdir()
+    for at, method in enumerate(METHODS):
+        for dataset in ("mmlu-pro:test.jsonl.gz?subject=law", "bbeh:<nycc>.json"):
+            more = {}
+            if method == "bmt":
+                more = {"disk_bytes": 900, "zeros": 9, "numel": 500, "track": track(9)}
+                more["geometry"] = {"gate": MEASURED, "all": MEASURED}
+            if method == "full":
+                none = {**MEASURED, "effective_rank": None, "overlap": None, "updated": 0}
+                more = {"track": track(0), "geometry": {"gate": MEASURED, "all": none}}
+            if method == "wanda":
+                score = {"exact": 1, "lenient": 2, "total": 10}
+                more = {"levels": [{"eta": 1 / 2, "score": score}, {"eta": 1 / 8, "score": score}]}
+            right = "1" * at + "0" * (10 - at)
+            name = f"{method}-{len(dataset)}.json"
+            (root / name).write_text(json.dumps(result(method, dataset, right, **more)))
+    history = {
+        "reading": "lenient",
+        "steps": [{"step": s, "reward": s / 9, "zeros": 5} for s in range(1, 5)],
+        "validation": [{"step": 4, "exact": 0, "lenient": 5, "total": 10}],
+    }
+    (root / "sums.bmt.history.json").write_text(json.dumps(history))
+    return root
+
+
+class Page(HTMLParser):
+    """Tags that are open, and what is pointed at."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources, self.cells = [], [], 0
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [v for k, v in attrs if k in ("src", "href")]
+        self.cells += tag == "td"
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_one_page_with_everything_in_it(folder, tmp_path):
+    page = write([folder, folder / "sums.bmt"], tmp_path / "out", "A <title>")
+    names = {p.name for p in page.parent.iterdir()}
+    plots = {f"{name}.png" for name, *_ in figures.PLOTS} | {"training.png"}
+    assert names == plots | {"index.html"}
+    assert all((page.parent / n).read_bytes().startswith(b"\x89PNG") for n in plots)
+    text = page.read_text()
+    parsed = Page()
+    parsed.feed(text)
+    assert not parsed.open
+    assert len(parsed.sources) == len(plots)
+    assert all(source.startswith("data:image/png;base64,") for source in parsed.sources)
+    assert "A &lt;title&gt;" in text
+    assert "bbeh &lt;nycc&gt;" in text
+    for words in ("by data set", "wanda alone", "geometry in numbers", "first and last look"):
+        assert words in text.lower()
+    assert not re.search(r"https?://", text)
+
+
+def test_only_what_there_is_is_drawn(folder, tmp_path):
+    for path in folder.glob("*.json"):
+        if not path.name.startswith(("base", "full")):
+            path.unlink()
+    for path in folder.glob("full*"):
+        value = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in value.items() if k not in ("geometry",)}))
+    page = write([folder], tmp_path / "out", "t")
+    assert {p.name for p in page.parent.iterdir()} == {
+        "index.html",
+        "accuracy.png",
+        "forgetting.png",
+    }
+    assert "Geometry" not in page.read_text()
+
+
+def test_what_is_no_run_is_said(tmp_path):
+    (tmp_path / "x.history.json").write_text("{}")
+    with pytest.raises(DataError, match="no history"):
+        write([tmp_path / "x.history.json"], tmp_path / "out", "t")
+    (tmp_path / "empty").mkdir()
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "empty")])
+    assert isinstance(done.exception, DataError)
+
+
+def test_labels_do_not_overlap(folder):
+    """No two texts of a plot share pixels, and none leaves the picture."""
+    results = tables.read([folder])
+    rows = tables.rows(results)
+    drawn = {name: draw(results, rows) for name, _, draw in figures.PLOTS}
+    history = json.loads((folder / "sums.bmt.history.json").read_text())
+    learnt = {**history, "steps": [{**s, "loss": 1.0} for s in history["steps"]]}
+    for step in learnt["steps"]:
+        del step["reward"]
+    drawn["training"] = figures.training(
+        {"sums": history, "a-demonstrated-task": learnt}, "Two runs"
+    )
+    for name, figure in drawn.items():
+        figure.canvas.draw()
+        renderer = figure.canvas.get_renderer()
+        boxes = []
+        for text in _drawn(figure):
+            box = text.get_window_extent(renderer)
+            if text.get_text().strip() and box.width > 1:
+                boxes.append((text.get_text(), box))
+        size = figure.bbox
+        for label, box in boxes:
+            assert min(box.x0, box.y0) >= -1, (name, label)
+            assert max(box.x1 - size.x1, box.y1 - size.y1) <= 1, (name, label)
+        for i, (a, box) in enumerate(boxes):
+            for b, other in boxes[i + 1 :]:
+                wide = min(box.x1, other.x1) - max(box.x0, other.x0)
+                high = min(box.y1, other.y1) - max(box.y0, other.y0)
+                # A pixel or two of two lines of ticks is no overlap.
+                assert wide <= 2 or high <= 2, (name, a, b)
+        figures.pyplot().close(figure)
+
+
+def _drawn(figure):
+    """Texts of a figure, but for ticks beyond an axis's limits, which are not drawn."""
+    texts = [figure._suptitle] if figure._suptitle else []
+    texts += [text for legend in figure.legends for text in legend.get_texts()]
+    for axes in figure.axes:
+        texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+        texts += axes.get_legend().get_texts() if axes.get_legend() else []
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            texts += [t.label1 for t in ticks if low <= t.get_loc() <= high]
+    return texts
+
+
+def test_colours_are_of_the_method():
+    found = figures.colours(["base", "full", "full@1e-5", "bmt"])
+    assert len(set(found.values())) == 4
+    assert figures.colours(["bmt"])["bmt"] == found["bmt"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "label"),
+    [
+        ("mmlu-pro:a/test.jsonl.gz?subject=computer+science", "mmlu-pro computer science"),
+        ("bbeh:data/bbeh_nycc.json", "bbeh nycc"),
+        ("task:sort-numbers?order=descending", "sort-numbers order=descending"),
+        ("org/name?config=main", "name config=main"),
+        ("/data/questions.jsonl", "questions"),
+    ],
+)
+def test_labels_of_data_sets_are_short(dataset, label):
+    assert tables.short(dataset) == label
+
+
+def test_a_run_that_gets_all_or_nothing_right_is_drawn():
+    """Rounding puts the end of such an interval past its share."""
+    looks = [
+        {"step": n, "exact": right, "lenient": right, "total": n}
+        for n in range(1, 400)
+        for right in (0, n)
+    ]
+    steps = [{"step": 1, "loss": 1.0, "zeros": 3}]
+    history = {"reading": "exact", "steps": steps, "validation": looks}
+    figures.pyplot().close(figures.training({"x": history}))
+
+
+def test_runs_of_one_method_are_told_apart():
+    runs = [{"method": "bmt", "changes": {"init": str(at)}} for at in range(4)]
+    looks = figures.styles([*runs, {"method": "full", "changes": {}}, runs[0]])
+    assert len(looks) == 5
+    assert len({tuple(sorted({**look, "label": ""}.items())) for look in looks.values()}) == 5
+    assert len({look["color"] for look in looks.values()}) == 2

@@ -1,0 +1,402 @@
+"""Baselines beside masks on a tiny model: what each changes, how large it is, how runs resume."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import threading
+from contextlib import nullcontext
+
+import bmt_core
+import bmt_trainer.comparison.runner
+import numpy as np
+import pytest
+import torch
+import zstandard
+from bmt_trainer.comparison import adapter_sizes, baselines, plan, tables
+from bmt_trainer.comparison.runner import WANDA, run
+from bmt_trainer.console import Display
+from bmt_trainer.errors import ConfigError, DataError
+from bmt_trainer.masking.attach import attach
+from bmt_trainer.models import load_model
+from rich.console import Console
+
+from tests.trainer.conftest import tiny_llama
+
+SMALL = {
+    "heldout": 6,
+    "steps": 3,
+    "batch_size": 4,
+    "learning_rate": 0.01,
+    "calibration_prompts": 8,
+    "max_new_tokens": 4,
+    "device": "cpu",
+}
+METHODS = ["base", "wanda", "full", "lora-1", "lora-4", "mth-99", "mth-99.95", "bmt"]
+
+
+def quiet():
+    return Display(Console(file=io.StringIO()))
+
+
+def planned(checkpoint, output, **changes):
+    values = {
+        "trainer": "sft",
+        "methods": METHODS,
+        "model": str(checkpoint),
+        "dataset": "task:initials",
+        "output": output,
+        **SMALL,
+        **changes,
+    }
+    return plan.read(None, values)
+
+
+@pytest.fixture(scope="module")
+def compared(checkpoint, tmp_path_factory):
+    """All methods once, tracked and measured; the models as they came out."""
+    output = tmp_path_factory.mktemp("compared")
+    kept = {}
+    scored = bmt_trainer.comparison.runner._Run._scored
+
+    def keeping(self, model, name=""):
+        state = {n: p.detach().clone() for n, p in model.named_parameters()}
+        kept.setdefault(self._cell.method, (model, state))
+        return scored(self, model, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bmt_trainer.comparison.runner._Run, "_scored", keeping)
+        changes = {"track_every": 2, "retention": "task:arithmetic", "retention_examples": 4}
+        results = run(planned(checkpoint, output, geometry=True, **changes), quiet())
+    return output, {r["method"]: r for r in results}, kept
+
+
+def test_every_method_has_a_result_of_the_same_examples(compared):
+    _, results, _ = compared
+    assert list(results) == METHODS
+    assert {len(r["right"]) for r in results.values()} == {6}
+    assert {r["score"]["total"] for r in results.values()} == {6}
+    assert len({r["parameters"] for r in results.values()}) == 1
+    assert all(len(r["logs"]["loss"]) == 3 for m, r in results.items() if m not in METHODS[:2])
+
+
+def test_base_weights_are_bit_identical_after_every_method_but_full(compared, checkpoint):
+    _, _, kept = compared
+    fresh = dict(load_model(checkpoint).named_parameters())
+    for method in ("base", "wanda", "bmt", "lora-1", "lora-4"):
+        _, state = kept[method]
+        found = {
+            n.removeprefix("base_model.model.").replace(".base_layer", ""): w
+            for n, w in state.items()
+            if not n.endswith("gate_logits") and ".lora_" not in n
+        }
+        assert found.keys() == fresh.keys(), method
+        assert all(torch.equal(found[n], w) for n, w in fresh.items()), method
+    _, state = kept["full"]
+    assert all(not torch.equal(state[n], w.float()) for n, w in fresh.items() if w.ndim > 1)
+
+
+@pytest.mark.parametrize("sparsity", [99, 99.95])
+def test_mth_leaves_what_it_did_not_choose(compared, checkpoint, sparsity):
+    _, results, kept = compared
+    result, (_, state) = results[f"mth-{sparsity}"], kept[f"mth-{sparsity}"]
+    fresh = dict(load_model(checkpoint).named_parameters())
+    moved = {n: int((state[n] != w.float()).sum()) for n, w in fresh.items()}
+    share = 1 - sparsity / 100
+    allowed = {n: max(1, round(w.numel() * share)) for n, w in fresh.items()}
+    assert all(moved[n] <= allowed[n] for n in fresh)
+    assert sum(moved.values()) > 0.5 * sum(allowed.values())
+    assert result["trained"] == sum(allowed.values())
+
+
+def test_mth_in_the_optimizer_moves_its_places_alone():
+    """The same places in every step, and the same for the same seed."""
+    model = tiny_llama()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    made = baselines.mth(model, 0.9, seed=3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    moved = []
+    for step in range(3):
+        torch.manual_seed(step)
+        ids = torch.randint(3, 200, (2, 9))
+        model(input_ids=ids, labels=ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        moved.append({n: p.detach() != before[n] for n, p in model.named_parameters()})
+    assert sum(int(m.sum()) for m in moved[-1].values()) <= made.trained
+    assert all(not (moved[0][n] & ~moved[2][n]).any() for n in before)
+    again = baselines.mth(tiny_llama(), 0.9, seed=3)
+    other = baselines.mth(tiny_llama(), 0.9, seed=4)
+    assert again.size() == made.size()
+    assert again.trained == other.trained == made.trained
+
+
+def test_sizes_are_appendix_bs(compared, checkpoint):
+    output, results, _ = compared
+    model = load_model(checkpoint)
+    total = sum(p.numel() for p in model.parameters())
+    assert results["base"]["size_bytes"] == 0
+    assert results["full"]["size_bytes"] == 4 * total
+    linear = baselines.projections(model)
+    assert len(linear) == 14
+    for rank in (1, 4):
+        expected = sum(4 * rank * sum(m.weight.shape) for m in linear.values())
+        assert results[f"lora-{rank}"]["size_bytes"] == expected
+        assert results[f"lora-{rank}"]["trained"] * 4 == expected
+    bmt = results["bmt"]
+    mask = bmt_core.load(next(output.glob("*.bmt")))
+    frame = b""
+    for tensor in mask.tensors:
+        kept = np.ones(tensor.numel, bool)
+        kept[tensor.positions] = False
+        frame += np.packbits(kept).tobytes()
+    whole = zstandard.ZstdCompressor(level=3).compress(frame)
+    assert bmt["size_bytes"] == len(whole)
+    assert bmt["disk_bytes"] == next(output.glob("*.bmt")).stat().st_size
+    assert bmt["zeros"] == mask.zeros
+
+
+def test_sizes_of_the_papers_models():
+    """Table 1, in its MB, which are MiB: Llama-3.2-1B has 16 blocks of these shapes."""
+    shapes = [(2048, 2048), (512, 2048), (512, 2048), (2048, 2048)]
+    shapes += [(8192, 2048), (8192, 2048), (2048, 8192)]
+    assert round(adapter_sizes.full(1_235_814_400) / adapter_sizes.MIB) == 4714
+    for rank, size in ((1, 2.7), (4, 10.8)):
+        assert round(adapter_sizes.lora(rank, shapes * 16) / adapter_sizes.MIB, 1) == pytest.approx(
+            size, abs=0.05
+        )
+    draw = np.random.default_rng(0)
+    # A hundredth of it, for speed: 4 bytes a value, and the entropy of its place.
+    places = draw.random(12_358_144) < 0.0005
+    size = adapter_sizes.mth(int(places.sum()), [places]) * 100 / adapter_sizes.MIB
+    assert size == pytest.approx(4.1, abs=0.1)
+
+
+def test_wanda_is_swept_without_noise(compared):
+    _, results, _ = compared
+    wanda = results["wanda"]
+    assert [level["eta"] for level in wanda["levels"]] == list(WANDA)
+    numel = wanda["numel"]
+    for level in wanda["levels"]:
+        # At least one of each of two layers.
+        assert abs(level["zeros"] - max(2, numel * level["eta"])) <= 2
+    best = max(level["score"]["exact"] for level in wanda["levels"])
+    assert wanda["score"]["exact"] == best
+
+
+def test_looks_on_the_way(compared):
+    _, results, _ = compared
+    for method in METHODS[2:]:
+        rows = results[method]["track"]
+        assert [row["step"] for row in rows] == [0, 2, 3]
+        assert all(row["n"] == 4 and 0 <= row["retention"] <= 1 for row in rows)
+        # What small rates move in three steps may be less than the divergence's rounding.
+        assert rows[-1]["kl_token"] > (0 if method == "bmt" else -1e-6), method
+        assert rows[-1]["kl_sequence"] >= rows[-1]["kl_token"] - 1e-6
+        assert (rows[0]["zeros"] > 0) == (method == "bmt")
+    assert results["lora-1"]["track"][0]["kl_token"] == pytest.approx(0, abs=1e-6)
+
+
+def test_geometry_of_gates_and_of_all(compared):
+    _, results, _ = compared
+    bmt = results["bmt"]["geometry"]
+    assert (bmt["gate"]["modules"], bmt["gate"]["updated"]) == (2, 2)
+    assert (bmt["all"]["modules"], bmt["all"]["updated"]) == (14, 2)
+    assert bmt["all"]["effective_rank"] == bmt["gate"]["effective_rank"]
+    for rank in (1, 4):
+        found = results[f"lora-{rank}"]["geometry"]["all"]
+        assert found["updated"] == 14
+        assert 1 <= found["effective_rank"] <= rank + 1e-3
+    assert results["full"]["geometry"]["all"]["updated"] == 14
+
+
+def test_what_is_there_is_not_run_again(compared, checkpoint, monkeypatch):
+    output, results, _ = compared
+    changes = {"track_every": 2, "retention": "task:arithmetic", "retention_examples": 4}
+
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(bmt_trainer.comparison.runner._Run, "result", never)
+    again = run(planned(checkpoint, output, geometry=True, **changes), quiet())
+    assert {r["method"]: r for r in again} == results
+    with pytest.raises(AssertionError):  # other settings are another result
+        run(planned(checkpoint, output, geometry=True, **changes, steps=4), quiet())
+
+
+def test_an_interrupted_comparison_goes_on_with_what_is_missing(checkpoint, tmp_path, monkeypatch):
+    small = planned(checkpoint, tmp_path, methods=["base", "full", "bmt"])
+    result = bmt_trainer.comparison.runner._Run.result
+
+    def cut(self):
+        if self._cell.method == "bmt":
+            raise KeyboardInterrupt
+        return result(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bmt_trainer.comparison.runner._Run, "result", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run(small, quiet())
+    assert {json.loads(p.read_text())["method"] for p in tmp_path.glob("*.json")} == {
+        "base",
+        "full",
+    }
+    assert [r["method"] for r in run(small, quiet())] == ["base", "full", "bmt"]
+
+
+def test_results_are_known_by_content_wherever_it_lies(checkpoint, tmp_path):
+    def name_of(folder, data, text="1"):
+        shutil.copytree(checkpoint, folder)
+        data.parent.mkdir()
+        data.write_text(json.dumps({"prompt": "a", "completion": text}) + "\n")
+        made = planned(folder, tmp_path, methods=["base"], dataset=str(data), retention=str(data))
+        return next(made.cells()).file.name
+
+    first = name_of(tmp_path / "a" / "model", tmp_path / "b" / "rows.jsonl")
+    moved = name_of(tmp_path / "c" / "model", tmp_path / "d" / "rows.jsonl")
+    other_data = name_of(tmp_path / "e" / "model", tmp_path / "f" / "rows.jsonl", "2")
+    assert first == moved != other_data
+    assert first.startswith("model.rows")
+    tiny_llama(torch.float32).save_pretrained(tmp_path / "c" / "model")
+    changed = planned(tmp_path / "c" / "model", tmp_path, methods=["base"])
+    unchanged = planned(tmp_path / "a" / "model", tmp_path, methods=["base"])
+    assert next(changed.cells()).file != next(unchanged.cells()).file
+
+
+def test_processes_share_the_runs_of_a_folder(checkpoint, tmp_path, monkeypatch):
+    """The second one makes what the first is not at, and then has the first one's result."""
+    made = planned(checkpoint, tmp_path, methods=["full", "base"])
+    started, go_on, here = threading.Event(), threading.Event(), threading.current_thread()
+    by = []
+
+    def result(self):
+        ours = threading.current_thread() is here
+        by.append((self._cell.method, ours))
+        if ours:
+            go_on.set()
+        else:
+            started.set()
+            assert go_on.wait(30)
+        return {"method": self._cell.method}
+
+    monkeypatch.setattr(bmt_trainer.comparison.runner._Run, "result", result)
+    other = threading.Thread(target=run, args=(made, quiet()))
+    other.start()
+    assert started.wait(30)
+    assert [r["method"] for r in run(made, quiet())] == ["full", "base"]
+    other.join(30)
+    assert by == [("full", False), ("base", True)]
+
+
+def test_grpo_and_sdft_take_baselines_too(checkpoint, tmp_path):
+    common = {"methods": ["full", "lora-1", "mth-99"], "max_length": 512, "validation": 4}
+    grpo = {"prompts_per_step": 2, "completions": 4, "micro_batch": 4, "reward": "number"}
+    sdft = {"prompts_per_step": 4, "micro_batch": 4, "max_length": 1024, "methods": ["full"]}
+    for trainer, settings in (("grpo", {**common, **grpo}), ("sdft", {**common, **sdft})):
+        values = {k: v for k, v in {**SMALL, **settings}.items() if k != "batch_size"}
+        made = plan.read(
+            None,
+            {
+                **values,
+                **{"trainer": trainer, "model": str(checkpoint), "dataset": "task:initials"},
+                "output": tmp_path / trainer,
+                "steps": 2,
+            },
+        )
+        results = run(made, quiet())
+        assert [r["method"] for r in results] == settings["methods"]
+        assert all(len(r["right"]) == 6 for r in results)
+
+
+def test_the_table(compared):
+    output, _, _ = compared
+    rows = tables.rows(tables.read([output]))
+    by_method = {row.method: row for row in rows}
+    assert set(by_method) == set(METHODS)
+    assert by_method["base"].against is None
+    assert by_method["bmt"].against.total == 6
+    low, high = by_method["full"].interval
+    assert low <= by_method["full"].accuracy + 1e-9 <= high
+    assert len(by_method["bmt"].cells()) == len(tables.HEADER)
+    with pytest.raises(DataError, match=r"nowhere cannot be read"):
+        tables.read([output / "nowhere"])
+    (output / "empty").mkdir()
+    with pytest.raises(DataError, match="no results"):
+        tables.read([output / "empty"])
+
+
+def test_a_mean_over_data_sets_is_unweighted():
+    base = {"model": "m", "trainer": "sft", "size_bytes": 0, "changes": {}, "score": {}}
+    results = [
+        {**base, "method": "base", "dataset": "a", "right": "0000", "score": {"total": 4}},
+        {**base, "method": "base", "dataset": "b", "right": "01", "score": {"total": 2}},
+        {**base, "method": "bmt", "dataset": "a", "right": "1000", "score": {"total": 4}},
+        {**base, "method": "bmt", "dataset": "b", "right": "01", "score": {"total": 2}},
+    ]
+    first, second = tables.rows(results)
+    assert (first.accuracy, second.accuracy) == (0.25, (0.25 + 0.5) / 2)
+    assert (second.against.gained, second.against.lost, second.against.total) == (1, 0, 6)
+    other = [{**r, "trainer": "grpo"} for r in results]
+    assert [r.model for r in tables.rows([*results, *other])] == ["m, sft", "m, grpo"] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": ["magic"]}, "none of base"),
+        ({"methods": ["lora-0"]}, "none of base"),
+        ({"methods": ["mth-50"]}, "rate"),
+        ({"methods": ["full@fast"]}, "no number"),
+        ({"methods": []}, "at least one"),
+        ({"steps": 0}, "steps"),
+        ({"stepz": 1}, "did you mean steps"),
+        ({"sweep": {"eta": 0.1}}, "list of values"),
+        ({"rates": {"full": "fast"}}, "no number"),
+        ({"trainer": "ppo"}, "trainer"),
+    ],
+)
+def test_bad_plans(checkpoint, tmp_path, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        planned(checkpoint, tmp_path, **changes)
+
+
+def test_recipes_extend_each_other(tmp_path):
+    (tmp_path / "shared.yaml").write_text("trainer: sft\nmodel: m\nsteps: 7\nmethods: base\n")
+    path = tmp_path / "row.yaml"
+    path.write_text(
+        "extends: shared.yaml\nmethods: base, bmt\ndatasets: [task:initials, task:arithmetic]\n"
+        "output: out\nsweep: {eta: [0.001, 0.002]}\n"
+    )
+    made = plan.read(path, {"steps": 9})
+    cells = list(made.cells())
+    assert [(c.method, c.dataset, dict(c.changes)) for c in cells] == [
+        ("base", "task:initials", {}),
+        ("bmt", "task:initials", {"eta": 0.001}),
+        ("base", "task:arithmetic", {}),
+        ("bmt", "task:arithmetic", {"eta": 0.001}),
+        ("bmt", "task:initials", {"eta": 0.002}),
+        ("bmt", "task:arithmetic", {"eta": 0.002}),
+    ]
+    assert {c.config().steps for c in cells} == {9}
+    assert len({c.file for c in cells}) == 6
+    path.write_text("extends: row.yaml\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        plan.read(path, {})
+
+
+def test_a_mask_is_its_hard_weight():
+    model = tiny_llama()
+    attached = attach(model)
+    name, layer = next(iter(attached.layers.items()))
+    with torch.no_grad():
+        layer.gate_logits[0, :5] = -1
+    tuned = baselines.masked(model, attached, lambda: 0)
+    found = {n: (a, b) for n, a, b in tuned.weights(model)}
+    before, after = found[name]
+    assert (before[0, :5] != 0).all()
+    assert not after[0, :5].any()
+    assert all(a is b for n, (a, b) in found.items() if n not in attached.layers)
+    assert isinstance(tuned.base(), type(attached.state.use("off")))
+    assert baselines.full(tiny_llama()).tuned is nullcontext

@@ -1,0 +1,113 @@
+"""Looks at a model on its way: what they cost nothing of, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from bmt_trainer.comparison import plan
+from bmt_trainer.comparison.runner import run
+from bmt_trainer.console import Display
+from bmt_trainer.evaluation.kl import divergence, forward_kl
+from bmt_trainer.masking.attach import attach
+from rich.console import Console
+from transformers import Trainer
+
+from tests.trainer.conftest import interrupt_after, tiny_llama
+
+
+def planned(checkpoint, output, method="bmt"):
+    return plan.read(
+        None,
+        {
+            **{"trainer": "sft", "methods": method, "model": str(checkpoint), "output": output},
+            **{"dataset": "task:initials", "heldout": 4, "steps": 5, "batch_size": 2},
+            **{"learning_rate": 0.01, "calibration_prompts": 4, "max_new_tokens": 4},
+            **{"checkpoint_every": 2, "device": "cpu", "track_every": 2},
+            **{"retention": "task:arithmetic", "retention_examples": 3},
+        },
+    )
+
+
+def quiet():
+    return Display(Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize("method", ["bmt", "full", "lora-1", "mth-99"])
+def test_a_run_that_goes_on_has_all_its_looks(checkpoint, tmp_path, monkeypatch, method):
+    [whole] = run(planned(checkpoint, tmp_path / "whole", method), quiet())
+    assert [row["step"] for row in whole["track"]] == [0, 2, 4, 5]
+    # A mask deletes from the start; others begin as the base, to the last bit.
+    assert (whole["track"][0]["kl_token"] == 0) == (method != "bmt")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 4)  # looked at, but not yet in a checkpoint
+        with pytest.raises(KeyboardInterrupt):
+            run(planned(checkpoint, tmp_path / "cut", method), quiet())
+    [folder] = (tmp_path / "cut").glob("*.run")
+    notes = json.loads((folder / "run.json").read_text())["notes"]
+    assert [row["step"] for row in notes["track"]] == [0, 2, 4]
+    begun = spied_resumes(monkeypatch)
+    [resumed] = run(planned(checkpoint, tmp_path / "cut", method), quiet())
+    assert begun == ["checkpoint-2"]
+    assert not folder.exists()
+    del resumed["seconds"], whole["seconds"]
+    assert resumed == whole
+
+
+def spied_resumes(monkeypatch):
+    """From which checkpoints trainers go on, as they do."""
+    found, train = [], Trainer.train
+
+    def spied(self, resume_from_checkpoint=None, **given):
+        found.append(resume_from_checkpoint and Path(resume_from_checkpoint).name)
+        return train(self, resume_from_checkpoint=resume_from_checkpoint, **given)
+
+    monkeypatch.setattr(Trainer, "train", spied)
+    return found
+
+
+def test_looking_changes_nothing(checkpoint, tmp_path):
+    looked = planned(checkpoint, tmp_path / "a")
+    settings = {**looked.settings, "trainer": "sft", "methods": "bmt", "model": str(checkpoint)}
+    blind = plan.read(None, {**settings, "dataset": "task:initials", "output": tmp_path / "b"})
+    [a], [b] = run(looked, quiet()), run(blind, quiet())
+    assert "track" not in b
+    assert a["digest"] == b["digest"]
+
+
+def test_two_models_diverge_as_one_does_from_itself():
+    """A second copy of the base, which baselines need, tells what the mask switched off tells."""
+    model, base = tiny_llama(), tiny_llama()
+    attached = attach(model)
+    with torch.no_grad():
+        for layer in attached.layers.values():
+            layer.gate_logits.view(-1)[::7] = -1
+    torch.manual_seed(0)
+    texts = [(torch.randint(3, 200, (n,)).tolist(), [5, 6, 7]) for n in (4, 9, 2)]
+    own = forward_kl(model, attached, texts, 0)
+    two = divergence(
+        (base, lambda: attached.state.use("off")),
+        (model, lambda: attached.state.use("hard")),
+        texts,
+        0,
+    )
+    assert own.per_token > 0
+    assert two.per_token == pytest.approx(own.per_token, rel=1e-6)
+
+
+@pytest.mark.parametrize(("trainer", "processes"), [("sdft", 1), ("sft", 2)])
+def test_runs_without_checkpoints(checkpoint, tmp_path, monkeypatch, trainer, processes):
+    """TRL's moving teacher would be lost from them, and several processes write none."""
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    made = {}
+    for method in ("bmt", "full"):
+        given = {"trainer": trainer, "methods": method, "model": str(checkpoint)}
+        given |= {"dataset": "task:arithmetic", "output": tmp_path, "checkpoint_every": 2}
+        [cell] = plan.read(None, given).cells()
+        config = cell.config()
+        made[method] = config.checkpoint_every, config.resume
+    masks = (2, True) if processes == 1 else (0, False)
+    assert made == {"bmt": masks, "full": (0, False)}

@@ -1,0 +1,109 @@
+"""Answers of a running server: greedy, in the prompts' order, errors as ours; who answers when."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from bmt_trainer.cli.main import app
+from bmt_trainer.errors import ConfigError, RolloutError
+from bmt_trainer.evaluation import backends
+from bmt_trainer.evaluation.backends import by_options, by_server
+from typer.testing import CliRunner
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Answers a chat with the model's name and the last turn."""
+
+    asked: list = []  # noqa: RUF012
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Echo.asked.append(body)
+        known = body["model"] in ("smol", "reverse")
+        text = f"{body['model']} {body['messages'][-1]['content']}"
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        found = {"id": "1", "object": "chat.completion", "created": 0, "choices": [choice]}
+        answer = {**found, "model": body["model"]} if known else {"error": {"message": "unknown"}}
+        data = json.dumps(answer).encode()
+        self.send_response(200 if known else 404)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def url(monkeypatch):
+    monkeypatch.setenv("BMT_API_KEY", "bmt_test")
+    Echo.asked.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_answers_come_in_order(url):
+    models = by_server(url, {"base": "smol", "mask": "reverse"}, at_once=4)
+    prompts = [({"role": "user", "content": str(n)},) for n in range(9)]
+    assert models["mask"](prompts, 7) == [f"reverse {n}" for n in range(9)]
+    assert models["base"](prompts[:1], 7) == ["smol 0"]
+    assert all(body["temperature"] == 0 and body["max_tokens"] == 7 for body in Echo.asked)
+    assert all(body["repetition_penalty"] == 1 for body in Echo.asked)
+
+
+def test_a_failure_is_ours(url):
+    models = by_server(url, {"base": "nobody"}, at_once=2)
+    with pytest.raises(RolloutError, match="nobody"):
+        models["base"]([({"role": "user", "content": "?"},)], 7)
+
+
+def test_eval_of_a_served_mask(url):
+    """Nothing of the model is read here: the server answers, under the names that it serves."""
+    wanted = ["eval", "--model", "smol", "--dataset", "task:initials", "--heldout", "5", "--json"]
+    for more, name in ([], "smol"), (["--mask-name", "reverse"], "reverse"):
+        Echo.asked.clear()
+        done = CliRunner().invoke(app, [*wanted, "--server", url, *more])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout.splitlines()[-1])["total"] == 5
+        assert [body["model"] for body in Echo.asked] == [name] * 5
+
+
+OPTIONS = {
+    **{"engine": "auto", "server": None, "base_name": None, "mask_name": None},
+    **{"batch_size": 4, "device": "auto"},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "installed", "taken"),
+    [
+        ({}, True, "by_vllm"),
+        ({}, False, "by_transformers"),
+        ({"device": "cpu"}, True, "by_transformers"),
+        ({"engine": "transformers"}, True, "by_transformers"),
+        ({"engine": "vllm"}, False, "by_vllm"),
+        ({"server": "http://there"}, True, "by_server"),
+    ],
+)
+def test_who_answers(monkeypatch, change, installed, taken):
+    for name in ("by_vllm", "by_transformers", "by_server"):
+        monkeypatch.setattr(backends, name, lambda *_, name=name, **__: name)
+    monkeypatch.setattr(backends, "has_vllm", lambda: installed)
+    assert by_options("m", None, **{**OPTIONS, **change}) == taken
+
+
+def test_names_and_files_of_the_wrong_place_are_refused(tmp_path):
+    for change in {"base_name": "smol"}, {"mask_name": "reverse"}:
+        with pytest.raises(ConfigError, match="--server"):
+            by_options("m", None, **{**OPTIONS, **change})
+    for change in {}, {"mask_name": "reverse"}:
+        with pytest.raises(ConfigError, match="name it by --mask-name"):
+            by_options("m", tmp_path / "m.bmt", **{**OPTIONS, "server": "http://there", **change})

@@ -1,0 +1,40 @@
+"""Graders: what each reading takes for right."""
+
+import pytest
+from bmt_trainer.errors import ConfigError
+from bmt_trainer.evaluation.graders import find
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "answer", "strict", "lenient"),
+    [
+        ("number", "12", "12", True, True),
+        ("number", " 1,200 \n", "1200", True, True),
+        ("number", "It is 12.", "12", False, True),
+        ("number", "12 or 13", "12", False, False),
+        ("number", "-4", "4", False, False),
+        ("number", "", "4", False, False),
+        ("gsm8k", "So 3 + 4 = 7\n#### 7", "7", True, True),
+        ("gsm8k", "#### 1,000", "1000", True, True),
+        ("gsm8k", "The answer is 7", "7", False, True),
+        ("gsm8k", "#### 6\n#### 7", "7", True, True),
+        ("gsm8k", "#### 7" + " word" * 100, "7", False, True),
+        ("gsm8k", "####7", "7", False, True),
+        ("words", "b a", "b a", True, True),
+    ],
+)
+def test_readings(name, text, answer, strict, lenient):
+    grader = find(name)
+    assert (bool(grader.strict(text, answer)), bool(grader.lenient(text, answer))) == (
+        strict,
+        lenient,
+    )
+
+
+def test_a_function_of_ones_own(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def half(completion, answer):\n    return 0.5 * (completion == answer)\n")
+    assert find(f"{path}:half").strict("a", "a") == 0.5
+    for name in (f"{path}:nothing", f"{tmp_path}/no.py:half", "nothing"):
+        with pytest.raises(ConfigError, match="reward"):
+            find(name)

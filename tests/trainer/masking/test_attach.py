@@ -1,0 +1,97 @@
+"""Which layers of a model are masked, and what is refused."""
+
+import pytest
+import torch
+from bmt_trainer.errors import (
+    ConfigError,
+    ExpertTensors,
+    FusedGate,
+    ModelError,
+    NoTargets,
+    QuantizedModel,
+)
+from bmt_trainer.masking.attach import attach
+from bmt_trainer.masking.masked_linear import MaskedLinear
+from torch import nn
+
+from tests.trainer.conftest import tiny_llama
+
+
+def test_attach_masks_the_gate_projections_and_freezes_the_rest():
+    model = tiny_llama()
+    attached = attach(model)
+    assert list(attached.layers) == [f"model.layers.{i}.mlp.gate_proj" for i in range(2)]
+    assert all(isinstance(m, MaskedLinear) for m in attached.layers.values())
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {f"{name}.gate_logits" for name in attached.layers}
+    assert len({id(m.state) for m in attached.layers.values()}) == 1
+    assert attached.numel == 2 * 64 * 32
+    assert attached.zeros == 0
+
+
+def test_density_counts_gates_at_zero():
+    attached = attach(tiny_llama())
+    first, second = attached.gates()
+    with torch.no_grad():
+        first.view(-1)[:3] = torch.tensor([0.0, -0.0, -1.0])
+        second.view(-1)[0] = -1e-9
+    assert attached.zeros == 4
+    assert attached.density == 4 / 4096
+
+
+class Block(nn.Module):
+    def __init__(self, **parts):
+        super().__init__()
+        self.mlp = nn.Module()
+        for name, part in parts.items():
+            setattr(self.mlp, name, part)
+
+
+class Int8Linear(nn.Linear):
+    """What quantisation libraries put in place."""
+
+
+def three_d():
+    return nn.Parameter(torch.zeros(4, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "says"),
+    [
+        (Block(gate_up_proj=nn.Linear(4, 8)), FusedGate, "gate_up_proj"),
+        (Block(gate_up_proj=three_d()), ExpertTensors, "gate_up_proj"),
+        (Block(gate_proj=Int8Linear(4, 4)), QuantizedModel, "Int8Linear"),
+        (Block(gate_proj=nn.Linear(4, 4, device="meta")), QuantizedModel, "meta"),
+        (Block(fc1=nn.Linear(4, 4)), NoTargets, "fc1"),
+        (nn.Identity(), NoTargets, "none"),
+    ],
+)
+def test_models_that_cannot_be_masked(model, error, says):
+    model = nn.Sequential(model)
+    with pytest.raises(error, match=says) as raised:
+        attach(model)
+    assert isinstance(raised.value, ModelError)
+
+
+def test_a_quantised_model_is_refused():
+    model = tiny_llama()
+    model.config.quantization_config = {"quant_method": "fp8"}
+    with pytest.raises(QuantizedModel):
+        attach(model)
+
+
+def test_a_refused_model_is_unchanged():
+    model = nn.Sequential(Block(gate_proj=nn.Linear(4, 4)), Block(gate_proj=Int8Linear(4, 4)))
+    with pytest.raises(QuantizedModel):
+        attach(model)
+    assert type(model[0].mlp.gate_proj) is nn.Linear
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_attaching_twice_and_a_bad_pattern_are_errors():
+    model = tiny_llama()
+    with pytest.raises(ConfigError, match="regular expression"):
+        attach(model, "(")
+    attach(model)
+    with pytest.raises(ConfigError, match="masked already"):
+        attach(model)

@@ -1,0 +1,162 @@
+"""Two processes under FSDP2 on the CPU (gloo) against one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import bmt_core
+import pytest
+import torch
+import yaml
+from bmt_trainer.distributed import join
+from bmt_trainer.errors import ConfigError
+from bmt_trainer.methods.config import RunConfig
+
+from tests.trainer.conftest import byte_tokenizer, tiny_llama
+
+ROOT = Path(__file__).parents[3]
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory) -> Path:
+    """The tiny model in fp32: rounding must not hide what differs."""
+    folder = tmp_path_factory.mktemp("fp32")
+    tiny_llama(torch.float32).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def launched() -> dict[str, str]:
+    """What `accelerate launch` sets of the recipe; on a CPU it would start one process."""
+    recipe = yaml.safe_load((ROOT / "recipes/fsdp2.yaml").read_text())
+    found = {k.upper(): str(v).lower() for k, v in recipe["fsdp_config"].items()}
+    found |= {k: v.upper() for k, v in found.items() if k.endswith(("POLICY", "TYPE"))}
+    return {**found, "ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_CPU": "true"}
+
+
+def run(method: str, processes: int, settings: dict, folder: Path):
+    """(mask, what `two_ranks` saw)."""
+    name = f"{method}-{processes}"
+    settings = {**settings, "output": str(folder / f"{name}.bmt")}
+    seen = folder / f"{name}.pt"
+    launch(processes, str(SCRIPT), method, json.dumps(settings), str(seen))
+    return bmt_core.load(settings["output"]), torch.load(seen)
+
+
+def launch(processes: int, *arguments: str) -> str:
+    """Run Python with `arguments` in so many processes; what they print."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc_per_node", str(processes)]
+    done = subprocess.run(
+        [*command, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(launched() if processes > 1 else {})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def flipped(mask: bmt_core.Mask, start: dict[str, torch.Tensor]) -> set[tuple[str, int]]:
+    """Positions that training deleted or restored."""
+    flips = set()
+    for tensor in mask.tensors:
+        before = set(start[tensor.name.removesuffix(".weight")].tolist())
+        flips |= {(tensor.name, p) for p in before ^ set(tensor.positions.tolist())}
+    return flips
+
+
+def base(checkpoint: Path) -> dict:
+    return {
+        "model": str(checkpoint),
+        "dataset": "task:initials",
+        "heldout": 4,
+        "steps": 4,
+        "learning_rate": 0.01,
+        "calibration_prompts": 8,
+        "max_new_tokens": 4,
+        "checkpoint_every": 0,
+        "device": "cpu",
+        "precision": "fp32",
+    }
+
+
+def test_sft_under_fsdp2_is_that_of_one_process(exact, tmp_path):
+    """The same examples a step: two processes of one batch, or one of two."""
+    settings = {**base(exact), "batch_size": 2}
+    two, sharded = run("sft", 2, settings, tmp_path)
+    one, alone = run("sft", 1, {**settings, "gradient_accumulation": 2}, tmp_path)
+    for name, gradient in alone["gradients"].items():
+        error = (sharded["gradients"][name] - gradient).norm() / gradient.norm()
+        assert error < 1e-6, (name, float(error))
+    flips = flipped(one, alone["deleted"]), flipped(two, sharded["deleted"])
+    both = len(flips[0] & flips[1]) / len(flips[0] | flips[1])
+    print(f"\n{len(flips[0])} flips in one process, {len(flips[1])} in two, Jaccard {both:.4f}")
+    assert len(flips[0]) > 50, "a run without flips would prove nothing"
+    assert both >= 0.99
+    scores = [m.metadata["scores"]["base"] for m in (one, two)]
+    assert scores[0] == scores[1]
+
+
+def test_a_comparison_under_fsdp2_is_told_and_kept_once(exact, tmp_path):
+    settings = {k: v for k, v in base(exact).items() if k not in ("model", "dataset")}
+    recipe = tmp_path / "plan.yaml"
+    plan = {**settings, "trainer": "sft", "batch_size": 1}
+    plan |= {"models": [str(exact)], "datasets": ["task:initials"]}
+    plan |= {"methods": ["base", "mth-99", "bmt"]}
+    recipe.write_text(yaml.safe_dump(plan))
+    arguments = ["-m", "bmt_trainer", "compare", "--config", recipe, "--output", tmp_path / "out"]
+    for _ in range(2):  # the second time from the files
+        [line] = launch(2, *map(str, arguments), "--json").splitlines()
+        results = {result["method"]: result for result in json.loads(line)}
+        assert list(results) == ["base", "mth-99", "bmt"]
+        [file] = (tmp_path / "out").glob("*.bmt")
+        assert bmt_core.load(file).digest == results["bmt"]["digest"]
+    assert len(list((tmp_path / "out").glob("*.json"))) == 3
+    assert not list((tmp_path / "out").glob("*.tmp"))
+
+
+def test_grpo_under_fsdp2_trains_gates_and_writes_one_mask(exact, tmp_path):
+    reward = tmp_path / "reward.py"
+    reward.write_text("def odd(text, answer):\n    return sum(map(ord, text)) % 7 / 7\n")
+    settings = {
+        **base(exact),
+        "validation": 4,
+        "validate_every": 2,
+        "prompts_per_step": 4,
+        "completions": 4,
+        "micro_batch": 4,
+        "reward": f"{reward}:odd",
+        "lean": "auto",
+    }
+    mask, seen = run("grpo", 2, settings, tmp_path)
+    assert all(g.abs().sum() > 0 for g in seen["gradients"].values())
+    assert mask.metadata["zeros_full"] > 0
+    history = json.loads((tmp_path / "grpo-2.bmt.history.json").read_text())
+    assert len(history["steps"]) == 4
+    assert not (tmp_path / "grpo-2.bmt.run").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "changes", "told"),
+    [
+        ({}, {}, "without FSDP2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {}, "without FSDP2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {}, "checkpoint_every: 0"),
+    ],
+)
+def test_what_several_processes_cannot_do(monkeypatch, tmp_path, environment, changes, told):
+    for name, value in {"WORLD_SIZE": "2", **environment}.items():
+        monkeypatch.setenv(name, value)
+    config = RunConfig(model="m", dataset="task:initials", output=tmp_path / "m.bmt", **changes)
+    with pytest.raises(ConfigError, match=told):
+        join(config)

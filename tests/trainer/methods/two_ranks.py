@@ -1,0 +1,52 @@
+"""One process of a training run; where its gates began, and its first gradients, go to a file.
+
+python two_ranks.py METHOD SETTINGS_JSON SEEN
+torchrun --nproc_per_node 2 two_ranks.py METHOD SETTINGS_JSON SEEN
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from bmt_trainer.distributed import is_first, whole
+from bmt_trainer.methods import grpo, sft
+
+
+def main() -> None:
+    method, settings, file = sys.argv[1:]
+    seen: dict[str, dict[str, torch.Tensor]] = {}
+
+    class Spy(transformers.TrainerCallback):
+        """Gradients are of all processes, before they are clipped."""
+
+        def __init__(self, attached) -> None:
+            self._attached = attached
+
+        def on_train_begin(self, *_, **__) -> None:
+            seen["deleted"] = {n: m.deleted() for n, m in self._attached.layers.items()}
+
+        def on_pre_optimizer_step(self, *_, **__) -> None:
+            if "gradients" not in seen:
+                layers = self._attached.layers.items()
+                seen["gradients"] = {n: whole(m.gate_logits.grad).clone() for n, m in layers}
+
+    train = transformers.Trainer.train
+
+    def spied(self, *args, **kwargs):
+        self.add_callback(Spy(self.attached))
+        return train(self, *args, **kwargs)
+
+    transformers.Trainer.train = spied
+    kind, module = {"sft": (sft.SftConfig, sft), "grpo": (grpo.GrpoConfig, grpo)}[method]
+    values = json.loads(settings)
+    module.train(kind(**{**values, "output": Path(values["output"])}))
+    if is_first():
+        torch.save(seen, file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""What else can be trained, or not, in the place of a mask: full, LoRA, MTH; on any trainer.
+
+A baseline looks to trainers like a model with nothing masked: `Attached` without layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bmt_trainer.comparison import adapter_sizes
+from bmt_trainer.errors import ConfigError
+from bmt_trainer.masking.attach import Attached
+
+#: The seven projections of a block, which LoRA tunes and whose updates are measured.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+#: name, W_0, W_+ of a linear layer, both [d_out, d_in]; W_+ is W_0 itself where it was not tuned.
+Weights = Iterator[tuple[str, Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """A model that something is trained in.
+
+    model: what trainers and evaluations call; trained: numbers that can change; size: bytes by
+    appendix B, once it is trained; base: a block in which the model computes what the base does,
+    or None where the base is gone; weights: of its projections, before and after.
+    """
+
+    model: nn.Module
+    trained: int
+    size: Callable[[], int]
+    base: Callable[[], AbstractContextManager[Any]] | None
+    weights: Callable[[nn.Module], Weights]
+    tuned: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext)
+
+
+def projections(model: nn.Module) -> dict[str, nn.Linear]:
+    """The blocks' linear layers by module name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in PROJECTIONS
+    }
+
+
+def full(model: nn.Module) -> Tuned:
+    """Every weight, in fp32."""
+    model.float().requires_grad_(True)
+    total = count(model)
+    return Tuned(
+        model=model,
+        trained=total,
+        size=lambda: adapter_sizes.full(total),
+        base=None,
+        weights=lambda base: _side_by_side(base, model),
+    )
+
+
+def lora(model: nn.Module, rank: int, seed: int) -> Tuned:
+    """peft's LoRA on all seven projections, A and B in fp32.
+
+    The paper does not state LoRA's α; 2r is what peft's users mostly set.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ConfigError("methods: lora needs the package peft: pip install peft") from None
+    targets = projections(model)
+    shapes = [tuple(m.weight.shape) for m in targets.values()]
+    torch.manual_seed(seed)
+    settings = LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, bias="none", target_modules=list(PROJECTIONS)
+    )
+    wrapped: Any = get_peft_model(model, settings)  # type: ignore[arg-type]
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+    def weights(_base: nn.Module) -> Weights:
+        for name, module in wrapped.get_base_model().named_modules():
+            if hasattr(module, "get_delta_weight"):
+                before = module.base_layer.weight.detach().float()
+                yield name, before, before + module.get_delta_weight("default").detach().float()
+
+    return Tuned(
+        model=wrapped,
+        trained=sum(p.numel() for p in wrapped.parameters() if p.requires_grad),
+        size=lambda: adapter_sizes.lora(rank, shapes),  # type: ignore[arg-type]
+        base=wrapped.disable_adapter,
+        weights=weights,
+    )
+
+
+def mth(model: nn.Module, sparsity: float, seed: int) -> Tuned:
+    """Multiple Ticket Hypothesis: a fixed random choice of all weights is trained, in fp32.
+
+    The choice is as many places of each tensor as its share, at least one. Gradients elsewhere are
+    0, and so AdamW's moments and updates, without weight decay: the others keep every bit.
+    """
+    model.float().requires_grad_(True)
+    generator = torch.Generator().manual_seed(seed)
+    places: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        some = max(1, round(parameter.numel() * (1 - sparsity)))
+        chosen = torch.randperm(parameter.numel(), generator=generator)[:some].sort().values
+        places[name] = chosen.to(parameter.device)
+        parameter.register_post_accumulate_grad_hook(_only(places[name]))
+    active = sum(len(chosen) for chosen in places.values())
+    numels = {name: p.numel() for name, p in model.named_parameters()}
+
+    def bits() -> Iterator[np.ndarray]:
+        for name, chosen in places.items():
+            found = np.zeros(numels[name], dtype=bool)
+            found[chosen.cpu().numpy()] = True
+            yield found
+
+    return Tuned(
+        model=model,
+        trained=active,
+        size=lambda: adapter_sizes.mth(active, bits()),
+        base=None,
+        weights=lambda base: _side_by_side(base, model),
+    )
+
+
+def masked(model: nn.Module, attached: Attached, size: Callable[[], int]) -> Tuned:
+    """A mask: W_+ of its layers is their hard weight (Eq. 8)."""
+
+    def weights(_base: nn.Module) -> Weights:
+        for name, module in projections(model).items():
+            before, layer = module.weight.detach(), attached.layers.get(name)
+            after = before if layer is None else layer.effective_weight("hard").detach()
+            yield name, before, after
+
+    return Tuned(
+        model=model,
+        trained=sum(g.numel() for g in attached.gates()),
+        size=size,
+        base=lambda: attached.state.use("off"),
+        weights=weights,
+        tuned=lambda: attached.state.use("hard"),
+    )
+
+
+def make(method: str, model: nn.Module, seed: int) -> Tuned:
+    """A baseline by name: full, lora-RANK, mth-PERCENT. Raises ConfigError."""
+    kind, _, number = method.partition("-")
+    try:
+        if kind == "full" and not number:
+            return full(model)
+        if kind == "lora" and int(number) > 0:
+            return lora(model, int(number), seed)
+        if kind == "mth" and 0 < float(number) < 100 and math.isfinite(float(number)):
+            return mth(model, float(number) / 100, seed)
+    except ValueError:
+        pass
+    raise ConfigError(f"methods: {method!r} is none of base, wanda, full, lora-R, mth-P, bmt")
+
+
+def count(model: nn.Module) -> int:
+    """All numbers of a model; those that two layers share count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _side_by_side(base: nn.Module, model: nn.Module) -> Weights:
+    after = projections(model)
+    for name, module in projections(base).items():
+        yield name, module.weight.detach().float(), after[name].weight.detach().float()
+
+
+def _only(places: Tensor) -> Callable[[Tensor], None]:
+    @torch.no_grad()
+    def hook(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        flat = parameter.grad.view(-1)
+        chosen = flat[places]
+        flat.zero_()
+        flat[places] = chosen
+
+    return hook

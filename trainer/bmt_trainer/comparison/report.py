@@ -1,0 +1,224 @@
+"""One page of what runs came to: tables, plots and the settings, in one file without links."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bmt_trainer.comparison import plots, tables
+from bmt_trainer.comparison.tables import Result
+from bmt_trainer.errors import DataError
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+  color: #1b1b1b; background: #fff; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; font-size: 0.92rem; display: block; overflow-x: auto; }
+th, td { border-bottom: 1px solid #ddd; padding: 0.3rem 0.7rem; text-align: right; }
+td { white-space: nowrap; } th { vertical-align: bottom; }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
+img { max-width: 100%; height: auto; } p.note { color: #555; font-size: 0.92rem; }
+"""
+_MEASURES = ("effective_rank", "spectrum_drift", "overlap", "changed")
+
+
+def write(places: Sequence[Path], output: Path, title: str) -> Path:
+    """Write `index.html` and the plots' PNG into `output`; the page's path. Raises DataError."""
+    results, histories = _read(places)
+    rows = tables.rows(results)
+    output.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for name, heading, draw in plots.PLOTS:
+        figure = draw(results, rows) if results else None
+        if figure is not None:
+            pictures.append((name, heading, plots.png(figure)))
+    if (figure := plots.training(histories)) is not None:
+        pictures.append(("training", "Training", plots.png(figure)))
+    for name, _, data in pictures:
+        (output / f"{name}.png").write_bytes(data)
+    page = output / "index.html"
+    page.write_text("\n".join(_page(title, results, rows, pictures)), encoding="utf-8")
+    return page
+
+
+def _read(places: Sequence[Path]) -> tuple[list[Result], dict[str, Result]]:
+    """Results of comparisons, and histories of single runs by their mask's name."""
+    histories: dict[str, Result] = {}
+    rest = []
+    for place in places:
+        path = place.with_name(f"{place.name}.history.json") if place.suffix == ".bmt" else place
+        if path.name.endswith(".history.json"):
+            try:
+                value = json.loads(path.read_text())
+                histories[path.name.removesuffix(".bmt.history.json")] = {
+                    "steps": list(value["steps"]),
+                    "validation": list(value["validation"]),
+                    "reading": value.get("reading", "exact"),
+                }
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{path} is no history of a run ({error})") from None
+        else:
+            rest.append(place)
+    return (tables.read(rest) if rest else []), histories
+
+
+def _page(
+    title: str,
+    results: Sequence[Result],
+    rows: Sequence[tables.Row],
+    pictures: Sequence[tuple[str, str, bytes]],
+) -> Iterator[str]:
+    yield '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
+    yield '<meta name="viewport" content="width=device-width">'
+    yield f"<title>{_e(title)}</title><style>{_STYLE}</style></head>\n<body>"
+    yield f"<h1>{_e(title)}</h1>"
+    if rows:
+        yield "<h2>Methods</h2>"
+        yield from _table(tables.HEADER, [row.cells() for row in rows])
+        yield (
+            '<p class="note">Accuracy is of greedy answers after the last step, unweighted over '
+            "data sets, with a 95 % interval; p is McNemar's exact test against the base on the "
+            "same examples, all data sets together. Size is by the paper's appendix B, on disk our "
+            "own file.</p>"
+        )
+        yield from _by_dataset([result for row in rows for result in row.results])
+    for name, heading, data in pictures:
+        text = base64.b64encode(data).decode()
+        yield f'<h2>{_e(heading)}</h2>\n<img alt="{_e(name)}" src="data:image/png;base64,{text}">'
+    yield from _geometry(results)
+    yield from _wanda(results)
+    yield from _suites(results)
+    yield from _tracks(results)
+    yield from _settings(results)
+    yield "</body>\n</html>"
+
+
+def _by_dataset(results: Sequence[Result]) -> Iterator[str]:
+    names = list(dict.fromkeys(r["dataset"] for r in results))
+    if len(names) < 2:
+        return
+    yield "<h2>By data set, accuracy in %</h2>"
+    methods = list(dict.fromkeys((r["model"], tables.named(r)) for r in results))
+    found = {(r["model"], tables.named(r), r["dataset"]): r for r in results if r.get("score")}
+    lines = []
+    for model, method in methods:
+        cells = []
+        for name in names:
+            result = found.get((model, method, name))
+            share = result["right"].count("1") / len(result["right"]) if result else None
+            cells.append("-" if share is None else f"{100 * share:.1f}")
+        lines.append((model, method, *cells))
+    yield from _table(("model", "method", *map(tables.short, names)), lines)
+
+
+def _geometry(results: Sequence[Result]) -> Iterator[str]:
+    measured = [r for r in results if r.get("geometry")]
+    if not measured:
+        return
+    yield "<h2>Geometry in numbers</h2>"
+    lines = []
+    for result in measured:
+        for part in ("gate", "all"):
+            means = result["geometry"][part]
+            values = ("-" if means[k] is None else f"{means[k]:.4g}" for k in _MEASURES)
+            counts = f"{means['updated']} of {means['modules']}"
+            run = f"{tables.named(result)}, {tables.short(result['dataset'])}"
+            lines.append((run, part, *values, counts))
+    header = ("method", "modules", "effective rank", "spectrum drift", "overlap", "changed")
+    yield from _table((*header, "updated"), lines)
+    yield (
+        '<p class="note">Means over matrices; those without an update have neither rank nor '
+        "overlap and are left out there, but count as 0 in drift. The paper, on Llama-3-8B and "
+        "Qwen2.5-7B after GRPO: effective rank 66 to 93 for masks, 14 to 25 full, 400 to 650 MTH, "
+        "1 to 2 LoRA; overlap 0.43 to 0.46 masks, 0.41 to 0.46 full, 0.48 to 0.50 LoRA, 0.5 "
+        "MTH.</p>"
+    )
+
+
+def _wanda(results: Sequence[Result]) -> Iterator[str]:
+    swept = [r for r in results if r.get("levels")]
+    if not swept:
+        return
+    yield "<h2>Wanda alone, by share deleted</h2>"
+    names = [f"1/{round(1 / level['eta'])}" for level in swept[0]["levels"]]
+    lines = []
+    for result in swept:
+        reading = "lenient" if result.get("reading") == "lenient" else "exact"
+        scores = [level["score"] for level in result["levels"]]
+        shares = [f"{100 * s[reading] / s['total']:.1f}" if s else "-" for s in scores]
+        lines.append((result["model"], tables.short(result["dataset"]), *shares))
+    yield from _table(("model", "data set", *names), lines)
+
+
+def _suites(results: Sequence[Result]) -> Iterator[str]:
+    asked = [r for r in results if r.get("suites")]
+    if not asked:
+        return
+    yield "<h2>Evaluation sets, accuracy in %</h2>"
+    names = [s["suite"] for s in asked[0]["suites"]]
+    lines = []
+    for result in asked:
+        scores = {s["suite"]: s["scores"]["tuned"] for s in result["suites"] if "scores" in s}
+        shares = {name: 100 * scores[name]["accuracy"] for name in names if name in scores}
+        mean = f"{sum(shares.values()) / len(shares):.2f}" if shares else "-"
+        cells = (f"{shares[name]:.1f}" if name in shares else "skipped" for name in names)
+        lines.append((result["model"], tables.named(result), mean, *cells))
+    yield from _table(("model", "method", "mean", *names), lines)
+
+
+def _tracks(results: Sequence[Result]) -> Iterator[str]:
+    tracked = [r for r in results if r.get("track")]
+    if not tracked:
+        return
+    yield "<h2>First and last look</h2>"
+    lines = []
+    for result in tracked:
+        first, last = result["track"][0], result["track"][-1]
+        kept = ["-", "-"]
+        if "retention" in last:
+            kept = [f"{100 * row['retention_lenient']:.1f}" for row in (first, last)]
+        zeros = [f"{100 * row['zeros'] / result['parameters']:.4f}" for row in (first, last)]
+        lines.append(
+            (
+                *(
+                    tables.named(result),
+                    f"{result['trainer']}, {tables.short(result['dataset'])}",
+                    str(last["step"]),
+                ),
+                *(f"{last['kl_token']:.4g}", f"{last['kl_sequence']:.4g}", *kept, *zeros),
+            )
+        )
+    header = ("method", "run", "steps", "KL a token", "KL an answer", "kept before, %")
+    yield from _table((*header, "after, %", "deleted before, %", "after, %"), lines)
+
+
+def _settings(results: Sequence[Result]) -> Iterator[str]:
+    if not results:
+        return
+    yield "<h2>Settings</h2>"
+    for text in dict.fromkeys(
+        json.dumps(
+            {
+                "trainer": r["trainer"],
+                **{k: v for k, v in r.get("settings", {}).items() if k != "learning_rate"},
+                "versions": r.get("versions", {}),
+            },
+            sort_keys=True,
+        )
+        for r in results
+    ):
+        yield f'<p class="note"><code>{_e(text)}</code></p>'
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield "<table>\n<tr>" + "".join(f"<th>{_e(cell)}</th>" for cell in header) + "</tr>"
+    for line in lines:
+        yield "<tr>" + "".join(f"<td>{_e(cell)}</td>" for cell in line) + "</tr>"
+    yield "</table>"
+
+
+def _e(text: str) -> str:
+    return html.escape(str(text))

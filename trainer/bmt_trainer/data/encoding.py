@@ -1,0 +1,92 @@
+"""From examples to tokens. Legend: B rows of a batch, S tokens of the longest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from bmt_trainer.data.sources import Example, Message
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
+    """Token ids of a prompt, as a chat server would build them.
+
+    Through the tokenizer's chat template; without one, the messages' text, a line each.
+    """
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(
+            [dict(m) for m in prompt], add_generation_prompt=True, tokenize=False
+        )
+        # The template writes the special tokens itself.
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer(plain(prompt))["input_ids"])
+
+
+def plain(prompt: Sequence[Message]) -> str:
+    """A prompt for a model without a chat template: the messages' text, a line each."""
+    return "".join(f"{m['content']}\n" for m in prompt)
+
+
+def training_rows(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int
+) -> list[dict[str, list[int]]]:
+    """`input_ids` and `completion_mask`, both [S], per example of at most `max_length` tokens.
+
+    The prompt as a server sends it, then the answer and the end of the turn, which alone are
+    learnt. Encoded apart, as they are in generation, so that no token spans both.
+    """
+    rows = []
+    for example in examples:
+        prompt = render(tokenizer, example.prompt)
+        answer = list(tokenizer(example.answer, add_special_tokens=False)["input_ids"])
+        answer.append(tokenizer.eos_token_id)
+        if len(prompt) + len(answer) <= max_length:
+            mask = [0] * len(prompt) + [1] * len(answer)
+            rows.append({"input_ids": prompt + answer, "completion_mask": mask})
+    return rows
+
+
+def grouped_by_length(
+    rows: Sequence[Mapping[str, list[int]]], size: int, steps: int, seed: int
+) -> list[Mapping[str, list[int]]]:
+    """`size * steps` rows, as often as needed, in which each `size` are of about one length.
+
+    The order is transformers' `group_by_length`, an epoch after the other. Its sampler draws from
+    the global generator, which a resumed run has in another state, so the order is made here.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [len(row["input_ids"]) for row in rows]
+    order: list[int] = []
+    while len(order) < size * steps:
+        order += get_length_grouped_indices(lengths, size, generator=generator)
+    return [rows[at] for at in order[: size * steps]]
+
+
+def pad(
+    rows: Sequence[Sequence[int]], token: int, side: Literal["left", "right"]
+) -> tuple[Tensor, Tensor]:
+    """(input_ids, attention_mask), both [B, S], of rows of unequal length."""
+    size = max(map(len, rows))
+    gaps = [[token] * (size - len(row)) for row in rows]
+    if side == "left":
+        ids = [gap + list(row) for gap, row in zip(gaps, rows, strict=True)]
+        attend = [[0] * len(gap) + [1] * (size - len(gap)) for gap in gaps]
+    else:
+        ids = [list(row) + gap for gap, row in zip(gaps, rows, strict=True)]
+        attend = [[1] * (size - len(gap)) + [0] * len(gap) for gap in gaps]
+    return torch.tensor(ids), torch.tensor(attend)
+
+
+def batches(
+    rows: Sequence[Sequence[int]], size: int, token: int, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """`size` rows at a time, the short ones first, padded on the right: positions stay true."""
+    ordered = sorted(rows, key=len)
+    for at in range(0, len(ordered), size):
+        ids, attend = pad(ordered[at : at + size], token, "right")
+        yield {"input_ids": ids.to(device), "attention_mask": attend.to(device)}

@@ -1,0 +1,119 @@
+"""Rollouts on a running bmt-server: each step's mask is pushed as flips, then asked for answers.
+
+A mask's version is named by its digest, so what a step is answered by is that step's mask, whatever
+else the server does meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from bmt_client import BmtClient, NotFound
+from bmt_core import Mask, encode, symmetric_difference
+
+from bmt_trainer.errors import RolloutError
+from bmt_trainer.methods.rollouts.local import UNTOUCHED
+
+# Requests at once; each asks for all completions of one prompt.
+_AT_ONCE = 64
+# Versions that stay beside the newest: of rollouts that may still run.
+_KEPT = 1
+
+
+class ServerRollouts:
+    """TRL's `rollout_func` on a server. `mask` gives the hard mask as it now is."""
+
+    def __init__(
+        self,
+        client: BmtClient,
+        name: str,
+        mask: Callable[[], Mask],
+        render: Callable[[Any], list[int]],
+        *,
+        completions: int,
+        max_tokens: int,
+        temperature: float,
+    ) -> None:
+        self._client, self._name = client, name
+        self._mask, self._render = mask, render
+        self._completions = completions
+        self._sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+        self._pushed: list[Mask] = []
+        self.push_seconds, self.push_bytes, self.flips = 0.0, 0, 0
+        self._openai = client.openai()
+        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="rollout")
+
+    def push(self) -> str:
+        """Make the server's latest version the mask as it is; returns its model name."""
+        mask = self._mask()
+        start = time.perf_counter()
+        if not self._pushed:
+            sent = mask
+            version = self._client.upload(mask, self._name)
+        elif mask.digest == self._pushed[-1].digest:
+            return f"{self._name}@{mask.digest[:12]}"
+        else:
+            sent = symmetric_difference(self._pushed[-1], mask)
+            version = self._client.push(self._name, self._pushed[-1], mask)
+        self.push_seconds = time.perf_counter() - start
+        self.push_bytes, self.flips = len(encode(sent)), sent.zeros
+        self._pushed.append(mask)
+        while len(self._pushed) > _KEPT + 1:
+            self._retire(self._pushed.pop(0))
+        return version.model
+
+    def _retire(self, mask: Mask) -> None:
+        if any(mask.digest == kept.digest for kept in self._pushed):
+            return  # the mask came back to what it was
+        with contextlib.suppress(NotFound):  # somebody else tidied up
+            self._client.delete_version(self._name, mask.digest)
+
+    def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
+        """`prompt_ids`, `completion_ids` and `logprobs` of each of `prompts`, in order.
+
+        TRL repeats each prompt once for each completion that it wants, in a row.
+        """
+        model = self.push()
+        for figure in ("push_seconds", "push_bytes", "flips"):
+            trainer._log_metric(figure, getattr(self, figure))
+        count = self._completions
+        if len(prompts) % count:
+            raise RolloutError(f"{len(prompts)} prompts are not {count} of each")
+        each = [self._render(prompt) for prompt in prompts[::count]]
+        # Of the step, so that a resumed run samples as the whole one would.
+        first = trainer.state.global_step * len(each)
+        seeds = range(first, first + len(each))
+        answers = list(self._threads.map(partial(self._ask, model), each, seeds))
+        found: dict[str, Any] = {"prompt_ids": [], "completion_ids": [], "logprobs": []}
+        for ids, choices in zip(each, answers, strict=True):
+            for tokens, logprobs in choices:
+                found["prompt_ids"].append(ids)
+                found["completion_ids"].append(tokens)
+                found["logprobs"].append(logprobs)
+        return found
+
+    def _ask(self, model: str, ids: list[int], seed: int) -> list[tuple[list[int], list[float]]]:
+        answer = self._openai.completions.create(
+            model=model,
+            prompt=ids,
+            n=self._completions,
+            logprobs=0,
+            seed=seed,
+            extra_body={"return_token_ids": True, **UNTOUCHED},
+            **self._sampling,
+        )
+        if answer.model != model:
+            raise RolloutError(f"the server answered {model} by {answer.model}")
+        choices: list[Any] = sorted(answer.choices, key=lambda choice: choice.index)
+        return [(list(c.token_ids), list(c.logprobs.token_logprobs)) for c in choices]
+
+    def close(self) -> None:
+        """End the threads and remove the mask's name from the server."""
+        self._threads.shutdown(cancel_futures=True)
+        if self._pushed:
+            self._client.delete(self._name)

@@ -1,0 +1,60 @@
+"""Losses of completions whose prompts are the same, as GRPO's are: a prompt is read once.
+
+What TRL computes, log-probabilities of completions, without reading a prompt once for each of its
+completions. Keys and values of its tokens are computed once and given to every row, and gradients
+flow back through them; so with 8 completions of a dozen tokens to a prompt of 50, a third of the
+tokens is left.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PretrainedConfig
+
+from bmt_trainer.masking.masked_linear import MaskState
+
+
+class SharedPrompts:
+    """A causal language model as TRL's `_get_per_token_logps_and_entropies` calls it.
+
+    prompt: length of the left-padded prompts, in tokens. config: the model's.
+    """
+
+    def __init__(self, model: Any, config: PretrainedConfig, state: MaskState, prompt: int) -> None:
+        self._model, self._config, self._state = model, config, state
+        # The last token goes with the completions, whose first token it predicts.
+        self._shared = prompt - 1
+
+    def __call__(
+        self, *, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **options: Any
+    ) -> Any:
+        """input_ids, attention_mask, labels: [B, prompt + completion]."""
+        shared = self._shared
+        rows = torch.cat([input_ids[:, :shared], attention_mask[:, :shared]], dim=1)
+        prompts, of_row = torch.unique(rows, dim=0, return_inverse=True)
+        if not shared or len(prompts) == len(rows):
+            return self._model(
+                input_ids=input_ids, attention_mask=attention_mask, labels=labels, **options
+            )
+        ids, attend = prompts.split(shared, dim=1)
+        cache = DynamicCache(config=self._config)
+        # The regulariser is added by a layer's backward: once, with the completions.
+        with self._state.unregularized():
+            self._model(
+                input_ids=ids,
+                attention_mask=attend,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        cache.batch_select_indices(of_row)
+        return self._model(
+            input_ids=input_ids[:, shared:],
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            labels=labels[:, shared:],
+            **options,
+        )

@@ -1,0 +1,152 @@
+"""What every method adds to its TRL trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import TrainerCallback
+
+from bmt_trainer.masking.attach import Attached
+from bmt_trainer.masking.masked_linear import MaskState
+from bmt_trainer.methods.rollouts.local import sample
+from bmt_trainer.methods.rollouts.shared_prefix import SharedPrompts
+
+
+class MaskedTraining:
+    """To be named before a `transformers.Trainer` in a class's bases.
+
+    Sets the regulariser, and evaluates under the hard mask (Eq. 8). Training runs under the soft
+    one, the state's default. Set `attached` and `reg_lambda` before `train()`.
+    """
+
+    attached: Attached
+    reg_lambda: float
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        # Each micro-batch's backward adds the term once, the sum of them is to have it once.
+        accumulated = self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
+        self.attached.state.regularizer = self.reg_lambda / accumulated
+        return super().training_step(*args, **kwargs)  # type: ignore[misc]
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        with self.attached.state.use("hard"):
+            return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
+
+
+class HardSampling:
+    """What trainers that generate have in common: `sampled`, and the mask's zeros in each log.
+
+    A trainer calls `model.train()` before it generates, so the mode is set here. `sample` answers
+    in place of TRL's own generation: the same distribution, in less time.
+    """
+
+    attached: Attached
+
+    def sampled(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+        """A completion of each prompt under the hard mask (Eq. 8), with the trainer's settings."""
+        trainer: Any = self
+        with self.attached.state.use("hard"):
+            return sample(
+                trainer.model,
+                prompt_ids,
+                max_new_tokens=trainer.args.max_completion_length,
+                temperature=trainer.args.temperature,
+                eos=trainer.eos_token_ids,
+                padding=trainer._tokenizer.pad_token_id,
+            )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        logs["zeros"] = self.attached.zeros
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+
+class HardRollouts(HardSampling):
+    """To be named before `MaskedTraining` and TRL's `GRPOTrainer`: samples under the hard mask,
+    and reads each prompt once in losses.
+
+    TRL 1.16, trainer/grpo_trainer.py: `_generate_single_turn`,
+    `_get_per_token_logps_and_entropies`.
+    """
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], None]:
+        return self.sampled(prompt_ids), None
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        trainer: Any = self
+        state, plain = self.attached.state, trainer.model
+        # Checkpointing drops the cache that is shared, and sharded layers would be gathered twice.
+        if state.keep_hard and not plain.is_gradient_checkpointing:
+            prompt = input_ids.shape[1] - logits_to_keep
+            model = SharedPrompts(model, plain.config, state, prompt)
+        return super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
+            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+
+
+class MaskTeacher(HardSampling):
+    """To be named before `MaskedTraining` and TRL's `SDFTTrainer`: the teacher is the same model
+    under the teacher's hard mask, and the student samples under its own.
+
+    TRL 1.16, experimental/sdft/sdft_trainer.py: `_generate`, `_setup_teacher_model` (its own EMA
+    would hold a second model), `_get_teacher_context_for_self_distillation`. Where nothing is
+    masked, a baseline's teacher is TRL's.
+    """
+
+    def _generate(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+        return prompt_ids, self.sampled(prompt_ids)
+
+    def _setup_teacher_model(self) -> None:
+        trainer: Any = self
+        if not self.attached.layers:
+            super()._setup_teacher_model()  # type: ignore[misc]
+            return
+        trainer.teacher_model = trainer.model
+        trainer.add_callback(Teach(self.attached, trainer.args.teacher_update_rate))
+
+    def _get_teacher_context_for_self_distillation(self) -> Any:
+        if not self.attached.layers:
+            return super()._get_teacher_context_for_self_distillation()  # type: ignore[misc]
+        return self.attached.state.use("teacher")
+
+
+class Teach(TrainerCallback):
+    """After each optimizer step, the teacher's gates go a little towards the student's."""
+
+    def __init__(self, attached: Attached, rate: float) -> None:
+        self._attached, self._rate = attached, rate
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for layer in self._attached.layers.values():
+            layer.teach(self._rate)
+
+
+class BaseReference:
+    """A KL reference that is the policy with its mask off: no second copy of the weights."""
+
+    def __init__(self, model: Any, state: MaskState) -> None:
+        self._model, self._state = model, state
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._state.use("off"):
+            return self._model(*args, **kwargs)
+
+
+def save_gates_only(model: Any, attached: Attached) -> None:
+    """Make a trainer's checkpoints hold the gates alone: the base never changes.
+
+    Restoring is not strict, so such a checkpoint loads into the attached model.
+    """
+    kinds = ("gate_logits", "teacher_logits")
+    gates = {f"{name}.{kind}" for name in attached.layers for kind in kinds}
+    model._keys_to_ignore_on_save = {key for key in model.state_dict() if key not in gates}
