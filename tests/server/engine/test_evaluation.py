@@ -20,7 +20,7 @@ TOKENS = 6
 # A process of its own, as the command is: masks configure all of it.
 CHILD = """
 import json, sys
-from bmt_trainer.answering import by_vllm
+from bmt_trainer.evaluation.backends import by_vllm
 model, mask, asked, tokens = json.loads(sys.argv[1])
 models = by_vllm(model, mask, batch_size=8)
 print(json.dumps({who: answer(asked, tokens) for who, answer in models.items()}))

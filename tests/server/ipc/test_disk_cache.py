@@ -99,7 +99,7 @@ def test_holds_are_counted(tmp_path, one):
 HOLDER = """
 import sys
 from pathlib import Path
-from bmt_server.disk import DiskCache
+from bmt_server.ipc.disk_cache import DiskCache
 store = DiskCache(Path(sys.argv[1]), 1 << 40)
 for digest in sys.argv[2:]:
     assert store.hold(digest)
@@ -127,7 +127,7 @@ def test_what_another_process_holds_stays_until_it_ends_however_it_ends(tmp_path
 WRITER = """
 import sys
 from pathlib import Path
-from bmt_server.disk import DiskCache
+from bmt_server.ipc.disk_cache import DiskCache
 from tests.server.test_disk import MASKS
 store = DiskCache(Path(sys.argv[1]), int(sys.argv[2]))
 for round in range(30):
@@ -196,7 +196,7 @@ def test_a_disk_that_stays_full_is_a_typed_error_and_leaves_nothing_behind(tmp_p
     code = (
         "import resource, sys, signal\n"
         "from pathlib import Path\n"
-        "from bmt_server.disk import DiskCache, DiskFull\n"
+        "from bmt_server.ipc.disk_cache import DiskCache, DiskFull\n"
         "from tests.server.test_disk import MASKS\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "store = DiskCache(Path(sys.argv[1]), 1 << 20)\n"
@@ -231,7 +231,7 @@ def test_only_one_of_two_processes_makes_a_file(tmp_path):
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from bmt_server.disk import DiskCache\n"
+        "from bmt_server.ipc.disk_cache import DiskCache\n"
         "store = DiskCache(Path(sys.argv[1]), 1 << 20)\n"
         "with store.making(sys.argv[2], 10):\n"
         "    print('making', flush=True)\n"

@@ -55,7 +55,7 @@ def test_a_second_server_on_the_folder_is_refused(tmp_path):
 
 def test_it_ends_with_a_parent_that_is_killed(tmp_path):
     code = (
-        "import sys, time; from bmt_server.embedded import EmbeddedValkey\n"
+        "import sys, time; from bmt_server.registry.embedded import EmbeddedValkey\n"
         "v = EmbeddedValkey(sys.argv[1]); v.start(); print(v.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen(

@@ -150,8 +150,8 @@ MEMORY = """
 import gc, sys
 from pathlib import Path
 import torch
-from bmt_server.wire import Layout, map_layout
-from bmt_server.worker.layers import GateLayer
+from bmt_server.ipc.mask_layout import Layout, map_layout
+from bmt_server.worker.gate_layers import GateLayer
 from bmt_server.worker.runtime import MaskRuntime
 
 torch.set_num_threads(1)

@@ -113,7 +113,7 @@ def test_version():
 
 def test_help_brings_no_torch():
     code = (
-        "import sys\nfrom bmt_trainer import cli\n"
+        "import sys\nfrom bmt_trainer.cli import main as cli\n"
         "from typer.testing import CliRunner\n"
         "print(CliRunner().invoke(cli.app, ['sft', '--help']).exit_code)\n"
         "print([m for m in ('torch', 'transformers', 'trl', 'datasets') if m in sys.modules])"

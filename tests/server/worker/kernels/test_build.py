@@ -70,7 +70,9 @@ def test_it_is_compiled_once_and_says_so(fake, tmp_path, cache):
 
 
 def test_processes_that_race_compile_once(fake, tmp_path, cache):
-    code = "from bmt_server.worker.native.build import library; print(library().read_text())"
+    code = (
+        "from bmt_server.worker.kernels.native.build import library; print(library().read_text())"
+    )
     racers = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         for _ in range(4)
