@@ -2,12 +2,12 @@
 
 The parts are imported from their modules, so that none brings torch before it is needed::
 
-    from bmt_trainer.methods.sft import SftConfig, train           one method: settings, and train -> Mask
-    from bmt_trainer.masking.apply import apply, write_checkpoint  use a mask without a server
-    from bmt_trainer.data.sources import Example, Split, load      examples, and which are held out
-    from bmt_trainer.evaluation.score import Score, evaluate       held-out accuracy
-    from bmt_trainer.masking.attach import Attached, attach        the parameterisation itself, with
-    from bmt_trainer.masking.initialization import init_gates             `masking`, `anneal` and `export`
+    from bmt_trainer.methods.sft import SftConfig, train            settings, and train -> Mask
+    from bmt_trainer.masking.apply import apply, write_checkpoint   use a mask without a server
+    from bmt_trainer.data.sources import Example, Split, load       examples and held-out split
+    from bmt_trainer.evaluation.score import Score, evaluate        held-out accuracy
+    from bmt_trainer.masking.attach import Attached, attach         the parameterization itself
+    from bmt_trainer.masking.initialization import init_gates       initial gates (Eq. 9)
 """
 
 from bmt_trainer.errors import (
