@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +20,7 @@ class FakeEngine:
     base_names: list[str] = field(default_factory=lambda: ["tiny"])
     max_model_len: int | None = 128
     model_path: str = "tiny"
-    evicted: Callable[[int], None] = lambda adapter: None
+    evictions: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
     published: dict[str, tuple[int, MaskSource]] = field(default_factory=dict)
     seen: list[tuple[str, int, MaskSource]] = field(default_factory=list)
     loads: list[int] = field(default_factory=list)
@@ -55,7 +54,7 @@ class FakeEngine:
 
     def evict(self, adapter_id: int) -> None:
         self.in_memory.discard(adapter_id)
-        self.evicted(adapter_id)
+        self.evictions.put_nowait(adapter_id)
 
     async def drop(self, adapter_id: int) -> None:
         self.dropped.append(adapter_id)

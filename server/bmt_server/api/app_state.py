@@ -13,10 +13,11 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from bmt_server.api.admission import Admission, Queue
 from bmt_server.api.engine import Engine
-from bmt_server.api.masks.lifecycle import Residency
+from bmt_server.api.masks.lifecycle import REMOVAL_DELAY_S, Residency
 from bmt_server.api.masks.local_cache import MaskCache
+from bmt_server.api.masks.registry_changes import RegistryChanges
 from bmt_server.api.masks.resolver import Resolver
-from bmt_server.api.metrics.masks import Metrics
+from bmt_server.api.metrics.masks import FileCollectors, Metrics
 from bmt_server.api.routes.models import Models
 from bmt_server.api.shutdown import Drain
 from bmt_server.errors import ApiError
@@ -42,14 +43,14 @@ class Runtime:
         engine: Engine,
         registry: CollectorRegistry,
         scraped: CollectorRegistry | None,
+        removal_delay_s: float,
     ) -> None:
         self.settings = settings
         self.engine = engine
-        self.metrics = Metrics(settings.stats_dir, settings.max_mask_labels, registry, scraped)
+        self.metrics = Metrics(settings.max_mask_labels, registry)
         self.store = Store(settings.registry_url)
         self.registry = Registry(self.store)
         self.keys = KeyStore(self.store)
-        self.snapshot = Snapshot(self.registry)
         self.limits = bmt_core.Limits.for_geometry(settings.gates, settings.max_density)
         self.cache = MaskCache(
             Path(settings.cache_dir),
@@ -59,14 +60,21 @@ class Runtime:
             settings.mask_cache_bytes,
             self.metrics.cold_load,
         )
-        self.residency = Residency(self.cache, engine)
-        self.residency.held = self.metrics.holding.inc
+        self.residency = Residency(
+            self.cache,
+            engine,
+            count_holds=self.metrics.holding.inc,
+            removal_delay_s=removal_delay_s,
+        )
+        self.snapshot = Snapshot(
+            self.registry,
+            on_change=RegistryChanges(self.residency).apply,
+            on_keys_change=self.keys.forget,
+            on_connection=self.metrics.registry_up.set,
+        )
         self.resolver = Resolver(self.snapshot, self.residency, engine)
-        self.metrics.public_names = self.public_names
         self.models = Models(self.snapshot, engine)
-        self.snapshot.changed = self.resolver.names_changed
-        self.snapshot.connection = self.metrics.registry_up.set
-        self.snapshot.keys_changed = self.keys.forget
+        self.collectors = FileCollectors(scraped or registry, settings.stats_dir, self.public_names)
         self.uploads = asyncio.Semaphore(4)
         self.drain = Drain(settings.drain_s)
         self.admission = Admission(settings.key_concurrency, settings.key_rate)
@@ -79,13 +87,14 @@ class Runtime:
         engine: Engine,
         registry: CollectorRegistry = REGISTRY,
         scraped: CollectorRegistry | None = None,
+        removal_delay_s: float = REMOVAL_DELAY_S,
     ) -> Runtime:
         """Connect and read the registry. A Redis that is away is waited for, then served without.
 
         registry, scraped: of Prometheus (`metrics.py`).
         Raises Unavailable where Redis answers but may evict masks.
         """
-        runtime = cls(settings, engine, registry, scraped)
+        runtime = cls(settings, engine, registry, scraped, removal_delay_s)
         try:
             await runtime.registry.check()
         except ApiError as error:
@@ -93,6 +102,7 @@ class Runtime:
                 await runtime.close()
                 raise
         runtime.cache.tidy()
+        runtime.residency.start()
         runtime.snapshot.start()
         runtime.keys.start()
         # Without it in time the server starts all the same, and /readyz waits for the first sync.
@@ -108,6 +118,7 @@ class Runtime:
         await self.cache.close()
         await self.engine.close()
         await self.store.close()
+        self.collectors.close()
         self.metrics.close()
 
     async def keep(self, version: Version, mask: bmt_core.Mask, *, resident: bool) -> None:

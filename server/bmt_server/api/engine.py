@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
 from typing import Protocol
 
 from bmt_server.ipc.mask_source import MaskSource
@@ -11,11 +11,12 @@ from bmt_server.ipc.mask_source import MaskSource
 class Engine(Protocol):
     """The engine behind the API. `internal_name` is what vLLM calls an adapter: `math@3f9c…`.
 
-    evicted: hears of ids that left the workers' memory for want of room. `load` and `pin` raise
-    `channel.WorkerError`.
+    `load` and `pin` raise WorkerError.
     """
 
-    evicted: Callable[[int], None]
+    @property
+    def evictions(self) -> asyncio.Queue[int]:
+        """Ids that left the workers' memory, in order; read by the mask lifecycle alone."""
 
     @property
     def base_names(self) -> list[str]: ...

@@ -17,6 +17,7 @@ import bmt_core
 
 from bmt_server.settings import QUEUED, MaskMode, Settings, SettingsError
 from bmt_server.vllm_integration import cpu_environment, plugin
+from bmt_server.vllm_integration.process_context import process_context
 
 GATE = "bmt_server.api.middleware.Gate"
 # Seconds for running requests after SIGTERM, where --shutdown-timeout does not say.
@@ -201,7 +202,8 @@ def _run(settings: Settings, args: Namespace) -> None:
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
     ServeSubcommand.cmd(args)
-    if plugin.engine_died:
+    # The engine's death reaches this process through its context: vLLM itself returns normally.
+    if process_context().engine_died.is_set():
         _say("the engine died, so this server has ended; its log says why")
         raise SystemExit(1)
 

@@ -31,19 +31,30 @@ _BATCH = 50
 
 
 class Snapshot:
-    """Names of all tenants. `changed` hears of names whose state is new; `keys_changed` of keys."""
+    """Names of all tenants, kept current from `start` to `close`.
 
-    def __init__(self, registry: Registry) -> None:
+    on_change: called with (tenant, name) and the name's new state, None if it has no version left.
+    on_keys_change: called after any change of API keys.
+    on_connection: called with 1 when the registry answers and 0 when it does not.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        on_change: Callable[[tuple[str, str], NameState | None], None],
+        on_keys_change: Callable[[], None],
+        on_connection: Callable[[int], None],
+    ) -> None:
         self._registry = registry
+        self._on_change = on_change
+        self._on_keys_change = on_keys_change
+        self._on_connection = on_connection
         self._states: dict[tuple[str, str], NameState] = {}
         self._place = (-1, b"")  # the registry's, up to which all is known here
         self._task: asyncio.Task[None] | None = None
         self.synced = asyncio.Event()
         self._connected = False
-        self.changed: Callable[[Iterable[tuple[str, str]]], None] = lambda names: None
-        self.keys_changed: Callable[[], None] = lambda: None
-        # Hears 1 when the registry answers and 0 when it is away.
-        self.connection: Callable[[int], None] = lambda up: None
 
     def get(self, tenant: str, name: str) -> NameState | None:
         """What is held under a name, or None where it has no version."""
@@ -73,8 +84,8 @@ class Snapshot:
         for key in gone:
             del self._states[key]
         self._take(states)
-        if gone:
-            self.changed(gone)
+        for key in gone:
+            self._on_change(key, None)
         # A counter that went back means that Redis lost what it had acknowledged.
         if place[0] < self._place[0]:
             logger.error(
@@ -92,8 +103,8 @@ class Snapshot:
             if self._states.get(key) != state:
                 self._states[key] = state
                 new.append(key)
-        if new:
-            self.changed(new)
+        for key in new:
+            self._on_change(key, self.get(*key))
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._follow(), name="bmt-registry-events")
@@ -134,13 +145,13 @@ class Snapshot:
 
     def _now_connected(self, connected: bool) -> None:
         self._connected = connected
-        self.connection(int(connected))
+        self._on_connection(int(connected))
 
     async def _apply(self, events: list[dict[bytes, bytes]], last: bytes) -> None:
         names, generation = [], self._place[0]
         for event in events:
             if event.get(b"kind") == b"keys":
-                self.keys_changed()
+                self._on_keys_change()
                 continue
             tenant, _, name = event.get(b"where", b"").decode().partition("/")
             names.append((tenant, name))

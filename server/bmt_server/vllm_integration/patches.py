@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bmt_server.api.engine_vllm.heartbeat import Pulse
 from bmt_server.settings import Settings
 
 SUPPORTED = "0.32.0"
@@ -56,13 +57,13 @@ def check_version() -> None:
         )
 
 
-def register(settings: Settings) -> None:
+def register(settings: Settings, heartbeat: Pulse) -> None:
     """Apply all patches in this process."""
     check_version()
     _patch_manager(settings)
     _patch_platform(settings)
     _patch_cpu_weights(settings)
-    _patch_stat_logger(settings)
+    _patch_stat_logger(settings, heartbeat)
     _patch_spin()
 
 
@@ -149,7 +150,7 @@ def _patch_cpu_weights(settings: Settings) -> None:
     original = replaced or original
 
 
-def _patch_stat_logger(settings: Settings) -> None:
+def _patch_stat_logger(settings: Settings, heartbeat: Pulse) -> None:
     from prometheus_client import REGISTRY
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
@@ -163,7 +164,7 @@ def _patch_stat_logger(settings: Settings) -> None:
         gauge, self.gauge_lora_info = self.gauge_lora_info, None
         if gauge is not None:
             REGISTRY.unregister(gauge)
-        self.bmt_steps = step_hooks.Steps(settings)
+        self.bmt_steps = step_hooks.Steps(settings, heartbeat)
 
     def record(self: Any, scheduler_stats: Any, *args: Any, **kwargs: Any) -> None:
         recorded(self, scheduler_stats, *args, **kwargs)

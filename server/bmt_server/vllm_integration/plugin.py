@@ -12,12 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from bmt_server.settings import Settings
+from bmt_server.vllm_integration.process_context import process_context
 
 GENERAL = "bmt"
 ENDPOINTS = "bmt_routes"
-#: True once this process has stopped serving because its engine had died: vLLM then ends as if it
-#: had been asked to.
-engine_died = False
 
 
 def register() -> None:
@@ -27,7 +25,7 @@ def register() -> None:
         return
     from bmt_server.vllm_integration import patches
 
-    patches.register(settings)
+    patches.register(settings, process_context().heartbeat)
 
 
 class MaskEndpoints:
@@ -56,9 +54,7 @@ class MaskEndpoints:
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Build the runtime that routes and gate read; the gate answers 503 until then."""
         from bmt_server.api.app_state import Runtime
-        from bmt_server.api.engine_vllm import step_hooks
         from bmt_server.api.engine_vllm.engine import EngineBridge
-        from bmt_server.api.engine_vllm.heartbeat import Pulse
         from bmt_server.api.engine_vllm.request_hooks import observe
 
         settings = Settings.from_env()
@@ -66,11 +62,10 @@ class MaskEndpoints:
             raise RuntimeError(f"the plugin {ENDPOINTS!r} runs only under `bmt-server serve`")
         # Each API process takes its share. vLLM has settled the number by now.
         settings = replace(settings, queue=-(-settings.queue // (args.api_server_count or 1)))
-        pulse = Pulse()
+        pulse = process_context().heartbeat
         bridge = EngineBridge(engine_client, state.openai_serving_models, settings, pulse)
         runtime = await Runtime.create(settings, bridge, scraped=self._scraped)
         observe(engine_client, runtime.metrics.request_finished, runtime.residency.running, pulse)
-        step_hooks.stepped = pulse.beat
         state.bmt = runtime
         self._close_with_app(runtime, bridge)
 
@@ -85,8 +80,8 @@ class MaskEndpoints:
                 try:
                     yield state
                 finally:
-                    global engine_died
-                    engine_died = engine_died or bridge.died
+                    if bridge.died:
+                        process_context().engine_died.set()
                     await runtime.close()
 
         router.lifespan_context = lifespan

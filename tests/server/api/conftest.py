@@ -78,8 +78,7 @@ async def replica(url: str, folder: Path, keys: dict[str, str] | None = None) ->
         max_density=0.05,
     )
     engine, hold = FakeEngine(folder), asyncio.Event()
-    runtime = await Runtime.create(settings, engine, CollectorRegistry())
-    runtime.residency.grace_s = 0.05
+    runtime = await Runtime.create(settings, engine, CollectorRegistry(), removal_delay_s=0.05)
     app = FastAPI()
     app.state.bmt = runtime
 

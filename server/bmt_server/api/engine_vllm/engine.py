@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,8 @@ class EngineBridge:
         return bool(self._client.errored) and not self._told_to_end
 
     @property
-    def evicted(self) -> Callable[[int], None]:
-        return self._workers.evicted
-
-    @evicted.setter
-    def evicted(self, hears: Callable[[int], None]) -> None:
-        self._workers.evicted = hears
+    def evictions(self) -> asyncio.Queue[int]:
+        return self._workers.evictions
 
     @property
     def base_names(self) -> list[str]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+from bmt_server.api.engine_vllm.heartbeat import Pulse
 from bmt_server.ipc import waiting_masks
 from bmt_server.ipc.stats_files import Writer
 from bmt_server.ipc.waiting_masks import Waiting
@@ -21,29 +21,23 @@ from bmt_server.ipc.worker_stats import MAX_NAMED
 from bmt_server.settings import Settings
 
 
-def _nobody() -> None:
-    """No plugin listens."""
-
-
-# Called after every step that this process hears of. Set by the plugin.
-stepped: Callable[[], None] = _nobody
-
-
 class Steps:
-    """Hears of this process's steps and tells others of it who waits."""
+    """Records each step of the engine: one heartbeat, and the names of waiting masks."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, heartbeat: Pulse) -> None:
+        self._heartbeat = heartbeat
         self._waiting = Waiting()
-        self._changed = _nobody
+        self._writer: Writer | None = None
         if settings.stats_dir:
             path = waiting_masks.path_of(settings.stats_dir, os.getpid())
-            self._changed = Writer(path, lambda: self._waiting).changed
+            self._writer = Writer(path, lambda: self._waiting)
 
     def record(self, scheduler_stats: Any) -> None:
         """A step has ended. scheduler_stats: vLLM's, None where another process is told them."""
-        stepped()
+        self._heartbeat.beat()
         if scheduler_stats is None:
             return
         names = list(islice(scheduler_stats.waiting_lora_adapters, MAX_NAMED))
         self._waiting = Waiting(time.time(), names)
-        self._changed()
+        if self._writer is not None:
+            self._writer.changed()

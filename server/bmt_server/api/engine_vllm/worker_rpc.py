@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +25,7 @@ class EngineWorkers:
     """All workers of an engine, wherever they run."""
 
     def __init__(self, engine_client: Any) -> None:
-        self.evicted: Callable[[int], None] = lambda adapter: None
+        self.evictions: asyncio.Queue[int] = asyncio.Queue()  # stays empty, see above
         self._client = engine_client
         # Several API processes ask the same workers: their numbers must not meet.
         self._numbers = itertools.count(os.getpid() << 32)

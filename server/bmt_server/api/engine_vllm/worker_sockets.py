@@ -21,9 +21,9 @@ ANSWER_S = 30.0
 
 
 class Workers(Protocol):
-    """All workers behind one API process. evicted: hears of ids that are not resident any more."""
+    """All workers behind one API process. evictions: ids that are no longer resident."""
 
-    evicted: Callable[[int], None]
+    evictions: asyncio.Queue[int]
 
     def resident(self, adapter: int) -> bool:
         """True where every worker has the mask in memory, as far as it has told."""
@@ -44,7 +44,7 @@ class SocketWorkers:
     """Workers that all listen on this host."""
 
     def __init__(self, folder: Path, count: int) -> None:
-        self.evicted: Callable[[int], None] = lambda adapter: None
+        self.evictions: asyncio.Queue[int] = asyncio.Queue()
         self._links = [
             _Link(worker_channel.socket_path(folder, rank), self._gone) for rank in range(count)
         ]
@@ -77,7 +77,7 @@ class SocketWorkers:
 
     def _gone(self, adapters: list[int]) -> None:
         for adapter in adapters:
-            self.evicted(adapter)
+            self.evictions.put_nowait(adapter)
 
 
 class _Link:

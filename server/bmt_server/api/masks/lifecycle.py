@@ -23,6 +23,10 @@ from bmt_server.registry.schemas import Version
 
 logger = logging.getLogger("vllm.bmt_server")
 
+# After a client disconnects, the engine drops its request only a moment after the response has
+# ended, and until then a step may still name its mask.
+REMOVAL_DELAY_S = 5.0
+
 
 @dataclass(slots=True, eq=False)
 class InUse:
@@ -39,10 +43,19 @@ class InUse:
 class Residency:
     """Loads versions into the workers, once each, and lets go of what nobody needs."""
 
-    def __init__(self, cache: MaskCache, engine: Engine) -> None:
+    def __init__(
+        self,
+        cache: MaskCache,
+        engine: Engine,
+        *,
+        count_holds: Callable[[int], None],
+        removal_delay_s: float = REMOVAL_DELAY_S,
+    ) -> None:
+        """count_holds: called with 1 when a request begins on a version and -1 when it ends."""
         self._cache = cache
         self._engine = engine
-        engine.evicted = self._evicted
+        self._count_holds = count_holds
+        self._removal_delay_s = removal_delay_s
         self._known: dict[int, InUse] = {}
         self._of_name: dict[tuple[str, str], set[int]] = {}
         # Requests in flight by vLLM's name: two ids share one where a version was deleted and
@@ -50,11 +63,10 @@ class Residency:
         self._named: dict[str, dict[int, InUse]] = {}
         self._leaving: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        # A client that went away is told to the engine a moment after its response ended, and
-        # until then a step may still name its mask.
-        self.grace_s = 5.0
-        # Hears of requests that begin (1) and end (-1).
-        self.held: Callable[[int], None] = lambda change: None
+
+    def start(self) -> None:
+        """Follow the engine's evictions, from the running loop, until `close`."""
+        self._spawn(self._follow_evictions())
 
     def enter(self, version: Version, *, load: bool = True) -> InUse:
         """Begin a request on a version; each needs its `leave`. load: begin to load it too."""
@@ -71,7 +83,7 @@ class Residency:
         """A request on this version has ended."""
         version = use.version
         use.users -= 1
-        self.held(-1)
+        self._count_holds(-1)
         if use.users:
             return
         sharing = self._named.get(version.internal_name, {})
@@ -161,7 +173,7 @@ class Residency:
 
     def _join(self, use: InUse) -> None:
         use.users += 1
-        self.held(1)
+        self._count_holds(1)
         if use.users == 1:
             self._named.setdefault(use.version.internal_name, {})[use.version.id] = use
             self._publish(use)
@@ -211,16 +223,17 @@ class Residency:
         with contextlib.suppress(WorkerError):
             await self._engine.pin(version.id, False)
 
-    def _evicted(self, adapter: int) -> None:
-        use = self._known.get(adapter)
-        if use is not None and not use.users:
-            self._settle(use)
+    async def _follow_evictions(self) -> None:
+        while True:
+            use = self._known.get(await self._engine.evictions.get())
+            if use is not None and not use.users:
+                self._settle(use)
 
     def _settle(self, use: InUse) -> None:
         """Let a version go that no request uses, a moment from now, where it need not stay."""
         if use.leaving is None and (use.retired or not self._engine.resident(use.version.id)):
             loop = asyncio.get_running_loop()
-            use.leaving = loop.call_later(self.grace_s, self._let_go, use)
+            use.leaving = loop.call_later(self._removal_delay_s, self._let_go, use)
 
     def _let_go(self, use: InUse) -> None:
         use.leaving = None

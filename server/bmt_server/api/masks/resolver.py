@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 
 import bmt_core
 
@@ -11,7 +10,7 @@ from bmt_server.api.engine import Engine
 from bmt_server.api.masks.lifecycle import InUse, Residency
 from bmt_server.errors import NotFound
 from bmt_server.registry.replica import Snapshot
-from bmt_server.registry.schemas import DEFAULT_TENANT, NameState, Version
+from bmt_server.registry.schemas import DEFAULT_TENANT, Version
 
 
 class Lease:
@@ -50,14 +49,12 @@ class Lease:
 
 
 class Resolver:
-    """Resolves names against the snapshot, and keeps what is loaded in step with it."""
+    """Resolves the `model` of requests against the local copy of the registry."""
 
     def __init__(self, snapshot: Snapshot, residency: Residency, engine: Engine) -> None:
         self._snapshot = snapshot
         self._residency = residency
         self._engine = engine
-        # By tenant and name: the version that the name's pin keeps in memory.
-        self._pins: dict[tuple[str, str], Version] = {}
 
     async def find(self, tenant: str, model: str) -> Version:
         """The version that a mask's name means now. Raises NotFound, RegistryDown."""
@@ -88,22 +85,3 @@ class Resolver:
         version = await self.find(tenant, model)
         use = self._residency.enter(version, load=load)
         return Lease(version.internal_name, self._residency, use, version)
-
-    def names_changed(self, names: Iterable[tuple[str, str]]) -> None:
-        """Let go of versions that the registry no longer has, and follow pins."""
-        for key in names:
-            state = self._snapshot.get(*key)
-            self._residency.retire(key, state.versions.values() if state else ())
-            self._follow_pin(key, state)
-
-    def _follow_pin(self, key: tuple[str, str], state: NameState | None) -> None:
-        wanted = state.find(None, None) if state is not None and state.pinned else None
-        held = self._pins.get(key)
-        if (held.id if held else None) == (wanted.id if wanted else None):
-            return
-        if held is not None:
-            self._residency.unpin(held)
-            del self._pins[key]
-        if wanted is not None:
-            self._residency.warm(wanted, pinned=True)
-            self._pins[key] = wanted

@@ -8,7 +8,7 @@ from typing import get_args
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from bmt_server.api.metrics.router import LoadedCollector
+from bmt_server.api.metrics.router import LoadedCollector, PublicNames
 from bmt_server.api.metrics.scheduler import TurnCollector
 from bmt_server.ipc.worker_stats import Reason, WorkerStats, read_all
 
@@ -146,16 +146,9 @@ def _per_worker(
 
 
 class Metrics:
-    """All of the API's own figures, and the workers'."""
+    """Counters, gauges and histograms that this API process updates itself."""
 
-    def __init__(
-        self,
-        stats_dir: str,
-        max_masks: int,
-        registry: CollectorRegistry = REGISTRY,
-        scraped: CollectorRegistry | None = None,
-    ) -> None:
-        """scraped: what `/metrics` reads (`scrape.py`), where that is not `registry`."""
+    def __init__(self, max_masks: int, registry: CollectorRegistry = REGISTRY) -> None:
         self.labels = Labels(max_masks)
         self.requests = Counter(
             "bmt_requests", "Requests by mask and outcome.", ["mask", "outcome"], registry=registry
@@ -196,30 +189,18 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
-        # Internal names until the registry is known, which requests may use too.
-        self.public_names: Callable[[Iterable[str]], list[str]] = list
-        scraped = scraped or registry
-        of_files = (
-            LoadedCollector(stats_dir, lambda names: self.public_names(names)),
-            WorkerCollector(stats_dir),
-            TurnCollector(stats_dir),
+        self._registry = registry
+        self._registered = (
+            self.requests,
+            self.tokens,
+            self.ttft,
+            self.errors,
+            self.cold_loads,
+            self.cold_seconds,
+            self.uploads,
+            self.registry_up,
+            self.holding,
         )
-        for collector in of_files:
-            scraped.register(collector)
-        self._registered = [(scraped, c) for c in of_files] + [
-            (registry, c)
-            for c in (
-                self.requests,
-                self.tokens,
-                self.ttft,
-                self.errors,
-                self.cold_loads,
-                self.cold_seconds,
-                self.uploads,
-                self.registry_up,
-                self.holding,
-            )
-        ]
 
     def request_finished(
         self,
@@ -246,5 +227,29 @@ class Metrics:
 
     def close(self) -> None:
         """Take everything out of the registry again: another server may start in this process."""
-        for registry, collector in self._registered:
-            registry.unregister(collector)
+        for collector in self._registered:
+            self._registry.unregister(collector)
+
+
+class FileCollectors:
+    """Metrics of the worker and scheduler processes, read from their files at each scrape.
+
+    registry: what `/metrics` reads (`scrape.py`). public_names: see `LoadedCollector`.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, stats_dir: str, public_names: PublicNames
+    ) -> None:
+        self._registry = registry
+        self._collectors = (
+            LoadedCollector(stats_dir, public_names),
+            WorkerCollector(stats_dir),
+            TurnCollector(stats_dir),
+        )
+        for collector in self._collectors:
+            registry.register(collector)
+
+    def close(self) -> None:
+        """Unregister all of them."""
+        for collector in self._collectors:
+            self._registry.unregister(collector)

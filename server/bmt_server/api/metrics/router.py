@@ -14,13 +14,13 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from bmt_server.ipc import waiting_masks
 from bmt_server.ipc.worker_stats import MAX_NAMED, WorkerStats, read_all
 
-Names = Callable[[Iterable[str]], list[str]]
+PublicNames = Callable[[Iterable[str]], list[str]]
 
 
 class LoadedCollector:
     """Read at each scrape from the workers' files. names: public names of internal ones."""
 
-    def __init__(self, stats_dir: str, names: Names) -> None:
+    def __init__(self, stats_dir: str, names: PublicNames) -> None:
         self._stats_dir, self._names = stats_dir, names
 
     def describe(self) -> Iterable[Metric]:

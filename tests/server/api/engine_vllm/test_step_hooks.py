@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from bmt_server.api.engine_vllm import step_hooks
+from bmt_server.api.engine_vllm.heartbeat import Pulse
 from bmt_server.ipc import stats_files, waiting_masks
 from bmt_server.settings import Settings
 
@@ -32,16 +33,19 @@ def told(settings: Settings, wanted: list[str]) -> None:
     assert waiting_masks.latest(settings.stats_dir) == wanted
 
 
-def test_a_step_is_a_sign_of_life_whoever_is_told_its_figures(settings, monkeypatch):
-    heard: list[None] = []
-    monkeypatch.setattr(step_hooks, "stepped", lambda: heard.append(None))
-    step_hooks.Steps(settings).record(None)
-    assert len(heard) == 1
+def test_a_step_is_a_sign_of_life_whoever_is_told_its_figures(settings):
+    now = [0.0]
+    pulse = Pulse(lambda: now[0])
+    with pulse.call():
+        now[0] = 7.0
+        assert pulse.still_s() == 7.0
+        step_hooks.Steps(settings, pulse).record(None)
+        assert pulse.still_s() == 0.0
     assert waiting_masks.latest(settings.stats_dir) == []
 
 
 def test_the_newest_word_of_any_process_counts(settings):
-    steps = step_hooks.Steps(settings)
+    steps = step_hooks.Steps(settings, Pulse())
     steps.record(waits("a@1", "b@2"))
     told(settings, ["a@1", "b@2"])
     other = waiting_masks.Waiting(at=1.0, names=["old@1"])
@@ -53,6 +57,6 @@ def test_the_newest_word_of_any_process_counts(settings):
 
 def test_nothing_is_written_where_there_is_no_folder_for_it(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    step_hooks.Steps(replace(settings, stats_dir="")).record(waits("a@1"))
+    step_hooks.Steps(replace(settings, stats_dir=""), Pulse()).record(waits("a@1"))
     time.sleep(0.3)
     assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,7 @@
 import os
 import time
 
-from bmt_server.api.metrics.masks import Metrics
+from bmt_server.api.metrics.masks import FileCollectors
 from bmt_server.ipc import scheduler_stats, stats_files
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -14,7 +14,7 @@ def test_a_schedulers_file_becomes_metrics(tmp_path):
     figures.waited(40.0)
     stats_files.write(scheduler_stats.path_of(tmp_path, 1), figures)
     registry = CollectorRegistry()
-    metrics = Metrics(str(tmp_path), 10, registry)
+    collectors = FileCollectors(registry, str(tmp_path), list)
     text = generate_latest(registry).decode()
     assert 'bmt_scatter_turns_total{engine="1"} 2.0' in text
     assert 'bmt_scatter_longest_wait_seconds{engine="1"} 40.0' in text
@@ -23,12 +23,12 @@ def test_a_schedulers_file_becomes_metrics(tmp_path):
     assert 'bmt_scatter_wait_seconds_bucket{engine="1",le="0.05"} 1.0' in text
     assert 'bmt_scatter_wait_seconds_bucket{engine="1",le="+Inf"} 2.0' in text
     assert 'bmt_scatter_wait_seconds_count{engine="1"} 2.0' in text
-    metrics.close()
+    collectors.close()
 
 
 def test_other_modes_have_no_such_figures(tmp_path):
     registry = CollectorRegistry()
-    Metrics(str(tmp_path), 10, registry)
+    FileCollectors(registry, str(tmp_path), list)
     assert "bmt_scatter" not in generate_latest(registry).decode()
 
 

@@ -19,13 +19,14 @@ import sys
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from bmt_server.api.metrics import scrape
-from bmt_server.api.metrics.masks import Metrics
+from bmt_server.api.metrics.masks import FileCollectors, Metrics
 from vllm.entrypoints.serve.instrumentator.metrics import attach_router
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 app = FastAPI()
 attach_router(app)
-metrics = Metrics(sys.argv[1], 10, scraped=scrape.install(app, get_prometheus_registry()))
+metrics = Metrics(10)
+FileCollectors(scrape.install(app, get_prometheus_registry()), sys.argv[1], list)
 done = dict(outcome="ok", prompt_tokens=1, completion_tokens=2, ttft_s=0.1, e2e_s=0.2)
 metrics.request_finished("math@3f9c0a1b2c3d", **done)
 metrics.registry_up.set(int(sys.argv[2]))

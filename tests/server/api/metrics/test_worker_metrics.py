@@ -2,7 +2,7 @@
 
 import time
 
-from bmt_server.api.metrics.masks import Metrics
+from bmt_server.api.metrics.masks import FileCollectors
 from bmt_server.ipc import stats_files, waiting_masks, worker_stats
 from bmt_server.ipc.worker_stats import WorkerStats
 from prometheus_client import CollectorRegistry, generate_latest
@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 def text(folder, stats: WorkerStats) -> str:
     stats_files.write(worker_stats.path_of(folder, 1), stats)
     registry = CollectorRegistry()
-    Metrics(str(folder), 10, registry)
+    FileCollectors(registry, str(folder), list)
     return generate_latest(registry).decode()
 
 
@@ -45,8 +45,7 @@ def test_routers_are_told_what_is_loaded_and_what_fits(tmp_path):
     told = waiting_masks.Waiting(time.time(), ["m3@000000000003"])
     stats_files.write(waiting_masks.path_of(tmp_path, 1), told)
     registry = CollectorRegistry()
-    metrics = Metrics(str(tmp_path), 10, registry)
-    metrics.public_names = lambda internal: [n.partition("@")[0] for n in internal]
+    FileCollectors(registry, str(tmp_path), lambda names: [n.partition("@")[0] for n in names])
     families = {f.name: f.samples for f in registry.collect()}
     loaded = {s.labels["adapter_name"] for s in families["vllm:lora_adapter_loaded"]}
     (count,) = families["vllm:num_gpu_loaded_lora_adapters"]

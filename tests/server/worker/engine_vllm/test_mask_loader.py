@@ -121,13 +121,12 @@ async def test_a_loaded_mask_is_in_every_worker(two, masks):
 
 async def test_evictions_are_told_and_the_mask_comes_back(two, masks):
     workers, links = two
-    gone: list[int] = []
-    links.evicted = gone.append
     await links.load(1, "m1", str(source(masks[0])))
     for worker in workers:
         worker.runtime.store.capacity_bytes = worker.runtime.store.resident_bytes
     await links.load(2, "m2", str(source(masks[1])))
-    await until(lambda: len(gone) == 2)
+    await until(lambda: links.evictions.qsize() == 2)
+    gone = [links.evictions.get_nowait() for _ in range(2)]
     assert gone == [1, 1], "once by each worker"
     assert not links.resident(1)
     assert links.resident(2)
@@ -207,13 +206,12 @@ async def test_pins_hold_and_may_not_take_all_the_room(two, masks):
 
 async def test_a_lost_channel_is_made_anew(two, masks):
     workers, links = two
-    gone: list[int] = []
-    links.evicted = gone.append
     await links.load(1, "m", str(source(masks[0])))
     for connection in list(workers[1].loader._connections):
         connection.close()
     await until(lambda: not links.resident(1))
-    assert gone == [1]
+    assert links.evictions.qsize() == 1
+    assert links.evictions.get_nowait() == 1
     await links.load(1, "m", str(source(masks[0])))
     assert links.resident(1)
 
