@@ -34,7 +34,7 @@ from typing import Any
 import bmt_core
 import numpy as np
 
-DENSITY = 0.002  # the paper's learned density
+SPARSITY = 0.002  # the paper's learned sparsity
 PROMPT_WORDS = 8
 START_S = 420
 _WORDS = ("river", "stone", "letter", "cloud", "garden", "window", "paper", "engine", "mirror")
@@ -72,7 +72,7 @@ def random_masks(model: Path, count: int, seed: int) -> Iterator[bytes]:
     for _ in range(count):
         tensors = []
         for name, (rows, cols) in shapes.items():
-            drawn = rng.integers(0, rows * cols, int(rows * cols * DENSITY), dtype=np.uint32)
+            drawn = rng.integers(0, rows * cols, int(rows * cols * SPARSITY), dtype=np.uint32)
             tensors.append(bmt_core.TensorMask(name, (rows, cols), np.unique(drawn)))
         yield bmt_core.encode(bmt_core.Mask(base, tuple(tensors), {}))
 
@@ -97,7 +97,7 @@ async def publish(endpoint: Endpoint, prefix: str, count: int, seed: int) -> lis
                 created=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 bytes=len(data),
                 zeros=zeros,
-                density=DENSITY,
+                sparsity=SPARSITY,
                 base=BaseRef(model_id="bench", fingerprint=header.base.fingerprint),
             )
             await registry.publish(version, data)

@@ -21,38 +21,38 @@ class Contest:
 
 
 def contests(*, eager: bool) -> list[Contest]:
-    """Ours, and the bare engine again; in eager mode ids end so, and one density stands for both.
+    """Ours, and the bare engine again; in eager mode ids end so, and one sparsity stands for both.
 
-    The first SEQUENCES adapters of a masked engine have the paper's density, the next as many
+    The first SEQUENCES adapters of a masked engine have the paper's sparsity, the next as many
     that which SFT reached.
     """
     suffix = _suffix(eager)
     every = tuple(range(SEQUENCES))
-    dense = tuple(range(SEQUENCES, 2 * SEQUENCES))
+    sft = tuple(range(SEQUENCES, 2 * SEQUENCES))
     ours = [
         Contest(f"idle_over_base{suffix}", MASKS, DECODE, (None,), "mask support on, no mask"),
         Contest(f"single_over_base{suffix}", MASKS, DECODE, (0,), "one mask, 0.2 %"),
         Contest(f"mixed32_over_base{suffix}", MASKS, DECODE, every, "a mask a sequence, 0.2 %"),
         Contest(f"prefill_over_base{suffix}", MASKS, PREFILL, (0,), "prefill, one mask, 0.2 %"),
     ]
-    denser = [
+    more_zeros = [
         Contest(
-            f"single_over_base_sft_density{suffix}", MASKS, DECODE, dense[:1], "one mask, 0.45 %"
+            f"single_over_base_sft_density{suffix}", MASKS, DECODE, sft[:1], "one mask, 0.45 %"
         ),
         Contest(
             f"mixed32_over_base_sft_density{suffix}",
-            *(MASKS, DECODE, dense, "a mask a sequence, 0.45 %"),
+            *(MASKS, DECODE, sft, "a mask a sequence, 0.45 %"),
         ),
         Contest(
             f"prefill_over_base_sft_density{suffix}",
-            *(MASKS, PREFILL, dense[:1], "prefill, one mask, 0.45 %"),
+            *(MASKS, PREFILL, sft[:1], "prefill, one mask, 0.45 %"),
         ),
     ]
     again = [
         Contest(f"base_over_base{suffix}", AGAIN, DECODE, (None,), "the bare engine again"),
         Contest(f"prefill_base_over_base{suffix}", AGAIN, PREFILL, (None,), "prefill, bare again"),
     ]
-    return again + ours + ([] if eager else denser)
+    return again + ours + ([] if eager else more_zeros)
 
 
 def peer_contests(*, eager: bool) -> list[Contest]:

@@ -83,21 +83,21 @@ def specs(context: Context, eager: bool) -> dict[str, EngineSpec]:
         "seed": 0,
     }
     folder = WORK / "inputs"
-    sparse = inputs.masks(model, folder / "masks", range(SEQUENCES), inputs.DENSITY)
-    dense = []
+    learned = inputs.masks(model, folder / "masks", range(SEQUENCES), inputs.SPARSITY)
+    sft = []
     if not eager:
-        dense = inputs.masks(model, folder / "masks", range(SEQUENCES), inputs.DENSITY_SFT)
+        sft = inputs.masks(model, folder / "masks", range(SEQUENCES), inputs.SPARSITY_SFT)
     import bmt_core
 
     checkpoint = folder / "checkpoint"
     if not (checkpoint / "done").exists():
-        inputs.masked_checkpoint(model, bmt_core.load(sparse[0]), checkpoint)
+        inputs.masked_checkpoint(model, bmt_core.load(learned[0]), checkpoint)
         (checkpoint / "done").touch()
     found = [
         EngineSpec(name="bare", kind="bare", model=model, options=options),
         EngineSpec(name=AGAIN, kind="bare", model=model, options=options),
         EngineSpec(
-            name=MASKS, kind="masks", model=model, options=options, adapters=[*sparse, *dense]
+            name=MASKS, kind="masks", model=model, options=options, adapters=[*learned, *sft]
         ),
         EngineSpec(name=CHECKPOINT, kind="bare", model=checkpoint, options=options),
     ]

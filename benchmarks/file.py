@@ -66,7 +66,7 @@ def open_and_size(context: Context) -> Findings:
         header=("form", "bytes", "over the bound", "ms to positions"),
         rows=rows,
         note=f"{scale.layers} tensors of 14336 x 4096, {last['zeros']:,} zeros at random "
-        f"({inputs.DENSITY:.1%}); {scale.processes} processes, medians.",
+        f"({inputs.SPARSITY:.1%}); {scale.processes} processes, medians.",
     )
     return Findings(entries=entries, tables=[table], samples={"runs": runs})
 

@@ -42,7 +42,7 @@ class Sizes:
     layers: int = 32
     rows: int = 14336
     cols: int = 4096
-    density: float = 0.002
+    sparsity: float = 0.002
     masks: int = 64
     decode: tuple[int, ...] = (1, 8, 32, 64)
     prefill: tuple[int, ...] = (1024, 8192)
@@ -73,7 +73,7 @@ class Model:
             GateLayer(f"gate{i}", (0, sizes.rows), w[: sizes.rows], w[: sizes.rows])
             for i, w in enumerate(self.weights)
         ]
-        zeros = round(sizes.rows * sizes.cols * sizes.density)
+        zeros = round(sizes.rows * sizes.cols * sizes.sparsity)
         memory = sizes.masks * sizes.layers * (zeros * 6 + sizes.rows * 6 + 4096)
         most = max(*sizes.decode, *sizes.prefill)
         # Prefill runs outside of graphs in vLLM; here too it may take its own way.

@@ -61,7 +61,7 @@ def _masks(context: Context, generator: Loads) -> dict[str, Any]:
     scale = context.scale
     most = max(scale.growth)
     context.say(f"{most} masks (made at the first run)")
-    files = inputs.masks(context.model, WORK / "inputs" / "masks", range(most), inputs.DENSITY)
+    files = inputs.masks(context.model, WORK / "inputs" / "masks", range(most), inputs.SPARSITY)
     names = [f"m{i}" for i in range(most)]
     points: list[Point] = []
     flags = ("--mask-memory", str(_MASK_MEMORY_MIB))

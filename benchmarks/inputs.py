@@ -18,9 +18,9 @@ from pathlib import Path
 import bmt_core
 import numpy as np
 
-# The paper's learned density, and what SFT reached on the small model.
-DENSITY = 0.002
-DENSITY_SFT = 0.0045
+# The paper's learned sparsity, and what SFT reached on the small model.
+SPARSITY = 0.002
+SPARSITY_SFT = 0.0045
 # Checkpoint shapes of the gates of an 8B model (Llama 3.1): 32 layers of [14336, 4096].
 GATES_8B = {f"model.layers.{i}.mlp.gate_proj.weight": (14336, 4096) for i in range(32)}
 
@@ -31,7 +31,7 @@ def positions(numel: int, count: int, rng: np.random.Generator) -> np.ndarray:
     """`count` distinct positions below numel, sorted, uint32; uniform over all such sets.
 
     Draws a few too many, drops doubles and then the surplus at random: a permutation of all
-    positions would take a hundred times as long at these densities.
+    positions would take a hundred times as long at these sparsities.
     """
     if count > numel // 2:
         raise ValueError(f"{count} of {numel} positions; this way of drawing is for sparse masks")
@@ -45,37 +45,37 @@ def positions(numel: int, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def random_mask(
-    gates: dict[str, tuple[int, int]], fingerprint: str, seed: int, density: float = DENSITY
+    gates: dict[str, tuple[int, int]], fingerprint: str, seed: int, sparsity: float = SPARSITY
 ) -> bmt_core.Mask:
     """A mask over `gates` with the same share of zeros in each; one digest a seed."""
     rng = np.random.default_rng(seed)
     tensors = tuple(
-        bmt_core.TensorMask(name, shape, positions(n, round(n * density), rng))
+        bmt_core.TensorMask(name, shape, positions(n, round(n * sparsity), rng))
         for name, shape in gates.items()
         if (n := math.prod(shape))
     )
     return bmt_core.Mask(bmt_core.Base("benchmark", fingerprint), tensors, {"seed": seed})
 
 
-def masks(model: Path, folder: Path, seeds: Iterable[int], density: float) -> list[Path]:
+def masks(model: Path, folder: Path, seeds: Iterable[int], sparsity: float) -> list[Path]:
     """`.bmt` files of random masks of a checkpoint, one a seed; those that exist are kept."""
     gates, fingerprint = bmt_core.geometry(model), bmt_core.fingerprint(model)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {seed: folder / f"{fingerprint[:12]}-{density:g}-{seed}.bmt" for seed in seeds}
+    files = {seed: folder / f"{fingerprint[:12]}-{sparsity:g}-{seed}.bmt" for seed in seeds}
     missing = [(seed, path) for seed, path in files.items() if not path.exists()]
     if missing:
         # Encoding takes most of a second for ten: thousands are made by all cores.
         with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            make = partial(_save, gates, fingerprint, density)
+            make = partial(_save, gates, fingerprint, sparsity)
             list(pool.map(make, missing, chunksize=16))
     return list(files.values())
 
 
 def _save(
-    gates: dict[str, tuple[int, int]], fingerprint: str, density: float, item: tuple[int, Path]
+    gates: dict[str, tuple[int, int]], fingerprint: str, sparsity: float, item: tuple[int, Path]
 ) -> None:
     seed, path = item
-    bmt_core.save(random_mask(gates, fingerprint, seed, density), path)
+    bmt_core.save(random_mask(gates, fingerprint, seed, sparsity), path)
 
 
 def lora_adapters(model: Path, folder: Path, count: int, rank: int) -> list[Path]:

@@ -1,7 +1,7 @@
 """The masked delta on the CPU: what a step's corrections take, kernel beside kernel.
 
     python benchmarks/kernel.py                   SmolLM2's shapes, then an 8B model's
-    python benchmarks/kernel.py --only smollm2 --density 0.0045 --threads 1
+    python benchmarks/kernel.py --only smollm2 --sparsity 0.0045 --threads 1
 
 Every case runs the fused gate and up product of each layer, as a model would, and times each
 kernel's op behind it in turns: so the masks' arrays come from memory as they do in serving, and
@@ -76,7 +76,7 @@ class Figure:
 
     shape: str
     dtype: str
-    density: float
+    sparsity: float
     tokens: int
     masks: int
     kernel: str
@@ -104,24 +104,24 @@ class Model:
         self.handles = [masked_delta.register(kernel, shape.layers) for kernel in self.kernels]
         self.masks: dict[int, ResidentMask] = {}
 
-    def make_masks(self, count: int, density: float) -> None:
+    def make_masks(self, count: int, sparsity: float) -> None:
         for adapter in range(len(self.masks) + 1, count + 1):
             rng = np.random.default_rng(adapter)
-            tensors = {g.name: random_rows(g.shape, density, rng) for g in self.gates}
+            tensors = {g.name: random_rows(g.shape, sparsity, rng) for g in self.gates}
             layout = Layout(f"{adapter:064x}", tensors)
             self.masks[adapter] = gather(layout.digest, layout, self.gates, self.kernels[0].place)
 
 
-def random_rows(shape: tuple[int, int], density: float, rng: np.random.Generator) -> Rows:
+def random_rows(shape: tuple[int, int], sparsity: float, rng: np.random.Generator) -> Rows:
     """Uniform random zeros as `wire` lays them out."""
     rows, cols = shape
-    places = np.unique(rng.integers(rows * cols, size=round(rows * cols * density)))
+    places = np.unique(rng.integers(rows * cols, size=round(rows * cols * sparsity)))
     start = np.zeros(rows + 1, np.uint32)
     np.cumsum(np.bincount(places // cols, minlength=rows), out=start[1:])
     return Rows(shape, start, (places % cols).astype(np.uint16 if cols <= 1 << 16 else np.uint32))
 
 
-def measure(model: Model, case: Case, density: float, repeats: int) -> list[Figure]:
+def measure(model: Model, case: Case, sparsity: float, repeats: int) -> list[Figure]:
     """Medians of every kernel of the model, and of the product they come behind."""
     x = torch.randn(case.tokens, model.shape.cols).to(model.dtype)
     op = torch.ops.bmt.masked_delta.default
@@ -150,7 +150,7 @@ def measure(model: Model, case: Case, density: float, repeats: int) -> list[Figu
         Figure(
             shape=model.shape.name,
             dtype=str(model.dtype).removeprefix("torch."),
-            density=density,
+            sparsity=sparsity,
             tokens=case.tokens,
             masks=case.masks,
             kernel=kernel.name,
@@ -165,7 +165,7 @@ def measure(model: Model, case: Case, density: float, repeats: int) -> list[Figu
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=[s.name for s in SHAPES])
-    parser.add_argument("--density", type=float, default=0.002)
+    parser.add_argument("--sparsity", type=float, default=0.002)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--threads", type=int, help="default: what torch chooses")
     parser.add_argument("--repeats", type=int, default=9)
@@ -191,8 +191,8 @@ def main() -> None:
         for case in (*CASES, *PREFILL):
             if case.masks > most:
                 continue
-            model.make_masks(case.masks, options.density)
-            for f in measure(model, case, options.density, options.repeats):
+            model.make_masks(case.masks, options.sparsity)
+            for f in measure(model, case, options.sparsity, options.repeats):
                 figures.append(f)
                 print(
                     f"{f.shape:8} {f.tokens:6} {f.masks:5} {f.kernel:8} {f.ms:9.3f} "

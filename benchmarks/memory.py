@@ -71,7 +71,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         runtime.add(1, "m@0", map_layout(path))
     csr = 0
     for shape in shapes.values():
-        zeros = round(math.prod(shape) * inputs.DENSITY)
+        zeros = round(math.prod(shape) * inputs.SPARSITY)
         sparse = torch.sparse_csr_tensor(
             torch.linspace(0, zeros, shape[0] + 1).int(),
             torch.zeros(zeros, dtype=torch.int32),

@@ -58,7 +58,7 @@ def skewed(context: Context) -> Findings:
 def _measure(context: Context) -> dict[str, Any]:
     scale = context.scale
     names = [f"m{i}" for i in range(_MASKS)]
-    files = inputs.masks(context.model, WORK / "inputs" / "masks", range(_MASKS), inputs.DENSITY)
+    files = inputs.masks(context.model, WORK / "inputs" / "masks", range(_MASKS), inputs.SPARSITY)
     found: dict[str, list[dict[str, Any]]] = {load.id: [] for load in LOADS}
     with ExitStack() as stack:
         generator = stack.enter_context(loads(context.model, context.work))

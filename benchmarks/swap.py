@@ -58,7 +58,7 @@ def switch(context: Context) -> Findings:
         header=("way", "ms", "over the mask"),
         rows=rows,
         note=f"{scale.layers} layers of {_SHAPE[0]} x {_SHAPE[1]} in bf16, {zeros:,} zeros "
-        f"({inputs.DENSITY:.1%}) a mask, {runs[0]['threads']} threads, "
+        f"({inputs.SPARSITY:.1%}) a mask, {runs[0]['threads']} threads, "
         f"{scale.processes} processes x {scale.repeats} turns; in-place kernel: "
         f"{runs[0]['kernel']}.",
     )

@@ -27,6 +27,8 @@ ENUMS = {
 LEAST = {"replicas": 0, "tensorParallelSize": 1, "masks.memoryMiB": 1, "drain.seconds": 0}
 # Where users write what Kubernetes or a recipe defines.
 FREE = {"valkey.resources", "trainingJob.resources", "trainingJob.config", "resources"}
+# Former names of values, accepted until 0.2.0.
+FORMER = {"masks.maxDensity": "masks.maxSparsity"}
 PATTERNS = {"image.digest": "^(sha256:[0-9a-f]{64})?$", "registry.url": "^((redis|rediss)://.+)?$"}
 
 
@@ -54,6 +56,10 @@ def schema(values: Any, path: str = "") -> dict[str, Any]:
         return {"enum": ENUMS[path]}
     if isinstance(values, dict) and values and path not in FREE:
         properties = {k: schema(v, f"{path}.{k}".lstrip(".")) for k, v in values.items()}
+        for former, now in FORMER.items():
+            folder, _, name = former.rpartition(".")
+            if folder == path:
+                properties[name] = properties[now.rpartition(".")[2]]
         if not path:
             properties["global"] = {"type": "object"}  # Helm gives it to every chart
         return {"type": "object", "properties": properties, "additionalProperties": False}

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Self
 
 from ._errors import ProtocolError
-
-M = TypeVar("M", bound="Model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +18,7 @@ class Model:
     """Base of the models: built from the server's JSON, told back as JSON."""
 
     @classmethod
-    def from_json(cls: type[M], raw: Any) -> M:
+    def from_json(cls, raw: Any) -> Self:
         """Raises ProtocolError where a required field is missing or `raw` is no object."""
         if not isinstance(raw, Mapping):
             raise ProtocolError(f"expected a JSON object for {cls.__name__}, got {raw!r:.80}")
@@ -60,12 +58,19 @@ class Version(Model):
     created: str = ""  # ISO 8601, UTC
     bytes: int = 0  # of the stored file
     zeros: int = 0  # deleted weights
-    density: float = 0.0  # zeros / weights of the masked tensors
+    sparsity: float = 0.0  # zeros / gate weights of the base
     base: BaseModelInfo = field(default_factory=BaseModelInfo)
     aliases: tuple[str, ...] = ()
     parent: str | None = None  # mask digest that was current before
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pinned: bool = False
+
+    @classmethod
+    def from_json(cls, raw: Any) -> Self:
+        """Build from the server's JSON. Builds before 0.1.0 answer `density`."""
+        if isinstance(raw, Mapping) and "density" in raw and "sparsity" not in raw:
+            raw = {**raw, "sparsity": raw["density"]}
+        return super().from_json(raw)
 
     def __post_init__(self) -> None:
         _require_text(self, "name", "digest")

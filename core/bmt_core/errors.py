@@ -14,7 +14,7 @@ BmtError                    code, field, value, bound
 │   └── DigestMismatch      the content is not what its digest says
 ├── LimitError              valid, but more than the reader allows
 │   ├── TooLarge            bytes
-│   └── TooDense            share of deleted weights
+│   └── TooManyZeros        share of deleted weights
 ├── BaseMismatch            made for another base model
 ├── MaskError               a mask that cannot exist (building one in memory)
 ├── InvalidName             a name, alias or digest outside the grammar
@@ -121,10 +121,10 @@ class TooLarge(LimitError):
     code = "too_large"
 
 
-class TooDense(LimitError):
+class TooManyZeros(LimitError):
     """A larger share of weights deleted than allowed."""
 
-    code = "too_dense"
+    code = "too_many_zeros"
 
 
 class BaseMismatch(BmtError):

@@ -77,7 +77,7 @@ class Header:
         return sum(t.numel for t in self.tensors)
 
     @property
-    def density(self) -> float:
+    def sparsity(self) -> float:
         return self.zeros / self.numel if self.numel else 0.0
 
     @property
@@ -198,7 +198,7 @@ def inspect(data: bytes | memoryview, *, limits: Limits | None = None) -> Header
         raise _bad("payload_bytes", framed, 0 if header.codec == "gaps" else payload)
     for t in tensors:
         limits.check_tensor(t.name, t.shape)
-    limits.check_density(header.zeros, header.numel)
+    limits.check_sparsity(header.zeros, header.numel)
     # What the positions take in memory, whichever codec: a frame of zeros is a few bytes.
     limits.check_raw(2 * header.zeros)
     return header

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bmt_core.errors import BaseMismatch, TooDense, TooLarge
+from bmt_core.errors import BaseMismatch, TooLarge, TooManyZeros
 from bmt_core.mask import MAX_METADATA, MAX_MODEL_ID, MAX_TENSOR_NAME, MAX_TENSORS
 
 # Of the fixed header and each tensor's fields beside its name (see header.py).
@@ -23,25 +23,25 @@ class Limits:
     """Bounds of a reader. Sizes are bytes.
 
     max_file_bytes bounds the file; max_raw_bytes what any one payload may expand to;
-    max_density the share of the named tensors' weights that may be deleted; shapes, where given,
-    are the only tensors a mask may name, with their shapes.
+    max_sparsity bounds the sparsity: the share of the named tensors' weights that the mask sets to
+    zero. shapes, if given, are the only tensors that a mask may name, with their shapes.
     """
 
     max_file_bytes: int = 1 << 30
     max_raw_bytes: int = 1 << 28
-    max_density: float = 1.0
+    max_sparsity: float = 1.0
     shapes: Mapping[str, tuple[int, int]] | None = None
 
     @classmethod
     def for_geometry(
-        cls, geometry: Mapping[str, tuple[int, int]], max_density: float = 0.05
+        cls, geometry: Mapping[str, tuple[int, int]], max_sparsity: float = 0.05
     ) -> Limits:
         """Bounds that fit one base: what its largest allowed mask needs in the costlier codec."""
         sizes = [math.prod(shape) for shape in geometry.values()]
         total = sum(sizes)
-        gaps = 2 * (math.ceil(max_density * total) + total // 65535 + len(sizes))
+        gaps = 2 * (math.ceil(max_sparsity * total) + total // 65535 + len(sizes))
         packbits = max((-(-n // 8) for n in sizes), default=0)
-        # packbits at the allowed density can come close to its raw size, one bit a weight.
+        # packbits at the allowed sparsity can come close to its raw size, one bit a weight.
         payload = max(gaps, sum(-(-n // 8) for n in sizes)) * _ZSTD_WORST
         header = (
             _FIXED_BYTES
@@ -52,7 +52,7 @@ class Limits:
         return cls(
             max_file_bytes=int(payload) + header + _ZSTD_SLACK * (len(sizes) + 1),
             max_raw_bytes=max(gaps, packbits, 1),
-            max_density=max_density,
+            max_sparsity=max_sparsity,
             shapes=dict(geometry),
         )
 
@@ -97,15 +97,15 @@ class Limits:
                 bound=tuple(expected),
             )
 
-    def check_density(self, zeros: int, numel: int) -> None:
-        """Raise TooDense where a mask deletes more than allowed."""
-        if numel and zeros > self.max_density * numel:
-            raise TooDense(
+    def check_sparsity(self, zeros: int, numel: int) -> None:
+        """Raise TooManyZeros if the sparsity `zeros / numel` exceeds the bound."""
+        if numel and zeros > self.max_sparsity * numel:
+            raise TooManyZeros(
                 f"the mask deletes {zeros} of {numel} weights ({zeros / numel:.2%}); at most "
-                f"{self.max_density:.2%} are allowed",
-                field="density",
+                f"{self.max_sparsity:.2%} are allowed",
+                field="sparsity",
                 value=zeros / numel,
-                bound=self.max_density,
+                bound=self.max_sparsity,
             )
 
 

@@ -196,8 +196,8 @@ class Mask:
         return sum(t.numel for t in self.tensors)
 
     @property
-    def density(self) -> float:
-        """Share of the named tensors' weights that are deleted; 0 where there are none."""
+    def sparsity(self) -> float:
+        """Share of the named tensors' weights that the mask sets to zero; 0 for an empty mask."""
         return self.zeros / self.numel if self.numel else 0.0
 
     def __eq__(self, other: object) -> bool:

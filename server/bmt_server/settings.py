@@ -42,7 +42,7 @@ class Settings:
     scatter_quantum_s: float = 0.05  # `scatter`: how long a turn lasts if nothing cuts it, seconds
     scatter_max_wait_s: float = 1.0  # `scatter`: bound on the wait for a turn, seconds
     max_upload_bytes: int = 0  # 0: derived from the geometry
-    max_density: float = 0.5  # share of the gate weights a mask may delete
+    max_sparsity: float = 0.5  # share of the gate weights a mask may delete
     auth: bool = True  # False only on loopback, by an explicit flag
     metrics_open: bool = False  # True: /metrics needs no key
     max_mask_labels: int = 100  # distinct values of the `mask` label in metrics
@@ -65,8 +65,8 @@ class Settings:
             raise SettingsError(
                 f"mask_cache_bytes is {self.mask_cache_bytes}; at least 1 MiB (1048576) is needed"
             )
-        if not 0.0 < self.max_density <= 1.0:
-            raise SettingsError(f"max_density is {self.max_density}; it must be in (0, 1]")
+        if not 0.0 < self.max_sparsity <= 1.0:
+            raise SettingsError(f"max_sparsity is {self.max_sparsity}; it must be in (0, 1]")
         if self.key_concurrency < 0 or self.key_rate < 0:
             raise SettingsError(
                 f"key_concurrency is {self.key_concurrency} and key_rate {self.key_rate:g}; both "

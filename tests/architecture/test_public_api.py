@@ -13,7 +13,7 @@ SURFACE = {
         LATEST BadChecksum BadHeader BadMagic BadMetadata Base BaseMismatch BmtError
         CheckpointError DigestMismatch FormatError Header InvalidName LimitError Limits Mask
         MaskDiff MaskError MaskRef Overlap PayloadError PositionsError TensorHeader TensorMask
-        TooDense TooLarge TrailingBytes Truncated UnsupportedVersion compare decode difference
+        TooManyZeros TooLarge TrailingBytes Truncated UnsupportedVersion compare decode difference
         encode file_digest fingerprint geometry inspect intersection jaccard load save
         symmetric_difference union validate_alias validate_digest validate_name
     """,

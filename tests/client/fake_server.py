@@ -182,7 +182,7 @@ class FakeServer:
                 "created": "2026-11-01T10:00:00Z",
                 "bytes": len(body),
                 "zeros": mask.zeros,
-                "density": mask.density,
+                "sparsity": mask.sparsity,
                 "base": {"model_id": mask.base.model_id, "fingerprint": mask.base.fingerprint},
                 "parent": parent,
                 "metadata": dict(mask.metadata),

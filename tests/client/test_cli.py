@@ -39,7 +39,7 @@ def files(tmp_path, monkeypatch):
 
 def data(result):
     document = json.loads(result.stdout)
-    assert document["schema"] == 1
+    assert document["schema"] == 2
     return document["data"]
 
 
@@ -51,7 +51,7 @@ def test_upload_and_look(run, files):
     assert "unchanged" in run("upload", "m0.bmt", "--name", "math").stdout
     listed = run("list").stdout.splitlines()
     assert listed[0].split() == [
-        "NAME", "DIGEST", "REV", "ALIASES", "ZEROS", "DENSITY", "SIZE", "AGE", "BASE"
+        "NAME", "DIGEST", "REV", "ALIASES", "ZEROS", "SPARSITY", "SIZE", "AGE", "BASE"
     ]  # fmt: skip
     assert listed[-1].split()[:6] == ["math", digest[:12], "1", "eu,", "prod", "80"]
     shown = run("show", "math:prod").stdout

@@ -47,7 +47,7 @@ def test_upload_tells_what_is_stored(client, server):
     assert found.changed
     assert found.rev == 1
     assert found.model == f"math@{mask.digest[:12]}"
-    assert (found.zeros, found.density) == (mask.zeros, mask.density)
+    assert (found.zeros, found.sparsity) == (mask.zeros, mask.sparsity)
     assert set(found.aliases) == {"latest", "prod", "eu"}
     assert found.metadata == {"task": "sums"}
     assert found.base.model_id == "tiny"

@@ -19,7 +19,7 @@ FULL = {
     "created": "2026-11-01T10:00:00Z",
     "bytes": 100,
     "zeros": 5,
-    "density": 0.002,
+    "sparsity": 0.002,
     "base": {"model_id": "m", "fingerprint": "5d" * 32},
     "aliases": ["latest", "prod"],
     "parent": "6c" * 32,
@@ -36,6 +36,12 @@ def test_a_version_comes_back_as_it_was_sent():
 def test_a_newer_server_says_more():
     base = {**FULL["base"], "new": 1}
     assert Version.from_json({**FULL, "base": base, "new": [1]}) == Version.from_json(FULL)
+
+
+def test_a_build_before_0_1_calls_the_sparsity_density():
+    former = {("density" if key == "sparsity" else key): value for key, value in FULL.items()}
+    assert Version.from_json(former) == Version.from_json(FULL)
+    assert Version.from_json({**FULL, "density": 0.9}).sparsity == FULL["sparsity"]
 
 
 def test_an_older_server_says_less():

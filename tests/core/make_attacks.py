@@ -168,7 +168,7 @@ CODES = {
     "PositionsError": "positions",
     "DigestMismatch": "digest_mismatch",
     "TooLarge": "too_large",
-    "TooDense": "too_dense",
+    "TooManyZeros": "too_many_zeros",
     "BaseMismatch": "base_mismatch",
 }
 
@@ -320,7 +320,7 @@ def cases() -> dict[str, tuple[str | None, str | None, bytes]]:
             gaps(entries=entry(b"v", 2, 4, 2)),
         ),
         "base-has-another-shape": ("BaseMismatch", "shape", gaps(entries=entry(b"w", 4, 2, 2))),
-        "too-dense": ("TooDense", "density", gaps()),
+        "too-many-zeros": ("TooManyZeros", "sparsity", gaps()),
         "own-frame-under-gaps": ("BadHeader", "payload_bytes", gaps(entries=entry(*W[:3], 2, 1))),
         "own-frame-beyond-payload": (
             "BadHeader",

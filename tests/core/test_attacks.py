@@ -20,7 +20,7 @@ EXPANDED = ("bomb-of-escapes.bmt", "bomb-of-all-zeros.bmt")
 def decode(name: str, data: bytes) -> bmt_core.Mask:
     """As a reader that is stricter, where the file is sound and only not for that reader."""
     limits = bmt_core.Limits(
-        max_density=0.05 if name.startswith("too-dense") else 1.0,
+        max_sparsity=0.05 if name.startswith("too-many-zeros") else 1.0,
         shapes={"w": (2, 4)} if name.startswith("base-has") else None,
     )
     expected = "cd" * 32 if name.startswith("base-unexpected") else None
@@ -83,6 +83,6 @@ def test_headers_alone_raise_nothing_else(name):
         "PositionsError",
         "DigestMismatch",
         "TooLarge",
-        "TooDense",
+        "TooManyZeros",
         "BaseMismatch",
     }

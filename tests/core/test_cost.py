@@ -10,7 +10,7 @@ import bmt_core
 import numpy as np
 import pytest
 
-LAYERS, SHAPE, DENSITY = 32, (14336, 4096), 0.002
+LAYERS, SHAPE, SPARSITY = 32, (14336, 4096), 0.002
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def mask() -> bmt_core.Mask:
             f"model.layers.{layer}.mlp.gate_proj.weight",
             SHAPE,
             # Drawn with replacement: about 0.1 % are drawn twice and count once.
-            np.unique(rng.integers(0, numel, int(numel * DENSITY), dtype=np.uint32)),
+            np.unique(rng.integers(0, numel, int(numel * SPARSITY), dtype=np.uint32)),
         )
         for layer in range(LAYERS)
     )
@@ -35,8 +35,8 @@ def file(mask) -> bytes:
 
 
 def test_the_file_is_near_the_entropy_bound(mask, file):
-    """The least that random positions need is numel · H(density) bits; measured 1.030 times it."""
-    p = mask.density
+    """The least that random positions need is numel · H(sparsity) bits; measured 1.030 times it."""
+    p = mask.sparsity
     bits = mask.numel * -(p * math.log2(p) + (1 - p) * math.log2(1 - p))
     assert len(file) <= 1.035 * bits / 8
 

@@ -42,10 +42,10 @@ def test_expected_base_and_limits(file):
     with pytest.raises(bmt_core.BaseMismatch, match="cdcdcdcd"):
         bmt_core.decode(data, expect_base="ab" * 32)
     geometry = {t.name: t.shape for t in mask.tensors}
-    limits = bmt_core.Limits.for_geometry(geometry, max_density=0.5)
+    limits = bmt_core.Limits.for_geometry(geometry, max_sparsity=0.5)
     assert bmt_core.decode(data, limits=limits, expect_base=mask.base) == mask
-    with pytest.raises(bmt_core.TooDense):
-        bmt_core.decode(data, limits=bmt_core.Limits.for_geometry(geometry, max_density=0.1))
+    with pytest.raises(bmt_core.TooManyZeros):
+        bmt_core.decode(data, limits=bmt_core.Limits.for_geometry(geometry, max_sparsity=0.1))
     with pytest.raises(bmt_core.BaseMismatch):
         bmt_core.decode(data, limits=bmt_core.Limits.for_geometry({"t0": (4, 10)}, 0.5))
     shapes = {**geometry, "t0": (10, 4)}
@@ -56,7 +56,7 @@ def test_expected_base_and_limits(file):
 
 
 @pytest.mark.parametrize("codec", ["gaps", "packbits"])
-def test_limits_of_a_base_admit_its_densest_allowed_mask(codec):
+def test_limits_of_a_base_admit_its_mask_with_the_most_zeros_allowed(codec):
     mask = random_mask(1, [(64, 64)] * 3, 0.25)
     geometry = {t.name: t.shape for t in mask.tensors}
     data = bmt_core.encode(mask, codec)

@@ -23,19 +23,19 @@ def mask(zeros: int, seed: int = 0, metadata=None) -> bmt_core.Mask:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("density", [0.0005, 0.002, 0.05, 0.3, 0.5, 1.0])
-def test_the_densest_allowed_mask_is_read_and_a_denser_one_is_not(codec, density):
-    limits = bmt_core.Limits.for_geometry(SHAPES, density)
-    most = int(NUMEL * density)
+@pytest.mark.parametrize("sparsity", [0.0005, 0.002, 0.05, 0.3, 0.5, 1.0])
+def test_a_mask_with_the_most_zeros_allowed_is_read_and_one_with_more_is_not(codec, sparsity):
+    limits = bmt_core.Limits.for_geometry(SHAPES, sparsity)
+    most = int(NUMEL * sparsity)
     for seed in range(3):
         # All that a header may hold beside: the longest model id and metadata.
         largest = mask(most, seed, {"log": "".join(map(chr, range(0x4E00, 0x4E00 + 21000)))})
         data = bmt_core.encode(largest, codec)
         assert bmt_core.decode(data, limits=limits) == largest
-    if density < 1:
+    if sparsity < 1:
         data = bmt_core.encode(mask(most + 1), codec)
         for read in (bmt_core.decode, bmt_core.inspect):
-            with pytest.raises(bmt_core.TooDense):
+            with pytest.raises(bmt_core.TooManyZeros):
                 read(data, limits=limits)
 
 

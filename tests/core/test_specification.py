@@ -81,19 +81,19 @@ def packbits(payload: bytes, tensors: list) -> list[list[int]]:
     return result
 
 
-def random_mask(seed: int, shapes, density: float) -> bmt_core.Mask:
+def random_mask(seed: int, shapes, sparsity: float) -> bmt_core.Mask:
     rng = np.random.default_rng(seed)
     tensors = []
     for index, shape in enumerate(shapes):
         numel = shape[0] * shape[1]
-        positions = np.sort(rng.choice(numel, int(numel * density), replace=False))
+        positions = np.sort(rng.choice(numel, int(numel * sparsity), replace=False))
         tensors.append(bmt_core.TensorMask(f"t{index}", shape, positions))
     return bmt_core.Mask(bmt_core.Base("modèl", "cd" * 32), tuple(tensors), {"seed": seed})
 
 
 @pytest.mark.parametrize("codec", ["gaps", "packbits"])
 @pytest.mark.parametrize(
-    ("shapes", "density"),
+    ("shapes", "sparsity"),
     [
         ([(3, 5)], 0.4),
         ([(7, 9), (16, 8), (1, 1)], 0.1),
@@ -103,9 +103,9 @@ def random_mask(seed: int, shapes, density: float) -> bmt_core.Mask:
         ([], 0.0),
     ],
 )
-def test_a_second_reader_agrees(codec, shapes, density):
+def test_a_second_reader_agrees(codec, shapes, sparsity):
     for seed in range(5):
-        mask = random_mask(seed, shapes, density)
+        mask = random_mask(seed, shapes, sparsity)
         data = bmt_core.encode(mask, codec)
         second = read(data)
         assert second["positions"] == {t.name: t.positions.tolist() for t in mask.tensors}

@@ -121,6 +121,12 @@ def test_flags_are_the_servers_own():
                 assert flag in vllm or flag in help_text, flag
 
 
+def test_the_former_name_of_the_largest_sparsity_is_accepted():
+    objects = render("-f", str(MINIMAL), "--set-json", "masks.maxDensity=0.2")
+    assert "--max-sparsity=0.2" in server(objects)["args"]
+    assert "--max-sparsity=0.05" in server(example(MINIMAL))["args"]
+
+
 def test_a_pod_that_stops_has_time_to_answer():
     objects = example(MINIMAL)
     spec = one(objects, "Deployment")["spec"]["template"]["spec"]

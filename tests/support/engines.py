@@ -40,13 +40,13 @@ def run_engine(script: str, job: dict[str, Any], folder: Path, env: dict[str, st
     return json.loads(out_file.read_text())
 
 
-def random_mask(model: Path, seed: int, density: float = 0.004) -> bmt_core.Mask:
-    """A mask of the model's gates with uniform random positions, at about SFT's density."""
+def random_mask(model: Path, seed: int, sparsity: float = 0.004) -> bmt_core.Mask:
+    """A mask of the model's gates with uniform random positions, at about SFT's sparsity."""
     rng = np.random.default_rng(seed)
     tensors = []
     for name, shape in bmt_core.geometry(model).items():
         numel = shape[0] * shape[1]
-        positions = np.sort(rng.choice(numel, int(numel * density), replace=False))
+        positions = np.sort(rng.choice(numel, int(numel * sparsity), replace=False))
         tensors.append(bmt_core.TensorMask(name, shape, positions.astype(np.uint32)))
     return bmt_core.Mask(
         bmt_core.Base("test", bmt_core.fingerprint(model)), tuple(tensors), {"seed": seed}

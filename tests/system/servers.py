@@ -83,8 +83,8 @@ def target(served: Served | Publisher) -> Target:
     return Target(served.port, served.key)
 
 
-def upload(served: Served, model: Path, names: Mapping[str, int], density: float = 0.002) -> None:
+def upload(served: Served, model: Path, names: Mapping[str, int], sparsity: float = 0.002) -> None:
     """Masks of random positions under these names, each with its seed."""
     with BmtClient(base_url=served.url, api_key=served.key) as client:
         for name, seed in names.items():
-            client.upload(bmt_core.encode(random_mask(model, seed, density)), name=name)
+            client.upload(bmt_core.encode(random_mask(model, seed, sparsity)), name=name)

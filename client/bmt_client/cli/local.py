@@ -40,14 +40,14 @@ def inspect(
         "base": {"model_id": mask.base.model_id, "fingerprint": mask.base.fingerprint},
         "zeros": mask.zeros,
         "weights": mask.numel,
-        "density": mask.density,
+        "sparsity": mask.sparsity,
         "entropy_bound_bytes": math.ceil(bound),
         "tensors": [
             {
                 "name": tensor.name,
                 "shape": list(tensor.shape),
                 "zeros": tensor.zeros,
-                "density": tensor.zeros / tensor.numel,
+                "sparsity": tensor.zeros / tensor.numel,
             }
             for tensor in mask.tensors
         ],
@@ -63,7 +63,7 @@ def inspect(
             ("sha256", value["file_digest"]),  # type: ignore[list-item]
             ("base", f"{mask.base.model_id} ({short(mask.base.fingerprint)})"),
             ("tensors", _summary(mask)),
-            ("zeros", f"{mask.zeros:,} of {mask.numel:,} ({percent(mask.density)})"),
+            ("zeros", f"{mask.zeros:,} of {mask.numel:,} ({percent(mask.sparsity)})"),
             ("size", size(len(data)) + (ratio if bound >= 1 else "")),
         ]
         print_facts(console, rows, mask.metadata)
@@ -73,7 +73,7 @@ def inspect(
                 [t.name, "x".join(map(str, t.shape)), f"{t.zeros:,}", percent(t.zeros / t.numel)]
                 for t in mask.tensors
             ]
-            columns = ["TENSOR", "SHAPE", "ZEROS", "DENSITY"]
+            columns = ["TENSOR", "SHAPE", "ZEROS", "SPARSITY"]
             print_table(console, columns, cells, numbers=columns[2:])
 
     run.out.data(value, show)

@@ -18,7 +18,7 @@ from .session import Name, Ref, parse_alias, parse_digest, parse_name, session
 
 STDIN_BYTES = 1 << 30  # longest file taken from a pipe, bytes
 
-_NUMBERS = ("REV", "ZEROS", "DENSITY", "SIZE", "AGE")
+_NUMBERS = ("REV", "ZEROS", "SPARSITY", "SIZE", "AGE")
 
 
 def upload(
@@ -59,12 +59,12 @@ def upload(
                 "file_digest": checked.sha256.hex(),
                 "bytes": len(checked.data),
                 "zeros": checked.mask.zeros,
-                "density": checked.mask.density,
+                "sparsity": checked.mask.sparsity,
                 "valid": True,
             },
             lambda console: console.print(
                 f"{checked.name}@{short(checked.digest)}  valid, not sent  "
-                f"({_facts(checked.mask.zeros, checked.mask.density, len(checked.data))})"
+                f"({_facts(checked.mask.zeros, checked.mask.sparsity, len(checked.data))})"
             ),
         )
         return
@@ -90,7 +90,7 @@ def list_masks(context: typer.Context) -> None:
         if not found:
             run.out.note("no masks yet; add one with: bmt-client upload mask.bmt")
             return
-        columns = ["NAME", "DIGEST", "REV", "ALIASES", "ZEROS", "DENSITY", "AGE"]
+        columns = ["NAME", "DIGEST", "REV", "ALIASES", "ZEROS", "SPARSITY", "AGE"]
         wide = console.width >= 100
         if wide:
             columns[-1:] = ["SIZE", "AGE", "BASE"]
@@ -101,7 +101,7 @@ def list_masks(context: typer.Context) -> None:
                 str(mask.rev),
                 _aliases(mask),
                 f"{mask.zeros:,}",
-                percent(mask.density),
+                percent(mask.sparsity),
                 *([size(mask.bytes)] if wide else []),
                 age(mask.created),
                 *([mask.base.model_id] if wide else []),
@@ -234,14 +234,14 @@ def _uploaded(version: Upload) -> Text:
     line = Text.assemble((version.model, "bold"), f"  rev {version.rev}  ")
     word = {"created": "uploaded", "moved": "latest again"}.get(version.outcome, version.outcome)
     line.append(word, "green" if version.changed else "yellow")
-    line.append(f"  ({_facts(version.zeros, version.density, version.bytes)})", "dim")
+    line.append(f"  ({_facts(version.zeros, version.sparsity, version.bytes)})", "dim")
     if aliases := _aliases(version):
         line.append(f"  {aliases}", "cyan")
     return line
 
 
-def _facts(zeros: int, density: float, count: int) -> str:
-    return f"{zeros:,} zeros, {percent(density)}, {size(count)}"
+def _facts(zeros: int, sparsity: float, count: int) -> str:
+    return f"{zeros:,} zeros, {percent(sparsity)}, {size(count)}"
 
 
 def _aliases(version: Version) -> str:
@@ -257,7 +257,7 @@ def _details(version: Version) -> list[tuple[str, str | Text]]:
         ("rev", str(version.rev)),
         ("aliases", ", ".join(version.aliases) or "none"),
         ("created", f"{version.created} ({age(version.created)})"),
-        ("zeros", f"{version.zeros:,} ({percent(version.density)} of the masked tensors)"),
+        ("zeros", f"{version.zeros:,} ({percent(version.sparsity)} of the masked tensors)"),
         ("size", size(version.bytes)),
         ("sha256", version.file_digest),
         ("base", f"{version.base.model_id} ({short(version.base.fingerprint)})"),

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from bmt_client import BmtClientError
 
-SCHEMA = 1  # of the --json documents; grows when a field changes its meaning or goes
+SCHEMA = 2  # of the --json documents; grows when a field changes its meaning or goes
 # Nothing but newline and tab may steer a terminal; covers C0, DEL, C1 and bidi overrides.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -149,7 +149,7 @@ def size(count: int) -> str:
 
 
 def percent(share: float) -> str:
-    """A density: 0.206 %."""
+    """Format a share as a percentage: 0.206 %."""
     return f"{100 * share:.3g} %" if share else "0 %"
 
 

@@ -13,7 +13,7 @@ from bmt_client import UsageError
 from .output import age, percent, print_table, short, size
 from .session import AliasName, Name, session
 
-_NUMBERS = ("REV", "ZEROS", "DENSITY", "SIZE", "AGE")
+_NUMBERS = ("REV", "ZEROS", "SPARSITY", "SIZE", "AGE")
 
 
 def versions(context: typer.Context, name: Name) -> None:
@@ -23,14 +23,14 @@ def versions(context: typer.Context, name: Name) -> None:
         found = client.versions(name)
 
     def show(console: Console) -> None:
-        columns = ["DIGEST", "REV", "ALIASES", "ZEROS", "DENSITY", "SIZE", "AGE"]
+        columns = ["DIGEST", "REV", "ALIASES", "ZEROS", "SPARSITY", "SIZE", "AGE"]
         rows: list[list[str | Text]] = [
             [
                 short(version.digest),
                 str(version.rev),
                 Text(", ".join(version.aliases), style="cyan"),
                 f"{version.zeros:,}",
-                percent(version.density),
+                percent(version.sparsity),
                 size(version.bytes),
                 age(version.created),
             ]

@@ -51,7 +51,7 @@ class Runtime:
         self.store = Store(settings.registry_url)
         self.registry = Registry(self.store)
         self.keys = KeyStore(self.store)
-        self.limits = bmt_core.Limits.for_geometry(settings.gates, settings.max_density)
+        self.limits = bmt_core.Limits.for_geometry(settings.gates, settings.max_sparsity)
         self.cache = MaskCache(
             Path(settings.cache_dir),
             self.registry,

@@ -91,9 +91,12 @@ def serve(
     metrics_open: Annotated[
         bool, typer.Option("--metrics-open", help="/metrics needs no key.")
     ] = False,
-    max_density: Annotated[
-        float, typer.Option(help="Largest share of the gate weights that a mask may delete.")
+    max_sparsity: Annotated[
+        float, typer.Option(help="Largest share of the gate weights that a mask may set to zero.")
     ] = 0.05,
+    max_density: Annotated[
+        float | None, typer.Option(hidden=True, help="Former name of --max-sparsity.")
+    ] = None,
     hang_seconds: Annotated[
         float,
         typer.Option(
@@ -132,7 +135,7 @@ def serve(
         scatter_max_wait_ms=scatter_max_wait_ms,
         auth=not no_auth,
         metrics_open=metrics_open,
-        max_density=max_density,
+        max_sparsity=max_sparsity if max_density is None else max_density,
         hang_s=hang_seconds,
         key_concurrency=key_concurrency,
         key_rate=key_rate,

@@ -38,7 +38,7 @@ class ServeOptions:
     scatter_max_wait_ms: float = 1000.0
     auth: bool = True
     metrics_open: bool = False
-    max_density: float = 0.05  # 25 times what SFT or GRPO deletes; bounds what an upload may cost
+    max_sparsity: float = 0.05  # 25 times what SFT or GRPO deletes; bounds what an upload may cost
     hang_s: float = 50.0
     key_concurrency: int = 0
     key_rate: float = 0.0
@@ -90,7 +90,7 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str]) -> None:
             mask_memory_bytes=options.mask_memory_mib << 20,
             scatter_quantum_s=options.scatter_quantum_ms / 1000,
             scatter_max_wait_s=options.scatter_max_wait_ms / 1000,
-            max_density=options.max_density,
+            max_sparsity=options.max_sparsity,
             auth=options.auth,
             metrics_open=options.metrics_open,
             key_concurrency=options.key_concurrency,

@@ -79,7 +79,7 @@ class Registry:
         where = f"{version.tenant}/{version.name}"
         arguments = [
             version.digest,
-            version.model_dump_json(exclude={"rev", "id", "parent"}),
+            version.to_entry(),
             if_match or "",
             "1" if if_none_match else "",
             *aliases,
@@ -244,7 +244,7 @@ def _state(tenant: str, name: str, head: dict[bytes, bytes], raw: dict[bytes, by
     versions = {}
     for digest, value in raw.items():
         rev, identity, parent, text = value.decode().split("|", 3)
-        version = Version.model_validate_json(text)
+        version = Version.from_entry(text)
         versions[digest.decode()] = version.model_copy(
             update={"rev": int(rev), "id": int(identity), "parent": parent or None}
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,10 +40,25 @@ class Version(BaseModel):
     created: str
     bytes: int
     zeros: int
-    density: float
+    sparsity: float  # zeros / gate weights of the base
     base: BaseRef
     parent: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+
+    def to_entry(self) -> str:
+        """JSON kept in the registry; its scripts keep `rev`, `id` and `parent` next to it."""
+        entry = self.model_dump(mode="json", exclude={"rev", "id", "parent"})
+        # Builds before 0.1.0 require this former name of `sparsity`, and their replicas read the
+        # same registry during a rolling update. To be removed in 0.2.0.
+        return json.dumps({**entry, "density": self.sparsity}, ensure_ascii=False)
+
+    @classmethod
+    def from_entry(cls, text: str) -> Version:
+        """Parse an entry; builds before 0.1.0 wrote `density` instead of `sparsity`."""
+        entry = json.loads(text)
+        if "density" in entry:
+            entry.setdefault("sparsity", entry.pop("density"))
+        return cls.model_validate(entry)
 
     @property
     def model(self) -> str:

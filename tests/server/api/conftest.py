@@ -75,7 +75,7 @@ async def replica(url: str, folder: Path, keys: dict[str, str] | None = None) ->
         registry_url=url,
         cache_dir=str(folder),
         stats_dir=str(folder),
-        max_density=0.05,
+        max_sparsity=0.05,
     )
     engine, hold = FakeEngine(folder), asyncio.Event()
     runtime = await Runtime.create(settings, engine, CollectorRegistry(), removal_delay_s=0.05)

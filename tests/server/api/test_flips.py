@@ -46,7 +46,7 @@ async def test_what_is_refused_stores_nothing(api):
     a, b, c = make_mask(0), make_mask(1), make_mask(2)
     await api.put("m", a)
     other = bmt_core.Mask(bmt_core.Base("other", "cd" * 32), b.tensors, {})
-    dense = make_mask(3, zeros=400)
+    too_many = make_mask(3, zeros=400)
     cases = [
         (await flip(api, "m", a, b, flips=make_mask(4)), 412, "digest_mismatch"),
         (await flip(api, "m", c, b), 404, "version_not_found"),
@@ -54,7 +54,7 @@ async def test_what_is_refused_stores_nothing(api):
         (await flip(api, "m", a, b, flips=other), 422, "base_mismatch"),
         (await flip(api, "m", a, b, flips=b"no mask"), 422, None),
         (await flip(api, "m", a, b, params={"digest": "xyz"}), 400, "digest_invalid"),
-        (await flip(api, "m", a, dense), 422, "too_dense"),
+        (await flip(api, "m", a, too_many), 422, "too_many_zeros"),
         (await flip(api, "m", a, b, headers={"If-Match": f'"{c.digest}"'}), 412, None),
         (await flip(api, "m", a, b, key="infer"), 403, None),
         (await flip(api, "m", a, b, key=""), 401, None),

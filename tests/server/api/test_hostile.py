@@ -9,7 +9,7 @@
  7  polyglots                          core/test_attacks: attacks_are_refused; here: octets
  8  another base                       api/test_masks: bad_files; here: looks_again_at_the_base
  9  digests that differ or are none    api/test_masks: bad_files; here: digests
-10  empty and dense masks              core/test_limits: densest; here: empty_and_dense
+10  masks of no and too many zeros     core/test_limits: most_zeros; here: of_no_and_too_many
 11  re-upload during streams           server/test_serve: reupload; operate/test_reupload
 12  two publish at once                api/test_masks: preconditions_decide_races
 13  deleted during streams             api/test_masks: running_stream; server/test_serve: deleted
@@ -118,13 +118,13 @@ async def test_digests_are_64_hex_digits(api, digest):
     assert await api.runtime.registry.names() == []
 
 
-async def test_empty_and_dense_masks_are_a_matter_of_policy(api):
+async def test_masks_of_no_and_too_many_zeros_are_a_matter_of_policy(api):
     assert (await api.put("none", make_mask(zeros=0))).status_code == 201
     assert (await api.ask("none")).status_code == 200
     name, shape = next(iter(GATES.items()))
     every = bmt_core.TensorMask(name, shape, list(range(shape[0] * shape[1])))
     answer = await api.put("all", bmt_core.Mask(BASE, (every,)))
-    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "too_dense")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "too_many_zeros")
 
 
 async def test_boot_without_a_registry_waits_for_it(tmp_path):

@@ -77,7 +77,7 @@ async def test_bad_files_are_refused_and_nothing_is_stored(api):
     flipped = bytearray(good)
     flipped[-3] ^= 8
     wrong_shape = bmt_core.Mask(BASE, (bmt_core.TensorMask(next(iter({"x": 1})), (2, 2), [1]),))
-    dense = make_mask(zeros=1000)
+    too_many = make_mask(zeros=1000)
     for body, code in (
         (b"", "bad_magic"),
         (b"GIF89a", "bad_magic"),
@@ -86,7 +86,7 @@ async def test_bad_files_are_refused_and_nothing_is_stored(api):
         (good + b"x", "trailing_bytes"),
         (bmt_core.encode(make_mask(base=bmt_core.Base("o", "12" * 32))), "base_mismatch"),
         (bmt_core.encode(wrong_shape), "base_mismatch"),
-        (bmt_core.encode(dense), "too_dense"),
+        (bmt_core.encode(too_many), "too_many_zeros"),
     ):
         answer = await api.put("m", body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, code)

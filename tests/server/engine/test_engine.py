@@ -15,11 +15,11 @@ from tests.support.engines import PROMPTS, random_mask, run_engine
 pytestmark = pytest.mark.engine
 
 
-def saved(model: Path, folder: Path, seeds, density: float) -> list[str]:
+def saved(model: Path, folder: Path, seeds, sparsity: float) -> list[str]:
     files = []
     for seed in seeds:
         path = folder / f"m{seed}.bmt"
-        bmt_core.save(random_mask(model, seed, density), path)
+        bmt_core.save(random_mask(model, seed, sparsity), path)
         files.append(str(path))
     return files
 

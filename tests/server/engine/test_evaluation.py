@@ -29,7 +29,7 @@ print(json.dumps({who: answer(asked, tokens) for who, answer in models.items()})
 
 def test_base_and_mask_answer_as_by_transformers(smol, tmp_path):
     mask = tmp_path / "m.bmt"
-    bmt_core.save(random_mask(smol, 0, density=0.1), mask)
+    bmt_core.save(random_mask(smol, 0, sparsity=0.1), mask)
     job = json.dumps([str(smol), str(mask), ASKED, TOKENS])
     done = subprocess.run(
         [sys.executable, "-c", CHILD, job],

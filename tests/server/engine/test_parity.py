@@ -41,7 +41,7 @@ UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def files(smol, tmp_path_factory) -> list[str]:
-    """Sixteen masks of about SFT's density."""
+    """Sixteen masks of about SFT's sparsity."""
     folder = tmp_path_factory.mktemp("masks")
     paths = [folder / f"m{seed}.bmt" for seed in range(MASKS)]
     for seed, path in enumerate(paths):
@@ -240,7 +240,7 @@ def tiny(smol, tmp_path_factory) -> Path:
 @BF16
 def test_two_ranks_in_bf16_are_as_near_as_bf16_itself(tiny, run, tmp_path):
     mask = str(tmp_path / "tiny.bmt")
-    bmt_core.save(random_mask(tiny, 0, density=0.1), mask)
+    bmt_core.save(random_mask(tiny, 0, sparsity=0.1), mask)
     masked = tmp_path / "masked"
     write_checkpoint(bmt_core.load(mask), tiny, masked)
     texts = [list(range(100 + i, 140 + i)) for i in range(8)]

@@ -18,8 +18,8 @@ from tests.support.served import Served
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
 MASKS = 40
-# A mask of this density takes 2.2 MiB, so that four fit.
-DENSITY, MEMORY_MIB = 0.02, 9
+# A mask of this sparsity takes 2.2 MiB, so that four fit.
+SPARSITY, MEMORY_MIB = 0.02, 9
 TOKENS = 6
 PROMPT = "The history of the sea"
 TOLERANCE = 1e-3  # of a log-probability, in float32
@@ -44,7 +44,7 @@ def test_eviction_under_load_gives_no_wrong_answer_and_no_error(server, smol):
     names = [f"m{i}" for i in range(MASKS)]
     with httpx.Client(base_url=server.url, headers=server.headers, timeout=30) as http:
         for i, name in enumerate(names):
-            data = bmt_core.encode(random_mask(smol, i, DENSITY))
+            data = bmt_core.encode(random_mask(smol, i, SPARSITY))
             assert http.put(f"/v1/masks/{name}", content=data).status_code == 201
     order = names * 4
     random.Random(0).shuffle(order)

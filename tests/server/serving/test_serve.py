@@ -52,7 +52,7 @@ def server(smol, valkey, collector, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def masks(smol) -> list[bmt_core.Mask]:
-    return [random_mask(smol, seed, density=0.02) for seed in range(4)]
+    return [random_mask(smol, seed, sparsity=0.02) for seed in range(4)]
 
 
 @pytest.fixture(scope="module")

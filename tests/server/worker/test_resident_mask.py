@@ -22,10 +22,10 @@ def place_of(layers):
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (64, 64), (65, 40), (130, 7), (1, 1), (3, 1 << 17)])
-@pytest.mark.parametrize("density", [0.0, 0.05, 1.0])
-def test_positions_and_values_survive(tmp_path, shape, density):
+@pytest.mark.parametrize("sparsity", [0.0, 0.05, 1.0])
+def test_positions_and_values_survive(tmp_path, shape, sparsity):
     size = shape[0] * shape[1]
-    mask, layers, held = resident(tmp_path, int(size * density), shape, dtype=torch.bfloat16)
+    mask, layers, held = resident(tmp_path, int(size * sparsity), shape, dtype=torch.bfloat16)
     for tensor, gate, layer in zip(mask.tensors, layers, held.layers, strict=True):
         rows, cols = layer.rows(), layer.cols.long()
         flat = (rows * shape[1] + cols).numpy()

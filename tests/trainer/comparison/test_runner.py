@@ -97,13 +97,13 @@ def test_base_weights_are_bit_identical_after_every_method_but_full(compared, ch
     assert all(not torch.equal(state[n], w.float()) for n, w in fresh.items() if w.ndim > 1)
 
 
-@pytest.mark.parametrize("sparsity", [99, 99.95])
-def test_mth_leaves_what_it_did_not_choose(compared, checkpoint, sparsity):
+@pytest.mark.parametrize("update_sparsity", [99, 99.95])
+def test_mth_leaves_what_it_did_not_choose(compared, checkpoint, update_sparsity):
     _, results, kept = compared
-    result, (_, state) = results[f"mth-{sparsity}"], kept[f"mth-{sparsity}"]
+    result, (_, state) = results[f"mth-{update_sparsity}"], kept[f"mth-{update_sparsity}"]
     fresh = dict(load_model(checkpoint).named_parameters())
     moved = {n: int((state[n] != w.float()).sum()) for n, w in fresh.items()}
-    share = 1 - sparsity / 100
+    share = 1 - update_sparsity / 100
     allowed = {n: max(1, round(w.numel() * share)) for n, w in fresh.items()}
     assert all(moved[n] <= allowed[n] for n in fresh)
     assert sum(moved.values()) > 0.5 * sum(allowed.values())

@@ -29,14 +29,14 @@ def test_attach_masks_the_gate_projections_and_freezes_the_rest():
     assert attached.zeros == 0
 
 
-def test_density_counts_gates_at_zero():
+def test_sparsity_counts_gates_at_zero():
     attached = attach(tiny_llama())
     first, second = attached.gates()
     with torch.no_grad():
         first.view(-1)[:3] = torch.tensor([0.0, -0.0, -1.0])
         second.view(-1)[0] = -1e-9
     assert attached.zeros == 4
-    assert attached.density == 4 / 4096
+    assert attached.sparsity == 4 / 4096
 
 
 class Block(nn.Module):

@@ -76,7 +76,7 @@ def test_initial_sparsity_is_that_of_the_paper():
     assert 0.0017 < expected < 0.0019
     # Binomial: standard deviation of the share over 2 M gates.
     sd = math.sqrt(expected / attached.numel)
-    assert abs(attached.density - expected) < 5 * sd
+    assert abs(attached.sparsity - expected) < 5 * sd
     low = unimportant(big.weight, torch.rand(1024), eta)
     assert low.sum() == int(big.weight.numel() * eta)
 

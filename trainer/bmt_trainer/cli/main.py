@@ -139,7 +139,7 @@ def _report(mask: Mask, output: Path) -> None:
     size = output.stat().st_size
     console.print(
         f"{output}: {size:,} bytes, {mask.zeros:,} of {mask.numel:,} weights deleted "
-        f"({mask.density:.3%}), digest {mask.digest[:12]}",
+        f"({mask.sparsity:.3%}), digest {mask.digest[:12]}",
         highlight=False,
         soft_wrap=True,
     )

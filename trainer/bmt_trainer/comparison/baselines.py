@@ -100,17 +100,18 @@ def lora(model: nn.Module, rank: int, seed: int) -> Tuned:
     )
 
 
-def mth(model: nn.Module, sparsity: float, seed: int) -> Tuned:
+def mth(model: nn.Module, update_sparsity: float, seed: int) -> Tuned:
     """Multiple Ticket Hypothesis: a fixed random choice of all weights is trained, in fp32.
 
-    The choice is as many places of each tensor as its share, at least one. Gradients elsewhere are
+    update_sparsity: share of each tensor's weights that keep the base's values; the others, at
+    least one of a tensor, are trained. Gradients elsewhere are
     0, and so AdamW's moments and updates, without weight decay: the others keep every bit.
     """
     model.float().requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
     places: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        some = max(1, round(parameter.numel() * (1 - sparsity)))
+        some = max(1, round(parameter.numel() * (1 - update_sparsity)))
         chosen = torch.randperm(parameter.numel(), generator=generator)[:some].sort().values
         places[name] = chosen.to(parameter.device)
         parameter.register_post_accumulate_grad_hook(_only(places[name]))

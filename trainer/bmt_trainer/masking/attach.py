@@ -35,7 +35,7 @@ class Attached:
         return sum(m.weight.numel() for m in self.layers.values())
 
     @property
-    def density(self) -> float:
+    def sparsity(self) -> float:
         """Share of the masked layers' weights that the hard mask deletes."""
         return self.zeros / self.numel
 

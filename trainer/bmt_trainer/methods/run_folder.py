@@ -78,6 +78,8 @@ class Run:
                     f"{now.get(key)!r}; use its settings, or remove it"
                 )
         self.notes = kept["notes"]
+        if "init_density" in self.notes:  # written by a build before 0.1.0
+            self.notes["init_sparsity"] = self.notes.pop("init_density")
 
     def note(self, key: str, value: Any) -> None:
         """Keep a result of this run over an interruption."""

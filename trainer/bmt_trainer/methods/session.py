@@ -153,7 +153,7 @@ class Session:
             self.start_gates(self.norms())
             with self.attached.state.use("hard"):
                 self.score("init")
-            self.run.note("init_density", self.attached.density)
+            self.run.note("init_sparsity", self.attached.sparsity)
             self.write(self.export(), self._start)
             if live_at is not None and is_first():
                 live_gates.save(live_gates.live_sets(self.attached, live_at), places)
@@ -239,7 +239,7 @@ class Session:
             "seed": self.config.seed,
             "steps": self.config.steps,
             "config": {k: v for k, v in settings.items() if k not in ("model", "device")},
-            "init_density": notes["init_density"],
+            "init_sparsity": notes["init_sparsity"],
             "scores": scores,
             "versions": library_versions(*libraries),
             **metadata,

@@ -218,7 +218,7 @@ def _read(
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         bytes=len(data),
         zeros=mask.zeros,
-        density=mask.zeros / total,
+        sparsity=mask.zeros / total,
         base=BaseRef(model_id=mask.base.model_id, fingerprint=mask.base.fingerprint),
         metadata=dict(mask.metadata),
     )

@@ -49,7 +49,7 @@ class MaskFiles:
         self._settings = settings
         chosen = os.environ.get(FOLDER_ENV, "").replace("{rank}", str(rank))
         self.folder = Path(chosen or settings.cache_dir)
-        self._limits = bmt_core.Limits.for_geometry(settings.gates, settings.max_density)
+        self._limits = bmt_core.Limits.for_geometry(settings.gates, settings.max_sparsity)
         self._disk: DiskCache | None = None
         self._client: redis.Redis | None = None
         self.fetches = 0

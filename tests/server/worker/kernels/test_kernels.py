@@ -81,8 +81,8 @@ def test_a_thousand_random_shapes(dtype, each_kernel):
     # 500 in each dtype for the compiled kernel; the portable one takes its time.
     for seed in range(500 if each_kernel == "native" else 60):
         shape = (int(rng.integers(1, 200)), int(rng.integers(1, 90)))
-        density = float(rng.choice([0.001, 0.01, 0.05, 0.3, 1.0]))
-        zeros = int(shape[0] * shape[1] * density)
+        sparsity = float(rng.choice([0.001, 0.01, 0.05, 0.3, 1.0]))
+        zeros = int(shape[0] * shape[1] * sparsity)
         count = int(rng.integers(1, 5))
         steps = Steps(shape, [[some(rng, shape, zeros)] for _ in range(count)], dtype, seed)
         tokens = rng.integers(0, count + 1, int(rng.integers(1, 70)))
@@ -92,7 +92,7 @@ def test_a_thousand_random_shapes(dtype, each_kernel):
 @pytest.mark.parametrize("tokens", [1, 3, 4, 7, 9, 20, 33, 70])
 @pytest.mark.parametrize("mean", [0.2, 1, 2.5, 4.5, 8, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_any_density_and_number_of_tokens(dtype, mean, tokens):
+def test_any_sparsity_and_number_of_tokens(dtype, mean, tokens):
     """mean: zeros of a row. Each form of the compiled kernel serves some of these."""
     rng, shape = np.random.default_rng(0), (190, 320)
     steps = Steps(shape, [[some(rng, shape, int(mean * shape[0]))] for _ in range(2)], dtype)

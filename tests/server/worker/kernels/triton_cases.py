@@ -223,8 +223,8 @@ def test_two_hundred_random_cases(tmp_path):
     for model in range(40):
         r, k = int(rng.integers(1, 140)), int(rng.integers(1, 60))
         masks = [
-            random_mask(100 * model + i, layers=1, shape=(r, k), zeros=round(r * k * density))
-            for i, density in enumerate(rng.choice([0.0, 0.01, 0.1, 0.6], rng.integers(1, 4)))
+            random_mask(100 * model + i, layers=1, shape=(r, k), zeros=round(r * k * sparsity))
+            for i, sparsity in enumerate(rng.choice([0.0, 0.01, 0.1, 0.6], rng.integers(1, 4)))
         ]
         dtype = (torch.float32, torch.bfloat16)[model % 2]
         runtime = made(tmp_path, masks, layers=gates(1, shape=(r, k), dtype=dtype))
@@ -513,7 +513,7 @@ def test_the_benchmark_runs(monkeypatch):
     monkeypatch.setitem(sys.modules, spec.name, gpu)
     spec.loader.exec_module(gpu)
     sizes = gpu.Sizes(
-        layers=2, rows=70, cols=40, density=0.05, masks=3, decode=(2,), prefill=(64,),
+        layers=2, rows=70, cols=40, sparsity=0.05, masks=3, decode=(2,), prefill=(64,),
         dtype=torch.float32,
     )  # fmt: skip
     model = gpu.Model(sizes, torch.device("cpu"), TritonKernel)

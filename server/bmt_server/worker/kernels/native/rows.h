@@ -5,7 +5,7 @@
 // 576 columns has 0, 1, 2 or 3 zeros, which no predictor can tell, and a misprediction costs as
 // much as a dozen zeros. x is gathered by plain loads: that beat the gather instruction.
 //
-// A row's sum depends on its own zeros and on the mask's density alone, so a token's answer is
+// A row's sum depends on its own zeros and on the mask's sparsity alone, so a token's answer is
 // the same bits whatever else is in the step.
 #pragma once
 
@@ -136,7 +136,7 @@ inline void sum_short_rows(const int32_t* end, const float* p, float* d) {
 }
 #endif
 
-// Which of the forms suits a mask's density in this layer; measured, see docs/log.md.
+// Which of the forms suits a mask's sparsity in this layer; measured, see docs/log.md.
 enum class Form { sixteen_rows, eight_rows, windows_of_4, windows_of_8, windows_of_16 };
 
 inline Form form_of(int64_t zeros, int64_t rows) {
