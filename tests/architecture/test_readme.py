@@ -12,7 +12,7 @@ from pathlib import Path
 import bmt_core
 import pytest
 
-from tests.support.engines import random_mask
+from tests.support.masks import random_mask_of
 from tests.support.served import Served
 
 pytestmark = pytest.mark.engine
@@ -39,7 +39,7 @@ def served(smol, tmp_path_factory):
 def run(served, smol, tmp_path_factory):
     """Runs text with `command` in a folder that has the mask; returns what it prints."""
     folder = tmp_path_factory.mktemp("cwd")
-    bmt_core.save(random_mask(smol, 0), folder / "reverse.bmt")
+    bmt_core.save(random_mask_of(smol, 0), folder / "reverse.bmt")
     programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "BMT_API_KEY": served.key, "BMT_URL": served.url}
 
@@ -68,7 +68,7 @@ def test_the_quick_starts_client_lines(run):
 
 
 def test_the_curl_lines(run, smol):
-    digest = random_mask(smol, 0).digest[:12]
+    digest = random_mask_of(smol, 0).digest[:12]
     # -f: an HTTP error fails the command, and with it the test.
     text = block("bash", "curl -s http").replace("curl -s ", "curl -sSf ")
     out = run(text, "bash", "-e")

@@ -7,32 +7,11 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import bmt_core
-import numpy as np
 import pytest
 from bmt_client import AsyncBmtClient, BmtClient
 from bmt_client._retry import RetryPolicy
 
-from tests.client.fake_server import KEY, FakeServer, serving
-
-BASE = bmt_core.Base(model_id="tiny", fingerprint="ab" * 32)
-SHAPE = (64, 96)
-
-
-def make_mask(seed: int, *, zeros: int = 40, layers: int = 2, **metadata: Any) -> bmt_core.Mask:
-    """A mask of `layers` tensors of 64x96 with `zeros` deleted weights each."""
-    generator = np.random.default_rng(seed)
-    tensors = tuple(
-        bmt_core.TensorMask(
-            name=f"model.layers.{layer}.mlp.gate_proj.weight",
-            shape=SHAPE,
-            positions=np.sort(
-                generator.choice(SHAPE[0] * SHAPE[1], zeros, replace=False).astype(np.uint32)
-            ),
-        )
-        for layer in range(layers)
-    )
-    return bmt_core.Mask(base=BASE, tensors=tensors, metadata=metadata)
+from tests.support.fake_server import KEY, FakeServer, serving
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ import pytest
 from bmt_client.cli import app
 from typer.testing import CliRunner
 
-from tests.client.conftest import BASE, make_mask
-from tests.client.fake_server import KEY
+from tests.support.fake_server import KEY
+from tests.support.masks import BASE, make_mask
 
 GOLDEN = Path(__file__).parent / "golden"
 

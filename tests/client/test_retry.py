@@ -10,7 +10,7 @@ from bmt_client import RateLimited, Unavailable, UsageError
 from bmt_client._retry import RetryPolicy, exchange
 from bmt_client._wire import NoAnswer, Request, Response, Send, Sleep
 
-from tests.client.fake_server import Fault
+from tests.support.fake_server import Fault
 
 # The fixture shortens waits; the policy itself is tested as it is.
 wait_s = RetryPolicy.wait_s

@@ -15,8 +15,8 @@ import time
 import bmt_core
 import pytest
 
-from tests.client.conftest import make_mask
-from tests.client.fake_server import KEY
+from tests.support.fake_server import KEY
+from tests.support.masks import make_mask
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

@@ -6,7 +6,7 @@ import bmt_core
 import numpy as np
 import pytest
 
-from tests.core.test_specification import random_mask
+from tests.support.masks import mask_of_shapes
 
 SHAPES = [(30, 40), (20, 20)]
 
@@ -17,7 +17,7 @@ def sets(mask):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_operations_are_those_of_sets(seed):
-    a, b = random_mask(seed, SHAPES, 0.3), random_mask(seed + 100, SHAPES, 0.2)
+    a, b = mask_of_shapes(seed, SHAPES, 0.3), mask_of_shapes(seed + 100, SHAPES, 0.2)
     for operation, same in (
         (bmt_core.union, set.union),
         (bmt_core.intersection, set.intersection),
@@ -35,22 +35,22 @@ def test_operations_are_those_of_sets(seed):
 
 
 def test_a_flip_set_takes_one_mask_to_the_other():
-    a, b = random_mask(0, SHAPES, 0.3), random_mask(1, SHAPES, 0.3)
+    a, b = mask_of_shapes(0, SHAPES, 0.3), mask_of_shapes(1, SHAPES, 0.3)
     flips = bmt_core.symmetric_difference(a, b)
     assert bmt_core.symmetric_difference(a, flips) == b
 
 
 def test_masks_of_two_bases_do_not_mix():
-    a = random_mask(0, SHAPES, 0.3)
+    a = mask_of_shapes(0, SHAPES, 0.3)
     other = bmt_core.Mask(bmt_core.Base("o", "12" * 32), a.tensors)
     with pytest.raises(bmt_core.BaseMismatch):
         bmt_core.union(a, other)
     with pytest.raises(bmt_core.BaseMismatch):
-        bmt_core.compare(a, random_mask(0, [(40, 30), (20, 20)], 0.3))
+        bmt_core.compare(a, mask_of_shapes(0, [(40, 30), (20, 20)], 0.3))
 
 
 def test_identity_ignores_metadata_and_codec_but_not_the_base():
-    a = random_mask(0, SHAPES, 0.3)
+    a = mask_of_shapes(0, SHAPES, 0.3)
     again = bmt_core.Mask(bmt_core.Base("another id", "cd" * 32), a.tensors[::-1], {"x": 1})
     assert again.digest == a.digest
     assert hash(again) == hash(a)
@@ -59,7 +59,7 @@ def test_identity_ignores_metadata_and_codec_but_not_the_base():
 
 
 def test_a_tensor_that_one_mask_lacks_counts_as_untouched():
-    a = random_mask(0, SHAPES, 0.3)
+    a = mask_of_shapes(0, SHAPES, 0.3)
     b = bmt_core.Mask(a.base, a.tensors[:1])
     assert sets(bmt_core.union(a, b)) == sets(a)
     assert sets(bmt_core.intersection(a, b)) == {**sets(a), "t1": set()}

@@ -6,12 +6,12 @@ import bmt_core
 import numpy as np
 import pytest
 
-from tests.core.test_specification import random_mask
+from tests.support.masks import mask_of_shapes
 
 
 @pytest.fixture(scope="module", params=["gaps", "packbits"])
 def file(request) -> tuple[bmt_core.Mask, bytes]:
-    mask = random_mask(0, [(4, 10), (3, 7)], 0.2)
+    mask = mask_of_shapes(0, [(4, 10), (3, 7)], 0.2)
     return mask, bmt_core.encode(mask, request.param)
 
 
@@ -57,7 +57,7 @@ def test_expected_base_and_limits(file):
 
 @pytest.mark.parametrize("codec", ["gaps", "packbits"])
 def test_limits_of_a_base_admit_its_mask_with_the_most_zeros_allowed(codec):
-    mask = random_mask(1, [(64, 64)] * 3, 0.25)
+    mask = mask_of_shapes(1, [(64, 64)] * 3, 0.25)
     geometry = {t.name: t.shape for t in mask.tensors}
     data = bmt_core.encode(mask, codec)
     assert bmt_core.decode(data, limits=bmt_core.Limits.for_geometry(geometry, 0.25)) == mask
@@ -75,7 +75,7 @@ def test_limits_of_a_base_admit_its_mask_with_the_most_zeros_allowed(codec):
         lambda: bmt_core.Mask(
             bmt_core.Base("m", "ab" * 32), (bmt_core.TensorMask("t", (2, 2), np.array([1])),) * 2
         ),
-        lambda: bmt_core.encode(random_mask(0, [(2, 2)], 0.5), "rar"),
+        lambda: bmt_core.encode(mask_of_shapes(0, [(2, 2)], 0.5), "rar"),
     ],
 )
 def test_impossible_masks_cannot_be_built(build):

@@ -14,7 +14,7 @@ from bmt_core import codecs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.core import test_specification
+from tests.support import specification
 
 BASE = bmt_core.Base("m", "ab" * 32)
 CODECS = ("gaps", "packbits")
@@ -77,7 +77,7 @@ def test_round_trip(mask, codec):
     assert same(read, mask)
     assert bmt_core.encode(read, codec) == data
     if codec == "gaps" or mask.numel < 10_000:
-        second = test_specification.read(data)
+        second = specification.read(data)
         assert second["positions"] == {t.name: t.positions.tolist() for t in mask.tensors}
         assert (second["model"], second["metadata"]) == (mask.base.model_id, mask.metadata)
     header = bmt_core.inspect(data)

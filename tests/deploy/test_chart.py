@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.conftest import ROOT, tool
+from tests.support.programs import ROOT, tool
 
 CHART = ROOT / "deploy" / "chart"
 EXAMPLES = sorted(CHART.glob("examples/*.yaml"))
@@ -224,7 +224,7 @@ def test_alerts_are_rules_and_name_our_metrics():
 
 
 def test_queries_name_metrics_that_there_are():
-    sources = "".join(p.read_text() for p in (ROOT / "server/bmt_server/api").glob("*.py"))
+    sources = "".join(p.read_text() for p in (ROOT / "server/bmt_server/api").rglob("*.py"))
     panels = json.loads((CHART / "files/dashboard.json").read_text())["panels"]
     rules = yaml.safe_load((CHART / "files/alerts.yaml").read_text())["groups"][0]["rules"]
     queries = [p["targets"][0]["expr"] for p in panels] + [r["expr"] for r in rules]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.conftest import ROOT, tool
+from tests.support.programs import ROOT, tool
 
 FILES = sorted((ROOT / "deploy/docker").glob("*.Dockerfile"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -13,9 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bmt_core
-import numpy as np
-
 TIMEOUT_S = 900
 CHILDREN = Path(__file__).with_name("children")
 
@@ -38,19 +35,6 @@ def run_engine(script: str, job: dict[str, Any], folder: Path, env: dict[str, st
     if not out_file.exists():
         raise AssertionError(f"{script} failed:\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}")
     return json.loads(out_file.read_text())
-
-
-def random_mask(model: Path, seed: int, sparsity: float = 0.004) -> bmt_core.Mask:
-    """A mask of the model's gates with uniform random positions, at about SFT's sparsity."""
-    rng = np.random.default_rng(seed)
-    tensors = []
-    for name, shape in bmt_core.geometry(model).items():
-        numel = shape[0] * shape[1]
-        positions = np.sort(rng.choice(numel, int(numel * sparsity), replace=False))
-        tensors.append(bmt_core.TensorMask(name, shape, positions.astype(np.uint32)))
-    return bmt_core.Mask(
-        bmt_core.Base("test", bmt_core.fingerprint(model)), tuple(tensors), {"seed": seed}
-    )
 
 
 PROMPTS = [

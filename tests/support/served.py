@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ from pathlib import Path
 import httpx
 import redis
 from bmt_server.registry.embedded import binary_path
+
+from tests.support.ports import free_port
 
 START_S = 240
 STOP_S = 60
@@ -59,12 +60,6 @@ class Valkey:
         if self.process is not None and self.process.poll() is None:
             self.kill()
         shutil.rmtree(self.socket_dir, ignore_errors=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Served:
@@ -142,3 +137,16 @@ class Served:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
         return self.process.returncode
+
+
+def engine_of(server: Served) -> int:
+    """The process id of its EngineCore."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            name = path.with_name("cmdline").read_text()
+        except OSError:
+            continue
+        if parent == server.process.pid and "EngineCore" in name:
+            return int(path.parent.name)
+    raise AssertionError("no EngineCore among the server's children")

@@ -10,6 +10,8 @@ import torch
 from bmt_server.ipc.mask_layout import Layout, Rows, lay_out, map_layout
 from bmt_server.worker.gate_layers import GateLayer
 
+from tests.support import masks
+
 BASE = bmt_core.Base(model_id="test", fingerprint="ab" * 32)
 ROWS, COLS = 24, 40
 
@@ -21,18 +23,7 @@ def name(layer: int) -> str:
 def random_mask(
     seed: int, layers: int = 2, shape: tuple[int, int] = (ROWS, COLS), zeros: int = 30
 ) -> bmt_core.Mask:
-    rng = np.random.default_rng(seed)
-    tensors = tuple(
-        bmt_core.TensorMask(
-            name=name(i),
-            shape=shape,
-            positions=np.sort(rng.choice(shape[0] * shape[1], zeros, replace=False)).astype(
-                np.uint32
-            ),
-        )
-        for i in range(layers)
-    )
-    return bmt_core.Mask(base=BASE, tensors=tensors, metadata={})
+    return masks.random_mask(masks.gate_names(layers, shape), seed, zeros=zeros, base=BASE)
 
 
 def laid_out(mask: bmt_core.Mask, folder: Path) -> Layout:

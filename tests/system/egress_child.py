@@ -21,7 +21,7 @@ from pathlib import Path
 import bmt_core
 import httpx
 
-from tests.support.engines import random_mask
+from tests.support.masks import random_mask_of
 from tests.support.served import Served
 
 CONTROL = ("192.0.2.7", 53)  # of a block for documentation: nobody is there
@@ -100,7 +100,7 @@ def main(model: Path, folder: Path) -> None:
     try:
         found["start"] = wire.taken()
         with httpx.Client(base_url=served.url, headers=served.headers, timeout=120) as client:
-            mask = bmt_core.encode(random_mask(model, 0, 0.002))
+            mask = bmt_core.encode(random_mask_of(model, 0, 0.002))
             client.put("/v1/masks/m", content=mask).raise_for_status()
             asked = {"model": "m", "prompt": "The sun", "max_tokens": 8}
             client.post("/v1/completions", json=asked).raise_for_status()

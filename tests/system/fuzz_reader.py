@@ -16,7 +16,7 @@ import atheris
 with atheris.instrument_imports(include=["bmt_core"]):
     import bmt_core
 
-from tests.core.test_reader import LIMITS, put_right
+from tests.support.damaged_files import LIMITS, put_right
 
 ATTACKS = Path(__file__).resolve().parents[1] / "assets" / "attacks"
 SMALL = 4096

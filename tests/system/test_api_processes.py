@@ -14,11 +14,11 @@ from bmt_client import BmtClient
 from bmt_server.registry.api_keys import KeyStore
 from bmt_server.registry.connection import Store
 
-from tests.support.engines import random_mask
+from tests.support.masks import random_mask_of
+from tests.support.scenarios.figures import Figures, percentile, scaled
+from tests.support.scenarios.load import Target
+from tests.support.scenarios.servers import several, target
 from tests.support.served import Served
-from tests.system.figures import Figures, percentile, scaled
-from tests.system.load import Target
-from tests.system.servers import several, target
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(3600)]
 
@@ -109,4 +109,5 @@ def test_api_processes(smol, valkey, servers):
 
 
 def upload(client: BmtClient, model, seed: int, name: str, alias: list[str]):
-    return client.upload(bmt_core.encode(random_mask(model, seed, 0.0005)), name=name, alias=alias)
+    data = bmt_core.encode(random_mask_of(model, seed, 0.0005))
+    return client.upload(data, name=name, alias=alias)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.scenarios.figures import Figures
 from tests.system.egress_child import CONTROL
-from tests.system.figures import Figures
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(900)]
 

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from tests.server.serving.test_stop import engine_of
-from tests.system.figures import Figures, scaled
-from tests.system.load import Answer, Target, read_head, until
-from tests.system.servers import server, start, target, upload
+from tests.support.scenarios.figures import Figures, scaled
+from tests.support.scenarios.load import Answer, Target, read_head, until
+from tests.support.scenarios.servers import server, start, target, upload
+from tests.support.served import engine_of
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(3600)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.figures import Figures, scaled
+from tests.support.scenarios.figures import Figures, scaled
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(7200)]
 

@@ -20,9 +20,9 @@ import httpx
 import pytest
 from bmt_client import BmtClient
 
-from tests.support.engines import random_mask
+from tests.support.masks import random_mask_of
+from tests.support.scenarios.figures import Figures
 from tests.support.served import Served
-from tests.system.figures import Figures
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(3600)]
 
@@ -122,7 +122,7 @@ def test_server_for_cpus(smol, tmp_path):
     try:
         served.wait(600)
         with BmtClient(base_url=served.url, api_key=served.key) as client:
-            client.upload(bmt_core.encode(random_mask(smol, 0, 0.002)), name="m")
+            client.upload(bmt_core.encode(random_mask_of(smol, 0, 0.002)), name="m")
         body = {"model": "m", "prompt": "The sun", "max_tokens": 4}
         url = f"{served.url}/v1/completions"
         answer = httpx.post(url, json=body, headers=served.headers, timeout=120)

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from tests.system.figures import Figures, percentile, scaled
-from tests.system.load import Answer, closed_loop, open_loop
-from tests.system.servers import server, target, upload
+from tests.support.scenarios.figures import Figures, percentile, scaled
+from tests.support.scenarios.load import Answer, closed_loop, open_loop
+from tests.support.scenarios.servers import server, target, upload
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(7200)]
 

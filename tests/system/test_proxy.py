@@ -8,8 +8,8 @@ import time
 import pytest
 import redis
 
+from tests.support.scenarios.proxy import Balancer, FaultProxy
 from tests.support.served import Valkey
-from tests.system.proxy import Balancer, FaultProxy
 
 pytestmark = pytest.mark.operate
 

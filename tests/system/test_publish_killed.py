@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import bmt_core
 import httpx
 import pytest
-from bmt_server.registry.api_keys import SCOPES, KeyStore
 from bmt_server.registry.connection import Store
 from bmt_server.registry.maintenance import check, sweep
 from bmt_server.registry.registry import Registry
-from bmt_server.registry.schemas import NameState
 
-from tests.server.api.conftest import make_mask
-from tests.system.figures import Figures, scaled
-from tests.system.publisher import Publisher
+from tests.support.replica import make_mask
+from tests.support.scenarios.figures import Figures, scaled
+from tests.support.scenarios.publisher import Publisher
+from tests.support.scenarios.registry import looked_at, new_key
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(3600)]
 
@@ -32,26 +31,6 @@ class Tried:
     digest: str
     data: bytes
     acknowledged: bool = False
-
-
-async def new_key(url: str) -> str:
-    store = Store(url)
-    made = await KeyStore(store).create(SCOPES)
-    await store.close()
-    assert made is not None
-    return made[0]
-
-
-async def looked_at(url: str) -> tuple[NameState, list[str], int]:
-    """What the registry holds, what `fsck` says of it, and orphans."""
-    store = Store(url)
-    try:
-        registry = Registry(store)
-        (state,) = await registry.states([("default", NAME)])
-        found = await check(registry)
-        return state, [f"{p.code}: {p.what}" for p in found.problems], found.orphans
-    finally:
-        await store.close()
 
 
 def upload(server: Publisher, key: str, tried: Tried) -> None:

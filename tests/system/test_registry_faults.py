@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.system.figures import Figures, percentile, scaled
-from tests.system.load import Answer, Target, closed_loop
-from tests.system.proxy import FaultProxy
-from tests.system.servers import server, target, upload
+from tests.support.scenarios.figures import Figures, percentile, scaled
+from tests.support.scenarios.load import Answer, Target, closed_loop
+from tests.support.scenarios.proxy import FaultProxy
+from tests.support.scenarios.servers import server, target, upload
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(3600)]
 

@@ -13,14 +13,14 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.server.api.conftest import make_mask
-from tests.support.engines import random_mask
+from tests.support.masks import random_mask_of
+from tests.support.replica import make_mask
+from tests.support.scenarios.figures import Figures, percentile, scaled
+from tests.support.scenarios.load import Target, until
+from tests.support.scenarios.proxy import FaultProxy
+from tests.support.scenarios.publisher import Publisher
+from tests.support.scenarios.servers import several, target
 from tests.support.served import Served
-from tests.system.figures import Figures, percentile, scaled
-from tests.system.load import Target, until
-from tests.system.proxy import FaultProxy
-from tests.system.publisher import Publisher
-from tests.system.servers import several, target
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(7200)]
 
@@ -65,7 +65,7 @@ def masks(kind, request):
     """Many small masks of one base: a first one, with another position for each of them."""
     if kind == "api":
         return lambda number: bmt_core.encode(make_mask(number))
-    first = random_mask(request.getfixturevalue("smol"), 0, 0.0005)
+    first = random_mask_of(request.getfixturevalue("smol"), 0, 0.0005)
 
     def made(number: int) -> bytes:
         tensor = first.tensors[0]

@@ -8,10 +8,10 @@ import bmt_core
 import httpx
 import pytest
 
-from tests.support.engines import random_mask
-from tests.system.figures import Figures, scaled
-from tests.system.load import Target, until
-from tests.system.servers import server, target
+from tests.support.masks import random_mask_of
+from tests.support.scenarios.figures import Figures, scaled
+from tests.support.scenarios.load import Target, until
+from tests.support.scenarios.servers import server, target
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(3600)]
 
@@ -38,7 +38,7 @@ def test_reupload(smol, valkey, admin_key, tmp_path):
     flags = ("--max-num-seqs", "64")
     with server(smol, tmp_path, valkey.url, admin_key, *flags) as served:
         to = target(served)
-        versions = [bmt_core.encode(random_mask(smol, seed, 0.02)) for seed in (0, 1)]
+        versions = [bmt_core.encode(random_mask_of(smol, seed, 0.02)) for seed in (0, 1)]
 
         def put(data: bytes) -> dict:
             url = f"{served.url}/v1/masks/m"

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
+from tests.support.scenarios.figures import Figures, percentile, scaled
+from tests.support.scenarios.load import Answer, Target, closed_loop, open_loop
+from tests.support.scenarios.proxy import Balancer
+from tests.support.scenarios.servers import SEVERAL, start, target, upload
 from tests.support.served import Served
-from tests.system.figures import Figures, percentile, scaled
-from tests.system.load import Answer, Target, closed_loop, open_loop
-from tests.system.proxy import Balancer
-from tests.system.servers import SEVERAL, start, target, upload
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(7200)]
 

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
-from tests.core.test_reader import files
-from tests.server.api.conftest import make_mask
-from tests.system.figures import Figures, scaled
-from tests.system.publisher import Publisher
-from tests.system.test_publish_killed import looked_at, new_key
+from tests.support.damaged_files import files
+from tests.support.replica import make_mask
+from tests.support.scenarios.figures import Figures, scaled
+from tests.support.scenarios.publisher import Publisher
+from tests.support.scenarios.registry import looked_at, new_key
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(7200)]
 

@@ -19,12 +19,12 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.support.engines import random_mask
+from tests.support.masks import random_mask_of
+from tests.support.scenarios.figures import KEPT, SCALE, Figures, scaled
+from tests.support.scenarios.load import Answer
+from tests.support.scenarios.processes import Sample, sample
+from tests.support.scenarios.servers import several, target
 from tests.support.served import Served, Valkey
-from tests.system.figures import KEPT, SCALE, Figures, scaled
-from tests.system.load import Answer
-from tests.system.processes import Sample, sample
-from tests.system.servers import several, target
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(6 * 3600)]
 
@@ -63,7 +63,7 @@ class Run:
 def masks(model: Path) -> Iterator[bytes]:
     seed = 0
     while True:
-        yield bmt_core.encode(random_mask(model, seed, 0.0005))
+        yield bmt_core.encode(random_mask_of(model, seed, 0.0005))
         seed += 1
 
 

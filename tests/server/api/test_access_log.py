@@ -9,7 +9,7 @@ from bmt_server.api import tracing
 from bmt_server.api.access_log import RequestRecord
 from fastapi import Request
 
-from tests.server.api.conftest import make_mask
+from tests.support.replica import make_mask
 
 LOGGER = "vllm.bmt_server.requests"
 

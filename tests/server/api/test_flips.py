@@ -6,7 +6,7 @@ import asyncio
 
 import bmt_core
 
-from tests.server.api.conftest import make_mask
+from tests.support.replica import make_mask
 
 
 async def flip(api, name, old, new, key="admin", **changes):

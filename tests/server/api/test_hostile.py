@@ -1,39 +1,10 @@
-"""Twenty-five hostile or faulty cases, and which tests cover each; here are those nobody else has.
-
- 1  empty, short, cut files            core/test_damage: every_truncation; api/test_masks: bad_files
- 2  magic, version, flags              core/test_attacks: attacks_are_refused
- 3  lengths and counts that lie        core/test_attacks: attacks_are_refused
- 4  zstd bombs                         core/test_attacks: attacks_are_refused
- 5  windows, dictionaries, frames      core/test_attacks: attacks_are_refused
- 6  positions that are none            core/test_attacks: attacks_are_refused
- 7  polyglots                          core/test_attacks: attacks_are_refused; here: octets
- 8  another base                       api/test_masks: bad_files; here: looks_again_at_the_base
- 9  digests that differ or are none    api/test_masks: bad_files; here: digests
-10  masks of no and too many zeros     core/test_limits: most_zeros; here: of_no_and_too_many
-11  re-upload during streams           server/test_serve: reupload; operate/test_reupload
-12  two publish at once                api/test_masks: preconditions_decide_races
-13  deleted during streams             api/test_masks: running_stream; server/test_serve: deleted
-14  killed between blob and alias      operate/test_publish_killed
-15  Redis away, hung, slow, resetting  api/test_masks: registry_away; operate/test_registry_faults;
-                                       here: boot_without_a_registry
-16  a failover loses a publish         here: failover
-17  evicted or flipped blobs           api/test_masks: damaged_blob; api/test_residency: lost_blob
-18  Redis full, disk full              here: full_registry; api/test_residency: full_disk
-19  EngineCore killed or stopped       operate/test_engine_faults
-20  slow clients                       api/test_edge: head, body, reader; operate/test_slow_clients
-21  huge heads, deep and huge JSON     api/test_edge: heads_are_bounded; api/test_bounds; here: json
-22  ways around the key                api/test_access; server/test_vllm_routes; here: no_way_in
-23  names                              api/test_masks: bad_files; here: names
-24  addresses to fetch                 api/test_bounds: media_are_refused; here: nothing_is_fetched
-25  tenants                            api/test_masks: tenants, blobs; here: same_answer
-"""
+"""Hostile and faulty input: the cases, the tests that cover each, and those tested only here."""
 
 from __future__ import annotations
 
 import ast
 import asyncio
 import logging
-import re
 import time
 from pathlib import Path
 from urllib.parse import quote
@@ -43,30 +14,156 @@ import pytest
 from bmt_server.api.request_limits import check
 from bmt_server.errors import BadRequest
 
-from tests.server.api.conftest import BASE, GATES, make_mask, replica
-from tests.server.api.test_http_protocol import head, said, serving
+from tests.support.raw_http import head, said, serving
+from tests.support.replica import BASE, GATES, make_mask, replica
 from tests.support.served import Valkey
 
 TESTS = Path(__file__).resolve().parents[2]
+# Hostile or faulty cases and the tests that cover each: FILE::WORDS of a test's name, "here" for
+# this file, which holds what no other file covers.
+CASES: list[tuple[str, tuple[str, ...]]] = [
+    (
+        "empty, short, cut files",
+        (
+            "core/test_damage::every_truncation",
+            "server/api/test_masks::bad_files",
+        ),
+    ),
+    ("magic, version, flags", ("core/test_attacks::attacks_are_refused",)),
+    ("lengths and counts that lie", ("core/test_attacks::attacks_are_refused",)),
+    ("zstd bombs", ("core/test_attacks::attacks_are_refused",)),
+    ("windows, dictionaries, frames", ("core/test_attacks::attacks_are_refused",)),
+    ("positions that are none", ("core/test_attacks::attacks_are_refused",)),
+    (
+        "polyglots",
+        (
+            "core/test_attacks::attacks_are_refused",
+            "here::octets",
+        ),
+    ),
+    (
+        "another base",
+        (
+            "server/api/test_masks::bad_files",
+            "here::looks_again_at_the_base",
+        ),
+    ),
+    (
+        "digests that differ or are none",
+        (
+            "server/api/test_masks::bad_files",
+            "here::digests",
+        ),
+    ),
+    (
+        "masks of no and too many zeros",
+        (
+            "core/test_limits::most_zeros",
+            "here::of_no_and_too_many",
+        ),
+    ),
+    (
+        "re-upload during streams",
+        (
+            "server/serving/test_serve::reupload",
+            "system/test_reupload",
+        ),
+    ),
+    ("two publish at once", ("server/api/test_masks::preconditions_decide_races",)),
+    (
+        "deleted during streams",
+        (
+            "server/api/test_masks::running_stream",
+            "server/serving/test_serve::deleted",
+        ),
+    ),
+    ("killed between blob and alias", ("system/test_publish_killed",)),
+    (
+        "Redis away, hung, slow, resetting",
+        (
+            "server/api/test_masks::registry_away",
+            "system/test_registry_faults",
+            "here::boot_without_a_registry",
+        ),
+    ),
+    ("a failover loses a publish", ("here::failover",)),
+    (
+        "evicted or flipped blobs",
+        (
+            "server/api/test_masks::damaged_blob",
+            "server/api/masks/test_lifecycle::lost_blob",
+        ),
+    ),
+    (
+        "Redis full, disk full",
+        (
+            "here::full_registry",
+            "server/api/masks/test_lifecycle::full_disk",
+        ),
+    ),
+    ("EngineCore killed or stopped", ("system/test_engine_faults",)),
+    (
+        "slow clients",
+        (
+            "server/api/test_http_protocol::head",
+            "server/api/test_http_protocol::body",
+            "server/api/test_http_protocol::reader",
+            "system/test_slow_clients",
+        ),
+    ),
+    (
+        "huge heads, deep and huge JSON",
+        (
+            "server/api/test_http_protocol::heads_are_bounded",
+            "server/api/test_request_limits",
+            "here::json",
+        ),
+    ),
+    (
+        "ways around the key",
+        (
+            "server/api/test_permissions",
+            "server/serving/test_vllm_routes",
+            "here::no_way_in",
+        ),
+    ),
+    (
+        "names",
+        (
+            "server/api/test_masks::bad_files",
+            "here::names",
+        ),
+    ),
+    (
+        "addresses to fetch",
+        (
+            "server/api/test_request_limits::media_are_refused",
+            "here::nothing_is_fetched",
+        ),
+    ),
+    (
+        "tenants",
+        (
+            "server/api/test_masks::tenants",
+            "server/api/test_masks::blobs",
+            "here::same_answer",
+        ),
+    ),
+]
 
 
-def test_the_table_names_tests_that_exist():
-    table = (__doc__ or "").split("\n\n", 1)[1]
-    assert [int(n) for n in re.findall(r"^ ?(\d+)  ", table, re.MULTILINE)] == list(range(1, 26))
-    files = re.findall(r"((?:core|api|server|operate)/test_\w+|here)(?:: ([\w, ]+))?", table)
-    for file, words in files:
-        folder, _, name = file.partition("/")
-        place = {"api": "server/api"}.get(folder, folder)
-        path = Path(__file__) if file == "here" else TESTS / place / f"{name}.py"
+@pytest.mark.parametrize(("case", "covered"), CASES, ids=[case for case, _ in CASES])
+def test_each_hostile_case_has_a_test(case, covered):
+    for reference in covered:
+        file, _, words = reference.partition("::")
+        path = Path(__file__) if file == "here" else TESTS / f"{file}.py"
         tests = [
             node.name
             for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
             and node.name.startswith("test_")
         ]
-        assert tests, path
-        for word in filter(None, words.split(", ")):
-            assert any(word.strip() in test for test in tests), (file, word)
+        assert any(words in test for test in tests), (case, reference)
 
 
 async def test_masks_go_out_as_octets_and_nothing_else(api):

@@ -11,7 +11,7 @@ import bmt_core
 import pytest
 from bmt_server.ipc.worker_channel import WorkerError
 
-from tests.server.api.conftest import BASE, make_mask, replica
+from tests.support.replica import BASE, make_mask, replica
 
 
 async def test_versions_grow_and_names_move(api):

@@ -10,7 +10,7 @@ from bmt_server.api.request_limits import LONGEST, MOST, PROMPTS, REFUSED, check
 from bmt_server.api.shutdown import Drain
 from bmt_server.errors import BadRequest, RateLimited, Unavailable
 
-from tests.server.api.conftest import make_mask
+from tests.support.replica import make_mask
 
 USER = {"role": "user", "content": "hello"}
 

@@ -10,7 +10,8 @@ import bmt_core
 import pytest
 from bmt_server.ipc import scheduler_stats, worker_stats
 
-from tests.support.engines import PROMPTS, random_mask, run_engine
+from tests.support.engines import PROMPTS, run_engine
+from tests.support.masks import random_mask_of
 
 pytestmark = pytest.mark.engine
 
@@ -19,7 +20,7 @@ def saved(model: Path, folder: Path, seeds, sparsity: float) -> list[str]:
     files = []
     for seed in seeds:
         path = folder / f"m{seed}.bmt"
-        bmt_core.save(random_mask(model, seed, sparsity), path)
+        bmt_core.save(random_mask_of(model, seed, sparsity), path)
         files.append(str(path))
     return files
 

@@ -11,7 +11,8 @@ import pytest
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation.backends import by_transformers, by_vllm
 
-from tests.support.engines import PROMPTS, TIMEOUT_S, random_mask
+from tests.support.engines import PROMPTS, TIMEOUT_S
+from tests.support.masks import random_mask_of
 
 pytestmark = pytest.mark.engine
 
@@ -29,7 +30,7 @@ print(json.dumps({who: answer(asked, tokens) for who, answer in models.items()})
 
 def test_base_and_mask_answer_as_by_transformers(smol, tmp_path):
     mask = tmp_path / "m.bmt"
-    bmt_core.save(random_mask(smol, 0, sparsity=0.1), mask)
+    bmt_core.save(random_mask_of(smol, 0, sparsity=0.1), mask)
     job = json.dumps([str(smol), str(mask), ASKED, TOKENS])
     done = subprocess.run(
         [sys.executable, "-c", CHILD, job],
@@ -49,7 +50,7 @@ def test_base_and_mask_answer_as_by_transformers(smol, tmp_path):
 
 
 def test_another_bases_mask_is_refused_before_the_engine_starts(smol, tmp_path):
-    mask = random_mask(smol, 0)
+    mask = random_mask_of(smol, 0)
     base = bmt_core.Base("other", "0" * len(mask.base.fingerprint))
     bmt_core.save(bmt_core.Mask(base, mask.tensors, {}), tmp_path / "m.bmt")
     with pytest.raises(bmt_core.BaseMismatch):

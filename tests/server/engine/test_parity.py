@@ -19,7 +19,8 @@ from bmt_server.vllm_integration.cpu_environment import lacks_16_bits
 from bmt_server.worker.kernels.masked_delta import ENV as KERNEL
 from bmt_trainer.masking.apply import write_checkpoint
 
-from tests.support.engines import PROMPTS, random_mask, run_engine
+from tests.support.engines import PROMPTS, run_engine
+from tests.support.masks import random_mask_of
 
 pytestmark = pytest.mark.engine
 
@@ -45,7 +46,7 @@ def files(smol, tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("masks")
     paths = [folder / f"m{seed}.bmt" for seed in range(MASKS)]
     for seed, path in enumerate(paths):
-        bmt_core.save(random_mask(smol, seed), path)
+        bmt_core.save(random_mask_of(smol, seed), path)
     return [str(p) for p in paths]
 
 
@@ -240,7 +241,7 @@ def tiny(smol, tmp_path_factory) -> Path:
 @BF16
 def test_two_ranks_in_bf16_are_as_near_as_bf16_itself(tiny, run, tmp_path):
     mask = str(tmp_path / "tiny.bmt")
-    bmt_core.save(random_mask(tiny, 0, sparsity=0.1), mask)
+    bmt_core.save(random_mask_of(tiny, 0, sparsity=0.1), mask)
     masked = tmp_path / "masked"
     write_checkpoint(bmt_core.load(mask), tiny, masked)
     texts = [list(range(100 + i, 140 + i)) for i in range(8)]

@@ -128,7 +128,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from bmt_server.ipc.disk_cache import DiskCache
-from tests.server.test_disk import MASKS
+from tests.server.ipc.test_disk_cache import MASKS
 store = DiskCache(Path(sys.argv[1]), int(sys.argv[2]))
 for round in range(30):
     for mask in MASKS[int(sys.argv[3])::3]:
@@ -197,7 +197,7 @@ def test_a_disk_that_stays_full_is_a_typed_error_and_leaves_nothing_behind(tmp_p
         "import resource, sys, signal\n"
         "from pathlib import Path\n"
         "from bmt_server.ipc.disk_cache import DiskCache, DiskFull\n"
-        "from tests.server.test_disk import MASKS\n"
+        "from tests.server.ipc.test_disk_cache import MASKS\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "store = DiskCache(Path(sys.argv[1]), 1 << 20)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"

@@ -10,7 +10,7 @@ from bmt_server.registry.connection import Store
 from bmt_server.registry.maintenance import check
 from bmt_server.registry.registry import Registry
 
-from tests.server.api.conftest import make_mask, replica
+from tests.support.replica import make_mask, replica
 from tests.support.served import Valkey
 
 

@@ -14,7 +14,7 @@ from bmt_server.registry.maintenance import check, sweep
 from bmt_server.registry.registry import Registry
 from typer.testing import CliRunner
 
-from tests.server.api.conftest import make_mask
+from tests.support.replica import make_mask
 
 
 @pytest.fixture

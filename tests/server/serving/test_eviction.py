@@ -12,7 +12,7 @@ import numpy as np
 import openai
 import pytest
 
-from tests.support.engines import random_mask
+from tests.support.masks import random_mask_of
 from tests.support.served import Served
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
@@ -44,7 +44,7 @@ def test_eviction_under_load_gives_no_wrong_answer_and_no_error(server, smol):
     names = [f"m{i}" for i in range(MASKS)]
     with httpx.Client(base_url=server.url, headers=server.headers, timeout=30) as http:
         for i, name in enumerate(names):
-            data = bmt_core.encode(random_mask(smol, i, SPARSITY))
+            data = bmt_core.encode(random_mask_of(smol, i, SPARSITY))
             assert http.put(f"/v1/masks/{name}", content=data).status_code == 201
     order = names * 4
     random.Random(0).shuffle(order)

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from tests.support.engines import random_mask
+from tests.support.masks import random_mask_of
 from tests.support.served import Served, Valkey
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(500)]
@@ -32,7 +32,7 @@ def test_each_worker_fetches_by_digest(smol, valkey, tmp_path, monkeypatch):
     server = Served(smol, folder, *flags, registry=valkey.url)
     try:
         assert "No mask channel" in server.log.read_text()
-        masks = [random_mask(smol, seed, sparsity=0.02) for seed in range(3)]
+        masks = [random_mask_of(smol, seed, sparsity=0.02) for seed in range(3)]
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0)
 
         def ask(model: str):

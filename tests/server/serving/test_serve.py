@@ -22,7 +22,7 @@ from bmt_client import BmtClient, NotFound
 
 from tests.support.collector import ENV as TRACES
 from tests.support.collector import Collector
-from tests.support.engines import random_mask
+from tests.support.masks import random_mask_of
 from tests.support.served import Served
 
 pytestmark = pytest.mark.engine
@@ -52,7 +52,7 @@ def server(smol, valkey, collector, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def masks(smol) -> list[bmt_core.Mask]:
-    return [random_mask(smol, seed, sparsity=0.02) for seed in range(4)]
+    return [random_mask_of(smol, seed, sparsity=0.02) for seed in range(4)]
 
 
 @pytest.fixture(scope="module")

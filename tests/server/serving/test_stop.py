@@ -7,12 +7,11 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.support.served import Served
+from tests.support.served import Served, engine_of
 
 pytestmark = pytest.mark.engine
 
@@ -41,19 +40,6 @@ def body(**more) -> dict:
 
 def events(stream: httpx.Response) -> Iterator[dict]:
     return (json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: {"))
-
-
-def engine_of(server: Served) -> int:
-    """The process id of its EngineCore."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-            name = path.with_name("cmdline").read_text()
-        except OSError:
-            continue
-        if parent == server.process.pid and "EngineCore" in name:
-            return int(path.parent.name)
-    raise AssertionError("no EngineCore among the server's children")
 
 
 def test_a_hung_engine_fails_liveness_until_it_goes_on(server, client):

@@ -22,7 +22,7 @@ from bmt_trainer.settings import build, read_yaml
 from rich.console import Console
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from tests.trainer.conftest import byte_tokenizer
+from tests.support.tiny_model import byte_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
 PAPER = sorted((ROOT / "recipes" / "paper").glob("*.yaml"))

@@ -22,7 +22,7 @@ from bmt_trainer.masking.attach import attach
 from bmt_trainer.models import load_model
 from rich.console import Console
 
-from tests.trainer.conftest import tiny_llama
+from tests.support.tiny_model import tiny_llama
 
 SMALL = {
     "heldout": 6,

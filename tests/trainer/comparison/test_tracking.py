@@ -16,7 +16,7 @@ from bmt_trainer.masking.attach import attach
 from rich.console import Console
 from transformers import Trainer
 
-from tests.trainer.conftest import interrupt_after, tiny_llama
+from tests.support.tiny_model import interrupt_after, tiny_llama
 
 
 def planned(checkpoint, output, method="bmt"):

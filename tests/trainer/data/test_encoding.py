@@ -4,7 +4,7 @@ import torch
 from bmt_trainer.data.encoding import batches, grouped_by_length, pad, render, training_rows
 from bmt_trainer.data.sources import Example
 
-from tests.trainer.conftest import byte_tokenizer
+from tests.support.tiny_model import byte_tokenizer
 
 
 def user(text):

@@ -7,7 +7,7 @@ import torch
 from bmt_trainer.evaluation.kl import forward_kl
 from bmt_trainer.masking.attach import attach
 
-from tests.trainer.conftest import tiny_llama
+from tests.support.tiny_model import tiny_llama
 
 TEXTS = [([5, 6, 7], [8, 9]), ([10], [11, 12, 13, 14]), ([20, 21], [22])] * 4
 

@@ -18,7 +18,7 @@ from bmt_trainer.evaluation.backends import by_transformers
 from bmt_trainer.evaluation.suites import SUITES, named, run
 from typer.testing import CliRunner
 
-from tests.trainer.conftest import byte_tokenizer, tiny_llama
+from tests.support.tiny_model import byte_tokenizer, tiny_llama
 
 
 @pytest.fixture(scope="module")

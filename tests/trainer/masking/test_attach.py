@@ -14,7 +14,7 @@ from bmt_trainer.masking.attach import attach
 from bmt_trainer.masking.masked_linear import MaskedLinear
 from torch import nn
 
-from tests.trainer.conftest import tiny_llama
+from tests.support.tiny_model import tiny_llama
 
 
 def test_attach_masks_the_gate_projections_and_freezes_the_rest():

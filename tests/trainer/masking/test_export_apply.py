@@ -16,7 +16,7 @@ from bmt_trainer.models import base_of, checkpoint_folder, load_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.trainer.conftest import tiny_llama
+from tests.support.tiny_model import tiny_llama
 
 
 def random_gates(model, share=0.1, seed=0):

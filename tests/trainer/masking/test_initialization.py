@@ -7,7 +7,7 @@ from bmt_trainer.masking.attach import Attached, attach
 from bmt_trainer.masking.initialization import init_gates, input_norms, unimportant
 from bmt_trainer.masking.masked_linear import MaskedLinear, MaskState
 
-from tests.trainer.conftest import tiny_llama
+from tests.support.tiny_model import tiny_llama
 
 
 def naive_norms(model, prompts, name):

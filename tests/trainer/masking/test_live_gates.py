@@ -7,7 +7,7 @@ import torch
 from bmt_trainer.masking.attach import attach
 from bmt_trainer.masking.live_gates import LIMIT, live_sets
 
-from tests.trainer.conftest import tiny_llama
+from tests.support.tiny_model import tiny_llama
 
 
 @pytest.fixture(scope="module")

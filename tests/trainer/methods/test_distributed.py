@@ -16,7 +16,7 @@ from bmt_trainer.distributed import join
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.methods.config import RunConfig
 
-from tests.trainer.conftest import byte_tokenizer, tiny_llama
+from tests.support.tiny_model import byte_tokenizer, tiny_llama
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).with_name("two_ranks.py")

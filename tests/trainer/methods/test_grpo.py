@@ -18,7 +18,7 @@ from bmt_trainer.methods.grpo import GrpoConfig, train
 from bmt_trainer.models import load_model
 from rich.console import Console
 
-from tests.trainer.conftest import interrupt_after
+from tests.support.tiny_model import interrupt_after
 
 STEPS = 4
 # Rewards that differ within a group, or there is nothing to learn from.

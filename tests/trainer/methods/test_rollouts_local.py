@@ -6,7 +6,7 @@ import pytest
 import torch
 from bmt_trainer.methods.rollouts.local import sample
 
-from tests.trainer.conftest import tiny_llama
+from tests.support.tiny_model import tiny_llama
 
 PAD, EOS = 0, 2
 PROMPTS = [[5, 6, 7, 8, 9, 10]] * 3 + [[11, 12]] * 2 + [[5, 6]] * 3

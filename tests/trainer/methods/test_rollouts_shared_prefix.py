@@ -9,7 +9,7 @@ from bmt_trainer.masking.masked_linear import MaskedLinear
 from bmt_trainer.methods.rollouts.shared_prefix import SharedPrompts
 from trl.trainer.utils import add_fused_lm_head
 
-from tests.trainer.conftest import tiny_llama
+from tests.support.tiny_model import tiny_llama
 
 PROMPT, COMPLETION = 6, 4
 

@@ -21,7 +21,7 @@ from bmt_trainer.models import load_model
 from rich.console import Console
 from safetensors import safe_open
 
-from tests.trainer.conftest import interrupt_after
+from tests.support.tiny_model import interrupt_after
 
 STEPS = 6
 

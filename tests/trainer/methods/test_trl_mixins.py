@@ -7,7 +7,7 @@ from bmt_trainer.methods.trl_mixins import MaskedTraining, save_gates_only
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
-from tests.trainer.conftest import tiny_llama
+from tests.support.tiny_model import tiny_llama
 
 
 class Plain(MaskedTraining, Trainer):

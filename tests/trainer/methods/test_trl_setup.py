@@ -5,7 +5,7 @@ import torch
 from bmt_trainer.methods.trl_setup import prepare_trl
 from torch import Tensor
 
-from tests.trainer.conftest import tiny_llama
+from tests.support.tiny_model import tiny_llama
 
 
 @pytest.fixture

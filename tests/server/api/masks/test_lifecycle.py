@@ -12,7 +12,7 @@ from bmt_server.ipc import disk_cache
 from bmt_server.ipc.mask_layout import lay_out
 from bmt_server.ipc.worker_channel import WorkerError
 
-from tests.server.api.conftest import make_mask, replica
+from tests.support.replica import make_mask, replica
 
 
 async def until(condition, seconds: float = 5.0) -> None:

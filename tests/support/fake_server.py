@@ -298,10 +298,3 @@ def serving(fake: FakeServer) -> Iterator[FakeServer]:
         finally:
             server.shutdown()
             thread.join()
-
-
-def free_port() -> int:
-    """A port of the loopback on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -9,10 +9,10 @@ from pathlib import Path
 import bmt_core
 from bmt_client import BmtClient
 
-from tests.support.engines import random_mask
+from tests.support.masks import random_mask_of
+from tests.support.scenarios.load import Target
+from tests.support.scenarios.publisher import Publisher
 from tests.support.served import Served
-from tests.system.load import Target
-from tests.system.publisher import Publisher
 
 # Several engines on a few cores: each a thread of its own, bound to none.
 SEVERAL = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
@@ -87,4 +87,4 @@ def upload(served: Served, model: Path, names: Mapping[str, int], sparsity: floa
     """Masks of random positions under these names, each with its seed."""
     with BmtClient(base_url=served.url, api_key=served.key) as client:
         for name, seed in names.items():
-            client.upload(bmt_core.encode(random_mask(model, seed, sparsity)), name=name)
+            client.upload(bmt_core.encode(random_mask_of(model, seed, sparsity)), name=name)

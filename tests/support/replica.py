@@ -1,4 +1,7 @@
-"""The API's real parts on a real Valkey; a stand-in for the engine alone (twin: test_serve.py)."""
+"""One replica without an engine: the API's real parts on a real Valkey, with a fake engine alone.
+
+Its twin with a real engine: tests/server/serving/test_serve.py.
+"""
 
 from __future__ import annotations
 
@@ -12,31 +15,25 @@ from typing import Any
 
 import bmt_core
 import httpx
-import numpy as np
-import pytest
 from bmt_server.api.app_state import Runtime
 from bmt_server.api.middleware import Gate
 from bmt_server.api.routes.masks import build_router
-from bmt_server.registry.api_keys import KeyStore
-from bmt_server.registry.connection import Store
 from bmt_server.settings import Settings
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from prometheus_client import CollectorRegistry
 
 from tests.support.fake_engine import FakeEngine
+from tests.support.masks import BASE, gate_names, random_mask
 
-BASE = bmt_core.Base("tiny", "ab" * 32)
-GATES = {f"model.layers.{i}.mlp.gate_proj.weight": (64, 48) for i in range(2)}
+GATES = gate_names(2, (64, 48))
 
 
-def make_mask(seed: int = 0, base: bmt_core.Base = BASE, zeros: int = 40, **metadata: Any):
-    rng = np.random.default_rng(seed)
-    tensors = tuple(
-        bmt_core.TensorMask(n, s, np.sort(rng.choice(s[0] * s[1], zeros, replace=False)))
-        for n, s in GATES.items()
-    )
-    return bmt_core.Mask(base, tensors, metadata)
+def make_mask(
+    seed: int = 0, base: bmt_core.Base = BASE, zeros: int = 40, **metadata: Any
+) -> bmt_core.Mask:
+    """A mask that the replica's base takes."""
+    return random_mask(GATES, seed, zeros=zeros, base=base, **metadata)
 
 
 @dataclass
@@ -106,22 +103,3 @@ async def replica(url: str, folder: Path, keys: dict[str, str] | None = None) ->
         yield Api(runtime, engine, app, keys or {}, hold, calls)
     finally:
         await runtime.close()
-
-
-@pytest.fixture
-async def api(valkey, tmp_path):
-    store = Store(valkey.url)
-    await store.quick.flushall()
-    made = {"": ""}
-    for name, scopes, tenant in (
-        ("infer", ("infer",), "default"),
-        ("upload", ("upload",), "default"),
-        ("admin", ("infer", "upload", "admin"), "default"),
-        ("other", ("infer", "upload", "admin"), "other"),
-    ):
-        created = await KeyStore(store).create(scopes, tenant=tenant)
-        assert created is not None
-        made[name] = created[0]
-    await store.close()
-    async with replica(valkey.url, tmp_path / "cache", made) as one:
-        yield one

@@ -20,10 +20,13 @@ import uvicorn
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from tests.server.api.conftest import Api, replica
+from tests.support.replica import Api, replica
 
 # Lines of these files are the publish path: ours, and the connection's to the registry.
-PATHS = (os.path.join("bmt_server", "api") + os.sep, os.path.join("redis", "asyncio") + os.sep)
+PATHS = tuple(
+    os.path.join(*parts) + os.sep
+    for parts in (("bmt_server", "api"), ("bmt_server", "registry"), ("redis", "asyncio"))
+)
 
 
 class Lines:
