@@ -10,7 +10,7 @@ from bmt_server.registry.registry import Registry
 from bmt_server.registry.schemas import BaseRef, Version
 from pydantic import BaseModel
 
-from tests.server.api.conftest import make_mask
+from tests.support.replica import make_mask
 
 # An entry as a build before 0.1.0 wrote it.
 FORMER = (
