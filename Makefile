@@ -9,14 +9,16 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 PAPER := paper-sdft paper-table3 paper-forgetting paper-geometry paper-grpo paper-grpo-server paper-grpo-hard paper-grpo-no-tail paper-gsm8k paper-head paper-labels paper-lean-sft paper-live paper-prompts paper-steps
 export GSM8K PAPER_DATA
 
+STRICT := core/bmt_core client/bmt_client $(addprefix server/bmt_server/,api registry ipc worker)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-quick test-operate bench bench-serve bench-swap bench-cold bench-format $(PAPER) tools lint format docs clean
+.PHONY: help setup demo serve test test-slow test-quick test-operate bench bench-serve bench-swap bench-cold bench-format $(PAPER) tools lint format docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' "$(ROOT)/Makefile" | sed 's/:.*## /\t/' | expand -t 20
 
 setup: ## make .venv with all that the other targets need
-	@$(PYTHON) "$(ROOT)/scripts/setup.py"
+	@$(PYTHON) "$(ROOT)/tools/setup.py"
 
 demo: setup ## train two masks, serve them, and see them answer; 10 to 15 minutes
 	@"$(BIN)/python" "$(ROOT)/examples/demo/run.py" $(DEMO)
@@ -24,11 +26,14 @@ demo: setup ## train two masks, serve them, and see them answer; 10 to 15 minute
 serve: setup ## serve MODEL (default: the demo's model) with the embedded registry
 	@"$(BIN)/python" "$(ROOT)/examples/demo/serve.py" --port $(PORT) $(if $(MODEL),"$(MODEL)")
 
-test: setup ## all tests, on the real model, engine and registry
-	@cd "$(ROOT)" && "$(BIN)/python" -m pytest $(PYTEST)
+test: setup tools ## tests on the real model, engine and registry; 15 minutes on 2 cores
+	@cd "$(ROOT)" && "$(BIN)/python" -m pytest -m "not slow" $(PYTEST)
 
-test-quick: setup ## without the tests that start an engine
-	@cd "$(ROOT)" && "$(BIN)/python" -m pytest -m "not engine" $(PYTEST)
+test-slow: setup tools ## the other tests: more engines, compiled and parallel ones; 20 minutes
+	@cd "$(ROOT)" && "$(BIN)/python" -m pytest -m slow $(PYTEST)
+
+test-quick: setup tools ## without the tests that start an engine
+	@cd "$(ROOT)" && "$(BIN)/python" -m pytest -m "not engine and not slow" $(PYTEST)
 
 test-operate: setup ## long scenarios: faults, rollouts, overload, fuzzing (BMT_OPERATE_SCALE=0.1: a tenth of each)
 	@cd "$(ROOT)" && "$(BIN)/python" -m pip install -q -r tests/system/requirements.txt \
@@ -62,20 +67,19 @@ paper-steps: ## time and memory of a step against LoRA and full fine-tuning
 $(PAPER): setup
 	@cd "$(ROOT)" && "$(BIN)/python" -m experiments $(@:paper-%=%)
 
-tools: setup ## fetch helm and promtool, which the chart's tests run
-	@"$(BIN)/python" "$(ROOT)/scripts/tools.py"
+tools: setup ## fetch the programs that tests run: helm, kubectl, promtool, hadolint
+	@"$(BIN)/python" "$(ROOT)/tools/fetch_test_tools.py"
 
 lint: setup ## ruff and mypy
 	@cd "$(ROOT)" && "$(BIN)/python" -m ruff check . && "$(BIN)/python" -m ruff format --check . \
-		&& "$(BIN)/python" -m mypy core/bmt_core trainer/bmt_trainer server/bmt_server client/bmt_client examples/demo scripts benchmarks experiments
+		&& "$(BIN)/python" -m mypy core/bmt_core trainer/bmt_trainer server/bmt_server client/bmt_client examples/demo tools benchmarks experiments \
+		&& "$(BIN)/python" -m mypy --strict $(STRICT)
 
 format: setup ## let ruff lay out and mend what it can
 	@cd "$(ROOT)" && "$(BIN)/python" -m ruff check --fix -q . ; "$(BIN)/python" -m ruff format .
 
-docs: setup ## write docs/cli.md and the README's figures and file map anew
-	@cd "$(ROOT)" && for page in recipes cli_docs file_map chart operate; do \
-		"$(BIN)/python" scripts/gen_$$page.py || exit 1; done
-	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks.readme
+docs: setup ## write the generated pages: docs/cli.md, recipes/paper, the chart's files, figures
+	@cd "$(ROOT)" && "$(BIN)/python" tools/generate.py
 
 clean: ## remove .venv, .bmt and caches
 	@cd "$(ROOT)" && rm -rf .venv .bmt .pytest_cache .mypy_cache .ruff_cache .hypothesis

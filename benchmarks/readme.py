@@ -1,19 +1,13 @@
-"""The README's table of figures, from the latest results.
-
-python -m benchmarks.readme            writes it
-python -m benchmarks.readme --check    exit code 1 where it is not what the results say
-"""
+"""The README's table of figures, from the latest results; `make docs` writes it."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import ROOT
 from benchmarks.page import figure, table
-from benchmarks.results import LATEST, REACH
+from benchmarks.results import REACH
 
 BEGIN, END = "<!-- benchmarks: `make docs` -->", "<!-- end of benchmarks -->"
 
@@ -47,17 +41,3 @@ def filled(text: str, latest: Path) -> str:
     _, _, after = rest.partition(END)
     lines = table(("figure", "measured", "to reach", "baseline of the same run"), rows(latest))
     return "\n".join([before + BEGIN, "", *lines, END + after])
-
-
-def main() -> int:
-    page = ROOT / "README.md"
-    text = page.read_text()
-    wanted = filled(text, LATEST)
-    if "--check" in sys.argv[1:]:
-        return int(text != wanted)
-    page.write_text(wanted)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

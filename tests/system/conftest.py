@@ -1,4 +1,4 @@
-"""Long tests of how a server is run: only with `-m operate`, as `make test-operate` does.
+"""Long scenarios of running servers: only with `-m operate`, as `make test-operate` does.
 
 Each file is one scenario on real parts. It prints its figures and keeps them (`figures.py`). Sizes
 are the full ones times $BMT_OPERATE_SCALE.
@@ -16,7 +16,8 @@ from tests.server.conftest import valkey  # noqa: F401
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Not even looked at where nobody asked for them."""
-    return None if "operate" in config.option.markexpr else True
+    asked = any(mark in config.option.markexpr for mark in ("operate", "found"))
+    return None if asked else True
 
 
 @pytest.fixture(scope="module")

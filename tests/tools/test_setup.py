@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "setup.py"
+SCRIPT = ROOT / "tools" / "setup.py"
 
 
 @pytest.fixture
@@ -145,4 +145,4 @@ def test_make_finds_its_folder_from_anywhere(tmp_path):
             env={k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")},
         )
         assert f'cd "{project}" && rm' in done.stdout
-        assert json.dumps(f"{project}/scripts/setup.py") in done.stdout
+        assert json.dumps(f"{project}/tools/setup.py") in done.stdout

@@ -31,7 +31,7 @@ SMALL = sorted((ROOT / "recipes" / "small").glob("*.yaml"))
 
 def test_the_papers_recipes_are_those_that_are_generated():
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "gen_recipes.py"), "--check"], check=False
+        [sys.executable, str(ROOT / "tools/generate.py"), "--check", "recipes"], check=False
     )
     assert done.returncode == 0, "out of date: run `make docs`"
 

@@ -1,16 +1,15 @@
-"""Writes docs/cli.md from the commands themselves. `--check` only says whether it is current."""
+"""docs/cli.md: the help of every command."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "docs" / "cli.md"
 APPS = {
     "bmt-train": "bmt_trainer.cli.main",
@@ -65,13 +64,5 @@ def render() -> str:
     return "\n".join(parts)
 
 
-def main() -> int:
-    text = render()
-    if "--check" in sys.argv:
-        return int(not TARGET.exists() or TARGET.read_text() != text)
-    TARGET.write_text(text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def pages() -> dict[Path, str | None]:
+    return {TARGET: render()}

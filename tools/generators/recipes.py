@@ -1,12 +1,11 @@
-"""Writes recipes/paper: a file for each row of the paper's tables. `--check` only compares."""
+"""Recipes of the paper's tables: one file a row, under recipes/paper."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "recipes" / "paper"
 SUBJECTS = (
     *("biology", "business", "chemistry", "computer+science", "economics", "engineering"),
@@ -86,17 +85,7 @@ def texts() -> dict[str, str]:
     }
 
 
-def main() -> int:
-    wanted = texts()
-    found = {path.name: path.read_text() for path in TARGET.glob("*.yaml")}
-    if "--check" in sys.argv:
-        return int(found != wanted)
-    for name in found.keys() - wanted.keys():
-        (TARGET / name).unlink()
-    for name, text in wanted.items():
-        (TARGET / name).write_text(text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def pages() -> dict[Path, str | None]:
+    """Each file's text; None for a file of a row that is gone."""
+    made: dict[Path, str | None] = {TARGET / name: text for name, text in texts().items()}
+    return {**dict.fromkeys(TARGET.glob("*.yaml")), **made}

