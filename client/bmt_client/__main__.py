@@ -1,5 +1,13 @@
-"""`python -m bmt_client`: the same as `bmt-client`."""
+"""Entry point of `bmt-client` and `python -m bmt_client`; needs no optional dependency itself."""
 
-from bmt_client.cli import main
+from bmt_core.console_script import run
 
-main()
+EXTRAS = dict.fromkeys(("httpx", "openai", "rich", "typer"), ("client",))
+
+
+def main() -> None:
+    run("bmt-client", "bmt_client.cli", EXTRAS)
+
+
+if __name__ == "__main__":
+    main()

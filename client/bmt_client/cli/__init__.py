@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+from bmt_core.console_script import TYPER_SETTINGS, version_line
 from typer.core import TyperGroup
 
 from bmt_client import BmtClientError
@@ -64,19 +65,13 @@ app = typer.Typer(
     help="Store, version and fetch masks, and talk to the models under them.",
     epilog="The key comes from BMT_API_KEY or from `bmt-client login`, never from a flag. "
     "Global options may stand anywhere on the line.",
-    no_args_is_help=True,
-    # Plain help: rich's panels spend half of 80 columns on frames and types.
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    **TYPER_SETTINGS,
 )
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        print(f"bmt-client {version('bmt-adapters')}")
+        print(version_line("bmt-client"))
         raise typer.Exit
 
 

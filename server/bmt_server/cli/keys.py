@@ -79,7 +79,10 @@ def generate() -> None:
 
 @app.command("list")
 def list_keys(
-    registry: Url, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False
+    registry: Url,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document on stdout.")
+    ] = False,
 ) -> None:
     """List keys by id; secrets are not kept anywhere."""
     records = _with_keys(registry, lambda keys: keys.records())

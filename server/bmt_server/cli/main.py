@@ -7,27 +7,54 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
+from bmt_core.console_script import TYPER_SETTINGS, version_line
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperCommand
 
 from bmt_server.cli.keys import app as keys_app
 from bmt_server.cli.registry import fsck, gc
 from bmt_server.settings import MASK_MODES, MaskMode
 
 app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    name="bmt-server",
     help="Serve one base model with any number of bit masks, behind OpenAI-compatible endpoints.",
+    **TYPER_SETTINGS,
 )
 
 app.add_typer(keys_app, name="keys")
 app.command()(fsck)
 app.command()(gc)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(version_line("bmt-server"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None: ...
+
+
+class VllmCommand(TyperCommand):
+    """Command that passes unknown options on to vLLM.
+
+    `-h` means help as a word of its own alone: as a declared option it would also be found in
+    vLLM's `-dph` and `-hd`.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["--help" if word == "-h" else word for word in args])
 
 
 def default_data_dir() -> Path:
@@ -38,7 +65,12 @@ def default_data_dir() -> Path:
 
 
 @app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    cls=VllmCommand,
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": ["--help"],
+    },
     epilog="Every other flag goes to vLLM's server: --host, --port, --max-model-len, --dtype, …",
 )
 def serve(
@@ -152,7 +184,9 @@ def doctor(
     registry: Annotated[
         str, typer.Option(envvar="BMT_REGISTRY", help="Also look at this registry.")
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document on stdout.")
+    ] = False,
 ) -> None:
     """Say what this host can do for masks. Exit code 1 where something stands in the way."""
     from bmt_server.cli.doctor import examine

@@ -14,7 +14,7 @@ from rich.markup import escape
 from bmt_server.cli.keys import Url, with_store
 
 T = TypeVar("T")
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 def _with_registry(url: str, work: Callable[[Any], Awaitable[T]]) -> T:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from bmt_core import BmtError
+from bmt_core.console_script import TYPER_SETTINGS, version_line
 from rich.console import Console
 from rich.table import Table
 
@@ -37,18 +38,13 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="bmt-train",
     help="Train, evaluate and apply bit masks of language models.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    **TYPER_SETTINGS,
 )
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        print(f"bmt-train {version('bmt-adapters')}")
+        print(version_line("bmt-train"))
         raise typer.Exit
 
 

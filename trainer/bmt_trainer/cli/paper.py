@@ -41,7 +41,9 @@ def compare(
         list[str] | None,
         typer.Option("--set", help="name=value of the trainer's settings; may come again."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document on stdout.")
+    ] = False,
 ) -> None:
     """Train and score masks beside baselines, with the same data and steps.
 

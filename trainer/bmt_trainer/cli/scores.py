@@ -54,7 +54,9 @@ def evaluate(
     mask_name: MaskName = None,
     device: Device = "auto",
     seed: Seed = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document on stdout.")
+    ] = False,
 ) -> None:
     """Score a base or a mask on the held-out examples."""
     from bmt_trainer.data import sources
@@ -109,7 +111,9 @@ def suites(
     mask_name: MaskName = None,
     device: Device = "auto",
     seed: Seed = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document on stdout.")
+    ] = False,
 ) -> None:
     """Score a base, and a mask beside it, on the paper's evaluation sets."""
     from bmt_trainer.console import Display
