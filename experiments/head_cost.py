@@ -16,7 +16,7 @@ PROMPTS, NEW = 32, 16
 def compare() -> None:
     """Both ways in turns; prints and keeps the ratio, and how many answers are the same."""
     from bmt_trainer.data import sources
-    from bmt_trainer.evaluation.score import generate
+    from bmt_trainer.evaluation.generate import generate
     from bmt_trainer.models import contiguous, load_model, load_tokenizer
 
     model = load_model(demo_model()).requires_grad_(False)  # as under a mask, or LoRA

@@ -51,8 +51,9 @@ def retained(ran: Ran) -> None:
 
 def _right(examples: Sequence[Any], mask: Mask | None) -> list[bool]:
     from bmt_trainer import models
+    from bmt_trainer.evaluation.generate import generate
     from bmt_trainer.evaluation.graders import find
-    from bmt_trainer.evaluation.score import generate, outcomes
+    from bmt_trainer.evaluation.score import outcomes
     from bmt_trainer.masking.apply import apply
 
     folder = demo_model()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import openai
-from bmt_trainer.data.sources import Example
+from bmt_trainer.data.examples import Example
 from errors import DemoError
 from serving import Address
 

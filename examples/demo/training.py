@@ -10,6 +10,7 @@ from typing import Any
 import bmt_core
 import yaml
 from bmt_trainer.data import sources
+from bmt_trainer.data.examples import Example
 from errors import DemoError
 from processes import program, run
 
@@ -23,7 +24,7 @@ class Task:
     name: str
     config: Path
     settings: dict[str, Any]
-    examples: list[sources.Example]
+    examples: list[Example]
     mask: Path
 
     def scores(self) -> dict[str, Any]:

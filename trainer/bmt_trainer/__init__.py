@@ -4,7 +4,8 @@ The parts are imported from their modules, so that none brings torch before it i
 
     from bmt_trainer.methods.sft import SftConfig, train            settings, and train -> Mask
     from bmt_trainer.masking.apply import apply, write_checkpoint   use a mask without a server
-    from bmt_trainer.data.sources import Example, Split, load       examples and held-out split
+    from bmt_trainer.data.examples import Example, Split            examples and held-out split
+    from bmt_trainer.data.sources import load                       data sets by name
     from bmt_trainer.evaluation.score import Score, evaluate        held-out accuracy
     from bmt_trainer.masking.attach import Attached, attach         the parameterization itself
     from bmt_trainer.masking.initialization import init_gates       initial gates (Eq. 9)

@@ -15,7 +15,7 @@ from bmt_trainer.comparison import plan
 from bmt_trainer.comparison.runner import run
 from bmt_trainer.console import Display
 from bmt_trainer.data.benchmark_formats import FORMS
-from bmt_trainer.data.sources import _parse
+from bmt_trainer.data.sources import parse_name
 from bmt_trainer.evaluation.graders import find_for
 from bmt_trainer.evaluation.suites import named
 from bmt_trainer.settings import build, read_yaml
@@ -41,7 +41,7 @@ def test_a_comparison_takes_it(path, tmp_path):
     changes = {"output": tmp_path} | ({"model": "m"} if path in SMALL else {})
     made = plan.read(path, changes)
     for cell in made.cells():
-        name, _ = _parse(cell.dataset)
+        name, _ = parse_name(cell.dataset)
         kind, _, place = name.partition(":")
         assert place
         assert kind in {*FORMS, "task"}

@@ -2,7 +2,7 @@
 
 import torch
 from bmt_trainer.data.encoding import batches, grouped_by_length, pad, render, training_rows
-from bmt_trainer.data.sources import Example
+from bmt_trainer.data.examples import Example
 
 from tests.support.tiny_model import byte_tokenizer
 

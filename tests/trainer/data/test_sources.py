@@ -4,7 +4,8 @@ import json
 import re
 
 import pytest
-from bmt_trainer.data.sources import Example, load, with_shots
+from bmt_trainer.data.examples import Example, with_shots
+from bmt_trainer.data.sources import load
 from bmt_trainer.data.tasks import TASKS
 from bmt_trainer.errors import DataError
 

@@ -3,15 +3,10 @@
 import pytest
 import torch
 from bmt_trainer.data.encoding import render
-from bmt_trainer.data.sources import Example
+from bmt_trainer.data.examples import Example
+from bmt_trainer.evaluation.generate import generate
 from bmt_trainer.evaluation.graders import is_exact, is_lenient
-from bmt_trainer.evaluation.score import (
-    Score,
-    best_guess,
-    evaluate,
-    generate,
-    grade,
-)
+from bmt_trainer.evaluation.score import Score, best_guess, evaluate, grade
 from bmt_trainer.models import load_model, load_tokenizer
 
 

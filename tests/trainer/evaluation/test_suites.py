@@ -77,7 +77,7 @@ def test_the_held_out_quarter_is_that_of_training(folder):
 
 def test_what_has_no_data_or_no_package_is_skipped_with_a_reason(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
-    monkeypatch.setattr(suites.data, "load", _no_hub(suites.data.load))
+    monkeypatch.setattr(suites.sources, "load", _no_hub(suites.sources.load))
     names = "minerva,aime24,toolalpaca,bbeh nycc,bbeh sportqa"
     models = {"base": lambda prompts, tokens: ["The answer is: yes"] * len(prompts)}
     found = {r.suite: r for r in run(named(names), models, folder=folder)}

@@ -14,7 +14,7 @@ import bmt_trainer.methods.trl_mixins
 import pytest
 import torch
 from bmt_trainer.console import Display
-from bmt_trainer.data.sources import Example
+from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError, DataError
 from bmt_trainer.masking.masked_linear import MaskedLinear, hard_weight
 from bmt_trainer.methods.callbacks import alpha_at

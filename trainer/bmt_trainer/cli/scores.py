@@ -60,6 +60,7 @@ def evaluate(
 ) -> None:
     """Score a base or a mask on the held-out examples."""
     from bmt_trainer.data import sources
+    from bmt_trainer.data.examples import with_shots
     from bmt_trainer.evaluation.backends import by_options
     from bmt_trainer.evaluation.graders import find_for
     from bmt_trainer.evaluation.score import grade
@@ -67,7 +68,7 @@ def evaluate(
     keep_freed_memory()
     judge = find_for(dataset, grader)
     split = sources.load(dataset, heldout=heldout, train=shots, seed=seed, system=system)
-    examples = [sources.with_shots(example, split.train) for example in split.heldout]
+    examples = [with_shots(example, split.train) for example in split.heldout]
     models = by_options(
         model,
         mask,

@@ -29,12 +29,14 @@ from bmt_trainer.comparison.plan import Cell, Plan
 from bmt_trainer.comparison.tracking import Row, Track
 from bmt_trainer.console import Display
 from bmt_trainer.data import sources
+from bmt_trainer.data.examples import Message
 from bmt_trainer.distributed import barrier, is_first, processes
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation import retention, suites, update_geometry
+from bmt_trainer.evaluation.generate import generate
 from bmt_trainer.evaluation.graders import find
 from bmt_trainer.evaluation.kl import Policy
-from bmt_trainer.evaluation.score import Score, generate, outcomes
+from bmt_trainer.evaluation.score import Score, outcomes
 from bmt_trainer.masking.attach import Attached, attach
 from bmt_trainer.masking.export import library_versions
 from bmt_trainer.masking.masked_linear import MaskState
@@ -204,7 +206,7 @@ class _Run:
         if plan.suites is None:
             return told
 
-        def answer(prompts: Sequence[Sequence[sources.Message]], tokens: int) -> list[str]:
+        def answer(prompts: Sequence[Sequence[Message]], tokens: int) -> list[str]:
             return generate(
                 cast(PreTrainedModel, model),
                 session.tokenizer,

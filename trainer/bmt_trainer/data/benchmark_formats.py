@@ -1,24 +1,25 @@
-"""Benchmarks' own files as examples, by the form of their rows: `FORM:PLACE?option=value`.
+"""Readers of benchmarks' own files, by the form of their rows: `FORM:PLACE?option=value`.
 
-PLACE is a file (.jsonl, .json, either also .gz), or a data set of the Hub with `config` and
-`split`. What a file holds is what its publisher wrote: no conversion by hand.
+PLACE is a file (.jsonl, .json, each perhaps also .gz), or a Hub data set with the options `config`
+and `split`. Files are read as published, without conversion.
 """
 
 from __future__ import annotations
 
 import ast
-import gzip
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bmt_trainer.data.sources import Example, chat
+from bmt_trainer.data import rows
+from bmt_trainer.data.examples import Example, chat
+from bmt_trainer.data.rows import Rows
 from bmt_trainer.errors import DataError
-from bmt_trainer.evaluation.answer_parsing import tool_calls
 
 Row = Mapping[str, Any]
 
+# Instructions of the prompts: verl's for GSM8K, then SimpleRL-Zoo's `qwen-boxed`.
 _GSM8K = 'Let\'s think step by step and output the final answer after "####".'
 _BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 _ASSISTANT = {"role": "system", "content": "You are a helpful assistant."}
@@ -35,16 +36,18 @@ Request: {request}"""
 
 
 def examples(form: str, place: str, options: Mapping[str, Any]) -> Iterator[Example]:
-    """The examples of `place`, whose rows have the form. Raises DataError."""
+    """Examples of the file or Hub data set `place`, whose rows have the form. Raises DataError."""
     read = FORMS[form]
     known = {"config", "split"} | ({"subject"} if form == "mmlu-pro" else set())
     unknown = sorted(options.keys() - known)
     if unknown:
-        raise DataError(f"{form}: does not take {', '.join(unknown)}; {', '.join(sorted(known))}")
+        raise DataError(
+            f"{form}: does not take {', '.join(unknown)}; it takes {', '.join(sorted(known))}"
+        )
     subject, seen = options.get("subject"), set[str]()
-    for where, row in rows(place, options):
+    for location, row in _rows(place, options):
         if not isinstance(row, Mapping):
-            raise DataError(f"{where}: expected an object")
+            raise DataError(f"{location}: expected an object")
         if subject is not None:
             seen.add(str(row.get("category")))
             if row.get("category") != subject:
@@ -53,76 +56,38 @@ def examples(form: str, place: str, options: Mapping[str, Any]) -> Iterator[Exam
             yield from read(row)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise DataError(
-                f"{where}: not a row of {form} ({type(error).__name__}: {error})"
+                f"{location}: not a row of {form} ({type(error).__name__}: {error})"
             ) from None
     if seen and str(subject) not in seen:
-        raise DataError(f"{place} has nothing of {subject}; it has {', '.join(sorted(seen))}")
+        raise DataError(
+            f"{place} has no rows with subject {subject}; it has {', '.join(sorted(seen))}"
+        )
 
 
-def rows(place: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Where each row is, for messages, and its value. Raises DataError."""
+def _rows(place: str, options: Mapping[str, Any]) -> Rows:
     path = Path(place).expanduser()
     if path.is_dir():
         raise DataError(f"{place} is a folder; name one of its files")
-    if not path.exists() and not {".jsonl", ".json", ".gz"} & set(path.suffixes):
-        yield from _hub_rows(place, options)
-        return
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{place} cannot be read ({error})") from None
-    if ".jsonl" in path.suffixes:
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
-                yield f"{place}, line {number}", _json(line, f"{place}, line {number}")
-        return
-    whole = _json(text, place)
-    # BBEH's files hold their examples beside a canary.
-    listed = whole.get("examples") if isinstance(whole, dict) else whole
-    if not isinstance(listed, list):
-        raise DataError(f"{place} holds neither a list nor `examples`")
-    for number, row in enumerate(listed, 1):
-        yield f"{place}, entry {number}", row
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON ({error})") from None
-
-
-def _hub_rows(name: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    import datasets
-
-    try:
-        found = datasets.load_dataset(
-            name, options.get("config"), split=options.get("split", "test")
-        )
-    except Exception as error:  # the library raises whatever its readers and its transport raise
-        raise DataError(
-            f"{name!r} is no file here, and the Hub does not give it as a data set "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    for number, row in enumerate(found):
-        yield f"{name}, row {number}", row
+    if path.exists() or {".jsonl", ".json", ".gz"} & set(path.suffixes):
+        return rows.of_file(path)
+    config, split = options.get("config"), options.get("split", "test")
+    return rows.of_hub(place, config, split, otherwise="not a file")
 
 
 def _gsm8k(row: Row) -> Iterator[Example]:
-    """The question with the suffix that verl's recipe adds; the answer is the number alone."""
+    """GSM8K with the prompt of verl's recipe; the answer is the number after `####`."""
     question, (_, number) = row["question"], row["answer"].split("####")
     yield Example(chat(f"{question} {_GSM8K}"), number.strip().replace(",", ""))
 
 
 def _gsm8k_boxed(row: Row) -> Iterator[Example]:
-    """GSM8K in SimpleRL-Zoo's evaluation."""
+    """GSM8K with the prompt of SimpleRL-Zoo's evaluation."""
     question, (_, number) = row["question"], row["answer"].split("####")
     yield _boxed(question, number.strip().replace(",", ""))
 
 
 def _math(row: Row) -> Iterator[Example]:
-    """Rows of SimpleRL-Zoo's sets: a problem, and its answer apart or at the solution's end."""
+    """SimpleRL-Zoo's mathematics sets: the answer is a field, or at the end of the solution."""
     question = row["problem"] if "problem" in row else row["question"]
     answer = row.get("answer")
     if answer is None and row.get("final_answer") is not None:
@@ -137,64 +102,78 @@ def _math(row: Row) -> Iterator[Example]:
 
 
 def _boxed(question: str, answer: str) -> Example:
-    """With SimpleRL-Zoo's `qwen-boxed` prompt."""
+    """An example with SimpleRL-Zoo's `qwen-boxed` prompt."""
     return Example((_ASSISTANT, *chat(f"{question}\n{_BOXED}")), answer)
 
 
 def _last_boxed(solution: str) -> str:
-    """What stands in the last \\boxed{…}, braces counted."""
+    """The content of the last \\boxed{…}, with balanced braces. Raises ValueError."""
     begin = solution.rindex("\\boxed{") + len("\\boxed{")
     depth = 1
     for at in range(begin, len(solution)):
         depth += {"{": 1, "}": -1}.get(solution[at], 0)
         if not depth:
             return solution[begin:at]
-    raise ValueError("a \\boxed{ without its end")
+    raise ValueError("\\boxed{ without its closing brace")
 
 
 def _mmlu_pro(row: Row) -> Iterator[Example]:
     options = row["options"]
     answer = row["answer"]
     if answer not in _LETTERS[: len(options)]:
-        raise ValueError(f"answer {answer!r} of {len(options)} options")
+        raise ValueError(f"answer {answer!r} is not one of {len(options)} options")
     listed = "\n".join(f"({_LETTERS[i]}) {text}" for i, text in enumerate(options))
-    asked = f'{row["question"]}\n{listed}\nAnswer in the form "The answer is (X)."'
-    yield Example(chat(asked), f"The answer is ({answer}).")
+    prompt = f'{row["question"]}\n{listed}\nAnswer in the form "The answer is (X)."'
+    yield Example(chat(prompt), f"The answer is ({answer}).")
 
 
 def _bbeh(row: Row) -> Iterator[Example]:
-    asked = f'{row["input"].strip()}\nAnswer in the form "The answer is: …".'
-    yield Example(chat(asked), f"The answer is: {row['target']}")
+    prompt = f'{row["input"].strip()}\nAnswer in the form "The answer is: …".'
+    yield Example(chat(prompt), f"The answer is: {row['target']}")
 
 
 def _tools(row: Row) -> Iterator[Example]:
-    """ToolAlpaca's own file, an interface a row with all requests to it, or SDFT's, a request a
-    row with its prompt and perhaps its demonstration."""
+    """ToolAlpaca's own file or SDFT's version of it.
+
+    A row of the first is one API with all requests to it; a row of the second is one request with
+    its prompt and perhaps a demonstration.
+    """
     if "Instructions" in row:
         functions = row["NLDocumentation"]
         for request, calls in zip(row["Instructions"], row["Golden_Answers"], strict=True):
             if any("${" in str(call["Action_Input"]) for call in calls):
-                continue  # an argument that an earlier call would have told: none to compare with
+                continue  # an argument is the output of an earlier call: no fixed right answer
             answer = tool_calls([_call(call) for call in calls])
-            asked = _TOOLS.format(functions=functions.strip(), request=request)
-            yield Example(chat(asked), answer)
+            prompt = _TOOLS.format(functions=functions.strip(), request=request)
+            yield Example(chat(prompt), answer)
         return
     answer = tool_calls([_call(call) for call in row["golden_answer"]])
-    shown = row.get("golden_response")
-    if isinstance(shown, list):
-        shown = "\n".join(shown)
-    yield Example(chat(row["prompt"]), answer, shown)
+    demonstration = row.get("golden_response")
+    if isinstance(demonstration, list):
+        demonstration = "\n".join(demonstration)
+    yield Example(chat(row["prompt"]), answer, demonstration)
 
 
 def _call(call: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    given = call["Action_Input"]
-    arguments = json.loads(given) if isinstance(given, str) else dict(given)
+    value = call["Action_Input"]
+    arguments = json.loads(value) if isinstance(value, str) else dict(value)
     if not isinstance(arguments, dict):
-        raise ValueError(f"arguments {given!r}")
+        raise ValueError(f"arguments {value!r} are not an object")
     return call["Action"], arguments
 
 
-#: `FORM:PLACE` on the command line.
+def tool_calls(calls: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Calls, each (function, arguments), as text in the form that the prompt asks for.
+
+    One line each for `Action:` and `Action Input:`; `evaluation.answer_parsing` reads it.
+    """
+    return "\n".join(
+        f"Action: {name}\nAction Input: {json.dumps(arguments, ensure_ascii=False)}"
+        for name, arguments in calls
+    )
+
+
+#: Readers of rows by FORM.
 FORMS: Mapping[str, Callable[[Row], Iterator[Example]]] = {
     "gsm8k": _gsm8k,
     "gsm8k-boxed": _gsm8k_boxed,

@@ -1,4 +1,7 @@
-"""From examples to tokens. Legend: B rows of a batch, S tokens of the longest."""
+"""Tokenization, ordering and padding of examples.
+
+Legend: B rows of a batch, S tokens of its longest row.
+"""
 
 from __future__ import annotations
 
@@ -10,35 +13,36 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from bmt_trainer.data.sources import Example, Message
+from bmt_trainer.data.examples import Example, Message
 
 
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
-    """Token ids of a prompt, as a chat server would build them.
+    """Token ids of a prompt, as a chat server builds them.
 
-    Through the tokenizer's chat template; without one, the messages' text, a line each.
+    By the tokenizer's chat template; if it has none, as the text of `plain`.
     """
     if tokenizer.chat_template:
         text = tokenizer.apply_chat_template(
             [dict(m) for m in prompt], add_generation_prompt=True, tokenize=False
         )
-        # The template writes the special tokens itself.
+        # The template itself contains the special tokens.
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return list(tokenizer(plain(prompt))["input_ids"])
 
 
 def plain(prompt: Sequence[Message]) -> str:
-    """A prompt for a model without a chat template: the messages' text, a line each."""
+    """A prompt for a model without a chat template: the text of its messages, one per line."""
     return "".join(f"{m['content']}\n" for m in prompt)
 
 
 def training_rows(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int
 ) -> list[dict[str, list[int]]]:
-    """`input_ids` and `completion_mask`, both [S], per example of at most `max_length` tokens.
+    """`input_ids` and `completion_mask`, both [S], of each example of at most `max_length` tokens.
 
-    The prompt as a server sends it, then the answer and the end of the turn, which alone are
-    learnt. Encoded apart, as they are in generation, so that no token spans both.
+    The prompt as a server encodes it, then the answer and the end-of-turn token; the loss covers
+    the last two only. Prompt and answer are encoded separately, as in generation, so that no token
+    spans both.
     """
     rows = []
     for example in examples:
@@ -54,10 +58,10 @@ def training_rows(
 def grouped_by_length(
     rows: Sequence[Mapping[str, list[int]]], size: int, steps: int, seed: int
 ) -> list[Mapping[str, list[int]]]:
-    """`size * steps` rows, as often as needed, in which each `size` are of about one length.
+    """`size * steps` rows in batches of `size` rows of similar length, repeated over epochs.
 
-    The order is transformers' `group_by_length`, an epoch after the other. Its sampler draws from
-    the global generator, which a resumed run has in another state, so the order is made here.
+    The order is transformers' `group_by_length`. It is made here because transformers' sampler
+    draws from the global generator, whose state differs in a resumed run.
     """
     generator = torch.Generator().manual_seed(seed)
     lengths = [len(row["input_ids"]) for row in rows]
@@ -70,7 +74,7 @@ def grouped_by_length(
 def pad(
     rows: Sequence[Sequence[int]], token: int, side: Literal["left", "right"]
 ) -> tuple[Tensor, Tensor]:
-    """(input_ids, attention_mask), both [B, S], of rows of unequal length."""
+    """(input_ids, attention_mask), both [B, S], of rows of unequal length, padded on `side`."""
     size = max(map(len, rows))
     gaps = [[token] * (size - len(row)) for row in rows]
     if side == "left":
@@ -85,7 +89,7 @@ def pad(
 def batches(
     rows: Sequence[Sequence[int]], size: int, token: int, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
-    """`size` rows at a time, the short ones first, padded on the right: positions stay true."""
+    """Batches of `size` rows, shortest first, padded on the right so that positions stay."""
     ordered = sorted(rows, key=len)
     for at in range(0, len(ordered), size):
         ids, attend = pad(ordered[at : at + size], token, "right")

@@ -1,13 +1,17 @@
-"""Built-in tasks: endless, generated, free of anybody's licence. A seed gives the examples.
+"""Built-in generated tasks: unlimited examples without a license, reproducible from a seed.
 
-Each but count-letters has so many possible answers that a guess is worth nothing, and each question
-says what to do in words that leave the answer's form no choice.
+Each task except count-letters has so many possible answers that guessing scores near 0, and each
+question states the form of its answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
+from typing import Any
+
+from bmt_trainer.data.examples import Example, chat
+from bmt_trainer.errors import DataError
 
 #: Common nouns.
 WORDS = tuple(
@@ -19,9 +23,10 @@ WORDS = tuple(
     phone piano pilot plant plate queen radio river robot salad scarf sheep shell shirt skirt smile
     snake spoon steam stone storm sugar table tiger toast torch tower train tulip uncle violin voice
     wagon water whale wheat wheel whip winter wolf world youth zebra
-    """.split()  # noqa: SIM905 (a page of quotation marks is no better)
+    """.split()  # noqa: SIM905 (a list of quoted words is less readable)
 )
 
+#: (question, answer), both text.
 Question = tuple[str, str]
 
 
@@ -47,7 +52,7 @@ def reverse_words(random: Random, *, least: int = 4, most: int = 5) -> Question:
 
 
 def initials(random: Random, *, least: int = 4, most: int = 5) -> Question:
-    """The first letters of `least` to `most` different words, as one string."""
+    """Join the first letters of `least` to `most` different words."""
     words = random.sample(WORDS, random.randint(least, most))
     return (
         f"Write the first letter of each word, as one string: {', '.join(words)}",
@@ -58,14 +63,14 @@ def initials(random: Random, *, least: int = 4, most: int = 5) -> Question:
 def count_letters(
     random: Random, *, least: int = 4, most: int = 9, instruction: bool = True
 ) -> Question:
-    """How often a letter occurs in `least` to `most` different words, one of which has it.
+    """Count a letter in `least` to `most` different words, at least one of which contains it.
 
-    instruction: whether the question says what to answer with, in the words that `arithmetic` has.
+    instruction: state the answer's form in the question, in the same words as `arithmetic`.
     """
     words = random.sample(WORDS, random.randint(least, most))
     letter = random.choice(random.choice(words))
     question = f"How many times does the letter {letter} occur in these words: {', '.join(words)}?"
-    return _told(question, instruction), str("".join(words).count(letter))
+    return _question(question, instruction), str("".join(words).count(letter))
 
 
 def arithmetic(
@@ -76,22 +81,23 @@ def arithmetic(
     factor: int = 9,
     instruction: bool = True,
 ) -> Question:
-    """A sum or difference of numbers up to `most`, or a product of factors up to `factor`.
+    """Add or subtract numbers up to `most`, or multiply factors up to `factor`.
 
-    instruction: whether the question says what to answer with.
+    operations: some of add, subtract and multiply, separated by commas.
+    instruction: state the answer's form in the question. Raises ValueError.
     """
     known = {"add": ("+", most), "subtract": ("-", most), "multiply": ("*", factor)}
     name = random.choice(operations.split(","))
     if name not in known:
-        raise ValueError(f"operation {name!r} is none of {', '.join(known)}")
+        raise ValueError(f"operation {name!r} is not one of {', '.join(known)}")
     sign, largest = known[name]
     a, b = random.randint(1, largest), random.randint(1, largest)
     result = {"add": a + b, "subtract": a - b, "multiply": a * b}[name]
-    return _told(f"What is {a} {sign} {b}?", instruction), str(result)
+    return _question(f"What is {a} {sign} {b}?", instruction), str(result)
 
 
-def _told(question: str, instruction: bool) -> str:
-    """The question, perhaps with the form of its answer: the same words for all such tasks."""
+def _question(question: str, instruction: bool) -> str:
+    """The question, with the form of its answer if `instruction`; one wording for all tasks."""
     return f"{question} Answer with the number only." if instruction else question
 
 
@@ -103,3 +109,16 @@ TASKS: dict[str, Callable[..., Question]] = {
     "reverse-words": reverse_words,
     "sort-numbers": sort_numbers,
 }
+
+
+def examples(name: str, options: Mapping[str, Any], seed: int) -> Iterator[Example]:
+    """Endless examples of the task `name`; prompts may repeat. Raises DataError."""
+    if name not in TASKS:
+        raise DataError(f"task {name!r} is not built in; there are {', '.join(sorted(TASKS))}")
+    random = Random(seed)
+    while True:
+        try:
+            question, answer = TASKS[name](random, **options)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"task {name!r} does not take {dict(options)} ({error})") from None
+        yield Example(chat(question), answer)

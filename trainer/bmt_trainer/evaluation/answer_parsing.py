@@ -110,11 +110,3 @@ def _wanted(answer: str) -> dict[str, Any]:
         if prefix:
             merged |= json.loads(rest)
     return merged
-
-
-def tool_calls(calls: list[tuple[str, dict[str, Any]]]) -> str:
-    """Calls as text, in the form that the prompt asks for."""
-    return "\n".join(
-        f"Action: {name}\nAction Input: {json.dumps(arguments, ensure_ascii=False)}"
-        for name, arguments in calls
-    )

@@ -19,11 +19,10 @@ import bmt_core
 from bmt_trainer import models
 from bmt_trainer.console import Display
 from bmt_trainer.data.encoding import render
-from bmt_trainer.data.sources import Message
+from bmt_trainer.data.examples import Message
 from bmt_trainer.errors import ConfigError, RolloutError
-from bmt_trainer.evaluation.score import generate
+from bmt_trainer.evaluation.generate import NEUTRAL_SAMPLING, generate
 from bmt_trainer.masking.apply import apply
-from bmt_trainer.methods.rollouts.local import UNTOUCHED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -188,7 +187,7 @@ def by_server(url: str, names: Mapping[str, str], *, at_once: int) -> dict[str, 
                         messages=[dict(m) for m in prompt],  # type: ignore[misc]
                         temperature=0.0,
                         max_tokens=tokens,
-                        extra_body=UNTOUCHED,
+                        extra_body=NEUTRAL_SAMPLING,
                     )
                     return done.choices[0].message.content or ""
 

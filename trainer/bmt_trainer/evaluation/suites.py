@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote_plus
 
 from bmt_trainer.data import sources
-from bmt_trainer.data.sources import Example, Message
+from bmt_trainer.data.examples import Example, Message
 from bmt_trainer.errors import ConfigError, DataError
 from bmt_trainer.evaluation.graders import find
 from bmt_trainer.evaluation.intervals import Paired, paired, quarter

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
     from bmt_trainer.console import Display
-    from bmt_trainer.data.sources import Example
+    from bmt_trainer.data.examples import Example
     from bmt_trainer.evaluation.graders import Judge
     from bmt_trainer.methods.rollouts.server import ServerRollouts
     from bmt_trainer.methods.session import Logs, Prepared, Session

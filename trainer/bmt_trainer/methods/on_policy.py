@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bmt_trainer.data.sources import Example
+from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import DataError
 
 if TYPE_CHECKING:

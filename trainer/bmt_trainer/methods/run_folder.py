@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer.console import Display
-from bmt_trainer.data.sources import Example
+from bmt_trainer.data.examples import Example
 from bmt_trainer.distributed import barrier, is_first
 from bmt_trainer.errors import OutputError, ResumeError
 from bmt_trainer.evaluation.graders import WORDS, Grader

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from bmt_trainer.data.sources import Example, Message
+from bmt_trainer.data.examples import Example, Message
 from bmt_trainer.distributed import join, processes
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation.graders import find_for

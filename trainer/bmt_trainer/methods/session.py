@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from bmt_trainer import models
 from bmt_trainer.data import sources
 from bmt_trainer.data.encoding import batches, render
+from bmt_trainer.data.examples import Split
 from bmt_trainer.distributed import barrier, is_first, processes
 from bmt_trainer.evaluation.graders import WORDS, Grader
 from bmt_trainer.evaluation.intervals import wilson
@@ -32,7 +33,6 @@ from bmt_trainer.methods.run_folder import Run, Scores, settings_of
 
 if TYPE_CHECKING:
     from bmt_trainer.console import Display
-    from bmt_trainer.data.sources import Split
     from bmt_trainer.methods.config import RunConfig
 
 
@@ -111,7 +111,7 @@ class Session:
                 seed=config.seed,
                 system=config.system,
             )
-            split = sources.Split(split.train, other.heldout)
+            split = Split(split.train, other.heldout)
         settings = {**settings_of(config), "base": base.fingerprint}
         run = Run(config.output, settings, resume=config.resume)
         tokenizer = models.load_tokenizer(folder)

@@ -10,7 +10,7 @@ from bmt_core import Mask
 from transformers import TrainerCallback
 
 if TYPE_CHECKING:
-    from bmt_trainer.data.sources import Example
+    from bmt_trainer.data.examples import Example
     from bmt_trainer.methods.session import Session
 
 

@@ -18,16 +18,6 @@ from bmt_trainer.distributed import any_of_all
 
 # Rows leave when this share of them has ended: to select rows copies the whole cache.
 _ENDED = 0.25
-#: What vLLM takes from the checkpoint's own settings where a request does not say it. Llama-3.2's
-#: recommend top_p 0.9, Qwen2.5's a penalty on repetition: neither is what is trained.
-UNTOUCHED = {
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
 
 
 def ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

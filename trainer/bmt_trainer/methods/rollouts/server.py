@@ -17,7 +17,7 @@ from bmt_client import BmtClient, NotFound
 from bmt_core import Mask, encode, symmetric_difference
 
 from bmt_trainer.errors import RolloutError
-from bmt_trainer.methods.rollouts.local import UNTOUCHED
+from bmt_trainer.evaluation.generate import NEUTRAL_SAMPLING
 
 # Requests at once; each asks for all completions of one prompt.
 _AT_ONCE = 64
@@ -104,7 +104,7 @@ class ServerRollouts:
             n=self._completions,
             logprobs=0,
             seed=seed,
-            extra_body={"return_token_ids": True, **UNTOUCHED},
+            extra_body={"return_token_ids": True, **NEUTRAL_SAMPLING},
             **self._sampling,
         )
         if answer.model != model:

@@ -1,0 +1,109 @@
+"""Generation for evaluation: greedy completions of prompts, by transformers.
+
+Legend: B rows of a batch, S tokens of its longest row.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from bmt_trainer.data.encoding import pad, render
+from bmt_trainer.data.examples import Message
+from bmt_trainer.models import evaluating
+
+#: Sampling settings of a request to vLLM that override the checkpoint's own generation settings.
+#: Llama-3.2 recommends top_p 0.9 and Qwen2.5 a repetition penalty; masks are trained with neither.
+NEUTRAL_SAMPLING = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda n: None,
+) -> list[str]:
+    """Greedy completions of `prompts`, in the forward mode of a server (`models.evaluating`).
+
+    The tokens that all prompts begin with, a system message or an instruction, are prefilled once.
+    advance: called with the number of completions that each batch adds.
+    """
+    ids = [render(tokenizer, prompt) for prompt in prompts]
+    texts = [""] * len(ids)
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding
+    shared = _shared_length(ids)
+    head = torch.tensor(ids[0][:shared] if ids else [], dtype=torch.long)
+    with evaluating(model):
+        cache = _prefill(model, head)
+        for at in range(0, len(order), batch_size):
+            chosen = order[at : at + batch_size]
+            # Left padding, so that new tokens follow the prompt's last token.
+            rows, attend = pad([ids[i][shared:] for i in chosen], tokenizer.pad_token_id, "left")
+            rows = torch.cat([head.expand(len(chosen), -1), rows], dim=1)
+            attend = torch.cat([attend.new_ones(len(chosen), shared), attend], dim=1)
+            output = model.generate(  # type: ignore[operator]
+                input_ids=rows.to(model.device),
+                attention_mask=attend.to(model.device),
+                past_key_values=_repeated(cache, len(chosen)),
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                # Greedy, against the checkpoint's own generation settings: those of
+                # Qwen2.5-Instruct penalize repetition, which training does not.
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+            )
+            for i, row in zip(chosen, output[:, rows.shape[1] :], strict=True):
+                texts[i] = str(tokenizer.decode(row, skip_special_tokens=True))
+            advance(len(chosen))
+    return texts
+
+
+def _shared_length(rows: Sequence[Sequence[int]]) -> int:
+    """Length of the common prefix of all rows, at most the shortest row less its last token.
+
+    Each row keeps a token of its own, because generation starts from one.
+    """
+    if not rows:
+        return 0
+    # In lexicographic order, the common prefix of the first and last row is that of all rows.
+    first, last = min(rows, key=tuple), max(rows, key=tuple)
+    alike = next(
+        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first)
+    )
+    return min(alike, min(map(len, rows)) - 1)
+
+
+def _prefill(model: PreTrainedModel, head: torch.Tensor) -> DynamicCache | None:
+    """Key-value cache of the tokens `head`, [S], for one sequence; None if there are no tokens."""
+    if not head.numel():
+        return None
+    cache = DynamicCache(config=model.config)
+    model(input_ids=head[None].to(model.device), past_key_values=cache, logits_to_keep=1)
+    return cache
+
+
+def _repeated(cache: DynamicCache | None, count: int) -> DynamicCache | None:
+    """A copy of one sequence's cache, repeated for `count` sequences."""
+    if cache is None:
+        return None
+    copied = copy.deepcopy(cache)
+    copied.batch_repeat_interleave(count)
+    return copied
