@@ -42,7 +42,8 @@ def test_a_child_that_ends_is_an_error_at_once(tmp_path):
 
 
 def test_time_of_descendants_is_own_time():
-    burn = "import time; end = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
+    # More than is asserted: the kernel counts in clock ticks and cuts each figure down to one.
+    burn = "import time; end = time.process_time() + 0.7\nwhile time.process_time() < end: pass"
     inner = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
     before, watch = own_seconds(), Beside()
     subprocess.run([sys.executable, "-c", inner], check=True)

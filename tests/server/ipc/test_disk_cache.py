@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -235,18 +236,20 @@ def test_only_one_of_two_processes_makes_a_file(tmp_path):
         "store = DiskCache(Path(sys.argv[1]), 1 << 20)\n"
         "with store.making(sys.argv[2], 10):\n"
         "    print('making', flush=True)\n"
-        "    time.sleep(0.5)\n"
+        "    sys.stdin.readline()\n"
+        "    Path(sys.argv[3]).touch()\n"
     )
-    command = [sys.executable, "-c", code, str(store.folder), MASKS[0].digest]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+    made = tmp_path / "made"
+    command = [sys.executable, "-c", code, str(store.folder), MASKS[0].digest, str(made)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None
         assert other.stdout is not None
         assert other.stdout.readline() == b"making\n"
-        start = time.monotonic()
         with store.making(MASKS[1].digest, 10):
-            assert time.monotonic() - start < 0.3, "another mask does not wait"
+            assert not made.exists(), "another mask does not wait"
+        threading.Timer(0.3, lambda: other.communicate(b"\n")).start()
         with store.making(MASKS[0].digest, 10):
-            assert time.monotonic() - start > 0.3
-        other.wait()
+            assert made.exists(), "the same mask waits for the process that makes it"
 
 
 def test_holding_costs_about_the_same_with_thousands_held(tmp_path):
