@@ -1,13 +1,18 @@
-"""Fixtures for all packages: the real model, the demo's modules, and an environment of our own."""
+"""Fixtures of all packages: real model, one real server, an environment without user settings."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.collector import ENV as TRACES
+from tests.support.collector import Collector
+from tests.support.served import Served, Valkey
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "examples" / "demo"
@@ -44,3 +49,44 @@ def smol() -> Path:
     if not (model.FOLDER / "model.safetensors").exists():
         model.build(model.FOLDER)
     return model.FOLDER
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """The registry of `server`. A test that ends it starts it again."""
+    store = Valkey(tmp_path_factory.mktemp("registry"))
+    store.start()
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def collector() -> Iterator[Collector]:
+    """Where `server` sends its traces."""
+    made = Collector()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def server(
+    smol: Path,
+    registry: Valkey,
+    collector: Collector,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Served]:
+    """`bmt-server serve` on the real model, for every test that needs no flags of its own.
+
+    In float32, so that answers can be compared; each test gives its masks names of their own.
+    """
+    served = Served(
+        smol,
+        tmp_path_factory.mktemp("served"),
+        *("--enforce-eager", "--dtype", "float32", "--max-num-seqs", "32"),
+        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+        *("--otlp-traces-endpoint", collector.endpoint, "--logging-config.formatter", "json"),
+        registry=registry.url,
+        env=TRACES,
+    )
+    yield served
+    assert served.stop() in (0, -15), served.log.read_text()[-2000:]

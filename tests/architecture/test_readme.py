@@ -13,7 +13,6 @@ import bmt_core
 import pytest
 
 from tests.support.masks import random_mask_of
-from tests.support.served import Served
 
 pytestmark = pytest.mark.engine
 
@@ -29,24 +28,17 @@ def block(language: str, holding: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def served(smol, tmp_path_factory):
-    server = Served(smol, tmp_path_factory.mktemp("readme"), "--enforce-eager")
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def run(served, smol, tmp_path_factory):
+def run(server, smol, tmp_path_factory):
     """Runs text with `command` in a folder that has the mask; returns what it prints."""
     folder = tmp_path_factory.mktemp("cwd")
     bmt_core.save(random_mask_of(smol, 0), folder / "reverse.bmt")
     programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "BMT_API_KEY": served.key, "BMT_URL": served.url}
+    environment = {**os.environ, "BMT_API_KEY": server.key, "BMT_URL": server.url}
 
     def one(text: str, *command: str) -> str:
         done = subprocess.run(
             [*command],
-            input=text.replace("http://127.0.0.1:8000", served.url),
+            input=text.replace("http://127.0.0.1:8000", server.url),
             cwd=folder,
             env={**environment, "PATH": programs},
             capture_output=True,
@@ -85,6 +77,7 @@ def test_the_python_lines(run):
     assert out.strip().splitlines()[-1].startswith("reverse@")
 
 
+@pytest.mark.slow
 def test_the_offline_lines(run, smol):
     lines = block("python", "masked_llm").replace("path/to/model", str(smol))
     lines = lines.replace("max_model_len", "enforce_eager=True, max_model_len")  # a minute less

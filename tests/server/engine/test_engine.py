@@ -25,6 +25,7 @@ def saved(model: Path, folder: Path, seeds, sparsity: float) -> list[str]:
     return files
 
 
+@pytest.mark.slow
 def test_the_base_is_bit_identical_after_a_thousand_switches(smol, tmp_path):
     stats = tmp_path / "stats"
     stats.mkdir()
@@ -45,7 +46,7 @@ def distance(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> float:
     return max(abs(p - q) for pair in pairs for p, q in pair)
 
 
-@pytest.mark.parametrize("mode", ["delta", "scatter"])
+@pytest.mark.parametrize("mode", ["delta", pytest.param("scatter", marks=pytest.mark.slow)])
 def test_warm_prefix_cache_does_not_leak_between_masks(smol, tmp_path, mode):
     """The same prompts under alternating masks, cache warm: each answer is its own mask's.
 
@@ -75,6 +76,7 @@ def test_warm_prefix_cache_does_not_leak_between_masks(smol, tmp_path, mode):
         assert distance(mixed[m::4], cold[m]) < 1e-3
 
 
+@pytest.mark.slow
 def test_scatter_takes_turns_and_nobody_waits_long(smol, tmp_path):
     """A busy mask, three others and the base at once: own answers, no mixed step, bounded waits."""
     files = saved(smol, tmp_path, range(4), 0.05)
@@ -99,6 +101,7 @@ def test_scatter_takes_turns_and_nobody_waits_long(smol, tmp_path):
     assert 0 < turns.longest_wait_s < 4.0
 
 
+@pytest.mark.slow
 def test_stock_lora_beside_us_is_stock(smol, tmp_path):
     """Plain vLLM with its own adapters, in the environment where this package is installed."""
     out = run_engine("stock.py", {"model": str(smol), "folder": str(tmp_path)}, tmp_path)

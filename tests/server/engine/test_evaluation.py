@@ -28,6 +28,7 @@ print(json.dumps({who: answer(asked, tokens) for who, answer in models.items()})
 """
 
 
+@pytest.mark.slow
 def test_base_and_mask_answer_as_by_transformers(smol, tmp_path):
     mask = tmp_path / "m.bmt"
     bmt_core.save(random_mask_of(smol, 0, sparsity=0.1), mask)

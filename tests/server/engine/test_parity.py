@@ -30,8 +30,10 @@ EAGER = {**OPTIONS, "enforce_eager": True}
 MASKS = 16
 # Three ranks: SmolLM2 has 9 heads and 3 KV heads. Their threads must not all bind to one core.
 THREE = {**EAGER, "dtype": "float32", "tensor_parallel_size": 3}
+SLOW = pytest.mark.slow
 # What corrects outputs in mode delta: compiled for this CPU, or plain torch.
 KERNELS = ("native", "portable")
+EACH_KERNEL = ("native", pytest.param("portable", marks=SLOW))
 # The engine in this process, so that all prompts are there before its first step: else what comes
 # into which batch is a race, and a product's last bit may depend on how many rows it has.
 IN_STEP = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
@@ -108,7 +110,9 @@ def exact(checkpoint, run, sequences) -> np.ndarray:
     return flat(run(checkpoint, None, {**EAGER, "dtype": "float32"}, [score(sequences)])[0])
 
 
-@pytest.mark.parametrize("options", [EAGER, OPTIONS], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "options", [EAGER, pytest.param(OPTIONS, marks=SLOW)], ids=["eager", "compiled"]
+)
 def test_scatter_is_the_masked_checkpoint_token_for_token(
     smol, files, checkpoint, run, options, request
 ):
@@ -139,8 +143,10 @@ def delta(smol, files, run, sequences) -> Callable[[str, str], list[Any]]:
     return answers
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("kernel", EACH_KERNEL)
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=SLOW)], ids=["eager", "compiled"]
+)
 def test_delta_in_float32_differs_by_rounding_alone(
     smol, files, run, sequences, exact, delta, compiled, kernel
 ):
@@ -160,6 +166,7 @@ def rounded(checkpoint, run, sequences) -> np.ndarray:
     return flat(run(checkpoint, None, {**EAGER, "dtype": "bfloat16"}, [score(sequences)])[0])
 
 
+@SLOW
 @BF16
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_delta_in_bf16_is_as_near_as_bf16_itself(exact, rounded, delta, kernel):
@@ -175,8 +182,8 @@ def test_delta_in_bf16_is_as_near_as_bf16_itself(exact, rounded, delta, kernel):
     assert effect > 2 * difference, "the mask's effect must stand out from the noise"
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=BF16)])
+@pytest.mark.parametrize("kernel", EACH_KERNEL)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=[BF16, SLOW])])
 def test_sixteen_masks_in_one_batch_answer_as_each_alone(delta, dtype, kernel):
     _, _, mixed, together, *singles = delta(kernel, dtype)
     alone, single = singles[:MASKS], singles[MASKS:]
@@ -195,6 +202,7 @@ def test_sixteen_masks_in_one_batch_answer_as_each_alone(delta, dtype, kernel):
         assert differences.mean() <= 1.5 * noise.mean()
 
 
+@SLOW
 @pytest.mark.parametrize(
     ("mode", "kernel"), [*itertools.product(["delta"], KERNELS), ("scatter", "native")]
 )
@@ -238,6 +246,7 @@ def tiny(smol, tmp_path_factory) -> Path:
     return folder
 
 
+@SLOW
 @BF16
 def test_two_ranks_in_bf16_are_as_near_as_bf16_itself(tiny, run, tmp_path):
     mask = str(tmp_path / "tiny.bmt")

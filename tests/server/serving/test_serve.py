@@ -20,34 +20,9 @@ import openai
 import pytest
 from bmt_client import BmtClient, NotFound
 
-from tests.support.collector import ENV as TRACES
-from tests.support.collector import Collector
 from tests.support.masks import random_mask_of
-from tests.support.served import Served
 
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module")
-def collector():
-    made = Collector()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def server(smol, valkey, collector, tmp_path_factory):
-    served = Served(
-        smol,
-        tmp_path_factory.mktemp("served"),
-        *("--enforce-eager", "--dtype", "float32", "--max-num-seqs", "32"),
-        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-        *("--otlp-traces-endpoint", collector.endpoint, "--logging-config.formatter", "json"),
-        registry=valkey.url,
-        env=TRACES,
-    )
-    yield served
-    assert served.stop() in (0, -15), served.log.read_text()[-2000:]
 
 
 @pytest.fixture(scope="module")
@@ -372,10 +347,10 @@ def test_bench_serve_drives_several_masks(server, smol, two, tmp_path):
     assert json.loads(results[0].read_text())["completed"] == 12
 
 
-def test_registry_down_and_back(server, client, bmt, valkey, two, masks):
+def test_registry_down_and_back(server, client, bmt, registry, two, masks):
     """Resident masks go on; what needs the registry is 503 with Retry-After; it recovers alone."""
     ask(client, "a")
-    valkey.kill()
+    registry.kill()
     try:
         for _ in range(3):
             start = time.monotonic()
@@ -399,7 +374,7 @@ def test_registry_down_and_back(server, client, bmt, valkey, two, masks):
         assert httpx.get(f"{server.url}/readyz").status_code == 200
         assert httpx.get(f"{server.url}/livez").status_code == 200
     finally:
-        valkey.start()
+        registry.start()
     deadline = time.monotonic() + 10
     while True:
         try:
