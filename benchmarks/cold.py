@@ -79,11 +79,11 @@ def random_masks(model: Path, count: int, seed: int) -> Iterator[bytes]:
 
 async def publish(endpoint: Endpoint, prefix: str, count: int, seed: int) -> list[str]:
     """Put `count` new masks into the registry; returns their names. The server has none of them."""
-    from bmt_server.registry.connection import Store
+    from bmt_server.registry.connection import RegistryConnection
     from bmt_server.registry.registry import Registry
     from bmt_server.registry.schemas import BaseRef, Version
 
-    store = Store(endpoint.registry)
+    store = RegistryConnection(endpoint.registry)
     registry, names = Registry(store), []
     try:
         for number, data in enumerate(random_masks(endpoint.model, count, seed)):

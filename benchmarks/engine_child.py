@@ -85,10 +85,10 @@ def kernel(config: dict[str, Any]) -> str:
     """Which mask kernel the worker runs, as it wrote itself; empty for other engines."""
     if config["kind"] != "masks":
         return ""
-    from bmt_server.ipc.worker_stats import read_all
+    from bmt_server.ipc.stats_files import WorkerStats
 
     for _ in range(50):
-        if workers := read_all(config["stats_dir"]):
+        if workers := WorkerStats.read_all(config["stats_dir"]):
             return workers[0].kernel
         time.sleep(0.1)
     return ""

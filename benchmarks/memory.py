@@ -50,7 +50,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     import tempfile
 
     import torch
-    from bmt_server.ipc.mask_layout import lay_out, map_layout
+    from bmt_server.ipc.mask_layout import map_layout, write_layout
     from bmt_server.worker.gate_layers import GateLayer
     from bmt_server.worker.runtime import MaskRuntime
 
@@ -66,7 +66,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     mask = inputs.random_mask(shapes, "0" * 64, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mask.lay"
-        lay_out(mask, path)
+        write_layout(mask, path)
         runtime = MaskRuntime(gates, "delta", 1 << 30)
         runtime.add(1, "m@0", map_layout(path))
     csr = 0

@@ -128,12 +128,12 @@ def live_gates(layers: int) -> list[Any]:
 
 def layout(layers: int, seed: int) -> Any:
     """A random mask of an 8B model's first layers, as the worker maps it."""
-    from bmt_server.ipc.mask_layout import lay_out, map_layout
+    from bmt_server.ipc.mask_layout import map_layout, write_layout
 
     shapes = dict(list(inputs.GATES_8B.items())[:layers])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mask.lay"
-        lay_out(inputs.random_mask(shapes, "0" * 64, seed), path)
+        write_layout(inputs.random_mask(shapes, "0" * 64, seed), path)
         return map_layout(path)  # stays mapped when the file is gone
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import bmt_core
 
-from bmt_server.ipc.mask_layout import SUFFIX, lay_out
+from bmt_server.ipc.mask_layout import SUFFIX, write_layout
 from bmt_server.settings import MaskMode, Settings, SettingsError
 from bmt_server.vllm_integration import cpu_environment
 
@@ -139,5 +139,5 @@ def _laid_out(mask: bmt_core.Mask) -> Path:
         _folder = tempfile.TemporaryDirectory(prefix="bmt-masks-")
     path = Path(_folder.name) / (mask.digest + SUFFIX)
     if not path.exists():
-        lay_out(mask, path)
+        write_layout(mask, path)
     return path

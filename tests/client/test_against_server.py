@@ -72,8 +72,8 @@ def real(tmp_path_factory) -> Iterator[Server]:
     from bmt_server.api.app_state import Runtime
     from bmt_server.api.middleware import Gate
     from bmt_server.api.routes.masks import build_router
-    from bmt_server.registry.api_keys import KeyStore, ensure_first_key
-    from bmt_server.registry.connection import Store
+    from bmt_server.registry.api_keys import ApiKeyStore, ensure_first_key
+    from bmt_server.registry.connection import RegistryConnection
     from bmt_server.registry.embedded import EmbeddedValkey
     from bmt_server.settings import Settings
     from prometheus_client import CollectorRegistry
@@ -95,10 +95,10 @@ def real(tmp_path_factory) -> Iterator[Server]:
         engine = FakeEngine(folder / "cache")
 
         async def make_keys() -> dict[str, str]:
-            store = Store(valkey.url)
+            store = RegistryConnection(valkey.url)
             made = {}
             for scope in ("infer", "upload"):
-                created = await KeyStore(store).create((scope,))
+                created = await ApiKeyStore(store).create((scope,))
                 assert created is not None
                 made[scope] = created[0]
             await store.close()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from bmt_server.registry.api_keys import KeyStore
-from bmt_server.registry.connection import Store
+from bmt_server.registry.api_keys import ApiKeyStore
+from bmt_server.registry.connection import RegistryConnection
 
 from tests.support.replica import replica
 from tests.support.served import Valkey
@@ -21,7 +21,7 @@ def valkey(tmp_path_factory):
 
 @pytest.fixture
 async def api(valkey, tmp_path):
-    store = Store(valkey.url)
+    store = RegistryConnection(valkey.url)
     await store.quick.flushall()
     made = {"": ""}
     for name, scopes, tenant in (
@@ -30,7 +30,7 @@ async def api(valkey, tmp_path):
         ("admin", ("infer", "upload", "admin"), "default"),
         ("other", ("infer", "upload", "admin"), "other"),
     ):
-        created = await KeyStore(store).create(scopes, tenant=tenant)
+        created = await ApiKeyStore(store).create(scopes, tenant=tenant)
         assert created is not None
         made[name] = created[0]
     await store.close()

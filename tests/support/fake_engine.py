@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bmt_server.ipc.disk_cache import DiskCache
-from bmt_server.ipc.mask_layout import WireError, map_layout
+from bmt_server.ipc.mask_layout import LayoutError, map_layout
 from bmt_server.ipc.mask_source import MaskSource
 from bmt_server.ipc.worker_channel import WorkerError
 
@@ -47,7 +47,7 @@ class FakeEngine:
             raise self.fail
         try:
             map_layout(self.folder / DiskCache.name(source.digest))
-        except WireError as error:
+        except LayoutError as error:
             raise WorkerError(str(error), "unavailable") from None
         self.loads.append(adapter_id)
         self.in_memory.add(adapter_id)

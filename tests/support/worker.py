@@ -7,7 +7,7 @@ from pathlib import Path
 import bmt_core
 import numpy as np
 import torch
-from bmt_server.ipc.mask_layout import Layout, Rows, lay_out, map_layout
+from bmt_server.ipc.mask_layout import Layout, Rows, map_layout, write_layout
 from bmt_server.worker.gate_layers import GateLayer
 
 from tests.support import masks
@@ -28,7 +28,7 @@ def random_mask(
 
 def laid_out(mask: bmt_core.Mask, folder: Path) -> Layout:
     path = folder / f"{mask.digest}.lay"
-    lay_out(mask, path)
+    write_layout(mask, path)
     return map_layout(path)
 
 

@@ -11,8 +11,8 @@ import bmt_core
 import httpx
 import pytest
 from bmt_client import BmtClient
-from bmt_server.registry.api_keys import KeyStore
-from bmt_server.registry.connection import Store
+from bmt_server.registry.api_keys import ApiKeyStore
+from bmt_server.registry.connection import RegistryConnection
 
 from tests.support.masks import random_mask_of
 from tests.support.scenarios.figures import Figures, percentile, scaled
@@ -81,13 +81,13 @@ def test_api_processes(smol, valkey, servers):
             await asyncio.to_thread(upload, there, smol, turn + 1, f"gone{turn}", [])
             await asyncio.to_thread(here.delete, f"gone{turn}")
             await everywhere("delete", f"gone{turn}", "404")
-        store = Store(valkey.url)
-        made = await KeyStore(store).create(("infer",))
+        store = RegistryConnection(valkey.url)
+        made = await ApiKeyStore(store).create(("infer",))
         assert made is not None
         key, record = made
         others = [Target(t.port, key) for t in targets]
         await everywhere("key", "m:prod", newer.model, others)
-        await KeyStore(store).revoke(record.key_id)
+        await ApiKeyStore(store).revoke(record.key_id)
         await everywhere("revoked", "m:prod", "401", others)
         await store.close()
 

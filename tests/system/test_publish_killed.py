@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import bmt_core
 import httpx
 import pytest
-from bmt_server.registry.connection import Store
-from bmt_server.registry.maintenance import check, sweep
+from bmt_server.registry.connection import RegistryConnection
+from bmt_server.registry.maintenance import check_consistency, collect_orphans
 from bmt_server.registry.registry import Registry
 
 from tests.support.replica import make_mask
@@ -114,11 +114,11 @@ def test_publish_killed(valkey, tmp_path):
 
 async def swept(url: str) -> tuple[int, int]:
     """Orphans before and after two visits of `bmt-server gc`."""
-    store = Store(url)
+    store = RegistryConnection(url)
     try:
         registry = Registry(store)
-        first = await sweep(registry, min_age_s=0)
-        await sweep(registry, min_age_s=0)
-        return first.orphans, (await check(registry)).orphans
+        first = await collect_orphans(registry, min_age_s=0)
+        await collect_orphans(registry, min_age_s=0)
+        return first.orphans, (await check_consistency(registry)).orphans
     finally:
         await store.close()

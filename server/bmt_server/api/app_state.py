@@ -22,10 +22,10 @@ from bmt_server.api.routes.models import Models
 from bmt_server.api.shutdown import Drain
 from bmt_server.errors import ApiError
 from bmt_server.ipc.disk_cache import DiskError
-from bmt_server.registry.api_keys import KeyStore
-from bmt_server.registry.connection import Store
+from bmt_server.registry.api_keys import ApiKeyStore
+from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.registry import Registry
-from bmt_server.registry.replica import Snapshot
+from bmt_server.registry.replica import RegistryReplica
 from bmt_server.registry.schemas import Version
 from bmt_server.settings import Settings
 
@@ -48,9 +48,9 @@ class Runtime:
         self.settings = settings
         self.engine = engine
         self.metrics = Metrics(settings.max_mask_labels, registry)
-        self.store = Store(settings.registry_url)
+        self.store = RegistryConnection(settings.registry_url)
         self.registry = Registry(self.store)
-        self.keys = KeyStore(self.store)
+        self.keys = ApiKeyStore(self.store)
         self.limits = bmt_core.Limits.for_geometry(settings.gates, settings.max_sparsity)
         self.cache = MaskCache(
             Path(settings.cache_dir),
@@ -66,10 +66,10 @@ class Runtime:
             count_holds=self.metrics.holding.inc,
             removal_delay_s=removal_delay_s,
         )
-        self.snapshot = Snapshot(
+        self.snapshot = RegistryReplica(
             self.registry,
             on_change=RegistryChanges(self.residency).apply,
-            on_keys_change=self.keys.forget,
+            on_keys_change=self.keys.invalidate,
             on_connection=self.metrics.registry_up.set,
         )
         self.resolver = Resolver(self.snapshot, self.residency, engine)
@@ -101,7 +101,7 @@ class Runtime:
             if error.code == "registry_may_evict":
                 await runtime.close()
                 raise
-        runtime.cache.tidy()
+        runtime.cache.trim()
         runtime.residency.start()
         runtime.snapshot.start()
         runtime.keys.start()
@@ -124,7 +124,7 @@ class Runtime:
     async def keep(self, version: Version, mask: bmt_core.Mask, *, resident: bool) -> None:
         """Have a mask that was just uploaded here at hand. Never fails: the registry has it."""
         try:
-            await self.cache.warm(mask)
+            await self.cache.store(mask)
         except DiskError as error:
             logger.warning("%s is in the registry, but not on this disk: %s", version.model, error)
         if resident:

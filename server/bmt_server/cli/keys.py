@@ -27,12 +27,12 @@ T = TypeVar("T")
 
 
 def with_store(url: str, work: Callable[[Any], Awaitable[T]]) -> T:
-    """What `work` makes of the `Store` at `url`; errors of the registry are a line and exit 1."""
+    """Result of `work` on a `RegistryConnection`; registry errors print one line and exit 1."""
     from bmt_server.errors import ApiError
-    from bmt_server.registry.connection import Store
+    from bmt_server.registry.connection import RegistryConnection
 
     async def run() -> T:
-        store = Store(url)
+        store = RegistryConnection(url)
         try:
             return await work(store)
         finally:
@@ -46,9 +46,9 @@ def with_store(url: str, work: Callable[[Any], Awaitable[T]]) -> T:
 
 
 def _with_keys(url: str, work: Callable[..., Awaitable[T]]) -> T:
-    from bmt_server.registry.api_keys import KeyStore
+    from bmt_server.registry.api_keys import ApiKeyStore
 
-    return with_store(url, lambda store: work(KeyStore(store)))
+    return with_store(url, lambda store: work(ApiKeyStore(store)))
 
 
 @app.command()

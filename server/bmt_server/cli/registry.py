@@ -31,9 +31,9 @@ def fsck(
     """Read the whole registry: aliases, versions, and every mask's bytes. Changes nothing.
 
     Exit code 1 where something is wrong."""
-    from bmt_server.registry.maintenance import check
+    from bmt_server.registry.maintenance import check_consistency
 
-    found = _with_registry(registry, lambda r: check(r, deep=not quick))
+    found = _with_registry(registry, lambda r: check_consistency(r, deep=not quick))
     if as_json:
         print(json.dumps(asdict(found), indent=2))
     else:
@@ -62,9 +62,11 @@ def gc(
     """Remove blobs that no version names any more, as deleted masks leave them.
 
     Run it from time to time: one run notes new orphans, a later one removes them."""
-    from bmt_server.registry.maintenance import sweep
+    from bmt_server.registry.maintenance import collect_orphans
 
-    swept = _with_registry(registry, lambda r: sweep(r, min_age_s=min_age, dry_run=dry_run))
+    swept = _with_registry(
+        registry, lambda r: collect_orphans(r, min_age_s=min_age, dry_run=dry_run)
+    )
     if as_json:
         print(json.dumps(asdict(swept)))
         return

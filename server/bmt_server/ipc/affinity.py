@@ -1,4 +1,4 @@
-"""Which processors a thread beside the engine's steps may use."""
+"""CPU affinity of background threads."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import os
 from contextlib import suppress
 
 
-def free_affinity() -> None:
-    """Let the calling thread run on any processor of the server's.
+def reset_affinity() -> None:
+    """Let the calling thread run on all of the parent process's processors.
 
-    A worker on the CPU is bound to the processors of its OpenMP threads, and threads inherit that:
-    loading would take its time from the step, with idle processors beside it.
+    A CPU worker is bound to the processors of its OpenMP threads, and its threads inherit that
+    binding. A background thread would then take time from the running step while other processors
+    are idle.
     """
     with suppress(OSError):
         os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))

@@ -28,7 +28,7 @@ def blob_key(file_digest: str) -> str:
     return f"{PREFIX}blob:{file_digest}"
 
 
-def read_blob(
+def decode_blob(
     data: bytearray, source: MaskSource, fingerprint: str, limits: bmt_core.Limits
 ) -> bmt_core.Mask:
     """The mask that `source` names, from the bytes stored for it. Raises BlobError.

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import bmt_core
 
-from bmt_server.ipc.mask_layout import SUFFIX, TEMPORARY, lay_out
+from bmt_server.ipc.mask_layout import SUFFIX, TEMPORARY, write_layout
 
 logger = logging.getLogger("vllm.bmt_server")
 
@@ -97,7 +97,7 @@ class DiskCache:
         with self._mutex:
             hold = self._held.get(digest)
             if hold is None:
-                fcntl.lockf(self._lock, fcntl.LOCK_SH, 1, _place(digest))
+                fcntl.lockf(self._lock, fcntl.LOCK_SH, 1, _lock_offset(digest))
                 hold = self._held[digest] = _Hold(0, 0.0)
             hold.count += 1
         return self._touch(digest, hold)
@@ -112,12 +112,12 @@ class DiskCache:
             del self._held[digest]
             with suppress(OSError):
                 os.utime(self.path(digest))
-            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, _place(digest))
+            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, _lock_offset(digest))
             self._releases += 1
             if self._over:
                 self._room = -1
 
-    def used(self, digest: str) -> None:
+    def mark_used(self, digest: str) -> None:
         """Note that a held mask was used now; at most one write a minute and mask."""
         hold = self._held.get(digest)
         if hold is not None and time.monotonic() - hold.touched > _TOUCH_S:
@@ -127,7 +127,7 @@ class DiskCache:
         """Lay a mask out in the folder. Raises DiskError.
 
         Hold its digest meanwhile, or it may be evicted before it is used. Only a full disk is
-        made room on at once; call `tidy` when `crowded`.
+        made room on at once; call `trim` when `needs_trim`.
         """
         path = self.path(mask.digest)
         try:
@@ -143,16 +143,16 @@ class DiskCache:
         return path
 
     @property
-    def crowded(self) -> bool:
+    def needs_trim(self) -> bool:
         """True where so much was added that the folder may be beyond its bound."""
         return self._room < 0
 
-    def drop(self, digest: str) -> None:
+    def delete(self, digest: str) -> None:
         """Delete a mask's file, in use or not: who mapped it keeps the mapping."""
         with suppress(OSError):
             self.path(digest).unlink(missing_ok=True)
 
-    def tidy(self, free_bytes: int = 0) -> None:
+    def trim(self, free_bytes: int = 0) -> None:
         """Measure the folder, evict what is beyond the bound, delete what dead writers left.
 
         free_bytes: evict at least so much, whatever the bound. One process at a time; where
@@ -161,13 +161,13 @@ class DiskCache:
         if not self._tidying.acquire(blocking=False):
             return
         try:
-            with self._alone(_EVICTOR) as mine:
+            with self._try_lock(_EVICTOR) as mine:
                 if mine:
-                    self._tidy(free_bytes)
+                    self._trim(free_bytes)
         finally:
             self._tidying.release()
 
-    def _tidy(self, free_bytes: int) -> None:
+    def _trim(self, free_bytes: int) -> None:
         releases, added = self._releases, self._added
         files = self._files()
         total = sum(size for _, size, _ in files)
@@ -190,14 +190,14 @@ class DiskCache:
                 self._room = -1
 
     @contextmanager
-    def making(self, digest: str, patience_s: float) -> Iterator[None]:
+    def write_lock(self, digest: str, patience_s: float) -> Iterator[None]:
         """Within, no other process makes this mask's file: wait for one that does, and look again.
 
         After patience_s seconds returns all the same; two that make one file do no harm.
         """
         deadline = time.monotonic() + patience_s
         while True:
-            with self._alone(_MAKER + _place(digest)) as mine:
+            with self._try_lock(_MAKER + _lock_offset(digest)) as mine:
                 if mine or time.monotonic() > deadline:
                     yield
                     return
@@ -224,14 +224,14 @@ class DiskCache:
 
     def _write(self, mask: bmt_core.Mask, path: Path) -> int:
         try:
-            return lay_out(mask, path)
+            return write_layout(mask, path)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
         # Others fill this disk too: give back some of what is ours.
-        self.tidy(free_bytes=max(self.bound_bytes // _HEADROOM, 16 * mask.zeros))
+        self.trim(free_bytes=max(self.bound_bytes // _HEADROOM, 16 * mask.zeros))
         try:
-            return lay_out(mask, path)
+            return write_layout(mask, path)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -260,7 +260,7 @@ class DiskCache:
         with self._mutex:
             if digest in self._held:
                 return False
-            with self._alone(_place(digest)) as mine:
+            with self._try_lock(_lock_offset(digest)) as mine:
                 if not mine:
                     return False
                 try:
@@ -272,7 +272,7 @@ class DiskCache:
         return True
 
     @contextmanager
-    def _alone(self, place: int) -> Iterator[bool]:
+    def _try_lock(self, place: int) -> Iterator[bool]:
         """True within where no other process has a lock on this byte of the lock file."""
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
@@ -285,6 +285,6 @@ class DiskCache:
             fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, place)
 
 
-def _place(digest: str) -> int:
+def _lock_offset(digest: str) -> int:
     """This digest's byte in the lock file: 60 bits of it, so no two masks meet."""
     return int(digest[:15], 16)

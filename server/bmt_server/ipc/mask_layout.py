@@ -37,11 +37,11 @@ _ALIGN = 64
 _PREFIX = len(MAGIC) + 8
 
 
-class WireError(Exception):
+class LayoutError(Exception):
     """A laid-out file is missing, cut short or damaged; the message names the file and the fix."""
 
 
-class NotLaidOut(WireError):
+class LayoutNotFound(LayoutError):
     """There is no such file."""
 
 
@@ -66,7 +66,7 @@ class Rows:
         )
 
 
-def lay_out(mask: Mask, path: Path) -> int:
+def write_layout(mask: Mask, path: Path) -> int:
     """Write `mask` at `path` for the workers, atomically. Returns the file's size in bytes.
 
     Raises OSError.
@@ -134,7 +134,7 @@ class Layout:
             self._tensors = _views(memoryview(self._mapping))[1]
         return self._tensors
 
-    def rest(self) -> None:
+    def release_pages(self) -> None:
         """Keep no more than the mapping itself until `tensors` are wanted again.
 
         The pages go out of this process's memory; the kernel has them while it has room. The file
@@ -146,7 +146,7 @@ class Layout:
 
 
 def map_layout(path: str | Path) -> Layout:
-    """Map a laid-out file and check it. Raises WireError; never returns a damaged mask.
+    """Map a laid-out file and check it. Raises LayoutError; never returns a damaged mask.
 
     The checksum costs what reading the file costs (4 GB/s), so it is made at every mapping.
     """
@@ -154,14 +154,16 @@ def map_layout(path: str | Path) -> Layout:
         with open(path, "rb") as file:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise NotLaidOut(f"there is no laid-out mask {path}; send it again") from None
+        raise LayoutNotFound(f"there is no laid-out mask {path}; send it again") from None
     except (OSError, ValueError) as error:
-        raise WireError(f"laid-out mask {path} cannot be mapped ({error}); send it again") from None
+        raise LayoutError(
+            f"laid-out mask {path} cannot be mapped ({error}); send it again"
+        ) from None
     view = memoryview(mapping)
     if len(view) < _PREFIX or bytes(view[: len(MAGIC)]) != MAGIC:
-        raise WireError(f"{path} is not a laid-out mask of this version; delete it")
+        raise LayoutError(f"{path} is not a laid-out mask of this version; delete it")
     if zlib.crc32(view[len(MAGIC) + 4 :]) != int.from_bytes(view[8:12], "little"):
-        raise WireError(f"laid-out mask {path} is damaged (checksum); delete it")
+        raise LayoutError(f"laid-out mask {path} is damaged (checksum); delete it")
     return Layout(*_views(view), mapping)
 
 

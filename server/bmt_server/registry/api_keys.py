@@ -23,7 +23,7 @@ from functools import partial
 from redis.exceptions import RedisError
 
 from bmt_server.errors import ApiError, BadRequest, NotFound, RegistryDown, Unauthorized
-from bmt_server.registry.connection import Store
+from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.registry import EVENTS, PREFIX
 from bmt_server.registry.schemas import DEFAULT_TENANT, Principal
 
@@ -34,7 +34,7 @@ _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _RANDOM, _CHECK = 32, 6
 # Between two looks at all known keys, seconds. A revoked key stops working within 5 s on every
 # replica, also where the stream's word of it was lost.
-_LOOK_S = 2.0
+_POLL_S = 2.0
 # How long a key that is not there is not asked for again, seconds.
 _UNKNOWN_S = 5.0
 _MAX_CACHED = 4096
@@ -88,25 +88,25 @@ def _hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-class KeyStore:
+class ApiKeyStore:
     """Keys in the registry, with what this process has seen kept for when Redis is down."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, connection: RegistryConnection) -> None:
+        self._connection = connection
         self._known: dict[str, KeyRecord] = {}
         self._unknown: dict[str, float] = {}
         # Known ones that a change may have been about: looked up before their next use.
-        self._doubtful: set[str] = set()
-        self._looking: asyncio.Task[None] | None = None
+        self._stale: set[str] = set()
+        self._polling: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Keep known keys current, from the running loop, until `close`."""
-        self._looking = asyncio.create_task(self._look(), name="bmt-keys")
+        self._polling = asyncio.create_task(self._poll(), name="bmt-keys")
 
     async def close(self) -> None:
         """End that."""
-        task, self._looking = self._looking, None
-        # Until it ends, as in Snapshot.close.
+        task, self._polling = self._polling, None
+        # Until it ends, as in RegistryReplica.close.
         while task is not None and not task.done():
             task.cancel()
             await asyncio.wait([task], timeout=_CANCEL_S)
@@ -125,21 +125,21 @@ class KeyStore:
             raise BadRequest(f"scopes are {list(scopes)}; choose from {', '.join(SCOPES)}")
         key = make_key(scopes)
         record = KeyRecord(secrets.token_hex(4), tenant, tuple(scopes), label, _now(), expires)
-        quick = self._store.quick
+        quick = self._connection.quick
         if only_if_first:
             # One script, so that two servers that start at once do not both print a first key.
             script = (
                 "if redis.call('HLEN', KEYS[1]) > 0 then return 0 end "
                 "return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])"
             )
-            made = await self._store.call(
+            made = await self._connection.call(
                 lambda: quick.eval(script, 1, KEYS, _hash(key), record.text())
             )
             return (key, record) if made else None
-        await self._store.call(lambda: quick.hset(KEYS, _hash(key), record.text()))
+        await self._connection.call(lambda: quick.hset(KEYS, _hash(key), record.text()))
         return key, record
 
-    async def adopt(self, key: str, scopes: tuple[str, ...] = SCOPES, label: str = "") -> bool:
+    async def import_key(self, key: str, scopes: tuple[str, ...] = SCOPES, label: str = "") -> bool:
         """Take in a key that was made elsewhere, by `make_key`; False where it is known already.
 
         Raises BadRequest for text that is no such key.
@@ -149,31 +149,33 @@ class KeyStore:
                 "the key is not one of ours, or mistyped; make one with `bmt-server keys generate`"
             )
         record = KeyRecord(secrets.token_hex(4), DEFAULT_TENANT, scopes, label, _now())
-        quick = self._store.quick
-        return bool(await self._store.call(lambda: quick.hsetnx(KEYS, _hash(key), record.text())))
+        quick = self._connection.quick
+        return bool(
+            await self._connection.call(lambda: quick.hsetnx(KEYS, _hash(key), record.text()))
+        )
 
     async def records(self) -> list[KeyRecord]:
         """Every key's record, oldest first."""
-        found = await self._store.call(lambda: self._store.quick.hgetall(KEYS))
+        found = await self._connection.call(lambda: self._connection.quick.hgetall(KEYS))
         return sorted((_record(v) for v in found.values()), key=lambda r: r.created)
 
     async def revoke(self, key_id: str) -> KeyRecord:
         """End a key, everywhere within seconds. Raises NotFound."""
-        quick = self._store.quick
-        found = await self._store.call(lambda: quick.hgetall(KEYS))
+        quick = self._connection.quick
+        found = await self._connection.call(lambda: quick.hgetall(KEYS))
         for field, value in found.items():
             record = _record(value)
             if record.key_id == key_id:
-                await self._store.call(partial(quick.hdel, KEYS, field))
-                await self._store.call(
+                await self._connection.call(partial(quick.hdel, KEYS, field))
+                await self._connection.call(
                     lambda: quick.xadd(EVENTS, {"where": "", "kind": "keys", "generation": 0})
                 )
                 return record
         raise NotFound(f"no key {key_id}", code="key_unknown")
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Look every key up again at its next use."""
-        self._doubtful = set(self._known)
+        self._stale = set(self._known)
         self._unknown.clear()
 
     async def refresh(self) -> None:
@@ -181,8 +183,8 @@ class KeyStore:
         known = list(self._known)
         if not known:
             return
-        quick = self._store.quick
-        values = await self._store.call(lambda: quick.hmget(KEYS, known))
+        quick = self._connection.quick
+        values = await self._connection.call(lambda: quick.hmget(KEYS, known))
         for digest, value in zip(known, values, strict=True):
             self._take(digest, value)
 
@@ -192,7 +194,7 @@ class KeyStore:
             raise Unauthorized("the API key is not valid; set BMT_API_KEY or the Bearer header")
         digest = _hash(key)
         record = self._known.get(digest)
-        if record is None or digest in self._doubtful:
+        if record is None or digest in self._stale:
             record = await self._look_up(digest)
         if record.expires is not None and record.expires <= _now():
             raise Unauthorized(f"the API key expired at {record.expires}")
@@ -202,12 +204,12 @@ class KeyStore:
         if time.monotonic() - self._unknown.get(digest, -_UNKNOWN_S) < _UNKNOWN_S:
             raise Unauthorized("the API key is not known, or was revoked")
         try:
-            value = await self._store.call(lambda: self._store.quick.hget(KEYS, digest))
+            value = await self._connection.call(lambda: self._connection.quick.hget(KEYS, digest))
         except RegistryDown:
             known = self._known.get(digest)
             if known is None:
                 raise
-            self._doubtful.discard(digest)  # the next look decides; requests do not wait for it
+            self._stale.discard(digest)  # the next look decides; requests do not wait for it
             return known
         record = self._take(digest, value)
         if record is None:
@@ -219,7 +221,7 @@ class KeyStore:
 
     def _take(self, digest: str, value: bytes | None) -> KeyRecord | None:
         """What the registry says of a key, None where it has none, is what is known of it."""
-        self._doubtful.discard(digest)
+        self._stale.discard(digest)
         if value is None:
             self._known.pop(digest, None)
             return None
@@ -228,9 +230,9 @@ class KeyStore:
         record = self._known[digest] = _record(value)
         return record
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_S)
             # Where Redis is away, known keys go on.
             with contextlib.suppress(ApiError, RedisError):
                 await self.refresh()
@@ -252,12 +254,12 @@ async def ensure_first_key(url: str, given: str = "") -> str | None:
     given: an admin key that the operator chose; it is adopted, and none is made. Raises BadRequest
     where it is no key.
     """
-    store = Store(url)
+    store = RegistryConnection(url)
     try:
         if given:
-            await KeyStore(store).adopt(given, label="BMT_ADMIN_KEY")
+            await ApiKeyStore(store).import_key(given, label="BMT_ADMIN_KEY")
             return None
-        made = await KeyStore(store).create(SCOPES, label="first", only_if_first=True)
+        made = await ApiKeyStore(store).create(SCOPES, label="first", only_if_first=True)
     finally:
         await store.close()
     return made[0] if made else None

@@ -29,7 +29,7 @@ _FAILURES_TO_OPEN = 3
 _OPEN_S = 1.0
 
 
-class Store:
+class RegistryConnection:
     """Two connection pools, `quick` for small commands and `bulk` for blobs, and one breaker."""
 
     def __init__(self, url: str) -> None:

@@ -1,6 +1,7 @@
 """Looking after a registry: is everything there that its versions name, and what is in the way?
 
-`check` only reads. `sweep` removes blobs that no version names, in two visits: the first notes when
+`check_consistency` only reads. `collect_orphans` removes blobs that no version names, in two
+visits: the first notes when
 a blob was found orphaned, a later one removes it if it still is. So an upload, which stores its
 blob before it points a name at it, has `min_age_s` to end.
 """
@@ -43,8 +44,8 @@ class Problem:
 
 
 @dataclass(slots=True)
-class Checked:
-    """What `check` saw."""
+class ConsistencyReport:
+    """What `check_consistency` saw."""
 
     names: int = 0
     versions: int = 0
@@ -55,20 +56,20 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
-    """What `sweep` did: orphans there were, removed now, and the bytes of those."""
+class OrphanReport:
+    """What `collect_orphans` did: orphans there were, removed now, and the bytes of those."""
 
     orphans: int
     removed: int
     bytes: int
 
 
-async def check(registry: Registry, *, deep: bool = True) -> Checked:
+async def check_consistency(registry: Registry, *, deep: bool = True) -> ConsistencyReport:
     """Every alias points at a version, every version's blob is there and is what it says.
 
     deep: read and hash every blob; else only their sizes. Raises RegistryDown.
     """
-    found = Checked()
+    found = ConsistencyReport()
     names = await registry.names()
     by_id: dict[int, str] = {}
     wanted: set[str] = set()
@@ -88,7 +89,7 @@ async def check(registry: Registry, *, deep: bool = True) -> Checked:
             if version.file_digest in wanted:
                 continue
             wanted.add(version.file_digest)
-            size = await registry.has_blob(version.file_digest)
+            size = await registry.blob_size(version.file_digest)
             found.blobs += bool(size)
             found.bytes += size
             if not size:
@@ -143,25 +144,27 @@ async def _orphans(registry: Registry, wanted: set[str]) -> AsyncIterator[tuple[
     """(file digest, bytes) of each blob that is not `wanted`."""
     prefix = blob_key("").encode()
     cursor = 0
-    bulk = registry.store.bulk
+    bulk = registry.connection.bulk
     while True:
         page = partial(bulk.scan, cursor, match=f"{blob_key('')}*", count=500)
-        cursor, keys = await registry.store.call(page, BULK_S)
+        cursor, keys = await registry.connection.call(page, BULK_S)
         for key in keys:
             digest = key.removeprefix(prefix).decode()
             if digest not in wanted:
-                yield digest, await registry.has_blob(digest)
+                yield digest, await registry.blob_size(digest)
         if not cursor:
             return
 
 
-async def sweep(registry: Registry, *, min_age_s: float = 3600.0, dry_run: bool = False) -> Swept:
+async def collect_orphans(
+    registry: Registry, *, min_age_s: float = 3600.0, dry_run: bool = False
+) -> OrphanReport:
     """Remove blobs that have been orphans for `min_age_s`; note those that are new ones.
 
     Raises RegistryDown, and Unavailable where the registry changes so often that none could be
     removed safely.
     """
-    quick = registry.store.quick
+    quick = registry.connection.quick
     removed = freed = 0
     for _ in range(_TRIES):
         generation = await registry.generation()
@@ -169,23 +172,23 @@ async def sweep(registry: Registry, *, min_age_s: float = 3600.0, dry_run: bool 
         wanted = {v.file_digest for state in states for v in state.versions.values()}
         seen = {
             k.decode(): float(v)
-            for k, v in (await registry.store.call(lambda: quick.hgetall(ORPHANS))).items()
+            for k, v in (await registry.connection.call(lambda: quick.hgetall(ORPHANS))).items()
         }
         orphans = {digest: size async for digest, size in _orphans(registry, wanted)}
         if not dry_run:
             await _note(registry, seen, orphans)
         due = [d for d in orphans if time.time() - seen.get(d, time.time()) >= min_age_s]
         if dry_run:
-            return Swept(len(orphans), 0, sum(orphans[d] for d in due))
+            return OrphanReport(len(orphans), 0, sum(orphans[d] for d in due))
         script = quick.register_script(_REMOVE)
         for digest in due:
             keys = [GENERATION, blob_key(digest), ORPHANS]
             remove = partial(script, keys=keys, args=[generation, digest])
-            if not await registry.store.call(remove):
+            if not await registry.connection.call(remove):
                 break  # something was published: what is an orphan must be asked again
             removed, freed = removed + 1, freed + orphans[digest]
         else:
-            return Swept(len(orphans), removed, freed)
+            return OrphanReport(len(orphans), removed, freed)
     raise Unavailable(
         "the registry changed during each of the looks at it; try again when it is quieter",
         code="registry_busy",
@@ -194,8 +197,8 @@ async def sweep(registry: Registry, *, min_age_s: float = 3600.0, dry_run: bool 
 
 async def _note(registry: Registry, seen: dict[str, float], orphans: dict[str, int]) -> None:
     """Remember since when each orphan is one, and forget those that are wanted again."""
-    quick, now = registry.store.quick, time.time()
+    quick, now = registry.connection.quick, time.time()
     if fresh := {digest: now for digest in orphans if digest not in seen}:
-        await registry.store.call(lambda: quick.hset(ORPHANS, mapping=fresh))
+        await registry.connection.call(lambda: quick.hset(ORPHANS, mapping=fresh))
     if gone := [digest for digest in seen if digest not in orphans]:
-        await registry.store.call(lambda: quick.hdel(ORPHANS, *gone))
+        await registry.connection.call(lambda: quick.hdel(ORPHANS, *gone))

@@ -24,7 +24,7 @@ from redis.exceptions import ResponseError
 
 from bmt_server.errors import BadRequest, Conflict, NotFound, Unavailable
 from bmt_server.ipc.blob import PREFIX, blob_key
-from bmt_server.registry.connection import BULK_S, QUICK_S, Store
+from bmt_server.registry.connection import BULK_S, QUICK_S, RegistryConnection
 from bmt_server.registry.lua import DELETE_NAME, DELETE_VERSION, PUBLISH, SET_ALIAS, SET_PIN
 from bmt_server.registry.schemas import NameState, Version
 
@@ -41,14 +41,16 @@ _STORES = 3
 class Registry:
     """Reads and writes of the registry. All raise RegistryDown where Redis does not answer."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, connection: RegistryConnection) -> None:
+        self.connection = connection
         self._wait_aof = True
 
     async def check(self) -> None:
         """Refuse a Redis that may evict masks. Raises Unavailable with the setting to change."""
         try:
-            found = await self.store.call(lambda: self.store.quick.config_get("maxmemory-policy"))
+            found = await self.connection.call(
+                lambda: self.connection.quick.config_get("maxmemory-policy")
+            )
         except ResponseError:
             return  # CONFIG may be forbidden to this user; the operator has decided then.
         policy = next(iter(found.values()), "noeviction")
@@ -74,7 +76,7 @@ class Registry:
         Returns (outcome, mask digest) with outcome `created`, `moved` (an older version is latest
         again) or `unchanged`. Raises Conflict where the precondition does not hold.
         """
-        bulk = self.store.bulk
+        bulk = self.connection.bulk
         key = blob_key(version.file_digest)
         where = f"{version.tenant}/{version.name}"
         arguments = [
@@ -85,7 +87,7 @@ class Registry:
             *aliases,
         ]
         for _ in range(_STORES):
-            await self.store.call(lambda: bulk.set(key, blob, nx=True), BULK_S)
+            await self.connection.call(lambda: bulk.set(key, blob, nx=True), BULK_S)
             outcome, current = await self._script(PUBLISH, where, [key], arguments)
             if outcome != "blob_unknown":
                 break  # else a sweep took an old orphan of the same bytes between the two
@@ -135,43 +137,45 @@ class Registry:
         key, data = blob_key(digest), bytearray()
         # One large reply would hold this process's event loop for its whole length. The first
         # piece tells within a second that the registry hangs.
-        client, within_s = self.store.quick, QUICK_S
+        client, within_s = self.connection.quick, QUICK_S
         while len(data) < size:
             at = len(data)
             read = partial(client.getrange, key, at, at + _CHUNK - 1)
-            piece = await self.store.call(read, within_s)
+            piece = await self.connection.call(read, within_s)
             if not piece:
                 break
             data += piece
-            client, within_s = self.store.bulk, BULK_S
+            client, within_s = self.connection.bulk, BULK_S
         if not data:
             raise NotFound(f"no blob {digest[:12]}…", code="blob_unknown")
         return data
 
-    async def has_blob(self, digest: str) -> int:
+    async def blob_size(self, digest: str) -> int:
         """The blob's size in bytes, 0 where it is not there."""
-        return int(await self.store.call(lambda: self.store.quick.strlen(blob_key(digest))))
+        return int(
+            await self.connection.call(lambda: self.connection.quick.strlen(blob_key(digest)))
+        )
 
     async def names(self) -> list[tuple[str, str]]:
         """(tenant, name) of every name that has versions."""
-        members = await self.store.call(lambda: self.store.bulk.smembers(NAMES), BULK_S)
+        members = await self.connection.call(lambda: self.connection.bulk.smembers(NAMES), BULK_S)
         return [tuple(m.decode().split("/", 1)) for m in members]  # type: ignore[misc]
 
     async def generation(self) -> int:
-        value = await self.store.call(lambda: self.store.quick.get(GENERATION))
+        value = await self.connection.call(lambda: self.connection.quick.get(GENERATION))
         return int(value or 0)
 
-    async def place(self) -> tuple[int, bytes]:
+    async def cursor(self) -> tuple[int, bytes]:
         """The counter of changes and the last event. Both: after a failover that lost changes, the
         counter may come to where it was by other ones."""
 
         async def read() -> list[Any]:
-            async with self.store.quick.pipeline(transaction=True) as pipe:
+            async with self.connection.quick.pipeline(transaction=True) as pipe:
                 pipe.get(GENERATION)
                 pipe.xrevrange(EVENTS, count=1)
                 return await pipe.execute()
 
-        generation, newest = await self.store.call(read)
+        generation, newest = await self.connection.call(read)
         return int(generation or 0), newest[0][0] if newest else b"0"
 
     async def states(self, names: Iterable[tuple[str, str]]) -> list[NameState]:
@@ -179,7 +183,9 @@ class Registry:
         wanted = list(names)
         # A request may wait for a few names; only a whole registry may take its time.
         few = len(wanted) <= _FEW_NAMES
-        client, within_s = (self.store.quick, QUICK_S) if few else (self.store.bulk, BULK_S)
+        client, within_s = (
+            (self.connection.quick, QUICK_S) if few else (self.connection.bulk, BULK_S)
+        )
 
         async def read() -> list[Any]:
             async with client.pipeline(transaction=True) as pipe:
@@ -188,7 +194,7 @@ class Registry:
                     pipe.hgetall(_versions(f"{tenant}/{name}"))
                 return await pipe.execute()
 
-        replies = await self.store.call(read, within_s) if wanted else []
+        replies = await self.connection.call(read, within_s) if wanted else []
         return [
             _state(tenant, name, replies[2 * i], replies[2 * i + 1])
             for i, (tenant, name) in enumerate(wanted)
@@ -198,8 +204,8 @@ class Registry:
         self, source: str, where: str, keys: list[str], args: list[str]
     ) -> tuple[str, str]:
         all_keys = [_name(where), _versions(where), NAMES, EVENTS, IDS, GENERATION, *keys]
-        script = self.store.quick.register_script(source)
-        reply = await self.store.call(lambda: script(keys=all_keys, args=[where, *args]))
+        script = self.connection.quick.register_script(source)
+        reply = await self.connection.call(lambda: script(keys=all_keys, args=[where, *args]))
         outcome, detail = (r.decode() for r in reply)
         return outcome, detail
 
@@ -208,8 +214,8 @@ class Registry:
         if not self._wait_aof:
             return
         try:
-            local, _ = await self.store.call(
-                lambda: self.store.bulk.execute_command("WAITAOF", 1, 0, _DURABLE_MS), BULK_S
+            local, _ = await self.connection.call(
+                lambda: self.connection.bulk.execute_command("WAITAOF", 1, 0, _DURABLE_MS), BULK_S
             )
         except ResponseError:
             self._wait_aof = False  # an older server, or one without an append-only file

@@ -30,7 +30,7 @@ _CANCEL_S = 0.2
 _BATCH = 50
 
 
-class Snapshot:
+class RegistryReplica:
     """Names of all tenants, kept current from `start` to `close`.
 
     on_change: called with (tenant, name) and the name's new state, None if it has no version left.
@@ -51,7 +51,7 @@ class Snapshot:
         self._on_keys_change = on_keys_change
         self._on_connection = on_connection
         self._states: dict[tuple[str, str], NameState] = {}
-        self._place = (-1, b"")  # the registry's, up to which all is known here
+        self._cursor = (-1, b"")  # the registry's, up to which all is known here
         self._task: asyncio.Task[None] | None = None
         self.synced = asyncio.Event()
         self._connected = False
@@ -73,8 +73,8 @@ class Snapshot:
 
     async def sync(self) -> None:
         """Read everything, where anything changed since the last time."""
-        place = await self._registry.place()
-        if place == self._place and self.synced.is_set():
+        cursor = await self._registry.cursor()
+        if cursor == self._cursor and self.synced.is_set():
             return
         names = await self._registry.names()
         states: list[NameState] = []
@@ -87,13 +87,13 @@ class Snapshot:
         for key in gone:
             self._on_change(key, None)
         # A counter that went back means that Redis lost what it had acknowledged.
-        if place[0] < self._place[0]:
+        if cursor[0] < self._cursor[0]:
             logger.error(
                 "The registry went back from change %d to %d: a failover lost writes.",
-                self._place[0],
-                place[0],
+                self._cursor[0],
+                cursor[0],
             )
-        self._place = place
+        self._cursor = cursor
         self.synced.set()
 
     def _take(self, states: Iterable[NameState]) -> None:
@@ -119,10 +119,10 @@ class Snapshot:
 
     async def _follow(self) -> None:
         while True:
-            client = blocking_client(self._registry.store.url, _BLOCK_S)
+            client = blocking_client(self._registry.connection.url, _BLOCK_S)
             try:
                 await self.sync()
-                last = self._place[1]
+                last = self._cursor[1]
                 self._now_connected(True)
                 reconciled = time.monotonic()
                 while True:
@@ -133,7 +133,7 @@ class Snapshot:
                     if time.monotonic() - reconciled > _RECONCILE_S:
                         await self.sync()
                         # After a failover it may lie before the last event that was read.
-                        last, reconciled = self._place[1], time.monotonic()
+                        last, reconciled = self._cursor[1], time.monotonic()
             except (TimeoutError, RedisError, OSError, ApiError) as error:
                 if self._connected or not self.synced.is_set():
                     logger.warning("The mask registry is away (%s); known masks go on.", error)
@@ -148,7 +148,7 @@ class Snapshot:
         self._on_connection(int(connected))
 
     async def _apply(self, events: list[dict[bytes, bytes]], last: bytes) -> None:
-        names, generation = [], self._place[0]
+        names, generation = [], self._cursor[0]
         for event in events:
             if event.get(b"kind") == b"keys":
                 self._on_keys_change()
@@ -158,7 +158,7 @@ class Snapshot:
             generation = max(generation, int(event.get(b"generation", 0)))
         if names:
             self._take(await self._registry.states(dict.fromkeys(names)))
-        self._place = (generation, last)
+        self._cursor = (generation, last)
 
 
 def _streams(reply: object) -> Iterable[tuple[bytes, list]]:

@@ -88,7 +88,7 @@ class NameState:
     aliases: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, Version] = field(default_factory=dict)
 
-    def find(self, alias: str | None, prefix: str | None) -> Version | None:
+    def resolve(self, alias: str | None, prefix: str | None) -> Version | None:
         """The version of an alias or digest prefix, or the latest. None where there is none."""
         if prefix is not None:
             found = [v for d, v in self.versions.items() if d.startswith(prefix)]
@@ -99,7 +99,7 @@ class NameState:
     def newest_first(self) -> list[Version]:
         return sorted(self.versions.values(), key=lambda v: -v.rev)
 
-    def answer(self, version: Version) -> dict[str, Any]:
+    def response(self, version: Version) -> dict[str, Any]:
         """The version as the routes tell it."""
         aliases = sorted(a for a, d in self.aliases.items() if d == version.digest)
         if self.latest == version.digest:

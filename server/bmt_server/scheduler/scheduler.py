@@ -20,7 +20,7 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from bmt_server.ipc import scheduler_stats, stats_files
+from bmt_server.ipc.stats_files import StatsWriter, TurnStats
 from bmt_server.scheduler.admission_policy import Queue, Seats
 from bmt_server.scheduler.request_queue import MaskQueue, mask_of
 from bmt_server.scheduler.turn_policy import Demand, Turns
@@ -42,15 +42,15 @@ class ExclusiveScheduler(Scheduler):
             raise RuntimeError(f"{type(self).__name__} runs only with bmt_server's settings")
         self.turns = Turns(settings.scatter_quantum_s, settings.scatter_max_wait_s)
         self.seats = Seats(settings.scatter_max_wait_s, self.max_num_active_reqs)
-        self.figures = scheduler_stats.TurnStats(
+        self.figures = TurnStats(
             pid=os.getpid(),
             engine=self.parallel_config.data_parallel_index,
             max_wait_s=settings.scatter_max_wait_s,
         )
         self._changed: Callable[[], None] = lambda: None
         if settings.stats_dir:
-            path = scheduler_stats.path_of(settings.stats_dir, os.getpid())
-            self._changed = stats_files.Writer(path, lambda: self.figures).changed
+            writer = StatsWriter(settings.stats_dir, os.getpid(), lambda: self.figures)
+            self._changed = writer.changed
         # When each unfinished request came, by the scheduler's own clock.
         self._arrived: dict[str, float] = {}
         # Masks that could run nothing, for want of KV blocks say, since the last step that ran.

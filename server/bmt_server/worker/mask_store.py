@@ -212,7 +212,7 @@ class MaskStore:
     def _arrange(self, digest: str, layout: Layout) -> ResidentMask:
         mask = arrange(digest, layout, self.gates)
         # The file's pages were read once, and would count as this process's memory.
-        layout.rest()
+        layout.release_pages()
         return mask
 
     def _unpin(self, adapter: int, digest: str) -> None:

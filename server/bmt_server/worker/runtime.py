@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from bmt_server.ipc.mask_layout import Layout
-from bmt_server.ipc.worker_stats import MAX_NAMED, WorkerStats
+from bmt_server.ipc.stats_files import MAX_NAMED, WorkerStats
 from bmt_server.settings import MaskMode
 from bmt_server.worker.gate_layers import GateLayer
 from bmt_server.worker.in_place import InPlace

@@ -27,7 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bmt_server.ipc.worker_stats import Reason
+from bmt_server.ipc.stats_files import Reason
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -251,7 +251,7 @@ async def test_failover_that_loses_a_publish_is_noticed(api, caplog, more):
     await quick.flushall()
     for key, value in before.items():
         await quick.restore(key, 0, value)
-    api.runtime.keys.forget()
+    api.runtime.keys.invalidate()
     for other in range(more):
         await api.put(f"other{other}", make_mask(2 + other))
     with caplog.at_level(logging.ERROR, logger="vllm.bmt_server"):

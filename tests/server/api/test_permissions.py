@@ -114,15 +114,15 @@ async def test_a_key_of_the_operators_is_adopted_once(api):
     keys = api.runtime.keys
     secret = make_key(("admin",))
     assert await status(api, "GET", "/v1/masks", secret) == 401
-    assert await keys.adopt(secret, label="BMT_ADMIN_KEY")
-    assert not await keys.adopt(secret)  # every server adopts it at its start
-    keys.forget()
+    assert await keys.import_key(secret, label="BMT_ADMIN_KEY")
+    assert not await keys.import_key(secret)  # every server adopts it at its start
+    keys.invalidate()
     assert await status(api, "GET", "/v1/masks", secret) == 200
     (record,) = [r for r in await keys.records() if r.label == "BMT_ADMIN_KEY"]
     assert set(record.scopes) == {"infer", "upload", "admin"}
     for wrong in ("", "secret", secret[:-1] + ("0" if secret[-1] != "0" else "1")):
         with pytest.raises(BadRequest, match="keys generate"):
-            await keys.adopt(wrong)
+            await keys.import_key(wrong)
 
 
 async def test_known_keys_are_kept_current_beside_requests(api, valkey):
@@ -136,12 +136,12 @@ async def test_known_keys_are_kept_current_beside_requests(api, valkey):
     await keys.refresh()
     assert await status(api, "GET", "/v1/masks", made[0]) == 401
     assert await status(api, "GET", "/v1/masks", api.keys["infer"]) == 200
-    assert keys._looking is not None
-    assert not keys._looking.done()
+    assert keys._polling is not None
+    assert not keys._polling.done()
     # After a change each key is looked up at its next use, but not waited for where that fails.
     valkey.process.send_signal(signal.SIGSTOP)
     try:
-        keys.forget()
+        keys.invalidate()
         assert await status(api, "GET", "/v1/masks", api.keys["infer"]) == 200
         start = time.monotonic()
         for _ in range(20):
@@ -158,7 +158,7 @@ async def test_revoked_and_expired_keys(api):
     made = await keys.create(("infer",))
     assert await status(api, "GET", "/v1/masks", made[0]) == 200
     await keys.revoke(made[1].key_id)
-    keys.forget()
+    keys.invalidate()
     assert await status(api, "GET", "/v1/masks", made[0]) == 401
     assert await keys.create(("admin",), only_if_first=True) is None
     raw = await api.runtime.store.quick.hgetall("{bmt}:keys")

@@ -8,7 +8,7 @@ from typing import Any
 
 import bmt_core
 import pytest
-from bmt_server.ipc import scheduler_stats, worker_stats
+from bmt_server.ipc.stats_files import TurnStats, WorkerStats
 
 from tests.support.engines import PROMPTS, run_engine
 from tests.support.masks import random_mask_of
@@ -93,7 +93,7 @@ def test_scatter_takes_turns_and_nobody_waits_long(smol, tmp_path):
     by_mask = dict(zip((*files, None), alone, strict=True))
     for i, mask in enumerate(who):
         assert mixed[i]["tokens"] == by_mask[mask][i]["tokens"]
-    (turns,), (worker,) = scheduler_stats.read_all(stats), worker_stats.read_all(stats)
+    (turns,), (worker,) = TurnStats.read_all(stats), WorkerStats.read_all(stats)
     assert turns.turns > len(by_mask), "the masks of the last part took turns"
     assert sum(turns.waits) == turns.turns
     assert worker.steps_corrected == 0

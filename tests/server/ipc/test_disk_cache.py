@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from bmt_server.ipc import disk_cache
 from bmt_server.ipc.disk_cache import DiskCache, DiskError, DiskFull
-from bmt_server.ipc.mask_layout import lay_out, map_layout
+from bmt_server.ipc.mask_layout import map_layout, write_layout
 
 from tests.support.worker import random_mask
 
@@ -21,7 +21,7 @@ MASKS = [random_mask(seed) for seed in range(12)]
 
 
 def size(folder: Path) -> int:
-    return lay_out(MASKS[0], folder / "probe.lay")
+    return write_layout(MASKS[0], folder / "probe.lay")
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def test_the_least_recently_used_goes_first_also_after_a_restart(tmp_path, one):
     store.close()
     again = cache(tmp_path, 4 * one)
     again.store(MASKS[4])
-    assert again.crowded
-    again.tidy()
+    assert again.needs_trim
+    again.trim()
     # Down to nine tenths of the bound, so that the next is not in the way at once.
     assert there(again) == {0, 3, 4}
     assert again.nbytes <= 4 * one
@@ -75,14 +75,14 @@ def test_what_is_held_stays_even_past_the_bound(tmp_path, one):
     for i in range(5):
         store.hold(MASKS[i].digest)
         store.store(MASKS[i])
-    store.tidy()
+    store.trim()
     assert there(store) == {0, 1, 2, 3, 4}
     for i in range(5):
         store.release(MASKS[i].digest)
         # The system's clock for files ticks every few milliseconds: used in this order, as told.
         used = time.time() - 10 + i
         os.utime(store.path(MASKS[i].digest), (used, used))
-    store.tidy()
+    store.trim()
     assert there(store) == {4}
 
 
@@ -93,7 +93,7 @@ def test_holds_are_counted(tmp_path, one):
         store.hold(MASKS[0].digest)
     store.release(MASKS[0].digest)
     fill(store, 1)
-    store.tidy()
+    store.trim()
     assert 0 in there(store)
 
 
@@ -117,11 +117,11 @@ def test_what_another_process_holds_stays_until_it_ends_however_it_ends(tmp_path
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         fill(store, 3)
-        store.tidy()
+        store.trim()
         assert there(store) == {0, 1}
         other.kill()
         other.wait()
-    store.tidy()
+    store.trim()
     assert there(store) == set()
 
 
@@ -139,8 +139,8 @@ for round in range(30):
         # Held, so it must be there now, whatever the others evict.
         assert store.path(mask.digest).exists(), mask.digest
         store.release(mask.digest)
-        if store.crowded:
-            store.tidy()
+        if store.needs_trim:
+            store.trim()
 """
 
 
@@ -158,7 +158,7 @@ def test_several_processes_share_a_folder(tmp_path, one):
         _, errors = writer.communicate(timeout=60)
         assert writer.returncode == 0, errors
     store = DiskCache(folder, 4 * one)
-    store.tidy()
+    store.trim()
     assert store.nbytes <= 4 * one
     for i in there(store):
         assert map_layout(store.path(MASKS[i].digest)).digest == MASKS[i].digest
@@ -170,7 +170,7 @@ def test_what_a_crashed_writer_left_is_collected(tmp_path):
     for path in (left, young, foreign):
         path.write_bytes(b"half a mask")
     os.utime(left, (time.time() - 3600,) * 2)
-    store.tidy()
+    store.trim()
     assert not left.exists()
     assert young.exists(), "somebody may be writing it"
     assert foreign.exists()
@@ -184,9 +184,9 @@ def test_a_full_disk_evicts_and_tries_again(tmp_path, one, monkeypatch):
     def full_once(mask, path):
         if failures:
             raise failures.pop()
-        return lay_out(mask, path)
+        return write_layout(mask, path)
 
-    monkeypatch.setattr(disk_cache, "lay_out", full_once)
+    monkeypatch.setattr(disk_cache, "write_layout", full_once)
     store.store(MASKS[3])
     assert 3 in there(store)
     assert 0 not in there(store)
@@ -221,7 +221,7 @@ def test_a_folder_that_cannot_be_written_is_a_typed_error(tmp_path, monkeypatch)
     def refused(mask, path):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(disk_cache, "lay_out", refused)
+    monkeypatch.setattr(disk_cache, "write_layout", refused)
     with pytest.raises(DiskError, match="Permission denied") as caught:
         store.store(MASKS[0])
     assert not isinstance(caught.value, DiskFull)
@@ -234,7 +234,7 @@ def test_only_one_of_two_processes_makes_a_file(tmp_path):
         "from pathlib import Path\n"
         "from bmt_server.ipc.disk_cache import DiskCache\n"
         "store = DiskCache(Path(sys.argv[1]), 1 << 20)\n"
-        "with store.making(sys.argv[2], 10):\n"
+        "with store.write_lock(sys.argv[2], 10):\n"
         "    print('making', flush=True)\n"
         "    sys.stdin.readline()\n"
         "    Path(sys.argv[3]).touch()\n"
@@ -245,15 +245,15 @@ def test_only_one_of_two_processes_makes_a_file(tmp_path):
         assert other.stdin is not None
         assert other.stdout is not None
         assert other.stdout.readline() == b"making\n"
-        with store.making(MASKS[1].digest, 10):
+        with store.write_lock(MASKS[1].digest, 10):
             assert not made.exists(), "another mask does not wait"
         threading.Timer(0.3, lambda: other.communicate(b"\n")).start()
-        with store.making(MASKS[0].digest, 10):
+        with store.write_lock(MASKS[0].digest, 10):
             assert made.exists(), "the same mask waits for the process that makes it"
 
 
 def test_holding_costs_about_the_same_with_thousands_held(tmp_path):
-    """Bookkeeping must not grow with what is known: only `tidy` reads the folder."""
+    """Bookkeeping must not grow with what is known: only `trim` reads the folder."""
     store = cache(tmp_path, 1 << 40)
     digests = [f"{i:064x}" for i in range(0, 1 << 60, (1 << 60) // 2000)]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from bmt_server.ipc.mask_layout import WireError, lay_out, map_layout
+from bmt_server.ipc.mask_layout import LayoutError, map_layout, write_layout
 
 from tests.support.worker import laid_out, random_mask
 
@@ -41,24 +41,24 @@ def test_an_empty_mask_lays_out(tmp_path):
 
 def test_every_flipped_byte_is_refused(tmp_path):
     path = tmp_path / "m.lay"
-    lay_out(random_mask(4, layers=1, zeros=5), path)
+    write_layout(random_mask(4, layers=1, zeros=5), path)
     whole = path.read_bytes()
     for at in range(len(whole)):
         damaged = bytearray(whole)
         damaged[at] ^= 1
         path.write_bytes(damaged)
-        with pytest.raises(WireError):
+        with pytest.raises(LayoutError):
             map_layout(path)
 
 
 def test_a_cut_or_missing_file_is_refused(tmp_path):
     path = tmp_path / "m.lay"
-    lay_out(random_mask(5), path)
+    write_layout(random_mask(5), path)
     whole = path.read_bytes()
     for length in (0, 7, 15, 16, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(WireError):
+        with pytest.raises(LayoutError):
             map_layout(path)
     path.unlink()
-    with pytest.raises(WireError, match="no laid-out mask"):
+    with pytest.raises(LayoutError, match="no laid-out mask"):
         map_layout(path)

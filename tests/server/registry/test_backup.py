@@ -6,8 +6,8 @@ import asyncio
 import os
 import shutil
 
-from bmt_server.registry.connection import Store
-from bmt_server.registry.maintenance import check
+from bmt_server.registry.connection import RegistryConnection
+from bmt_server.registry.maintenance import check_consistency
 from bmt_server.registry.registry import Registry
 
 from tests.support.replica import make_mask, replica
@@ -44,9 +44,9 @@ async def test_a_copy_of_the_append_only_files_is_a_registry(api, valkey, tmp_pa
 
     restored = Valkey(copy)
     restored.start()
-    store = Store(restored.url)
+    store = RegistryConnection(restored.url)
     try:
-        found = await check(Registry(store))
+        found = await check_consistency(Registry(store))
         assert found.problems == []
         assert found.names >= len(stored)
         async with replica(restored.url, tmp_path / "cold", api.keys) as other:

@@ -64,4 +64,4 @@ async def test_a_registry_with_entries_of_both_builds(api):
     del entry["sparsity"]
     await registry.store.quick.hset(key, mask.digest, head + json.dumps(entry))
     (state,) = await registry.states([("default", "m")])
-    assert state.answer(state.versions[mask.digest])["sparsity"] == mask.sparsity
+    assert state.response(state.versions[mask.digest])["sparsity"] == mask.sparsity

@@ -10,7 +10,7 @@ import pytest
 from bmt_server.cli.main import app
 from bmt_server.errors import Unavailable
 from bmt_server.ipc.blob import PREFIX, blob_key
-from bmt_server.registry.maintenance import check, sweep
+from bmt_server.registry.maintenance import check_consistency, collect_orphans
 from bmt_server.registry.registry import Registry
 from typer.testing import CliRunner
 
@@ -23,13 +23,13 @@ def registry(api):
 
 
 async def blobs(registry) -> int:
-    return len([k async for k in registry.store.quick.scan_iter(f"{blob_key('')}*")])
+    return len([k async for k in registry.connection.quick.scan_iter(f"{blob_key('')}*")])
 
 
 async def test_a_whole_registry(api, registry):
     for name, seed in (("a", 0), ("b", 1), ("c", 1)):
         assert (await api.put(name, make_mask(seed))).status_code == 201
-    found = await check(registry)
+    found = await check_consistency(registry)
     assert (found.names, found.versions, found.blobs, found.orphans) == (3, 3, 2, 0)
     assert found.problems == []
     assert found.bytes == sum(len(bmt_core.encode(make_mask(seed))) for seed in (0, 1))
@@ -38,7 +38,7 @@ async def test_a_whole_registry(api, registry):
 async def test_each_damage_is_found_and_named(api, registry):
     for name, seed in (("gone", 0), ("short", 1), ("other", 2), ("alias", 3)):
         await api.put(name, make_mask(seed))
-    quick = registry.store.quick
+    quick = registry.connection.quick
     (gone, short, other) = [
         blob_key(next(iter(s.versions.values())).file_digest)
         for s in await registry.states([("default", n) for n in ("gone", "short", "other")])
@@ -49,14 +49,14 @@ async def test_each_damage_is_found_and_named(api, registry):
     data[-1] ^= 1
     await quick.set(other, bytes(data))
     await quick.hset(f"{PREFIX}name:default/alias", "alias:prod", "f" * 64)
-    found = await check(registry)
+    found = await check_consistency(registry)
     assert sorted((p.code, p.what.split()[0].partition("@")[0]) for p in found.problems) == [
         ("blob_damaged", "other"),
         ("blob_damaged", "short"),
         ("blob_missing", "gone"),
         ("dangling", "default/alias:prod"),
     ]
-    quickly = await check(registry, deep=False)
+    quickly = await check_consistency(registry, deep=False)
     assert {p.code for p in quickly.problems} == {"blob_damaged", "blob_missing", "dangling"}
     assert len(quickly.problems) == 3  # a flipped bit is seen by hashing alone
 
@@ -68,30 +68,30 @@ async def test_orphans_go_at_the_second_visit_and_nothing_else(api, registry):
     async with api.client() as client:
         await client.delete("/v1/masks/a")
     assert await blobs(registry) == 2
-    tried = await sweep(registry, min_age_s=0, dry_run=True)
+    tried = await collect_orphans(registry, min_age_s=0, dry_run=True)
     assert (tried.orphans, tried.removed, await blobs(registry)) == (1, 0, 2)
-    first = await sweep(registry, min_age_s=0.2)
+    first = await collect_orphans(registry, min_age_s=0.2)
     assert (first.orphans, first.removed, await blobs(registry)) == (1, 0, 2)
     await asyncio.sleep(0.25)
-    second = await sweep(registry, min_age_s=0.2)
+    second = await collect_orphans(registry, min_age_s=0.2)
     assert (second.orphans, second.removed, await blobs(registry)) == (1, 1, 1)
     assert second.bytes == len(bmt_core.encode(make_mask(0)))
-    assert (await check(registry)).problems == []
-    assert not await registry.store.quick.exists(f"{PREFIX}orphans")
+    assert (await check_consistency(registry)).problems == []
+    assert not await registry.connection.quick.exists(f"{PREFIX}orphans")
 
 
 async def test_what_is_wanted_again_is_forgotten_as_an_orphan(api, registry):
     await api.put("a", make_mask(0))
     async with api.client() as client:
         await client.delete("/v1/masks/a")
-    await sweep(registry, min_age_s=0.1)
+    await collect_orphans(registry, min_age_s=0.1)
     await api.put("a", make_mask(0))
     await asyncio.sleep(0.15)
-    assert (await sweep(registry, min_age_s=0.1)).orphans == 0
+    assert (await collect_orphans(registry, min_age_s=0.1)).orphans == 0
     async with api.client() as client:
         await client.delete("/v1/masks/a")
     # An orphan anew: its age counts from now.
-    assert (await sweep(registry, min_age_s=0.1)).removed == 0
+    assert (await collect_orphans(registry, min_age_s=0.1)).removed == 0
 
 
 async def test_an_upload_whose_bytes_a_sweep_took_stores_them_again(api, registry, monkeypatch):
@@ -100,14 +100,14 @@ async def test_an_upload_whose_bytes_a_sweep_took_stores_them_again(api, registr
 
     async def late(self, source, where, keys, args):
         if keys and not taken:
-            taken.append(await self.store.quick.unlink(*keys))
+            taken.append(await self.connection.quick.unlink(*keys))
         return await script(self, source, where, keys, args)
 
     monkeypatch.setattr(Registry, "_script", late)
     answer = await api.put("a", make_mask(0))
     assert taken == [1]
     assert answer.status_code == 201
-    assert (await check(registry)).problems == []
+    assert (await check_consistency(registry)).problems == []
 
 
 async def test_uploads_and_sweeps_that_race_lose_nothing(api, registry):
@@ -118,7 +118,7 @@ async def test_uploads_and_sweeps_that_race_lose_nothing(api, registry):
     async def sweeping():
         while not stop.is_set():
             try:
-                await sweep(registry, min_age_s=0)
+                await collect_orphans(registry, min_age_s=0)
             except Unavailable as busy:  # published during each of its looks: it says so
                 if busy.code != "registry_busy":
                     raise
@@ -129,7 +129,7 @@ async def test_uploads_and_sweeps_that_race_lose_nothing(api, registry):
                 mask = masks[(at + turn) % len(masks)]
                 answer = await api.put(f"m{at}", mask)
                 assert answer.status_code in (200, 201), answer.text
-                blob = await registry.has_blob(answer.json()["file_digest"])
+                blob = await registry.blob_size(answer.json()["file_digest"])
                 assert blob, "an acknowledged upload without its blob"
                 await client.delete(f"/v1/masks/m{at}")
             assert (await api.put(f"m{at}", masks[at])).status_code == 201
@@ -138,7 +138,7 @@ async def test_uploads_and_sweeps_that_race_lose_nothing(api, registry):
     await asyncio.gather(*(uploading(at) for at in range(3)))
     stop.set()
     await sweeper
-    found = await check(registry)
+    found = await check_consistency(registry)
     assert (found.names, found.problems) == (3, [])
 
 
@@ -154,7 +154,7 @@ async def test_commands(api, registry, valkey):
     assert "1 names, 1 versions, 1 blobs" in whole.output
     (state,) = await registry.states([("default", "a")])
     (version,) = state.versions.values()
-    await registry.store.quick.delete(blob_key(version.file_digest))
+    await registry.connection.quick.delete(blob_key(version.file_digest))
     broken = await asyncio.to_thread(run, "fsck", "--json")
     assert broken.exit_code == 1
     (problem,) = json.loads(broken.output)["problems"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
-    from bmt_server.ipc.worker_stats import read_all
+    from bmt_server.ipc.stats_files import WorkerStats
     from bmt_server.offline import mask_request, masked_llm
     from vllm import SamplingParams
 
@@ -42,7 +42,7 @@ def main() -> None:
     import time
 
     time.sleep(0.5)  # the worker's figures are written within 0.2 s
-    counted = read_all(job["stats"])[0].switches
+    counted = WorkerStats.read_all(job["stats"])[0].switches
     Path(sys.argv[2]).write_text(
         json.dumps({"before": before, "masked": masked, "after": after, "switches": counted})
     )

@@ -14,10 +14,7 @@ from itertools import islice
 from typing import Any
 
 from bmt_server.api.engine_vllm.heartbeat import Pulse
-from bmt_server.ipc import waiting_masks
-from bmt_server.ipc.stats_files import Writer
-from bmt_server.ipc.waiting_masks import Waiting
-from bmt_server.ipc.worker_stats import MAX_NAMED
+from bmt_server.ipc.stats_files import MAX_NAMED, StatsWriter, WaitingMasks
 from bmt_server.settings import Settings
 
 
@@ -26,11 +23,10 @@ class Steps:
 
     def __init__(self, settings: Settings, heartbeat: Pulse) -> None:
         self._heartbeat = heartbeat
-        self._waiting = Waiting()
-        self._writer: Writer | None = None
+        self._waiting = WaitingMasks()
+        self._writer: StatsWriter | None = None
         if settings.stats_dir:
-            path = waiting_masks.path_of(settings.stats_dir, os.getpid())
-            self._writer = Writer(path, lambda: self._waiting)
+            self._writer = StatsWriter(settings.stats_dir, os.getpid(), lambda: self._waiting)
 
     def record(self, scheduler_stats: Any) -> None:
         """A step has ended. scheduler_stats: vLLM's, None where another process is told them."""
@@ -38,6 +34,6 @@ class Steps:
         if scheduler_stats is None:
             return
         names = list(islice(scheduler_stats.waiting_lora_adapters, MAX_NAMED))
-        self._waiting = Waiting(time.time(), names)
+        self._waiting = WaitingMasks(time.time(), names)
         if self._writer is not None:
             self._writer.changed()

@@ -94,7 +94,7 @@ class Residency:
             self._named.pop(version.internal_name, None)
             self._engine.retire(version.internal_name)
         if use.on_disk:
-            self._cache.used(version)
+            self._cache.mark_used(version)
         self._settle(use)
 
     def resident(self, use: InUse) -> bool:
@@ -255,7 +255,7 @@ class Residency:
         if use.on_disk:
             self._cache.release(use.version)
         if use.retired:
-            await self._cache.drop(use.version)
+            await self._cache.delete(use.version)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -16,7 +16,7 @@ from typing import TypeVar
 import bmt_core
 
 from bmt_server.errors import CacheFull, NotFound, Unavailable
-from bmt_server.ipc.blob import BlobError, read_blob
+from bmt_server.ipc.blob import BlobError, decode_blob
 from bmt_server.ipc.disk_cache import DiskCache, DiskError, DiskFull
 from bmt_server.registry.registry import Registry
 from bmt_server.registry.schemas import Version
@@ -72,27 +72,27 @@ class MaskCache:
     def release(self, version: Version) -> None:
         """End one `hold`."""
         self.disk.release(version.digest)
-        if self.disk.crowded:
-            self.tidy()
+        if self.disk.needs_trim:
+            self.trim()
 
-    def used(self, version: Version) -> None:
+    def mark_used(self, version: Version) -> None:
         """A request on a held version has ended: it is the most recently used now."""
-        self.disk.used(version.digest)
+        self.disk.mark_used(version.digest)
 
-    async def warm(self, mask: bmt_core.Mask) -> None:
+    async def store(self, mask: bmt_core.Mask) -> None:
         """Lay out a mask that was just uploaded here. Raises DiskError."""
         await self._run(self.disk.store, mask)
-        if self.disk.crowded:
-            self.tidy()
+        if self.disk.needs_trim:
+            self.trim()
 
-    async def drop(self, version: Version) -> None:
+    async def delete(self, version: Version) -> None:
         """Delete the file of a version that is gone or damaged."""
-        await self._run(self.disk.drop, version.digest)
+        await self._run(self.disk.delete, version.digest)
 
-    def tidy(self) -> None:
+    def trim(self) -> None:
         """Bring the folder under its bound, and collect what a crash left, in the background."""
         if self._tidying is None or self._tidying.done():
-            self._tidying = asyncio.create_task(self._tidy())
+            self._tidying = asyncio.create_task(self._trim())
 
     async def close(self) -> None:
         """End what is under way; files that are whole stay."""
@@ -101,11 +101,11 @@ class MaskCache:
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
         self.disk.close()
 
-    async def _tidy(self) -> None:
-        await self._run(self.disk.tidy)
-        while self.disk.crowded:
+    async def _trim(self) -> None:
+        await self._run(self.disk.trim)
+        while self.disk.needs_trim:
             await asyncio.sleep(_PAUSE_S)
-            await self._run(self.disk.tidy)
+            await self._run(self.disk.trim)
 
     async def _made(self, version: Version) -> None:
         task = self._making.get(version.digest)
@@ -133,11 +133,11 @@ class MaskCache:
                 raise CacheFull(str(error)) from None
             except DiskError as error:
                 raise Unavailable(str(error), code="cache_unusable") from None
-        if self.disk.crowded:
-            self.tidy()
+        if self.disk.needs_trim:
+            self.trim()
 
     def _lay_out(self, version: Version, blob: bytearray) -> None:
-        mask = read_blob(blob, version.source, self._fingerprint, self._limits)
+        mask = decode_blob(blob, version.source, self._fingerprint, self._limits)
         self.disk.store(mask)
 
     async def _run(self, function: Callable[..., T], *args: object) -> T:

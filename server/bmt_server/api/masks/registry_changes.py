@@ -17,7 +17,7 @@ class RegistryChanges:
     def apply(self, key: tuple[str, str], state: NameState | None) -> None:
         """Take over the new state of a (tenant, name); None if it has no version left."""
         self._residency.retire(key, state.versions.values() if state else ())
-        wanted = state.find(None, None) if state is not None and state.pinned else None
+        wanted = state.resolve(None, None) if state is not None and state.pinned else None
         held = self._pins.get(key)
         if (held.id if held else None) == (wanted.id if wanted else None):
             return

@@ -9,7 +9,7 @@ import bmt_core
 from bmt_server.api.engine import Engine
 from bmt_server.api.masks.lifecycle import InUse, Residency
 from bmt_server.errors import NotFound
-from bmt_server.registry.replica import Snapshot
+from bmt_server.registry.replica import RegistryReplica
 from bmt_server.registry.schemas import DEFAULT_TENANT, Version
 
 
@@ -51,7 +51,7 @@ class Lease:
 class Resolver:
     """Resolves the `model` of requests against the local copy of the registry."""
 
-    def __init__(self, snapshot: Snapshot, residency: Residency, engine: Engine) -> None:
+    def __init__(self, snapshot: RegistryReplica, residency: Residency, engine: Engine) -> None:
         self._snapshot = snapshot
         self._residency = residency
         self._engine = engine
@@ -66,11 +66,11 @@ class Resolver:
         except bmt_core.InvalidName:
             raise unknown from None
         state = self._snapshot.get(tenant, ref.name)
-        version = state.find(ref.alias, ref.digest_prefix) if state else None
+        version = state.resolve(ref.alias, ref.digest_prefix) if state else None
         if version is None:
             # It may have been published elsewhere a moment ago.
             state = await self._snapshot.refresh(tenant, ref.name)
-            version = state.find(ref.alias, ref.digest_prefix) if state else None
+            version = state.resolve(ref.alias, ref.digest_prefix) if state else None
         if version is None:
             raise unknown
         return version

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from bmt_server.api.metrics.router import LoadedCollector, PublicNames
 from bmt_server.api.metrics.scheduler import TurnCollector
-from bmt_server.ipc.worker_stats import Reason, WorkerStats, read_all
+from bmt_server.ipc.stats_files import Reason, WorkerStats
 
 OTHER = "other"
 BASE = "base"
@@ -51,7 +51,7 @@ class WorkerCollector:
         return []
 
     def collect(self) -> Iterable[Metric]:
-        workers = read_all(self._stats_dir)
+        workers = WorkerStats.read_all(self._stats_dir)
         yield from _per_worker(
             workers,
             GaugeMetricFamily,

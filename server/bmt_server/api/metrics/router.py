@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from bmt_server.ipc import waiting_masks
-from bmt_server.ipc.worker_stats import MAX_NAMED, WorkerStats, read_all
+from bmt_server.ipc.stats_files import MAX_NAMED, WaitingMasks, WorkerStats
 
 PublicNames = Callable[[Iterable[str]], list[str]]
 
@@ -28,7 +27,7 @@ class LoadedCollector:
         return []
 
     def collect(self) -> Iterable[Metric]:
-        workers = read_all(self._stats_dir)
+        workers = WorkerStats.read_all(self._stats_dir)
         yield self._listed(workers)
         yield from self._loaded(workers)
 
@@ -40,7 +39,7 @@ class LoadedCollector:
         )
         for first in workers[:1]:  # each has the same masks
             resident = self._recent(first)
-            waits = self._names(waiting_masks.latest(self._stats_dir))[:MAX_NAMED]
+            waits = self._names(WaitingMasks.latest(self._stats_dir))[:MAX_NAMED]
             labels = [str(first.fits), ",".join(resident), ",".join(waits)]
             family.add_metric(labels, time.time())
         return family

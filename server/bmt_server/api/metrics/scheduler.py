@@ -11,7 +11,7 @@ from prometheus_client.core import (
     Metric,
 )
 
-from bmt_server.ipc.scheduler_stats import WAIT_BUCKETS, TurnStats, read_all
+from bmt_server.ipc.stats_files import WAIT_BUCKETS, TurnStats
 
 _FIGURES: tuple[tuple[Callable[..., GaugeMetricFamily | CounterMetricFamily], str, str, str], ...]
 _FIGURES = (
@@ -57,7 +57,7 @@ class TurnCollector:
         return []
 
     def collect(self) -> Iterable[Metric]:
-        engines = read_all(self._stats_dir)
+        engines = TurnStats.read_all(self._stats_dir)
         if not engines:
             return
         for family, name, text, attribute in _FIGURES:

@@ -77,7 +77,7 @@ def version_of(state: NameState, target: AliasTarget) -> Version:
     found: Version | None
     if target.digest is not None:
         ref = bmt_core.MaskRef.parse(valid_ref(f"{state.name}@{target.digest}"))
-        found = state.find(None, ref.digest_prefix)
+        found = state.resolve(None, ref.digest_prefix)
     else:
         found = next((v for v in state.versions.values() if v.rev == target.rev), None)
     if found is None:

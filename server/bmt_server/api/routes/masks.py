@@ -108,8 +108,8 @@ async def list_masks(
 
 
 def _latest(state: NameState) -> dict[str, Any]:
-    version = state.find(None, None) or state.newest_first()[0]
-    return state.answer(version)
+    version = state.resolve(None, None) or state.newest_first()[0]
+    return state.response(version)
 
 
 async def show_mask(request: Request, name: str) -> dict[str, Any]:
@@ -119,7 +119,7 @@ async def show_mask(request: Request, name: str) -> dict[str, Any]:
     state = runtime.snapshot.get(tenant, version.name)
     if state is None:
         raise no_mask(name)
-    return state.answer(version)
+    return state.response(version)
 
 
 async def delete_mask(request: Request, name: str) -> Response:
@@ -135,7 +135,7 @@ async def delete_mask(request: Request, name: str) -> Response:
 async def list_versions(request: Request, name: str) -> dict[str, Any]:
     """Versions of a name, newest first."""
     state = await state_of(request, name)
-    return {"object": "list", "data": [state.answer(v) for v in state.newest_first()]}
+    return {"object": "list", "data": [state.response(v) for v in state.newest_first()]}
 
 
 async def delete_version(request: Request, name: str, digest: str) -> Response:
@@ -169,7 +169,7 @@ async def put_alias(request: Request, name: str, alias: str) -> dict[str, Any]:
         etag(request.headers.get("if-match")),
     )
     state = await runtime.snapshot.refresh(state.tenant, name) or state
-    return state.answer(state.versions.get(version.digest, version))
+    return state.response(state.versions.get(version.digest, version))
 
 
 async def delete_alias(request: Request, name: str, alias: str) -> Response:
@@ -197,7 +197,7 @@ async def unpin(request: Request, name: str) -> dict[str, Any]:
 
 async def _pin(request: Request, name: str, pinned: bool) -> dict[str, Any]:
     runtime, state = runtime_of(request), await state_of(request, name)
-    latest = state.find(None, None)
+    latest = state.resolve(None, None)
     if latest is not None:
         await runtime.residency.pin(latest, pinned)
     await runtime.registry.set_pin(state.tenant, name, pinned)
@@ -218,11 +218,11 @@ async def blob(request: Request, digest: str) -> Response:
         raise NotFound(f"no blob {digest[:12]}…", code="blob_unknown")
     headers = {"ETag": f'"{digest}"', "X-Content-Type-Options": "nosniff"}
     if request.method == "HEAD":
-        size = await runtime.registry.has_blob(digest)
+        size = await runtime.registry.blob_size(digest)
         if not size:
             raise NotFound(f"no blob {digest[:12]}…", code="blob_unknown")
         return Response(headers={**headers, "Content-Length": str(size)}, media_type=OCTETS)
-    size = await runtime.registry.has_blob(digest)
+    size = await runtime.registry.blob_size(digest)
     data = bytes(await runtime.registry.blob(digest, size))
     if await asyncio.to_thread(bmt_core.file_digest, data) != digest:
         raise Unavailable(

@@ -13,14 +13,14 @@ from datetime import datetime
 from typing import Any
 
 from bmt_server.api.engine import Engine
-from bmt_server.registry.replica import Snapshot
+from bmt_server.registry.replica import RegistryReplica
 from bmt_server.registry.schemas import NameState, Version
 
 
 class Models:
     """The cards of one server's models."""
 
-    def __init__(self, snapshot: Snapshot, engine: Engine) -> None:
+    def __init__(self, snapshot: RegistryReplica, engine: Engine) -> None:
         self._snapshot = snapshot
         self._engine = engine
         self._started = int(time.time())
@@ -65,11 +65,11 @@ class Models:
         if known is not None and known[0] is state:
             return known[1]
         found = []
-        latest = state.find(None, None)
+        latest = state.resolve(None, None)
         if latest is not None:
             found += [self.card(state.name, latest), self.card(latest.model, latest)]
         for alias in sorted(state.aliases):
-            version = state.find(alias, None)
+            version = state.resolve(alias, None)
             if version is not None:
                 found.append(self.card(f"{state.name}:{alias}", version))
         part = b",".join(json.dumps(card, separators=(",", ":")).encode() for card in found)

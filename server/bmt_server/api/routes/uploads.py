@@ -35,7 +35,7 @@ from bmt_server.errors import (
     UnsupportedMedia,
     from_core,
 )
-from bmt_server.ipc.blob import BlobError, read_blob
+from bmt_server.ipc.blob import BlobError, decode_blob
 from bmt_server.registry.schemas import AliasTarget, BaseRef, Version
 
 
@@ -98,7 +98,7 @@ def _flip(
     """The version that comes of flipping positions of `before`. Raises ApiError."""
     fingerprint = runtime.settings.fingerprint
     try:
-        old = read_blob(blob, before.source, fingerprint, runtime.limits)
+        old = decode_blob(blob, before.source, fingerprint, runtime.limits)
     except BlobError as error:
         raise Unavailable(f"{before.model}: {error}", code=error.code) from None
     try:
@@ -137,7 +137,7 @@ async def _publish(
     if state is None or stored is None:
         raise Conflict(f"{name} was deleted while it was published", code="deleted")
     return JSONResponse(
-        {**state.answer(stored), "outcome": outcome},
+        {**state.response(stored), "outcome": outcome},
         201 if outcome == "created" else 200,
         headers={"ETag": f'"{stored.digest}"'},
     )

@@ -17,9 +17,9 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from bmt_server.ipc.blob import BlobError, blob_key, read_blob
+from bmt_server.ipc.blob import BlobError, blob_key, decode_blob
 from bmt_server.ipc.disk_cache import DiskCache, DiskError, DiskFull
-from bmt_server.ipc.mask_layout import Layout, NotLaidOut, WireError, map_layout
+from bmt_server.ipc.mask_layout import Layout, LayoutError, LayoutNotFound, map_layout
 from bmt_server.ipc.mask_source import MaskSource
 from bmt_server.ipc.worker_channel import Code
 from bmt_server.settings import Settings
@@ -42,7 +42,7 @@ class FetchError(Exception):
         self.code: Code = code
 
 
-class MaskFiles:
+class MaskFetcher:
     """Laid-out files of one worker's node."""
 
     def __init__(self, settings: Settings, rank: int = 0) -> None:
@@ -55,7 +55,7 @@ class MaskFiles:
         self.fetches = 0
 
     def open(self, source: str) -> Layout:
-        """Map the file that an adapter's path means. Raises FetchError, WireError.
+        """Map the file that an adapter's path means. Raises FetchError, LayoutError.
 
         A plain file path, as in offline use, is mapped as it is.
         """
@@ -64,15 +64,15 @@ class MaskFiles:
             return map_layout(source)
         try:
             return self._map(mask)
-        except NotLaidOut:
+        except LayoutNotFound:
             pass
-        except WireError:
-            self._cache().drop(mask.digest)
+        except LayoutError:
+            self._cache().delete(mask.digest)
         # One of this node's workers fetches, the others find what it made.
-        with self._cache().making(mask.digest, FETCH_S):
+        with self._cache().write_lock(mask.digest, FETCH_S):
             try:
                 return self._map(mask)
-            except WireError:
+            except LayoutError:
                 self._fetch(mask)
             return self._map(mask)
 
@@ -80,7 +80,7 @@ class MaskFiles:
         path = self.folder / DiskCache.name(source.digest)
         layout = map_layout(path)
         if layout.digest != source.digest:
-            raise WireError(f"{path} holds mask {layout.digest[:12]}…; delete it")
+            raise LayoutError(f"{path} holds mask {layout.digest[:12]}…; delete it")
         return layout
 
     def _cache(self) -> DiskCache:
@@ -100,7 +100,7 @@ class MaskFiles:
         blob = self._blob(source)
         disk = self._cache()
         try:
-            mask = read_blob(blob, source, self._settings.fingerprint, self._limits)
+            mask = decode_blob(blob, source, self._settings.fingerprint, self._limits)
             # Mapped at once, and what is mapped may be evicted from the folder.
             disk.store(mask)
         except BlobError as error:
@@ -109,8 +109,8 @@ class MaskFiles:
             raise FetchError(str(error), "full") from None
         except DiskError as error:
             raise FetchError(str(error), "unavailable") from None
-        if disk.crowded:
-            disk.tidy()
+        if disk.needs_trim:
+            disk.trim()
 
     def _blob(self, source: MaskSource) -> bytearray:
         what = f"blob {source.file_digest[:12]}… of mask {source.digest[:12]}…"

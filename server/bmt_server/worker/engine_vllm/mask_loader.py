@@ -19,9 +19,9 @@ from typing import Any
 from vllm.logger import init_logger
 
 from bmt_server.ipc import worker_channel
-from bmt_server.ipc.affinity import free_affinity
-from bmt_server.ipc.mask_layout import WireError
-from bmt_server.worker.engine_vllm.mask_fetcher import FetchError, MaskFiles
+from bmt_server.ipc.affinity import reset_affinity
+from bmt_server.ipc.mask_layout import LayoutError
+from bmt_server.worker.engine_vllm.mask_fetcher import FetchError, MaskFetcher
 from bmt_server.worker.mask_store import PinError
 from bmt_server.worker.resident_mask import MaskStoreError
 from bmt_server.worker.runtime import MaskRuntime
@@ -46,7 +46,7 @@ class Loader:
 
     ENGINE = "engine"
 
-    def __init__(self, runtime: MaskRuntime, files: MaskFiles) -> None:
+    def __init__(self, runtime: MaskRuntime, files: MaskFetcher) -> None:
         self._runtime = runtime
         self._files = files
         self._lock = threading.Lock()
@@ -65,7 +65,7 @@ class Loader:
             self._execute(holder, command)
         except FetchError as error:
             return _failure(str(error), error.code)
-        except WireError as error:
+        except LayoutError as error:
             return _failure(str(error), "unavailable")
         except PinError as error:
             return _failure(str(error), "pinned")
@@ -142,7 +142,7 @@ class Loader:
         self._answers[number] = None
 
         def run() -> None:
-            free_affinity()
+            reset_affinity()
             self._answers[number] = self.execute(self.ENGINE, command)
 
         self._later.submit(run)
@@ -187,7 +187,7 @@ class Loader:
             ).start()
 
     def _serve(self, connection: _Connection) -> None:
-        free_affinity()
+        reset_affinity()
         try:
             for line in connection.lines():
                 command = worker_channel.decode(line)

@@ -19,11 +19,11 @@ from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinearMethod
 
-from bmt_server.ipc import stats_files, worker_stats
+from bmt_server.ipc.stats_files import StatsWriter, WorkerStats
 from bmt_server.ipc.worker_channel import socket_path
 from bmt_server.settings import Settings
 from bmt_server.vllm_integration.patches import BASE_GATE, is_gate
-from bmt_server.worker.engine_vllm.mask_fetcher import MaskFiles
+from bmt_server.worker.engine_vllm.mask_fetcher import MaskFetcher
 from bmt_server.worker.engine_vllm.mask_loader import Loader
 from bmt_server.worker.gate_layers import GateLayer
 from bmt_server.worker.kernels.masked_delta import Bounds, make
@@ -65,7 +65,7 @@ class MaskManager:
         self.device = device
         self.runtime: MaskRuntime | None = None
         self.loader: Loader | None = None
-        self._files: MaskFiles | None = None
+        self._files: MaskFetcher | None = None
         self._dummies: set[int] = set()
 
     def create_lora_manager(self, model: torch.nn.Module, vllm_config: Any = None) -> Any:
@@ -75,7 +75,7 @@ class MaskManager:
         self._check_names(gates, vllm_config)
         parallel = vllm_config.parallel_config if vllm_config is not None else None
         rank = getattr(parallel, "rank", 0) or 0
-        stats = worker_stats.WorkerStats(pid=os.getpid(), rank=rank)
+        stats = WorkerStats(pid=os.getpid(), rank=rank)
         bounds = self._bounds(vllm_config)
         runtime = MaskRuntime(
             gates,
@@ -88,11 +88,11 @@ class MaskManager:
             for layer, handle in zip(fused, runtime.handles(), strict=True):
                 layer.quant_method = MaskedLinearMethod(layer.quant_method, handle)
         self.runtime = runtime
-        self._files = MaskFiles(self.settings, rank)
+        self._files = MaskFetcher(self.settings, rank)
         self.loader = Loader(runtime, self._files)
         if self.settings.stats_dir:
-            path = worker_stats.path_of(self.settings.stats_dir, stats.pid)
-            runtime.changed = stats_files.Writer(path, runtime.figures).changed
+            writer = StatsWriter(self.settings.stats_dir, stats.pid, runtime.figures)
+            runtime.changed = writer.changed
             self.loader.listen(socket_path(self.settings.stats_dir, _rank_of_all(parallel)))
         logger.info(
             "Masks: mode %s (asked for %s), kernel %s (%s), %d gates of %s, up to %d MiB resident.",

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from bmt_server.api.engine_vllm import step_hooks
 from bmt_server.api.engine_vllm.heartbeat import Pulse
-from bmt_server.ipc import stats_files, waiting_masks
+from bmt_server.ipc.stats_files import WaitingMasks
 from bmt_server.settings import Settings
 
 
@@ -28,9 +28,9 @@ def waits(*names: str) -> SimpleNamespace:
 def told(settings: Settings, wanted: list[str]) -> None:
     """Others of the server hear that these wait, within a moment."""
     deadline = time.monotonic() + 10
-    while waiting_masks.latest(settings.stats_dir) != wanted and time.monotonic() < deadline:
+    while WaitingMasks.latest(settings.stats_dir) != wanted and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert waiting_masks.latest(settings.stats_dir) == wanted
+    assert WaitingMasks.latest(settings.stats_dir) == wanted
 
 
 def test_a_step_is_a_sign_of_life_whoever_is_told_its_figures(settings):
@@ -41,16 +41,16 @@ def test_a_step_is_a_sign_of_life_whoever_is_told_its_figures(settings):
         assert pulse.still_s() == 7.0
         step_hooks.Steps(settings, pulse).record(None)
         assert pulse.still_s() == 0.0
-    assert waiting_masks.latest(settings.stats_dir) == []
+    assert WaitingMasks.latest(settings.stats_dir) == []
 
 
 def test_the_newest_word_of_any_process_counts(settings):
     steps = step_hooks.Steps(settings, Pulse())
     steps.record(waits("a@1", "b@2"))
     told(settings, ["a@1", "b@2"])
-    other = waiting_masks.Waiting(at=1.0, names=["old@1"])
-    stats_files.write(waiting_masks.path_of(settings.stats_dir, 1), other)
-    assert waiting_masks.latest(settings.stats_dir) == ["a@1", "b@2"]
+    other = WaitingMasks(at=1.0, names=["old@1"])
+    other.write(settings.stats_dir, 1)
+    assert WaitingMasks.latest(settings.stats_dir) == ["a@1", "b@2"]
     steps.record(waits())
     told(settings, [])
 

@@ -9,7 +9,7 @@ import time
 import bmt_core
 import pytest
 from bmt_server.ipc import disk_cache
-from bmt_server.ipc.mask_layout import lay_out
+from bmt_server.ipc.mask_layout import write_layout
 from bmt_server.ipc.worker_channel import WorkerError
 
 from tests.support.replica import make_mask, replica
@@ -139,9 +139,9 @@ async def test_deleting_and_publishing_again_while_a_stream_runs(api):
 
 
 async def test_the_disk_stays_within_its_bound(api, valkey, tmp_path):
-    one = lay_out(make_mask(), tmp_path / "probe")
+    one = write_layout(make_mask(), tmp_path / "probe")
     api.runtime.cache.disk.bound_bytes = 4 * one
-    api.runtime.cache.disk.tidy()
+    api.runtime.cache.disk.trim()
     for i in range(20):
         await api.put(f"m{i}", make_mask(i))
         await api.ask(f"m{i}")
@@ -160,7 +160,7 @@ async def test_a_full_disk_refuses_new_masks_and_serves_the_others(api, monkeypa
     def full(mask, path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(disk_cache, "lay_out", full)
+    monkeypatch.setattr(disk_cache, "write_layout", full)
     # The registry has room, so the upload stands.
     assert (await api.put("cold", make_mask(1))).status_code == 201
     answer = await api.ask("cold")

@@ -4,15 +4,15 @@ import os
 import time
 
 from bmt_server.api.metrics.masks import FileCollectors
-from bmt_server.ipc import scheduler_stats, stats_files
+from bmt_server.ipc.stats_files import StatsWriter, TurnStats
 from prometheus_client import CollectorRegistry, generate_latest
 
 
 def test_a_schedulers_file_becomes_metrics(tmp_path):
-    figures = scheduler_stats.TurnStats(pid=os.getpid(), engine=1, max_wait_s=0.5, turns=2)
+    figures = TurnStats(pid=os.getpid(), engine=1, max_wait_s=0.5, turns=2)
     figures.waited(0.03)
     figures.waited(40.0)
-    stats_files.write(scheduler_stats.path_of(tmp_path, 1), figures)
+    figures.write(tmp_path, 1)
     registry = CollectorRegistry()
     collectors = FileCollectors(registry, str(tmp_path), list)
     text = generate_latest(registry).decode()
@@ -33,12 +33,12 @@ def test_other_modes_have_no_such_figures(tmp_path):
 
 
 def test_figures_are_written_when_they_change(tmp_path):
-    figures = scheduler_stats.TurnStats(pid=7)
-    writer = stats_files.Writer(scheduler_stats.path_of(tmp_path, 7), lambda: figures)
+    figures = TurnStats(pid=7)
+    writer = StatsWriter(tmp_path, 7, lambda: figures)
 
     def soon(turns: int) -> bool:
         for _ in range(100):
-            if any(f.turns == turns for f in scheduler_stats.read_all(tmp_path)):
+            if any(f.turns == turns for f in TurnStats.read_all(tmp_path)):
                 return True
             time.sleep(0.02)
         return False
@@ -48,4 +48,4 @@ def test_figures_are_written_when_they_change(tmp_path):
     writer.changed()
     assert soon(3)
     (tmp_path / "turns-8.json").write_text("{")
-    assert len(scheduler_stats.read_all(tmp_path)) == 1, "half a file is passed over"
+    assert len(TurnStats.read_all(tmp_path)) == 1, "half a file is passed over"

@@ -6,8 +6,7 @@ import subprocess
 import sys
 
 from bmt_server.api.metrics import scrape
-from bmt_server.ipc import stats_files, worker_stats
-from bmt_server.ipc.worker_stats import WorkerStats
+from bmt_server.ipc.stats_files import WorkerStats
 from fastapi import FastAPI
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
@@ -43,7 +42,7 @@ def test_every_process_tells_of_all_and_of_the_workers(tmp_path, monkeypatch):
     (tmp_path / "shared").mkdir()
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "shared"))
     worker = WorkerStats(resident=["math@3f9c0a1b2c3d"], resident_bytes=512, resident_masks=1)
-    stats_files.write(worker_stats.path_of(tmp_path, 1), worker)
+    worker.write(tmp_path, 1)
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, str(tmp_path), up],

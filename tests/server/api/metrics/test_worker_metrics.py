@@ -3,13 +3,12 @@
 import time
 
 from bmt_server.api.metrics.masks import FileCollectors
-from bmt_server.ipc import stats_files, waiting_masks, worker_stats
-from bmt_server.ipc.worker_stats import WorkerStats
+from bmt_server.ipc.stats_files import WaitingMasks, WorkerStats
 from prometheus_client import CollectorRegistry, generate_latest
 
 
 def text(folder, stats: WorkerStats) -> str:
-    stats_files.write(worker_stats.path_of(folder, 1), stats)
+    stats.write(folder, 1)
     registry = CollectorRegistry()
     FileCollectors(registry, str(folder), list)
     return generate_latest(registry).decode()
@@ -41,9 +40,9 @@ def test_routers_are_told_what_is_loaded_and_what_fits(tmp_path):
     stats = WorkerStats(
         resident=names, resident_masks=80, resident_bytes=80_000, capacity_bytes=100_000
     )
-    stats_files.write(worker_stats.path_of(tmp_path, 1), stats)
-    told = waiting_masks.Waiting(time.time(), ["m3@000000000003"])
-    stats_files.write(waiting_masks.path_of(tmp_path, 1), told)
+    stats.write(tmp_path, 1)
+    told = WaitingMasks(time.time(), ["m3@000000000003"])
+    told.write(tmp_path, 1)
     registry = CollectorRegistry()
     FileCollectors(registry, str(tmp_path), lambda names: [n.partition("@")[0] for n in names])
     families = {f.name: f.samples for f in registry.collect()}
@@ -64,7 +63,7 @@ def test_routers_are_told_what_is_loaded_and_what_fits(tmp_path):
     assert score("m79") == 1.0  # used last
     assert score("never") == 0.6
     stats.capacity_bytes = 80_000
-    stats_files.write(worker_stats.path_of(tmp_path, 1), stats)
+    stats.write(tmp_path, 1)
     (most,) = {f.name: f.samples for f in registry.collect()}["vllm:max_gpu_lora_adapters"]
     assert score("never") == 0.0
 

@@ -28,7 +28,7 @@ from bmt_server.ipc.mask_source import MaskSource
 from bmt_server.ipc.worker_channel import WorkerError, socket_path
 from bmt_server.settings import Settings
 from bmt_server.worker.engine_vllm import mask_fetcher
-from bmt_server.worker.engine_vllm.mask_fetcher import FetchError, MaskFiles
+from bmt_server.worker.engine_vllm.mask_fetcher import FetchError, MaskFetcher
 from bmt_server.worker.engine_vllm.mask_loader import Loader
 from bmt_server.worker.runtime import MaskRuntime
 
@@ -63,7 +63,7 @@ class Worker:
     ):
         self.gates = gates(live=False, rank=rank, ranks=ranks)
         self.runtime = MaskRuntime(self.gates, "delta", room)
-        self.files = MaskFiles(settings(folder, url), rank)
+        self.files = MaskFetcher(settings(folder, url), rank)
         self.loader = Loader(self.runtime, self.files)
         self.handle = self.runtime.handles()[0]
 
