@@ -57,11 +57,11 @@ async def test_a_registry_with_entries_of_both_builds(api):
     mask = make_mask(0)
     made = (await api.put("m", mask)).json()
     registry, key = Registry(api.runtime.store), f"{PREFIX}versions:default/m"
-    stored = (await registry.store.quick.hget(key, mask.digest)).decode()
+    stored = (await registry.connection.quick.hget(key, mask.digest)).decode()
     head, entry = stored[: stored.index("{")], json.loads(stored[stored.index("{") :])
     assert entry["sparsity"] == entry["density"] == made["sparsity"] == mask.sparsity
     assert "density" not in made
     del entry["sparsity"]
-    await registry.store.quick.hset(key, mask.digest, head + json.dumps(entry))
+    await registry.connection.quick.hset(key, mask.digest, head + json.dumps(entry))
     (state,) = await registry.states([("default", "m")])
     assert state.response(state.versions[mask.digest])["sparsity"] == mask.sparsity
