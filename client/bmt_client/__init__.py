@@ -1,11 +1,11 @@
-"""Client of a bmt-server: upload, version, alias and fetch masks, and talk to models under them.
+"""Client of a bmt-server: upload, version, alias and fetch masks, and query masked models.
 
 >>> from bmt_client import BmtClient
 >>> with BmtClient("http://127.0.0.1:8000", api_key="bmt_...") as client:   # doctest: +SKIP
 ...     version = client.upload("math.bmt", alias=["prod"])
 ...     client.openai().chat.completions.create(model="math:prod", messages=[...])
 
-Importing it needs neither torch nor vLLM, and loads httpx and openai only when they are used.
+The import needs neither torch nor vLLM; httpx and openai are imported on first use.
 """
 
 from ._async_client import AsyncBmtClient

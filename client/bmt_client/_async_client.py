@@ -1,4 +1,4 @@
-"""`AsyncBmtClient`: `BmtClient` with awaits. What its methods do is in `_operations`."""
+"""`AsyncBmtClient`, the asyncio client; the logic of its methods is in `_flows`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bmt_core import Mask
 
-from . import _operations as operations
-from ._base import BaseClient, Receiver, chunks, step
+from . import _flows as flows
+from ._base import BaseClient
 from ._models import Alias, MaskInfo, ModelInfo, Page, Upload, Version
 from ._retry import DEFAULT_MAX_RETRIES
-from ._wire import Call, Effect, Flow, Progress, Request, Response, Send
+from ._transport import (
+    Call,
+    Effect,
+    Flow,
+    Progress,
+    Receiver,
+    Request,
+    Response,
+    Send,
+    chunks,
+    step,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -23,9 +34,9 @@ T = TypeVar("T")
 
 
 class AsyncBmtClient(BaseClient):
-    """`BmtClient`, awaited: same arguments, methods and errors; `list()` is an async iterator.
+    """Asyncio client: arguments, methods and errors of `BmtClient`; `list()` is an async iterator.
 
-    Disk and decoding run in threads, so the event loop never waits for them.
+    Disk access and decoding run in threads, so they do not block the event loop.
 
     >>> async with AsyncBmtClient() as client:                         # doctest: +SKIP
     ...     version = await client.upload("math.bmt")
@@ -60,7 +71,7 @@ class AsyncBmtClient(BaseClient):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections, unless they came with `http_client`."""
+        """Close the connections, unless `http_client` was given."""
         if self._owned:
             await self._http.aclose()
 
@@ -76,7 +87,7 @@ class AsyncBmtClient(BaseClient):
     ) -> Upload:
         """Store a mask as the latest version of `name`; see `BmtClient.upload`."""
         return await self._run(
-            operations.upload(self._policy, source, name, alias, if_match, if_none_match, progress)
+            flows.upload(self._policy, source, name, alias, if_match, if_none_match, progress)
         )
 
     async def push(
@@ -88,23 +99,23 @@ class AsyncBmtClient(BaseClient):
         if_match: str | None = None,
         resident: bool = True,
     ) -> Upload:
-        """Store `new` as the latest version of `name` by sending what changed since `old`.
+        """Store `new` as the latest version of `name` by sending its difference from `old`.
 
-        `old` is a version of `name` that the server has. A step of training changes a few hundred
-        positions of a mask, a kilobyte. Raises `Conflict` where the server's `old` is another.
+        `old` must be a version of `name` on the server, else `Conflict`. A training step changes a
+        few hundred positions of a mask, about a kilobyte.
 
         Parameters
         ----------
-        if_match : mask digest that must be current (`Conflict` where it is not)
-        resident : load it into the workers' memory at once, in the background
+        if_match : mask digest that must be the latest, else `Conflict`
+        resident : load the mask into the workers' memory at once, in the background
         """
-        return await self._run(operations.push(self._policy, name, old, new, if_match, resident))
+        return await self._run(flows.push(self._policy, name, old, new, if_match, resident))
 
     async def list(self, *, page_size: int = 100) -> AsyncIterator[MaskInfo]:
-        """All masks, by name, fetched page by page."""
+        """Iterate over all masks by name; pages are fetched on demand."""
         after: str | None = None
         while True:
-            page: Page = await self._run(operations.page(self._policy, page_size, after))
+            page: Page = await self._run(flows.page(self._policy, page_size, after))
             for mask in page.data:
                 yield mask
             if page.next is None:
@@ -112,38 +123,38 @@ class AsyncBmtClient(BaseClient):
             after = page.next
 
     async def get(self, ref: str) -> Version:
-        """The version that `ref` names now."""
-        return await self._run(operations.get(self._policy, ref))
+        """Return the version that `ref` names now."""
+        return await self._run(flows.get(self._policy, ref))
 
     async def versions(self, name: str) -> tuple[Version, ...]:
-        """All versions of a mask, newest first."""
-        return await self._run(operations.versions(self._policy, name))
+        """Return all versions of a mask, newest first."""
+        return await self._run(flows.versions(self._policy, name))
 
     async def set_alias(
         self, name: str, alias: str, to: str | int | Version, *, if_match: str | None = None
     ) -> Alias:
-        """Point `name:alias` at a version: its digest, its rev, or a ref of the same name."""
-        return await self._run(operations.set_alias(self._policy, name, alias, to, if_match))
+        """Point `name:alias` at a version, given as digest, rev, or ref of the same name."""
+        return await self._run(flows.set_alias(self._policy, name, alias, to, if_match))
 
     async def delete_alias(self, name: str, alias: str, *, if_match: str | None = None) -> None:
-        """Remove `name:alias`. The version it named stays."""
-        return await self._run(operations.delete_alias(self._policy, name, alias, if_match))
+        """Remove `name:alias`; its version stays."""
+        return await self._run(flows.delete_alias(self._policy, name, alias, if_match))
 
     async def rollback(self, name: str, to: str | int | Version | None = None) -> Version:
-        """Make an older version the latest again; without `to`, the one before the latest."""
-        return await self._run(operations.rollback(self._policy, name, to))
+        """Make an older version the latest again, by default the one before the latest."""
+        return await self._run(flows.rollback(self._policy, name, to))
 
     async def delete(self, name: str) -> None:
         """Remove a mask with all its versions and aliases."""
-        return await self._run(operations.delete(self._policy, name))
+        return await self._run(flows.delete(self._policy, name))
 
     async def delete_version(self, name: str, digest: str) -> None:
         """Remove one version (12 to 64 hex digits of its mask digest)."""
-        return await self._run(operations.delete_version(self._policy, name, digest))
+        return await self._run(flows.delete_version(self._policy, name, digest))
 
     async def read(self, ref: str, *, progress: Progress | None = None) -> bytes:
-        """The `.bmt` file of `ref`, checked against its digest."""
-        return await self._run(operations.read(self._policy, ref, progress))
+        """Return the `.bmt` file of `ref`, verified against its digest."""
+        return await self._run(flows.read(self._policy, ref, progress))
 
     async def download(
         self,
@@ -152,27 +163,27 @@ class AsyncBmtClient(BaseClient):
         *,
         progress: Progress | None = None,
     ) -> Path:
-        """Write the `.bmt` file of `ref` to `path` (default `<name>.bmt`, or into a folder)."""
-        return await self._run(operations.download(self._policy, ref, path, progress))
+        """Write the `.bmt` file of `ref` to `path`: a file or a folder, default `<name>.bmt`."""
+        return await self._run(flows.download(self._policy, ref, path, progress))
 
     async def pin(self, name: str) -> None:
         """Keep the mask's latest version resident in the workers."""
-        return await self._run(operations.pin(self._policy, name, True))
+        return await self._run(flows.pin(self._policy, name, True))
 
     async def unpin(self, name: str) -> None:
-        """Let the workers evict it again."""
-        return await self._run(operations.pin(self._policy, name, False))
+        """Allow the workers to evict the mask again."""
+        return await self._run(flows.pin(self._policy, name, False))
 
     async def models(self) -> tuple[ModelInfo, ...]:
-        """What a request may name as `model`: the base, masks and aliases."""
-        return await self._run(operations.models(self._policy))
+        """List the names that a request may give as `model`: base, masks and aliases."""
+        return await self._run(flows.models(self._policy))
 
     async def ready(self) -> bool:
-        """Whether the server answers and takes requests now. Never raises for its absence."""
-        return await self._run(operations.ready(self._policy))
+        """Return True if the server accepts requests now; False if it cannot be reached."""
+        return await self._run(flows.ready(self._policy))
 
     def openai(self, **arguments: Any) -> openai.AsyncOpenAI:
-        """A stock async OpenAI client for this server; `arguments` override its constructor's."""
+        """Return an `openai.AsyncOpenAI` client; `arguments` go to its constructor."""
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         if self._target.loopback:
@@ -186,16 +197,17 @@ class AsyncBmtClient(BaseClient):
             try:
                 effect = step(flow, result, error)
             except StopIteration as end:
-                return end.value
+                value: T = end.value
+                return value
             result = error = None
             try:
                 result = await self._perform(effect)
             except Exception as raised:
-                # Handed to the flow, which decides whether it is an error of the caller's.
+                # The flow decides if this reaches the caller.
                 error = raised
 
     async def _perform(self, effect: Effect) -> Any:
-        # A quarter of this package's import time, which most users of the CLI have no use for.
+        # A quarter of this package's import time, which blocking users need not pay.
         import asyncio
 
         if isinstance(effect, Send):

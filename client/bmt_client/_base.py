@@ -1,15 +1,14 @@
-"""What both clients are: a target, a retry policy and an HTTP connection pool."""
+"""Base class of both clients: server address, retry policy, HTTP headers and connection errors."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ._config import Target, resolve
-from ._errors import ProtocolError
 from ._retry import DEFAULT_MAX_RETRIES, RetryPolicy
-from ._wire import CHUNK_BYTES, NoAnswer, Progress, Request, Response
+from ._transport import NoAnswer, Request, Response
 
 if TYPE_CHECKING:
     import httpx
@@ -18,7 +17,7 @@ CONNECT_TIMEOUT_S = 5.0
 
 
 class BaseClient:
-    """Constructor and the parts of an exchange that do no I/O."""
+    """Constructor and the parts of a request that do no I/O."""
 
     def __init__(
         self,
@@ -47,22 +46,22 @@ class BaseClient:
         import httpx
 
         seconds = self._target.timeout_s
-        # Over http:// no certificate is ever looked at, and loading the trusted ones takes 15 to
-        # 30 ms. This context trusts nobody, so it fails closed if TLS were spoken after all.
+        # Over http:// no certificate is verified, and loading the trusted ones takes 15 to 30 ms.
+        # This context trusts no certificate, so TLS by a redirect or proxy fails closed.
         trust: Any = True
         if self._target.url.startswith("http://"):
             trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         return {
             "verify": trust,
             "timeout": httpx.Timeout(seconds, connect=min(seconds, CONNECT_TIMEOUT_S)),
-            # What goes to this machine must not take a detour over HTTP_PROXY, with the key.
+            # Requests to this machine, which carry the key, must not go through HTTP_PROXY.
             "trust_env": not self._target.loopback,
         }
 
     def _openai_arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         arguments: dict[str, Any] = {
             "base_url": f"{self._target.url}/v1",
-            # The stock client refuses to start without a key; a server without auth ignores it.
+            # The OpenAI client requires a key; a server without authentication ignores it.
             "api_key": self._target.api_key or "none",
             "max_retries": self._policy.max_retries,
         }
@@ -73,7 +72,7 @@ class BaseClient:
     def _request_arguments(self, request: Request) -> dict[str, Any]:
         headers = {
             "Accept": "application/json",
-            # Masks do not compress, and a compressed answer could unpack to anything.
+            # Masks are compressed already, and the size of a compressed answer is not bounded.
             "Accept-Encoding": "identity",
             "User-Agent": _user_agent(),
             **request.headers,
@@ -81,7 +80,7 @@ class BaseClient:
         if self._target.api_key:
             headers["Authorization"] = f"Bearer {self._target.api_key}"
         if request.body is not None:
-            # Without it a streamed body would be sent chunked, which the server refuses (411).
+            # Without it httpx sends a streamed body chunked, which the server refuses (411).
             headers["Content-Length"] = str(len(request.body))
         return {
             "method": request.method,
@@ -92,7 +91,7 @@ class BaseClient:
 
     def _response(self, status: int, headers: Mapping[str, str], body: bytes) -> Response:
         if status >= 400 and self._target.api_key:
-            # A server or proxy may echo the request; the key must not reach an error's message.
+            # A server or proxy may echo the request; the key must not end up in an error message.
             body = body.replace(self._target.api_key.encode(), b"[key]")
         return Response(status, {name.lower(): value for name, value in headers.items()}, body)
 
@@ -105,7 +104,7 @@ class BaseClient:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, ssl.SSLCertVerificationError):
-                message = f"{url} shows a certificate that is not trusted: {cause.verify_message}"
+                message = f"{url} has a certificate that is not trusted: {cause.verify_message}"
                 return NoAnswer(message, code="certificate", retryable=False)
             cause = cause.__cause__ or cause.__context__
         if isinstance(error, httpx.ConnectTimeout):
@@ -120,49 +119,8 @@ class BaseClient:
 
 
 def _reason(error: Exception) -> str:
-    """`Connection refused`, without the number that the operating system gives it."""
+    """Text of an OS error without its number: `connection refused`."""
     return re.sub(r"^\[Errno -?\d+\] ", "", str(error)).lower() or type(error).__name__
-
-
-class Receiver:
-    """Collects an answer's body within a bound and reports how it grows."""
-
-    def __init__(self, request: Request, status: int, headers: Mapping[str, str]) -> None:
-        self._request = request
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._total = int(length) if (length := headers.get("content-length", "")).isdigit() else 0
-        self._progress = request.received if status < 300 else None
-
-    def take(self, chunk: bytes) -> None:
-        self._size += len(chunk)
-        if self._size > self._request.max_bytes:
-            raise ProtocolError(
-                f"the answer to {self._request.method} {self._request.path} is longer than "
-                f"{self._request.max_bytes} bytes, which is all it may have"
-            )
-        self._parts.append(chunk)
-        if self._progress:
-            self._progress(self._size, max(self._total, self._size))
-
-    def body(self) -> bytes:
-        return b"".join(self._parts)
-
-
-def chunks(body: bytes, progress: Progress | None) -> Iterator[bytes]:
-    """`body` in pieces, each reported once it was handed to the connection."""
-    view = memoryview(body)
-    if progress:
-        progress(0, len(body))
-    for start in range(0, len(body), CHUNK_BYTES):
-        yield bytes(view[start : start + CHUNK_BYTES])
-        if progress:
-            progress(min(start + CHUNK_BYTES, len(body)), len(body))
-
-
-def step(flow: Generator[Any, Any, Any], result: Any, error: Exception | None) -> Any:
-    """Advance a flow by the outcome of its last effect; raises StopIteration at its end."""
-    return flow.send(result) if error is None else flow.throw(error)
 
 
 def _user_agent() -> str:

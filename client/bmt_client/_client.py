@@ -1,4 +1,4 @@
-"""`BmtClient`: the blocking client. What its methods do is in `_operations`."""
+"""`BmtClient`, the blocking client; the logic of its methods is in `_flows`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bmt_core import Mask
 
-from . import _operations as operations
-from ._base import BaseClient, Receiver, chunks, step
+from . import _flows as flows
+from ._base import BaseClient
 from ._models import Alias, MaskInfo, ModelInfo, Page, Upload, Version
 from ._retry import DEFAULT_MAX_RETRIES
-from ._wire import Call, Effect, Flow, Progress, Request, Response, Send
+from ._transport import (
+    Call,
+    Effect,
+    Flow,
+    Progress,
+    Receiver,
+    Request,
+    Response,
+    Send,
+    chunks,
+    step,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -24,20 +35,20 @@ T = TypeVar("T")
 
 
 class BmtClient(BaseClient):
-    """A bmt-server's registry of masks.
+    """Blocking client of a bmt-server and its mask registry.
 
     Parameters
     ----------
-    base_url : the server, default `BMT_URL`, then the config file, then http://127.0.0.1:8000
+    base_url : server address; default `BMT_URL`, then the config file, then http://127.0.0.1:8000
     api_key : default `BMT_API_KEY`, then the config file's key for that address
-    timeout : seconds for one attempt, default `BMT_TIMEOUT` or 60
+    timeout : seconds for one attempt; default `BMT_TIMEOUT` or 60
     max_retries : attempts after the first on 408, 429, 500, 502-504 and broken connections
-    http_client : an `httpx.Client` to use instead of an own one; it is not closed
-    allow_insecure : send the key over http:// to another machine all the same
+    http_client : `httpx.Client` to use instead of a new one; the client does not close it
+    allow_insecure : allow sending the key over http:// to another machine
 
-    Every method raises the errors of `bmt_client.BmtClientError`'s tree. A `ref` is `math`
-    (its latest version), `math:prod` (an alias) or `math@3f9c…` (12 to 64 hex digits of the mask
-    digest). Safe to share between threads.
+    Every method raises subclasses of `bmt_client.BmtClientError`. A `ref` is `math` (the latest
+    version), `math:prod` (an alias) or `math@3f9c…` (12 to 64 hex digits of the mask digest).
+    Instances may be shared between threads.
 
     >>> with BmtClient() as client:                                    # doctest: +SKIP
     ...     version = client.upload("math.bmt", alias=["prod"])
@@ -73,7 +84,7 @@ class BmtClient(BaseClient):
         self.close()
 
     def close(self) -> None:
-        """Close the connections, unless they came with `http_client`."""
+        """Close the connections, unless `http_client` was given."""
         if self._owned:
             self._http.close()
 
@@ -89,20 +100,20 @@ class BmtClient(BaseClient):
     ) -> Upload:
         """Store a mask as the latest version of `name`.
 
-        The file is checked here first, by the server's own parser, so a bad one raises `Invalid`
-        before a byte is sent. Safe to repeat: the same mask again changes nothing.
+        The file is validated first with the server's own parser, so an invalid one raises
+        `Invalid` before anything is sent. Idempotent: the same mask again changes nothing.
 
         Parameters
         ----------
         source : path of a `.bmt` file, its bytes, or a mask
-        name : default the file's stem, brought into the grammar of names, or `metadata["name"]`
-        alias : names to point at the new version as well
-        if_match : mask digest that must be current (`Conflict` where it is not)
-        if_none_match : the name must not exist yet (`Conflict` where it does)
-        progress : called with (bytes sent, bytes in all)
+        name : default the file's stem in the form of a name, or `metadata["name"]`
+        alias : aliases to point at the new version
+        if_match : mask digest that must be the latest, else `Conflict`
+        if_none_match : the name must not exist yet, else `Conflict`
+        progress : called with (bytes sent, bytes in total)
         """
         return self._run(
-            operations.upload(self._policy, source, name, alias, if_match, if_none_match, progress)
+            flows.upload(self._policy, source, name, alias, if_match, if_none_match, progress)
         )
 
     def push(
@@ -114,64 +125,64 @@ class BmtClient(BaseClient):
         if_match: str | None = None,
         resident: bool = True,
     ) -> Upload:
-        """Store `new` as the latest version of `name` by sending what changed since `old`.
+        """Store `new` as the latest version of `name` by sending its difference from `old`.
 
-        `old` is a version of `name` that the server has. A step of training changes a few hundred
-        positions of a mask, a kilobyte. Raises `Conflict` where the server's `old` is another.
+        `old` must be a version of `name` on the server, else `Conflict`. A training step changes a
+        few hundred positions of a mask, about a kilobyte.
 
         Parameters
         ----------
-        if_match : mask digest that must be current (`Conflict` where it is not)
-        resident : load it into the workers' memory at once, in the background
+        if_match : mask digest that must be the latest, else `Conflict`
+        resident : load the mask into the workers' memory at once, in the background
         """
-        return self._run(operations.push(self._policy, name, old, new, if_match, resident))
+        return self._run(flows.push(self._policy, name, old, new, if_match, resident))
 
     def list(self, *, page_size: int = 100) -> Iterator[MaskInfo]:
-        """All masks, by name, fetched page by page."""
+        """Iterate over all masks by name; pages are fetched on demand."""
         after: str | None = None
         while True:
-            page: Page = self._run(operations.page(self._policy, page_size, after))
+            page: Page = self._run(flows.page(self._policy, page_size, after))
             yield from page.data
             if page.next is None:
                 return
             after = page.next
 
     def get(self, ref: str) -> Version:
-        """The version that `ref` names now."""
-        return self._run(operations.get(self._policy, ref))
+        """Return the version that `ref` names now."""
+        return self._run(flows.get(self._policy, ref))
 
     def versions(self, name: str) -> tuple[Version, ...]:
-        """All versions of a mask, newest first."""
-        return self._run(operations.versions(self._policy, name))
+        """Return all versions of a mask, newest first."""
+        return self._run(flows.versions(self._policy, name))
 
     def set_alias(
         self, name: str, alias: str, to: str | int | Version, *, if_match: str | None = None
     ) -> Alias:
-        """Point `name:alias` at a version: its digest, its rev, or a ref of the same name."""
-        return self._run(operations.set_alias(self._policy, name, alias, to, if_match))
+        """Point `name:alias` at a version, given as digest, rev, or ref of the same name."""
+        return self._run(flows.set_alias(self._policy, name, alias, to, if_match))
 
     def delete_alias(self, name: str, alias: str, *, if_match: str | None = None) -> None:
-        """Remove `name:alias`. The version it named stays."""
-        return self._run(operations.delete_alias(self._policy, name, alias, if_match))
+        """Remove `name:alias`; its version stays."""
+        return self._run(flows.delete_alias(self._policy, name, alias, if_match))
 
     def rollback(self, name: str, to: str | int | Version | None = None) -> Version:
-        """Make an older version the latest again; without `to`, the one before the latest.
+        """Make an older version the latest again, by default the one before the latest.
 
-        Raises `Conflict` where the name moved meanwhile.
+        Raises `Conflict` if another client changed the name in the meantime.
         """
-        return self._run(operations.rollback(self._policy, name, to))
+        return self._run(flows.rollback(self._policy, name, to))
 
     def delete(self, name: str) -> None:
         """Remove a mask with all its versions and aliases."""
-        return self._run(operations.delete(self._policy, name))
+        return self._run(flows.delete(self._policy, name))
 
     def delete_version(self, name: str, digest: str) -> None:
         """Remove one version (12 to 64 hex digits of its mask digest)."""
-        return self._run(operations.delete_version(self._policy, name, digest))
+        return self._run(flows.delete_version(self._policy, name, digest))
 
     def read(self, ref: str, *, progress: Progress | None = None) -> bytes:
-        """The `.bmt` file of `ref`, checked against its digest."""
-        return self._run(operations.read(self._policy, ref, progress))
+        """Return the `.bmt` file of `ref`, verified against its digest."""
+        return self._run(flows.read(self._policy, ref, progress))
 
     def download(
         self,
@@ -180,30 +191,30 @@ class BmtClient(BaseClient):
         *,
         progress: Progress | None = None,
     ) -> Path:
-        """Write the `.bmt` file of `ref` to `path` (default `<name>.bmt`, or into a folder).
+        """Write the `.bmt` file of `ref` to `path`: a file or a folder, default `<name>.bmt`.
 
-        Checked against its digest first, then put in place whole: never half a file.
+        The file is verified against its digest and then written atomically.
         """
-        return self._run(operations.download(self._policy, ref, path, progress))
+        return self._run(flows.download(self._policy, ref, path, progress))
 
     def pin(self, name: str) -> None:
         """Keep the mask's latest version resident in the workers."""
-        return self._run(operations.pin(self._policy, name, True))
+        return self._run(flows.pin(self._policy, name, True))
 
     def unpin(self, name: str) -> None:
-        """Let the workers evict it again."""
-        return self._run(operations.pin(self._policy, name, False))
+        """Allow the workers to evict the mask again."""
+        return self._run(flows.pin(self._policy, name, False))
 
     def models(self) -> tuple[ModelInfo, ...]:
-        """What a request may name as `model`: the base, masks and aliases."""
-        return self._run(operations.models(self._policy))
+        """List the names that a request may give as `model`: base, masks and aliases."""
+        return self._run(flows.models(self._policy))
 
     def ready(self) -> bool:
-        """Whether the server answers and takes requests now. Never raises for its absence."""
-        return self._run(operations.ready(self._policy))
+        """Return True if the server accepts requests now; False if it cannot be reached."""
+        return self._run(flows.ready(self._policy))
 
     def openai(self, **arguments: Any) -> openai.OpenAI:
-        """A stock OpenAI client for this server; `arguments` override its constructor's."""
+        """Return an `openai.OpenAI` client; `arguments` go to its constructor."""
         from openai import DefaultHttpxClient, OpenAI
 
         if self._target.loopback:
@@ -217,12 +228,13 @@ class BmtClient(BaseClient):
             try:
                 effect = step(flow, result, error)
             except StopIteration as end:
-                return end.value
+                value: T = end.value
+                return value
             result = error = None
             try:
                 result = self._perform(effect)
             except Exception as raised:
-                # Handed to the flow, which decides whether it is an error of the caller's.
+                # The flow decides if this reaches the caller.
                 error = raised
 
     def _perform(self, effect: Effect) -> Any:

@@ -1,11 +1,11 @@
-"""Where the client finds its server and key: argument, then environment, then config file.
+"""Server address and key: from arguments, else the environment, else the config file.
 
 The file is `$BMT_CONFIG`, by default `$XDG_CONFIG_HOME/bmt/client.json` (~/.config):
 
     {"url": "https://masks.example.org", "keys": {"https://masks.example.org": "bmt_…"}}
 
-A key belongs to the address it was stored for and is sent to no other. The file must be the
-user's alone (mode 0600), since whoever reads it can act as the user.
+A key belongs to one address and is sent to no other. The file must have mode 0600, because anyone
+who reads it can act as the user.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from urllib.parse import urlsplit
 from ._errors import UsageError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-DEFAULT_TIMEOUT_S = 60.0  # of one attempt: connect, send, and wait for the answer
+DEFAULT_TIMEOUT_S = 60.0  # of one attempt: connect, send and wait for the answer
 MAX_KEY_CHARS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server, and how to speak to it. The key is not in the repr."""
+    """Server address, key and timeout. The repr omits the key."""
 
     url: str  # scheme://host[:port][/prefix], no trailing slash, no /v1
     api_key: str | None = field(repr=False)
     timeout_s: float
-    timeout_given: bool  # False: the default, which is too short for inference
+    timeout_given: bool  # False: the default, which is too short for generation
     loopback: bool  # the server is on this machine
 
 
@@ -46,10 +46,10 @@ def resolve(
     *,
     allow_insecure: bool = False,
 ) -> Target:
-    """Fill what is None from `BMT_URL`, `BMT_API_KEY`, `BMT_TIMEOUT`, then the config file.
+    """Fill arguments that are None from `BMT_URL`, `BMT_API_KEY`, `BMT_TIMEOUT`, then the file.
 
-    Raises UsageError for an address or a key that cannot be used, and for a key that would
-    travel in the clear to another machine.
+    Raises UsageError for an invalid address or key, and for a key that would be sent unencrypted
+    to another machine.
     """
     file = _read(config_path())
     url = normal_url(base_url or os.environ.get("BMT_URL") or file.get("url") or DEFAULT_URL)
@@ -62,7 +62,7 @@ def resolve(
     loopback = _is_loopback(url)
     if key and not (allow_insecure or loopback or url.startswith("https://")):
         raise UsageError(
-            f"{url} would carry the API key unencrypted to another machine; use https://, or allow "
+            f"the API key would go to {url} unencrypted; use https://, or allow "
             "it with allow_insecure=True (--allow-insecure)",
             code="insecure_url",
             param="base_url",
@@ -77,7 +77,7 @@ def resolve(
 
 
 def normal_url(url: str) -> str:
-    """`url` without trailing slash or `/v1`. Raises UsageError where it is no http(s) address."""
+    """Normalize an http(s) address: no trailing slash, no `/v1`. Raises UsageError."""
     text = url.strip()
     try:
         parts = urlsplit(text)
@@ -91,7 +91,7 @@ def normal_url(url: str) -> str:
         )
     if parts.username is not None or parts.query or parts.fragment:
         raise UsageError(
-            "the URL must hold no user, query or fragment; the key goes into BMT_API_KEY",
+            "the URL must have no user, query or fragment; put the key in BMT_API_KEY",
             param="base_url",
         )
     path = parts.path.rstrip("/").removesuffix("/v1")
@@ -99,19 +99,19 @@ def normal_url(url: str) -> str:
 
 
 def checked_key(key: str) -> str:
-    """`key` if it can stand in a header. The error does not repeat it."""
+    """Validate a key for use in a header. The error message does not contain it."""
     key = key.strip()
     if not key or len(key) > MAX_KEY_CHARS or not key.isascii() or not key.isprintable():
         raise UsageError(
-            f"the API key must be 1 to {MAX_KEY_CHARS} printable ASCII characters; "
-            f"this one has {len(key)} characters, or others",
+            f"the API key has {len(key)} characters; it must be 1 to {MAX_KEY_CHARS} printable "
+            "ASCII characters",
             param="api_key",
         )
     return key
 
 
 def config_path() -> Path:
-    """The config file, whether it exists or not."""
+    """Path of the config file, which need not exist."""
     if given := os.environ.get("BMT_CONFIG"):
         return Path(given)
     home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
@@ -119,7 +119,7 @@ def config_path() -> Path:
 
 
 def store(url: str, key: str | None) -> Path:
-    """Make `url` the default server and keep `key` for it (None forgets it). Atomic, mode 0600."""
+    """Make `url` the default server and store its key; None removes it. Atomic, mode 0600."""
     path = config_path()
     content = _read(path)
     keys = dict(content.get("keys") or {})
@@ -129,7 +129,7 @@ def store(url: str, key: str | None) -> Path:
     else:
         keys[url] = checked_key(key)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # mkstemp makes the file 0600 before a byte of the key is in it.
+    # mkstemp creates the file with mode 0600, before the key is written.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
         with os.fdopen(handle, "w") as file:
@@ -153,8 +153,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"the config file {path} cannot be read: {error}") from error
     if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UsageError(
-            f"the config file {path} has mode {stat.S_IMODE(mode):04o}, others may read the key in "
-            f"it; run: chmod 600 {path}",
+            f"the config file {path} has mode {stat.S_IMODE(mode):04o}, so other users can read "
+            f"its keys; run: chmod 600 {path}",
             code="config_mode",
         )
     if not isinstance(content, dict):

@@ -1,19 +1,19 @@
-"""Everything the client raises, in one tree.
+"""Exceptions of the client, in one tree.
 
     BmtClientError
-    ├── UsageError            nothing was sent: URL, key, name or argument cannot be used
-    ├── AuthenticationError   401: no key, or one that the server does not know
+    ├── UsageError            invalid URL, key, name or argument; nothing was sent
+    ├── AuthenticationError   401: no key, or an unknown one
     ├── PermissionDenied      403: the key lacks the scope
-    ├── NotFound              404: no such mask, alias, version or blob (for this key's tenant)
-    ├── Conflict              412, 409: somebody else moved the name first
-    ├── Invalid               400, 411, 415, 422: the file, digest or name is not acceptable
-    ├── TooLarge              413: the file is larger than the server's base model can need
-    ├── RateLimited           429
-    ├── Unavailable           no answer at all, 408 or 5xx
-    └── ProtocolError         the answer is not a bmt-server's, or its bytes fail their digest
+    ├── NotFound              404: no such mask, alias, version or blob in the key's tenant
+    ├── Conflict              412, 409: another client changed the name first
+    ├── Invalid               400, 411, 415, 422: invalid file, digest or name
+    ├── TooLarge              413: larger than any mask of the server's base model
+    ├── RateLimited           429: too many requests
+    ├── Unavailable           no answer, 408 or 5xx
+    └── ProtocolError         not a bmt-server's answer, or bytes that fail their digest
 
-`retryable` says whether the same call may succeed later; those errors are raised only after the
-client's own retries are used up.
+`retryable` is True if the same call may succeed later. Such errors are raised after the client's
+own retries are exhausted.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import Any
 
 
 class BmtClientError(Exception):
-    """Base of all errors of this package.
+    """Base class of all errors of this package.
 
     Attributes
     ----------
-    message : what happened, with the value, the bound and the fix where there is one
-    status : HTTP status, or None where no answer came
-    code : snake_case identifier, the server's own where it sent one
+    message : description with the value, the bound and the fix
+    status : HTTP status, or None without an answer
+    code : snake_case identifier, from the server if it sent one
     param : the field or argument at fault, or None
-    request_id : the server's `X-Request-Id`, to be quoted to its operator
-    retry_after : seconds the server asked to wait, or None
+    request_id : the server's `X-Request-Id`, for its operator
+    retry_after : seconds to wait as the server asked, or None
     retryable : the same call may succeed later
-    attempts : how often the request was sent
+    attempts : number of times the request was sent
     """
 
     default_code = "error"
@@ -65,7 +65,7 @@ class BmtClientError(Exception):
         return f"{type(self).__name__}({self.message!r}, status={self.status}, code={self.code!r})"
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able form, the one that `bmt-client --json` prints."""
+        """Return a JSON-serializable dict, as `bmt-client --json` prints it."""
         return {
             "type": type(self).__name__,
             "message": self.message,

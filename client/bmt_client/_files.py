@@ -1,4 +1,4 @@
-"""The client's side of the disk: read and check what goes up, put in place what comes down."""
+"""Local files: read and validate uploads, write downloads atomically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._names import mask_name, name_from_path
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A checked file, ready to go up."""
+    """Validated file, ready for upload."""
 
     name: str
     data: bytes
@@ -27,9 +27,9 @@ class Prepared:
 
 
 def prepare(source: str | PathLike[str] | bytes | bmt_core.Mask, name: str | None) -> Prepared:
-    """Read, check and hash what is to be uploaded.
+    """Read, validate and hash an upload.
 
-    Raises Invalid where the server's parser would refuse it, UsageError where it has no name.
+    Raises Invalid if the server's parser would refuse it, UsageError if it has no name.
     """
     path: Path | None = None
     if isinstance(source, bmt_core.Mask):
@@ -50,7 +50,7 @@ def prepare(source: str | PathLike[str] | bytes | bmt_core.Mask, name: str | Non
 
 
 def decode(data: bytes) -> bmt_core.Mask:
-    """`bmt_core.decode` with its errors brought into this package's tree."""
+    """`bmt_core.decode`, with errors of this package."""
     try:
         return bmt_core.decode(data)
     except bmt_core.BmtError as error:
@@ -70,13 +70,13 @@ def hex_sha256(data: bytes) -> str:
 
 
 def destination(path: str | PathLike[str] | None, name: str) -> Path:
-    """Where a download goes: the path, or `<name>.bmt` in that folder or in this one."""
+    """Path of a download: `path`, or `<name>.bmt` in it if it is a folder."""
     target = Path(path) if path is not None else Path()
     return target / f"{name}.bmt" if target.is_dir() else target
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a neighbour, sync, rename: a reader sees the old file or the whole new one."""
+    """Write a temporary file, sync and rename: readers see the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         with temporary.open("xb") as file:

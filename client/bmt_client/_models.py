@@ -1,7 +1,7 @@
-"""What the server tells, as frozen dataclasses.
+"""Objects in the server's answers, as frozen dataclasses.
 
-Unknown fields are dropped and missing ones take defaults, so a client works with a server that is
-a version older or newer. Only what identifies a thing is required.
+Unknown fields are dropped and missing ones take defaults, so a client works with an older or newer
+server. Only the fields that identify an object are required.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ._errors import ProtocolError
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Base of the models: built from the server's JSON, told back as JSON."""
+    """Base class of the models, converted from and to JSON objects."""
 
     @classmethod
     def from_json(cls, raw: Any) -> Self:
-        """Raises ProtocolError where a required field is missing or `raw` is no object."""
+        """Build from the server's JSON. Raises ProtocolError if a required field is missing."""
         if not isinstance(raw, Mapping):
             raise ProtocolError(f"expected a JSON object for {cls.__name__}, got {raw!r:.80}")
         known = {f.name for f in fields(cls)}
@@ -28,8 +28,8 @@ class Model:
             return cls(**values)
         except (TypeError, ValueError) as error:
             raise ProtocolError(
-                f"the server's {cls.__name__} lacks a field or holds a wrong one ({error}); "
-                f"it has {sorted(map(str, raw))}"
+                f"the server's {cls.__name__} lacks a field or has an invalid one ({error}); "
+                f"its fields are {sorted(map(str, raw))}"
             ) from error
 
     def as_dict(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModelInfo(Model):
-    """The base model that a mask was trained on."""
+    """Base model of a mask."""
 
     model_id: str = ""
     fingerprint: str = ""  # of the checkpoint's bytes, 64 hex digits
@@ -50,24 +50,24 @@ class Version(Model):
 
     name: str
     digest: str  # mask digest: base, shapes and positions; 64 hex digits
-    rev: int = 0  # grows with each version of the name, even across a delete
+    rev: int = 0  # increases with each version of the name, also after a delete
     file_digest: str = ""  # SHA-256 of the stored file, 64 hex digits
-    id: int = 0  # registry-wide, 1..2^31-1
+    id: int = 0  # unique in the registry, 1 to 2^31 - 1
     tenant: str = ""
-    model: str = ""  # what to ask for in `model`, and what an answer says: name@digest12
+    model: str = ""  # value of `model` in requests and answers: name@digest12
     created: str = ""  # ISO 8601, UTC
     bytes: int = 0  # of the stored file
-    zeros: int = 0  # deleted weights
+    zeros: int = 0  # gate weights that the mask sets to zero
     sparsity: float = 0.0  # zeros / gate weights of the base
     base: BaseModelInfo = field(default_factory=BaseModelInfo)
     aliases: tuple[str, ...] = ()
-    parent: str | None = None  # mask digest that was current before
+    parent: str | None = None  # mask digest of the latest version before this one
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pinned: bool = False
 
     @classmethod
     def from_json(cls, raw: Any) -> Self:
-        """Build from the server's JSON. Builds before 0.1.0 answer `density`."""
+        """Build from the server's JSON; servers before 0.1.0 call the sparsity `density`."""
         if isinstance(raw, Mapping) and "density" in raw and "sparsity" not in raw:
             raw = {**raw, "sparsity": raw["density"]}
         return super().from_json(raw)
@@ -80,21 +80,21 @@ class Version(Model):
         if not self.model:
             object.__setattr__(self, "model", f"{self.name}@{self.digest[:12]}")
 
-    # The metadata dict would make the generated hash fail.
+    # The generated hash would fail on the metadata dict.
     def __hash__(self) -> int:
         return hash((self.name, self.digest, self.rev))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Upload(Version):
-    """The version that an upload ended in."""
+    """Version that an upload resulted in."""
 
-    # created; moved: an older version is the latest again; unchanged: it was the latest already
+    # created; moved: an older version is the latest again; unchanged: was the latest already
     outcome: str = "created"
 
     @property
     def changed(self) -> bool:
-        """Whether the name now points at another mask than before."""
+        """True if the name points at another mask than before."""
         return self.outcome != "unchanged"
 
     __hash__ = Version.__hash__
@@ -102,7 +102,7 @@ class Upload(Version):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskInfo(Version):
-    """A mask as a listing shows it: its latest version, and how many there are."""
+    """Entry of a listing: the latest version of a mask and the number of versions."""
 
     versions: int = 1
 
@@ -111,11 +111,11 @@ class MaskInfo(Version):
 
 @dataclass(frozen=True, kw_only=True)
 class Alias(Model):
-    """A movable name for a version: `name:alias`."""
+    """Movable name of a version: `name:alias`."""
 
     name: str
     alias: str
-    digest: str  # mask digest that it points at now
+    digest: str  # mask digest of its version
     rev: int = 0
 
     def __post_init__(self) -> None:
@@ -124,7 +124,7 @@ class Alias(Model):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo(Model):
-    """An entry of `/v1/models`: the base, a mask or an alias, under its public name."""
+    """Entry of `/v1/models`: the base, a mask or an alias."""
 
     id: str
     created: int = 0  # Unix time, seconds
@@ -139,19 +139,21 @@ class ModelInfo(Model):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a listing."""
+    """Page of a listing."""
 
     data: tuple[Any, ...]
     next: str | None = None  # `after` of the next page; None on the last
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], model: type[Model], cursor: str, limit: int) -> Page:
-        """`cursor` names the field of the last entry that the next page starts after."""
+        """Parse a page. `cursor`: field of the last entry after which the next page starts."""
         data = raw.get("data")
         if not isinstance(data, list):
-            raise ProtocolError(f"a listing has no `data` list; it has {sorted(map(str, raw))}")
+            raise ProtocolError(
+                f"the listing has no `data` list; its fields are {sorted(map(str, raw))}"
+            )
         entries = tuple(model.from_json(entry) for entry in data)
-        # A server that does not say whether there is more is asked again after a full page.
+        # Without `has_more`, a full page means that another one may follow.
         more = raw.get("has_more", len(entries) >= limit)
         after = raw.get("next") or (str(getattr(entries[-1], cursor)) if entries else None)
         return cls(entries, after if more and entries else None)

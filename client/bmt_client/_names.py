@@ -1,15 +1,19 @@
-"""Names and references, checked by the server's own grammar before anything is sent."""
+"""Names and references, validated with the server's own grammar before anything is sent."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import bmt_core
 
 from ._errors import Invalid, UsageError
 
 MAX_NAME_CHARS = 128
+
+T = TypeVar("T")
 
 
 def mask_name(name: str) -> str:
@@ -21,9 +25,9 @@ def alias_name(alias: str) -> str:
 
 
 def version_digest(digest: str) -> str:
-    """12 to 64 hex digits of a mask digest, quotes of an ETag allowed."""
+    """Validate 12 to 64 hex digits of a mask digest; an ETag's quotes are removed."""
     digest = digest.strip('"')
-    # The grammar has prefixes only within a reference.
+    # The grammar allows prefixes only in a reference.
     _checked(bmt_core.MaskRef.parse, f"mask@{digest}")
     return digest
 
@@ -37,13 +41,13 @@ def is_digest(text: str) -> bool:
 
 
 def name_from_path(path: Path) -> str:
-    """The file's stem brought into the grammar: `Math v2 (1).bmt` -> `math-v2-1`.
+    """Turn a file's stem into a valid name: `Math v2 (1).bmt` -> `math-v2-1`.
 
-    Raises UsageError where nothing is left of it.
+    Raises UsageError if no valid character is left.
     """
     stem = path.name.removesuffix(".bmt").lower()
     words = re.split(r"[^a-z0-9._-]+", stem)
-    # The grammar wants single separators between letters or digits.
+    # The grammar allows single separators between letters or digits.
     text = re.sub(r"[._-]{2,}", "-", "-".join(word for word in words if word))
     text = text[:MAX_NAME_CHARS].strip("._-")
     if not text:
@@ -51,11 +55,11 @@ def name_from_path(path: Path) -> str:
     return text
 
 
-def _checked(check, text):  # type: ignore[no-untyped-def]
+def _checked(check: Callable[[str], T], text: str) -> T:
+    """Run a validator of `bmt_core`; raises Invalid instead of its errors."""
     if not isinstance(text, str):
         raise UsageError(f"expected a name or reference, got {type(text).__name__}")
     try:
-        found = check(text)
+        return check(text)
     except bmt_core.BmtError as error:
         raise Invalid(str(error), code=error.code, param="name") from error
-    return text if found is None else found

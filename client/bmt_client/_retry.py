@@ -1,8 +1,8 @@
-"""When a failed exchange is tried again, and after how long. No I/O: both clients share it.
+"""Retry policy and the flow of one request with its retries. No I/O; both clients share it.
 
-408, 429, 500, 502, 503, 504 and connections that broke are tried again: every request of this
-client is idempotent (uploads are content-addressed). Nothing else is: a 409 or 412 would only
-lose the same race again, and other 4xx are ours to fix.
+Retried are 408, 429, 500, 502, 503, 504 and broken connections, because every request of this
+client is idempotent (uploads are content-addressed). A 409 or 412 would fail again in the same
+way, and other 4xx answers are errors of the request.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ._errors import BmtClientError, Unavailable, UsageError
-from ._wire import Flow, NoAnswer, Request, Response, Send, Sleep, error_from_response
+from ._transport import Flow, NoAnswer, Request, Response, Send, Sleep, error_from_response
 
 log = logging.getLogger("bmt_client")
 
-# With 5, one call in 10^6 fails where each attempt has a 10 % chance to.
+# With 5, one call in 10^6 fails if each attempt fails with a probability of 10 %.
 DEFAULT_MAX_RETRIES = 5
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryPolicy:
-    """Exponential backoff with jitter, unless the server says how long to wait."""
+    """Exponential backoff with jitter, unless the server states a wait."""
 
     max_retries: int = DEFAULT_MAX_RETRIES
     first_s: float = 0.2  # wait before the first retry, seconds; doubles each time
-    longest_s: float = 8.0  # bound on a wait of our own choice, seconds
-    longest_retry_after_s: float = 120.0  # a server that asks for more is not waited for, seconds
-    jitter: float = 0.25  # share of the wait that is random, so that clients do not march in step
+    longest_s: float = 8.0  # bound on the backoff, seconds
+    longest_retry_after_s: float = 120.0  # longest stated wait that is followed, seconds
+    jitter: float = 0.25  # random share of the wait, so that clients do not retry in step
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_retries, int) or not 0 <= self.max_retries <= 1000:
@@ -44,32 +44,32 @@ class RetryPolicy:
     ) -> float | None:
         """Seconds to wait before the next attempt, or None to give up.
 
-        `response` is None where no answer came. `uniform` gives a random number in [0, 1).
+        `response` is None without an answer. `uniform` returns a random number in [0, 1).
         """
         if retries_done >= self.max_retries:
             return None
-        if response is not None and not self._worth_another(response):
+        if response is not None and not self._retryable(response):
             return None
-        asked = response.retry_after_s() if response is not None else None
-        if asked is not None:
-            return asked if asked <= self.longest_retry_after_s else None
-        own = min(self.first_s * 2.0 ** min(retries_done, 30), self.longest_s)
-        return own * (1.0 - self.jitter * uniform())
+        stated = response.retry_after_s() if response is not None else None
+        if stated is not None:
+            return stated if stated <= self.longest_retry_after_s else None
+        backoff = min(self.first_s * 2.0 ** min(retries_done, 30), self.longest_s)
+        return backoff * (1.0 - self.jitter * uniform())
 
     @staticmethod
-    def _worth_another(response: Response) -> bool:
-        # The header is OpenAI's way to overrule the status; proxies in front of models send it.
-        said = response.headers.get("x-should-retry")
-        if said in ("true", "false"):
-            return said == "true"
+    def _retryable(response: Response) -> bool:
+        # OpenAI's header that overrides the status; proxies in front of models send it.
+        override = response.headers.get("x-should-retry")
+        if override in ("true", "false"):
+            return override == "true"
         return response.status in RETRIED_STATUSES
 
 
 def exchange(request: Request, policy: RetryPolicy) -> Flow[Response]:
-    """Send `request` until an answer comes that is worth no other attempt.
+    """Send `request` until an answer arrives that is not retried.
 
     Returns an answer with status 2xx; its `attempts` counts the sends. Raises the typed error of
-    any other answer, `Unavailable` where none came.
+    any other answer, and `Unavailable` without one.
     """
     attempts = 0
     while True:
@@ -82,8 +82,8 @@ def exchange(request: Request, policy: RetryPolicy) -> Flow[Response]:
             lost = error
         if response is not None and 200 <= response.status < 300:
             return replace(response, attempts=attempts)
-        may = request.retry and (lost is None or lost.retryable)
-        wait = policy.wait_s(attempts - 1, response) if may else None
+        retryable = request.retry and (lost is None or lost.retryable)
+        wait = policy.wait_s(attempts - 1, response) if retryable else None
         if wait is None:
             failure = _failure(response, lost)
             failure.attempts = attempts

@@ -8,7 +8,7 @@ import time
 import pytest
 from bmt_client import RateLimited, Unavailable, UsageError
 from bmt_client._retry import RetryPolicy, exchange
-from bmt_client._wire import NoAnswer, Request, Response, Send, Sleep
+from bmt_client._transport import NoAnswer, Request, Response, Send, Sleep
 
 from tests.support.fake_server import Fault
 

@@ -1,7 +1,7 @@
-"""`bmt-client`: the command line, one file per group of commands.
+"""Command line `bmt-client`; each module has a group of commands.
 
-Exit codes: 0 done, 1 failed, 2 used wrongly, 3 no or wrong key, 4 not found, 5 somebody was
-faster, 6 invalid file, 7 server unavailable, 130 interrupted.
+Exit codes: 0 success, 1 failure, 2 usage error, 3 missing or wrong key, 4 not found, 5 conflict
+with another client, 6 invalid file, 7 server unavailable, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _VALUES = frozenset({"--url", "--timeout", "--retries"})
 
 
 class Group(TyperGroup):
-    """Takes global options anywhere on the line, and turns errors into exit codes."""
+    """Command group: global options anywhere on the line, and exit codes for errors."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, hoist(args))
@@ -43,7 +43,7 @@ class Group(TyperGroup):
 
 
 def hoist(args: Sequence[str]) -> list[str]:
-    """`args` with the global options in front: `list --json` means `--json list`."""
+    """Move global options to the front: `list --json` becomes `--json list`."""
     front: list[str] = []
     rest: list[str] = []
     words = iter(args)
@@ -62,9 +62,9 @@ def hoist(args: Sequence[str]) -> list[str]:
 app = typer.Typer(
     name="bmt-client",
     cls=Group,
-    help="Store, version and fetch masks, and talk to the models under them.",
+    help="Store, version and fetch masks, and chat with masked models.",
     epilog="The key comes from BMT_API_KEY or from `bmt-client login`, never from a flag. "
-    "Global options may stand anywhere on the line.",
+    "Global options may appear anywhere on the line.",
     **TYPER_SETTINGS,
 )
 
@@ -80,7 +80,7 @@ def options(
     context: typer.Context,
     url: Annotated[
         str | None,
-        typer.Option(help="The server (BMT_URL).", metavar="URL", show_default=False),
+        typer.Option(help="Server address (BMT_URL).", metavar="URL", show_default=False),
     ] = None,
     timeout: Annotated[
         float | None,
@@ -88,14 +88,16 @@ def options(
     ] = None,
     retries: Annotated[
         int,
-        typer.Option(help="Attempts after the first, at most.", min=0, max=1000, metavar="N"),
+        typer.Option(
+            help="Maximum number of attempts after the first.", min=0, max=1000, metavar="N"
+        ),
     ] = DEFAULT_MAX_RETRIES,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document on stdout.")
     ] = False,
     allow_insecure: Annotated[
         bool,
-        typer.Option("--allow-insecure", help="Send the key over http:// to another machine."),
+        typer.Option("--allow-insecure", help="Allow the key over http:// to another machine."),
     ] = False,
     version: Annotated[
         bool,

@@ -1,4 +1,4 @@
-"""The command that talks to a model."""
+"""Command `chat`: one prompt, or a conversation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bmt_client import BmtClientError, Unavailable, UsageError
-from bmt_client._wire import Response, error_from_response
+from bmt_client._transport import Response, error_from_response
 
 from .output import Output, printable
 from .session import Session, session
@@ -19,47 +19,49 @@ from .session import Session, session
 if TYPE_CHECKING:
     import openai
 
-_HELP = "/reset forgets the conversation, /model NAME switches, /exit or Ctrl-D leaves"
+_HELP = "/reset clears the conversation, /model NAME switches, /exit or Ctrl-D quits"
 
 
 def chat(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A mask (any REF) or the base.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="REF of a mask, or the base model.")
+    ],
     prompt: Annotated[
         str | None,
         typer.Argument(metavar="PROMPT", help="Default: stdin, or a conversation on a terminal."),
     ] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Longest answer, tokens.")
+        int | None, typer.Option(metavar="N", min=1, help="Maximum length of the answer, tokens.")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(metavar="T", min=0.0, help="0 always takes the likeliest.")
+        float | None, typer.Option(metavar="T", min=0.0, help="0 selects the most likely token.")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Sampling seed.")] = None,
 ) -> None:
-    """Talk to a model: one prompt, or a conversation."""
+    """Chat with a model: one prompt, or a conversation."""
     run = session(context)
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     options = {name: value for name, value in options.items() if value is not None}
     messages = [{"role": "system", "content": system}] if system else []
-    with run.client() as client, client.openai() as stock:
-        talk = Talk(stock, run.out, model, options, messages)
+    with run.client() as client, client.openai() as openai_client:
+        conversation = Conversation(openai_client, run.out, model, options, messages)
         if prompt is None and sys.stdin.isatty() and not run.out.as_json:
-            _converse(talk, run)
+            _converse(conversation, run)
             return
         if prompt is None or prompt == "-":
             prompt = sys.stdin.read()
         if not prompt.strip():
             raise UsageError("the prompt is empty")
-        answer = talk.ask(prompt)
+        answer = conversation.ask(prompt)
     if run.out.as_json:
         run.out.data(answer.as_dict(), lambda console: None)
 
 
 @dataclass
 class Answer:
-    """What came back so far."""
+    """Answer received so far."""
 
     model: str
     text: str = ""
@@ -76,7 +78,7 @@ class Answer:
         }
 
     def summary(self) -> str:
-        """`math@3f9c… · 42 tokens · 38 tokens/s`: which version answered, and how fast."""
+        """Version, length and speed: `math@3f9c… · 42 tokens · 38 tokens/s`."""
         parts = [self.model]
         if tokens := self.usage.get("completion_tokens"):
             parts.append(f"{tokens} tokens")
@@ -87,17 +89,17 @@ class Answer:
 
 
 @dataclass
-class Talk:
-    """A conversation with one model."""
+class Conversation:
+    """Conversation with one model."""
 
-    stock: openai.OpenAI
+    openai_client: openai.OpenAI
     out: Output
     model: str
     options: dict[str, Any]
     messages: list[dict[str, str]]
 
     def ask(self, prompt: str) -> Answer:
-        """Send `prompt`, print the answer as it comes, keep both in the conversation."""
+        """Send `prompt`, print the answer as it arrives, keep both in the conversation."""
         import openai
 
         answer = Answer(self.model)
@@ -105,7 +107,7 @@ class Talk:
         try:
             self._stream(answer)
         except openai.OpenAIError as error:
-            # Unsaid, so that the next prompt does not follow an unanswered one.
+            # Dropped, so that the next prompt does not follow an unanswered one.
             self.messages.pop()
             raise translate(error) from error
         except KeyboardInterrupt:
@@ -128,7 +130,7 @@ class Talk:
             "stream_options": {"include_usage": True},
             **self.options,
         }
-        stream = self.stock.chat.completions.create(stream=True, **arguments)
+        stream = self.openai_client.chat.completions.create(stream=True, **arguments)
         with stream:
             for chunk in stream:
                 answer.model = chunk.model or answer.model
@@ -147,12 +149,12 @@ class Talk:
     def _show(self, piece: str) -> None:
         if self.out.as_json:
             return
-        # A model may write anything; only a terminal obeys it.
+        # A model may emit control characters, which only a terminal interprets.
         print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
 
 
 def translate(error: openai.OpenAIError) -> BmtClientError:
-    """An error of the stock client as one of ours, so that hints and exit codes are the same."""
+    """Convert an error of the OpenAI client, so that hints and exit codes are the same."""
     import openai
 
     if isinstance(error, openai.APIStatusError):
@@ -165,11 +167,11 @@ def translate(error: openai.OpenAIError) -> BmtClientError:
     return BmtClientError(str(error), code="stream_error")
 
 
-def _converse(talk: Talk, run: Session) -> None:
-    # Line editing and history for input(), where the platform has it.
+def _converse(conversation: Conversation, run: Session) -> None:
+    # Line editing and history for input(), if the platform has it.
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401
-    run.out.note(f"{talk.model}; {_HELP}")
+    run.out.note(f"{conversation.model}; {_HELP}")
     while True:
         try:
             line = input("> ").strip()
@@ -182,22 +184,22 @@ def _converse(talk: Talk, run: Session) -> None:
         if command in ("/exit", "/quit"):
             return
         if command == "/reset":
-            talk.messages[:] = [m for m in talk.messages if m["role"] == "system"]
-            run.out.note("forgotten")
+            conversation.messages[:] = [m for m in conversation.messages if m["role"] == "system"]
+            run.out.note("conversation cleared")
         elif command == "/model" and argument:
-            talk.model = argument.strip()
-            run.out.note(f"now {talk.model}")
+            conversation.model = argument.strip()
+            run.out.note(f"model: {conversation.model}")
         elif command.startswith("/"):
             run.out.note(_HELP)
         else:
-            _one_turn(talk, run, line)
+            _one_turn(conversation, run, line)
 
 
-def _one_turn(talk: Talk, run: Session, line: str) -> None:
+def _one_turn(conversation: Conversation, run: Session, line: str) -> None:
     try:
-        talk.ask(line)
+        conversation.ask(line)
     except KeyboardInterrupt:
         run.out.note("(stopped)")
     except BmtClientError as error:
-        # A conversation survives a failed turn.
+        # A failed turn does not end the conversation.
         run.out.error(error, None)

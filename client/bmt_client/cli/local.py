@@ -1,4 +1,4 @@
-"""Commands on files: inspect and diff. Neither needs a server, unless diff is given a REF."""
+"""Commands on files: inspect and diff. Only `diff` of a REF needs a server."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .session import Session, parse_ref, session
 def inspect(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .bmt file.")],
-    layers: Annotated[bool, typer.Option("--layers", help="A line for each tensor.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Print a line for each tensor.")] = False,
 ) -> None:
-    """Check a file and say what is in it (offline)."""
+    """Validate a file and print its contents (offline)."""
     run = session(context)
     data = read_file(file)
     mask = decode(data)
@@ -82,25 +82,25 @@ def inspect(
 def diff(
     context: typer.Context,
     a: Annotated[str, typer.Argument(metavar="A", help="A .bmt file or a REF on the server.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
-    layers: Annotated[bool, typer.Option("--layers", help="A line for each tensor.")] = False,
+    b: Annotated[str, typer.Argument(metavar="B", help="The mask to compare with.")],
+    layers: Annotated[bool, typer.Option("--layers", help="Print a line for each tensor.")] = False,
 ) -> None:
     """Compare two masks, weight by weight."""
     run = session(context)
     mask_a, mask_b = _load(run, a), _load(run, b)
     try:
-        found = bmt_core.compare(mask_a, mask_b)
+        difference = bmt_core.compare(mask_a, mask_b)
     except bmt_core.BmtError as error:
         raise Invalid(str(error), code=error.code) from error
     value = {
         "a": {"source": a, "digest": mask_a.digest, "zeros": mask_a.zeros},
         "b": {"source": b, "digest": mask_b.digest, "zeros": mask_b.zeros},
-        **_counts(found.total),
-        "tensors": {name: _counts(part) for name, part in found.tensors.items()},
+        **_counts(difference.total),
+        "tensors": {name: _counts(part) for name, part in difference.tensors.items()},
     }
 
     def show(console: Console) -> None:
-        total = found.total
+        total = difference.total
         of = max(total.only_a + total.only_b + total.both, 1)
         console.print(
             pairs(
@@ -118,7 +118,7 @@ def diff(
             console.print()
             cells = [
                 [name, f"{t.only_a:,}", f"{t.only_b:,}", f"{t.both:,}", f"{t.jaccard:.4f}"]
-                for name, t in found.tensors.items()
+                for name, t in difference.tensors.items()
             ]
             columns = ["TENSOR", "ONLY A", "ONLY B", "BOTH", "JACCARD"]
             print_table(console, columns, cells, numbers=columns[1:])
@@ -127,7 +127,7 @@ def diff(
 
 
 def _load(run: Session, source: str) -> bmt_core.Mask:
-    """A mask from a file, or from the server where `source` is a REF and no such file exists."""
+    """Load a mask from a file, or from the server if `source` is a REF and no such file exists."""
     path = Path(source)
     if path.exists() or path.suffix == ".bmt" or path.name != source:
         return decode(read_file(path))
@@ -149,11 +149,11 @@ def _summary(mask: bmt_core.Mask) -> str:
     shapes: dict[tuple[int, int], int] = {}
     for tensor in mask.tensors:
         shapes[tensor.shape] = shapes.get(tensor.shape, 0) + 1
-    found = ", ".join(f"{count} of {r}x{c}" for (r, c), count in shapes.items())
-    return f"{found}: {mask.tensors[0].name} …" if mask.tensors else "none"
+    counts = ", ".join(f"{count} of {r}x{c}" for (r, c), count in shapes.items())
+    return f"{counts}: {mask.tensors[0].name} …" if mask.tensors else "none"
 
 
 def _entropy_bytes(numel: int, zeros: int) -> float:
-    """log2 of the number of such tensors, in bytes: no code for all of them can be shorter."""
+    """log2 of the number of masks with so many zeros, in bytes: the least that a code needs."""
     ways = math.lgamma(numel + 1) - math.lgamma(zeros + 1) - math.lgamma(numel - zeros + 1)
     return ways / math.log(2) / 8

@@ -1,4 +1,4 @@
-"""The command that stores a key."""
+"""Command `login`: store an API key."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def login(
 ) -> None:
     """Store an API key for a server.
 
-    It goes into the config file, readable by this user only, and is sent to that server only.
+    The key is kept in the config file, readable by this user only, and sent to that server only.
     """
     run = session(context)
-    # Only the address is wanted here; an insecure one is refused below, with the key.
+    # This resolves the address alone; an insecure one is refused below, with the key.
     url = resolve(run.url, "", run.timeout).url
     if forget:
         path = store(url, None)
@@ -40,7 +40,7 @@ def login(
         try:
             client.models()
         except PermissionDenied:
-            pass  # a key that may only upload is a good key
+            pass  # the key is valid; its scope does not include listing models
         except Unavailable as error:
             run.out.note(f"stored without a check: {error.message}")
     path = store(url, key)

@@ -16,7 +16,7 @@ from bmt_client._files import prepare
 from .output import age, percent, print_facts, print_table, short, size
 from .session import Name, Ref, parse_alias, parse_digest, parse_name, session
 
-STDIN_BYTES = 1 << 30  # longest file taken from a pipe, bytes
+STDIN_BYTES = 1 << 30  # bound on a file from a pipe, bytes
 
 _NUMBERS = ("REV", "ZEROS", "SPARSITY", "SIZE", "AGE")
 
@@ -32,7 +32,9 @@ def upload(
     ] = None,
     alias: Annotated[
         list[str] | None,
-        typer.Option(parser=parse_alias, metavar="ALIAS", help="Point it here too; repeatable."),
+        typer.Option(
+            parser=parse_alias, metavar="ALIAS", help="Also point this alias at it; repeatable."
+        ),
     ] = None,
     if_match: Annotated[
         str | None,
@@ -44,10 +46,10 @@ def upload(
         bool, typer.Option("--if-new", help="Only if the name does not exist yet.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the file here, send nothing.")
+        bool, typer.Option("--dry-run", help="Validate the file locally, send nothing.")
     ] = False,
 ) -> None:
-    """Store a mask as its name's latest version."""
+    """Upload a mask as the latest version of its name."""
     run = session(context)
     source = _stdin() if file == "-" else Path(file)
     if dry_run:
@@ -81,7 +83,7 @@ def upload(
 
 
 def list_masks(context: typer.Context) -> None:
-    """List all masks, each at its latest version."""
+    """List all masks with their latest versions."""
     run = session(context)
     with run.client() as client:
         found = list(client.list())
@@ -127,18 +129,18 @@ def delete(
     context: typer.Context,
     ref: Ref,
     version: Annotated[
-        bool, typer.Option("--version", help="Only the version that REF names now.")
+        bool, typer.Option("--version", help="Delete only the version that REF names now.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
     """Delete a mask, or one of its versions.
 
-    `math` goes with all its versions; math@3f9c0a1b2c3d, or any REF with --version, is one version.
+    `math` deletes all its versions; math@3f9c0a1b2c3d, or any REF with --version, only one.
     """
     run = session(context)
     if ":" in ref and not version:
         raise UsageError(
-            f"{ref} names an alias: add --version to delete the version behind it, or remove only "
+            f"{ref} names an alias: add --version to delete its version, or remove only "
             f"the alias with: bmt-client alias {ref.replace(':', ' ')} --delete"
         )
     one = version or "@" in ref
@@ -171,7 +173,7 @@ def download(
         ),
     ] = None,
 ) -> None:
-    """Fetch the file of a mask, checked against its digest."""
+    """Download the file of a mask, verified against its digest."""
     run = session(context)
     with run.client() as client, run.out.progress("downloading") as progress:
         if output == "-":
@@ -193,12 +195,12 @@ def pin(context: typer.Context, name: Name) -> None:
 
 
 def unpin(context: typer.Context, name: Name) -> None:
-    """Let the workers evict a mask again."""
+    """Allow the workers to evict a mask again."""
     _pin(context, name, False)
 
 
 def models(context: typer.Context) -> None:
-    """List what a request may name as its model."""
+    """List the names that a request may give as `model`."""
     run = session(context)
     with run.client() as client:
         found = client.models()
@@ -226,7 +228,7 @@ def _stdin() -> bytes:
         raise UsageError("- reads the mask from stdin, which is a terminal; pipe a file into it")
     data = sys.stdin.buffer.read(STDIN_BYTES + 1)
     if len(data) > STDIN_BYTES:
-        raise UsageError(f"stdin holds more than {STDIN_BYTES} bytes; no mask is that long")
+        raise UsageError(f"stdin has more than {STDIN_BYTES} bytes, the bound on a mask")
     return data
 
 
@@ -245,7 +247,7 @@ def _facts(zeros: int, sparsity: float, count: int) -> str:
 
 
 def _aliases(version: Version) -> str:
-    # Every latest version carries `latest`; it says nothing in a list of latest versions.
+    # In a list of latest versions, every one has the alias `latest`.
     names = [alias for alias in version.aliases if alias != "latest"]
     return ", ".join([*names, *(["(pinned)"] if version.pinned else [])])
 
@@ -257,7 +259,7 @@ def _details(version: Version) -> list[tuple[str, str | Text]]:
         ("rev", str(version.rev)),
         ("aliases", ", ".join(version.aliases) or "none"),
         ("created", f"{version.created} ({age(version.created)})"),
-        ("zeros", f"{version.zeros:,} ({percent(version.sparsity)} of the masked tensors)"),
+        ("zeros", f"{version.zeros:,} ({percent(version.sparsity)} of the gate weights)"),
         ("size", size(version.bytes)),
         ("sha256", version.file_digest),
         ("base", f"{version.base.model_id} ({short(version.base.fingerprint)})"),

@@ -1,7 +1,7 @@
-"""What the commands print: data on stdout, talk on stderr, and one document each with `--json`.
+"""Output of the commands: data on stdout, notes on stderr, one document with `--json`.
 
-Colour and progress bars appear on a terminal only (rich honours NO_COLOR). Text that came from a
-server, a file or a model is stripped of control characters before a terminal sees it.
+Color and progress bars appear on terminals only (rich honors NO_COLOR). Control characters in text
+from a server, a file or a model are escaped before they are printed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from rich.text import Text
 
 from bmt_client import BmtClientError
 
-SCHEMA = 2  # of the --json documents; grows when a field changes its meaning or goes
-# Nothing but newline and tab may steer a terminal; covers C0, DEL, C1 and bidi overrides.
+SCHEMA = 2  # of --json documents; increases if a field changes its meaning or is removed
+# C0 except newline and tab, DEL, C1 and bidi overrides: they would control the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 _WHOLE = frozenset({"DIGEST", "KIND", "SHAPE"})  # short columns that are never folded
 
 
 class Output:
-    """Where the commands write."""
+    """Writer of results, notes, errors and progress."""
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
@@ -37,19 +37,19 @@ class Output:
         self.stderr = _console(stderr=True)
 
     def data(self, value: Any, show: Callable[[Console], None]) -> None:
-        """The command's result: `value` as JSON, or `show`n."""
+        """Print the command's result: `value` with `--json`, else by `show`."""
         if self.as_json:
             self._document({"data": value})
         else:
             show(self.stdout)
 
     def note(self, text: str) -> None:
-        """A remark, for people only."""
+        """Print a note; omitted with `--json`."""
         if not self.as_json:
             self.stderr.print(Text(printable(text), style="dim"))
 
     def error(self, error: BmtClientError, hint: str | None) -> None:
-        """One line on what happened, one on what to do; a document too with `--json`."""
+        """Print the error and a hint on stderr; with `--json` also a document on stdout."""
         if self.as_json:
             self._document({"error": {**error.as_dict(), "hint": hint}})
         line = Text.assemble(("error: ", "bold red"), printable(error.message, lines=False))
@@ -64,7 +64,7 @@ class Output:
 
     @contextmanager
     def progress(self, verb: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar for one transfer; yields the callback that feeds it."""
+        """Show a progress bar for one transfer; yields its callback."""
         if self.as_json or not self.stderr.is_terminal:
             yield lambda done, total: None
             return
@@ -87,9 +87,9 @@ def print_table(
     rows: Sequence[Sequence[Text | str]],
     numbers: Sequence[str] = (),
 ) -> None:
-    """A table without frame; the columns named in `numbers` are set to the right.
+    """Print a table without frame; columns in `numbers` are right-aligned.
 
-    Into a pipe only a line for the names and one for each row, without a rule.
+    A pipe gets one line for the column names and one for each row, without a rule.
     """
     rule = box.SIMPLE_HEAD if console.is_terminal else None
     found = Table(box=rule, pad_edge=False, show_edge=False, header_style="bold")
@@ -105,7 +105,7 @@ def print_table(
 
 
 def pairs(rows: Sequence[tuple[str, str | Text]]) -> Table:
-    """Names and values, one a line."""
+    """Table of names and values, one pair per line."""
     found = Table(box=None, show_header=False, pad_edge=False)
     found.add_column(style="dim", no_wrap=True)
     found.add_column(overflow="fold")
@@ -115,7 +115,7 @@ def pairs(rows: Sequence[tuple[str, str | Text]]) -> Table:
 
 
 def print_facts(console: Console, rows: Sequence[tuple[str, str | Text]], metadata: object) -> None:
-    """Facts, then free-form metadata below them, a row per leaf: `eval.accuracy  0.94`."""
+    """Print facts, then the metadata, one row per leaf: `eval.accuracy  0.94`."""
     console.print(pairs(rows))
     if leaves := list(_leaves(metadata, "")):
         console.print(Text("metadata", style="bold"))
@@ -131,7 +131,7 @@ def _leaves(value: object, path: str) -> Iterator[tuple[str, str]]:
 
 
 def printable(text: str, *, lines: bool = True) -> str:
-    """`text` with control characters shown as escapes instead of obeyed."""
+    """Replace control characters in `text` by escapes."""
     text = _CONTROL.sub(lambda match: repr(match.group())[1:-1], text)
     return text if lines else text.replace("\n", " ").replace("\t", " ")
 
@@ -141,7 +141,7 @@ def short(digest: str) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in decimal units: 61.2 kB."""
+    """Format a byte count in decimal units: 61.2 kB."""
     value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
     while value >= 999.5 and len(units) > 1:
         value, units = value / 1000, units[1:]
@@ -154,7 +154,7 @@ def percent(share: float) -> str:
 
 
 def age(created: str) -> str:
-    """How long ago an ISO 8601 time was: 5 min, 3 d."""
+    """Age of an ISO 8601 time: 5 min, 3 d."""
     try:
         then = datetime.fromisoformat(created)
     except ValueError:
@@ -171,6 +171,6 @@ def age(created: str) -> str:
 def _console(*, stderr: bool) -> Console:
     console = Console(stderr=stderr, highlight=False, emoji=False, markup=False)
     if not console.is_terminal:
-        # Into a pipe every row is one line and nothing is cut.
+        # In a pipe every row is one line and nothing is cut.
         console = Console(stderr=stderr, highlight=False, emoji=False, markup=False, width=10_000)
     return console

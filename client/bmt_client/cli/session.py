@@ -1,8 +1,9 @@
-"""What a command needs of its surroundings: where to print, and a client."""
+"""Global options of a command, exit codes, hints and typed arguments."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -32,15 +33,15 @@ _EXIT_CODES: dict[type[BmtClientError], int] = {
 _HINTS: dict[type[BmtClientError], str] = {
     errors.AuthenticationError: "set BMT_API_KEY, or store a key with: bmt-client login",
     errors.PermissionDenied: "ask the server's operator for a key with that scope",
-    errors.NotFound: "see what there is with: bmt-client list",
-    errors.Conflict: "somebody changed it first; look with `bmt-client show NAME` and try again",
-    errors.RateLimited: "wait a little and try again",
+    errors.NotFound: "list the masks with: bmt-client list",
+    errors.Conflict: "another client changed it first; check `bmt-client show NAME` and try again",
+    errors.RateLimited: "wait and try again",
 }
 
 
 @dataclass(frozen=True)
 class Session:
-    """The global options of one run."""
+    """Global options of one run, and the output."""
 
     url: str | None
     timeout: float | None
@@ -49,7 +50,7 @@ class Session:
     out: Output
 
     def client(self) -> BmtClient:
-        _tell_retries(self.out)
+        _show_retries(self.out)
         return BmtClient(
             self.url,
             timeout=self.timeout,
@@ -61,7 +62,7 @@ class Session:
 def session(context: typer.Context) -> Session:
     found = context.obj
     if not isinstance(found, Session):
-        raise TypeError("the command runs outside of bmt-client's own group")
+        raise TypeError("the command does not run in the command group of bmt-client")
     return found
 
 
@@ -79,8 +80,8 @@ def hint(error: BmtClientError) -> str | None:
     return _HINTS.get(type(error))
 
 
-def _tell_retries(out: Output) -> None:
-    """Show the SDK's log of retries as remarks."""
+def _show_retries(out: Output) -> None:
+    """Show the log records of retries as notes."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -92,8 +93,8 @@ def _tell_retries(out: Output) -> None:
     logger.propagate = False
 
 
-def _argument(check, what: str):  # type: ignore[no-untyped-def]
-    """A typer parser that turns a name outside the grammar into a usage error."""
+def _argument(check: Callable[[str], str], metavar: str) -> Callable[[str], str]:
+    """Make a typer parser that reports an invalid name as a usage error."""
 
     def parse(text: str) -> str:
         try:
@@ -101,7 +102,7 @@ def _argument(check, what: str):  # type: ignore[no-untyped-def]
         except Invalid as error:
             raise typer.BadParameter(str(error)) from error
 
-    parse.__name__ = what  # typer shows it as the type
+    parse.__name__ = metavar  # typer shows it as the type
     return parse
 
 

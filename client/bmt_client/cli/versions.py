@@ -1,4 +1,4 @@
-"""Commands on the versions of one mask: versions, alias, rollback."""
+"""Commands on the versions of a mask: versions, alias, rollback."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def alias(
         str | None,
         typer.Argument(
             metavar="REF",
-            help="Where it points: a digest, another alias, or math@3f9c0a1b2c3d.",
+            help="Its version: a digest, another alias, or math@3f9c0a1b2c3d.",
             show_default=False,
         ),
     ] = None,
@@ -64,7 +64,7 @@ def alias(
     """Point an alias at a version, or remove it."""
     run = session(context)
     if (target is None) != delete:
-        raise UsageError("give either REF, where the alias shall point, or --delete")
+        raise UsageError("give either REF, the version of the alias, or --delete")
     with run.client() as client:
         if target is None:
             client.delete_alias(name, alias, if_match=if_match)
@@ -86,7 +86,9 @@ def rollback(
     to: Annotated[
         str | None,
         typer.Option(
-            metavar="REF", help="Digest or alias; default: the one before.", show_default=False
+            metavar="REF",
+            help="Digest or alias. Default: the version before the latest.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:

@@ -1,8 +1,8 @@
-"""What crosses between the operations of the client and whatever carries them out. No I/O.
+"""Requests, responses and the effects by which flows ask for I/O. Performs no I/O itself.
 
-An operation is a generator (`Flow`) that yields effects (send this, wait, run this function) and
-is sent their results. `BmtClient` performs the effects with blocking calls and `AsyncBmtClient`
-with awaits, so neither holds any logic of its own.
+A flow is a generator that yields effects (send a request, sleep, call a function) and receives
+their results. `BmtClient` performs effects with blocking calls, `AsyncBmtClient` with awaits; the
+logic is in the flows alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import email.utils
 import json
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
@@ -30,10 +30,10 @@ from ._errors import (
 T = TypeVar("T")
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all); starts again from 0 when a transfer is retried."""
+"""Called with (bytes done, bytes in total); restarts from 0 if a transfer is retried."""
 
-JSON_BYTES = 64 << 20  # longest JSON answer that is read, bytes
-CHUNK_BYTES = 64 << 10  # grain of the progress reports, bytes
+JSON_BYTES = 64 << 20  # bound on a JSON answer, bytes
+CHUNK_BYTES = 64 << 10  # step of the progress reports, bytes
 
 
 _BY_STATUS: dict[int, type[BmtClientError]] = {
@@ -51,38 +51,42 @@ _BY_STATUS: dict[int, type[BmtClientError]] = {
     429: RateLimited,
 }
 
-# Trying again cannot help: the method is not there, or the registry is full.
+# A retry cannot succeed: the method is not implemented, or the registry is full.
 _FINAL_5XX = frozenset({501, 505, 507})
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
+    """HTTP request of one route; the client adds address, key and common headers."""
+
     method: str
     path: str  # below the base URL, percent-encoded
     params: tuple[tuple[str, str], ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
-    sent: Progress | None = None  # told as the body goes out
-    received: Progress | None = None  # told as the answer comes in
-    max_bytes: int = JSON_BYTES  # longest answer that is read, bytes
+    sent: Progress | None = None  # called while the body is sent
+    received: Progress | None = None  # called while the answer arrives
+    max_bytes: int = JSON_BYTES  # bound on the answer, bytes
     retry: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
+    """HTTP response with its whole body."""
+
     status: int
     headers: Mapping[str, str]  # lower-case names
     body: bytes
-    attempts: int = 1  # sends that it took
+    attempts: int = 1  # number of times the request was sent
 
     def retry_after_s(self) -> float | None:
-        """Seconds asked for by `retry-after-ms` or `Retry-After` (number or HTTP date), or None."""
+        """Seconds from `retry-after-ms` or `Retry-After` (number or HTTP date), or None."""
         for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
             try:
                 seconds = float(self.headers[name]) * unit
             except (KeyError, ValueError):
                 continue
-            # NaN and negative waits are a broken server's: as good as none.
+            # NaN and negative waits come from a faulty server and count as none.
             return seconds if seconds >= 0 else None
         date = email.utils.parsedate_tz(self.headers.get("retry-after", ""))
         if date is None:
@@ -95,21 +99,21 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Effect: send, answer with the `Response`; raise `NoAnswer` into the flow if none comes."""
+    """Effect: send a request. Yields its `Response`, or raises `NoAnswer` in the flow."""
 
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Effect: wait."""
+    """Effect: wait for `seconds`."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Effect: run blocking work (disk, hashing, decoding) off the event loop."""
+    """Effect: run blocking work (disk, hashing, decoding) outside the event loop."""
 
     function: Callable[[], Any]
 
@@ -119,7 +123,7 @@ Flow: TypeAlias = Generator[Effect, Any, T]
 
 
 class NoAnswer(Exception):
-    """The connection failed before a whole answer came."""
+    """The connection failed before a complete answer arrived."""
 
     def __init__(self, message: str, *, code: str, retryable: bool = True) -> None:
         super().__init__(message)
@@ -127,8 +131,49 @@ class NoAnswer(Exception):
         self.retryable = retryable
 
 
+class Receiver:
+    """Body of an answer: collected within `Request.max_bytes`, with progress reports."""
+
+    def __init__(self, request: Request, status: int, headers: Mapping[str, str]) -> None:
+        self._request = request
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._total = int(length) if (length := headers.get("content-length", "")).isdigit() else 0
+        self._progress = request.received if status < 300 else None
+
+    def take(self, chunk: bytes) -> None:
+        self._size += len(chunk)
+        if self._size > self._request.max_bytes:
+            raise ProtocolError(
+                f"the answer to {self._request.method} {self._request.path} is longer than "
+                f"its bound of {self._request.max_bytes} bytes"
+            )
+        self._parts.append(chunk)
+        if self._progress:
+            self._progress(self._size, max(self._total, self._size))
+
+    def body(self) -> bytes:
+        return b"".join(self._parts)
+
+
+def chunks(body: bytes, progress: Progress | None) -> Iterator[bytes]:
+    """Split `body` into chunks; report each after the connection took it."""
+    view = memoryview(body)
+    if progress:
+        progress(0, len(body))
+    for start in range(0, len(body), CHUNK_BYTES):
+        yield bytes(view[start : start + CHUNK_BYTES])
+        if progress:
+            progress(min(start + CHUNK_BYTES, len(body)), len(body))
+
+
+def step(flow: Generator[Any, Any, Any], result: Any, error: Exception | None) -> Any:
+    """Advance a flow with the result or error of its last effect; StopIteration ends it."""
+    return flow.send(result) if error is None else flow.throw(error)
+
+
 def parse_json(response: Response) -> dict[str, Any]:
-    """The JSON object of a 2xx answer."""
+    """Parse the JSON object of a 2xx answer. Raises ProtocolError."""
     try:
         raw = json.loads(response.body)
     except (ValueError, RecursionError):
@@ -144,10 +189,10 @@ def parse_json(response: Response) -> dict[str, Any]:
 
 
 def error_from_response(response: Response) -> BmtClientError:
-    """The typed error of an answer with status >= 300.
+    """Return the typed error of an answer with status >= 300.
 
-    Reads OpenAI's error shape `{"error": {"message", "code", "param", "request_id"}}` and makes do
-    with less, since a proxy in between may answer for the server.
+    Reads OpenAI's error body `{"error": {"message", "code", "param", "request_id"}}`. Every field
+    is optional, because a proxy may answer instead of the server.
     """
     status = response.status
     body = _error_object(response)
@@ -155,15 +200,15 @@ def error_from_response(response: Response) -> BmtClientError:
     if not isinstance(message, str) or not message:
         message = f"the server answered {status}"
         if status < 400:
-            where = response.headers.get("location", "elsewhere")
-            message = f"the server redirects to {where}; give that address as the base URL"
+            location = response.headers.get("location", "another address")
+            message = f"the server redirects to {location}; set that address as the base URL"
     kind = _BY_STATUS.get(status) or (Unavailable if status >= 500 else ProtocolError)
     code = body.get("code")
     request_id = response.headers.get("x-request-id") or body.get("request_id")
     return kind(
         message,
         status=status,
-        # vLLM's own errors carry the status as an integer here; only words say more.
+        # vLLM's own errors repeat the status here as a number, which adds nothing.
         code=code if isinstance(code, str) and code and not code.isdigit() else None,
         param=body["param"] if isinstance(body.get("param"), str) else None,
         request_id=request_id if isinstance(request_id, str) else None,

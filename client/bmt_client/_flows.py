@@ -1,8 +1,8 @@
-"""What each method of the clients does, as flows: the logic, once, without I/O of its own.
+"""Flow of each client method: the logic of both clients, without I/O.
 
-Every flow takes the retry policy first. Where a first attempt was lost on the way back, the
-server may have carried it out; then the second attempt's 404 or 412 is no failure, and the flows
-look before they raise.
+The first argument of every flow is the retry policy. If the answer to a first attempt is lost, the
+server may have carried it out nevertheless. A 404 or 412 on the second attempt is then no failure,
+so the flows check the state before they raise.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 from bmt_core import Mask, encode, symmetric_difference
 
-from . import _requests as requests
+from . import _routes as routes
 from ._errors import Conflict, NotFound, ProtocolError, Unavailable, UsageError
 from ._files import Prepared, destination, hex_sha256, prepare, write_atomically
 from ._models import Alias, MaskInfo, ModelInfo, Page, Upload, Version
 from ._names import alias_name, is_digest, mask_name, mask_ref, version_digest
 from ._retry import RetryPolicy, exchange
-from ._wire import Call, Flow, Progress, Request, Response, parse_json
+from ._transport import Call, Flow, Progress, Request, Response, parse_json
 
 
 def upload(
@@ -34,11 +34,11 @@ def upload(
 ) -> Flow[Upload]:
     aliases = tuple(alias_name(a) for a in ([alias] if isinstance(alias, str) else alias))
     if if_match is not None and if_none_match:
-        raise UsageError("if_match and if_none_match exclude each other: the name exists or not")
+        raise UsageError("if_match and if_none_match exclude each other; give one of them")
     file: Prepared = yield Call(lambda: prepare(source, name))
     if if_match is not None:
         if_match = yield from _full_digest(policy, file.name, if_match)
-    request = requests.put_mask(
+    request = routes.put_mask(
         file.name,
         file.data,
         file.sha256,
@@ -55,10 +55,10 @@ def upload(
             current = yield from get(policy, file.name)
         if current is None or current.digest != file.digest:
             raise
-        # Our own lost first attempt won the race.
+        # The first attempt succeeded; only its answer was lost.
         return Upload.from_json(current.as_dict())
     version = _published(response, file.digest)
-    # A mask that was there keeps the file that was stored first: other codec, other metadata.
+    # A mask that exists keeps its first file, which may differ in codec and metadata.
     if response.status == 201 and version.file_digest:
         _check("file digest", version.file_digest, file.sha256.hex())
     return version
@@ -70,13 +70,13 @@ def push(
     name = mask_name(name)
     flips = symmetric_difference(old, new, dict(new.metadata))
     data: bytes = yield Call(lambda: encode(flips))
-    request = requests.patch_mask(name, data, old.digest, new.digest, if_match, resident)
+    request = routes.patch_mask(name, data, old.digest, new.digest, if_match, resident)
     response = yield from exchange(request, policy)
     return _published(response, new.digest)
 
 
 def _published(response: Response, digest: str) -> Upload:
-    """The version that a publishing route answers, which must be of mask `digest`."""
+    """Parse the version in the answer of a publishing route and check its mask digest."""
     outcome = "created" if response.status == 201 else "unchanged"
     version = Upload.from_json({"outcome": outcome, **parse_json(response)})
     _check("mask digest", version.digest, digest)
@@ -86,14 +86,14 @@ def _published(response: Response, digest: str) -> Upload:
 def page(policy: RetryPolicy, limit: int, after: str | None) -> Flow[Page]:
     if not 1 <= limit <= 1000:
         raise UsageError(f"page_size is {limit}; it must be 1 to 1000")
-    found = yield from _page(policy, requests.list_masks(limit, after), MaskInfo, "name", limit)
+    found = yield from _page(policy, routes.list_masks(limit, after), MaskInfo, "name", limit)
     if after is not None and found.next == after:
         raise ProtocolError(f"the server answers the page after {after!r} with itself")
     return found
 
 
 def get(policy: RetryPolicy, ref: str) -> Flow[Version]:
-    response = yield from exchange(requests.get_mask(mask_ref(ref)), policy)
+    response = yield from exchange(routes.get_mask(mask_ref(ref)), policy)
     return Version.from_json(parse_json(response))
 
 
@@ -102,13 +102,13 @@ def versions(policy: RetryPolicy, name: str) -> Flow[tuple[Version, ...]]:
     found: list[Version] = []
     after: str | None = None
     while True:
-        request = requests.list_versions(name, limit, after)
+        request = routes.list_versions(name, limit, after)
         part = yield from _page(policy, request, Version, "rev", limit)
         known = {version.rev for version in found}
-        fresh = [version for version in part.data if version.rev not in known]
-        found += fresh
-        # A server that does not page answers with everything again: nothing fresh, so done.
-        if part.next is None or not fresh:
+        new = [version for version in part.data if version.rev not in known]
+        found += new
+        # A server without paging repeats the whole list: nothing new ends the loop.
+        if part.next is None or not new:
             return tuple(sorted(found, key=lambda version: -version.rev))
         after = part.next
 
@@ -121,7 +121,7 @@ def set_alias(
     if if_match is not None:
         if_match = yield from _full_digest(policy, name, if_match)
     try:
-        response = yield from exchange(requests.put_alias(name, alias, target, if_match), policy)
+        response = yield from exchange(routes.put_alias(name, alias, target, if_match), policy)
     except Conflict as error:
         current = None
         if error.attempts > 1:
@@ -136,7 +136,7 @@ def delete_alias(policy: RetryPolicy, name: str, alias: str, if_match: str | Non
     name = mask_name(name)
     if if_match is not None:
         if_match = yield from _full_digest(policy, name, if_match)
-    yield from _delete(policy, requests.delete_alias(name, alias_name(alias), if_match))
+    yield from _delete(policy, routes.delete_alias(name, alias_name(alias), if_match))
 
 
 def rollback(policy: RetryPolicy, name: str, to: str | int | Version | None) -> Flow[Version]:
@@ -151,19 +151,19 @@ def rollback(policy: RetryPolicy, name: str, to: str | int | Version | None) -> 
                 code="no_previous_version",
             )
         to = older[0]
-    # Compare-and-set on what we saw: an upload in between must not be undone unseen.
+    # Compare-and-set on the version seen above, so that a newer upload is not undone.
     moved = yield from set_alias(policy, name, "latest", to, current.digest)
     return (yield from get(policy, f"{name}@{moved.digest}"))
 
 
 def delete(policy: RetryPolicy, name: str) -> Flow[None]:
-    yield from _delete(policy, requests.delete_mask(mask_name(name)))
+    yield from _delete(policy, routes.delete_mask(mask_name(name)))
 
 
 def delete_version(policy: RetryPolicy, name: str, digest: str) -> Flow[None]:
     name = mask_name(name)
     digest = yield from _full_digest(policy, name, digest)
-    yield from _delete(policy, requests.delete_version(name, digest))
+    yield from _delete(policy, routes.delete_version(name, digest))
 
 
 def read(policy: RetryPolicy, ref: str, progress: Progress | None) -> Flow[bytes]:
@@ -184,20 +184,20 @@ def download(
 
 
 def pin(policy: RetryPolicy, name: str, pinned: bool) -> Flow[None]:
-    yield from exchange(requests.pin(mask_name(name), pinned), policy)
+    yield from exchange(routes.pin(mask_name(name), pinned), policy)
 
 
 def models(policy: RetryPolicy) -> Flow[tuple[ModelInfo, ...]]:
-    response = yield from exchange(requests.list_models(), policy)
+    response = yield from exchange(routes.list_models(), policy)
     data = parse_json(response).get("data")
     if not isinstance(data, list):
-        raise ProtocolError("the list of models has no `data`")
+        raise ProtocolError("the list of models has no `data` list")
     return tuple(ModelInfo.from_json(entry) for entry in data)
 
 
 def ready(policy: RetryPolicy) -> Flow[bool]:
     try:
-        yield from exchange(requests.ready(), policy)
+        yield from exchange(routes.ready(), policy)
     except (Unavailable, NotFound):
         return False
     return True
@@ -210,7 +210,7 @@ def _page(policy: RetryPolicy, request: Request, model: Any, cursor: str, limit:
 
 def _fetch(policy: RetryPolicy, ref: str, progress: Progress | None) -> Flow[tuple[Version, bytes]]:
     version = yield from get(policy, ref)
-    request = requests.get_blob(version.file_digest, version.bytes, progress)
+    request = routes.get_blob(version.file_digest, version.bytes, progress)
     response = yield from exchange(request, policy)
     found = yield Call(lambda: hex_sha256(response.body))
     _check("file digest", found, version.file_digest)
@@ -226,7 +226,7 @@ def _delete(policy: RetryPolicy, request: Request) -> Flow[None]:
 
 
 def _target(policy: RetryPolicy, name: str, to: str | int | Version) -> Flow[dict[str, str | int]]:
-    """Which version `to` means, in the words of the aliases route."""
+    """Body of the aliases route for `to`: {"digest": …} or {"rev": …}."""
     if isinstance(to, Version):
         return {"digest": to.digest}
     if isinstance(to, int):
@@ -251,7 +251,7 @@ def _is_target(version: Version, target: dict[str, str | int]) -> bool:
 
 
 def _full_digest(policy: RetryPolicy, name: str, digest: str) -> Flow[str]:
-    """`digest`, completed to 64 hex digits by asking the server where it is a prefix."""
+    """Complete a digest prefix to 64 hex digits; asks the server."""
     digest = version_digest(digest)
     if len(digest) < 64:
         digest = (yield from get(policy, f"{name}@{digest}")).digest
@@ -262,6 +262,6 @@ def _check(what: str, found: str, expected: str) -> None:
     if found != expected:
         raise ProtocolError(
             f"the server's {what} is {found or 'missing'}, expected {expected}: the bytes changed "
-            f"on the way or in store; try again, and tell the server's operator",
+            "in transit or in storage; try again, and report it to the server's operator",
             code="digest_mismatch",
         )

@@ -1,4 +1,4 @@
-"""The HTTP API of a bmt-server: one function per route, building its request. No I/O."""
+"""Requests of the bmt-server's HTTP API, one function per route. No I/O."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from urllib.parse import quote
 
-from ._wire import Progress, Request
+from ._transport import Progress, Request
 
 
 def put_mask(
@@ -20,7 +20,7 @@ def put_mask(
     if_none_match: bool = False,
     sent: Progress | None = None,
 ) -> Request:
-    """Upload `data`, whose SHA-256 is `sha256` (32 bytes), as a version of `name`."""
+    """Upload `data` as a version of `name`; `sha256` is its digest, 32 bytes."""
     headers = {
         "Content-Type": "application/octet-stream",
         "Content-Digest": f"sha-256=:{base64.b64encode(sha256).decode()}:",
@@ -41,7 +41,7 @@ def put_mask(
 def patch_mask(
     name: str, flips: bytes, parent: str, digest: str, if_match: str | None, resident: bool
 ) -> Request:
-    """Make a version of `name` by flipping positions of its version `parent`; see the route."""
+    """Publish a version of `name`: its version `parent` (a digest) with positions flipped."""
     params = [("parent", parent), ("digest", digest)]
     if resident:
         params.append(("resident", "true"))
@@ -109,12 +109,12 @@ def list_models() -> Request:
 
 
 def ready() -> Request:
-    # "Not yet" is the answer, not a failure: no retries.
+    # "Not ready" is an answer, not a failure: no retries.
     return Request("GET", "/readyz", retry=False)
 
 
 def _quote(part: str) -> str:
-    # Names are checked before they come here; this is the second lock on the door.
+    # Defense in depth: names are validated before they reach a path.
     return quote(part, safe="@:")
 
 
