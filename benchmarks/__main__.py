@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import page, parts
-from benchmarks.context import Context
-from benchmarks.environment import ROOT, WORK, commit, provenance
-from benchmarks.journal import Journal
-from benchmarks.results import folder, keep
-from benchmarks.scale import FULL, QUICK
+from benchmarks import registry
+from benchmarks.harness.environment import ROOT, WORK, commit, provenance
+from benchmarks.harness.profiles import FULL, QUICK
+from benchmarks.harness.resume import Journal
+from benchmarks.harness.section import Context
+from benchmarks.report import page
+from benchmarks.report.results import folder, keep
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"[{(time.monotonic() - start) / 60:5.1f} min] {at}{text}", flush=True)
 
     for part in options.parts:
-        for name, section in parts.SECTIONS[part].items():
+        for name, section in registry.SECTIONS[part].items():
             if options.only and name not in options.only:
                 continue
             say(f"{part}: {name}")
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _run(section: parts.Section, context: Context) -> dict[str, Any]:
+def _run(section: registry.Section, context: Context) -> dict[str, Any]:
     environment, start = provenance(), time.monotonic()
     try:
         found = asdict(section(context))
@@ -77,15 +78,15 @@ def _run(section: parts.Section, context: Context) -> dict[str, Any]:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="+", choices=["all", *parts.SECTIONS], metavar="PART")
+    parser.add_argument("parts", nargs="+", choices=["all", *registry.SECTIONS], metavar="PART")
     parser.add_argument("--only", action="append", default=[], metavar="SECTION")
     parser.add_argument("--quick", action="store_true", help="a little of each, to see it work")
     parser.add_argument("--resume", action="store_true", help="keep what an earlier run finished")
     parser.add_argument("--model", type=Path, help="checkpoint folder; default: the demo's model")
     options = parser.parse_args(arguments)
     if "all" in options.parts:
-        options.parts = list(parts.SECTIONS)
-    known = {s for part in options.parts for s in parts.SECTIONS[part]}
+        options.parts = list(registry.SECTIONS)
+    known = {s for part in options.parts for s in registry.SECTIONS[part]}
     if unknown := set(options.only) - known:
         parser.error(f"--only {', '.join(sorted(unknown))}: one of {', '.join(sorted(known))}")
     return options
@@ -93,7 +94,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _show(names: list[str], target: Path) -> None:
     """Print the figures that have something to reach."""
-    from benchmarks.results import REACH, read_raw, verdict
+    from benchmarks.report.results import REACH, read_raw, verdict
 
     for name in names:
         raw = read_raw(target / "raw" / f"{name}.json")

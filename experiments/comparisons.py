@@ -15,8 +15,8 @@ from bmt_trainer.comparison import plan as plans
 from bmt_trainer.comparison import report, tables
 from bmt_trainer.evaluation.intervals import wilson
 
-from benchmarks.environment import ROOT, WORK, demo_model
-from benchmarks.results import LATEST
+from benchmarks.harness.environment import ROOT, WORK, demo_model
+from benchmarks.report.results import LATEST
 from experiments.record import Figure, gain, keep, percent
 
 Result = dict[str, Any]

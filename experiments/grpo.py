@@ -8,9 +8,9 @@ from typing import Any
 
 from bmt_core import Mask
 
-from benchmarks.environment import WORK, demo_model
-from benchmarks.servers import masks_server
-from benchmarks.stats import median
+from benchmarks.harness.environment import WORK, demo_model
+from benchmarks.harness.stats import median
+from benchmarks.processes.servers import masks_server
 from experiments.record import Figure, gain, keep, percent, read_as
 from experiments.runs import Ran, run_recipe, tell
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.environment import demo_model
+from benchmarks.harness.environment import demo_model
 from experiments.record import keep, ratio
 from experiments.turns import first_over_second
 

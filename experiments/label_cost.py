@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.environment import demo_model
+from benchmarks.harness.environment import demo_model
 from experiments.record import keep, ratio
 from experiments.turns import first_loss_over_second, masked_model
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from bmt_trainer.evaluation.intervals import wilson
 
-from benchmarks.results import LATEST, write_json
-from benchmarks.stats import Estimate
+from benchmarks.harness.stats import Estimate
+from benchmarks.report.results import LATEST, write_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

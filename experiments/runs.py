@@ -17,8 +17,8 @@ from bmt_trainer.methods.sdft import SdftConfig
 from bmt_trainer.methods.sft import SftConfig
 from bmt_trainer.settings import build, read_yaml
 
-from benchmarks.environment import ROOT, WORK, demo_model
-from benchmarks.results import LATEST
+from benchmarks.harness.environment import ROOT, WORK, demo_model
+from benchmarks.report.results import LATEST
 from experiments.record import Figure, keep, read_as
 
 

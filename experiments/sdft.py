@@ -8,7 +8,7 @@ from typing import Any
 import bmt_core
 from bmt_core import Mask
 
-from benchmarks.environment import demo_model
+from benchmarks.harness.environment import demo_model
 from experiments.record import Figure, gain, keep
 from experiments.runs import Ran, run_recipe, tell
 

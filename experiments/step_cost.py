@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from benchmarks.child import Child
-from benchmarks.environment import WORK, demo_model
-from benchmarks.stats import estimate, median
+from benchmarks.harness.environment import WORK, demo_model
+from benchmarks.harness.stats import estimate, median
+from benchmarks.processes.child import Child
 from experiments.record import keep, ratio
 
 SEQUENCES, TOKENS = 8, 256

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.environment import demo_model
-from benchmarks.stats import Estimate, estimate, median
+from benchmarks.harness.environment import demo_model
+from benchmarks.harness.stats import Estimate, estimate, median
 
 TURNS = 3
 

@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from benchmarks import task
-from benchmarks.beside import Beside, own_seconds
-from benchmarks.child import Child, ChildError
-from benchmarks.engine import Work
-from benchmarks.load import _measured
-from benchmarks.servers import lora_flags
+from benchmarks.harness.contention import Beside, own_seconds
+from benchmarks.processes import task
+from benchmarks.processes.child import Child, ChildError
+from benchmarks.processes.engine import Work
+from benchmarks.processes.load import _measured
+from benchmarks.processes.servers import lora_flags
 
 
 def test_a_task_answers_from_a_process_of_its_own(tmp_path):

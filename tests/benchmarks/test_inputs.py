@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks import inputs
-from benchmarks.file import _pack, _unpack, entropy_bits
+from benchmarks.harness import inputs
+from benchmarks.suites.file import _pack, _unpack, entropy_bits
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 import pytest
 
-from benchmarks import page, readme, results
-from benchmarks.environment import provenance
-from benchmarks.results import Baseline, Entry, Findings, Plot, Series, Table, keep, verdict
+from benchmarks.harness.environment import provenance
+from benchmarks.report import page, readme, results
+from benchmarks.report.results import Baseline, Entry, Findings, Plot, Series, Table, keep, verdict
 
 
 def entry(entry_id: str, value: float, unit: str = "ratio of tokens/s") -> Entry:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as run
-from benchmarks import parts
-from benchmarks.results import REACH, Baseline, Entry, Findings
+from benchmarks import registry
+from benchmarks.report.results import REACH, Baseline, Entry, Findings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +38,7 @@ def bench(tmp_path, monkeypatch):
         return measure
 
     sections = {"format": {"a": section("a"), "b": section("b")}, "swap": {"c": section("c")}}
-    monkeypatch.setattr(parts, "SECTIONS", sections)
+    monkeypatch.setattr(registry, "SECTIONS", sections)
     monkeypatch.setattr(run, "WORK", tmp_path / "work")
     monkeypatch.setattr(run, "folder", lambda quick: tmp_path / "results")
     monkeypatch.setattr(run, "ROOT", tmp_path)
@@ -105,8 +105,8 @@ def test_only_some_sections(bench):
 def test_make_has_a_target_for_each_part():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    assert {"bench", *(f"bench-{part}" for part in parts.SECTIONS)} <= targets
-    for part in parts.SECTIONS:
+    assert {"bench", *(f"bench-{part}" for part in registry.SECTIONS)} <= targets
+    for part in registry.SECTIONS:
         shown = subprocess.run(
             ["make", "-n", f"bench-{part}", "BENCH=--quick"],
             cwd=ROOT,
@@ -119,7 +119,7 @@ def test_make_has_a_target_for_each_part():
 
 def test_every_figure_to_reach_is_measured_somewhere():
     source = "\n".join(
-        p.read_text() for p in (ROOT / "benchmarks").glob("*.py") if p.name != "results.py"
+        p.read_text() for p in (ROOT / "benchmarks").rglob("*.py") if p.name != "results.py"
     )
     for entry_id in REACH:
         stem = entry_id.removesuffix("_skewed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.stats import estimate, quantile_ratio, zipf
+from benchmarks.harness.stats import estimate, quantile_ratio, zipf
 
 
 def test_the_value_is_the_median_over_pairs_of_medians_over_turns():

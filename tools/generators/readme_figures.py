@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.readme import filled
-from benchmarks.results import LATEST
+from benchmarks.report.readme import filled
+from benchmarks.report.results import LATEST
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.beside import own_seconds, rest
-from benchmarks.child import Child
+from benchmarks.harness.contention import own_seconds, rest
+from benchmarks.processes.child import Child
 
 Kind = Literal["bare", "masks", "lora"]
 
@@ -92,7 +92,9 @@ def _launch(spec: EngineSpec, folder: Path) -> Child:
         "stats_dir": str(stats),
     }
     log = folder / f"{spec.name}.log"
-    return Child(f"engine {spec.name}", "benchmarks.engine_child", [json.dumps(config)], log)
+    return Child(
+        f"engine {spec.name}", "benchmarks.processes.engine_child", [json.dumps(config)], log
+    )
 
 
 @contextlib.contextmanager

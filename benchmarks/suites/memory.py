@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from benchmarks import inputs, task
-from benchmarks.context import Context
-from benchmarks.results import Baseline, Entry, Findings, Table
+from benchmarks.harness import inputs
+from benchmarks.harness.section import Context
+from benchmarks.processes import task
+from benchmarks.report.results import Baseline, Entry, Findings, Table
 
 
 def resident(context: Context) -> Findings:

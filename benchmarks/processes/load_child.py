@@ -1,6 +1,6 @@
 """vLLM's load generator (`vllm bench serve`), unmodified, in one process for many loads.
 
-    python -m benchmarks.load_child FD
+    python -m benchmarks.processes.load_child FD
 
 Reads {"args": […], "key": "…"} a line from stdin and writes what `vllm.benchmarks.serve.main`
 returns to file descriptor FD. Importing vLLM takes longer than a short load, hence one process.

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import ROOT, dtype, engine_environment
+from benchmarks.harness.environment import ROOT, dtype, engine_environment
 
 NAME = "bench"  # the base model's public name
 START_S = 900
@@ -108,7 +108,14 @@ def vllm_server(model: Path, folder: Path, *flags: str, plain: bool = False) -> 
     It gets what bmt-server sets for the CPU, unless it is to be `plain`.
     """
     port = free_port()
-    command = ["-m", "benchmarks.vllm_server", "--model", str(model), *_common(port), *flags]
+    command = [
+        "-m",
+        "benchmarks.processes.vllm_server",
+        "--model",
+        str(model),
+        *_common(port),
+        *flags,
+    ]
     server = Server(command, port, "/health", folder, plain)
     try:
         server.wait()

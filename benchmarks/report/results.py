@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import ROOT, WORK
-from benchmarks.stats import Estimate
+from benchmarks.harness.environment import ROOT, WORK
+from benchmarks.harness.stats import Estimate
 
 LATEST = ROOT / "benchmarks" / "results" / "latest"
 # A quick run's figures are not evidence, so they do not replace those that are.

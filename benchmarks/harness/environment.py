@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Everything a benchmark makes beside its results: models, masks, adapters, logs, the journal.
 WORK = ROOT / ".bmt" / "bench"
 

@@ -1,6 +1,6 @@
 """What LoRA adds to a step on a GPU, by vLLM's own kernels, beside what masks add.
 
-    python -m benchmarks.gpu_lora        after benchmarks/gpu.py; shapes of an 8B Llama
+    python -m benchmarks.suites.gpu_lora    after the suite gpu; shapes of an 8B Llama
 
 The kernels are vLLM's Triton kernels for several adapters (`vllm/lora/ops/triton_ops`), called as
 its `punica_gpu.py` calls them: shrink, then expand, for each fused projection. The baseline is that
@@ -18,10 +18,10 @@ from functools import partial
 
 import torch
 
-from benchmarks.gpu import RESULTS, Figure, Race, captured, keep, on_gpu, table
+from benchmarks.suites.gpu import RESULTS, Figure, Race, captured, keep, on_gpu, table
 
 LAYERS, HIDDEN, MIDDLE, KEYS = 32, 4096, 14336, 1024
-COMMAND = "python -m benchmarks.gpu_lora"
+COMMAND = "python -m benchmarks.suites.gpu_lora"
 # Fused projections by name: columns in, and the rows of each slice out.
 Projections = dict[str, tuple[int, tuple[int, ...]]]
 GATE_UP: Projections = {"gate_up": (HIDDEN, (MIDDLE, MIDDLE))}
@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=21, help="turns of each comparison")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        sys.exit("benchmarks/gpu_lora.py: this machine has no CUDA device")
+        sys.exit("gpu_lora: this machine has no CUDA device")
     torch.manual_seed(0)
     weights = [_random(2 * MIDDLE, HIDDEN) for _ in range(LAYERS)]
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.pairs} turns each")

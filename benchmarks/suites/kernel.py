@@ -1,7 +1,7 @@
 """The masked delta on the CPU: what a step's corrections take, kernel beside kernel.
 
-    python benchmarks/kernel.py                   SmolLM2's shapes, then an 8B model's
-    python benchmarks/kernel.py --only smollm2 --sparsity 0.0045 --threads 1
+    python -m benchmarks.suites.kernel                   SmolLM2's shapes, then an 8B model's
+    python -m benchmarks.suites.kernel --only smollm2 --sparsity 0.0045 --threads 1
 
 Every case runs the fused gate and up product of each layer, as a model would, and times each
 kernel's op behind it in turns: so the masks' arrays come from memory as they do in serving, and
@@ -27,7 +27,7 @@ from bmt_server.worker.kernels import masked_delta
 from bmt_server.worker.kernels.portable import PortableKernel
 from bmt_server.worker.resident_mask import ResidentMask, gather
 
-RESULTS = Path(__file__).resolve().parent / "results" / "latest" / "kernel.json"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "latest" / "kernel.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.page import figure, table
-from benchmarks.results import REACH
+from benchmarks.report.page import figure, table
+from benchmarks.report.results import REACH
 
 BEGIN, END = "<!-- benchmarks: `make docs` -->", "<!-- end of benchmarks -->"
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from bmt_server.settings import MaskMode
 
-from benchmarks import swap, task
-from benchmarks.context import Context
-from benchmarks.results import Findings, Table
-from benchmarks.stats import median
+from benchmarks.harness.section import Context
+from benchmarks.harness.stats import median
+from benchmarks.processes import task
+from benchmarks.report.results import Findings, Table
+from benchmarks.suites import swap
 
 _LAYERS = 4
 _TOKENS = 8

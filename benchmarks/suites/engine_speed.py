@@ -12,9 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmarks import inputs
-from benchmarks.beside import Beside
-from benchmarks.contests import (
+from benchmarks.harness import inputs
+from benchmarks.harness.contention import Beside
+from benchmarks.harness.environment import WORK, dtype, has_compiler
+from benchmarks.harness.section import Context
+from benchmarks.harness.stats import Estimate, estimate, median
+from benchmarks.processes.engine import Engine, EngineSpec, Work, engines
+from benchmarks.report.results import Baseline, Entry, Findings, Table
+from benchmarks.suites.matchups import (
     AGAIN,
     CHECKPOINT,
     DECODE,
@@ -26,11 +31,6 @@ from benchmarks.contests import (
     lora_ranks,
     peer_contests,
 )
-from benchmarks.context import Context
-from benchmarks.engine import Engine, EngineSpec, Work, engines
-from benchmarks.environment import WORK, dtype, has_compiler
-from benchmarks.results import Baseline, Entry, Findings, Table
-from benchmarks.stats import Estimate, estimate, median
 
 # Seconds of one contest in one pair of processes: of the clock ("bare", "other") and of the CPU
 # ("bare_cpu", "other_cpu"), one value a turn.

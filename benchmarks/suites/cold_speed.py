@@ -9,12 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cold, inputs
-from benchmarks.context import Context
-from benchmarks.environment import WORK
-from benchmarks.results import Baseline, Entry, Findings, Table
-from benchmarks.servers import NAME, Server, lora_flags, masks_server, vllm_server
-from benchmarks.stats import median, quantile_ratio
+from benchmarks.harness import inputs
+from benchmarks.harness.environment import WORK
+from benchmarks.harness.section import Context
+from benchmarks.harness.stats import median, quantile_ratio
+from benchmarks.processes.servers import NAME, Server, lora_flags, masks_server, vllm_server
+from benchmarks.report.results import Baseline, Entry, Findings, Table
+from benchmarks.suites import cold
 
 _RANK = 1
 _WARM = 16

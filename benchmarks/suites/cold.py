@@ -1,6 +1,6 @@
 """Cold masks: what the first token of one costs, and what a hundred of them do to the others.
 
-    python benchmarks/cold.py MODEL [--rounds 5]       prints a list of figures as JSON
+    python -m benchmarks.suites.cold MODEL [--rounds 5]       prints a list of figures as JSON
 
 A mask is cold when only the registry has it: this script publishes into the registry beside the
 server, as another replica would, so that neither the server's disk nor its memory knows it. It
@@ -424,7 +424,7 @@ def main() -> None:
     parser.add_argument("--busy", type=int, default=8, help="streams of the base in the busy case")
     parser.add_argument("--flag", action="append", default=[], help="a flag of the server's")
     args = parser.parse_args()
-    command = "python benchmarks/cold.py MODEL " + " ".join(sys.argv[2:])
+    command = "python -m benchmarks.suites.cold MODEL " + " ".join(sys.argv[2:])
     flags = ["--max-num-seqs", "64", *args.flag]
     # As Ctrl-C, so that the server ends too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import (
+from benchmarks.harness.section import Section
+from benchmarks.suites import (
     alternation,
     cold_speed,
     engine_speed,
@@ -12,7 +13,6 @@ from benchmarks import (
     mode_speed,
     swap,
 )
-from benchmarks.context import Section
 
 SECTIONS: dict[str, dict[str, Section]] = {
     "format": {"file": file.open_and_size},

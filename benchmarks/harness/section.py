@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import WORK, demo_model
-from benchmarks.journal import Journal
-from benchmarks.results import Findings
-from benchmarks.scale import Scale
+from benchmarks.harness.environment import WORK, demo_model
+from benchmarks.harness.profiles import Scale
+from benchmarks.harness.resume import Journal
+from benchmarks.report.results import Findings
 
 
 @dataclass

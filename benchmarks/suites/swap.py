@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import inputs, task
-from benchmarks.context import Context
-from benchmarks.results import Baseline, Entry, Findings, Table
-from benchmarks.stats import estimate, median
+from benchmarks.harness import inputs
+from benchmarks.harness.section import Context
+from benchmarks.harness.stats import estimate, median
+from benchmarks.processes import task
+from benchmarks.report.results import Baseline, Entry, Findings, Table
 
 RANK = 16
 _SHAPE = (14336, 4096)

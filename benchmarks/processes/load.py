@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.beside import rest
-from benchmarks.child import Child
-from benchmarks.servers import NAME, Server
+from benchmarks.harness.contention import rest
+from benchmarks.processes.child import Child
+from benchmarks.processes.servers import NAME, Server
 
 _TIMEOUT_S = 900
 
@@ -94,7 +94,7 @@ def _measured(answer: dict[str, Any]) -> Measured:
 @contextlib.contextmanager
 def loads(tokenizer: Path, folder: Path) -> Iterator[Loads]:
     """The load generator, ended with the block."""
-    child = Child("load generator", "benchmarks.load_child", [], folder / "load.log")
+    child = Child("load generator", "benchmarks.processes.load_child", [], folder / "load.log")
     try:
         yield Loads(child, tokenizer)
     finally:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plots
-from benchmarks.results import REACH, read_raw, verdict
+from benchmarks.report import plots
+from benchmarks.report.results import REACH, read_raw, verdict
 
 PARTS = ("serve", "swap", "cold", "format")
 

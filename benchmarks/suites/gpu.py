@@ -1,7 +1,7 @@
-"""Masks on a GPU: what the correction adds to the gate's product, and what a switch takes.
+"""GPU kernels: what the correction adds to the gate product, and the time of a switch in place.
 
-    python benchmarks/gpu.py             8B shapes: 32 layers of 14336 x 4096 bf16, 0.2 % zeros
-    python benchmarks/gpu.py --sweep     the correction again with other sizes of its programs
+    python -m benchmarks.suites.gpu          8B shapes: 32 layers of 14336 x 4096 bf16, 0.2 % zeros
+    python -m benchmarks.suites.gpu --sweep  the correction again with other sizes of its programs
 
 Every figure stands beside its baseline of the same run, taken by turns: the medians of their times
 by CUDA events are compared. Corrections and products are captured as CUDA graphs and replayed, as
@@ -28,7 +28,7 @@ from bmt_server.ipc.mask_layout import Layout, Rows
 from bmt_server.worker.gate_layers import GateLayer
 from bmt_server.worker.resident_mask import ResidentMask, gather
 
-RESULTS = Path(__file__).resolve().parent / "results" / "latest" / "gpu.json"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "latest" / "gpu.json"
 
 Work = Callable[[], object]
 # Milliseconds of each of two works, taken by turns.
@@ -57,7 +57,7 @@ class Figure:
     value: float
     unit: str
     baseline: float
-    command: str = "python benchmarks/gpu.py"
+    command: str = "python -m benchmarks.suites.gpu"
 
 
 class Model:
@@ -236,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sweep", action="store_true", help="try other sizes of programs")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        sys.exit("benchmarks/gpu.py: this machine has no CUDA device, so nothing was measured")
+        sys.exit("gpu: this machine has no CUDA device, so nothing was measured")
     from bmt_server.worker.kernels.triton.kernel import TritonKernel
 
     torch.manual_seed(0)

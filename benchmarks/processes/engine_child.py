@@ -1,6 +1,6 @@
 """One offline vLLM engine in a process of its own, told what to run line by line.
 
-    python -m benchmarks.engine_child CONFIG_JSON FD
+    python -m benchmarks.processes.engine_child CONFIG_JSON FD
 
 Reads one JSON command a line from stdin and writes one JSON answer a line to file descriptor FD;
 vLLM's own output goes to stdout and stderr. Between commands it waits in a read and uses no CPU,

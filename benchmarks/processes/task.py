@@ -1,6 +1,6 @@
-"""Runs one measurement in a fresh process: `measure(job)` of a module of this folder.
+"""Runs one measurement in a fresh process: `measure(job)` of a module of `benchmarks.suites`.
 
-python -m benchmarks.task MODULE JOB_JSON FD
+python -m benchmarks.processes.task MODULE JOB_JSON FD
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.child import Child
+from benchmarks.processes.child import Child
 
 TIMEOUT_S = 900
 
 
 def run(module: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What `benchmarks.MODULE.measure(job)` returns in a process of its own. Raises ChildError."""
-    child = Child(module, "benchmarks.task", [module, json.dumps(job)], folder / f"{module}.log")
+    """`measure(job)` of `benchmarks.suites.MODULE` in a process of its own. Raises ChildError."""
+    child = Child(
+        module, "benchmarks.processes.task", [module, json.dumps(job)], folder / f"{module}.log"
+    )
     try:
         return child.answer(TIMEOUT_S)
     finally:
@@ -28,7 +30,7 @@ def run(module: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     module, job, fd = sys.argv[1:]
-    measure = importlib.import_module(f"benchmarks.{module}").measure
+    measure = importlib.import_module(f"benchmarks.suites.{module}").measure
     try:
         answer = measure(json.loads(job))
     except Exception as error:

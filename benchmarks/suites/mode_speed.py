@@ -9,13 +9,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import inputs
-from benchmarks.context import Context
-from benchmarks.environment import WORK
-from benchmarks.load import loads
-from benchmarks.results import Baseline, Entry, Findings, Table
-from benchmarks.servers import masks_server, metrics, upload
-from benchmarks.stats import estimate, median, zipf
+from benchmarks.harness import inputs
+from benchmarks.harness.environment import WORK
+from benchmarks.harness.section import Context
+from benchmarks.harness.stats import estimate, median, zipf
+from benchmarks.processes.load import loads
+from benchmarks.processes.servers import masks_server, metrics, upload
+from benchmarks.report.results import Baseline, Entry, Findings, Table
 
 _MASKS = 16
 _SEATS = 128  # vLLM's own default on a CPU

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import ROOT, engine_environment
+from benchmarks.harness.environment import ROOT, engine_environment
 
 STOP_S = 30
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import inputs
-from benchmarks.context import Context
-from benchmarks.environment import WORK
-from benchmarks.load import Loads, loads
-from benchmarks.results import Baseline, Entry, Findings, Plot, Series, Table
-from benchmarks.servers import Server, lora_flags, masks_server, upload, vllm_server
-from benchmarks.stats import Estimate, estimate, median, zipf
+from benchmarks.harness import inputs
+from benchmarks.harness.environment import WORK
+from benchmarks.harness.section import Context
+from benchmarks.harness.stats import Estimate, estimate, median, zipf
+from benchmarks.processes.load import Loads, loads
+from benchmarks.processes.servers import Server, lora_flags, masks_server, upload, vllm_server
+from benchmarks.report.results import Baseline, Entry, Findings, Plot, Series, Table
 
 TRAFFIC = {"uniform": 0.0, "Zipf": 1.0}  # exponent of the popularity of the k-th mask
 _MASK_MEMORY_MIB = 4096

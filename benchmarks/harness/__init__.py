@@ -1,0 +1,1 @@
+"""How figures are measured: inputs, environment, contention, statistics, resumed runs."""

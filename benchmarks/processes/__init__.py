@@ -1,0 +1,1 @@
+"""Engines, servers and load generators as processes of their own."""

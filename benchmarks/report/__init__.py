@@ -1,0 +1,1 @@
+"""Results, their page, plots and the README's table."""
