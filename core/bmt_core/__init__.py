@@ -1,4 +1,4 @@
-"""Bit masks of language models: the `.bmt` file, mask algebra and base fingerprints."""
+"""Bit masks of language models: `.bmt` file format, mask algebra and base fingerprints."""
 
 from bmt_core.algebra import (
     MaskDiff,

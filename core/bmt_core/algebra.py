@@ -1,4 +1,4 @@
-"""Exact algebra of masks: sets of deleted positions on one base."""
+"""Set operations on the zero positions of masks of one base."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SetOp = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def _pairs(a: Mask, b: Mask) -> list[tuple[str, tuple[int, int], np.ndarray, np.ndarray]]:
     if a.base.fingerprint != b.base.fingerprint:
         raise BaseMismatch(
-            f"masks of two bases cannot be compared: {a.base.model_id!r} "
+            f"masks of different bases cannot be combined: {a.base.model_id!r} "
             f"({a.base.fingerprint[:12]}…) and {b.base.model_id!r} ({b.base.fingerprint[:12]}…)",
             field="base.fingerprint",
             value=b.base.fingerprint,
@@ -37,8 +37,10 @@ def _pairs(a: Mask, b: Mask) -> list[tuple[str, tuple[int, int], np.ndarray, np.
                 value=y.shape,
                 bound=x.shape,
             )
-        none = np.zeros(0, position_dtype(present.numel))
-        pairs.append((name, present.shape, x.positions if x else none, y.positions if y else none))
+        empty = np.zeros(0, position_dtype(present.numel))
+        pairs.append(
+            (name, present.shape, x.positions if x else empty, y.positions if y else empty)
+        )
     return pairs
 
 
@@ -48,28 +50,28 @@ def _combine(a: Mask, b: Mask, op: _SetOp, metadata: Mapping[str, Any] | None) -
 
 
 def union(a: Mask, b: Mask, metadata: Mapping[str, Any] | None = None) -> Mask:
-    """Positions that either mask deletes. Raises BaseMismatch."""
+    """Mask of the positions that are zero in `a` or `b`. Raises BaseMismatch."""
     return _combine(a, b, np.union1d, metadata)
 
 
 def intersection(a: Mask, b: Mask, metadata: Mapping[str, Any] | None = None) -> Mask:
-    """Positions that both masks delete. Raises BaseMismatch."""
+    """Mask of the positions that are zero in `a` and `b`. Raises BaseMismatch."""
     return _combine(a, b, lambda x, y: np.intersect1d(x, y, assume_unique=True), metadata)
 
 
 def difference(a: Mask, b: Mask, metadata: Mapping[str, Any] | None = None) -> Mask:
-    """Positions that `a` deletes and `b` keeps. Raises BaseMismatch."""
+    """Mask of the positions that are zero in `a` and not in `b`. Raises BaseMismatch."""
     return _combine(a, b, lambda x, y: np.setdiff1d(x, y, assume_unique=True), metadata)
 
 
 def symmetric_difference(a: Mask, b: Mask, metadata: Mapping[str, Any] | None = None) -> Mask:
-    """Positions that exactly one mask deletes: the flips between the two. Raises BaseMismatch."""
+    """Mask of the positions that are zero in exactly one of the two. Raises BaseMismatch."""
     return _combine(a, b, lambda x, y: np.setxor1d(x, y, assume_unique=True), metadata)
 
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """How two sets of positions meet: counts in one only, the other only, and both."""
+    """Counts of positions in A only, in B only, and in both."""
 
     only_a: int
     only_b: int
@@ -77,14 +79,14 @@ class Overlap:
 
     @property
     def jaccard(self) -> float:
-        """|A ∩ B| / |A ∪ B|; 1 for two empty sets."""
+        """Jaccard index |A ∩ B| / |A ∪ B|; 1 for two empty sets."""
         total = self.only_a + self.only_b + self.both
         return self.both / total if total else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class MaskDiff:
-    """Two masks compared: the total, and each tensor by name."""
+    """Comparison of two masks: total, and each tensor by name."""
 
     total: Overlap
     tensors: Mapping[str, Overlap]
@@ -95,7 +97,7 @@ class MaskDiff:
 
 
 def compare(a: Mask, b: Mask) -> MaskDiff:
-    """Count what two masks share and what they do not. Raises BaseMismatch."""
+    """Count the zero positions that two masks share and do not share. Raises BaseMismatch."""
     tensors = {}
     for name, _, x, y in _pairs(a, b):
         both = int(np.intersect1d(x, y, assume_unique=True).size)
@@ -108,5 +110,5 @@ def compare(a: Mask, b: Mask) -> MaskDiff:
 
 
 def jaccard(a: Mask, b: Mask) -> float:
-    """|A ∩ B| / |A ∪ B| over all tensors. Raises BaseMismatch."""
+    """Jaccard index |A ∩ B| / |A ∪ B| over all tensors. Raises BaseMismatch."""
     return compare(a, b).jaccard

@@ -1,4 +1,4 @@
-"""The two ways in which positions become bytes: `gaps` (default) and `packbits` (the paper's)."""
+"""Codecs of the zero positions: `gaps` (default) and `packbits` (section 4 of the paper)."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ CODEC_NAMES: dict[int, Codec] = {number: name for name, number in CODEC_IDS.item
 
 ESCAPE = 0xFFFF
 GAPS_LEVEL = 19
-# Of one tensor, where few positions in a vast one would fill the memory.
+# Bound on one tensor before compression, bytes: few positions in a huge tensor need much memory.
 MAX_CONTENT = 1 << 31
-# zstd's default level, with which the paper's sizes agree.
+# zstd's default level; it reproduces the sizes in the paper.
 PACKBITS_LEVEL = 3
 
-_PIECE = 1 << 16
+_BLOCK = 1 << 16  # bytes of a bitmap that are decoded at once
 
 Spec = tuple[str, tuple[int, int], int]  # name, shape, zeros
 
 
 def codec_id(codec: str) -> int:
-    """The codec's number in the file. Raises MaskError for an unknown name."""
+    """Return the codec's number in the file. Raises MaskError for an unknown name."""
     for name, number in CODEC_IDS.items():
         if name == codec:
             return number
     raise MaskError(
-        f"codec {codec!r} is unknown; it is one of {', '.join(CODEC_IDS)}",
+        f"codec {codec!r} is unknown; use one of {', '.join(CODEC_IDS)}",
         field="codec",
         value=codec,
     )
 
 
-def _writable(name: str, size: int) -> None:
+def _check_content(name: str, size: int) -> None:
     if size > MAX_CONTENT:
         raise TooLarge(
             f"{name} takes {size} bytes before compression; at most {MAX_CONTENT} are written",
@@ -51,17 +51,17 @@ def _writable(name: str, size: int) -> None:
 
 
 def encode_gaps(tensors: Sequence[TensorMask]) -> bytes:
-    """One frame for all tensors: the low bytes of all 16-bit symbols, then the high bytes.
+    """Encode all tensors as one frame: low bytes of all 16-bit symbols, then the high bytes.
 
-    A gap is the number of kept weights before a deleted one. Symbol s < 65535 says: skip s, delete
-    one; 65535 says: skip 65535, delete nothing.
+    A gap is the number of kept weights before a zero. Symbol s < 65535 means s kept weights and
+    one zero; 65535 means 65535 kept weights and no zero.
     """
     parts = []
     for t in tensors:
         steps = np.diff(t.positions.astype(np.int64), prepend=-1) - 1
         escapes, rest = steps // ESCAPE, (steps % ESCAPE).astype(np.uint16)
         if escapes.any():
-            _writable(t.name, 2 * int(escapes.sum()))
+            _check_content(t.name, 2 * int(escapes.sum()))
             symbols = np.full(steps.size + int(escapes.sum()), ESCAPE, np.uint16)
             symbols[np.cumsum(escapes + 1) - 1] = rest
             parts.append(symbols)
@@ -73,11 +73,11 @@ def encode_gaps(tensors: Sequence[TensorMask]) -> bytes:
 
 
 def decode_gaps(frame: memoryview, specs: Sequence[Spec], limits: Limits) -> list[np.ndarray]:
-    """Positions of each tensor. Raises PayloadError, PositionsError, TooLarge."""
+    """Decode the positions of each tensor. Raises PayloadError, PositionsError, TooLarge."""
     zeros = sum(n for _, _, n in specs)
     numel = sum(s[0] * s[1] for _, s, _ in specs)
     size = content_size(frame)
-    # The exact number of symbols is the frame's to say: escapes add to the zeros.
+    # The number of symbols is known only within bounds: each escape adds one to the zeros.
     if size % 2 or not zeros <= size // 2 <= zeros + numel // ESCAPE:
         raise PayloadError(
             f"the gaps take {size} bytes; {zeros} zeros in {numel} weights need between "
@@ -89,72 +89,72 @@ def decode_gaps(frame: memoryview, specs: Sequence[Spec], limits: Limits) -> lis
     planes = np.frombuffer(expand(frame, size, limits), np.uint8)
     count = size // 2
     low, high = planes[:count], planes[count:]
-    # For each escape, how many zeros end before it.
-    behind = np.zeros(0, np.int64)
+    # For each escape, the number of zeros before it.
+    before = np.zeros(0, np.int64)
     if count != zeros or bool((high == 0xFF).any()):
         escape = high == 0xFF
         escape &= low == 0xFF
         ended = count - int(np.count_nonzero(escape))
         if ended != zeros or (count and bool(escape[-1])):
             raise PositionsError(
-                f"{count} gap symbols end {ended} positions, the header announces {zeros}, and the "
-                "last must end one",
+                f"{count} gap symbols encode {ended} positions, the header states {zeros}, and the "
+                "last symbol must encode one",
                 field="zeros",
                 value=ended,
                 bound=zeros,
             )
-        behind = np.flatnonzero(escape)
-        behind -= np.arange(behind.size)
+        before = np.flatnonzero(escape)
+        before -= np.arange(before.size)
     result: list[np.ndarray] = []
     first = symbol = 0
-    # Tensor by tensor, so that the passes over one stay in the processor's cache.
-    for (name, shape, n), positions in zip(specs, _rooms(specs), strict=True):
+    # One tensor at a time, so that all passes over it stay in the processor's cache.
+    for (name, shape, n), positions in zip(specs, _position_arrays(specs), strict=True):
         numel = shape[0] * shape[1]
         result.append(positions)
         first += n
         if not n:
             continue
-        stop = first + (int(np.searchsorted(behind, first)) if behind.size else 0)
+        stop = first + (int(np.searchsorted(before, first)) if before.size else 0)
         symbols = np.left_shift(high[symbol:stop], 8, dtype=np.uint16)
         symbols |= low[symbol:stop]
-        deletes = None if stop - symbol == n else symbols != ESCAPE
-        sums = positions if deletes is None else np.empty(stop - symbol, positions.dtype)
-        np.add(symbols, 1 if deletes is None else deletes, out=sums, dtype=sums.dtype)
+        is_zero = None if stop - symbol == n else symbols != ESCAPE
+        sums = positions if is_zero is None else np.empty(stop - symbol, positions.dtype)
+        np.add(symbols, 1 if is_zero is None else is_zero, out=sums, dtype=sums.dtype)
         sums[0] -= 1  # positions count from 0
         np.cumsum(sums, out=sums)
-        # A step is at most 2**16, so fewer than 2**16 of them cannot pass 2**32 unnoticed.
+        # A step is at most 2**16, so 2**16 - 1 steps cannot wrap around 2**32 unnoticed.
         marks = np.append(sums[:: (1 << 16) - 1], sums[-1])
         if bool((marks[1:] < marks[:-1]).any()) or int(sums[-1]) >= numel:
             raise PositionsError(
                 f"{name}: positions lie outside its {numel} weights", field="positions", bound=numel
             )
-        if deletes is not None:
-            positions[:] = sums[deletes]
+        if is_zero is not None:
+            positions[:] = sums[is_zero]
         symbol = stop
     return result
 
 
-def _rooms(specs: Sequence[Spec]) -> Iterator[np.ndarray]:
-    """Each tensor's positions, still empty: parts of one array of each type.
+def _position_arrays(specs: Sequence[Spec]) -> Iterator[np.ndarray]:
+    """Allocate each tensor's positions as a slice of one array per dtype.
 
-    The kernel gives a large array in huge pages. In small ones, the page faults of an array a
-    tensor took as long as all the sums.
+    The kernel backs large arrays with huge pages. With one array per tensor, page faults took as
+    long as all the sums.
     """
     dtypes = [position_dtype(d_out * d_in) for _, (d_out, d_in), _ in specs]
-    whole = {
+    arrays = {
         dtype: np.empty(sum(s[2] for s, d in zip(specs, dtypes, strict=True) if d == dtype), dtype)
         for dtype in set(dtypes)
     }
     for (_, _, n), dtype in zip(specs, dtypes, strict=True):
-        yield whole[dtype][:n]
-        whole[dtype] = whole[dtype][n:]
+        yield arrays[dtype][:n]
+        arrays[dtype] = arrays[dtype][n:]
 
 
 def encode_packbits(tensors: Sequence[TensorMask]) -> list[bytes]:
-    """One frame a tensor: zstd(packbits(1[G > 0])), bit 1 = kept, as in the paper (section 4)."""
+    """Encode each tensor as a frame zstd(packbits(1[G > 0])), bit 1 = kept (section 4)."""
     frames = []
     for t in tensors:
-        _writable(t.name, -(-t.numel // 8))
+        _check_content(t.name, -(-t.numel // 8))
         packed = np.full(-(-t.numel // 8), 0xFF, np.uint8)
         packed[-1] = 0xFF << (-t.numel % 8) & 0xFF
         if t.zeros:
@@ -169,7 +169,7 @@ def encode_packbits(tensors: Sequence[TensorMask]) -> list[bytes]:
 def decode_packbits(
     frames: Sequence[memoryview], specs: Sequence[Spec], limits: Limits
 ) -> list[np.ndarray]:
-    """Positions of each tensor. Raises PayloadError, PositionsError, TooLarge."""
+    """Decode the positions of each tensor. Raises PayloadError, PositionsError, TooLarge."""
     result = []
     for frame, (name, shape, zeros) in zip(frames, specs, strict=True):
         numel = shape[0] * shape[1]
@@ -181,26 +181,26 @@ def decode_packbits(
             )
         positions = np.empty(zeros, position_dtype(numel))
         filled = 0
-        # In pieces, because a deleted weight is one bit here and 16 bytes while it is looked for.
-        for at in range(0, packed.size, _PIECE):
-            piece = packed[at : at + _PIECE]
-            # Most bytes keep all eight weights; only the others are looked into.
-            places = np.flatnonzero(piece != 0xFF)
-            bits = np.flatnonzero(np.unpackbits(piece[places]) == 0)
-            if at + piece.size == packed.size:
+        # In blocks, because a zero is one bit here and needs 16 bytes while it is decoded.
+        for at in range(0, packed.size, _BLOCK):
+            block = packed[at : at + _BLOCK]
+            # Most bytes keep all eight weights; only the others are unpacked.
+            byte_index = np.flatnonzero(block != 0xFF)
+            bits = np.flatnonzero(np.unpackbits(block[byte_index]) == 0)
+            if at + block.size == packed.size:
                 bits = bits[: bits.size - padding]
             filled += bits.size
             if filled > zeros:
                 break
-            found = places[bits >> 3]
-            found += at
-            found <<= 3
-            found |= bits & 7
-            positions[filled - bits.size : filled] = found
+            decoded = byte_index[bits >> 3]
+            decoded += at
+            decoded <<= 3
+            decoded |= bits & 7
+            positions[filled - bits.size : filled] = decoded
         if filled != zeros:
             raise PositionsError(
-                f"{name}: {filled} weights {'or more ' if filled > zeros else ''}are deleted; the "
-                f"header announces {zeros}",
+                f"{name}: {filled} weights {'or more ' if filled > zeros else ''}are zero; the "
+                f"header states {zeros}",
                 field="zeros",
                 value=filled,
                 bound=zeros,

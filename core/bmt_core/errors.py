@@ -1,24 +1,24 @@
-"""Errors of `bmt_core`, one tree::
+"""Exceptions of `bmt_core`, in one tree::
 
 BmtError                    code, field, value, bound
-├── FormatError             the bytes are not a valid .bmt file
-│   ├── BadMagic            not a .bmt file at all
-│   ├── UnsupportedVersion  a version or flag of the future
-│   ├── Truncated           the file ends too early
-│   ├── TrailingBytes       the file goes on after its end
-│   ├── BadHeader           a field of the header is out of its bounds
-│   ├── BadChecksum         the header's checksum does not match
-│   ├── BadMetadata         the metadata is not a JSON object within bounds
-│   ├── PayloadError        the zstd payload is unsafe or damaged
-│   ├── PositionsError      positions out of order or range, or of another count
-│   └── DigestMismatch      the content is not what its digest says
-├── LimitError              valid, but more than the reader allows
-│   ├── TooLarge            bytes
-│   └── TooManyZeros        share of deleted weights
-├── BaseMismatch            made for another base model
-├── MaskError               a mask that cannot exist (building one in memory)
-├── InvalidName             a name, alias or digest outside the grammar
-└── CheckpointError         a base checkpoint that cannot be read
+├── FormatError             invalid .bmt file
+│   ├── BadMagic            not a .bmt file
+│   ├── UnsupportedVersion  later version or unknown flag
+│   ├── Truncated           the file ends early
+│   ├── TrailingBytes       bytes after the end of the content
+│   ├── BadHeader           header field out of bounds
+│   ├── BadChecksum         checksum mismatch of header or payload
+│   ├── BadMetadata         metadata is not a JSON object within bounds
+│   ├── PayloadError        unsafe or damaged zstd payload
+│   ├── PositionsError      positions out of order, out of range, or of wrong count
+│   └── DigestMismatch      content does not match its digest
+├── LimitError              valid, but over a limit of the reader
+│   ├── TooLarge            too many bytes
+│   └── TooManyZeros        sparsity over its limit
+├── BaseMismatch            mask of another base model
+├── MaskError               invalid mask, built in memory
+├── InvalidName             name, alias or digest outside the grammar
+└── CheckpointError         unreadable base checkpoint
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from typing import Any
 
 
 class BmtError(Exception):
-    """Base of all errors here. `code` is stable and meant for programs; the text is for people.
+    """Base class. `code` is stable and meant for programs; the message is for people.
 
-    field: what was wrong; value: what it was; bound: what it may be. Each may be None.
+    field: the invalid field; value: its value; bound: its bound. Each may be None.
     """
 
     code = "bmt_error"
@@ -44,108 +44,108 @@ class BmtError(Exception):
 
 
 class FormatError(BmtError):
-    """The bytes are not a valid .bmt file."""
+    """Invalid .bmt file."""
 
     code = "bad_format"
 
 
 class BadMagic(FormatError):
-    """The first bytes are not those of a .bmt file."""
+    """The file does not start with the magic of a .bmt file."""
 
     code = "bad_magic"
 
 
 class UnsupportedVersion(FormatError):
-    """Written by a later version, or with flags that this reader does not know."""
+    """Later version, unknown flag or unknown codec."""
 
     code = "unsupported_version"
 
 
 class Truncated(FormatError):
-    """The file ends before something that its header announced."""
+    """The file ends before the length that its header states."""
 
     code = "truncated"
 
 
 class TrailingBytes(FormatError):
-    """Bytes follow the end of the file's content."""
+    """Bytes follow the end of the content."""
 
     code = "trailing_bytes"
 
 
 class BadHeader(FormatError):
-    """A field of the header is out of its bounds."""
+    """Header field out of bounds."""
 
     code = "bad_header"
 
 
 class BadChecksum(FormatError):
-    """The header's checksum does not match its bytes."""
+    """The checksum of the header or payload does not match its bytes."""
 
     code = "bad_checksum"
 
 
 class BadMetadata(FormatError):
-    """The metadata is not a JSON object within bounds."""
+    """Metadata is not a JSON object within bounds."""
 
     code = "bad_metadata"
 
 
 class PayloadError(FormatError):
-    """The compressed payload is damaged, or not of the one safe form that is allowed."""
+    """Compressed payload that is damaged or not in the one allowed form."""
 
     code = "bad_payload"
 
 
 class PositionsError(FormatError):
-    """Positions out of order, out of range, or not as many as announced."""
+    """Positions out of order, out of range, or not as many as the header states."""
 
     code = "positions"
 
 
 class DigestMismatch(FormatError):
-    """The content does not have the digest that it should."""
+    """The content does not match its digest."""
 
     code = "digest_mismatch"
 
 
 class LimitError(BmtError):
-    """Valid, but more than this reader allows."""
+    """Valid, but over a limit of this reader."""
 
     code = "limit"
 
 
 class TooLarge(LimitError):
-    """More bytes than allowed."""
+    """More bytes than the limit."""
 
     code = "too_large"
 
 
 class TooManyZeros(LimitError):
-    """A larger share of weights deleted than allowed."""
+    """Sparsity above the limit: the mask sets too large a share of the weights to zero."""
 
     code = "too_many_zeros"
 
 
 class BaseMismatch(BmtError):
-    """The mask was made for another base model, or for tensors that it does not have."""
+    """Mask of another base model, or of tensors that the base does not have."""
 
     code = "base_mismatch"
 
 
 class MaskError(BmtError):
-    """A mask that cannot exist: positions out of order or range, doubled tensors and the like."""
+    """Invalid mask: positions out of order or range, duplicate tensors and the like."""
 
     code = "bad_mask"
 
 
 class InvalidName(BmtError):
-    """A name, alias, reference or digest outside the grammar."""
+    """Name, alias, reference or digest outside the grammar."""
 
     code = "name_invalid"
 
 
 class CheckpointError(BmtError):
-    """A base checkpoint that is missing, damaged or of an unknown kind."""
+    """Base checkpoint that is missing, damaged or in an unknown form."""
 
     code = "bad_checkpoint"

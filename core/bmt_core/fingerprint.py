@@ -1,8 +1,8 @@
-"""Identity of a base checkpoint, from its bytes on disk.
+"""Fingerprint of a base checkpoint, computed from its bytes on disk.
 
-Not from loaded tensors: a server may load another dtype or a shard, and would get another
-digest for the same base. Only safetensors headers are parsed, so neither torch nor the
-safetensors package is needed.
+Loaded tensors would not do: a server may load another dtype or a shard, which would change the
+digest of the same base. The module parses only safetensors headers, so it needs neither torch nor
+the safetensors package.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 from bmt_core.errors import CheckpointError
 
+# Names of maskable tensors: the gate projections of gated MLPs.
 GATES = r"\.mlp\.gate_proj\.weight$"
 
 _DOMAIN = b"bmt base fingerprint v1\0"
@@ -40,15 +41,15 @@ class _Entry:
     stop: int
 
 
-def _fail(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path}: {why}", field="checkpoint", value=str(path))
+def _error(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path}: {reason}", field="checkpoint", value=str(path))
 
 
-def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(items)
-    if len(found) != len(items):
-        raise ValueError("a name is given twice")
-    return found
+def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(items)
+    if len(result) != len(items):
+        raise ValueError("a name occurs twice")
+    return result
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
@@ -63,16 +64,20 @@ def _header(path: Path) -> list[_Entry]:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(_MAX_HEADER, size - 8):
-            raise _fail(path, f"header of {length} bytes in a file of {size}; it is cut or damaged")
+            raise _error(
+                path, f"header of {length} bytes in a file of {size}; it is truncated or damaged"
+            )
         try:
-            header: dict[str, Any] = json.loads(file.read(length).decode(), object_pairs_hook=_once)
+            header: dict[str, Any] = json.loads(
+                file.read(length).decode(), object_pairs_hook=_unique_keys
+            )
             for name, entry in header.items():
                 if name == "__metadata__":
                     continue
                 name.encode()
                 start, stop = _sizes(entry["data_offsets"])
                 if not start <= stop <= size - 8 - length:
-                    raise _fail(path, f"{name} lies outside the file; it is cut or damaged")
+                    raise _error(path, f"{name} lies outside the file; it is truncated or damaged")
                 if not isinstance(entry["dtype"], str):
                     raise ValueError(f"the dtype of {name} is not a string")
                 entry["dtype"].encode()
@@ -87,7 +92,7 @@ def _header(path: Path) -> list[_Entry]:
                     )
                 )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise _fail(path, f"not a safetensors file ({error})") from None
+            raise _error(path, f"not a safetensors file ({error})") from None
     return entries
 
 
@@ -96,7 +101,7 @@ def _entries(folder: str | os.PathLike[str]) -> list[_Entry]:
     files = sorted(root.glob("*.safetensors")) if root.is_dir() else []
     if not files:
         raise CheckpointError(
-            f"{root} holds no *.safetensors; a base is a folder of a Hugging Face checkpoint in "
+            f"{root} has no *.safetensors; a base is the folder of a Hugging Face checkpoint in "
             "safetensors form",
             field="checkpoint",
             value=str(root),
@@ -104,10 +109,10 @@ def _entries(folder: str | os.PathLike[str]) -> list[_Entry]:
     try:
         entries = sorted((e for f in files for e in _header(f)), key=lambda e: e.name)
     except OSError as error:
-        raise _fail(root, f"cannot be read ({error})") from None
+        raise _error(root, f"cannot be read ({error})") from None
     for a, b in pairwise(entries):
         if a.name == b.name:
-            raise _fail(b.file, f"{b.name} is also in {a.file.name}; remove the left-over file")
+            raise _error(b.file, f"{b.name} is also in {a.file.name}; remove the leftover file")
     return entries
 
 
@@ -126,24 +131,24 @@ def _tensor_digest(entry: _Entry) -> bytes:
 def fingerprint(
     checkpoint: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None
 ) -> str:
-    """SHA-256 over every tensor's name, dtype, shape and bytes; 64 hex digits.
+    """Return the SHA-256 over every tensor's name, dtype, shape and bytes; 64 hex digits.
 
-    The same whichever way tensors are spread over files. With `cache_dir`, the result is kept
-    under the files' paths, sizes and modification times, because hashing 16 GB takes seconds.
-    Raises CheckpointError.
+    Independent of how tensors are spread over files; `docs/format.md` specifies it. With
+    `cache_dir`, the result is cached by the files' paths, sizes and modification times, because
+    hashing 16 GB takes seconds. Raises CheckpointError.
     """
     entries = _entries(checkpoint)
-    note = _cache_note(entries, cache_dir)
-    if note is not None:
+    cache = _cache_file(entries, cache_dir)
+    if cache is not None:
         with contextlib.suppress(OSError):
-            cached = note.read_text(errors="replace").strip()
+            cached = cache.read_text(errors="replace").strip()
             if re.fullmatch(r"[0-9a-f]{64}", cached):
                 return cached
     try:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             digests = list(pool.map(_tensor_digest, entries))
     except (OSError, ValueError) as error:
-        raise _fail(Path(checkpoint), f"cannot be read ({error})") from None
+        raise _error(Path(checkpoint), f"cannot be read ({error})") from None
     sha = hashlib.sha256(_DOMAIN)
     for entry, digest in zip(entries, digests, strict=True):
         for part in (entry.name, entry.dtype, ",".join(map(str, entry.shape))):
@@ -151,17 +156,17 @@ def fingerprint(
             sha.update(len(data).to_bytes(4, "little") + data)
         sha.update(digest)
     result = sha.hexdigest()
-    if note is not None:
-        # A cache that cannot be written costs time, and nothing else.
+    if cache is not None:
+        # Without a writable cache the next call hashes again.
         with contextlib.suppress(OSError):
-            note.parent.mkdir(parents=True, exist_ok=True)
-            temporary = note.with_suffix(f".{secrets.token_hex(8)}.tmp")
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            temporary = cache.with_suffix(f".{secrets.token_hex(8)}.tmp")
             temporary.write_text(result)
-            os.replace(temporary, note)
+            os.replace(temporary, cache)
     return result
 
 
-def _cache_note(entries: list[_Entry], cache_dir: str | os.PathLike[str] | None) -> Path | None:
+def _cache_file(entries: list[_Entry], cache_dir: str | os.PathLike[str] | None) -> Path | None:
     if cache_dir is None:
         return None
     files = sorted({e.file for e in entries})
@@ -172,10 +177,10 @@ def _cache_note(entries: list[_Entry], cache_dir: str | os.PathLike[str] | None)
 def geometry(
     checkpoint: str | os.PathLike[str], pattern: str = GATES
 ) -> dict[str, tuple[int, int]]:
-    """Shapes [d_out, d_in] of the tensors that a mask may name, by name. Raises CheckpointError."""
-    wanted = re.compile(pattern)
+    """Return the shapes [d_out, d_in] of the maskable tensors by name. Raises CheckpointError."""
+    maskable = re.compile(pattern)
     return {
         e.name: (e.shape[0], e.shape[1])
         for e in _entries(checkpoint)
-        if wanted.search(e.name) and len(e.shape) == 2 and math.prod(e.shape)
+        if maskable.search(e.name) and len(e.shape) == 2 and math.prod(e.shape)
     }

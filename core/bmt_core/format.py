@@ -1,7 +1,7 @@
-"""Reading and writing `.bmt` files. `docs/format.md` is the specification; this follows it.
+"""Reader and writer of `.bmt` files, as specified in `docs/format.md`.
 
-The reader believes nothing: each length is checked against the bytes that are there and against
-`Limits` before anything of that size is allocated, and the whole content against its digest.
+The reader trusts no field: it checks each length against the available bytes and `Limits` before
+it allocates that much, and the whole content against its digest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bmt_core.mask import Base, Mask, TensorMask
 
 
 def encode(mask: Mask, codec: str = "gaps") -> bytes:
-    """The file of a mask: deterministic for one mask, metadata, codec and libzstd version."""
+    """Encode a mask as a file: deterministic for one mask, metadata, codec and libzstd version."""
     number = codecs.codec_id(codec)
     if codec == "gaps":
         frames = [codecs.encode_gaps(mask.tensors)]
@@ -39,24 +39,24 @@ def decode(
     limits: Limits | None = None,
     expect_base: Base | str | None = None,
 ) -> Mask:
-    """Read a mask and check all of it. `expect_base`: the base or fingerprint it must be for.
+    """Decode and validate a mask. `expect_base`: the base, or fingerprint, that it must have.
 
-    Raises FormatError where the bytes are not a valid file, LimitError where they are more than
-    `limits` allow, BaseMismatch where the base is another.
+    Raises FormatError for an invalid file, LimitError for a file over `limits`, and BaseMismatch
+    for another base.
     """
     limits = limits or Limits()
     view = as_bytes(data)
     header = inspect(view, limits=limits)
     if expect_base is not None:
-        wanted = expect_base if isinstance(expect_base, str) else expect_base.fingerprint
-        if header.base.fingerprint != wanted:
+        expected = expect_base if isinstance(expect_base, str) else expect_base.fingerprint
+        if header.base.fingerprint != expected:
             raise BaseMismatch(
                 f"the mask was made for {header.base.model_id!r} with fingerprint "
-                f"{header.base.fingerprint[:12]}…, and the base here is {wanted[:12]}…; use the "
+                f"{header.base.fingerprint[:12]}…, and this base has {expected[:12]}…; use the "
                 "checkpoint that it was trained on",
                 field="base.fingerprint",
                 value=header.base.fingerprint,
-                bound=wanted,
+                bound=expected,
             )
     specs: list[codecs.Spec] = [(t.name, t.shape, t.zeros) for t in header.tensors]
     payload = view[header.payload_offset :]
@@ -70,12 +70,14 @@ def decode(
         positions = codecs.decode_packbits(frames, specs, limits)
     mask = Mask(
         header.base,
-        tuple(TensorMask._proven(n, s, p) for (n, s, _), p in zip(specs, positions, strict=True)),
+        tuple(
+            TensorMask._from_checked(n, s, p) for (n, s, _), p in zip(specs, positions, strict=True)
+        ),
         header.metadata,
     )
     if mask.digest != header.digest:
         raise DigestMismatch(
-            f"the content's digest is {mask.digest[:12]}… and the header says "
+            f"the content's digest is {mask.digest[:12]}…, but the header states "
             f"{header.digest[:12]}…; the file is damaged",
             field="digest",
             value=mask.digest,
@@ -85,16 +87,16 @@ def decode(
 
 
 def file_digest(data: bytes | memoryview) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits: the blob's identity in a registry."""
+    """Return the SHA-256 of a file's bytes, 64 hex digits: its key in a registry."""
     return hashlib.sha256(data).hexdigest()
 
 
 def save(mask: Mask, path: str | os.PathLike[str], codec: str = "gaps") -> str:
-    """Write a mask to a file, whole or not at all. Returns the file digest."""
+    """Write a mask to a file atomically. Returns the file digest."""
     data = encode(mask, codec)
     target = Path(path)
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}")
-    # Not of `tempfile`, which makes files for their owner alone: a mask is as public as any output.
+    # `tempfile` would create the file with mode 0600; a mask has the mode of any output file.
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -120,12 +122,12 @@ def load(
     limits: Limits | None = None,
     expect_base: Base | str | None = None,
 ) -> Mask:
-    """Read a mask from a file; see `decode`. The size is checked before reading."""
+    """Read a mask from a file; see `decode`. The size is checked before the file is read."""
     limits = limits or Limits()
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
         limits.check_file(status.st_size)
-        # A device or pipe has no size of its own.
-        known = stat.S_ISREG(status.st_mode)
-        data = file.read((status.st_size if known else limits.max_file_bytes) + 1)
+        # A device or pipe has no size.
+        regular = stat.S_ISREG(status.st_mode)
+        data = file.read((status.st_size if regular else limits.max_file_bytes) + 1)
     return decode(data, limits=limits, expect_base=expect_base)

@@ -1,4 +1,4 @@
-"""The header of a `.bmt` file: all that it says beside its positions. See `docs/format.md`."""
+"""Header of a `.bmt` file: everything except the positions, as specified in `docs/format.md`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _TENSOR = struct.Struct("<IIQQ")
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """One tensor as the header tells it. payload_bytes: its own frame's size, 0 under `gaps`."""
+    """Table entry of one tensor. payload_bytes: size of its own frame, 0 under `gaps`."""
 
     name: str
     shape: tuple[int, int]
@@ -57,7 +57,7 @@ class TensorHeader:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Everything a `.bmt` file says beside its positions. Sizes are bytes."""
+    """Parsed header: everything in a `.bmt` file except the positions. Sizes are bytes."""
 
     version: int
     codec: str
@@ -78,6 +78,7 @@ class Header:
 
     @property
     def sparsity(self) -> float:
+        """Share of the named tensors' weights that the mask sets to zero."""
         return self.zeros / self.numel if self.numel else 0.0
 
     @property
@@ -86,7 +87,7 @@ class Header:
 
 
 def pack_header(mask: Mask, codec: int, sizes: Sequence[int], payload: bytes) -> bytes:
-    """Fixed header and table. sizes: bytes of each tensor's own frame, 0 under `gaps`."""
+    """Encode fixed header and table. sizes: bytes of each tensor's own frame, 0 under `gaps`."""
     model_id = mask.base.model_id.encode()
     metadata = dump_metadata(mask.metadata)
     table = bytearray(model_id)
@@ -113,7 +114,7 @@ def pack_header(mask: Mask, codec: int, sizes: Sequence[int], payload: bytes) ->
 
 
 def inspect(data: bytes | memoryview, *, limits: Limits | None = None) -> Header:
-    """Read and check the header; positions are not expanded. Raises FormatError, LimitError."""
+    """Parse and validate the header without decoding positions. Raises FormatError, LimitError."""
     view = as_bytes(data)
     limits = limits or Limits()
     limits.check_file(len(view))
@@ -130,7 +131,7 @@ def inspect(data: bytes | memoryview, *, limits: Limits | None = None) -> Header
     crc, payload_crc = _CRC.unpack_from(view, _PREFIX.size)
     if version != VERSION:
         raise UnsupportedVersion(
-            f"version {version}; this reader knows {VERSION}. Update bmt-adapters",
+            f"version {version} is unknown; this reader reads {VERSION}. Update bmt-adapters",
             field="version",
             value=version,
             bound=VERSION,
@@ -142,7 +143,7 @@ def inspect(data: bytes | memoryview, *, limits: Limits | None = None) -> Header
         raise BadChecksum("the header is damaged: its checksum does not match", field="crc32")
     if flags:
         raise UnsupportedVersion(
-            f"flags {flags:#06x}; this reader knows none. Update bmt-adapters",
+            f"flags {flags:#06x} are unknown; this reader reads none. Update bmt-adapters",
             field="flags",
             value=flags,
             bound=0,
@@ -151,7 +152,8 @@ def inspect(data: bytes | memoryview, *, limits: Limits | None = None) -> Header
         raise _bad("reserved", (bytes(view[13:16]), reserved), 0)
     if number not in codecs.CODEC_NAMES:
         raise UnsupportedVersion(
-            f"codec {number}; this reader knows {sorted(codecs.CODEC_NAMES)}. Update bmt-adapters",
+            f"codec {number} is unknown; this reader reads {sorted(codecs.CODEC_NAMES)}. "
+            "Update bmt-adapters",
             field="codec",
             value=number,
         )
@@ -164,7 +166,7 @@ def inspect(data: bytes | memoryview, *, limits: Limits | None = None) -> Header
     end = FIXED + length
     if len(view) - end < payload:
         raise Truncated(
-            f"the payload is {payload} bytes and {len(view) - end} are there",
+            f"the payload is {payload} bytes, but the file has {len(view) - end} left",
             field="payload",
             value=len(view) - end,
             bound=payload,
@@ -176,7 +178,7 @@ def inspect(data: bytes | memoryview, *, limits: Limits | None = None) -> Header
             value=len(view),
             bound=end + payload,
         )
-    # zstd's own checksum is over the content: some bits of a frame have no effect on that.
+    # zstd's own checksum covers the content, which some bits of a frame do not affect.
     if zlib.crc32(view[end:]) != payload_crc:
         raise BadChecksum(
             "the payload is damaged: its checksum does not match", field="payload crc32"
@@ -199,7 +201,7 @@ def inspect(data: bytes | memoryview, *, limits: Limits | None = None) -> Header
     for t in tensors:
         limits.check_tensor(t.name, t.shape)
     limits.check_sparsity(header.zeros, header.numel)
-    # What the positions take in memory, whichever codec: a frame of zeros is a few bytes.
+    # Memory of the positions under either codec: a frame of many zeros may have few bytes.
     limits.check_raw(2 * header.zeros)
     return header
 
@@ -233,7 +235,7 @@ def _table(
             raise BadHeader(f"tensor {index}: {error}", field="tensor") from None
         if tensors and name <= tensors[-1].name:
             raise BadHeader(
-                f"tensor {name!r} follows {tensors[-1].name!r}; names must ascend, none twice",
+                f"tensor {name!r} follows {tensors[-1].name!r}; names must ascend strictly",
                 field="name",
                 value=name,
             )
@@ -247,10 +249,10 @@ def _table(
 
 def _metadata(data: bytes) -> dict[str, Any]:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) != len(items):
-            raise ValueError("a key is given twice")
-        return found
+        result = dict(items)
+        if len(result) != len(items):
+            raise ValueError("a key occurs twice")
+        return result
 
     def constant(text: str) -> Any:
         raise ValueError(f"{text} is not JSON")
@@ -266,16 +268,16 @@ def _metadata(data: bytes) -> dict[str, Any]:
 
 
 def as_bytes(data: bytes | memoryview) -> memoryview:
-    """Any buffer as a row of bytes."""
+    """View any buffer as a one-dimensional array of bytes."""
     view = memoryview(data)
     return view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
 
 
-def _need(view: memoryview, at: int, size: int, what: str) -> None:
+def _need(view: memoryview, at: int, size: int, field: str) -> None:
     if len(view) - at < size:
         raise Truncated(
-            f"the {what} is {size} bytes and {len(view) - at} are there",
-            field=what,
+            f"the {field} is {size} bytes, but the file has {len(view) - at} left",
+            field=field,
             value=len(view) - at,
             bound=size,
         )

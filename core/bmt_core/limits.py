@@ -1,4 +1,4 @@
-"""How much a reader lets a file cost it, before anything is allocated."""
+"""Limits of a reader, checked before it allocates memory."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from bmt_core.errors import BaseMismatch, TooLarge, TooManyZeros
 from bmt_core.mask import MAX_METADATA, MAX_MODEL_ID, MAX_TENSOR_NAME, MAX_TENSORS
 
-# Of the fixed header and each tensor's fields beside its name (see header.py).
+# Fixed header, and the fields of a tensor's table entry without its name (see header.py).
 _FIXED_BYTES = 112
 _ENTRY_BYTES = 26
-# Deflation never helps random gaps much, and zstd adds at most this share to data it cannot
-# compress; a frame's own header and checksum are in the slack.
+# zstd adds at most this share to data that it cannot compress, such as the gaps of random
+# positions. The slack covers a frame's header and checksum.
 _ZSTD_WORST = 1 + 1 / 256
 _ZSTD_SLACK = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of a reader. Sizes are bytes.
+    """Limits of a reader. Sizes are bytes.
 
-    max_file_bytes bounds the file; max_raw_bytes what any one payload may expand to;
+    max_file_bytes bounds the file, and max_raw_bytes the decompressed size of any one frame.
     max_sparsity bounds the sparsity: the share of the named tensors' weights that the mask sets to
     zero. shapes, if given, are the only tensors that a mask may name, with their shapes.
     """
@@ -36,12 +36,12 @@ class Limits:
     def for_geometry(
         cls, geometry: Mapping[str, tuple[int, int]], max_sparsity: float = 0.05
     ) -> Limits:
-        """Bounds that fit one base: what its largest allowed mask needs in the costlier codec."""
+        """Limits for one base: the size of its largest allowed mask under either codec."""
         sizes = [math.prod(shape) for shape in geometry.values()]
         total = sum(sizes)
         gaps = 2 * (math.ceil(max_sparsity * total) + total // 65535 + len(sizes))
         packbits = max((-(-n // 8) for n in sizes), default=0)
-        # packbits at the allowed sparsity can come close to its raw size, one bit a weight.
+        # packbits at the allowed sparsity can approach its raw size, one bit per weight.
         payload = max(gaps, sum(-(-n // 8) for n in sizes)) * _ZSTD_WORST
         header = (
             _FIXED_BYTES
@@ -57,28 +57,28 @@ class Limits:
         )
 
     def check_file(self, size: int) -> None:
-        """Raise TooLarge where a file of `size` bytes is not to be read."""
+        """Raise TooLarge if a file of `size` bytes exceeds the limit."""
         if size > self.max_file_bytes:
             raise TooLarge(
-                f"the file is {size} bytes; this base allows {self.max_file_bytes}. A mask of "
-                "fewer zeros, or the codec 'gaps', is smaller",
+                f"the file is {size} bytes; the limit is {self.max_file_bytes}. Use a mask with "
+                "fewer zeros, or the codec 'gaps'",
                 field="file",
                 value=size,
                 bound=self.max_file_bytes,
             )
 
     def check_raw(self, size: int) -> None:
-        """Raise TooLarge where a payload of `size` bytes is not to be expanded."""
+        """Raise TooLarge if a frame of `size` decompressed bytes exceeds the limit."""
         if size > self.max_raw_bytes:
             raise TooLarge(
-                f"a payload expands to {size} bytes; {self.max_raw_bytes} are allowed",
+                f"a payload expands to {size} bytes; the limit is {self.max_raw_bytes}",
                 field="payload",
                 value=size,
                 bound=self.max_raw_bytes,
             )
 
     def check_tensor(self, name: str, shape: tuple[int, int]) -> None:
-        """Raise BaseMismatch where the base has no such tensor of that shape."""
+        """Raise BaseMismatch if the base has no tensor of that name and shape."""
         if self.shapes is None:
             return
         expected = self.shapes.get(name)
@@ -101,7 +101,7 @@ class Limits:
         """Raise TooManyZeros if the sparsity `zeros / numel` exceeds the bound."""
         if numel and zeros > self.max_sparsity * numel:
             raise TooManyZeros(
-                f"the mask deletes {zeros} of {numel} weights ({zeros / numel:.2%}); at most "
+                f"the mask sets {zeros} of {numel} weights to zero ({zeros / numel:.2%}); at most "
                 f"{self.max_sparsity:.2%} are allowed",
                 field="sparsity",
                 value=zeros / numel,
@@ -109,5 +109,5 @@ class Limits:
             )
 
 
-# The header of a file that names the most and longest tensors, as a bound for its length field.
+# Header of a file with the most tensors and the longest names: bound of its length field.
 MAX_HEADER_BYTES = MAX_MODEL_ID + MAX_METADATA + MAX_TENSORS * (_ENTRY_BYTES + MAX_TENSOR_NAME)

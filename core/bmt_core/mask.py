@@ -1,4 +1,4 @@
-"""The mask: which positions of which tensors of which base are zero."""
+"""Mask of a base model: the positions of its tensors that are zero."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ MAX_DIM = (1 << 31) - 1
 
 _TENSOR_NAME = re.compile(r"[\x21-\x7e]{1,512}")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
-# Separates this digest from every other use of SHA-256 on the same bytes.
+# Domain separation: no other use of SHA-256 hashes the same bytes.
 _DOMAIN = b"bmt mask digest v1\0"
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The base model a mask belongs to. The fingerprint decides; the id is for people.
+    """Base model of a mask, identified by its fingerprint; the id is for people.
 
     fingerprint: 64 hex digits over the checkpoint's bytes (`bmt_core.fingerprint`).
     """
@@ -62,12 +62,12 @@ class Base:
 
 
 def position_dtype(numel: int) -> np.dtype[np.unsignedinteger[Any]]:
-    """uint32 where every position fits, else uint64."""
+    """Return uint32 if every position fits, else uint64."""
     return np.dtype("<u4") if numel <= 1 << 32 else np.dtype("<u8")
 
 
 def check_tensor(name: str, shape: tuple[int, ...]) -> None:
-    """Raise MaskError where a tensor's name or shape is out of the file's bounds."""
+    """Raise MaskError if a tensor's name or shape is out of the file's bounds."""
     if not _TENSOR_NAME.fullmatch(name):
         raise MaskError(
             f"tensor name {name[:80]!r} is not 1 to {MAX_TENSOR_NAME} printable ASCII "
@@ -87,11 +87,11 @@ def check_tensor(name: str, shape: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorMask:
-    """One tensor's zeroed positions.
+    """Zero positions of one tensor.
 
-    name: in the checkpoint; shape: [d_out, d_in]; positions: sorted, strictly increasing flat
-    row-major positions that are zero, uint32, or uint64 where d_out * d_in exceeds 2**32. The
-    array is read-only, and a copy where the one given can be written to.
+    name: in the checkpoint. shape: [d_out, d_in]. positions: flat row-major positions of the zeros,
+    [zeros], strictly increasing, uint32, or uint64 if d_out * d_in exceeds 2**32. The array is
+    read-only; a writable argument is copied. Raises MaskError.
     """
 
     name: str
@@ -113,11 +113,11 @@ class TensorMask:
                 )
             if not bool(np.all(given[1:] > given[:-1])):
                 raise MaskError(
-                    f"{self.name}: positions must be strictly increasing; sort them and drop "
-                    "doubles",
+                    f"{self.name}: positions must be strictly increasing; sort them and remove "
+                    "duplicates",
                     field="positions",
                 )
-            # In their own type: a cast would wrap what does not fit.
+            # In the given dtype, because a cast would wrap positions that do not fit.
             for position in (int(given[0]), int(given[-1])):
                 if not 0 <= position < self.numel:
                     raise MaskError(
@@ -133,8 +133,8 @@ class TensorMask:
         object.__setattr__(self, "positions", positions)
 
     @classmethod
-    def _proven(cls, name: str, shape: tuple[int, int], positions: np.ndarray) -> TensorMask:
-        """For a decoder that has checked all of it and owns the array."""
+    def _from_checked(cls, name: str, shape: tuple[int, int], positions: np.ndarray) -> TensorMask:
+        """Build without checks, for a decoder that made them and owns the array."""
         tensor = object.__new__(cls)
         positions.flags.writeable = False
         object.__setattr__(tensor, "name", name)
@@ -153,10 +153,10 @@ class TensorMask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mask:
-    """A fine-tune: the base and the positions set to zero. Equal masks have equal digests.
+    """Fine-tune of a base: the positions set to zero. Masks are equal if their digests are.
 
-    tensors are kept sorted by name; metadata is any JSON object (method, data, seed, scores) and
-    is no part of the mask's identity.
+    tensors: sorted by name. metadata: any JSON object (method, data, seed, scores), which is not
+    part of the mask's identity. Raises MaskError, BadMetadata.
     """
 
     base: Base
@@ -175,14 +175,14 @@ class Mask:
             )
         for a, b in pairwise(tensors):
             if a.name == b.name:
-                raise MaskError(f"tensor {a.name!r} is given twice", field="tensors", value=a.name)
+                raise MaskError(f"tensor {a.name!r} occurs twice", field="tensors", value=a.name)
         object.__setattr__(self, "tensors", tensors)
         object.__setattr__(self, "metadata", dict(self.metadata))
         dump_metadata(self.metadata)
 
     @property
     def digest(self) -> str:
-        """The mask digest: identity of base, shapes and positions; not of metadata or codec."""
+        """Mask digest over base, shapes and positions; independent of metadata and codec."""
         if not self._digest:
             self._digest.append(mask_digest(self.base.fingerprint, self.tensors))
         return self._digest[0]
@@ -214,7 +214,7 @@ class Mask:
 
 
 def mask_digest(fingerprint: str, tensors: tuple[TensorMask, ...]) -> str:
-    """SHA-256 over base fingerprint and tensors, as `docs/format.md` states it; 64 hex digits."""
+    """SHA-256 over base fingerprint and tensors, see `docs/format.md`; 64 hex digits."""
     sha = hashlib.sha256(_DOMAIN + bytes.fromhex(fingerprint) + len(tensors).to_bytes(4, "little"))
     for t in tensors:
         name = t.name.encode("ascii")
@@ -226,7 +226,7 @@ def mask_digest(fingerprint: str, tensors: tuple[TensorMask, ...]) -> str:
 
 
 def dump_metadata(metadata: Mapping[str, Any]) -> bytes:
-    """Canonical JSON of the metadata: sorted keys, no spaces, UTF-8. Raises BadMetadata."""
+    """Encode metadata as canonical JSON: sorted keys, no spaces, UTF-8. Raises BadMetadata."""
     _check_json(metadata, 0)
     try:
         data = json.dumps(
@@ -261,9 +261,9 @@ def _check_json(value: Any, depth: int) -> None:
             _check_json(item, depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise BadMetadata(
-            "metadata holds a number that JSON has not (NaN or infinity)", field="metadata"
+            "metadata has a number that JSON does not allow (NaN or infinity)", field="metadata"
         )
     elif not (value is None or isinstance(value, str | int | float | bool)):
         raise BadMetadata(
-            f"metadata holds a {type(value).__name__}, which JSON has not", field="metadata"
+            f"metadata has a {type(value).__name__}, which JSON does not allow", field="metadata"
         )

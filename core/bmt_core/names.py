@@ -1,4 +1,4 @@
-"""Names of masks: `math`, `math:prod`, `math@3f9c1a2b4d5e`. One grammar for client and server."""
+"""Grammar of mask names: `math`, `math:prod`, `math@3f9c1a2b4d5e`; shared by client and server."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def _check(kind: str, text: str) -> str:
 
 
 def validate_name(text: str) -> str:
-    """The text itself where it is a mask's name. Raises InvalidName."""
+    """Return the text if it is a valid mask name. Raises InvalidName."""
     return _check("name", text)
 
 
 def validate_alias(text: str) -> str:
-    """The text itself where it is an alias. Raises InvalidName."""
+    """Return the text if it is a valid alias. Raises InvalidName."""
     return _check("alias", text)
 
 
 def validate_digest(text: str) -> str:
-    """The text itself where it is a whole digest: 64 lower-case hex digits. Raises InvalidName."""
+    """Return the text if it is a digest: 64 lower-case hex digits. Raises InvalidName."""
     if not isinstance(text, str) or not _DIGEST.fullmatch(text):
         raise InvalidName(
             f"digest {str(text)[:80]!r} is not allowed: it is 64 lower-case hexadecimal digits",
@@ -52,7 +52,7 @@ def validate_digest(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MaskRef:
-    """A reference to a mask: its latest version, an alias, or the version of a mask digest.
+    """Reference to a version of a mask: the latest, an alias, or a mask digest.
 
     At most one of `alias` and `digest_prefix` (12 to 64 hex digits) is set.
     """

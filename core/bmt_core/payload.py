@@ -1,8 +1,8 @@
-"""The one safe way in which a zstd frame of a `.bmt` file is written and read.
+"""Safe compression and decompression of the zstd frames of a `.bmt` file.
 
-Limits that decompressors offer do not hold on their own: python-zstandard's `max_output_size` is
-ignored when the frame states a content size, and its streaming forms return partial data of a cut
-frame without an error. So the frame's own header is checked first, and then one call expands it.
+The limits of decompressors are not enough: python-zstandard ignores `max_output_size` if the frame
+states a content size, and its streaming interfaces return partial data of a truncated frame
+without an error. Therefore the frame's own header is checked before one call decompresses it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _UNKNOWN_SIZE = (1 << 64) - 1
 
 
 def compress(raw: bytes, level: int) -> bytes:
-    """One frame with content size and checksum, no dictionary. Deterministic for one libzstd."""
+    """Compress into one frame with content size and checksum. Deterministic for one libzstd."""
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level,
         source_size=len(raw),
@@ -31,12 +31,12 @@ def compress(raw: bytes, level: int) -> bytes:
 
 
 def expand(frame: bytes | memoryview, expected: int | None, limits: Limits) -> bytes:
-    """The frame's content. `expected`: its exact size in bytes, where the caller knows it.
+    """Decompress a frame. `expected`: exact size of its content in bytes, if known.
 
-    Raises PayloadError for anything but a single plain frame, TooLarge beyond the limits. Memory
-    beyond the result is bounded by the window, 8 MiB.
+    Raises PayloadError for anything but a single plain frame, TooLarge above the limits. Memory
+    in addition to the result is bounded by the window, 8 MiB.
     """
-    # A buffer that can change could change after its header is checked.
+    # A mutable buffer could change after its header is checked.
     data = frame if memoryview(frame).readonly else bytes(frame)
     try:
         header = zstandard.get_frame_parameters(data)
@@ -55,7 +55,7 @@ def expand(frame: bytes | memoryview, expected: int | None, limits: Limits) -> b
         )
     if expected is not None and header.content_size != expected:
         raise PayloadError(
-            f"the zstd frame holds {header.content_size} bytes; the header implies {expected}",
+            f"the zstd frame states {header.content_size} bytes; the header implies {expected}",
             field="content_size",
             value=header.content_size,
             bound=expected,
@@ -73,13 +73,13 @@ def expand(frame: bytes | memoryview, expected: int | None, limits: Limits) -> b
         if header.content_size:
             raw = decompressor.decompress(data, allow_extra_data=False)
         else:
-            # `decompress` returns at once here, without a look at what follows the frame's header.
-            raw = _expand_nothing(decompressor, data)
+            # `decompress` returns here without reading the rest of the frame.
+            raw = _expand_empty(decompressor, data)
     except (zstandard.ZstdError, MemoryError) as error:
         raise PayloadError(f"the zstd frame is damaged ({error})", field="payload") from None
     if len(raw) != header.content_size:
         raise PayloadError(
-            f"the zstd frame gave {len(raw)} bytes and states {header.content_size}",
+            f"the zstd frame has {len(raw)} bytes, but states {header.content_size}",
             field="content_size",
             value=len(raw),
             bound=header.content_size,
@@ -87,10 +87,10 @@ def expand(frame: bytes | memoryview, expected: int | None, limits: Limits) -> b
     return raw
 
 
-def _expand_nothing(decompressor: zstandard.ZstdDecompressor, data: bytes | memoryview) -> bytes:
-    """Read a frame that states an empty content to its end; stop at the first byte it gives."""
+def _expand_empty(decompressor: zstandard.ZstdDecompressor, data: bytes | memoryview) -> bytes:
+    """Read a frame of stated size 0 to its end; return early if it has content."""
     reader = decompressor.decompressobj()
-    # Small bites, since one call gives all that its input expands to.
+    # Small inputs, because one call returns everything that its input expands to.
     for at in range(0, len(data), 64):
         raw = reader.decompress(data[at : at + 64])
         if raw:
@@ -99,11 +99,11 @@ def _expand_nothing(decompressor: zstandard.ZstdDecompressor, data: bytes | memo
             if reader.unused_data or at + 64 < len(data):
                 raise zstandard.ZstdError("bytes follow the frame")
             return b""
-    raise zstandard.ZstdError("the frame is cut")
+    raise zstandard.ZstdError("the frame is truncated")
 
 
 def content_size(frame: bytes | memoryview) -> int:
-    """What the frame says it holds, in bytes. Raises PayloadError where it does not say."""
+    """Return the content size that a frame states, in bytes. Raises PayloadError without one."""
     try:
         size = zstandard.get_frame_parameters(bytes(frame[:64])).content_size
     except zstandard.ZstdError as error:
