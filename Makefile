@@ -50,7 +50,7 @@ bench-serve bench-swap bench-cold bench-format: setup
 	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks $(@:bench-%=%) $(BENCH)
 
 paper-sdft: ## SDFT on sums from demonstrations: what it gains, and another skill
-paper-table3: ## SFT on MMLU-Pro and BBEH of PAPER_DATA=FOLDER, masks beside baselines; hours
+paper-table3: ## SFT on MMLU-Pro and BBEH of PAPER_DATA=FOLDER, masks and baselines; hours
 paper-forgetting: ## distance from the base and another skill along GRPO and SFT runs
 paper-geometry: ## how updates lie in the weights, by method
 paper-grpo: ## GRPO on sums: what it gains, and how lean its mask is

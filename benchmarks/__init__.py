@@ -1,4 +1,4 @@
-"""`make bench`: every figure of the README, measured beside its baselines in one run.
+"""`make bench`: every figure of the README, measured with its baselines in one run.
 
     python -m benchmarks all          the whole of it, hours on 2 cores
     python -m benchmarks serve --quick --only http

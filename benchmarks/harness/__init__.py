@@ -1,1 +1,1 @@
-"""How figures are measured: inputs, environment, contention, statistics, resumed runs."""
+"""Measuring: inputs, environment, contention, statistics, resumed runs."""

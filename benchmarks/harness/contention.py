@@ -1,4 +1,4 @@
-"""How much of the machine other processes took while something was measured."""
+"""Contention: CPU time that other processes took during a measurement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def rest() -> None:
     time.sleep(_SPIN_S)
 
 
-class Beside:
+class Contention:
     """Measures from its making to `share`: CPU time of processes that this one did not start."""
 
     def __init__(self) -> None:

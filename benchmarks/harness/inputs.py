@@ -1,4 +1,4 @@
-"""What is served: random masks, random LoRA adapters, a masked checkpoint, token ids.
+"""Inputs of the servers: random masks, random LoRA adapters, a masked checkpoint, token ids.
 
 Random, because speed does not depend on which positions a mask holds, only on how many and how
 they spread over rows; trained masks spread over rows as random ones do.

@@ -1,4 +1,4 @@
-"""How much is measured: the whole of it, or a little to see that all works."""
+"""Profiles: the full measurement, and a quick one that shows that everything works."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Scale:
     # Offline engines: pairs of processes, turns within a pair, and the work of one turn. Two
     # processes of one engine differ by more than two turns of one process.
     pairs: int
-    pairs_eager: int  # in eager mode, which is shown beside the default one
+    pairs_eager: int  # in eager mode, which is shown next to the default one
     peer_pairs: int  # of those, how many also run the stock LoRA engines and the checkpoint
     peer_pairs_eager: int
     turns: int
@@ -42,7 +42,7 @@ class Scale:
     cold_firsts: int
 
     def digest(self) -> str:
-        """Tells results of another scale apart when a run is resumed."""
+        """Key that separates results of different profiles in a resumed run."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
 

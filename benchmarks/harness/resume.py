@@ -23,7 +23,7 @@ class Journal:
             shutil.rmtree(folder, ignore_errors=True)
 
     def step(self, key: str, measure: Callable[..., Any], *arguments: Any) -> Any:
-        """What `measure(*arguments)` returns, a JSON value; that of an earlier run where known."""
+        """Result of `measure(*arguments)`, a JSON value; that of an earlier run if it is known."""
         path = self._folder / f"{key}.json"
         found = self._read(path)
         if found is not None:

@@ -1,4 +1,4 @@
-"""What every section is given, and how sections are named."""
+"""Sections of a part: their context and their names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Context:
 
     @property
     def command(self) -> str:
-        """What reproduces this section's figures."""
+        """The command that reproduces the figures of this section."""
         return f'make bench-{self.part} BENCH="--only {self.section}"'
 
     @property

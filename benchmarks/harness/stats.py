@@ -44,7 +44,7 @@ def estimate(pairs: Sequence[Sequence[float]]) -> Estimate:
         raise ValueError("no turns were measured; a ratio needs at least one pair of runs")
     value = statistics.median(float(np.median(turns)) for turns in filled)
     rng = np.random.default_rng(SEED)
-    # [pairs, RESAMPLES, pairs]: each pair's median, drawn anew for each place it may be put in.
+    # [pairs, RESAMPLES, pairs]: each pair's median, drawn again for each place that it may take.
     shape = (RESAMPLES, len(filled))
     medians = [np.median(rng.choice(turns, (*shape, len(turns))), axis=2) for turns in filled]
     chosen = rng.integers(len(filled), size=shape)

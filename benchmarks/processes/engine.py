@@ -21,7 +21,7 @@ TIMEOUT_S = 900
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSpec:
-    """What one engine process is: its kind, checkpoint, vLLM options and adapter files."""
+    """Specification of one engine process: its kind, checkpoint, vLLM options and adapter files."""
 
     name: str
     kind: Kind

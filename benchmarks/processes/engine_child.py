@@ -1,4 +1,4 @@
-"""One offline vLLM engine in a process of its own, told what to run line by line.
+"""One offline vLLM engine in a process of its own, driven by commands, one a line.
 
     python -m benchmarks.processes.engine_child CONFIG_JSON FD
 
@@ -82,7 +82,7 @@ def run(llm: Any, adapters: list[Any], command: dict[str, Any]) -> dict[str, Any
 
 
 def kernel(config: dict[str, Any]) -> str:
-    """Which mask kernel the worker runs, as it wrote itself; empty for other engines."""
+    """Name of the mask kernel that the worker runs, from its figures; empty for other engines."""
     if config["kind"] != "masks":
         return ""
     from bmt_server.ipc.stats_files import WorkerStats

@@ -66,7 +66,7 @@ class Server:
 
     @property
     def registry(self) -> str:
-        """URL of the embedded registry, which the log tells; empty for vLLM's own server."""
+        """URL of the embedded registry, read from the log; empty for vLLM's own server."""
         _, _, rest = self._log.read_text(errors="replace").partition("embedded registry at ")
         return rest.split()[0] if rest else ""
 

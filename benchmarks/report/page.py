@@ -18,12 +18,12 @@ def write(target: Path) -> Path:
     lines = ["# Results", "", *_summary(parts)]
     for name, raw in parts.items():
         lines += [f"## bench-{name}", ""]
-        told = ""
+        shown = ""
         for section, found in raw["sections"].items():
             # Once, unless a section was measured later, on other versions say.
             where = _environment(found["environment"])
-            if where != told:
-                told = where
+            if where != shown:
+                shown = where
                 lines += [where, ""]
             lines += _section(name, section, found, target)
     path = target / "README.md"

@@ -1,4 +1,4 @@
-"""What a part found, as it is kept: the short list, the raw samples, and what the page shows.
+"""Results of a part as they are kept: the short list, the raw samples, content of the page.
 
 results/latest/PART.json       [{"id", "value", "unit", "baseline", "command"}, …]
 results/latest/raw/PART.json   by section: every sample, the environment, tables and plots' data
@@ -24,7 +24,7 @@ QUICK = WORK / "quick"
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What a figure is to reach: the side that is good, the bound, and what the figure is."""
+    """Target of a figure: the good side, the bound and a description."""
 
     side: str
     bound: float
@@ -59,7 +59,7 @@ REACH = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Baseline:
-    """What a figure is compared with, measured in the same run."""
+    """Baseline of a figure, measured in the same run."""
 
     what: str
     value: float
@@ -145,7 +145,7 @@ class Plot:
 
 @dataclass(slots=True)
 class Findings:
-    """What one section found. samples: raw values, JSON."""
+    """Findings of one section. samples: raw values, JSON."""
 
     entries: list[Entry] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
@@ -161,7 +161,7 @@ def verdict(entry_id: str, value: float) -> str:
 
 
 def folder(quick: bool) -> Path:
-    """Where results of this kind of run are kept."""
+    """Folder of the results of this kind of run."""
     return QUICK if quick else LATEST
 
 

@@ -1,1 +1,1 @@
-"""What is measured, a file a subject."""
+"""Measurements, one file for each subject."""

@@ -1,4 +1,4 @@
-"""What `auto` does where it can mask in place: traffic that alternates, and traffic that stays.
+"""Mode `auto` on weights that can be masked in place: alternating traffic and steady traffic.
 
 At the worker's level, with live weights, because vLLM's CPU backend repacks its own: the steps of
 a decode are played on a few gates of an 8B model's shape, each step owned by one mask.

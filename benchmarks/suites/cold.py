@@ -2,7 +2,7 @@
 
     python -m benchmarks.suites.cold MODEL [--rounds 5]       prints a list of figures as JSON
 
-A mask is cold when only the registry has it: this script publishes into the registry beside the
+A mask is cold when only the registry has it: this script publishes into the registry next to the
 server, as another replica would, so that neither the server's disk nor its memory knows it. It
 needs `bmt_server` and `bmt_core` alone; a benchmark that has a server already calls
 `first_token` and `arrivals` with an `Endpoint`.
@@ -207,7 +207,7 @@ async def capacity(endpoint: Endpoint, at_once: int = 32, tokens: int = 32) -> f
 
 @dataclass(slots=True)
 class Arm:
-    """What running masks saw in one condition; seconds."""
+    """Latencies of running masks under one condition, in seconds."""
 
     ttft: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
@@ -263,7 +263,7 @@ async def in_turns(
     rate: float,
     tokens: int,
 ) -> dict[str, Arm]:
-    """What `running` see in each arm; plan[r]: who arrives in round r, by arm.
+    """Latencies of `running` in each arm; plan[r]: who arrives in round r, by arm.
 
     The order of the arms moves on by one from round to round.
     """
@@ -394,7 +394,7 @@ def served(model: Path, folder: Path, flags: Sequence[str] = ()) -> Iterator[End
 
 
 def _ready(process: subprocess.Popen[bytes], port: int, log: Path) -> str:
-    """Wait for the server; returns its registry's URL, which its log tells."""
+    """Wait for the server; returns the URL of its registry, read from its log."""
     deadline = time.monotonic() + START_S
     endpoint = Endpoint(port, "", "", Path(), "")
 

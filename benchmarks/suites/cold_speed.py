@@ -1,5 +1,5 @@
 """Cold masks on a server of their own: what the first token of one costs, and what a hundred do
-to running requests, with vLLM's LoRA beside it. The measurements are in `cold`."""
+to running requests, with vLLM's LoRA as the baseline. The measurements are in `cold`."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _lora(context: Context, load: dict[str, Any]) -> dict[str, Any]:
     context.say(f"vLLM with {count} LoRA adapters of rank {_RANK}, {held} held in memory")
     with vllm_server(context.model, context.work / "lora", *flags) as server:
         running, rest = names[:_WARM], names[_WARM:]
-        # Two sets that push each other out: each is read from disk anew in its round.
+        # Two sets that push each other out: each is read from disk again in its round.
         sets = rest[: scale.cold_masks], rest[scale.cold_masks :]
         plan = [{"none": [], "cold": sets[r % 2]} for r in range(load["rounds"])]
         endpoint = replace(_endpoint(server, context.model), cheapest="/version")

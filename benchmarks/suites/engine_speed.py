@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.harness import inputs
-from benchmarks.harness.contention import Beside
+from benchmarks.harness.contention import Contention
 from benchmarks.harness.environment import WORK, dtype, has_compiler
 from benchmarks.harness.section import Context
 from benchmarks.harness.stats import Estimate, estimate, median
@@ -54,7 +54,7 @@ def measure(context: Context, *, eager: bool) -> Findings:
     scale = context.scale
     ours, peers = contests(eager=eager), peer_contests(eager=eager)
     found: dict[str, list[Samples]] = {c.id: [] for c in ours + peers}
-    beside: list[float] = []
+    contention: list[float] = []
     kernels: set[str] = set()
     peer_pairs = scale.peer_pairs_eager if eager else scale.peer_pairs
     pairs = scale.pairs_eager if eager else scale.pairs
@@ -65,9 +65,9 @@ def measure(context: Context, *, eager: bool) -> Findings:
             raw = context.step(f"{name}-{pair}", _pair, context, wanted, eager, pair)
             for contest in wanted:
                 found[contest.id].append(raw["samples"][contest.id])
-            beside.append(raw["beside"])
+            contention.append(raw["contention"])
             kernels |= set(raw["kernels"])
-    return _findings(context, ours + peers, found, beside, kernels, eager)
+    return _findings(context, ours + peers, found, contention, kernels, eager)
 
 
 def specs(context: Context, eager: bool) -> dict[str, EngineSpec]:
@@ -126,11 +126,11 @@ def _pair(context: Context, wanted: Sequence[Contest], eager: bool, pair: int) -
         for contest in wanted:
             for engine in (running["bare"], running[contest.engine]):
                 engine.run(_work(works, contest, engine is running["bare"], warm=True), seed=0)
-        beside = Beside()
+        contention = Contention()
         samples = _turns(context.scale.turns, wanted, running, works, pair)
         return {
             "samples": samples,
-            "beside": beside.share(),
+            "contention": contention.share(),
             "kernels": [e.kernel for e in running.values() if e.kernel],
         }
 
@@ -181,7 +181,7 @@ def _findings(
     context: Context,
     wanted: Sequence[Contest],
     found: Mapping[str, list[Samples]],
-    beside: Sequence[float],
+    contention: Sequence[float],
     kernels: set[str],
     eager: bool,
 ) -> Findings:
@@ -214,8 +214,8 @@ def _findings(
         f"{works[DECODE].sequences} sequences, {works[DECODE].prompt_tokens} tokens in, "
         f"{works[DECODE].new_tokens} out; prefill: one sequence of {works[PREFILL].prompt_tokens} "
         f"tokens. Mask kernel: {kernel}. vLLM runs LoRA eagerly on the CPU whatever the mode. "
-        f"Other processes took {median(beside):.2f} cores while this was measured (median; "
-        f"most {max(beside):.2f}); the ratio by CPU time of the engines' processes is less "
+        f"Other processes took {median(contention):.2f} cores while this was measured (median; "
+        f"most {max(contention):.2f}); the ratio by CPU time of the engines' processes is less "
         "sensitive to them, and blind to waiting."
     )
     header = (
@@ -228,7 +228,7 @@ def _findings(
         "pairs x turns",
     )
     table = Table(title=f"Offline, {mode}", header=header, rows=rows, note=note)
-    samples = {"beside": list(beside), **found}
+    samples = {"contention": list(contention), **found}
     return Findings(entries=entries, tables=[table], samples=samples)
 
 

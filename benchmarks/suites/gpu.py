@@ -3,7 +3,7 @@
     python -m benchmarks.suites.gpu          8B shapes: 32 layers of 14336 x 4096 bf16, 0.2 % zeros
     python -m benchmarks.suites.gpu --sweep  the correction again with other sizes of its programs
 
-Every figure stands beside its baseline of the same run, taken by turns: the medians of their times
+Every figure and its baseline come from the same run, taken in turns: the medians of their times
 by CUDA events are compared. Corrections and products are captured as CUDA graphs and replayed, as
 in a step; switches are enqueued as they are between steps, outside of graphs. Prints a table and
 writes benchmarks/results/latest/gpu.json. Without a CUDA device it says so and measures nothing.
@@ -37,7 +37,7 @@ Race = Callable[[Work, Work], tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """What is measured: shapes as in `layers.py`, share of zeros, masks, steps' tokens."""
+    """A measurement: shapes as in `gate_layers.py`, share of zeros, masks, tokens of a step."""
 
     layers: int = 32
     rows: int = 14336

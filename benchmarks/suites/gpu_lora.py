@@ -1,4 +1,4 @@
-"""What LoRA adds to a step on a GPU, by vLLM's own kernels, beside what masks add.
+"""LoRA kernels of vLLM on a GPU: the time they add to a step, compared with masks.
 
     python -m benchmarks.suites.gpu_lora    after the suite gpu; shapes of an 8B Llama
 

@@ -1,4 +1,4 @@
-"""The masked delta on the CPU: what a step's corrections take, kernel beside kernel.
+"""The masked delta on the CPU: time of the corrections of a step, by kernel.
 
     python -m benchmarks.suites.kernel                   SmolLM2's shapes, then an 8B model's
     python -m benchmarks.suites.kernel --only smollm2 --sparsity 0.0045 --threads 1

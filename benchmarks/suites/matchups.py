@@ -1,4 +1,4 @@
-"""What is compared with the bare engine: which engine, doing what, under which id."""
+"""Matchups: engines and workloads that are compared with the bare engine, each under its id."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 DECODE, PREFILL = "decode", "prefill"
 SEQUENCES = 32  # as the ids say
-AGAIN, MASKS, CHECKPOINT = "again", "masks", "checkpoint"  # engines, beside "bare"
+AGAIN, MASKS, CHECKPOINT = "again", "masks", "checkpoint"  # engines other than "bare"
 
 
 @dataclass(frozen=True, slots=True)

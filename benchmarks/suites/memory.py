@@ -1,4 +1,4 @@
-"""What a resident mask takes of a worker's memory."""
+"""Memory of a resident mask in a worker, in bytes a zero."""
 
 from __future__ import annotations
 

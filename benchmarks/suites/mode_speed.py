@@ -92,8 +92,8 @@ def _measure(context: Context) -> dict[str, Any]:
                 found[load.id].append(turn)
                 speeds = {m: round(turn[m]["output_tokens_per_s"]) for m in MODES}
                 context.say(f"{load.what}: tokens/s {speeds}")
-        told = {k: v for k, v in metrics(servers["scatter"]).items() if "bmt_scatter" in k}
-    return {"turns": found, "metrics": told}
+        figures = {k: v for k, v in metrics(servers["scatter"]).items() if "bmt_scatter" in k}
+    return {"turns": found, "metrics": figures}
 
 
 def _findings(context: Context, raw: dict[str, Any]) -> Findings:
@@ -139,12 +139,12 @@ def _ms(*times: float) -> tuple[str, ...]:
     return tuple(f"{t:.0f}" for t in times)
 
 
-def _waits(told: dict[str, float]) -> str:
-    """What the `scatter` server says of waits for a turn, over all loads."""
-    longest = told.get("bmt_scatter_longest_wait_seconds")
+def _waits(metrics_of: dict[str, float]) -> str:
+    """Waits for a turn on the `scatter` server, over all loads, as a sentence."""
+    longest = metrics_of.get("bmt_scatter_longest_wait_seconds")
     if longest is None:
         return ""
-    over = told.get("bmt_scatter_waits_over_bound_total", 0.0)
+    over = metrics_of.get("bmt_scatter_waits_over_bound_total", 0.0)
     return (
         f"Longest wait for a turn of a request that could run: {longest * 1000:.0f} ms; "
         f"{over:.0f} waits were longer than the bound."

@@ -94,7 +94,7 @@ def measure(show: Display, address: Address, base: str, tasks: list[Task]) -> No
 def replace(show: Display, address: Address, task: Task) -> None:
     """Publish a changed mask while an answer streams: the answer keeps its version."""
     mask = bmt_core.load(task.mask)
-    # The same mask without the zeros of its first layer: another version, to be told apart.
+    # The same mask without the zeros of its first layer: another version, with answers of its own.
     first = mask.tensors[0]
     tensors = (bmt_core.TensorMask(first.name, first.shape, first.positions[:0]), *mask.tensors[1:])
     changed = bmt_core.Mask(mask.base, tensors, {"note": "the demo's changed version"})

@@ -1,4 +1,4 @@
-"""What the demo asks the server, through the stock OpenAI client."""
+"""Questions of the demo to the server, through the stock OpenAI client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demo shows: headings, bars and spinners on a terminal, plain lines elsewhere."""
+"""Output of the demo: headings, bars and spinners on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

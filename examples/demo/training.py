@@ -33,7 +33,7 @@ class Task:
 
 
 def tasks(folder: Path) -> list[Task]:
-    """A task for each YAML file beside this one; masks go to `folder`."""
+    """A task for each YAML file in this folder; masks go to `folder`."""
     return [_task(path, folder) for path in sorted(HERE.glob("*.yaml"))]
 
 

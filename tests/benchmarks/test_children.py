@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from benchmarks.harness.contention import Beside, own_seconds
+from benchmarks.harness.contention import Contention, own_seconds
 from benchmarks.processes import task
 from benchmarks.processes.child import Child, ChildError
 from benchmarks.processes.engine import Work
@@ -45,7 +45,7 @@ def test_time_of_descendants_is_own_time():
     # More than is asserted: the kernel counts in clock ticks and cuts each figure down to one.
     burn = "import time; end = time.process_time() + 0.7\nwhile time.process_time() < end: pass"
     inner = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
-    before, watch = own_seconds(), Beside()
+    before, watch = own_seconds(), Contention()
     subprocess.run([sys.executable, "-c", inner], check=True)
     assert own_seconds() - before >= 0.5
     # Whatever else runs here, what was just burnt is not counted as others'.
