@@ -1,1 +1,1 @@
-"""Experiments after the paper, scaled to a small machine. Each has a recipe in `recipes/`."""
+"""Experiments of the paper scaled to a small machine. Training runs take a recipe in `recipes/`."""

@@ -1,4 +1,4 @@
-"""`python -m experiments NAME`: run one, keep its figures and its plot."""
+"""`python -m experiments NAME`: run one experiment and keep its figures and plot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GRPO runs from recipes: what they gain, how lean their masks are, what pushes cost."""
+"""GRPO runs of recipes: gain in accuracy, size of lean masks, cost of mask uploads to a server."""
 
 from __future__ import annotations
 
@@ -12,54 +12,55 @@ from benchmarks.harness.environment import WORK, demo_model
 from benchmarks.harness.stats import median
 from benchmarks.processes.servers import masks_server
 from experiments.record import Figure, gain, keep, percent, read_as
-from experiments.runs import Ran, run_recipe, tell
+from experiments.runs import Ran, report, run_recipe
 
 
 def arithmetic() -> None:
-    """Sums of numbers up to 30, rollouts in process."""
+    """Sums of numbers up to 30, with rollouts in this process."""
     _in_process("", "grpo-arithmetic")
 
 
 def without_tail() -> None:
-    """The same sums from a start without deletions: noise clipped to less than Eq. 9's 3 sigma."""
+    """The same sums from gates without initial deletions: Eq. 9's noise is clipped below 3 σ."""
     _in_process("_no_tail", "grpo-arithmetic", init="no-tail", output="grpo-no-tail.bmt")
 
 
 def harder() -> None:
-    """Sums of numbers up to 99, of which the base solves a tenth."""
+    """Sums of numbers up to 99; the base solves a tenth of them."""
     _in_process("_hard", "grpo-arithmetic-hard")
 
 
 def arithmetic_on_a_server() -> None:
     """The same sums with rollouts on a running bmt-server."""
     command = "make paper-grpo-server"
-    # As many seats as a step has completions.
+    # As many sequences as a step has completions.
     flags = ("--max-num-seqs", "64", "--max-model-len", "512")
     with masks_server(demo_model(), WORK / "paper" / "server", *flags) as server:
         os.environ["BMT_API_KEY"] = server.key
         ran = run_recipe("grpo-arithmetic", server=server.url, output="grpo-server.bmt")
     _gained("grpo_server_gain_points", ran, command)
-    # The first push is the whole mask, once a run.
+    # The first upload of a run is the whole mask.
     steps = ran.history["steps"][1:]
     size = sum(f.stat().st_size for f in Path(demo_model()).glob("*.safetensors"))
     shares = {
         "push_bytes_over_model": median([s["push_bytes"] for s in steps]) / size,
         "push_time_over_step": median([s["push_seconds"] / s["step_time"] for s in steps]),
     }
-    found = [
-        Figure(id=name, value=value, n=len(steps), command=command)
-        for name, value in shares.items()
-    ]
-    keep(found)
+    keep(
+        [
+            Figure(id=name, value=value, n=len(steps), command=command)
+            for name, value in shares.items()
+        ]
+    )
     flips, sent = (median([s[name] for s in steps]) for name in ("flips", "push_bytes"))
     milliseconds = 1000 * median([s["push_seconds"] for s in steps])
-    print(f"a push, median: {flips:.0f} flips, {sent:,.0f} bytes, {milliseconds:.0f} ms")
+    print(f"median upload: {flips:.0f} flips, {sent:,.0f} bytes, {milliseconds:.0f} ms")
     for name, value in shares.items():
         print(f"{name} {value:.4%}")
 
 
 def gsm8k() -> None:
-    """GSM8K with the paper's recipe, scaled; data: GSM8K=FOLDER of train.jsonl and test.jsonl."""
+    """GSM8K with the paper's recipe, scaled; GSM8K=FOLDER holds train.jsonl and test.jsonl."""
     command = "make paper-gsm8k GSM8K=FOLDER"
     folder = Path(os.environ.get("GSM8K", ""))
     if not (folder / "train.jsonl").exists():
@@ -79,15 +80,15 @@ def gsm8k() -> None:
             figures.append(percent(f"gsm8k_{reading}_{when}", share, (low, high), total, command))
             print(f"{figures[-1].id:24} {figures[-1].value:5.1f} % [{low:.1%}, {high:.1%}]")
     keep(figures)
-    tell(ran, "_gsm8k", command)
+    report(ran, "_gsm8k", command)
 
 
 def _in_process(suffix: str, recipe: str, **changes: Any) -> None:
-    """suffix: tells the figures' ids and the target apart; changes: of the recipe."""
+    """Run a recipe; suffix: of the figures' ids and of the make target; changes: of settings."""
     command = "make paper-grpo" + suffix.replace("_", "-")
     ran = run_recipe(recipe, **changes)
     _gained(f"grpo{suffix}_gain_points", ran, command)
-    tell(ran, suffix, command)
+    report(ran, suffix, command)
 
 
 def _gained(figure_id: str, ran: Ran, command: str) -> None:

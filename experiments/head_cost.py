@@ -1,8 +1,12 @@
-"""Seconds to answer short prompts on a CPU: the LM head's input made contiguous, or as it is."""
+"""Generation time on a CPU: the LM head's input copied to contiguous memory against a view."""
 
 from __future__ import annotations
 
 from functools import partial
+
+from bmt_trainer.data import sources
+from bmt_trainer.evaluation.generate import generate
+from bmt_trainer.models import contiguous, load_model, load_tokenizer
 
 from benchmarks.harness.environment import demo_model
 from experiments.record import keep, ratio
@@ -14,15 +18,11 @@ PROMPTS, NEW = 32, 16
 
 
 def compare() -> None:
-    """Both ways in turns; prints and keeps the ratio, and how many answers are the same."""
-    from bmt_trainer.data import sources
-    from bmt_trainer.evaluation.generate import generate
-    from bmt_trainer.models import contiguous, load_model, load_tokenizer
-
-    model = load_model(demo_model()).requires_grad_(False)  # as under a mask, or LoRA
+    """Time both in turns; keep the ratio and print how many answers are equal."""
+    model = load_model(demo_model()).requires_grad_(False)  # as with a mask or LoRA
     tokenizer = load_tokenizer(demo_model())
-    found = sources.load("task:sort-numbers", heldout=PROMPTS, train=0, seed=0).heldout
-    prompts = [example.prompt for example in found]
+    examples = sources.load("task:sort-numbers", heldout=PROMPTS, train=0, seed=0).heldout
+    prompts = [example.prompt for example in examples]
     texts: dict[str, list[str]] = {}
 
     def answer(way: str) -> None:
@@ -32,8 +32,8 @@ def compare() -> None:
             head.register_forward_pre_hook(contiguous)
         texts[way] = generate(model, tokenizer, prompts, max_new_tokens=NEW, batch_size=PROMPTS)
 
-    answered = first_over_second({way: partial(answer, way) for way in ("rows", "view")})
+    time_ratio = first_over_second({way: partial(answer, way) for way in ("rows", "view")})
     same = sum(a == b for a, b in zip(texts["rows"], texts["view"], strict=True))
-    print(f"{same} of {PROMPTS} answers are the same")
-    keep([ratio("answers_time_rows_over_view", answered, COMMAND)])
-    print(f"answers_time_rows_over_view {answered}")
+    print(f"{same} of {PROMPTS} answers are equal")
+    keep([ratio("answers_time_rows_over_view", time_ratio, COMMAND)])
+    print(f"answers_time_rows_over_view {time_ratio}")

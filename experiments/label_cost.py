@@ -1,4 +1,4 @@
-"""Seconds of an SFT step's loss on a CPU: probabilities of labels alone against all positions."""
+"""Time of the SFT loss on a CPU: log-probabilities of labels only against all positions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS, PROMPT, ANSWER = 4, 230, 10
 
 
 def compare() -> None:
-    """Both ways in turns; prints and keeps the ratio, for masks and for full fine-tuning."""
+    """Time both in turns; keep the ratio, for masks and for full fine-tuning."""
     from bmt_trainer.methods.trl_setup import prepare_trl
     from bmt_trainer.models import load_model
 
@@ -46,8 +46,8 @@ def compare() -> None:
             return model(**rows, fused_lm_head=True).loss
 
         ways = {"labels": partial(loss, labels_alone), "all": partial(loss, every)}
-        found = first_loss_over_second(ways, parameters)
+        time_ratio = first_loss_over_second(ways, parameters)
         utils._use_triton = labels_alone
         figure = f"loss_time_labels_over_all_{name}"
-        keep([ratio(figure, found, COMMAND)])
-        print(f"{figure} {found}")
+        keep([ratio(figure, time_ratio, COMMAND)])
+        print(f"{figure} {time_ratio}")

@@ -1,4 +1,4 @@
-"""Seconds of a GRPO step's loss: each prompt read once against once for each completion."""
+"""Time of the GRPO loss: each prompt computed once against once per completion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROMPTS, COMPLETIONS, PROMPT, COMPLETION = 8, 8, 50, 16
 
 
 def compare() -> None:
-    """Both ways in turns; prints and keeps the ratio, and how far their results lie apart."""
+    """Time both in turns; keep the ratio and print the difference of their gradients."""
     from bmt_trainer.methods.rollouts.shared_prefix import SharedPrompts
     from bmt_trainer.methods.trl_setup import prepare_trl
 
@@ -26,15 +26,15 @@ def compare() -> None:
     add_fused_lm_head(model)
     shared = SharedPrompts(model, model.config, attached.state, PROMPT)
     rows = _rows(model.config.vocab_size)
-    found = first_loss_over_second(
+    time_ratio = first_loss_over_second(
         {
             "shared": lambda: shared(**rows, fused_lm_head=True).log_probs.sum(),
             "whole": lambda: model(**rows, fused_lm_head=True).log_probs.sum(),
         },
         attached.gates(),
     )
-    keep([ratio("loss_time_shared_over_whole", found, COMMAND)])
-    print(f"loss_time_shared_over_whole {found}")
+    keep([ratio("loss_time_shared_over_whole", time_ratio, COMMAND)])
+    print(f"loss_time_shared_over_whole {time_ratio}")
 
 
 def _rows(vocabulary: int) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Keeps what experiments found: one list for all, and a plot for each."""
+"""Figures of experiments: their rounding, intervals and the list that keeps all of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.report.results import LATEST, write_json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """One figure; interval: 95 %, n: how many examples or turns it is of. Rounded where kept."""
+    """One figure with its 95 % interval, n examples or turns, and the command that makes it."""
 
     id: str
     value: float
@@ -27,30 +27,30 @@ class Figure:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """As it is kept: five significant digits, more than any interval leaves open."""
+        """The figure as kept: rounded to five significant digits, finer than any interval."""
         interval = self.interval and tuple(float(f"{x:.5g}") for x in self.interval)
         return asdict(self) | {"value": float(f"{self.value:.5g}"), "interval": interval}
 
 
 def percent(name: str, share: float, interval: tuple[float, float], n: int, command: str) -> Figure:
-    """A share of 0 to 1 with its interval, in percent."""
+    """A figure in percent of a share, 0 to 1, with its interval."""
     low, high = (100 * x for x in interval)
     return Figure(id=name, value=100 * share, interval=(low, high), n=n, command=command)
 
 
-def ratio(name: str, found: Estimate, command: str) -> Figure:
-    """A measured ratio with the interval of its turns."""
+def ratio(name: str, estimate: Estimate, command: str) -> Figure:
+    """A figure of a measured ratio with the interval over its turns."""
     return Figure(
         id=name,
-        value=found.value,
-        interval=(found.low, found.high),
-        n=found.turns,
+        value=estimate.value,
+        interval=(estimate.low, estimate.high),
+        n=estimate.turns,
         command=command,
     )
 
 
 def keep(figures: Sequence[Figure], path: Path = LATEST / "paper.json") -> None:
-    """Put figures into the list of all, in place of older ones of the same ids."""
+    """Add figures to the list; a figure replaces an older one with its id."""
     known: dict[str, Any] = {}
     if path.exists():
         known = {entry["id"]: entry for entry in json.loads(path.read_text())}
@@ -59,10 +59,10 @@ def keep(figures: Sequence[Figure], path: Path = LATEST / "paper.json") -> None:
 
 
 def gain(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[float, tuple[float, float]]:
-    """Points by which accuracy rose, and Newcombe's 95 % interval of the difference.
+    """Gain in accuracy in percentage points, and Newcombe's 95 % interval of the difference.
 
-    before, after: scores as in a mask's metadata. The two are of the same examples, so an interval
-    that knew the pairs would be narrower.
+    before, after: scores as in a mask's metadata. Both are of the same examples, so that a paired
+    interval would be narrower.
     """
     p, q = before["accuracy"], after["accuracy"]
     (l1, u1), (l2, u2) = before["interval95"], after["interval95"]
@@ -72,6 +72,6 @@ def gain(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[float, tu
 
 
 def read_as(score: Mapping[str, Any], reading: str) -> dict[str, Any]:
-    """A score with the accuracy and interval of one reading, `strict` or `lenient`."""
+    """The score with accuracy and interval of one reading, `strict` or `lenient`."""
     right, total = score["lenient" if reading == "lenient" else "exact"], score["total"]
     return {**score, "accuracy": right / total, "interval95": wilson(right, total)}

@@ -1,4 +1,4 @@
-"""A training run of a recipe, and what every run tells."""
+"""Training runs of recipes, and the figures of lean masks that each run reports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from experiments.record import Figure, keep, read_as
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ran:
-    """A finished run. seconds: of its last sitting; history: GRPO's steps and validations."""
+    """A finished run; seconds: since its last start; history: steps and validations, or empty."""
 
     mask: Mask
     seconds: float
@@ -35,12 +35,12 @@ class Ran:
         return dict(self.mask.metadata["scores"])
 
     def read(self, name: str) -> dict[str, Any]:
-        """A score by the reading that was trained on."""
+        """A score by the reading that training used."""
         return read_as(self.scores[name], self.mask.metadata["config"].get("reading", "strict"))
 
 
 def settings_of(recipe: str, name: str, **changes: Any) -> dict[str, Any]:
-    """Those of `recipes/RECIPE.yaml` for the real model, with changes; name: the mask's file."""
+    """Settings of `recipes/RECIPE.yaml` for the demo's model, with changes; name: mask file."""
     folder = WORK / "paper"
     folder.mkdir(parents=True, exist_ok=True)
     own = {"model": str(demo_model()), "output": folder / name}
@@ -48,7 +48,7 @@ def settings_of(recipe: str, name: str, **changes: Any) -> dict[str, Any]:
 
 
 def run_recipe(recipe: str, **changes: Any) -> Ran:
-    """Train by `recipes/RECIPE.yaml`, or go on with it where it was interrupted."""
+    """Train by `recipes/RECIPE.yaml`, or resume an interrupted run."""
     name = changes.pop("output", f"{recipe}.bmt")
     settings = settings_of(recipe, name, resume=True, **changes)
     folder = settings["output"].parent
@@ -72,21 +72,21 @@ def run_recipe(recipe: str, **changes: Any) -> Ran:
     return ran
 
 
-def tell(ran: Ran, suffix: str, command: str) -> None:
-    """Print a run's scores; keep and print how its lean mask compares with the full one.
+def report(ran: Ran, suffix: str, command: str) -> None:
+    """Print a run's scores; keep and print the ratios of its lean mask to the full one.
 
-    suffix: ends the figures' ids.
+    suffix: of the figures' ids.
     """
     for name in ran.scores:
         score = ran.read(name)
         low, high = score["interval95"]
         print(f"{name:6} {score['accuracy']:6.1%} [{low:.1%}, {high:.1%}]")
-    told = ran.mask.metadata
-    if "zeros_lean" not in told:
+    metadata = ran.mask.metadata
+    if "zeros_lean" not in metadata:
         return
-    kl = told["forward_kl"]
+    kl = metadata["forward_kl"]
     ratios = {
-        "lean_zeros_over_full": told["zeros_lean"] / told["zeros_full"],
+        "lean_zeros_over_full": metadata["zeros_lean"] / metadata["zeros_full"],
         "lean_kl_over_full": kl["lean"]["per_token"] / kl["full"]["per_token"],
     }
     counts = (ran.scores["base"]["total"], kl["full"]["tokens"])
@@ -97,7 +97,7 @@ def tell(ran: Ran, suffix: str, command: str) -> None:
         ]
     )
     print(
-        f"lean {told['zeros_lean']:,} of {told['zeros_full']:,} zeros "
+        f"lean {metadata['zeros_lean']:,} of {metadata['zeros_full']:,} zeros "
         f"({ratios['lean_zeros_over_full']:.3f}), forward KL {kl['lean']['per_token']:.4f} against "
         f"{kl['full']['per_token']:.4f} nats a token ({ratios['lean_kl_over_full']:.2f})"
     )

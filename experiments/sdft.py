@@ -1,4 +1,4 @@
-"""SDFT: what the teacher has over the base, what the student learns of it, what it keeps."""
+"""SDFT: gains of teacher and student over the base, and retention of another skill."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ from typing import Any
 
 import bmt_core
 from bmt_core import Mask
+from bmt_trainer import models
+from bmt_trainer.data import sources
+from bmt_trainer.data.examples import Example
+from bmt_trainer.evaluation.generate import generate
+from bmt_trainer.evaluation.graders import find
+from bmt_trainer.evaluation.intervals import paired
+from bmt_trainer.evaluation.score import outcomes
+from bmt_trainer.masking.apply import apply
 
 from benchmarks.harness.environment import demo_model
 from experiments.record import Figure, gain, keep
-from experiments.runs import Ran, run_recipe, tell
+from experiments.runs import Ran, report, run_recipe
 
 COMMAND = "make paper-sdft"
-# Another skill: enough that a change of 3 points stands out between the same examples.
+# The other skill; so many examples make a change of 3 points significant in a paired test.
 KEPT, KEPT_GRADER, KEPT_EXAMPLES = "task:reverse-words?least=2&most=2", "words", 1600
 
 
 def learns() -> None:
-    """Sums from demonstrations; reversing words is the skill to keep."""
+    """Sums from demonstrations; the other skill is to reverse two words."""
     ran = run_recipe("sdft-arithmetic")
     base, teacher = ran.read("base"), ran.read("teacher")
     keep(
@@ -27,15 +35,12 @@ def learns() -> None:
             _figure("sdft_gain_points", *gain(base, ran.read("mask")), base["total"]),
         ]
     )
-    tell(ran, "_sdft", COMMAND)
+    report(ran, "_sdft", COMMAND)
     retained(ran)
 
 
 def retained(ran: Ran) -> None:
-    """The other skill before and after, on the same examples, by its lenient reading."""
-    from bmt_trainer.data import sources
-    from bmt_trainer.evaluation.intervals import paired
-
+    """The other skill before and after on the same examples, by the lenient reading."""
     examples = sources.load(KEPT, heldout=KEPT_EXAMPLES, train=0).heldout
     before, after = (_right(examples, mask) for mask in (None, ran.mask))
     pair = paired(before, after)
@@ -49,13 +54,7 @@ def retained(ran: Ran) -> None:
     )
 
 
-def _right(examples: Sequence[Any], mask: Mask | None) -> list[bool]:
-    from bmt_trainer import models
-    from bmt_trainer.evaluation.generate import generate
-    from bmt_trainer.evaluation.graders import find
-    from bmt_trainer.evaluation.score import outcomes
-    from bmt_trainer.masking.apply import apply
-
+def _right(examples: Sequence[Example], mask: Mask | None) -> list[bool]:
     folder = demo_model()
     model = models.load_model(folder)
     if mask is not None:

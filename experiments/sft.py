@@ -1,10 +1,10 @@
-"""SFT runs from recipes."""
+"""SFT runs of recipes."""
 
 from __future__ import annotations
 
-from experiments.runs import run_recipe, tell
+from experiments.runs import report, run_recipe
 
 
 def lean() -> None:
-    """Sorting numbers, the demo's task: are the deletions that were learnt enough?"""
-    tell(run_recipe("sft-sort"), "_sft", "make paper-lean-sft")
+    """Sorting numbers, the demo's task: the lean mask against the full one."""
+    report(run_recipe("sft-sort"), "_sft", "make paper-lean-sft")

@@ -1,7 +1,7 @@
-"""One way of training in a process of its own: `python -m experiments.step_child JOB_JSON FD`.
+"""Child process that trains by one method: `python -m experiments.step_child JOB_JSON FD`.
 
-Takes a line on stdin for each optimizer step that it is to make, and answers with the seconds of it
-and the process's peak memory. Between steps it waits in a read.
+Each line on stdin makes one optimizer step; the answer is its seconds and the process's peak
+memory. Between steps the process waits in a read.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import time
 from typing import Any
 
 import torch
+from bmt_trainer.masking.attach import attach
+from bmt_trainer.masking.initialization import init_gates
+from bmt_trainer.masking.live_gates import keep_live, live_sets
+from bmt_trainer.models import load_model
+from bmt_trainer.process import keep_freed_memory
 from torch import nn
 
 
 def main() -> None:
-    from bmt_trainer.process import keep_freed_memory
-
     job = json.loads(sys.argv[1])
     keep_freed_memory()
     with os.fdopen(int(sys.argv[2]), "w") as out:
@@ -29,7 +32,7 @@ def main() -> None:
         for _ in sys.stdin:
             start = time.perf_counter()
             step()
-            # Linux tells KiB.
+            # Linux reports KiB.
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             _say(out, {"seconds": time.perf_counter() - start, "peak_bytes": peak})
 
@@ -55,12 +58,7 @@ class Step:
 
 
 def _masked(path: str, live: bool) -> tuple[nn.Module, list[nn.Parameter]]:
-    """The paper's start (Eq. 9) at α = 1000; calibrated on the norms of nothing, for speed."""
-    from bmt_trainer.masking.attach import attach
-    from bmt_trainer.masking.initialization import init_gates
-    from bmt_trainer.masking.live_gates import keep_live, live_sets
-    from bmt_trainer.models import load_model
-
+    """The paper's initial gates (Eq. 9) at α = 1000; norms of 1 replace calibration, for speed."""
     model = load_model(path)  # type: ignore[arg-type]
     attached = attach(model)
     attached.state.alpha, attached.state.regularizer = 1e3, 1e-5
@@ -73,7 +71,6 @@ def _masked(path: str, live: bool) -> tuple[nn.Module, list[nn.Parameter]]:
 
 def _lora(path: str) -> tuple[nn.Module, list[nn.Parameter]]:
     """peft's LoRA of rank 1 on all seven projections."""
-    from bmt_trainer.models import load_model
     from peft import LoraConfig, get_peft_model
 
     base = load_model(path)  # type: ignore[arg-type]
@@ -82,9 +79,7 @@ def _lora(path: str) -> tuple[nn.Module, list[nn.Parameter]]:
 
 
 def _full(path: str) -> tuple[nn.Module, list[nn.Parameter]]:
-    """Every weight, in fp32, as mixed precision trains."""
-    from bmt_trainer.models import load_model
-
+    """All weights in fp32, as in mixed-precision training."""
     model = load_model(path).float()  # type: ignore[arg-type]
     return model, list(model.parameters())
 

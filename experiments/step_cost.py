@@ -13,8 +13,8 @@ from experiments.record import keep, ratio
 SEQUENCES, TOKENS = 8, 256
 PAIRS, STEPS = 3, 3
 _TIMEOUT_S = 600
-# Two at a time, in turns: four at once would not fit 24 GiB.
-CONTESTS = {
+# Two processes at a time, in turns: four would need more than 24 GiB.
+COMPARISONS = {
     ("live", "lora1"): ("step_time_live_over_lora1", "memory_live_over_lora1"),
     ("dense", "full"): ("step_time_dense_over_full", "memory_dense_over_full"),
 }
@@ -22,12 +22,12 @@ COMMAND = "make paper-steps"
 
 
 def compare() -> None:
-    """All contests; prints and keeps ratios of step time and of peak memory."""
-    for contest, ids in CONTESTS.items():
-        _contest(contest, ids)
+    """Measure each pair of methods; keep ratios of step time and of peak memory."""
+    for methods, ids in COMPARISONS.items():
+        _compare_pair(methods, ids)
 
 
-def _contest(methods: tuple[str, str], ids: tuple[str, str]) -> None:
+def _compare_pair(methods: tuple[str, str], ids: tuple[str, str]) -> None:
     ratios: list[list[float]] = []
     seconds: dict[str, list[float]] = {m: [] for m in methods}
     peaks: dict[str, list[float]] = {m: [] for m in methods}
@@ -36,17 +36,17 @@ def _contest(methods: tuple[str, str], ids: tuple[str, str]) -> None:
         try:
             for child in running.values():
                 child.answer(_TIMEOUT_S)
-                child.ask({}, _TIMEOUT_S)  # the optimizer's state is made in the first step
+                child.ask({}, _TIMEOUT_S)  # the first step allocates the optimizer's state
             turns = []
             for turn in range(STEPS):
                 order = methods if (pair + turn) % 2 else methods[::-1]
-                told = {m: running[m].ask({}, _TIMEOUT_S) for m in order}
+                answers = {m: running[m].ask({}, _TIMEOUT_S) for m in order}
                 for m in methods:
-                    seconds[m].append(told[m]["seconds"])
-                turns.append(told[methods[0]]["seconds"] / told[methods[1]]["seconds"])
+                    seconds[m].append(answers[m]["seconds"])
+                turns.append(answers[methods[0]]["seconds"] / answers[methods[1]]["seconds"])
             ratios.append(turns)
             for m in methods:
-                peaks[m].append(told[m]["peak_bytes"])
+                peaks[m].append(answers[m]["peak_bytes"])
         finally:
             for child in running.values():
                 child.stop()

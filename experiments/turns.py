@@ -1,4 +1,4 @@
-"""Two ways to compute the same, timed in turns."""
+"""Timing of two computations in alternation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from bmt_trainer.masking.attach import attach
+from bmt_trainer.models import load_model
 from torch import Tensor
 
 from benchmarks.harness.environment import demo_model
@@ -17,10 +19,7 @@ TURNS = 3
 
 
 def masked_model() -> tuple[Any, Any]:
-    """The demo's model and what is attached to it: gates near a start's, at the last sharpness."""
-    from bmt_trainer.masking.attach import attach
-    from bmt_trainer.models import load_model
-
+    """The demo's model with gates near their initial values, at SFT's last sharpness, 1e3."""
     model = load_model(demo_model())
     attached = attach(model)
     attached.state.alpha = 1e3
@@ -30,9 +29,9 @@ def masked_model() -> tuple[Any, Any]:
 
 
 def first_over_second(ways: Mapping[str, Callable[[], object]]) -> Estimate:
-    """Seconds of the first of two ways over those of the second."""
+    """Ratio of the time of the first computation to that of the second."""
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(TURNS + 1):  # the first warms up
+    for turn in range(TURNS + 1):  # the first is a warm-up
         for way in ways if turn % 2 else reversed(list(ways)):
             start = time.perf_counter()
             ways[way]()
@@ -46,7 +45,7 @@ def first_over_second(ways: Mapping[str, Callable[[], object]]) -> Estimate:
 def first_loss_over_second(
     ways: Mapping[str, Callable[[], Tensor]], parameters: Sequence[Tensor]
 ) -> Estimate:
-    """The same of two losses and their gradients; tells how far the gradients lie apart."""
+    """The ratio for two losses and their backward passes; prints the gradients' difference."""
     gradients: dict[str, list[Tensor]] = {}
 
     def backward(way: str) -> None:
@@ -55,8 +54,8 @@ def first_loss_over_second(
         ways[way]().backward()
         gradients[way] = [p.grad for p in parameters if p.grad is not None]
 
-    found = first_over_second({way: partial(backward, way) for way in ways})
-    of = [gradients[way] for way in ways]
-    apart = max(float((a - b).norm() / b.norm()) for a, b in zip(*of, strict=True))
-    print(f"gradients {apart:.1e} apart, relative")
-    return found
+    time_ratio = first_over_second({way: partial(backward, way) for way in ways})
+    pairs = [gradients[way] for way in ways]
+    difference = max(float((a - b).norm() / b.norm()) for a, b in zip(*pairs, strict=True))
+    print(f"gradients differ by {difference:.1e}, relative")
+    return time_ratio

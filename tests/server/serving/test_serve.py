@@ -253,7 +253,9 @@ def test_evaluation_asks_what_is_served(server, client, two, monkeypatch):
     asked = [[{"role": "user", "content": f"What is {n} + {n}?"}] for n in range(6)]
     found = {
         who: answer(asked, 12)
-        for who, answer in by_server(server.url, {"base": "smol", "mask": "a"}, at_once=4).items()
+        for who, answer in by_server(
+            server.url, {"base": "smol", "mask": "a"}, concurrency=4
+        ).items()
     }
     for who, name in ("base", "smol"), ("mask", "a"):
         alone = [

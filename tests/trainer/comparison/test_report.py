@@ -1,4 +1,4 @@
-"""The page of results: whole in itself, every plot that its results allow, and no other."""
+"""Report page: self-contained, with exactly the plots that its results allow."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 from bmt_trainer.cli.main import app
-from bmt_trainer.comparison import plots as figures
-from bmt_trainer.comparison import tables
+from bmt_trainer.comparison import plots, tables
+from bmt_trainer.comparison.plot_style import colors, load_pyplot, styles
 from bmt_trainer.comparison.report import write
 from bmt_trainer.errors import DataError
 from typer.testing import CliRunner
@@ -82,7 +82,7 @@ def folder(tmp_path):
 
 
 class Page(HTMLParser):
-    """Tags that are open, and what is pointed at."""
+    """Collects open tags, link targets and the number of cells."""
 
     def __init__(self):
         super().__init__()
@@ -98,26 +98,31 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_one_page_with_everything_in_it(folder, tmp_path):
+def test_the_page_contains_every_table_and_plot(folder, tmp_path):
     page = write([folder, folder / "sums.bmt"], tmp_path / "out", "A <title>")
     names = {p.name for p in page.parent.iterdir()}
-    plots = {f"{name}.png" for name, *_ in figures.PLOTS} | {"training.png"}
-    assert names == plots | {"index.html"}
-    assert all((page.parent / n).read_bytes().startswith(b"\x89PNG") for n in plots)
+    pictures = {f"{name}.png" for name, *_ in plots.PLOTS} | {"training.png"}
+    assert names == pictures | {"index.html"}
+    assert all((page.parent / n).read_bytes().startswith(b"\x89PNG") for n in pictures)
     text = page.read_text()
     parsed = Page()
     parsed.feed(text)
     assert not parsed.open
-    assert len(parsed.sources) == len(plots)
+    assert len(parsed.sources) == len(pictures)
     assert all(source.startswith("data:image/png;base64,") for source in parsed.sources)
     assert "A &lt;title&gt;" in text
     assert "bbeh &lt;nycc&gt;" in text
-    for words in ("by data set", "wanda alone", "geometry in numbers", "first and last look"):
+    for words in (
+        "by data set",
+        "wanda alone",
+        "geometry in numbers",
+        "first and last measurement",
+    ):
         assert words in text.lower()
     assert not re.search(r"https?://", text)
 
 
-def test_only_what_there_is_is_drawn(folder, tmp_path):
+def test_plots_without_data_are_left_out(folder, tmp_path):
     for path in folder.glob("*.json"):
         if not path.name.startswith(("base", "full")):
             path.unlink()
@@ -133,9 +138,9 @@ def test_only_what_there_is_is_drawn(folder, tmp_path):
     assert "Geometry" not in page.read_text()
 
 
-def test_what_is_no_run_is_said(tmp_path):
+def test_inputs_without_results_are_refused(tmp_path):
     (tmp_path / "x.history.json").write_text("{}")
-    with pytest.raises(DataError, match="no history"):
+    with pytest.raises(DataError, match="not the history"):
         write([tmp_path / "x.history.json"], tmp_path / "out", "t")
     (tmp_path / "empty").mkdir()
     done = CliRunner().invoke(app, ["report", str(tmp_path / "empty")])
@@ -143,17 +148,15 @@ def test_what_is_no_run_is_said(tmp_path):
 
 
 def test_labels_do_not_overlap(folder):
-    """No two texts of a plot share pixels, and none leaves the picture."""
+    """No two texts of a plot overlap, and none leaves the picture."""
     results = tables.read([folder])
     rows = tables.rows(results)
-    drawn = {name: draw(results, rows) for name, _, draw in figures.PLOTS}
+    drawn = {name: draw(results, rows) for name, _, draw in plots.PLOTS}
     history = json.loads((folder / "sums.bmt.history.json").read_text())
     learnt = {**history, "steps": [{**s, "loss": 1.0} for s in history["steps"]]}
     for step in learnt["steps"]:
         del step["reward"]
-    drawn["training"] = figures.training(
-        {"sums": history, "a-demonstrated-task": learnt}, "Two runs"
-    )
+    drawn["training"] = plots.training({"sums": history, "a-demonstrated-task": learnt}, "Two runs")
     for name, figure in drawn.items():
         figure.canvas.draw()
         renderer = figure.canvas.get_renderer()
@@ -172,11 +175,11 @@ def test_labels_do_not_overlap(folder):
                 high = min(box.y1, other.y1) - max(box.y0, other.y0)
                 # A pixel or two of two lines of ticks is no overlap.
                 assert wide <= 2 or high <= 2, (name, a, b)
-        figures.pyplot().close(figure)
+        load_pyplot().close(figure)
 
 
 def _drawn(figure):
-    """Texts of a figure, but for ticks beyond an axis's limits, which are not drawn."""
+    """Texts of a figure, except ticks beyond an axis's limits, which are not drawn."""
     texts = [figure._suptitle] if figure._suptitle else []
     texts += [text for legend in figure.legends for text in legend.get_texts()]
     for axes in figure.axes:
@@ -189,10 +192,10 @@ def _drawn(figure):
     return texts
 
 
-def test_colours_are_of_the_method():
-    found = figures.colours(["base", "full", "full@1e-5", "bmt"])
+def test_each_method_keeps_its_color():
+    found = colors(["base", "full", "full@1e-5", "bmt"])
     assert len(set(found.values())) == 4
-    assert figures.colours(["bmt"])["bmt"] == found["bmt"]
+    assert colors(["bmt"])["bmt"] == found["bmt"]
 
 
 @pytest.mark.parametrize(
@@ -209,8 +212,8 @@ def test_labels_of_data_sets_are_short(dataset, label):
     assert tables.short(dataset) == label
 
 
-def test_a_run_that_gets_all_or_nothing_right_is_drawn():
-    """Rounding puts the end of such an interval past its share."""
+def test_a_run_with_accuracy_0_or_1_is_drawn():
+    """Rounding puts the end of such an interval on the wrong side of its share."""
     looks = [
         {"step": n, "exact": right, "lenient": right, "total": n}
         for n in range(1, 400)
@@ -218,12 +221,12 @@ def test_a_run_that_gets_all_or_nothing_right_is_drawn():
     ]
     steps = [{"step": 1, "loss": 1.0, "zeros": 3}]
     history = {"reading": "exact", "steps": steps, "validation": looks}
-    figures.pyplot().close(figures.training({"x": history}))
+    load_pyplot().close(plots.training({"x": history}))
 
 
-def test_runs_of_one_method_are_told_apart():
+def test_runs_of_one_method_have_different_styles():
     runs = [{"method": "bmt", "changes": {"init": str(at)}} for at in range(4)]
-    looks = figures.styles([*runs, {"method": "full", "changes": {}}, runs[0]])
+    looks = styles([*runs, {"method": "full", "changes": {}}, runs[0]])
     assert len(looks) == 5
     assert len({tuple(sorted({**look, "label": ""}.items())) for look in looks.values()}) == 5
     assert len({look["color"] for look in looks.values()}) == 2

@@ -1,4 +1,4 @@
-"""Benchmarks' files, in the publishers' forms; the rows are of our own making."""
+"""Readers of benchmarks' files in their publishers' forms, with made-up rows."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_gsm8k_in_both_protocols(tmp_path):
         ({"id": 1, "question": "p", "problem": "p", "answer": 27.0}, "27"),
     ],
 )
-def test_mathematics_in_all_its_forms(tmp_path, row, answer):
+def test_every_form_of_mathematics_sets(tmp_path, row, answer):
     example = one(f"math:{lines(tmp_path / 'm.jsonl', [row])}")
     assert example.answer == answer
     assert example.prompt[1]["content"].startswith("p\n")
@@ -93,7 +93,7 @@ def test_bbeh(tmp_path):
         all_of(f"bbeh:{path}")
 
 
-def test_tool_calls_of_both_publishers(tmp_path):
+def test_tool_calls_of_toolalpaca_and_sdft(tmp_path):
     path = tmp_path / "eval.json"
     path.write_text(json.dumps([API]))
     boil, both = sorted(all_of(f"tools:{path}"), key=lambda e: len(e.answer))
@@ -110,7 +110,7 @@ def test_tool_calls_of_both_publishers(tmp_path):
     assert example.answer == boil.answer
 
 
-def test_what_is_wrong_is_said(tmp_path):
+def test_malformed_files_and_options_are_named(tmp_path):
     path = lines(tmp_path / "g.jsonl", [{"question": "?"}])
     with pytest.raises(DataError, match="line 1: not a row of gsm8k"):
         all_of(f"gsm8k:{path}")
@@ -159,7 +159,7 @@ def test_what_is_wrong_is_said(tmp_path):
             False,
             False,
         ),
-        # The protocol's own flaw: an input ends at its first closing brace.
+        # A flaw of the protocol: an input ends at its first closing brace.
         (
             "tools",
             'Action: boil\nAction Input: {"how": {"hot": 1}}',
@@ -177,7 +177,7 @@ def test_graders(grader, completion, answer, strict, lenient):
     )
 
 
-def test_graders_of_forms():
+def test_default_graders_of_forms():
     assert find_for("bbeh:x.json", None).name == "bbeh"
     assert find_for("mmlu-pro:x.jsonl?subject=law", None).name == "letter"
     assert find_for("mmlu-pro:x.jsonl", "words").name == "words"
@@ -193,7 +193,7 @@ def test_a_share_is_held_out(tmp_path):
         load("task:initials", heldout=5, train=1, share=0.25)
 
 
-def test_a_quarter_is_held_out_as_in_the_papers_tables():
-    # Tables 9 and 10: (train, test) of a few.
+def test_the_held_out_quarter_equals_the_papers_tables():
+    # (train, test) of some rows of tables 9 and 10.
     for train, test in [(537, 180), (307, 103), (825, 276), (285, 96), (150, 50), (90, 30)]:
         assert quarter(train + test) == test

@@ -1,4 +1,4 @@
-"""From examples to tokens."""
+"""Tokenization, ordering and padding of examples."""
 
 import torch
 from bmt_trainer.data.encoding import batches, grouped_by_length, pad, render, training_rows
@@ -19,19 +19,19 @@ def test_render_is_the_chat_template_or_plain_lines():
     assert tokenizer.decode(render(tokenizer, user("hi"))) == "hi\n"
 
 
-def test_only_the_answer_and_the_end_of_the_turn_are_learnt():
+def test_the_loss_covers_only_the_answer_and_the_end_of_turn():
     tokenizer = byte_tokenizer()
     examples = [Example(user("hi"), "yes"), Example(user("x" * 99), "no")]
     [row] = training_rows(tokenizer, examples, 60)  # the second is longer
-    learnt = [t for t, m in zip(row["input_ids"], row["completion_mask"], strict=True) if m]
-    assert tokenizer.decode(learnt) == "yes<|im_end|>"
-    assert row["input_ids"][: -len(learnt)] == render(tokenizer, user("hi"))
+    learned = [t for t, m in zip(row["input_ids"], row["completion_mask"], strict=True) if m]
+    assert tokenizer.decode(learned) == "yes<|im_end|>"
+    assert row["input_ids"][: -len(learned)] == render(tokenizer, user("hi"))
     size = len(row["input_ids"])
     assert len(training_rows(tokenizer, examples[:1], size)) == 1
     assert not training_rows(tokenizer, examples[:1], size - 1)
 
 
-def test_steps_of_like_length_take_every_row_once_an_epoch():
+def test_grouping_by_length_takes_every_row_once_per_epoch():
     rows = [{"input_ids": [n] * (1 + n * 7 % 40)} for n in range(40)]
     order = grouped_by_length(rows, 4, 25, seed=1)
     lengths = [len(row["input_ids"]) for row in order]

@@ -1,4 +1,4 @@
-"""Examples from tasks, files and the Hub, and their splits."""
+"""Loading of examples from tasks, files and the Hub, and their splits."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def test_answers_of_the_built_in_tasks_are_right():
         )
     plain = load("task:arithmetic?instruction=false", heldout=20, train=0).heldout
     assert all(example.prompt[0]["content"].endswith("?") for example in plain)
-    both = [f"task:count-letters?instruction={told}" for told in ("true", "false")]
+    both = [f"task:count-letters?instruction={value}" for value in ("true", "false")]
     for example in [e for name in both for e in load(name, heldout=20, train=0).heldout]:
         found = re.search(r"letter (\w) occur in these words: (.*)\?", example.prompt[0]["content"])
         assert int(example.answer) == found[2].count(found[1]) > 0
@@ -119,7 +119,7 @@ def test_wrong_names_and_options(dataset, says):
         load(dataset, heldout=100, train=5)
 
 
-def test_jsonl_of_both_forms(tmp_path):
+def test_jsonl_with_both_row_forms(tmp_path):
     rows = [
         {"prompt": "a?", "completion": " A\n"},
         {"prompt": [{"role": "user", "content": "b?"}], "completion": "B"},
@@ -137,7 +137,7 @@ def test_jsonl_of_both_forms(tmp_path):
     ]
     split = load(write(tmp_path / "x.jsonl", rows), heldout=1, train=99)
     found = {e.prompt[-1]["content"]: e.answer for e in split.heldout + split.train}
-    assert set(found) == {"a?", "b?", "c?", "d?"}  # a double is one example
+    assert set(found) == {"a?", "b?", "c?", "d?"}  # a repeated prompt is one example
     assert (found["b?"], found["c?"], found["d?"]) == ("B", "C", "D")
     assert len(split.heldout) == 1
     assert load(write(tmp_path / "x.jsonl", rows), heldout=1, train=99) == split
@@ -172,7 +172,7 @@ def test_a_malformed_line_is_named(tmp_path, row):
         load(path, heldout=0, train=1)
 
 
-def test_a_line_that_is_no_json(tmp_path):
+def test_a_line_that_is_not_json(tmp_path):
     (tmp_path / "x.jsonl").write_text('\n{"prompt": ')
     with pytest.raises(DataError, match="line 2: not JSON"):
         load(str(tmp_path / "x.jsonl"), heldout=0, train=1)

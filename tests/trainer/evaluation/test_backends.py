@@ -1,4 +1,4 @@
-"""Answers of a running server: greedy, in the prompts' order, errors as ours; who answers when."""
+"""Backends: choice by options, and a server's greedy answers, their order and errors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 
 class Echo(BaseHTTPRequestHandler):
-    """Answers a chat with the model's name and the last turn."""
+    """Chat server that answers with the model's name and the last turn."""
 
-    asked: list = []  # noqa: RUF012
+    requests: list = []  # noqa: RUF012
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        Echo.asked.append(body)
+        Echo.requests.append(body)
         known = body["model"] in ("smol", "reverse")
         text = f"{body['model']} {body['messages'][-1]['content']}"
         message = {"role": "assistant", "content": text}
@@ -42,7 +42,7 @@ class Echo(BaseHTTPRequestHandler):
 @pytest.fixture
 def url(monkeypatch):
     monkeypatch.setenv("BMT_API_KEY", "bmt_test")
-    Echo.asked.clear()
+    Echo.requests.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -50,30 +50,30 @@ def url(monkeypatch):
     server.server_close()
 
 
-def test_answers_come_in_order(url):
-    models = by_server(url, {"base": "smol", "mask": "reverse"}, at_once=4)
+def test_answers_keep_the_prompts_order(url):
+    models = by_server(url, {"base": "smol", "mask": "reverse"}, concurrency=4)
     prompts = [({"role": "user", "content": str(n)},) for n in range(9)]
     assert models["mask"](prompts, 7) == [f"reverse {n}" for n in range(9)]
     assert models["base"](prompts[:1], 7) == ["smol 0"]
-    assert all(body["temperature"] == 0 and body["max_tokens"] == 7 for body in Echo.asked)
-    assert all(body["repetition_penalty"] == 1 for body in Echo.asked)
+    assert all(body["temperature"] == 0 and body["max_tokens"] == 7 for body in Echo.requests)
+    assert all(body["repetition_penalty"] == 1 for body in Echo.requests)
 
 
-def test_a_failure_is_ours(url):
-    models = by_server(url, {"base": "nobody"}, at_once=2)
+def test_a_failed_request_raises_a_rollout_error(url):
+    models = by_server(url, {"base": "nobody"}, concurrency=2)
     with pytest.raises(RolloutError, match="nobody"):
         models["base"]([({"role": "user", "content": "?"},)], 7)
 
 
 def test_eval_of_a_served_mask(url):
-    """Nothing of the model is read here: the server answers, under the names that it serves."""
+    """The command reads no model: the server answers, under the names that it serves."""
     wanted = ["eval", "--model", "smol", "--dataset", "task:initials", "--heldout", "5", "--json"]
     for more, name in ([], "smol"), (["--mask-name", "reverse"], "reverse"):
-        Echo.asked.clear()
+        Echo.requests.clear()
         done = CliRunner().invoke(app, [*wanted, "--server", url, *more])
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout.splitlines()[-1])["total"] == 5
-        assert [body["model"] for body in Echo.asked] == [name] * 5
+        assert [body["model"] for body in Echo.requests] == [name] * 5
 
 
 OPTIONS = {
@@ -83,7 +83,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize(
-    ("change", "installed", "taken"),
+    ("change", "installed", "chosen"),
     [
         ({}, True, "by_vllm"),
         ({}, False, "by_transformers"),
@@ -93,14 +93,14 @@ OPTIONS = {
         ({"server": "http://there"}, True, "by_server"),
     ],
 )
-def test_who_answers(monkeypatch, change, installed, taken):
+def test_options_choose_the_backend(monkeypatch, change, installed, chosen):
     for name in ("by_vllm", "by_transformers", "by_server"):
         monkeypatch.setattr(backends, name, lambda *_, name=name, **__: name)
     monkeypatch.setattr(backends, "has_vllm", lambda: installed)
-    assert by_options("m", None, **{**OPTIONS, **change}) == taken
+    assert by_options("m", None, **{**OPTIONS, **change}) == chosen
 
 
-def test_names_and_files_of_the_wrong_place_are_refused(tmp_path):
+def test_server_names_and_mask_files_are_not_combined(tmp_path):
     for change in {"base_name": "smol"}, {"mask_name": "reverse"}:
         with pytest.raises(ConfigError, match="--server"):
             by_options("m", None, **{**OPTIONS, **change})

@@ -1,4 +1,4 @@
-"""Graders: what each reading takes for right."""
+"""Graders: strict and lenient reading of completions."""
 
 import pytest
 from bmt_trainer.errors import ConfigError
@@ -31,7 +31,7 @@ def test_readings(name, text, answer, strict, lenient):
     )
 
 
-def test_a_function_of_ones_own(tmp_path):
+def test_a_users_function(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("def half(completion, answer):\n    return 0.5 * (completion == answer)\n")
     assert find(f"{path}:half").strict("a", "a") == 0.5

@@ -1,4 +1,4 @@
-"""Intervals of shares, and the paired comparison of two models."""
+"""Confidence intervals of accuracies, and the paired comparison of two models."""
 
 import itertools
 import math
@@ -16,15 +16,15 @@ def test_pairs_are_counted():
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (3, 0), (0, 5), (4, 4), (7, 2), (1, 9)])
-def test_the_p_value_is_that_of_all_signs_listed(gained, lost):
-    """Every way in which as many coins can fall, at least as uneven as what was seen."""
+def test_the_p_value_equals_the_enumeration_of_all_signs(gained, lost):
+    """The share of all sign patterns that are at least as uneven as the observed one."""
     n = gained + lost
     sums = [abs(sum(signs)) for signs in itertools.product((-1, 1), repeat=n)]
     listed = sum(s >= abs(gained - lost) for s in sums) / len(sums)
     assert Paired(gained, lost, 100).p_value == pytest.approx(listed)
 
 
-def test_the_interval_covers_as_often_as_it_says():
+def test_the_paired_interval_has_its_nominal_coverage():
     draw = random.Random(0)
     hits = 0
     for _ in range(2000):
@@ -50,7 +50,7 @@ def test_wilson(right, total, low, high):
     assert wilson(right, total) == (pytest.approx(low, abs=1e-5), pytest.approx(high, abs=1e-5))
 
 
-def test_wilson_of_nothing():
+def test_wilson_without_examples():
     assert wilson(0, 0) == (0.0, 1.0)
 
 
@@ -64,8 +64,8 @@ def test_a_mean_lies_within_its_interval(scores):
 
 
 @pytest.mark.parametrize("shares", [(0.02, 0.4), (0.07, 0.07), (0.5, 0.9)])
-def test_the_interval_of_a_mean_covers_as_often_as_it_says(shares):
-    """All outcomes of two sets, each with its probability."""
+def test_the_interval_of_a_mean_has_its_nominal_coverage(shares):
+    """Sums over all outcomes of two sets, each with its probability."""
     sizes = (30, 50)
     weights = [
         [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]

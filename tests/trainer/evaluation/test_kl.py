@@ -1,4 +1,4 @@
-"""Forward KL against a computation by hand."""
+"""Forward KL divergence against a direct computation in fp64."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.support.tiny_model import tiny_llama
 TEXTS = [([5, 6, 7], [8, 9]), ([10], [11, 12, 13, 14]), ([20, 21], [22])] * 4
 
 
-def test_a_mask_of_nothing_is_no_divergence():
+def test_a_mask_without_zeros_has_no_divergence():
     model = tiny_llama()
     found = forward_kl(model, attach(model), TEXTS, padding=0)
     assert (found.per_token, found.per_sequence) == (0.0, 0.0)
     assert (found.tokens, found.sequences) == (28, 12)
 
 
-def test_it_is_the_sum_over_the_vocabulary_at_the_completions_tokens():
+def test_divergence_sums_over_the_vocabulary_at_completion_tokens():
     model = tiny_llama()
     attached = attach(model)
     with torch.no_grad():

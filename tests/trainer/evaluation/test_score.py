@@ -1,4 +1,4 @@
-"""Held-out accuracy and its interval."""
+"""Scores of answers, and greedy generation."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_grade_and_best_guess():
     assert Score(1, 2, 4).to_json()["accuracy"] == 0.25
 
 
-def test_batches_of_padded_prompts_answer_as_one_by_one(checkpoint):
+def test_padded_batches_generate_as_single_prompts(checkpoint):
     model, tokenizer = load_model(checkpoint).float(), load_tokenizer(checkpoint)
     prompts = [user("x" * n) for n in (3, 40, 1, 17, 25)]
     with torch.no_grad():
@@ -64,23 +64,23 @@ def test_batches_of_padded_prompts_answer_as_one_by_one(checkpoint):
     assert evaluate(model, tokenizer, answers, max_new_tokens=12).exact == 5
 
 
-def test_a_frozen_head_multiplies_all_rows_at_once(checkpoint):
-    """On a CPU torch copies a frozen head's weight once a row where the rows are a view."""
+def test_a_frozen_head_multiplies_all_rows_in_one_product(checkpoint):
+    """On a CPU torch copies a frozen head's weight for each row if the rows are a view."""
     model, tokenizer = load_model(checkpoint).requires_grad_(False), load_tokenizer(checkpoint)
     prompts = [user(text) for text in ("a", "bc", "def")]
     with torch.profiler.profile(record_shapes=True) as seen:
         generate(model, tokenizer, prompts, max_new_tokens=2, batch_size=3)
     batched = [event.input_shapes for event in seen.events() if event.name == "aten::bmm"]
-    assert batched, "rotary embeddings make some; else look for another name"
-    of_the_head = [rows for rows, weight in batched if model.config.vocab_size in weight]
-    assert all(rows[0] == 1 for rows in of_the_head), of_the_head
+    assert batched, "rotary embeddings use bmm; if not, the event has another name"
+    head_inputs = [rows for rows, weight in batched if model.config.vocab_size in weight]
+    assert all(rows[0] == 1 for rows in head_inputs), head_inputs
 
 
-def test_answers_are_greedy_whatever_the_checkpoint_recommends(checkpoint):
+def test_generation_is_greedy_against_the_checkpoints_settings(checkpoint):
     tokenizer, models = load_tokenizer(checkpoint), [load_model(checkpoint) for _ in range(2)]
     recommended = {"do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.1}
     recommended |= {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1}
     models[1].generation_config.update(**recommended)
     prompts = [user("aaaa"), user("b")]
-    asked = [generate(m, tokenizer, prompts, max_new_tokens=16, batch_size=2) for m in models]
-    assert asked[0] == asked[1]
+    answers = [generate(m, tokenizer, prompts, max_new_tokens=16, batch_size=2) for m in models]
+    assert answers[0] == answers[1]

@@ -1,4 +1,4 @@
-"""Evaluation sets on files of our own making, and what is skipped with which reason."""
+"""Evaluation sets on made-up files, and the reasons for skipped sets."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_right_answers_are_counted_for_each_model(folder):
     )
     assert (sum(result.right["base"]), sum(result.right["mask"])) == (1, 6)
     assert result.lenient == {"base": 1, "mask": 8}
-    told = result.to_json()
-    assert told["scores"]["mask"]["exact"] == 6
-    assert told["difference"] == pytest.approx(5 / 8)
-    assert told["mcnemar_p"] == pytest.approx(2 / 2**5)
+    summary = result.to_json()
+    assert summary["scores"]["mask"]["exact"] == 6
+    assert summary["difference"] == pytest.approx(5 / 8)
+    assert summary["mcnemar_p"] == pytest.approx(2 / 2**5)
 
 
-def test_the_held_out_quarter_is_that_of_training(folder):
+def test_the_held_out_quarter_equals_that_of_training(folder):
     [suite] = named("mmlu-pro law")
     path = folder / "mmlu_pro" / "test.jsonl"
     split = load(f"mmlu-pro:{path}?subject=law", heldout=3, train=100, seed=5)
@@ -75,7 +75,7 @@ def test_the_held_out_quarter_is_that_of_training(folder):
     assert len(split.train) == 8
 
 
-def test_what_has_no_data_or_no_package_is_skipped_with_a_reason(folder, monkeypatch):
+def test_sets_without_data_or_package_are_skipped_with_a_reason(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
     monkeypatch.setattr(suites.sources, "load", _no_hub(suites.sources.load))
     names = "minerva,aime24,toolalpaca,bbeh nycc,bbeh sportqa"
@@ -89,7 +89,7 @@ def test_what_has_no_data_or_no_package_is_skipped_with_a_reason(folder, monkeyp
     assert found["minerva"].to_json().keys() == {"suite", "skipped"}
     lines(folder / "simplerl_eval" / "aime24.jsonl", [{"problem": "p", "answer": 3}])
     [aime] = run(named("aime24"), models, folder=folder)
-    if aime.skipped:  # where the package is there, it is graded
+    if aime.skipped:  # if the package is installed, it is graded
         assert "math-verify" in aime.skipped
 
 
@@ -125,21 +125,21 @@ def test_the_command(folder, checkpoint):
     assert "bbeh_sportqa.json" in skipped["skipped"]
 
 
-def test_retention_without_the_harness_names_it(monkeypatch):
+def test_retention_without_lm_eval_names_the_package(monkeypatch):
     monkeypatch.setattr(retention.importlib.util, "find_spec", lambda name: None)
     found = retention.retained(None, None, ("winogrande",))
     assert found.mean is None
     assert "pip install lm-eval" in found.skipped["winogrande"]
 
 
-def test_the_mean_of_what_ran():
+def test_the_mean_covers_the_tasks_that_ran():
     assert retention.Retained({"a": 0.5, "b": 0.7}, {"c": "why"}).mean == pytest.approx(0.6)
 
 
 def test_a_mask_is_compared_with_its_base(tmp_path):
-    """A mask that deletes nothing answers as the base does; one that deletes all does not."""
+    """A mask without zeros answers as the base; one that deletes all weights does not."""
     model = tiny_llama()
-    with torch.no_grad():  # so large that the gates decide what is said
+    with torch.no_grad():  # so large that the MLP decides the answer
         for name, weight in model.named_parameters():
             weight.mul_(20 if ".mlp." in name else 1)
     checkpoint = tmp_path / "base"

@@ -1,4 +1,4 @@
-"""The three measures of an update, against cases that can be told by hand."""
+"""The measures of an update, on cases with known results."""
 
 import math
 
@@ -14,7 +14,7 @@ from bmt_trainer.evaluation.update_geometry import (
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])
-def test_effective_rank_of_equal_directions_is_their_number(rank):
+def test_effective_rank_of_equal_directions_is_their_count(rank):
     torch.manual_seed(0)
     U, _ = torch.linalg.qr(torch.randn(20, rank))
     V, _ = torch.linalg.qr(torch.randn(30, rank))
@@ -35,7 +35,7 @@ def test_spectrum_drift():
     assert measure(W, turn @ W).spectrum_drift == pytest.approx(0, abs=1e-6)
 
 
-def test_principal_weights_are_half_and_the_greatest_of_the_truncation():
+def test_principal_weights_are_the_largest_half_of_the_truncation():
     torch.manual_seed(0)
     W = torch.randn(200, 300)
     U, s, Vh = torch.linalg.svd(W)
@@ -52,7 +52,7 @@ def _half(W):
     return W.abs() > W.abs().flatten().kthvalue(W.numel() // 2).values
 
 
-def test_overlap_counts_where_the_update_lies():
+def test_overlap_counts_changes_at_principal_weights():
     torch.manual_seed(0)
     W = torch.randn(40, 50)
     mask = principal(W)
@@ -60,7 +60,7 @@ def test_overlap_counts_where_the_update_lies():
     assert measure(W, torch.where(mask, W, 0)).overlap == 0
     random = torch.rand_like(W) < 0.5
     assert measure(W, torch.where(random, 0, W)).overlap == pytest.approx(0.5, abs=0.05)
-    # A thousandth of the weight is no change, a little more is one.
+    # A relative change of a thousandth does not count, a larger one does.
     assert measure(W, W * 1.0005).changed == 0
     assert measure(W, W * 1.0005).overlap is None
     assert measure(W, W * 1.01).changed == 1
@@ -71,12 +71,12 @@ def test_no_update_has_neither_rank_nor_overlap():
     assert measure(W, W.clone()) == Geometry(None, 0.0, None, 0.0)
 
 
-def test_means_leave_out_what_is_undefined():
-    told = [
+def test_means_leave_out_undefined_values():
+    measured = [
         ("model.layers.0.mlp.gate_proj", Geometry(4.0, 0.2, 0.4, 0.1)),
         ("model.layers.0.mlp.up_proj", Geometry(None, 0.0, None, 0.0)),
     ]
-    found = summary(told)
+    found = summary(measured)
     assert found["gate"] == {
         **{"modules": 1, "updated": 1, "effective_rank": 4.0},
         **{"spectrum_drift": 0.2, "overlap": 0.4, "changed": 0.1},

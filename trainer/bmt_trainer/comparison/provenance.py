@@ -1,7 +1,7 @@
-"""Models and data sets by what they are, wherever they lie.
+"""Content identity of models and data sets, independent of their location.
 
-A result is of the bytes that it came from: a folder that was moved, or another machine's copy,
-gives the same, and another model under the same name does not.
+A result is identified by the bytes that it came from: a moved folder or a copy on another machine
+has the same identity, another model under the same name does not.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from bmt_core import fingerprint
 
 
 def of_model(model: str) -> str:
-    """A folder's fingerprint; a model of the Hub as it is named. Raises CheckpointError."""
+    """A folder's fingerprint, or the name of a model of the Hub. Raises CheckpointError."""
     folder = Path(model).expanduser()
     return fingerprint(folder) if folder.is_dir() else model
 
 
 def of_dataset(dataset: str) -> str:
-    """A file's data set without its folder and with its SHA-256; another one as it is named."""
+    """A file's name without folder and its SHA-256, or the name of another data set."""
     place, _, _ = dataset.partition("?")
     file = _file(place)
     if file is None:
@@ -30,7 +30,7 @@ def of_dataset(dataset: str) -> str:
 
 
 def without_folder(dataset: str) -> str:
-    """A data set's name without the folders of somebody's machine."""
+    """A data set's name without folders, which differ between machines."""
     place, mark, query = dataset.partition("?")
     kind, colon, path = place.rpartition(":")
     name = Path(path).name if path.endswith((".jsonl", ".json", ".gz")) else path
@@ -38,7 +38,7 @@ def without_folder(dataset: str) -> str:
 
 
 def _file(place: str) -> Path | None:
-    """FORM:FILE or FILE, where there is such a file."""
+    """The file of FORM:FILE or FILE; None if it does not exist."""
     for name in (place, place.partition(":")[2]):
         if name and Path(name).is_file():
             return Path(name)

@@ -1,4 +1,4 @@
-"""One page of what runs came to: tables, plots and the settings, in one file without links."""
+"""HTML report of comparisons: tables, plots and settings on one page without external links."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bmt_trainer.comparison import plots, tables
+from bmt_trainer.comparison.plot_style import png
 from bmt_trainer.comparison.tables import Result
 from bmt_trainer.errors import DataError
 
@@ -26,7 +27,11 @@ _MEASURES = ("effective_rank", "spectrum_drift", "overlap", "changed")
 
 
 def write(places: Sequence[Path], output: Path, title: str) -> Path:
-    """Write `index.html` and the plots' PNG into `output`; the page's path. Raises DataError."""
+    """Write `index.html` and the plots as PNG into `output`, and return the page's path.
+
+    places: of results, as in `tables.read`, and of single runs, as a mask or `.history.json` file.
+    Raises DataError.
+    """
     results, histories = _read(places)
     rows = tables.rows(results)
     output.mkdir(parents=True, exist_ok=True)
@@ -34,9 +39,9 @@ def write(places: Sequence[Path], output: Path, title: str) -> Path:
     for name, heading, draw in plots.PLOTS:
         figure = draw(results, rows) if results else None
         if figure is not None:
-            pictures.append((name, heading, plots.png(figure)))
+            pictures.append((name, heading, png(figure)))
     if (figure := plots.training(histories)) is not None:
-        pictures.append(("training", "Training", plots.png(figure)))
+        pictures.append(("training", "Training", png(figure)))
     for name, _, data in pictures:
         (output / f"{name}.png").write_bytes(data)
     page = output / "index.html"
@@ -45,7 +50,7 @@ def write(places: Sequence[Path], output: Path, title: str) -> Path:
 
 
 def _read(places: Sequence[Path]) -> tuple[list[Result], dict[str, Result]]:
-    """Results of comparisons, and histories of single runs by their mask's name."""
+    """Results of comparisons, and histories of single runs by the name of their mask."""
     histories: dict[str, Result] = {}
     rest = []
     for place in places:
@@ -59,7 +64,7 @@ def _read(places: Sequence[Path]) -> tuple[list[Result], dict[str, Result]]:
                     "reading": value.get("reading", "exact"),
                 }
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path} is no history of a run ({error})") from None
+                raise DataError(f"{path} is not the history of a run ({error})") from None
         else:
             rest.append(place)
     return (tables.read(rest) if rest else []), histories
@@ -81,8 +86,8 @@ def _page(
         yield (
             '<p class="note">Accuracy is of greedy answers after the last step, unweighted over '
             "data sets, with a 95 % interval; p is McNemar's exact test against the base on the "
-            "same examples, all data sets together. Size is by the paper's appendix B, on disk our "
-            "own file.</p>"
+            "same examples, all data sets together. Size follows the paper's appendix B; size on "
+            "disk is that of the .bmt file.</p>"
         )
         yield from _by_dataset([result for row in rows for result in row.results])
     for name, heading, data in pictures:
@@ -102,12 +107,12 @@ def _by_dataset(results: Sequence[Result]) -> Iterator[str]:
         return
     yield "<h2>By data set, accuracy in %</h2>"
     methods = list(dict.fromkeys((r["model"], tables.named(r)) for r in results))
-    found = {(r["model"], tables.named(r), r["dataset"]): r for r in results if r.get("score")}
+    scored = {(r["model"], tables.named(r), r["dataset"]): r for r in results if r.get("score")}
     lines = []
     for model, method in methods:
         cells = []
         for name in names:
-            result = found.get((model, method, name))
+            result = scored.get((model, method, name))
             share = result["right"].count("1") / len(result["right"]) if result else None
             cells.append("-" if share is None else f"{100 * share:.1f}")
         lines.append((model, method, *cells))
@@ -130,8 +135,8 @@ def _geometry(results: Sequence[Result]) -> Iterator[str]:
     header = ("method", "modules", "effective rank", "spectrum drift", "overlap", "changed")
     yield from _table((*header, "updated"), lines)
     yield (
-        '<p class="note">Means over matrices; those without an update have neither rank nor '
-        "overlap and are left out there, but count as 0 in drift. The paper, on Llama-3-8B and "
+        '<p class="note">Means over matrices. Those without an update have neither rank nor '
+        "overlap and do not count there; in drift they count as 0. The paper, on Llama-3-8B and "
         "Qwen2.5-7B after GRPO: effective rank 66 to 93 for masks, 14 to 25 full, 400 to 650 MTH, "
         "1 to 2 LoRA; overlap 0.43 to 0.46 masks, 0.41 to 0.46 full, 0.48 to 0.50 LoRA, 0.5 "
         "MTH.</p>"
@@ -154,13 +159,13 @@ def _wanda(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _suites(results: Sequence[Result]) -> Iterator[str]:
-    asked = [r for r in results if r.get("suites")]
-    if not asked:
+    scored = [r for r in results if r.get("suites")]
+    if not scored:
         return
     yield "<h2>Evaluation sets, accuracy in %</h2>"
-    names = [s["suite"] for s in asked[0]["suites"]]
+    names = [s["suite"] for s in scored[0]["suites"]]
     lines = []
-    for result in asked:
+    for result in scored:
         scores = {s["suite"]: s["scores"]["tuned"] for s in result["suites"] if "scores" in s}
         shares = {name: 100 * scores[name]["accuracy"] for name in names if name in scores}
         mean = f"{sum(shares.values()) / len(shares):.2f}" if shares else "-"
@@ -173,7 +178,7 @@ def _tracks(results: Sequence[Result]) -> Iterator[str]:
     tracked = [r for r in results if r.get("track")]
     if not tracked:
         return
-    yield "<h2>First and last look</h2>"
+    yield "<h2>First and last measurement</h2>"
     lines = []
     for result in tracked:
         first, last = result["track"][0], result["track"][-1]
@@ -191,7 +196,7 @@ def _tracks(results: Sequence[Result]) -> Iterator[str]:
                 *(f"{last['kl_token']:.4g}", f"{last['kl_sequence']:.4g}", *kept, *zeros),
             )
         )
-    header = ("method", "run", "steps", "KL a token", "KL an answer", "kept before, %")
+    header = ("method", "run", "steps", "KL per token", "KL per answer", "kept before, %")
     yield from _table((*header, "after, %", "deleted before, %", "after, %"), lines)
 
 

@@ -1,4 +1,7 @@
-"""Reading answers of the paper's benchmarks: option letters, BBEH's free form, tool calls."""
+"""Reading of answers in text: words, numbers, option letters, BBEH's free form, tool calls.
+
+Each function maps text to the answer that it states; `graders` compares that with the right one.
+"""
 
 from __future__ import annotations
 
@@ -7,62 +10,87 @@ import re
 from collections import Counter
 from typing import Any
 
+_NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
+# verl reads only the last 300 characters of an answer (utils/reward_score/gsm8k.py).
+_GSM8K_TAIL = 300
 _LETTER = r"\(?([A-J])\)?(?![A-Za-z])"
-_BBEH = "the answer is:"
+_BBEH_PREFIX = "the answer is:"
 
 
-def letter_strict(completion: str, answer: str) -> bool:
-    """The letter after the last "answer is"."""
-    found = re.findall(rf"[Aa]nswer is:?\s*\**{_LETTER}", completion)
-    return bool(found) and found[-1] == _letter(answer)
+def words(text: str) -> list[str]:
+    """Words in lower case, without punctuation and markup."""
+    return re.findall(r"\w+", text.lower())
 
 
-def letter_lenient(completion: str, answer: str) -> bool:
-    """The last letter from A to J that stands alone or in brackets, however it is put."""
-    found = re.findall(r"(?<![A-Za-z])(?:\(([A-J])\)|([B-HJ])(?![A-Za-z'])|(A|I)$)", completion)
-    letters = [next(filter(None, groups)) for groups in found]
-    return bool(letters) and letters[-1] == _letter(answer)
-
-
-def _letter(answer: str) -> str:
-    """Of "(C)", "C" or "The answer is (C)."; empty where there is none."""
-    found = re.findall(rf"(?<![A-Za-z]){_LETTER}", answer)
-    return found[-1] if found else ""
-
-
-def bbeh_strict(completion: str, answer: str) -> bool:
-    """What stands after the last "The answer is:" is the answer, but for its writing."""
-    _, prefix, rest = completion.lower().rpartition(_BBEH)
-    return bool(prefix) and _same(rest, _after(answer))
-
-
-def bbeh_lenient(completion: str, answer: str) -> bool:
-    """The same without the words before it: the last line that says something is read."""
-    if bbeh_strict(completion, answer):
-        return True
-    lines = [line for line in completion.splitlines() if line.strip()]
-    return bool(lines) and _same(_after(lines[-1]), _after(answer))
-
-
-def _after(text: str) -> str:
-    return text.lower().rpartition(_BBEH)[2]
-
-
-def _same(given: str, wanted: str) -> bool:
-    """Equal but for marks, brackets, quotation marks, spaces after commas, forms of numbers.
-
-    The liberties that BBEH's own evaluation takes.
-    """
-    a, b = _plain(given), _plain(wanted)
-    if a == b:
-        return True
+def number(text: str) -> float | None:
+    """The value of text that is a number; commas are thousands separators."""
     try:
-        return float(a) == float(b)
+        return float(text.strip().replace(",", ""))
     except ValueError:
-        return False
+        return None
 
 
-def _plain(text: str) -> str:
+def only_number(text: str) -> float | None:
+    """The value of text that is a number and nothing else, in plain notation."""
+    return number(text) if re.fullmatch(_NUMBER, text.strip()) else None
+
+
+def last_number(text: str) -> float | None:
+    """The last number in the text."""
+    matches = re.findall(_NUMBER, text)
+    return number(matches[-1]) if matches else None
+
+
+def gsm8k_number(text: str) -> float | None:
+    """The number after the last `####` near the end, as verl's GSM8K reward reads it."""
+    matches = re.findall(rf"#### ({_NUMBER})", text[-_GSM8K_TAIL:])
+    return number(matches[-1]) if matches else None
+
+
+def stated_letter(text: str) -> str | None:
+    """The option letter after the last "answer is"."""
+    matches = re.findall(rf"[Aa]nswer is:?\s*\**{_LETTER}", text)
+    return matches[-1] if matches else None
+
+
+def last_letter(text: str) -> str | None:
+    """The last option letter, A to J, that stands alone or in brackets.
+
+    A and I, which are also words, count only in brackets or at the end.
+    """
+    matches = re.findall(r"(?<![A-Za-z])(?:\(([A-J])\)|([B-HJ])(?![A-Za-z'])|(A|I)$)", text)
+    letters = [next(filter(None, groups)) for groups in matches]
+    return letters[-1] if letters else None
+
+
+def reference_letter(answer: str) -> str | None:
+    """The letter of a right answer: of "(C)", "C" or "The answer is (C)."."""
+    matches = re.findall(rf"(?<![A-Za-z]){_LETTER}", answer)
+    return matches[-1] if matches else None
+
+
+def bbeh_stated(text: str) -> str | None:
+    """The text after the last "The answer is:", in lower case; None without these words."""
+    _, prefix, rest = text.lower().rpartition(_BBEH_PREFIX)
+    return rest if prefix else None
+
+
+def bbeh_answer(text: str) -> str:
+    """The text after the last "The answer is:", in lower case; all of it without these words."""
+    return text.lower().rpartition(_BBEH_PREFIX)[2]
+
+
+def bbeh_last_line(text: str) -> str | None:
+    """The answer in the last line that is not blank."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return bbeh_answer(lines[-1]) if lines else None
+
+
+def bbeh_normalized(text: str) -> str:
+    """The first line without markup, outer brackets and quotation marks, spaces around commas.
+
+    The normalization of BBEH's own evaluation.
+    """
     lines = text.strip().splitlines()
     line = lines[0] if lines else ""
     line = re.sub(r"\\(?:boxed|text)\{([^{}]*)\}", r"\1", line).replace("**", "").replace("$", "")
@@ -73,37 +101,31 @@ def _plain(text: str) -> str:
     return line
 
 
-def tools_strict(completion: str, answer: str) -> bool:
-    """The same actions, as often, and the same arguments over all of them.
-
-    SDFT's protocol: `Action:` and `Action Input:` are found by regular expression, and the inputs
-    are merged into one dictionary. It ends an input at the first closing brace, so that nested
-    arguments count as wrong; an input that is no JSON counts as none.
-    """
-    return _actions(completion) == _actions(answer) and _inputs(completion) == _wanted(answer)
-
-
-def tools_lenient(completion: str, answer: str) -> bool:
-    """The same actions, as often, whatever their arguments."""
-    return _actions(completion) == _actions(answer)
-
-
-def _actions(text: str) -> Counter[str]:
+def tool_names(text: str) -> Counter[str]:
+    """Names after `Action:`, each with its count."""
     return Counter(re.findall(r"Action:\s*(\w+)", text))
 
 
-def _inputs(text: str) -> dict[str, Any]:
+def tool_arguments(text: str) -> dict[str, Any]:
+    """Arguments of all calls in a completion, merged, by SDFT's regular expression.
+
+    The expression ends an input at the first closing brace, so that nested arguments are never
+    right; an input that is not JSON adds nothing.
+    """
     merged: dict[str, Any] = {}
-    for found in re.findall(r"Action Input:\s*({.*?})", text, re.DOTALL):
+    for match in re.findall(r"Action Input:\s*({.*?})", text, re.DOTALL):
         try:
-            merged |= json.loads(found)
+            merged |= json.loads(match)
         except ValueError:
             continue
     return merged
 
 
-def _wanted(answer: str) -> dict[str, Any]:
-    """Of an answer as `tool_calls` writes it: an input a line, so that nesting is no matter."""
+def reference_arguments(answer: str) -> dict[str, Any]:
+    """Arguments of all calls in a right answer, merged, nested ones included.
+
+    The answer is as `data.benchmark_formats.tool_calls` writes it: an input is one line.
+    """
     merged: dict[str, Any] = {}
     for line in answer.splitlines():
         _, prefix, rest = line.partition("Action Input:")

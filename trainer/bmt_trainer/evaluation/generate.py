@@ -1,4 +1,4 @@
-"""Generation for evaluation: greedy completions of prompts, by transformers.
+"""Greedy completions of prompts by transformers; `backends` chooses between it and vLLM.
 
 Legend: B rows of a batch, S tokens of its longest row.
 """
@@ -14,6 +14,9 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from bmt_trainer.data.encoding import pad, render
 from bmt_trainer.data.examples import Message
 from bmt_trainer.models import evaluating
+
+#: (prompts, maximum number of new tokens) -> the greedy completion of each prompt.
+Generate = Callable[[Sequence[Sequence[Message]], int], list[str]]
 
 #: Sampling settings of a request to vLLM that override the checkpoint's own generation settings.
 #: Llama-3.2 recommends top_p 0.9 and Qwen2.5 a repetition penalty; masks are trained with neither.

@@ -1,5 +1,6 @@
-"""What counts as a right answer. A grader has a strict reading and a forgiving one.
+"""Graders: comparison of a completion with the right answer, each with two readings.
 
+The strict reading requires the requested form; the lenient one accepts any form.
 `find` names them on the command line: words, number, gsm8k, math, letter, bbeh, tools, or
 FILE.py:FUNCTION.
 """
@@ -7,32 +8,20 @@ FILE.py:FUNCTION.
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bmt_trainer.errors import ConfigError
-from bmt_trainer.evaluation.answer_parsing import (
-    bbeh_lenient,
-    bbeh_strict,
-    letter_lenient,
-    letter_strict,
-    tools_lenient,
-    tools_strict,
-)
+from bmt_trainer.evaluation import answer_parsing as parse
 
-#: (completion, answer) -> how right it is, 0 to 1.
+#: (completion, answer) -> score, 0 to 1.
 Judge = Callable[[str, str], float]
-
-_NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
-# verl looks at the end of an answer only (utils/reward_score/gsm8k.py), and so do we.
-_END = 300
 
 
 @dataclass(frozen=True)
 class Grader:
-    """strict: right, and in the form that was asked for; lenient: right, however it is put."""
+    """strict: right and in the requested form; lenient: right in any form."""
 
     name: str
     strict: Judge
@@ -44,17 +33,17 @@ class Grader:
 
 
 def is_exact(completion: str, answer: str) -> bool:
-    """The completion is the answer and nothing else, but for space around it."""
+    """The completion is the answer and nothing else, apart from surrounding space."""
     return completion.strip() == answer.strip()
 
 
 def is_lenient(completion: str, answer: str) -> bool:
-    """The answer's words stand somewhere in the completion, in order and unbroken.
+    """The completion contains the answer's words in order, without others between them.
 
-    Case, punctuation and mark-up do not count, nor do the numbers of a numbered list. It is what
-    a base model may claim if its habit of explaining is forgiven, so a bound from above.
+    Case, punctuation and markup do not count, nor do the numbers of a numbered list. An upper
+    bound of a base model's accuracy, because it forgives explanations.
     """
-    wanted, found = _words(answer), _words(completion)
+    wanted, found = parse.words(answer), parse.words(completion)
     if all(word.isdigit() for word in wanted):
         found = [word for word in found if word.isdigit()]
     elif not any(word.isdigit() for word in wanted):
@@ -63,71 +52,111 @@ def is_lenient(completion: str, answer: str) -> bool:
     return any(found[at : at + size] == wanted for at in range(len(found) - size + 1))
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+def _is_number(completion: str, answer: str) -> bool:
+    """The completion is the number and nothing else."""
+    return _equal(parse.only_number(completion), parse.number(answer))
 
 
-def is_number(completion: str, answer: str) -> bool:
-    """The completion is this number and nothing else."""
-    return bool(re.fullmatch(_NUMBER, completion.strip())) and _value(completion) == _value(answer)
+def _ends_with_number(completion: str, answer: str) -> bool:
+    """The last number in the completion is the answer."""
+    return _equal(parse.last_number(completion), parse.number(answer))
 
 
-def ends_with_number(completion: str, answer: str) -> bool:
-    """The last number in the completion is this one."""
-    found = re.findall(_NUMBER, completion)
-    return bool(found) and _value(found[-1]) == _value(answer)
+def _gsm8k(completion: str, answer: str) -> bool:
+    """The number after `####` is the answer."""
+    return _equal(parse.gsm8k_number(completion), parse.number(answer))
 
 
-def gsm8k_strict(completion: str, answer: str) -> bool:
-    """The number after the last `####` near the end, as verl's GSM8K reward reads it."""
-    found = re.findall(rf"#### ({_NUMBER})", completion[-_END:])
-    return bool(found) and _value(found[-1]) == _value(answer)
+def _letter(completion: str, answer: str) -> bool:
+    """The letter after "answer is" is the answer's."""
+    return _equal(parse.stated_letter(completion), parse.reference_letter(answer))
 
 
-def _value(number: str) -> float | None:
-    try:
-        return float(number.strip().replace(",", ""))
-    except ValueError:
-        return None
+def _letter_anywhere(completion: str, answer: str) -> bool:
+    """The last option letter is the answer's."""
+    return _equal(parse.last_letter(completion), parse.reference_letter(answer))
 
 
-def math_equal(completion: str, answer: str) -> bool:
+def _equal(given: object, wanted: object) -> bool:
+    """Equal, where None, nothing found, equals nothing."""
+    return given is not None and given == wanted
+
+
+def _math(completion: str, answer: str) -> bool:
     """math-verify finds the completion's last formula equal to the answer."""
-    from math_verify import parse, verify
+    from math_verify import parse as formulas
+    from math_verify import verify
 
-    # Without its own time limit, which needs the main thread.
-    given = parse(completion, parsing_timeout=None)
-    wanted = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
+    # Without math-verify's own time limit, which needs the main thread.
+    given = formulas(completion, parsing_timeout=None)
+    wanted = formulas(f"\\boxed{{{answer}}}", parsing_timeout=None)
     return bool(verify(wanted, given, timeout_seconds=None))
 
 
-def _boxed(completion: str, answer: str) -> bool:
-    return "\\boxed" in completion and math_equal(completion, answer)
+def _math_boxed(completion: str, answer: str) -> bool:
+    """The same, of a completion that has a \\boxed formula."""
+    return "\\boxed" in completion and _math(completion, answer)
 
 
-#: Whole answers, as in supervised training.
+def _bbeh(completion: str, answer: str) -> bool:
+    """The text after "The answer is:" equals the answer, by BBEH's normalization."""
+    stated = parse.bbeh_stated(completion)
+    return stated is not None and _bbeh_equal(stated, parse.bbeh_answer(answer))
+
+
+def _bbeh_anywhere(completion: str, answer: str) -> bool:
+    """The same, or the last line that is not blank equals the answer."""
+    if _bbeh(completion, answer):
+        return True
+    last = parse.bbeh_last_line(completion)
+    return last is not None and _bbeh_equal(last, parse.bbeh_answer(answer))
+
+
+def _bbeh_equal(given: str, wanted: str) -> bool:
+    """Equal after normalization, as text or as numbers."""
+    a, b = parse.bbeh_normalized(given), parse.bbeh_normalized(wanted)
+    if a == b:
+        return True
+    try:
+        return float(a) == float(b)
+    except ValueError:
+        return False
+
+
+def _tools(completion: str, answer: str) -> bool:
+    """SDFT's protocol: the same calls, and the same arguments merged over all calls."""
+    return _tools_named(completion, answer) and (
+        parse.tool_arguments(completion) == parse.reference_arguments(answer)
+    )
+
+
+def _tools_named(completion: str, answer: str) -> bool:
+    """The same calls, with any arguments."""
+    return parse.tool_names(completion) == parse.tool_names(answer)
+
+
+#: The whole answer, as supervised training teaches it.
 WORDS = Grader("words", is_exact, is_lenient)
 
 GRADERS: Mapping[str, Grader] = {
     grader.name: grader
     for grader in (
         WORDS,
-        Grader("number", is_number, ends_with_number),
-        Grader("gsm8k", gsm8k_strict, ends_with_number),
-        Grader("math", _boxed, math_equal),
-        Grader("letter", letter_strict, letter_lenient),
-        Grader("bbeh", bbeh_strict, bbeh_lenient),
-        Grader("tools", tools_strict, tools_lenient),
+        Grader("number", _is_number, _ends_with_number),
+        Grader("gsm8k", _gsm8k, _ends_with_number),
+        Grader("math", _math_boxed, _math),
+        Grader("letter", _letter, _letter_anywhere),
+        Grader("bbeh", _bbeh, _bbeh_anywhere),
+        Grader("tools", _tools, _tools_named),
     )
 }
 
-
-#: What is right in a benchmark's own form, where nothing else is said.
+#: Default graders of benchmark forms; all other data sets: words.
 BY_FORM = {"mmlu-pro": "letter", "bbeh": "bbeh", "tools": "tools"}
 
 
 def find_for(dataset: str, name: str | None) -> Grader:
-    """The grader of that name, or without one the data set's: words, if its form has none."""
+    """The grader `name`, or the default of the data set's form. Raises ConfigError."""
     return find(name or BY_FORM.get(dataset.partition(":")[0], "words"))
 
 
@@ -135,14 +164,16 @@ def find(name: str) -> Grader:
     """A grader by name, or a user's function as FILE.py:FUNCTION. Raises ConfigError.
 
     The function takes a completion and the answer, both text, and returns a number from 0 to 1;
-    in evaluation an answer counts as right from 1 on.
+    evaluation counts an answer as right from 1 on.
     """
     if ".py:" in name:
         path, _, function = name.rpartition(":")
         judge = _load(Path(path).expanduser(), function)
         return Grader(name, judge, judge)
     if name not in GRADERS:
-        raise ConfigError(f"reward: {name!r} is none of {', '.join(GRADERS)}, nor FILE.py:FUNCTION")
+        raise ConfigError(
+            f"reward: {name!r} is not one of {', '.join(GRADERS)} and not FILE.py:FUNCTION"
+        )
     if name == "math" and importlib.util.find_spec("math_verify") is None:
         raise ConfigError("reward: math needs the package math-verify: pip install math-verify")
     return GRADERS[name]
@@ -155,10 +186,9 @@ def _load(path: Path, function: str) -> Judge:
             raise ImportError("not a Python file")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        found = getattr(module, function)
+        judge: Judge = getattr(module, function)
     except Exception as error:  # whatever a user's file raises
         raise ConfigError(f"reward: {path}:{function} cannot be loaded ({error})") from error
-    if not callable(found):
-        raise ConfigError(f"reward: {path}:{function} is no function")
-    judge: Judge = found
+    if not callable(judge):
+        raise ConfigError(f"reward: {path}:{function} is not a function")
     return judge

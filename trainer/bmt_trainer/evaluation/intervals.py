@@ -1,4 +1,4 @@
-"""Shares of right answers: their intervals, and two models on the same examples."""
+"""Confidence intervals of accuracies, and the paired comparison of two models."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: Standard deviations on either side of 95 %.
+#: Standard deviations on either side of the mean that enclose 95 % of a normal distribution.
 Z = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """gained, lost: examples that only the second, or only the first, answers; of total."""
+    """Outcomes of two models on the same `total` examples.
+
+    gained, lost: examples that only the second model, or only the first, answers correctly.
+    """
 
     gained: int
     lost: int
@@ -20,14 +23,14 @@ class Paired:
 
     @property
     def difference(self) -> float:
-        """By how much the second's accuracy is above the first's."""
+        """The second model's accuracy minus the first's."""
         return (self.gained - self.lost) / self.total
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the difference of paired shares (Wald, with Agresti and Min's halves).
+        """95 % interval of the difference of paired proportions (Wald, adjusted by Agresti-Min).
 
-        Half an example is added to each of the four cells, so that no interval is of width 0.
+        Half an example is added to each of the four cells, so that no interval has width 0.
         """
         b, c, n = self.gained + 0.5, self.lost + 0.5, self.total + 2
         middle = (b - c) / n
@@ -36,14 +39,14 @@ class Paired:
 
     @property
     def p_value(self) -> float:
-        """McNemar's exact two-sided test: of so uneven a split of those that differ, by chance."""
+        """McNemar's exact two-sided test of `gained` against `lost`."""
         n, k = self.gained + self.lost, min(self.gained, self.lost)
         tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
         return min(1.0, 2 * tail)
 
 
 def paired(before: Sequence[bool], after: Sequence[bool]) -> Paired:
-    """Which of the same examples were answered right, before and after."""
+    """Compare two models; before, after: True for each example that is right, in one order."""
     pairs = list(zip(before, after, strict=True))
     return Paired(
         gained=sum(b and not a for a, b in pairs),
@@ -53,7 +56,7 @@ def paired(before: Sequence[bool], after: Sequence[bool]) -> Paired:
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share; (0, 1) of nothing."""
+    """The 95 % Wilson score interval of a proportion; (0, 1) if `total` is 0."""
     if not total:
         return 0.0, 1.0
     share, z2 = right / total, Z * Z
@@ -63,10 +66,11 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 
 def mean_interval(scores: Sequence[tuple[int, int]]) -> tuple[float, float]:
-    """95 % interval of the unweighted mean of shares, each (right, total) of examples of its own.
+    """95 % interval of the unweighted mean of proportions, each (right, total) of its own examples.
 
-    The distances to the Wilson bounds, added as squares (Newcombe 1998, method 10; Zou and Donner
-    2008, MOVER): of one share its Wilson interval, and never without the mean itself.
+    The root of the summed squares of the distances to the Wilson bounds (Newcombe 1998, method 10;
+    Zou and Donner 2008, MOVER). For one proportion it is the Wilson interval; it always contains
+    the mean.
     """
     if not scores:
         return 0.0, 1.0
@@ -79,5 +83,5 @@ def mean_interval(scores: Sequence[tuple[int, int]]) -> tuple[float, float]:
 
 
 def quarter(total: int) -> int:
-    """How many of `total` are held out where ⌊3/4⌋ are trained on (paper, appendix E)."""
+    """Held-out examples of `total` if ⌊3/4⌋ are trained on (paper, appendix E)."""
     return total - total * 3 // 4

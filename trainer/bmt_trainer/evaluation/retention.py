@@ -1,6 +1,6 @@
-"""What a model keeps of what it could before: the paper's six tasks, by lm-eval where it is there.
+"""Retention of general skills: the paper's six tasks, run by lm-eval if it is installed.
 
-lm-eval downloads its data from the Hub, or reads it from `task_path`, a folder of its YAML files.
+lm-eval downloads its data from the Hub, unless the task files (YAML) in `task_path` name others.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-#: The paper's suite, and which of a task's figures its mean is of.
+#: The paper's tasks, each with the lm-eval metric that enters the mean.
 TASKS: Mapping[str, str] = {
     "hellaswag": "acc_norm,none",
     "mmlu": "acc,none",
@@ -27,14 +26,14 @@ TASKS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Retained:
-    """Accuracy by task; for a task that could not be run, why."""
+    """Accuracy by task, and the reason for each task that could not be run."""
 
     accuracy: Mapping[str, float]
     skipped: Mapping[str, str]
 
     @property
     def mean(self) -> float | None:
-        """Over the tasks that ran; None where none did."""
+        """Mean accuracy over the tasks that ran; None if none did."""
         values = list(self.accuracy.values())
         return sum(values) / len(values) if values else None
 
@@ -48,7 +47,7 @@ def retained(
     limit: int | None = None,
     batch_size: int = 8,
 ) -> Retained:
-    """Run each task on `model` as it is. What one task lacks does not stop the others."""
+    """Run each task on `model`. A task that fails is skipped with its reason."""
     if importlib.util.find_spec("lm_eval") is None:
         reason = "needs the package lm-eval: pip install lm-eval"
         return Retained({}, dict.fromkeys(tasks, reason))
@@ -62,14 +61,14 @@ def retained(
     skipped: dict[str, str] = {}
     for task in tasks:
         try:
-            found: Any = lm_eval.simple_evaluate(
+            results: Any = lm_eval.simple_evaluate(
                 model=wrapped, tasks=[task], limit=limit, task_manager=manager, bootstrap_iters=0
             )
-            figures = found["results"][task]
+            metrics = results["results"][task]
             key = TASKS.get(task, "acc,none")
-            if key not in figures:
-                key = next(k for k, v in figures.items() if isinstance(v, float))
-            accuracy[task] = float(figures[key])
-        except Exception as error:  # each task's own loader, from a missing file to a missing Hub
+            if key not in metrics:
+                key = next(k for k, v in metrics.items() if isinstance(v, float))
+            accuracy[task] = float(metrics[key])
+        except Exception as error:  # raised by a task's own loader: a missing file, no Hub
             skipped[task] = f"{type(error).__name__}: {error}"[:300]
     return Retained(accuracy, skipped)

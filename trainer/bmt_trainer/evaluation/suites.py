@@ -1,11 +1,11 @@
-"""The paper's evaluation sets: where each lies, how it is asked, what is right, how long it may be.
+"""The paper's evaluation sets: location, form, grader and answer length of each, and their scores.
 
-A set without its data, or without a package that its grader needs, is skipped with a reason.
+A set whose data or whose grader's package is missing is skipped with a reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -13,15 +13,14 @@ from typing import Any
 from urllib.parse import quote_plus
 
 from bmt_trainer.data import sources
-from bmt_trainer.data.examples import Example, Message
+from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError, DataError
+from bmt_trainer.evaluation.generate import Generate
 from bmt_trainer.evaluation.graders import find
 from bmt_trainer.evaluation.intervals import Paired, paired, quarter
 from bmt_trainer.evaluation.score import Score, outcomes
 
-#: Prompts, and the most tokens of an answer -> the answers.
-Answer = Callable[[Sequence[Sequence[Message]], int], list[str]]
-
+# New tokens of an answer with reasoning.
 _LONG = 4096
 SUBJECTS = (
     *("biology", "business", "chemistry", "computer science", "economics", "engineering"),
@@ -38,8 +37,12 @@ SUBTASKS = (
 
 @dataclass(frozen=True)
 class Suite:
-    """One set. form: of its rows (`forms`); file: its place in a folder of data; hub: its place in
-    the Hub, where it has one in this form; heldout: a quarter of it, as it is trained on too."""
+    """One evaluation set.
+
+    form: of its rows (`data.benchmark_formats`); file: path in a folder of data; hub: Hub data set
+    of this form, if there is one; subject: of its rows; heldout: score only the quarter that
+    training on the same set holds out.
+    """
 
     name: str
     form: str
@@ -51,19 +54,20 @@ class Suite:
     heldout: bool = False
 
     def load(self, folder: Path | None, seed: int = 0) -> list[Example]:
-        """Its examples, in a shuffled order that the seed decides. Raises DataError."""
-        examples = sources.load(self._place(folder), heldout=0, train=1 << 30, seed=seed).train
-        # As `data.load` would hold out first for training on the rest, with the same seed.
+        """Load its examples, shuffled by the seed. Raises DataError."""
+        examples = sources.load(self._dataset(folder), heldout=0, train=1 << 30, seed=seed).train
+        # The examples that `sources.load` with the same seed holds out from training.
         return examples[: quarter(len(examples))] if self.heldout else examples
 
-    def _place(self, folder: Path | None) -> str:
+    def _dataset(self, folder: Path | None) -> str:
+        """The data set's name, as `sources.load` takes it."""
         options = f"subject={quote_plus(self.subject)}" if self.subject else ""
         if folder is not None:
             for path in (folder / self.file, folder / f"{self.file}.gz"):
                 if path.exists():
                     return f"{self.form}:{path}" + (options and f"?{options}")
         if self.hub is None:
-            raise DataError(f"no file {self.file} in the folder of data ({folder or 'none given'})")
+            raise DataError(f"no file {self.file} in the data folder ({folder or 'none given'})")
         joined = "&" if "?" in self.hub else "?"
         return f"{self.form}:{self.hub}" + (options and f"{joined}{options}")
 
@@ -114,7 +118,11 @@ SUITES: Mapping[str, tuple[Suite, ...]] = {
 
 @dataclass(frozen=True)
 class Result:
-    """What one set came to: by model, the right answers; or why it was skipped."""
+    """Outcome of one set.
+
+    right: by model, True for each answer that is right by the strict reading; lenient: by model,
+    the number right by the lenient reading; skipped: reason, if the set was not run.
+    """
 
     suite: str
     right: Mapping[str, tuple[bool, ...]]
@@ -122,55 +130,60 @@ class Result:
     skipped: str | None = None
 
     def score(self, model: str) -> Score:
+        """The score of one model."""
         right = self.right[model]
         return Score(sum(right), self.lenient[model], len(right))
 
     def against(self, first: str, second: str) -> Paired:
-        """The second model compared with the first on the same examples."""
+        """Paired comparison of the second model with the first."""
         return paired(self.right[first], self.right[second])
 
     def to_json(self) -> dict[str, Any]:
+        """The outcome for results; base and mask are compared if both ran."""
         if self.skipped is not None:
             return {"suite": self.suite, "skipped": self.skipped}
-        found: dict[str, Any] = {
+        summary: dict[str, Any] = {
             "suite": self.suite,
             "scores": {model: self.score(model).to_json() for model in self.right},
         }
         if {"base", "mask"} <= self.right.keys():
             pair = self.against("base", "mask")
-            found["difference"] = round(pair.difference, 6)
-            found["interval95"] = [round(bound, 6) for bound in pair.interval]
-            found["mcnemar_p"] = pair.p_value
-        return found
+            summary["difference"] = round(pair.difference, 6)
+            summary["interval95"] = [round(bound, 6) for bound in pair.interval]
+            summary["mcnemar_p"] = pair.p_value
+        return summary
 
 
 def named(names: str) -> list[Suite]:
-    """The sets of a comma-separated list; `mmlu-pro` and `bbeh` are all of theirs, `mmlu-pro law`
-    one. Raises ConfigError."""
-    found = []
+    """The sets of a comma-separated list. Raises ConfigError.
+
+    `mmlu-pro` and `bbeh` name all their subjects and subtasks, `mmlu-pro law` names one.
+    """
+    chosen = []
     for name in filter(None, (part.strip() for part in names.split(","))):
         group, _, one = name.partition(" ")
         suites = [s for s in SUITES.get(group, ()) if not one or s.name == name]
         if not suites:
-            raise ConfigError(f"tasks: {name!r} is none of {', '.join(SUITES)}")
-        found += suites
-    if not found:
-        raise ConfigError(f"tasks: name some of {', '.join(SUITES)}")
-    return found
+            raise ConfigError(f"tasks: {name!r} is not one of {', '.join(SUITES)}")
+        chosen += suites
+    if not chosen:
+        raise ConfigError(f"tasks: name at least one of {', '.join(SUITES)}")
+    return chosen
 
 
 def run(
     suites: Sequence[Suite],
-    models: Mapping[str, Answer],
+    models: Mapping[str, Generate],
     *,
     folder: Path | None,
     limit: int | None = None,
     max_new_tokens: int | None = None,
     seed: int = 0,
 ) -> Iterator[Result]:
-    """Ask all models each set, one set after the other.
+    """Score all models on each set, one set after the other.
 
-    limit: of examples a set; max_new_tokens: at most, where a set's own is more.
+    models: by name, as of `backends`; folder: of data files; limit: examples of each set;
+    max_new_tokens: upper limit for sets whose own limit is higher.
     """
     for suite in suites:
         try:

@@ -1,6 +1,7 @@
-"""How an update lies in the weights that it changes (paper, section 5.5).
+"""Geometry of a weight update: effective rank, spectrum drift, overlap with the principal weights
+(paper, section 5.5).
 
-Legend: W_0, W_+ [d_out, d_in] before and after; ΔW = W_+ - W_0; σ the singular values, falling.
+Legend: W_0, W_+ [d_out, d_in] before and after; ΔW = W_+ - W_0; σ singular values, descending.
 """
 
 from __future__ import annotations
@@ -15,49 +16,53 @@ from torch import Tensor
 
 from bmt_trainer.masking.attach import GATE_PROJECTIONS
 
-#: Of the truncation that tells principal weights, and their share.
+#: Rank of the truncation that defines principal weights, and their share of all weights.
 RANK, SHARE = 128, 0.5
-# A change that a weight stored in bf16 would show (Zhu et al.).
+# Relative change above which a weight stored in bf16 differs (Zhu et al.).
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Of one matrix. None: there is no update, so neither rank nor overlap."""
+    """Measures of one matrix.
+
+    effective_rank: of ΔW, None without an update; spectrum_drift: ‖Δσ‖ / ‖σ‖; overlap: share of
+    the changed weights that are principal, None without changes; changed: share of the weights.
+    """
 
     effective_rank: float | None
     spectrum_drift: float
     overlap: float | None
-    changed: float  # share of the weights
+    changed: float
 
 
 @torch.no_grad()
 def measure(W0: Tensor, W1: Tensor, *, rank: int = RANK) -> Geometry:
-    """The three measures of one matrix, in fp32."""
+    """Measure the update of one matrix, W0 to W1, in fp32."""
     before, after = W0.float(), W1.float()
-    moved = (after - before).abs() > _TOLERANCE * torch.maximum(before.abs(), after.abs())
-    changed = int(moved.sum())
+    changed_at = (after - before).abs() > _TOLERANCE * torch.maximum(before.abs(), after.abs())
+    changed = int(changed_at.sum())
     if torch.equal(before, after):
         return Geometry(None, 0.0, None, 0.0)
     s0 = torch.linalg.svdvals(before)
     drift = float((torch.linalg.svdvals(after) - s0).norm() / s0.norm())
     overlap = None
     if changed:
-        overlap = float((principal(before, rank) & moved).sum()) / changed
-    return Geometry(effective_rank(after - before), drift, overlap, changed / moved.numel())
+        overlap = float((principal(before, rank) & changed_at).sum()) / changed
+    return Geometry(effective_rank(after - before), drift, overlap, changed / changed_at.numel())
 
 
 def effective_rank(delta: Tensor) -> float:
-    """Stable rank ‖ΔW‖_F² / ‖ΔW‖₂²: how many directions an update uses."""
+    """Stable rank ‖ΔW‖_F² / ‖ΔW‖₂² of `delta`, [d_out, d_in]."""
     s = torch.linalg.svdvals(delta.float())
     return float(s.square().sum() / s[0].square())
 
 
 def principal(W: Tensor, rank: int = RANK) -> Tensor:
-    """Bool, as W: the half of the entries that are greatest in W's best rank-`rank` approximation.
+    """Principal weights, bool [d_out, d_in]: largest half of W's best rank-`rank` approximation.
 
-    All of W where it has no more directions than that. By the eigenvectors of W Wᵀ, in fp64: a
-    randomised truncation has a fifth of the entries on the wrong side where the spectrum is flat.
+    W itself if it has no higher rank. By the eigenvectors of W Wᵀ in fp64, because a randomized
+    truncation puts a fifth of the entries on the wrong side if the spectrum is flat.
     """
     wide = W if W.shape[0] <= W.shape[1] else W.T
     size = wide.float().abs()
@@ -67,21 +72,22 @@ def principal(W: Tensor, rank: int = RANK) -> Tensor:
         size = (U @ (U.T @ exact)).float().abs()
     keep = round(size.numel() * SHARE)
     # kthvalue, because torch.quantile refuses more than 16 M elements.
-    found = size > size.flatten().kthvalue(size.numel() - keep).values
-    return found if wide is W else found.T
+    mask = size > size.flatten().kthvalue(size.numel() - keep).values
+    return mask if wide is W else mask.T
 
 
-def summary(found: Sequence[tuple[str, Geometry]]) -> dict[str, dict[str, Any]]:
-    """Means over gate projections alone and over all modules, undefined ones left out.
+def summary(measured: Sequence[tuple[str, Geometry]]) -> dict[str, dict[str, Any]]:
+    """Means over gate projections and over all modules, without undefined values.
 
-    The paper averages over all attention and MLP layers; six of seven have no update by a mask.
+    measured: (module name, measures). The paper averages over all attention and MLP layers, of
+    which a mask updates one in seven.
     """
-    gates = [g for name, g in found if re.search(GATE_PROJECTIONS, name)]
-    return {"gate": _means(gates), "all": _means([g for _, g in found])}
+    gates = [g for name, g in measured if re.search(GATE_PROJECTIONS, name)]
+    return {"gate": _means(gates), "all": _means([g for _, g in measured])}
 
 
-def _means(found: Iterable[Geometry]) -> dict[str, Any]:
-    rows = [asdict(g) for g in found]
+def _means(measures: Iterable[Geometry]) -> dict[str, Any]:
+    rows = [asdict(g) for g in measures]
     means: dict[str, Any] = {"modules": len(rows)}
     for key in ("effective_rank", "spectrum_drift", "overlap", "changed"):
         values = [row[key] for row in rows if row[key] is not None]
