@@ -21,7 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")  # as bmt-server sets it, see cpu_env.py
+os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")  # as bmt-server sets it, see cpu_environment.py
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 # Importing TRL sets it to ERROR where it is not set, and servers started later would inherit that.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")

@@ -24,12 +24,12 @@ _SETTINGS = ("OMP_", "KMP_", "VLLM_", "LD_PRELOAD", "MALLOC_", "TORCH")
 def engine_environment(plain: bool = False) -> dict[str, str]:
     """The environment of every engine, server and load generator: ours and the baselines'.
 
-    On a CPU it has what bmt-server sets (`cpu_env.py`), for baselines too, unless it is `plain`.
+    On a CPU it has what bmt-server sets (`cpu_environment.py`), for baselines too, unless it is `plain`.
     """
     environment = {k: v for k, v in os.environ.items() if k not in _FOREIGN}
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     environment.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # As bmt-server sets it (cpu_env.py): starts find what an earlier one compiled.
+    # As bmt-server sets it (cpu_environment.py): starts find what an earlier one compiled.
     environment.setdefault("VLLM_USE_AOT_COMPILE", "0")
     environment.setdefault("HF_HUB_OFFLINE", "1")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")

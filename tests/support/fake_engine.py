@@ -1,4 +1,4 @@
-"""A stand-in for the engine behind the API (`api/bridge.py`); the real one is in test_serve."""
+"""A stand-in for the engine behind the API (`api/engine.py`); the real one is in test_serve."""
 
 from __future__ import annotations
 
