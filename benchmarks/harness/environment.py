@@ -24,7 +24,7 @@ _SETTINGS = ("OMP_", "KMP_", "VLLM_", "LD_PRELOAD", "MALLOC_", "TORCH")
 def engine_environment(plain: bool = False) -> dict[str, str]:
     """The environment of every engine, server and load generator: ours and the baselines'.
 
-    On a CPU it has what bmt-server sets (`cpu_environment.py`), for baselines too, unless it is `plain`.
+    On a CPU it has what bmt-server sets (`cpu_environment.py`), unless the server is `plain`.
     """
     environment = {k: v for k, v in os.environ.items() if k not in _FOREIGN}
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")

@@ -300,7 +300,7 @@ def test_metrics_tell_masks(server, client, two):
 
 
 def test_a_seed_holds_where_a_prompt_takes_several_steps(server, client, two):
-    """vLLM's own way to wind a generator back ends the engine on the CPU (`vllm_integration/cpu_seeds.py`)."""
+    """vLLM's own rewind of a generator ends the engine on the CPU (see cpu_seeds.py)."""
     prompts = [" ".join(map(str, range(at, at + 100))) for at in range(1000, 2200, 100)]
 
     def answer(prompt: str) -> openai.types.Completion:
