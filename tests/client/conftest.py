@@ -1,4 +1,4 @@
-"""Masks, a fake server on a real socket, and both clients behind one blocking face."""
+"""Fixtures: a fake server on a real socket, and both clients with one blocking interface."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.support.fake_server import KEY, FakeServer, serving
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path, monkeypatch):
-    """No setting of the machine's user reaches a test, and no wait is a real one."""
+def _isolated(tmp_path, monkeypatch):
+    """Hide the user's settings from tests, and shorten the waits of retries."""
     for name in ("BMT_URL", "BMT_API_KEY", "BMT_TIMEOUT", "FORCE_COLOR", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BMT_CONFIG", str(tmp_path / "config" / "client.json"))
@@ -35,7 +35,7 @@ def server() -> Iterator[FakeServer]:
 
 
 class Blocking:
-    """`AsyncBmtClient` with the face of `BmtClient`, so that each test runs on both."""
+    """`AsyncBmtClient` with the interface of `BmtClient`, so that each test runs on both."""
 
     def __init__(self, client: AsyncBmtClient, loop: asyncio.AbstractEventLoop) -> None:
         self.client, self.loop = client, loop
@@ -55,7 +55,7 @@ async def _all(items: Any) -> list[Any]:
 
 @pytest.fixture(params=["sync", "async"])
 def connect(request) -> Iterator[Callable[..., Any]]:
-    """Constructor of a client, of either kind; what it makes is closed afterwards."""
+    """Constructor of a client of either kind; its clients are closed at the end."""
     made: list[Any] = []
     loop = asyncio.new_event_loop()
 

@@ -1,4 +1,4 @@
-"""The SDK and the command line against the server's own router, gate and registry.
+"""SDK and command line against the server's own router, middleware and registry.
 
 All parts are real but the model: vLLM's chat route is a stub that says which adapter it was given.
 """
@@ -52,7 +52,7 @@ class Server:
 
 
 async def chat(request: Any) -> Any:
-    """vLLM's answer, as far as the client reads it: `model` is the adapter that was chosen."""
+    """The fields of vLLM's answer that the client reads; `model` is the selected adapter."""
     from fastapi.responses import StreamingResponse
 
     body = await request.json()
@@ -68,7 +68,7 @@ async def chat(request: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory) -> Iterator[Server]:
-    """The server's parts on a real loopback socket, over the embedded registry."""
+    """Router, middleware and registry of the server on a loopback socket."""
     from bmt_server.api.app_state import Runtime
     from bmt_server.api.middleware import Gate
     from bmt_server.api.routes.masks import build_router
@@ -138,7 +138,7 @@ def client(connect, real) -> Any:
 
 @pytest.fixture
 def name(request) -> str:
-    """A name of the test's own: the registry is shared by all tests of this file."""
+    """Name of a mask for this test alone; all tests of this file share the registry."""
     return request.node.name.replace("[", "-").replace("]", "")[:100]
 
 
@@ -179,7 +179,7 @@ def test_life_of_a_mask(client, name, tmp_path):
     assert client.rollback(name).digest == second.digest
     assert client.rollback(name).digest == first.digest
     assert client.rollback(name, third).digest == third.digest
-    # What was there before is the latest again: a new rev of the old file.
+    # The previous version is the latest again: a new rev of the old file.
     again = client.upload(bmt_core.encode(masks[0], codec="packbits"), name)
     assert (again.outcome, again.file_digest) == ("moved", first.file_digest)
     assert again.rev > third.rev
@@ -198,11 +198,11 @@ def test_life_of_a_mask(client, name, tmp_path):
     for ref in (name, f"{name}:prod", first.model):
         with pytest.raises(NotFound):
             client.get(ref)
-    # A name keeps counting, so that a version is never mistaken for a deleted one.
+    # Revs continue after a delete, so that a version is never taken for a deleted one.
     assert client.upload(masks[1], name).rev > again.rev
 
 
-def test_the_race_has_one_winner(client, name):
+def test_one_of_concurrent_uploads_wins(client, name):
     parent = client.upload(make_mask(1), name)
     client.upload(make_mask(2), name, if_match=parent.digest)
     with pytest.raises(Conflict) as caught:
@@ -215,7 +215,7 @@ def test_the_race_has_one_winner(client, name):
         client.set_alias(name, "latest", parent, if_match=parent.digest)
 
 
-def test_lists_walk_the_pages(client, name):
+def test_lists_follow_the_pages(client, name):
     names = [f"{name}.{i}" for i in range(5)]
     for i, each in enumerate(names):
         client.upload(make_mask(i), each)
@@ -239,7 +239,7 @@ def test_models_and_pins(client, name, real):
     assert version.id not in real.engine.pinned
 
 
-def test_what_the_server_refuses(connect, client, real, name):
+def test_refusals_of_the_server_are_typed(connect, client, real, name):
     other = bmt_core.Mask(bmt_core.Base("other", "cd" * 32), make_mask(1).tensors, {})
     with pytest.raises(Invalid) as caught:
         client.upload(other, name)
@@ -259,7 +259,7 @@ def test_what_the_server_refuses(connect, client, real, name):
         uploader.delete(name)
 
 
-def test_a_push_sends_what_changed(client, name):
+def test_a_push_sends_the_difference(client, name):
     a, b = make_mask(1), make_mask(2)
     first = client.upload(a, name)
     pushed = client.push(name, a, b, if_match=first.digest)
@@ -270,7 +270,7 @@ def test_a_push_sends_what_changed(client, name):
         client.push(name, b, a, if_match=a.digest)
 
 
-def test_a_refusal_before_the_body_is_read_is_still_told(connect, client, real, name):
+def test_a_refusal_before_the_body_is_read_arrives(connect, client, real, name):
     large = make_mask(1, zeros=3000, layers=400)
     assert len(bmt_core.encode(large)) > MAX_UPLOAD
     with pytest.raises(AuthenticationError):
@@ -278,11 +278,11 @@ def test_a_refusal_before_the_body_is_read_is_still_told(connect, client, real, 
     with pytest.raises(TooLarge) as caught:
         client.upload(large, name)
     assert caught.value.status == 413
-    # The connection is as good as new.
+    # The connection still works.
     assert client.upload(make_mask(1), name).rev == 1
 
 
-def test_chat_says_which_version_answered(client, connect, real, name):
+def test_chat_names_the_version_that_answered(client, connect, real, name):
     version = client.upload(make_mask(1), name)
     for asked in (name, f"{name}:latest", version.model):
         chunk = _first_chunk(real, asked)

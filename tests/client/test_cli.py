@@ -1,4 +1,4 @@
-"""The commands, run as a shell runs them, against a server on a real socket."""
+"""Commands of bmt-client against a fake server on a real socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.ports import free_port
 
 @pytest.fixture
 def run(server, monkeypatch):
-    """Run a command line; returns its result, after checking that no key came out."""
+    """Run a command line and check that its output has no key; returns the result."""
     monkeypatch.setenv("BMT_URL", server.url)
     monkeypatch.setenv("BMT_API_KEY", KEY)
 
@@ -44,7 +44,7 @@ def data(result):
     return document["data"]
 
 
-def test_upload_and_look(run, files):
+def test_upload_list_and_show(run, files):
     digest = make_mask(0).digest
     out = run("upload", "m0.bmt", "--name", "math", "--alias", "prod", "--alias", "eu")
     assert f"math@{digest[:12]}  rev 1  uploaded" in out.stdout
@@ -127,7 +127,7 @@ def test_pin(run, files, server):
     assert not server.versions["m0"][0]["pinned"]
 
 
-def test_an_empty_list_says_what_to_do(run):
+def test_an_empty_list_has_a_note(run):
     out = run("list")
     assert out.stdout == ""
     assert "bmt-client upload" in out.stderr
@@ -184,11 +184,11 @@ def test_exit_codes(run, server, command, fault, code, hint):
         assert out.stdout == ""
 
 
-def test_nobody_there_is_unavailable(run):
+def test_an_unreachable_server_is_unavailable(run):
     url = f"http://127.0.0.1:{free_port()}"
     out = run("--url", url, "--retries", "1", "list", exit_code=7)
     assert f"cannot connect to {url}" in out.stderr
-    # The wait is told while it lasts.
+    # Retries are reported while they wait.
     assert "retry 1 of 1" in out.stderr
 
 
@@ -216,14 +216,14 @@ def test_nobody_there_is_unavailable(run):
         ("chat", "math", " "),
     ],
 )
-def test_wrong_use_exits_2_and_asks_no_server(run, files, server, args):
+def test_usage_errors_exit_2_and_send_nothing(run, files, server, args):
     out = run(*args, exit_code=2)
     assert out.stderr
     assert out.stdout == ""
     assert server.requests == []
 
 
-def test_global_options_may_stand_anywhere():
+def test_global_options_may_appear_anywhere():
     assert hoist(["list", "--json"]) == ["--json", "list"]
     assert hoist(["show", "m", "--url", "http://x", "--timeout=3"]) == [
         "--url", "http://x", "--timeout=3", "show", "m"
@@ -285,7 +285,7 @@ def test_chat(run, files, server, stdin):
     ("fault", "code"),
     [(Fault(401), 3), (Fault(404), 4), (Fault(503), 7), (Fault(drop=True), 7), (Fault(422), 6)],
 )
-def test_chat_fails_as_the_others_do(run, server, fault, code):
+def test_errors_of_chat_have_the_same_exit_codes(run, server, fault, code):
     server.faults = [fault]
     out = run("--retries", "0", "chat", "math", "hello", exit_code=code)
     assert out.stderr.startswith("error: ")

@@ -1,4 +1,4 @@
-"""inspect and diff: what they say about files, to people and to programs."""
+"""Commands inspect and diff: output for people and as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def positions(*values: int) -> np.ndarray:
 
 
 def tiny(*gates: tuple[int, ...], **metadata) -> bmt_core.Mask:
-    """Tensors of 4x8, each with the given positions zeroed."""
+    """Mask of 4 × 8 tensors with zeros at the given positions."""
     return bmt_core.Mask(
         base=BASE,
         tensors=tuple(
@@ -38,7 +38,7 @@ def tiny(*gates: tuple[int, ...], **metadata) -> bmt_core.Mask:
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # Not even an address is needed.
+    # The commands need no server address.
     monkeypatch.setenv("BMT_URL", "not an address")
 
     def call(*args, exit_code=0):
@@ -53,7 +53,7 @@ def test_inspect_json_is_golden(run, tmp_path):
     mask = tiny((0, 3, 31), (7,), method="sft", eval={"accuracy": 0.9375, "examples": 400})
     bmt_core.save(mask, tmp_path / "math.bmt")
     found = json.loads(run("inspect", "math.bmt", "--json").stdout)
-    # They belong to the format and its compressor, whose own tests pin them.
+    # These depend on the compressor; the format's own tests pin them.
     data = (tmp_path / "math.bmt").read_bytes()
     assert found["data"].pop("bytes") == len(data)
     assert found["data"].pop("file_digest") == bmt_core.file_digest(data)
@@ -71,7 +71,7 @@ def test_inspect_for_people(run, tmp_path):
     assert "x the entropy bound" in out
 
 
-def test_inspect_refuses_what_the_server_would(run, tmp_path):
+def test_inspect_refuses_invalid_files(run, tmp_path):
     (tmp_path / "bad.bmt").write_bytes(b"PK\x03\x04" + bytes(100))
     error = json.loads(run("inspect", "bad.bmt", "--json", exit_code=6).stdout)["error"]
     assert error["type"] == "Invalid"

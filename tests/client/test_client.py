@@ -1,4 +1,4 @@
-"""Every method of both clients, over a real socket."""
+"""Methods of both clients over a real socket."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_upload_takes_a_path_bytes_or_a_mask(client, tmp_path):
     assert (found.name, found.digest, found.changed) == ("from-metadata", mask.digest, False)
 
 
-def test_upload_tells_what_is_stored(client, server):
+def test_upload_returns_the_stored_version(client, server):
     mask = make_mask(1, task="sums")
     found = client.upload(mask, "math", alias=["prod", "eu"])
     assert found.changed
@@ -96,7 +96,7 @@ def test_a_bad_name_is_refused_before_a_byte_is_sent(client, server, name):
     assert server.requests == []
 
 
-def test_progress_counts_up_and_starts_again_with_a_retry(client, server):
+def test_progress_counts_up_and_restarts_with_a_retry(client, server):
     data = bmt_core.encode(make_mask(1, zeros=3000, layers=100))
     assert len(data) > 65536
     seen: list[tuple[int, int]] = []
@@ -149,7 +149,7 @@ def test_a_lost_answer_to_an_alias_move(client, server):
     client.upload(make_mask(2), "math")
     server.faults = [Fault(drop=True, after=True)]
     moved = client.set_alias("math", "latest", old, if_match=client.get("math").digest)
-    # The fault hit the get above; the next one hits the move itself.
+    # The fault hit the get above; the next one hits the request that moves the alias.
     assert moved.digest == old.digest
     new = client.versions("math")[0]
     current = client.get("math").digest
@@ -157,7 +157,7 @@ def test_a_lost_answer_to_an_alias_move(client, server):
     assert client.set_alias("math", "latest", new, if_match=current).digest == new.digest
 
 
-def test_list_walks_the_pages(client, server):
+def test_list_follows_the_pages(client, server):
     names = [f"m{i:03}" for i in range(7)]
     for i, name in enumerate(names):
         client.upload(make_mask(i), name)
@@ -166,12 +166,12 @@ def test_list_walks_the_pages(client, server):
     assert [mask.name for mask in found] == names
     assert [mask.versions for mask in found] == [1] * 7
     assert len(server.requests) == 3
-    # A server with a smaller bound of its own is walked as well.
+    # The server's own, smaller page size works as well.
     server.page_limit = 2
     assert [mask.name for mask in client.list(page_size=100)] == names
 
 
-def test_a_server_that_does_not_page_is_no_endless_loop(client, server):
+def test_a_server_without_paging_causes_no_endless_loop(client, server):
     client.upload(make_mask(1), "math")
     page = b'{"data": [{"name": "a", "digest": "d"}], "has_more": true}'
     server.faults = [Fault(200, body=page)] * 10
@@ -305,7 +305,7 @@ def test_pin_models_ready(client, connect):
         (418, ProtocolError),
     ],
 )
-def test_statuses_become_types(connect, server, status, kind):
+def test_each_status_has_its_exception(connect, server, status, kind):
     body = b'{"error": {"message": "because", "code": "why", "param": "x", "request_id": "r"}}'
     server.faults = [Fault(status, body=body)]
     with pytest.raises(kind, match="because") as caught:
@@ -325,7 +325,7 @@ def test_statuses_become_types(connect, server, status, kind):
 @pytest.mark.parametrize(
     "body", [b"", b"<html>Bad Gateway</html>", b"[1]", b'{"error": 1}', b"\xff", b"[" * 10_000]
 )
-def test_answers_of_somebody_else(client, server, body):
+def test_answers_of_other_servers_are_protocol_errors(client, server, body):
     server.faults = [Fault(404, body=body)]
     with pytest.raises(NotFound, match="answered 404"):
         client.get("math")
@@ -344,12 +344,12 @@ def test_wrong_key_and_wrong_scope(connect, server):
         connect(server.url, KEY).upload(make_mask(1), "math")
 
 
-def test_the_key_is_in_no_text(connect, server):
+def test_no_text_contains_the_key(connect, server):
     wrong = "bmt_secret-of-mine"
     client = connect(server.url, wrong)
     target = getattr(client, "client", client)
     assert wrong not in repr(target) + repr(target._target) + str(vars(target))
-    # The fake server echoes what it got, as some proxies do.
+    # The fake server echoes the request, as some proxies do.
     with pytest.raises(AuthenticationError) as caught:
         client.get("math")
     error = caught.value
@@ -357,7 +357,7 @@ def test_the_key_is_in_no_text(connect, server):
     assert wrong not in f"{error!r} {error} {error.as_dict()}"
 
 
-def test_an_own_transport_can_be_given():
+def test_an_http_client_can_be_given():
     def handle(request: httpx.Request) -> httpx.Response:
         assert request.headers["Authorization"] == f"Bearer {KEY}"
         return httpx.Response(200, json={"name": "math", "digest": "d" * 64, "unknown": 1})
@@ -368,7 +368,7 @@ def test_an_own_transport_can_be_given():
     assert not pool.is_closed
 
 
-def test_openai_is_the_stock_client(server):
+def test_openai_returns_the_openai_client(server):
     import openai
 
     with BmtClient(server.url, KEY) as client:
@@ -396,7 +396,7 @@ def test_a_timeout_is_unavailable(connect):
     assert (caught.value.code, caught.value.attempts) == ("timeout", 2)
 
 
-def test_a_proxy_of_the_environment_gets_nothing_for_this_machine(connect, server, monkeypatch):
+def test_requests_to_this_machine_bypass_the_proxy(connect, server, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{free_port()}")
     assert list(connect(server.url, KEY, max_retries=0).list()) == []
@@ -407,7 +407,7 @@ def test_uploads_survive_a_flaky_network_each_exactly_once(client, server):
     data = bmt_core.encode(make_mask(1))
     wrong = [Fault(503), Fault(drop=True), Fault(drop=True, after=True), Fault(502, body=b"")]
     for i in range(200):
-        # Each attempt fails with 1 in 4, one of the ways after the work was done.
+        # Each attempt fails with probability 1/4; one of the faults comes after the work is done.
         while chance.random() < 0.25 and len(server.faults) < 4:
             server.faults.append(chance.choice(wrong))
         assert client.upload(data, f"m{i}", if_none_match=True).rev == 1
@@ -416,7 +416,7 @@ def test_uploads_survive_a_flaky_network_each_exactly_once(client, server):
     assert len(server.revs) == 200
 
 
-def test_an_untrusted_certificate_is_named_and_not_tried_again():
+def test_an_untrusted_certificate_is_named_and_not_retried():
     tries = []
 
     def handle(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Which server and key are used, and when they are refused."""
+"""Selection and validation of the server address and key."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_broken_config_file_is_named(content):
         (" http://[::1]:8000/ ", "http://[::1]:8000"),
     ],
 )
-def test_urls_are_brought_into_one_form(url, found):
+def test_urls_are_normalized(url, found):
     assert normal_url(url) == found
 
 
@@ -88,7 +88,7 @@ def test_other_urls_are_refused(url):
 
 @pytest.mark.parametrize("kind", [BmtClient, AsyncBmtClient])
 @pytest.mark.parametrize("host", ["10.0.0.1", "masks.example", "127.0.0.1.example", "[fe80::1]"])
-def test_a_key_does_not_travel_in_the_clear(kind, host):
+def test_a_key_is_not_sent_unencrypted(kind, host):
     with pytest.raises(UsageError, match="https://") as caught:
         kind(f"http://{host}:8000", "bmt_secret")
     assert caught.value.code == "insecure_url"
@@ -104,7 +104,7 @@ def test_loopback_needs_no_encryption(host):
 
 
 @pytest.mark.parametrize("key", ["a\nb", "ключ", "a" * 4097, " "])
-def test_a_key_that_cannot_stand_in_a_header_is_refused_unrepeated(key):
+def test_an_invalid_key_is_refused_and_not_in_the_message(key):
     with pytest.raises(UsageError, match="API key") as caught:
         BmtClient(api_key=key)
     assert key.strip() == "" or key not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What importing costs, and that the package is a program."""
+"""Import cost, public names and `python -m bmt_client`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SURFACE = [
 
 
 def python(code: str) -> str:
-    # The processor time of one thread: BLAS would start one for each core and let them spin.
+    # BLAS would start one thread per core, whose spinning counts as CPU time.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment
@@ -55,7 +55,7 @@ def test_import_loads_no_heavy_package():
     assert python(code) == "[]\n"
 
 
-def test_the_package_is_a_program():
+def test_the_package_runs_as_a_module():
     command = [sys.executable, "-m", "bmt_client", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0

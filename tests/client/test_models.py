@@ -1,4 +1,4 @@
-"""What is read of the server's JSON, from servers older and newer than the client."""
+"""Parsing of the server's JSON, from servers older and newer than the client."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ FULL = {
 }
 
 
-def test_a_version_comes_back_as_it_was_sent():
+def test_a_version_round_trips():
     assert json.loads(json.dumps(Version.from_json(FULL).as_dict())) == FULL
 
 
-def test_a_newer_server_says_more():
+def test_fields_of_a_newer_server_are_ignored():
     base = {**FULL["base"], "new": 1}
     assert Version.from_json({**FULL, "base": base, "new": [1]}) == Version.from_json(FULL)
 
@@ -44,7 +44,7 @@ def test_a_build_before_0_1_calls_the_sparsity_density():
     assert Version.from_json({**FULL, "density": 0.9}).sparsity == FULL["sparsity"]
 
 
-def test_an_older_server_says_less():
+def test_fields_missing_in_an_older_server_have_defaults():
     found = Version.from_json({"name": "math", "digest": "3f" * 32, "parent": None, "base": None})
     assert (found.model, found.aliases, found.rev) == ("math@3f3f3f3f3f3f", (), 0)
 
@@ -65,12 +65,12 @@ def test_an_older_server_says_less():
         (ModelInfo, {"object": "model"}),
     ],
 )
-def test_what_identifies_a_thing_is_required(model, raw):
+def test_identifying_fields_are_required(model, raw):
     with pytest.raises(ProtocolError, match=r"JSON object|lacks a field"):
         model.from_json(raw)
 
 
-def test_versions_can_be_counted_and_kept_in_sets():
+def test_versions_are_hashable_and_frozen():
     assert len({Version.from_json(FULL), Version.from_json(FULL)}) == 1
     assert len({Upload.from_json(FULL), MaskInfo.from_json(FULL)}) == 2
     with pytest.raises(AttributeError):
@@ -88,11 +88,11 @@ def test_versions_can_be_counted_and_kept_in_sets():
         ({"data": [], "has_more": True}, 2, None),
     ],
 )
-def test_pages_tell_where_the_next_one_starts(raw, limit, after):
+def test_pages_name_the_start_of_the_next_one(raw, limit, after):
     assert Page.from_json(raw, Version, "name", limit).next == after
 
 
-def test_a_page_without_data_is_none():
+def test_a_page_without_data_is_an_error():
     with pytest.raises(ProtocolError, match="data"):
         Page.from_json({"items": []}, Version, "name", 2)
 
@@ -116,7 +116,7 @@ def test_file_names_become_mask_names(tmp_path, file, name):
     assert mask_name(name_from_path(tmp_path / file)) == name
 
 
-def test_where_a_download_goes(tmp_path, monkeypatch):
+def test_the_path_of_a_download(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(destination(None, "math")) == "math.bmt"
     assert destination(tmp_path, "math") == tmp_path / "math.bmt"

@@ -1,4 +1,4 @@
-"""What is tried again, how often, and after how long."""
+"""Retry policy: statuses, number of attempts and waits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bmt_client._transport import NoAnswer, Request, Response, Send, Sleep
 
 from tests.support.fake_server import Fault
 
-# The fixture shortens waits; the policy itself is tested as it is.
+# The fixture shortens waits; this file tests the policy without it.
 wait_s = RetryPolicy.wait_s
 REQUEST = Request("GET", "/v1/masks")
 
@@ -23,16 +23,16 @@ def answer(status: int, **headers: str) -> Response:
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_passing_failures_are_tried_again(status):
+def test_transient_failures_are_retried(status):
     assert wait_s(RetryPolicy(), 0, answer(status)) is not None
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 411, 412, 413, 415, 422, 501, 507])
-def test_lasting_failures_are_not(status):
+def test_permanent_failures_are_not_retried(status):
     assert wait_s(RetryPolicy(), 0, answer(status)) is None
 
 
-def test_own_waits_double_up_to_a_bound_with_jitter():
+def test_backoff_doubles_up_to_a_bound_with_jitter():
     policy = RetryPolicy(max_retries=100)
     plain = [wait_s(policy, n, None, lambda: 0.0) for n in range(8)]
     assert plain == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 8.0, 8.0]
@@ -50,14 +50,14 @@ def test_own_waits_double_up_to_a_bound_with_jitter():
         ({"retry_after": "120"}, 120.0),
         ({"retry_after": "121"}, None),
         ({"retry_after": "inf"}, None),
-        # A broken header is as good as none.
+        # A malformed header counts as none.
         ({"retry_after": "-1"}, 0.2),
         ({"retry_after": "nan"}, 0.2),
         ({"retry_after": "soon"}, 0.2),
         ({"retry_after": ""}, 0.2),
     ],
 )
-def test_the_server_says_how_long(headers, seconds):
+def test_the_server_states_the_wait(headers, seconds):
     found = wait_s(RetryPolicy(), 0, answer(503, **headers), lambda: 0.0)
     assert found == (None if seconds is None else pytest.approx(seconds))
 
@@ -71,7 +71,7 @@ def test_retry_after_may_be_a_date():
     assert wait_s(RetryPolicy(), 0, answer(503, retry_after=past)) == 0.0
 
 
-def test_x_should_retry_overrules_the_status():
+def test_x_should_retry_overrides_the_status():
     assert wait_s(RetryPolicy(), 0, answer(503, x_should_retry="false")) is None
     assert wait_s(RetryPolicy(), 0, answer(409, x_should_retry="true")) is not None
 
@@ -110,7 +110,7 @@ def test_retries_are_bounded():
     assert (found.code, found.retryable, waits) == ("connection", True, [])
 
 
-def test_an_untrusted_certificate_is_not_asked_again():
+def test_an_untrusted_certificate_is_not_retried():
     found, waits = drive(RetryPolicy(), [NoAnswer("bad", code="certificate", retryable=False)])
     assert isinstance(found, Unavailable)
     assert waits == []
@@ -128,7 +128,7 @@ def test_over_a_socket(client, server):
     assert len(server.requests) == 4
 
 
-def test_giving_up_says_what_the_server_said(connect, server):
+def test_the_last_error_has_the_servers_message(connect, server):
     client = connect(server.url, max_retries=1)
     server.faults = [Fault(503, {"Retry-After": "7"})] * 2
     with pytest.raises(Unavailable, match="try later") as caught:

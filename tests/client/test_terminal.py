@@ -1,4 +1,4 @@
-"""The program as a person meets it: on a terminal, with colours, a conversation and Ctrl-C."""
+"""bmt-client on a pseudo-terminal: colors, conversations and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Terminal:
         self.text = ""
 
     def until(self, wanted: str, seconds: float = 20) -> str:
-        """Read until `wanted` has appeared; returns all that came so far."""
+        """Read until `wanted` appears; returns all output so far."""
         end = time.monotonic() + seconds
         while wanted not in self.text:
             if not select.select([self.master], [], [], max(0, end - time.monotonic()))[0]:
@@ -51,7 +51,7 @@ class Terminal:
         os.write(self.master, f"{line}\n".encode())
 
     def interrupt(self) -> None:
-        # A signal that comes just before a system call starts waits for that call to end.
+        # A signal just before a system call is handled only after the call ends.
         time.sleep(0.3)
         self.process.send_signal(signal.SIGINT)
 
@@ -70,7 +70,7 @@ class Terminal:
     def _read(self) -> bool:
         try:
             data = os.read(self.master, 65536)
-        except OSError:  # Linux says so where the other end is closed
+        except OSError:  # Linux raises this when the other end is closed
             return False
         self.text += data.decode("utf-8", "replace")
         return bool(data)
@@ -82,7 +82,7 @@ def environment(server, tmp_path):
     return {"BMT_URL": server.url, "BMT_API_KEY": KEY}
 
 
-def test_colours_on_a_terminal_unless_refused(environment, tmp_path):
+def test_colors_on_a_terminal_unless_disabled(environment, tmp_path):
     terminal = Terminal("upload", str(tmp_path / "math.bmt"), **environment)
     assert terminal.end() == 0
     assert "\x1b[32muploaded" in terminal.text
@@ -103,7 +103,7 @@ def test_lines_fit_80_columns(environment, tmp_path):
         assert terminal.end() == 0
         lines = [CONTROL.sub("", line) for line in terminal.text.splitlines()]
         assert max(map(len, lines)) <= 80, args
-    # Folded at the column's edge, not cut.
+    # Folded at the edge of the column, not cut.
     assert "b" * 40 in re.sub(r"[^ab]", "", terminal.text)
 
 
@@ -114,7 +114,7 @@ def test_a_conversation(environment, tmp_path):
     chat.type("hello")
     chat.until("You said hello")
     chat.until(f"math@{make_mask(1).digest[:12]} ")
-    # A failed turn does not end it.
+    # A failed turn does not end the conversation.
     chat.type("/model absent")
     chat.type("anybody?")
     chat.until("error: ")
@@ -126,7 +126,7 @@ def test_a_conversation(environment, tmp_path):
     assert KEY not in chat.text
 
 
-def test_delete_asks_first(environment, tmp_path):
+def test_delete_asks_for_confirmation(environment, tmp_path):
     assert Terminal("upload", str(tmp_path / "math.bmt"), **environment).end() == 0
     refused = Terminal("delete", "math", **environment)
     refused.until("[y/N]")

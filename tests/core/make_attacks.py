@@ -1,4 +1,4 @@
-"""Writes tests/assets/attacks: hostile and damaged `.bmt` files, and manifest.json beside them.
+"""Write tests/assets/attacks: hostile and damaged `.bmt` files, and their manifest.json.
 
 No code of the project and no compressor is used, so the bytes are the same everywhere: files are
 built from docs/format.md, zstd frames by hand from RFC 8878 with stored and run-length blocks.
@@ -28,7 +28,7 @@ _P = (
 
 
 def xxh64(data: bytes) -> int:
-    """The checksum of zstd frames, of which the low four bytes are stored."""
+    """XXH64, the checksum of zstd frames, which store its low four bytes."""
 
     def rot(x: int, n: int) -> int:
         return (x << n | x >> (64 - n)) & _M
@@ -67,7 +67,7 @@ def block(kind: int, size: int, data: bytes, last: bool) -> bytes:
 
 
 def run(byte: int, size: int) -> bytes:
-    """`size` times one byte, in run-length blocks of 128 KiB."""
+    """Run-length blocks of 128 KiB that expand to `size` times `byte`."""
     step = 1 << 17
     pieces = [min(step, size - at) for at in range(0, size, step)]
     return b"".join(
@@ -85,7 +85,7 @@ def frame(
     dictionary: int = 0,
     magic: int = 0xFD2FB528,
 ) -> bytes:
-    """A zstd frame. -1: the true value; None: absent. window: the descriptor byte."""
+    """zstd frame. -1: the correct value; None: absent. window: the descriptor byte."""
     head = (0xC0 if size is not None else 0) | (0x20 if window is None else 0)
     head |= (0x04 if checksum is not None else 0) | (3 if dictionary else 0)
     out = struct.pack("<IB", magic, head)
@@ -142,20 +142,22 @@ def file(
     crc: int | None = None,
     payload_crc: int | None = None,
 ) -> bytes:
-    def told(value: int | None, data: bytes) -> int:
+    def stated(value: int | None, data: bytes) -> int:
         return len(data) if value is None else value
 
     table = model + entries + metadata
     prefix = magic + struct.pack("<HHB", version, flags, codec) + reserved[0]
-    prefix += struct.pack("<III", told(table_length, table), count, told(metadata_length, metadata))
-    prefix += struct.pack("<HH", told(model_length, model), reserved[1]) + BASE + mask_digest
-    prefix += struct.pack("<Q", told(payload_length, payload))
+    prefix += struct.pack(
+        "<III", stated(table_length, table), count, stated(metadata_length, metadata)
+    )
+    prefix += struct.pack("<HH", stated(model_length, model), reserved[1]) + BASE + mask_digest
+    prefix += struct.pack("<Q", stated(payload_length, payload))
     crc = zlib.crc32(prefix + table) if crc is None else crc
     payload_crc = zlib.crc32(payload) if payload_crc is None else payload_crc
     return prefix + struct.pack("<II", crc, payload_crc) + table + payload
 
 
-# Class of an error: its code, the same for ever.
+# Stable code of each error class.
 CODES = {
     "BadMagic": "bad_magic",
     "UnsupportedVersion": "unsupported_version",
@@ -172,7 +174,7 @@ CODES = {
     "BaseMismatch": "base_mismatch",
 }
 
-# A 2 × 4 matrix with positions 1 and 6 deleted: the example of docs/format.md.
+# A 2 × 4 matrix with zeros at 1 and 6: the example of docs/format.md.
 W: Tensor = (b"w", 2, 4, [1, 6])
 ENTRY = entry(b"w", 2, 4, 2)
 GOOD = digest([W])
@@ -190,14 +192,14 @@ def bits(payload: bytes, entries: bytes | None = None, **more) -> bytes:
 
 
 def cases() -> dict[str, tuple[str | None, str | None, bytes]]:
-    """Name of the file: class of the error, its `field`, bytes. No class: a sound file."""
+    """File name -> error class, its `field`, and the bytes. No class: a valid file."""
     big = entry(b"w", 1 << 20, 1 << 20, 0)
     deep = b'{"a":' + b"[" * 40 + b"]" * 40 + b"}"
     tall = [(b"t", 1000, 1000, [70000, 999999])]
     wide = (1 << 31) - 1
     honest = 512 * MIB
     found: dict[str, tuple[str | None, str | None, bytes]] = {
-        # Sound, so that the others are refused for what is wrong with them.
+        # Valid files: controls for the others, which differ in one way.
         "good-gaps": (None, None, gaps()),
         "good-packbits": (None, None, bits(frame(BITS))),
         "good-escapes": (
@@ -254,7 +256,7 @@ def cases() -> dict[str, tuple[str | None, str | None, bytes]]:
         "model-id-surrogate": ("BadHeader", "model_id", gaps(model=b"\xed\xa0\x80")),
         "crc-wrong": ("BadChecksum", "crc32", gaps(crc=0)),
         "crc-of-payload-wrong": ("BadChecksum", "payload crc32", gaps(payload_crc=0)),
-        # The one bit of a zstd frame's header that decoders skip.
+        # The bit of a zstd frame header that decoders ignore.
         "crc-of-payload-unused-bit": (
             "BadChecksum",
             "payload crc32",
@@ -437,7 +439,7 @@ def cases() -> dict[str, tuple[str | None, str | None, bytes]]:
             for name, data in {
                 "junk-after": frame() + b"junk",
                 "junk-far-after": frame() + bytes(1000),
-                # 64 bytes: a reader that takes it in bites of a power of two ends with a whole one.
+                # 64 bytes: the last input of a reader that uses powers of two is complete.
                 "junk-after-64": bytes.fromhex("28b52ffd2400") + bytes(51) + frame()[13:] + b"junk",
                 "second": frame() + frame(),
                 "checksum-wrong": frame(checksum=0),

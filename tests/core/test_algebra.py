@@ -1,4 +1,4 @@
-"""Mask algebra is set algebra, exactly."""
+"""Mask algebra equals set algebra."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def sets(mask):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_operations_are_those_of_sets(seed):
+def test_operations_match_python_sets(seed):
     a, b = mask_of_shapes(seed, SHAPES, 0.3), mask_of_shapes(seed + 100, SHAPES, 0.2)
     for operation, same in (
         (bmt_core.union, set.union),
@@ -34,13 +34,13 @@ def test_operations_are_those_of_sets(seed):
     assert bmt_core.jaccard(a, b) == both / (a.zeros + b.zeros - both)
 
 
-def test_a_flip_set_takes_one_mask_to_the_other():
+def test_a_symmetric_difference_turns_one_mask_into_the_other():
     a, b = mask_of_shapes(0, SHAPES, 0.3), mask_of_shapes(1, SHAPES, 0.3)
     flips = bmt_core.symmetric_difference(a, b)
     assert bmt_core.symmetric_difference(a, flips) == b
 
 
-def test_masks_of_two_bases_do_not_mix():
+def test_masks_of_different_bases_are_refused():
     a = mask_of_shapes(0, SHAPES, 0.3)
     other = bmt_core.Mask(bmt_core.Base("o", "12" * 32), a.tensors)
     with pytest.raises(bmt_core.BaseMismatch):
@@ -58,7 +58,7 @@ def test_identity_ignores_metadata_and_codec_but_not_the_base():
     assert bmt_core.jaccard(a, again) == 1.0
 
 
-def test_a_tensor_that_one_mask_lacks_counts_as_untouched():
+def test_a_tensor_missing_in_one_mask_counts_as_unmasked():
     a = mask_of_shapes(0, SHAPES, 0.3)
     b = bmt_core.Mask(a.base, a.tensors[:1])
     assert sets(bmt_core.union(a, b)) == sets(a)
@@ -72,7 +72,7 @@ def test_a_tensor_that_one_mask_lacks_counts_as_untouched():
 
 
 @pytest.mark.parametrize("shape", [(65536, 65536), (65536, 65537)])
-def test_positions_keep_their_type_about_32_bits(shape):
+def test_positions_keep_their_dtype_around_32_bits(shape):
     last = shape[0] * shape[1] - 1
 
     def one(*positions):

@@ -1,4 +1,4 @@
-"""Hostile files: each is refused with its typed error, at once and with little memory."""
+"""Hostile files: each is refused with its typed error, quickly and with little memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXPANDED = ("bomb-of-escapes.bmt", "bomb-of-all-zeros.bmt")
 
 
 def decode(name: str, data: bytes) -> bmt_core.Mask:
-    """As a reader that is stricter, where the file is sound and only not for that reader."""
+    """Arguments of `decode`; stricter limits for files that are valid without them."""
     limits = bmt_core.Limits(
         max_sparsity=0.05 if name.startswith("too-many-zeros") else 1.0,
         shapes={"w": (2, 4)} if name.startswith("base-has") else None,
@@ -27,7 +27,7 @@ def decode(name: str, data: bytes) -> bmt_core.Mask:
     return bmt_core.decode(data, limits=limits, expect_base=expected)
 
 
-def test_the_files_are_those_of_the_script():
+def test_the_files_match_the_script():
     made = {f"{name}.bmt": case for name, case in cases().items()}
     assert manifest() == MANIFEST
     assert {p.name for p in FOLDER.glob("*.bmt")} == set(made)
@@ -45,7 +45,7 @@ def test_every_error_of_a_reader_has_a_file():
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_sound_files_are_read(name):
+def test_valid_files_are_read(name):
     mask = bmt_core.load(FOLDER / name)
     assert bmt_core.decode(bmt_core.encode(mask)) == mask
 
@@ -66,7 +66,7 @@ def test_attacks_are_refused(name):
     if told["field"]:
         assert caught.value.field == told["field"], caught.value
     assert len(str(caught.value)) < 1000
-    # These frames are within the limits, so they are expanded before they are refused.
+    # These frames are within the limits, so the reader expands them before it refuses them.
     assert peak < (8 << 20 if name in EXPANDED else 4 << 20)
     assert seconds < 2
 

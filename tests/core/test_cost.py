@@ -1,4 +1,4 @@
-"""What a mask of an 8B model costs: bytes against the entropy bound, processor time to read it."""
+"""Cost of a mask of an 8B model: bytes against the entropy bound, CPU time and memory to read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def mask() -> bmt_core.Mask:
         bmt_core.TensorMask(
             f"model.layers.{layer}.mlp.gate_proj.weight",
             SHAPE,
-            # Drawn with replacement: about 0.1 % are drawn twice and count once.
+            # Drawn with replacement: about 0.1 % are duplicates and count once.
             np.unique(rng.integers(0, numel, int(numel * SPARSITY), dtype=np.uint32)),
         )
         for layer in range(LAYERS)
@@ -35,14 +35,14 @@ def file(mask) -> bytes:
 
 
 def test_the_file_is_near_the_entropy_bound(mask, file):
-    """The least that random positions need is numel · H(sparsity) bits; measured 1.030 times it."""
+    """Random positions need at least numel · H(sparsity) bits; measured: 1.030 times that."""
     p = mask.sparsity
     bits = mask.numel * -(p * math.log2(p) + (1 - p) * math.log2(1 - p))
     assert len(file) <= 1.035 * bits / 8
 
 
 def test_reading_and_checking_takes_milliseconds(mask, file):
-    """15 ms of one EPYC core; the bound only notices a loop over positions or a second pass."""
+    """15 ms on one EPYC core; the bound catches a Python loop over positions or a second pass."""
     limits = bmt_core.Limits.for_geometry({t.name: t.shape for t in mask.tensors})
     spent = []
     for _ in range(10):
@@ -59,5 +59,5 @@ def test_reading_takes_memory_for_symbols_and_positions_only(mask, file):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert read.zeros == mask.zeros
-    # 4 bytes a position, 2 a symbol, and the file's own frame once more.
+    # 4 bytes per position, 2 per symbol, and one copy of the file's frame.
     assert peak < 4 * mask.zeros + 2 * mask.zeros + len(file) + (4 << 20)

@@ -1,4 +1,4 @@
-"""A damaged file is refused with a typed error."""
+"""Damaged files are refused with a typed error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_every_truncation_is_refused(file):
             bmt_core.decode(data[:length])
 
 
-def test_every_flipped_bit_is_noticed(file):
+def test_every_flipped_bit_is_refused(file):
     _, data = file
     for bit in range(len(data) * 8):
         damaged = bytearray(data)
@@ -32,7 +32,7 @@ def test_every_flipped_bit_is_noticed(file):
 
 
 @pytest.mark.parametrize("extra", [b"\0", b"PK\x03\x04", bytes(100)])
-def test_nothing_may_follow(file, extra):
+def test_trailing_bytes_are_refused(file, extra):
     with pytest.raises(bmt_core.TrailingBytes):
         bmt_core.decode(file[1] + extra)
 
@@ -56,7 +56,7 @@ def test_expected_base_and_limits(file):
 
 
 @pytest.mark.parametrize("codec", ["gaps", "packbits"])
-def test_limits_of_a_base_admit_its_mask_with_the_most_zeros_allowed(codec):
+def test_limits_of_a_base_admit_its_mask_with_the_most_zeros(codec):
     mask = mask_of_shapes(1, [(64, 64)] * 3, 0.25)
     geometry = {t.name: t.shape for t in mask.tensors}
     data = bmt_core.encode(mask, codec)
@@ -78,7 +78,7 @@ def test_limits_of_a_base_admit_its_mask_with_the_most_zeros_allowed(codec):
         lambda: bmt_core.encode(mask_of_shapes(0, [(2, 2)], 0.5), "rar"),
     ],
 )
-def test_impossible_masks_cannot_be_built(build):
+def test_invalid_masks_cannot_be_built(build):
     with pytest.raises(bmt_core.MaskError):
         build()
 

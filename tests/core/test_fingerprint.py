@@ -1,4 +1,4 @@
-"""A fingerprint is of a checkpoint's content: all of it, however it is spread over files."""
+"""A fingerprint covers a checkpoint's whole content, independent of its files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_sharding_order_and_metadata_do_not_matter(tmp_path, whole):
     assert bmt_core.geometry(whole, r"norm|nothing") == {}
 
 
-def test_everything_about_every_tensor_matters(tmp_path, whole):
+def test_every_property_of_every_tensor_counts(tmp_path, whole):
     seen = {bmt_core.fingerprint(whole)}
 
     def changed(tensors):
@@ -115,7 +115,7 @@ ENTRY = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
         f'{{"\\ud800":{ENTRY}}}'.encode(),
     ],
 )
-def test_a_damaged_header_is_told(tmp_path, header):
+def test_a_damaged_header_is_an_error(tmp_path, header):
     body: list[Tensor] = [("a", "F32", [2], bytes(8))]
     folder = write(tmp_path / "c" / "m.safetensors", body, raw_header=header)
     for read in (bmt_core.fingerprint, bmt_core.geometry):
@@ -123,7 +123,7 @@ def test_a_damaged_header_is_told(tmp_path, header):
             read(folder)
 
 
-def test_a_cut_file_is_told_wherever_it_is_cut(tmp_path):
+def test_every_truncation_is_an_error(tmp_path):
     path = tmp_path / "c" / "m.safetensors"
     write(path, TENSORS)
     data = path.read_bytes()
@@ -133,7 +133,7 @@ def test_a_cut_file_is_told_wherever_it_is_cut(tmp_path):
             bmt_core.fingerprint(path.parent)
 
 
-def test_what_is_no_checkpoint_is_told(tmp_path, whole):
+def test_other_folders_are_an_error(tmp_path, whole):
     empty = tmp_path / "empty"
     empty.mkdir()
     folder = tmp_path / "folder"
@@ -150,7 +150,7 @@ def test_what_is_no_checkpoint_is_told(tmp_path, whole):
 
 
 def test_links_are_followed(tmp_path, whole):
-    """Hugging Face's cache is a folder of links."""
+    """The cache of Hugging Face is a folder of links."""
     links = tmp_path / "links"
     links.mkdir()
     (links / "model.safetensors").symlink_to(whole / "model.safetensors")
@@ -178,7 +178,7 @@ def test_the_cache_is_used_until_a_file_changes(tmp_path, whole):
     assert not list(cache.glob("*.tmp"))
 
 
-def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path, whole):
+def test_an_unwritable_cache_is_ignored(tmp_path, whole):
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert bmt_core.fingerprint(whole, cache_dir=blocked) == bmt_core.fingerprint(whole)

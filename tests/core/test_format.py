@@ -1,4 +1,4 @@
-"""Any mask comes back from its file, and a file of the same mask is the same file."""
+"""Round trips: masks survive encoding, and encoding is deterministic."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ names = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=
 def tensors(draw, name):
     d_out, d_in = draw(st.integers(1, 2000)), draw(st.integers(1, 300))
     numel = d_out * d_in
-    # Positions near the ends, near each other, and about an escape apart.
+    # Positions near the ends, adjacent, and about an escape apart.
     anchors = st.sampled_from([0, 65534, 65535, 65536, 131069, 131070, 131071, numel])
     offset = st.integers(-2, 2) | st.integers(0, numel)
     picks = draw(st.lists(st.tuples(anchors, offset), max_size=30))
@@ -88,7 +88,7 @@ def test_round_trip(mask, codec):
 
 @settings(max_examples=300, deadline=None)
 @given(st.data(), st.sampled_from(CODECS))
-def test_damage_anywhere_gives_an_error_or_the_same_mask(data, codec):
+def test_damage_anywhere_raises_or_leaves_the_mask_unchanged(data, codec):
     mask = data.draw(masks())
     sound = bmt_core.encode(mask, codec)
     damaged = bytearray(sound)
@@ -104,14 +104,14 @@ def test_damage_anywhere_gives_an_error_or_the_same_mask(data, codec):
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=300))
-def test_noise_is_refused(noise):
+def test_random_bytes_are_refused(noise):
     for data in (noise, b"\x89BMT\r\n\x1a\n" + noise):
         with pytest.raises(bmt_core.FormatError):
             bmt_core.decode(data)
 
 
-def test_a_damaged_payload_behind_a_sound_header_is_never_another_mask():
-    """The payload alone, each byte to each value: zstd's checksum and our digest stand alone."""
+def test_a_damaged_payload_with_a_valid_header_is_never_another_mask():
+    """Each payload byte takes each value; only zstd's checksum and the mask digest can notice."""
     mask = bmt_core.Mask(BASE, (bmt_core.TensorMask("w", (4, 10), np.array([1, 6, 30])),))
     for codec in CODECS:
         data = bmt_core.encode(mask, codec)
@@ -142,16 +142,16 @@ def test_many_tensors():
     ("shape", "dtype"),
     [
         ((65536, 65535), np.uint32),
-        ((65536, 65536), np.uint32),  # 2**32 weights: every position still fits
+        ((65536, 65536), np.uint32),  # 2**32 weights: every position fits
         ((65536, 65537), np.uint64),
         ((1 << 20, 1 << 16), np.uint64),
     ],
 )
-def test_positions_about_and_beyond_32_bits(shape, dtype):
+def test_positions_around_and_above_32_bits(shape, dtype):
     numel = shape[0] * shape[1]
     edges = [0, 1, 65535, (1 << 31) - 1, 1 << 31, (1 << 32) - 2, (1 << 32) - 1, 1 << 32, numel - 1]
     wide = bmt_core.TensorMask("w", shape, np.array(sorted({p for p in edges if p < numel})))
-    # The second tensor's sums begin where the first one's end.
+    # The sums of the second tensor continue after those of the first.
     last = bmt_core.TensorMask("x", (65536, 65536), np.array([5, (1 << 32) - 1]))
     none = bmt_core.TensorMask("y", shape, np.array([], np.uint64))
     mask = bmt_core.Mask(BASE, (wide, last, none))
@@ -177,7 +177,7 @@ def test_a_tensor_at_32_bits_is_not_wrapped_by_its_gaps():
                 codecs.decode_gaps(memoryview(frame), [spec], bmt_core.Limits())
 
 
-def test_packing_takes_memory_for_the_packed_bits_only():
+def test_packing_needs_memory_for_the_packed_bits_only():
     mask = bmt_core.Mask(BASE, (bmt_core.TensorMask("w", (1 << 13, 1 << 13), np.array([7, 99])),))
     tracemalloc.start()
     data = bmt_core.encode(mask, "packbits")
@@ -188,7 +188,7 @@ def test_packing_takes_memory_for_the_packed_bits_only():
     assert peak < 40 << 20, "64 Mi weights are 8 MiB of bits"
 
 
-def test_what_cannot_be_written_says_so():
+def test_masks_that_cannot_be_written_raise():
     far = (1 << 31) - 1
     mask = bmt_core.Mask(BASE, (bmt_core.TensorMask("w", (far, far), np.array([far * far - 1])),))
     for codec in CODECS:
@@ -229,7 +229,7 @@ def test_positions_that_do_not_fit_are_refused_not_wrapped(shape, positions):
         bmt_core.TensorMask("w", shape, positions)
 
 
-def test_a_mask_does_not_share_what_its_maker_can_change():
+def test_a_mask_shares_no_writable_array_with_its_maker():
     mine = np.array([1, 6], np.uint32)
     tensor = bmt_core.TensorMask("w", (4, 10), mine)
     assert mine.flags.writeable
@@ -256,19 +256,19 @@ def test_a_mask_does_not_share_what_its_maker_can_change():
         lambda: bmt_core.Mask(BASE, (), {"a": np.int64(1)}),
     ],
 )
-def test_metadata_that_is_no_json_is_refused(build):
+def test_metadata_outside_json_is_refused(build):
     with pytest.raises(bmt_core.BadMetadata):
         build()
 
 
-def test_metadata_that_holds_itself_is_refused():
+def test_recursive_metadata_is_refused():
     loop: dict = {}
     loop["loop"] = loop
     with pytest.raises(bmt_core.BadMetadata):
         bmt_core.Mask(BASE, (), loop)
 
 
-def test_a_model_id_is_text_of_bounded_length():
+def test_a_model_id_has_bounded_length():
     assert bmt_core.Base("é" * 512, "ab" * 32)
     for text in ("é" * 513, "\ud800"):
         with pytest.raises(bmt_core.MaskError):

@@ -1,4 +1,4 @@
-"""A base's limits admit every mask that it allows, in both codecs, and refuse what is beyond."""
+"""Limits of a base admit every allowed mask in both codecs, and refuse larger ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CODECS = ("gaps", "packbits")
 
 
 def mask(zeros: int, seed: int = 0, metadata=None) -> bmt_core.Mask:
-    """Exactly so many zeros, anywhere."""
+    """Mask with exactly `zeros` zeros at random positions."""
     picks = np.sort(np.random.default_rng(seed).choice(NUMEL, zeros, replace=False))
     size = 96 * 257
     tensors = tuple(
@@ -28,7 +28,7 @@ def test_a_mask_with_the_most_zeros_allowed_is_read_and_one_with_more_is_not(cod
     limits = bmt_core.Limits.for_geometry(SHAPES, sparsity)
     most = int(NUMEL * sparsity)
     for seed in range(3):
-        # All that a header may hold beside: the longest model id and metadata.
+        # The longest model id and metadata that a header may have.
         largest = mask(most, seed, {"log": "".join(map(chr, range(0x4E00, 0x4E00 + 21000)))})
         data = bmt_core.encode(largest, codec)
         assert bmt_core.decode(data, limits=limits) == largest
@@ -40,7 +40,7 @@ def test_a_mask_with_the_most_zeros_allowed_is_read_and_one_with_more_is_not(cod
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_mask_with_as_many_escapes_as_can_be_is_read(codec):
+def test_a_mask_with_the_most_escapes_is_read(codec):
     geometry = {"w": (1000, 655_350)}
     positions = np.arange(65535, 655_350_000, 65536)
     sparse = bmt_core.Mask(
@@ -50,7 +50,7 @@ def test_a_mask_with_as_many_escapes_as_can_be_is_read(codec):
     assert bmt_core.decode(bmt_core.encode(sparse, codec), limits=limits) == sparse
 
 
-def test_a_base_bounds_what_any_file_may_cost():
+def test_a_base_bounds_the_size_of_any_file():
     limits = bmt_core.Limits.for_geometry(SHAPES, 0.05)
     assert limits.max_raw_bytes < NUMEL
     assert limits.max_file_bytes < NUMEL / 8 * 1.01 + 80_000
@@ -78,7 +78,7 @@ def test_files_and_devices_are_read_up_to_the_limit(tmp_path):
         bmt_core.load("/dev/zero", limits=limits)
 
 
-def test_a_part_of_the_tensors_is_enough_and_another_one_is_not():
+def test_a_subset_of_the_tensors_is_read_and_another_tensor_is_refused():
     limits = bmt_core.Limits.for_geometry(SHAPES, 0.05)
     whole = mask(400)
     part = bmt_core.Mask(whole.base, whole.tensors[1:2])

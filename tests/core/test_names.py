@@ -1,4 +1,4 @@
-"""Names of masks: what is one, and what is refused."""
+"""Grammar of mask names and references."""
 
 import bmt_core
 import pytest
@@ -43,7 +43,7 @@ def test_bad_references_are_refused(text):
     assert caught.value.code == "name_invalid"
 
 
-def test_digests_are_whole_and_lower_case():
+def test_digests_have_64_lower_case_digits():
     assert bmt_core.validate_digest(DIGEST) == DIGEST
     for text in (DIGEST[:-1], DIGEST + "0", DIGEST.upper(), "sha256:" + DIGEST):
         with pytest.raises(bmt_core.InvalidName):
@@ -51,7 +51,7 @@ def test_digests_are_whole_and_lower_case():
 
 
 @pytest.mark.parametrize("value", [None, 5, b"math", ["math"], 1.5])
-def test_what_is_no_text_is_refused_as_a_name(value):
+def test_values_that_are_not_text_are_refused(value):
     for check in (
         bmt_core.validate_name,
         bmt_core.validate_alias,

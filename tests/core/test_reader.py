@@ -1,4 +1,4 @@
-"""Whatever the bytes are, the reader gives a mask or a `BmtError`: found by hypothesis."""
+"""The reader returns a mask or raises a `BmtError` for any bytes, by hypothesis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.damaged_files import LIMITS, files
 
 @settings(max_examples=300, deadline=None)
 @given(files(), st.sampled_from(LIMITS))
-def test_the_reader_gives_a_mask_or_its_own_error(data, limits):
+def test_the_reader_returns_a_mask_or_raises_its_own_error(data, limits):
     refused = None
     try:
         mask = bmt_core.decode(data, limits=limits)
@@ -28,7 +28,7 @@ def test_the_reader_gives_a_mask_or_its_own_error(data, limits):
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_what_is_written_is_read_again(data):
+def test_a_written_mask_is_read_back(data):
     shapes = data.draw(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 70)), max_size=4))
     tensors = []
     for i, (rows, cols) in enumerate(shapes):

@@ -1,4 +1,4 @@
-"""A file is written whole or not at all."""
+"""Files are written atomically."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def mask(*positions: int) -> bmt_core.Mask:
     return bmt_core.Mask(BASE, (bmt_core.TensorMask("w", (4, 10), np.array(positions)),))
 
 
-def test_a_killed_writer_leaves_a_whole_file(tmp_path):
+def test_a_killed_writer_leaves_a_complete_file(tmp_path):
     path = tmp_path / "m.bmt"
     rng = np.random.default_rng(0)
     seen = set()
@@ -47,7 +47,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path):
     assert seen <= {0, 1}
 
 
-def test_the_file_is_that_of_encode_and_its_digest_is_returned(tmp_path):
+def test_the_file_equals_encode_and_its_digest_is_returned(tmp_path):
     path = tmp_path / "m.bmt"
     for one, codec in ((mask(1, 6), "gaps"), (mask(2), "packbits")):
         digest = bmt_core.save(one, path, codec)
@@ -58,7 +58,7 @@ def test_the_file_is_that_of_encode_and_its_digest_is_returned(tmp_path):
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
-def test_permissions_are_those_of_any_new_file(tmp_path, umask):
+def test_permissions_follow_the_umask(tmp_path, umask):
     before = os.umask(umask)
     try:
         bmt_core.save(mask(1), tmp_path / "m.bmt")
@@ -67,7 +67,7 @@ def test_permissions_are_those_of_any_new_file(tmp_path, umask):
     assert (tmp_path / "m.bmt").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-def test_a_failed_save_leaves_nothing_behind_and_the_old_file(tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "m.bmt"
     bmt_core.save(mask(1), path)
     with pytest.raises(bmt_core.MaskError):

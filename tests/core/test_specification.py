@@ -1,4 +1,4 @@
-"""docs/format.md is enough: a reader made from that page alone agrees with ours."""
+"""A second reader, written from docs/format.md alone, agrees with bmt_core."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "format.md"
     [
         ([(3, 5)], 0.4),
         ([(7, 9), (16, 8), (1, 1)], 0.1),
-        ([(400, 500), (600, 700)], 1e-5),  # gaps beyond 65535: escapes, also across tensors
+        ([(400, 500), (600, 700)], 1e-5),  # gaps above 65535: escapes, also across tensors
         ([(300, 300), (300, 300)], 0.0),
         ([(20, 20)], 1.0),
         ([], 0.0),
@@ -45,7 +45,7 @@ def test_a_second_reader_agrees(codec, shapes, sparsity):
     assert bmt_core.encode(mask, "gaps") != data or codec == "gaps"
 
 
-def test_the_pages_example_is_the_file():
+def test_the_example_of_the_page_equals_the_file():
     dump = re.search(r"```\n(0000 .*?)```", PAGE.read_text(), re.DOTALL)
     assert dump is not None
     rows = dump.group(1).strip().splitlines()
@@ -56,7 +56,7 @@ def test_the_pages_example_is_the_file():
     assert specification.read(example)["positions"] == {"w": [1, 6]}
 
 
-def test_the_base_fingerprint_is_the_pages(tmp_path):
+def test_the_base_fingerprint_follows_the_page(tmp_path):
     tensors = {"b.weight": np.arange(6, dtype="<f4").reshape(2, 3), "a": np.ones(4, "<f2")}
     kinds = {"<f4": "F32", "<f2": "F16"}
 
