@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import bmt_core
 import pytest
+from bmt_server.evaluation_engine import GreedyEngine
 from bmt_trainer.cli.main import app
 from bmt_trainer.errors import ConfigError, RolloutError
 from bmt_trainer.evaluation import backends
-from bmt_trainer.evaluation.backends import by_options, by_server
+from bmt_trainer.evaluation.backends import ENGINES, by_options, by_server, by_vllm
+from bmt_trainer.models import load_tokenizer
 from typer.testing import CliRunner
 
 
@@ -107,3 +111,41 @@ def test_server_names_and_mask_files_are_not_combined(tmp_path):
     for change in {}, {"mask_name": "reverse"}:
         with pytest.raises(ConfigError, match="name it by --mask-name"):
             by_options("m", tmp_path / "m.bmt", **{**OPTIONS, "server": "http://there", **change})
+
+
+def test_the_server_registers_the_vllm_engine():
+    [registered] = importlib.metadata.entry_points(group=ENGINES, name="vllm")
+    assert registered.load() is GreedyEngine
+
+
+class Spelling:
+    """Engine that answers every prompt with its last token, thrice, and keeps its arguments."""
+
+    def __init__(self, model, *, max_num_seqs):
+        self.made, self.calls = (model, max_num_seqs), []
+        Spelling.last = self
+
+    def generate(self, prompts, max_tokens, mask=None):
+        self.calls.append((max_tokens, mask and mask.digest))
+        return [[ids[-1]] * 3 for ids in prompts]
+
+
+def test_the_vllm_backend_passes_token_ids_and_masks(checkpoint, tmp_path, monkeypatch):
+    class Registered:
+        def load(self):
+            return Spelling
+
+    base = bmt_core.Base("tiny", bmt_core.fingerprint(checkpoint))
+    mask = bmt_core.Mask(base, (), {})
+    bmt_core.save(mask, tmp_path / "m.bmt")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: [Registered()])
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: name)
+    models = by_vllm(str(checkpoint), tmp_path / "m.bmt", batch_size=8)
+    prompts = [({"role": "user", "content": text},) for text in ("a", "b")]
+    last = load_tokenizer(checkpoint).decode(
+        [backends.render(load_tokenizer(checkpoint), p)[-1] for p in prompts]
+    )
+    assert "".join(models["base"](prompts, 5)) == "".join(c * 3 for c in last)
+    models["mask"](prompts, 7)
+    assert Spelling.last.made == (str(checkpoint), 8)
+    assert Spelling.last.calls == [(5, None), (7, mask.digest)]

@@ -138,6 +138,22 @@ class Result:
         """Paired comparison of the second model with the first."""
         return paired(self.right[first], self.right[second])
 
+    def cells(self) -> list[tuple[str, ...]]:
+        """A row of text for each model, in the order of HEADER."""
+        rows = []
+        for name in self.right:
+            score = self.score(name)
+            low, high = score.interval
+            p = f"{self.against('base', name).p_value:.2g}" if name != "base" else ""
+            rows.append(
+                (
+                    *(self.suite, name, f"{100 * score.accuracy:.2f}"),
+                    f"{100 * low:.1f} to {100 * high:.1f}",
+                    *(f"{100 * score.lenient / score.total:.1f}", p, str(score.total)),
+                )
+            )
+        return rows
+
     def to_json(self) -> dict[str, Any]:
         """The outcome for results; base and mask are compared if both ran."""
         if self.skipped is not None:
@@ -152,6 +168,9 @@ class Result:
             summary["interval95"] = [round(bound, 6) for bound in pair.interval]
             summary["mcnemar_p"] = pair.p_value
         return summary
+
+
+HEADER = ("set", "model", "accuracy, %", "95 %", "lenient, %", "p", "n")
 
 
 def named(names: str) -> list[Suite]:
