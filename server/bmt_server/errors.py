@@ -1,15 +1,16 @@
-"""Errors of the HTTP surface, one tree::
+"""Errors of the HTTP API, one tree::
 
-ApiError                  status, type, code, param, retry_after
+ApiError                 status, type, code, param, retry_after
 ├── BadRequest       400
 ├── Unauthorized     401
 ├── Forbidden        403
-├── NotFound         404  unknown and another tenant's alike
+├── NotFound         404  also for another tenant's objects
 ├── LengthRequired   411
-├── Conflict         412  a lost race; never 409, which clients retry
+├── Conflict         412  a failed precondition; not 409, which clients retry
 ├── PayloadTooLarge  413
 ├── UnsupportedMedia 415
 ├── Invalid          422
+├── RateLimited      429  with Retry-After
 ├── Unavailable      503  with Retry-After
 │   ├── CacheFull         the local disk, not the registry
 │   └── RegistryDown
@@ -25,7 +26,10 @@ import bmt_core
 
 
 class ApiError(Exception):
-    """Becomes a response in OpenAI's error shape. retry_after: seconds, or None."""
+    """Error that becomes a response in OpenAI's error form.
+
+    code: machine-readable; param: the request's field; retry_after: seconds, or None.
+    """
 
     status = 500
     type = "server_error"
@@ -58,61 +62,61 @@ class ApiError(Exception):
 
 
 class BadRequest(ApiError):
-    """The request itself is wrong."""
+    """Malformed request."""
 
     status, type, code = 400, "invalid_request_error", "bad_request"
 
 
 class Unauthorized(ApiError):
-    """No key, or none that is known."""
+    """Missing, unknown, expired or revoked API key."""
 
     status, type, code = 401, "authentication_error", "invalid_api_key"
 
 
 class Forbidden(ApiError):
-    """A key without the scope that the route needs."""
+    """API key without the scope that the route needs."""
 
     status, type, code = 403, "permission_error", "scope_missing"
 
 
 class NotFound(ApiError):
-    """No such mask, version, alias, blob or route for this key."""
+    """Mask, version, alias, blob or route that does not exist for this key."""
 
     status, type, code = 404, "not_found_error", "not_found"
 
 
 class LengthRequired(ApiError):
-    """An upload without Content-Length."""
+    """Upload without Content-Length."""
 
     status, type, code = 411, "invalid_request_error", "length_required"
 
 
 class Conflict(ApiError):
-    """The precondition does not hold: somebody else was first."""
+    """Failed precondition, because another writer was first."""
 
     status, type, code = 412, "conflict_error", "precondition_failed"
 
 
 class PayloadTooLarge(ApiError):
-    """More bytes than allowed."""
+    """Body larger than its limit."""
 
     status, type, code = 413, "invalid_request_error", "too_large"
 
 
 class UnsupportedMedia(ApiError):
-    """A content type or encoding that the route does not take."""
+    """Content type or encoding that the route does not accept."""
 
     status, type, code = 415, "invalid_request_error", "unsupported_media_type"
 
 
 class Invalid(ApiError):
-    """A file that is not a valid mask of the served base."""
+    """File that is not a valid mask of the served base model."""
 
     status, type, code = 422, "invalid_request_error", "invalid_mask"
 
 
 class RateLimited(ApiError):
-    """A key asks for more than it may; the message says how much that is."""
+    """API key beyond its rate or concurrency limit."""
 
     status, type, code = 429, "rate_limit_error", "rate_limited"
 
@@ -121,7 +125,7 @@ class RateLimited(ApiError):
 
 
 class Unavailable(ApiError):
-    """Something the request needs is not there now; trying again helps."""
+    """Temporary failure; the same request may succeed later."""
 
     status, type, code = 503, "server_error", "unavailable"
 
@@ -130,31 +134,31 @@ class Unavailable(ApiError):
 
 
 class RegistryDown(Unavailable):
-    """Redis does not answer."""
+    """Registry that does not answer."""
 
     code = "registry_unavailable"
 
 
 class CacheFull(Unavailable):
-    """The local disk has no room for a mask that is not on it yet. Others are served."""
+    """Local disk without room for a further mask; masks on it are still served."""
 
     code = "cache_full"
 
 
 class MemoryFull(ApiError):
-    """Pinned masks would take all of the workers' memory for masks."""
+    """Workers' mask memory that pinned masks would fill."""
 
     status, type, code = 507, "server_error", "memory_full"
 
 
 class RegistryFull(ApiError):
-    """Redis is out of memory and rightly refuses to evict."""
+    """Registry out of memory; it must not evict masks."""
 
     status, type, code = 507, "server_error", "registry_full"
 
 
 def from_core(error: bmt_core.BmtError) -> ApiError:
-    """The response for an error of `bmt_core` about an upload or a name."""
+    """The API error for an error of `bmt_core` about an upload or a name."""
     if isinstance(error, bmt_core.InvalidName):
         return BadRequest(str(error), code=error.code, param=error.field)
     if isinstance(error, bmt_core.TooLarge) and error.field == "file":

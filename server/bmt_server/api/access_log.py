@@ -1,7 +1,7 @@
-"""One line of log and one span for each request: who asked, which mask answered, how it ended.
+"""Access log: one log line and one span per request, with its key, its mask and its outcome.
 
-Neither has prompts, answers, keys or what a client put into its URL's query. With
-`--logging-config.formatter json`, vLLM's own flag, the line's fields are JSON's.
+Neither contains prompts, completions, keys or the query of the URL. With vLLM's
+`--logging-config.formatter json` the line's fields are JSON fields.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from bmt_server.registry.schemas import Principal, Version
 
 logger = logging.getLogger("vllm.bmt_server.requests")
 
-_PATH_SHOWN = 200
+_MAX_PATH_CHARACTERS = 200
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What is known of a request so far. path: as routing sees it; digest: the whole of it."""
+    """Log fields of one request, filled in as the request proceeds.
+
+    path: as routing sees it. digest: the mask's full digest. status: 0 until a response starts.
+    """
 
     request_id: str
     method: str
@@ -34,24 +37,25 @@ class RequestRecord:
     mask: str = ""
     digest: str = ""
     error: str = ""
-    began: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
 
-    def asked_by(self, principal: Principal) -> None:
+    def set_principal(self, principal: Principal) -> None:
+        """Record the authenticated key and its tenant."""
         self.key_id, self.tenant = principal.key_id, principal.tenant
 
-    def answered_by(self, model: str, version: Version | None) -> None:
-        """version: None for the base model."""
+    def set_model(self, model: str, version: Version | None) -> None:
+        """Record the resolved model. version: None for the base model."""
         self.model = model if version is None else version.model
         self.mask = "" if version is None else version.name
         self.digest = "" if version is None else version.digest
 
     def end(self, *, quiet: bool = False) -> None:
-        """The response has ended. quiet: no line, as for probes."""
-        seconds = time.monotonic() - self.began
-        if self.span.kept:
-            self.span.set(
+        """Write the line and end the span. quiet: no line, as for probes."""
+        seconds = time.monotonic() - self.started
+        if self.span.is_recording:
+            self.span.set_attributes(
                 {
-                    "url.path": self.path[:_PATH_SHOWN],
+                    "url.path": self.path[:_MAX_PATH_CHARACTERS],
                     "http.response.status_code": self.status,
                     "gen_ai.request.model": self.model,
                     "error.type": self.error,
@@ -65,13 +69,12 @@ class RequestRecord:
         self.span.end(failed=self.status >= 500 or not self.status)
         if quiet:
             return
-        # Quoted: whoever asks must not write lines of this log.
-        path = quote(self.path[:_PATH_SHOWN], safe="/:@")
-        known = (self.request_id, self.method, path, self.model, self.key_id, self.error)
-        told = " ".join(x for x in known if x)
+        # Quoted, because a client must not be able to forge log lines.
+        path = quote(self.path[:_MAX_PATH_CHARACTERS], safe="/:@")
+        fields = (self.request_id, self.method, path, self.model, self.key_id, self.error)
         logger.info(
             "%s: %d in %.3f s",
-            told,
+            " ".join(f for f in fields if f),
             self.status,
             seconds,
             extra={

@@ -7,19 +7,20 @@ import contextlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import bmt_core
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from bmt_server.api.admission import Admission, Queue
+from bmt_server.api.admission import KeyLimiter, SequenceLimiter
 from bmt_server.api.engine import Engine
-from bmt_server.api.masks.lifecycle import REMOVAL_DELAY_S, Residency
+from bmt_server.api.masks.lifecycle import REMOVAL_DELAY_S, MaskLifecycle
 from bmt_server.api.masks.local_cache import MaskCache
 from bmt_server.api.masks.registry_changes import RegistryChanges
 from bmt_server.api.masks.resolver import Resolver
 from bmt_server.api.metrics.masks import FileCollectors, Metrics
 from bmt_server.api.routes.models import Models
-from bmt_server.api.shutdown import Drain
+from bmt_server.api.shutdown import Shutdown
 from bmt_server.errors import ApiError
 from bmt_server.ipc.disk_cache import DiskError
 from bmt_server.registry.api_keys import ApiKeyStore
@@ -34,7 +35,7 @@ logger = logging.getLogger("vllm.bmt_server")
 _FIRST_SYNC_S = 5.0
 
 
-class Runtime:
+class AppState:
     """Made by `create`, found by routes and gate at `app.state.bmt`, ended by `close`."""
 
     def __init__(
@@ -60,7 +61,7 @@ class Runtime:
             settings.mask_cache_bytes,
             self.metrics.cold_load,
         )
-        self.residency = Residency(
+        self.lifecycle = MaskLifecycle(
             self.cache,
             engine,
             count_holds=self.metrics.holding.inc,
@@ -68,17 +69,17 @@ class Runtime:
         )
         self.snapshot = RegistryReplica(
             self.registry,
-            on_change=RegistryChanges(self.residency).apply,
+            on_change=RegistryChanges(self.lifecycle).apply,
             on_keys_change=self.keys.invalidate,
             on_connection=self.metrics.registry_up.set,
         )
-        self.resolver = Resolver(self.snapshot, self.residency, engine)
+        self.resolver = Resolver(self.snapshot, self.lifecycle, engine)
         self.models = Models(self.snapshot, engine)
         self.collectors = FileCollectors(scraped or registry, settings.stats_dir, self.public_names)
         self.uploads = asyncio.Semaphore(4)
-        self.drain = Drain(settings.drain_s)
-        self.admission = Admission(settings.key_concurrency, settings.key_rate)
-        self.queue = Queue(settings.queue)
+        self.shutdown = Shutdown(settings.drain_s)
+        self.key_limiter = KeyLimiter(settings.key_concurrency, settings.key_rate)
+        self.sequence_limiter = SequenceLimiter(settings.queue)
 
     @classmethod
     async def create(
@@ -88,33 +89,33 @@ class Runtime:
         registry: CollectorRegistry = REGISTRY,
         scraped: CollectorRegistry | None = None,
         removal_delay_s: float = REMOVAL_DELAY_S,
-    ) -> Runtime:
+    ) -> AppState:
         """Connect and read the registry. A Redis that is away is waited for, then served without.
 
         registry, scraped: of Prometheus (`metrics.py`).
         Raises Unavailable where Redis answers but may evict masks.
         """
-        runtime = cls(settings, engine, registry, scraped, removal_delay_s)
+        state = cls(settings, engine, registry, scraped, removal_delay_s)
         try:
-            await runtime.registry.check()
+            await state.registry.check()
         except ApiError as error:
             if error.code == "registry_may_evict":
-                await runtime.close()
+                await state.close()
                 raise
-        runtime.cache.trim()
-        runtime.residency.start()
-        runtime.snapshot.start()
-        runtime.keys.start()
+        state.cache.trim()
+        state.lifecycle.start()
+        state.snapshot.start()
+        state.keys.start()
         # Without it in time the server starts all the same, and /readyz waits for the first sync.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(runtime.snapshot.synced.wait(), _FIRST_SYNC_S)
-        return runtime
+            await asyncio.wait_for(state.snapshot.synced.wait(), _FIRST_SYNC_S)
+        return state
 
     async def close(self) -> None:
         """Stop following the registry and let its connections go."""
         await self.snapshot.close()
         await self.keys.close()
-        await self.residency.close()
+        await self.lifecycle.close()
         await self.cache.close()
         await self.engine.close()
         await self.store.close()
@@ -128,14 +129,14 @@ class Runtime:
         except DiskError as error:
             logger.warning("%s is in the registry, but not on this disk: %s", version.model, error)
         if resident:
-            self.residency.warm(version)
+            self.lifecycle.warm(version)
 
     async def ready(self) -> bool:
         """True once the registry was read, while the engine is well and nobody said to stop.
 
         A registry that goes away later does not count: resident masks are served without it.
         """
-        well = self.snapshot.synced.is_set() and not self.drain.begun
+        well = self.snapshot.synced.is_set() and not self.shutdown.started
         return well and await self.engine.healthy()
 
     @property
@@ -155,3 +156,8 @@ class Runtime:
                         found.append(f"{base}:{alias}" if alias else base)
             found.append(name)
         return list(dict.fromkeys(found))
+
+
+def find_app_state(app: Any) -> AppState | None:
+    """The AppState of a Starlette app, None before the plugin's `init_state` has stored it."""
+    return getattr(app.state, "bmt", None)

@@ -1,7 +1,7 @@
-"""Which routes there are for clients, and the scope that each needs. What is not here is denied.
+"""Allow-list of routes, each with the API key scope that it needs. Every other route is denied.
 
-An allow-list, because vLLM's app has some sixty routes and gains more with each version; among
-them are ones that pause the engine, replace its weights or load adapters without any key.
+An allow-list, because vLLM's app has about sixty routes and gains more with each version; some of
+them pause the engine, replace its weights or load adapters without any key.
 """
 
 from __future__ import annotations
@@ -10,28 +10,32 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+# open: no key; any: a key of any scope.
 Scope = Literal["open", "any", "infer", "upload", "admin"]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One allowed route. model: the JSON body names a model that is resolved at admission;
-    runs: and the engine runs it; probe: machines ask every few seconds, and nobody wants a line of
-    log for it."""
+    """One allowed route.
+
+    names_model: the JSON body names a model, which is resolved before vLLM sees the request.
+    runs_engine: the engine runs the request, so it needs admission and a loaded mask.
+    probe: called every few seconds by machines; not written to the access log.
+    """
 
     methods: frozenset[str]
     path: re.Pattern[str]
     scope: Scope
-    model: bool = False
-    runs: bool = False
+    names_model: bool = False
+    runs_engine: bool = False
     probe: bool = False
 
 
-def _route(methods: str, path: str, scope: Scope, **more: bool) -> Route:
-    return Route(frozenset(methods.split()), re.compile(path), scope, **more)
+def _route(methods: str, path: str, scope: Scope, **flags: bool) -> Route:
+    return Route(frozenset(methods.split()), re.compile(path), scope, **flags)
 
 
-_NAME = r"/v1/masks/[^/]+"
+_MASK = r"/v1/masks/[^/]+"
 
 ROUTES: tuple[Route, ...] = (
     _route("GET HEAD", r"/(livez|readyz)", "open", probe=True),
@@ -39,27 +43,27 @@ ROUTES: tuple[Route, ...] = (
     _route("GET HEAD", r"/health|/version|/ping", "any", probe=True),
     _route("GET", r"/v1/models(/.+)?", "any"),
     _route("GET", r"/v1/masks", "any"),
-    _route("GET", _NAME, "any"),
-    _route("PUT PATCH", _NAME, "upload"),
-    _route("DELETE", _NAME, "admin"),
-    _route("GET", _NAME + r"/versions", "any"),
-    _route("DELETE", _NAME + r"/versions/[^/]+", "admin"),
-    _route("PUT DELETE", _NAME + r"/aliases/[^/]+", "upload"),
-    _route("PUT DELETE", _NAME + r"/pin", "admin"),
+    _route("GET", _MASK, "any"),
+    _route("PUT PATCH", _MASK, "upload"),
+    _route("DELETE", _MASK, "admin"),
+    _route("GET", _MASK + r"/versions", "any"),
+    _route("DELETE", _MASK + r"/versions/[^/]+", "admin"),
+    _route("PUT DELETE", _MASK + r"/aliases/[^/]+", "upload"),
+    _route("PUT DELETE", _MASK + r"/pin", "admin"),
     _route("GET HEAD", r"/v1/blobs/[^/]+", "any"),
     _route(
         "POST",
         r"/v1/(chat/completions|completions|responses|messages|embeddings)",
         "infer",
-        model=True,
-        runs=True,
+        names_model=True,
+        runs_engine=True,
     ),
-    _route("POST", r"/v1/messages/count_tokens|/(tokenize|detokenize)", "infer", model=True),
+    _route("POST", r"/v1/messages/count_tokens|/(tokenize|detokenize)", "infer", names_model=True),
 )
 
 
-def match(method: str, path: str) -> Route | None:
-    """The route that allows this request, or None: denied. `path` is the one routing uses."""
+def find_route(method: str, path: str) -> Route | None:
+    """The route that allows this request, or None: denied. path: the one that routing uses."""
     for route in ROUTES:
         if method in route.methods and route.path.fullmatch(path):
             return route

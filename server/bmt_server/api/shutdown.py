@@ -1,8 +1,9 @@
-"""SIGTERM: say at once that this server is going, refuse what is new, end what runs, then stop.
+"""Graceful shutdown on SIGTERM: turn unready, refuse new requests, finish running ones, stop.
 
-vLLM's own way aborts everything, or with --shutdown-timeout keeps its port open while the engine
-drains, with its utility calls failing (`entrypoints/launchers/launcher.py`, `handle_shutdown`). So
-its handler is called only when nothing runs any more, by SIGINT, which it treats alike.
+vLLM's own handler aborts running requests at once, or with --shutdown-timeout keeps accepting
+connections while the engine drains and its utility calls fail (vLLM 0.32.0,
+`entrypoints/launchers/launcher.py`, `handle_shutdown`). It is therefore called only when no request
+runs any more, by SIGINT, which it handles like SIGTERM.
 """
 
 from __future__ import annotations
@@ -19,35 +20,36 @@ from bmt_server.errors import Unavailable
 logger = logging.getLogger("vllm.bmt_server")
 
 
-def _stop() -> None:
+def interrupt_process() -> None:
+    """Send SIGINT to this process, which ends vLLM's server."""
     os.kill(os.getpid(), signal.SIGINT)
 
 
-class Drain:
-    """Counts running requests; `begun` once the server was told to stop.
+class Shutdown:
+    """Count of running requests, and the sequence that follows SIGTERM.
 
-    seconds: how long running requests have to end; stop: what ends the process, with whatever
-    still runs.
+    timeout_s: time that running requests have to finish; stop: ends the process and with it the
+    requests that still run.
     """
 
-    def __init__(self, seconds: float, stop: Callable[[], None] = _stop) -> None:
-        self.begun = False
-        self._seconds, self._stop = seconds, stop
+    def __init__(self, timeout_s: float, stop: Callable[[], None] = interrupt_process) -> None:
+        self.started = False
+        self._timeout_s, self._stop = timeout_s, stop
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._ending: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
 
     def install(self) -> None:
-        """Take SIGTERM over from vLLM; from the running loop, after vLLM installed its handlers."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.begin)
+        """Replace vLLM's SIGTERM handler; call it on the running loop, after vLLM has set its own."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.start)
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """One request of the engine, to the end of its response. Raises Unavailable."""
-        if self.begun:
+    def track_request(self) -> Iterator[None]:
+        """One request to the engine, until the end of its response. Raises Unavailable."""
+        if self.started:
             raise Unavailable(
-                "the server is stopping; ask again, and another will answer",
+                "the server is stopping; retry, and another replica will answer",
                 code="stopping",
                 retry_after=1,
             )
@@ -60,18 +62,18 @@ class Drain:
             if not self._running:
                 self._idle.set()
 
-    def begin(self) -> None:
-        """Stop when nothing runs any more, or at once when asked a second time."""
-        if self.begun:
+    def start(self) -> None:
+        """Stop as soon as no request runs; the second call stops at once."""
+        if self.started:
             self._stop()
             return
-        self.begun = True
-        logger.info("Stopping: %d requests have %.0f s to end.", self._running, self._seconds)
-        self._ending = asyncio.get_running_loop().create_task(self._end())
+        self.started = True
+        logger.info("Stopping: %d requests have %.0f s to finish.", self._running, self._timeout_s)
+        self._stopping = asyncio.get_running_loop().create_task(self._stop_when_idle())
 
-    async def _end(self) -> None:
+    async def _stop_when_idle(self) -> None:
         try:
-            await asyncio.wait_for(self._idle.wait(), self._seconds)
+            await asyncio.wait_for(self._idle.wait(), self._timeout_s)
         except TimeoutError:
-            logger.warning("%d requests did not end in time and are cut off.", self._running)
+            logger.warning("%d requests did not finish in time and are aborted.", self._running)
         self._stop()

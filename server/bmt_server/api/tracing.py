@@ -1,7 +1,8 @@
-"""OpenTelemetry spans of requests, where `--otlp-traces-endpoint` has vLLM export any.
+"""OpenTelemetry spans of requests, exported if vLLM was started with `--otlp-traces-endpoint`.
 
-The span is of the whole request. vLLM's own, of what the engine did (`llm_request`, in
-`v1/engine/output_processor.py`), becomes its child: the request reaches vLLM in our context.
+One span covers the whole request. vLLM's own span of the engine's work (`llm_request`, in vLLM
+0.32.0, `v1/engine/output_processor.py`) becomes its child, because the request reaches vLLM with
+this span's context in its headers.
 """
 
 from __future__ import annotations
@@ -12,42 +13,43 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-# Finds what exports spans when vLLM has set it up, which is later.
+# A proxy tracer: it uses the exporter that vLLM configures later.
 _TRACER = trace.get_tracer("bmt_server")
-_CONTEXT = TraceContextTextMapPropagator()
-HEADERS = ("traceparent", "tracestate")
+_PROPAGATOR = TraceContextTextMapPropagator()
+CONTEXT_HEADERS = ("traceparent", "tracestate")
 
 
 class Span:
-    """A request's span, in the trace that its headers name. Costs nothing where none is kept."""
+    """Span of one request, in the trace that its headers name. Free if no exporter is set."""
 
     def __init__(self, method: str, headers: Mapping[str, str]) -> None:
-        context = _CONTEXT.extract({k: headers[k] for k in HEADERS if k in headers})
-        # By method alone: a name has few values, and a path has a mask's name in it.
+        context = _PROPAGATOR.extract({k: headers[k] for k in CONTEXT_HEADERS if k in headers})
+        # Named by the method alone: span names need few values, and paths contain mask names.
         self._span = _TRACER.start_span(
             method, context, kind=SpanKind.SERVER, attributes={"http.request.method": method}
         )
 
     @property
-    def kept(self) -> bool:
-        """Somebody exports it."""
+    def is_recording(self) -> bool:
+        """True if an exporter takes this span."""
         return self._span.is_recording()
 
-    def set(self, attributes: Mapping[str, str | int]) -> None:
-        """Those that have a value."""
+    def set_attributes(self, attributes: Mapping[str, str | int]) -> None:
+        """Set the attributes that have a value."""
         self._span.set_attributes({name: value for name, value in attributes.items() if value})
 
-    def event(self, name: str) -> None:
-        """Something happened now."""
+    def add_event(self, name: str) -> None:
+        """Record an event at the present time."""
         self._span.add_event(name)
 
     def headers(self) -> dict[str, str]:
-        """What puts whatever is done for the request into this span."""
-        found: dict[str, str] = {}
-        _CONTEXT.inject(found, trace.set_span_in_context(self._span))
-        return found
+        """Request headers that make later spans children of this one."""
+        carrier: dict[str, str] = {}
+        _PROPAGATOR.inject(carrier, trace.set_span_in_context(self._span))
+        return carrier
 
     def end(self, *, failed: bool) -> None:
+        """End the span now."""
         if failed:
             self._span.set_status(Status(StatusCode.ERROR))
         self._span.end()

@@ -19,7 +19,7 @@ from bmt_server.settings import QUEUED, MaskMode, Settings, SettingsError
 from bmt_server.vllm_integration import cpu_environment, plugin
 from bmt_server.vllm_integration.process_context import process_context
 
-GATE = "bmt_server.api.middleware.Gate"
+MIDDLEWARE = "bmt_server.api.middleware.RequestMiddleware"
 # Seconds for running requests after SIGTERM, where --shutdown-timeout does not say.
 DRAIN_S = 30
 
@@ -126,8 +126,8 @@ def _parse_vllm(options: ServeOptions, flags: Sequence[str]) -> Namespace:
     if args.model != options.model and not args.served_model_name:
         args.served_model_name = [options.model]
     args.enable_lora = True
-    args.middleware = [*args.middleware, GATE]
-    # The gate logs each request, with who asked and which mask answered (`api/record.py`).
+    args.middleware = [*args.middleware, MIDDLEWARE]
+    # Our middleware logs each request with its key and its mask (`api/access_log.py`).
     args.disable_uvicorn_access_log = True
     if (reason := eager_reason()) and not args.enforce_eager:
         _say(f"warning: {reason}; adding --enforce-eager")

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bmt_server.api.engine_vllm.heartbeat import Pulse
+from bmt_server.api.engine_vllm.heartbeat import Heartbeat
 from bmt_server.settings import Settings
 
 SUPPORTED = "0.32.0"
@@ -57,7 +57,7 @@ def check_version() -> None:
         )
 
 
-def register(settings: Settings, heartbeat: Pulse) -> None:
+def register(settings: Settings, heartbeat: Heartbeat) -> None:
     """Apply all patches in this process."""
     check_version()
     _patch_manager(settings)
@@ -150,11 +150,11 @@ def _patch_cpu_weights(settings: Settings) -> None:
     original = replaced or original
 
 
-def _patch_stat_logger(settings: Settings, heartbeat: Pulse) -> None:
+def _patch_stat_logger(settings: Settings, heartbeat: Heartbeat) -> None:
     from prometheus_client import REGISTRY
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-    from bmt_server.api.engine_vllm import step_hooks
+    from bmt_server.api.engine_vllm.step_hooks import StepRecorder
 
     made: Any = None
     recorded: Any = None
@@ -164,7 +164,7 @@ def _patch_stat_logger(settings: Settings, heartbeat: Pulse) -> None:
         gauge, self.gauge_lora_info = self.gauge_lora_info, None
         if gauge is not None:
             REGISTRY.unregister(gauge)
-        self.bmt_steps = step_hooks.Steps(settings, heartbeat)
+        self.bmt_steps = StepRecorder(settings, heartbeat)
 
     def record(self: Any, scheduler_stats: Any, *args: Any, **kwargs: Any) -> None:
         recorded(self, scheduler_stats, *args, **kwargs)

@@ -1,7 +1,7 @@
-"""The two entry points through which vLLM finds masks. Importing this imports no vLLM.
+"""Entry points of vLLM's plugin interfaces. Importing this module imports no vLLM.
 
-`vllm.general_plugins`  register(): in every process; does nothing unless settings were exported.
-`vllm.endpoint_plugins` endpoints(): in API processes that name it in VLLM_PLUGINS; our routes.
+`vllm.general_plugins`    register(): in every process; does nothing unless settings were exported
+`vllm.endpoint_plugins`   endpoints(): in API processes that name it in VLLM_PLUGINS; our routes
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ENDPOINTS = "bmt_routes"
 
 
 def register() -> None:
-    """Patch this process's vLLM for masks, where `bmt-server` asked for it."""
+    """Patch this process's vLLM for masks, if `bmt-server` or `bmt_server.offline` started it."""
     settings = Settings.from_env()
     if settings is None:
         return
@@ -29,7 +29,11 @@ def register() -> None:
 
 
 class MaskEndpoints:
-    """vLLM's endpoint plugin (`plugins/endpoint_plugins/interface.py`): routes and their state."""
+    """Routes of the API and their state, as vLLM's endpoint plugin.
+
+    Implements `EndpointPlugin` (vLLM 0.32.0, `plugins/endpoint_plugins/interface.py`): vLLM calls
+    `attach_router` while it builds the app and `init_state` when the engine client exists.
+    """
 
     name = ENDPOINTS
     required_tasks = None
@@ -45,44 +49,47 @@ class MaskEndpoints:
         from bmt_server.api.metrics import scrape
         from bmt_server.api.routes.masks import build_router
 
-        # vLLM configures its HTTP server after this, and offers no way to choose the protocol.
+        # vLLM configures its HTTP server after this call, and has no option for the protocol.
         http_protocol.install()
         app.include_router(build_router())
         self._scraped = scrape.install(app, get_prometheus_registry())
         self._app = app
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Build the runtime that routes and gate read; the gate answers 503 until then."""
-        from bmt_server.api.app_state import Runtime
-        from bmt_server.api.engine_vllm.engine import EngineBridge
-        from bmt_server.api.engine_vllm.request_hooks import observe
+        """Build the AppState that routes and middleware read; requests get 503 before that."""
+        from bmt_server.api.app_state import AppState
+        from bmt_server.api.engine_vllm.engine import VllmEngine
+        from bmt_server.api.engine_vllm.request_hooks import install_request_hooks
 
         settings = Settings.from_env()
         if settings is None:
             raise RuntimeError(f"the plugin {ENDPOINTS!r} runs only under `bmt-server serve`")
-        # Each API process takes its share. vLLM has settled the number by now.
+        # Each API process admits its share of the server's queue; vLLM has set their number by now.
         settings = replace(settings, queue=-(-settings.queue // (args.api_server_count or 1)))
-        pulse = process_context().heartbeat
-        bridge = EngineBridge(engine_client, state.openai_serving_models, settings, pulse)
-        runtime = await Runtime.create(settings, bridge, scraped=self._scraped)
-        observe(engine_client, runtime.metrics.request_finished, runtime.residency.running, pulse)
-        state.bmt = runtime
-        self._close_with_app(runtime, bridge)
+        heartbeat = process_context().heartbeat
+        engine = VllmEngine(engine_client, state.openai_serving_models, settings, heartbeat)
+        ours = await AppState.create(settings, engine, scraped=self._scraped)
+        install_request_hooks(
+            engine_client, ours.metrics.request_finished, ours.lifecycle.hold_for_engine, heartbeat
+        )
+        state.bmt = ours
+        self._close_with_app(ours, engine)
 
-    def _close_with_app(self, runtime: Any, bridge: Any) -> None:
+    def _close_with_app(self, ours: Any, engine: Any) -> None:
+        """Extend the app's lifespan: take over SIGTERM at its start, close our state at its end."""
         router = self._app.router
-        inner = router.lifespan_context
+        vllm_lifespan = router.lifespan_context
 
         @asynccontextmanager
         async def lifespan(app: Any) -> AsyncIterator[Any]:
-            async with inner(app) as state:
-                runtime.drain.install()
+            async with vllm_lifespan(app) as state:
+                ours.shutdown.install()
                 try:
                     yield state
                 finally:
-                    if bridge.died:
+                    if engine.died:
                         process_context().engine_died.set()
-                    await runtime.close()
+                    await ours.close()
 
         router.lifespan_context = lifespan
 
@@ -93,7 +100,7 @@ def endpoints() -> MaskEndpoints:
 
 
 def missing_entry_points() -> Iterable[str]:
-    """Entry points that vLLM would not find: vLLM itself only logs that, and serves without."""
+    """Entry points that vLLM would not find; vLLM only logs that, and would serve without masks."""
     from importlib.metadata import entry_points
 
     for group, name in (

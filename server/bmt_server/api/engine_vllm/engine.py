@@ -1,4 +1,4 @@
-"""The API's view of the engine (`api/bridge.py`, `Engine`), on vLLM's own objects."""
+"""Implementation of the API's engine interface (`api/engine.py`) on vLLM's objects."""
 
 from __future__ import annotations
 
@@ -8,46 +8,48 @@ from typing import Any
 
 from vllm.lora.request import LoRARequest
 
-from bmt_server.api.engine_vllm.heartbeat import Pulse
-from bmt_server.api.engine_vllm.worker_rpc import EngineWorkers
-from bmt_server.api.engine_vllm.worker_sockets import SocketWorkers, Workers
+from bmt_server.api.engine_vllm.heartbeat import Heartbeat
+from bmt_server.api.engine_vllm.worker_rpc import RpcWorkers
+from bmt_server.api.engine_vllm.worker_sockets import SocketWorkers
+from bmt_server.api.engine_vllm.workers import Workers
 from bmt_server.ipc.mask_source import MaskSource
 from bmt_server.ipc.worker_channel import socket_path
 from bmt_server.settings import Settings
 
 
-class EngineBridge:
-    """Makes masks known to vLLM's serving layer and to its workers.
+class VllmEngine:
+    """Registers masks with vLLM's serving layer and with its workers; implements `Engine`.
 
-    `lora_requests` of `OpenAIServingModels` (vLLM 0.32.0, `entrypoints/openai/models/serving.py`)
-    is where vLLM's handlers look a request's `model` up; an entry there is all that admission
-    needs, since the engine receives the LoRARequest with each request.
+    engine_client: vLLM's AsyncLLM. serving_models: its OpenAIServingModels (vLLM 0.32.0,
+    `entrypoints/openai/models/serving.py`), in whose `lora_requests` vLLM's handlers look up the
+    `model` of a request. An entry there is all that admission needs, because the engine receives
+    the LoRARequest with each request.
     """
 
     def __init__(
-        self, engine_client: Any, serving_models: Any, settings: Settings, pulse: Pulse
+        self, engine_client: Any, serving_models: Any, settings: Settings, heartbeat: Heartbeat
     ) -> None:
         self._client = engine_client
         self._models = serving_models
-        self._pulse, self._hang_s = pulse, settings.hang_s
-        self._workers = _workers(engine_client, Path(settings.stats_dir))
-        self._told_to_end = False
-        self._hear_of_its_end()
+        self._heartbeat, self._hang_s = heartbeat, settings.hang_s
+        self._workers = _connect_workers(engine_client, Path(settings.stats_dir))
+        self._stopped = False
+        self._wrap_shutdown()
 
-    def _hear_of_its_end(self) -> None:
-        # vLLM's flag says "dead" of an engine that was told to end, too.
-        end = self._client.shutdown
+    def _wrap_shutdown(self) -> None:
+        # vLLM sets `errored` also for an engine that it has shut down itself.
+        original = self._client.shutdown
 
         def shutdown(*args: Any, **kwargs: Any) -> Any:
-            self._told_to_end = True
-            return end(*args, **kwargs)
+            self._stopped = True
+            return original(*args, **kwargs)
 
         self._client.shutdown = shutdown
 
     @property
     def died(self) -> bool:
-        """True where the engine has ended by itself."""
-        return bool(self._client.errored) and not self._told_to_end
+        """True if the engine has ended without a shutdown."""
+        return bool(self._client.errored) and not self._stopped
 
     @property
     def evictions(self) -> asyncio.Queue[int]:
@@ -59,49 +61,45 @@ class EngineBridge:
 
     @property
     def max_model_len(self) -> int | None:
-        return self._client.model_config.max_model_len
+        length: int | None = self._client.model_config.max_model_len
+        return length
 
     @property
     def model_path(self) -> str:
-        return self._models.base_model_paths[0].model_path
+        return str(self._models.base_model_paths[0].model_path)
 
     def publish(self, internal_name: str, adapter_id: int, source: MaskSource) -> None:
-        """Let requests name this mask. Idempotent."""
         self._models.lora_requests[internal_name] = LoRARequest(
             lora_name=internal_name, lora_int_id=adapter_id, lora_path=str(source)
         )
 
     def retire(self, internal_name: str) -> None:
-        """New requests can no longer name this mask; running ones keep it."""
         self._models.lora_requests.pop(internal_name, None)
 
     def resident(self, adapter_id: int) -> bool:
-        """True where every worker has the mask in memory."""
         return self._workers.resident(adapter_id)
 
     async def load(self, internal_name: str, adapter_id: int, source: MaskSource) -> None:
         """Make a mask resident in every worker, and hold it there. Raises WorkerError.
 
-        Done before a request is admitted, because an error inside a step would end the engine.
+        Called before a request is admitted, because an error inside a step would end the engine.
         """
         await self._workers.load(adapter_id, internal_name, str(source))
 
     async def drop(self, adapter_id: int) -> None:
-        """No request of this process needs the mask any more."""
         await self._workers.drop(adapter_id)
 
     async def pin(self, adapter_id: int, pinned: bool) -> None:
-        """Exempt a resident mask from eviction, or end that. Raises WorkerError."""
         await self._workers.pin(adapter_id, pinned)
 
     async def healthy(self) -> bool:
-        """False where the engine is dead, or has done nothing for its requests for too long."""
-        if 0 < self._hang_s < self._pulse.still_s():
+        """False if the engine is dead, or silent for `hang_s` while requests wait for it."""
+        if 0 < self._hang_s < self._heartbeat.silent_s():
             return False
         try:
             await self._client.check_health()
         except Exception:
-            # Any failure of the check is the answer: the engine is not well.
+            # Any failure of the check means an unhealthy engine.
             return False
         return True
 
@@ -109,10 +107,10 @@ class EngineBridge:
         await self._workers.close()
 
 
-def _workers(engine_client: Any, folder: Path) -> Workers:
-    """Direct connections where all workers run on this host, else calls through the engine."""
+def _connect_workers(engine_client: Any, folder: Path) -> Workers:
+    """Direct connections if all workers run on this host, else calls through the engine."""
     parallel = engine_client.vllm_config.parallel_config
     count = parallel.world_size * parallel.data_parallel_size
     if all(socket_path(folder, rank).exists() for rank in range(count)):
         return SocketWorkers(folder, count)
-    return EngineWorkers(engine_client)
+    return RpcWorkers(engine_client)

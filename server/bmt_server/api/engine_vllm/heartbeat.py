@@ -1,7 +1,7 @@
-"""Whether the engine still does something for the requests that it has.
+"""Engine heartbeat for hang detection.
 
-vLLM's own check knows a dead engine and not a hung one. Here each output and each recorded step is
-a sign of life, so a long answer that is not streamed counts too.
+vLLM's own health check detects a dead engine but not a hung one. Here every output and every
+recorded step is a heartbeat, so that a long response that is not streamed has heartbeats too.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class Pulse:
-    """Calls that wait for the engine, and when it last gave a sign of life."""
+class Heartbeat:
+    """Number of calls that wait for the engine, and the time of its last heartbeat."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -20,10 +20,10 @@ class Pulse:
         self._last = clock()
 
     @contextmanager
-    def call(self) -> Iterator[None]:
-        """One request's time in the engine."""
+    def track_call(self) -> Iterator[None]:
+        """One call to the engine, from its start to its end."""
         if not self._waiting:
-            self.beat()  # an idle engine need not have said anything
+            self.beat()  # an idle engine owes no heartbeat
         self._waiting += 1
         try:
             yield
@@ -31,9 +31,9 @@ class Pulse:
             self._waiting -= 1
 
     def beat(self) -> None:
-        """The engine did something."""
+        """Record a heartbeat now."""
         self._last = self._clock()
 
-    def still_s(self) -> float:
-        """Seconds since it last did, 0 while nothing waits for it."""
+    def silent_s(self) -> float:
+        """Seconds since the last heartbeat, 0 while no call waits for the engine."""
         return self._clock() - self._last if self._waiting else 0.0

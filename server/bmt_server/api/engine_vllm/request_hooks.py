@@ -1,7 +1,7 @@
-"""Figures of each request by mask, taken where vLLM's handlers call the engine client.
+"""Hooks around vLLM's engine client: mask residency, heartbeat and metrics of each request.
 
-One place for all of vLLM's routes: chat, completions, responses and the rest reach the engine
-through `EngineClient.generate` (vLLM 0.32.0, `v1/engine/async_llm.py`).
+One place for all routes of vLLM: chat, completions, responses and the others reach the engine
+through `EngineClient.generate` or `encode` (vLLM 0.32.0, `v1/engine/async_llm.py`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from bmt_server.api.engine_vllm.heartbeat import Pulse
+from vllm.sampling_params import RequestOutputKind
+
+from bmt_server.api.engine_vllm.heartbeat import Heartbeat
+
+# Context manager for one engine call with an adapter, by adapter id.
+AdapterHold = Callable[[int], AbstractAsyncContextManager[None]]
 
 
 class RequestObserver(Protocol):
-    """Takes one finished request. Times are seconds; mask is None for the base model."""
+    """Called with each finished request. mask: internal name, None for the base model."""
 
     def __call__(
         self,
@@ -27,74 +32,48 @@ class RequestObserver(Protocol):
         prompt_tokens: int,
         completion_tokens: int,
         ttft_s: float | None,
-        e2e_s: float,
     ) -> None: ...
 
 
-@dataclass(slots=True)
-class _Tally:
-    started: float = field(default_factory=time.perf_counter)
-    first: float | None = None
-    prompt_tokens: int = 0
-    completions: dict[int, int] = field(default_factory=dict)
-
-    def see(self, output: Any, cumulative: bool) -> None:
-        for completion in output.outputs:
-            count = len(completion.token_ids)
-            before = 0 if cumulative else self.completions.get(completion.index, 0)
-            self.completions[completion.index] = before + count
-        if output.prompt_token_ids is not None:
-            self.prompt_tokens = len(output.prompt_token_ids)
-        if self.first is None and any(self.completions.values()):
-            # A request that is not streamed surfaces only when it is done; the engine client's
-            # own figure then tells when the first token was there.
-            latency = getattr(getattr(output, "metrics", None), "first_token_latency", 0.0)
-            self.first = latency or time.perf_counter() - self.started
-
-
-Admit = Callable[[int], AbstractAsyncContextManager[None]]
-
-
-def observe(
-    engine_client: Any, finished: RequestObserver, admit: Admit, pulse: Pulse | None = None
+def install_request_hooks(
+    engine_client: Any, on_finished: RequestObserver, hold: AdapterHold, heartbeat: Heartbeat
 ) -> None:
-    """Wrap what vLLM's handlers call of the engine client, `generate` and `encode`.
+    """Wrap `generate` and `encode` of vLLM's engine client.
 
-    admit: entered around each call that names an adapter, with its id: the mask is resident when
-    the request goes to the engine. finished: hears of every request to `generate`, however it
-    ends. pulse: is told while requests are in the engine, and of each output.
+    hold: entered around each call with an adapter; the mask is resident when the call reaches the
+    engine. on_finished: called once for each `generate`, however it ends. heartbeat: tracks the
+    calls, with a beat for each output.
     """
-    pulse = pulse or Pulse()
-    generate = _admitted(engine_client.generate, admit, pulse)
-    engine_client.generate = _observed(generate, finished)
-    engine_client.encode = _admitted(engine_client.encode, admit, pulse)
+    generate = _with_mask_and_heartbeat(engine_client.generate, hold, heartbeat)
+    engine_client.generate = _with_metrics(generate, on_finished)
+    engine_client.encode = _with_mask_and_heartbeat(engine_client.encode, hold, heartbeat)
 
 
-def _admitted(original: Any, admit: Admit, pulse: Pulse) -> Any:
+def _with_mask_and_heartbeat(original: Any, hold: AdapterHold, heartbeat: Heartbeat) -> Any:
     async def call(*args: Any, **kwargs: Any) -> Any:
         lora = kwargs.get("lora_request")
         async with (
-            admit(lora.lora_int_id) if lora is not None else nullcontext(),
-            # Closed here: the engine drops the request before the mask is let go.
+            hold(lora.lora_int_id) if lora is not None else nullcontext(),
+            # Closed before the hold ends, so that the engine drops the request first.
             aclosing(original(*args, **kwargs)) as outputs,
         ):
-            with pulse.call():
+            with heartbeat.track_call():
                 async for output in outputs:
-                    pulse.beat()
+                    heartbeat.beat()
                     yield output
 
     return call
 
 
-def _observed(original: Any, finished: RequestObserver) -> Any:
+def _with_metrics(original: Any, on_finished: RequestObserver) -> Any:
     async def generate(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
         lora = kwargs.get("lora_request")
-        kind = getattr(getattr(sampling_params, "output_kind", None), "name", "CUMULATIVE")
-        tally, outcome = _Tally(), "cancelled"
+        cumulative = sampling_params.output_kind != RequestOutputKind.DELTA
+        tokens, outcome = _TokenCount(), "cancelled"
         try:
             async with aclosing(original(prompt, sampling_params, *args, **kwargs)) as outputs:
                 async for output in outputs:
-                    tally.see(output, cumulative=kind != "DELTA")
+                    tokens.add(output, cumulative)
                     if output.finished:
                         outcome = "ok"
                     yield output
@@ -104,13 +83,35 @@ def _observed(original: Any, finished: RequestObserver) -> Any:
             outcome = "error"
             raise
         finally:
-            finished(
+            on_finished(
                 lora.lora_name if lora is not None else None,
                 outcome=outcome,
-                prompt_tokens=tally.prompt_tokens,
-                completion_tokens=sum(tally.completions.values()),
-                ttft_s=tally.first,
-                e2e_s=time.perf_counter() - tally.started,
+                prompt_tokens=tokens.prompt,
+                completion_tokens=sum(tokens.completions.values()),
+                ttft_s=tokens.ttft_s,
             )
 
     return generate
+
+
+@dataclass(slots=True)
+class _TokenCount:
+    """Tokens of one request and its time to first token, from vLLM's RequestOutputs."""
+
+    started: float = field(default_factory=time.perf_counter)
+    ttft_s: float | None = None
+    prompt: int = 0
+    completions: dict[int, int] = field(default_factory=dict)  # index of a choice -> tokens
+
+    def add(self, output: Any, cumulative: bool) -> None:
+        for completion in output.outputs:
+            count = len(completion.token_ids)
+            before = 0 if cumulative else self.completions.get(completion.index, 0)
+            self.completions[completion.index] = before + count
+        if output.prompt_token_ids is not None:
+            self.prompt = len(output.prompt_token_ids)
+        if self.ttft_s is None and any(self.completions.values()):
+            # A request that is not streamed arrives here only when it is complete; the engine
+            # client's own measurement has the time of its first token, unless stats are off.
+            measured = output.metrics.first_token_latency if output.metrics is not None else 0.0
+            self.ttft_s = measured or time.perf_counter() - self.started

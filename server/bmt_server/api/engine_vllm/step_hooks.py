@@ -1,9 +1,9 @@
-"""What vLLM records after each step, and what this server makes of it.
+"""Hook into vLLM's record of each step: a heartbeat, and the names of waiting masks.
 
-vLLM's `vllm:lora_requests_info` lists adapters with requests in flight, so an idle resident one
-would look cold to a router and its requests would be sent elsewhere; and with several API
-processes none of its series ever ends. The server tells that metric itself
-(`api/router_metrics.py`); of vLLM's it needs who waits.
+vLLM's own `vllm:lora_requests_info` lists adapters with requests in flight, so an idle resident
+adapter would look cold to a router, which would send its requests elsewhere; with several API
+processes its series also never end. This server therefore exports that metric itself
+(`api/metrics/gateway.py`); of vLLM's record it needs only the waiting adapters.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import time
 from itertools import islice
 from typing import Any
 
-from bmt_server.api.engine_vllm.heartbeat import Pulse
+from bmt_server.api.engine_vllm.heartbeat import Heartbeat
 from bmt_server.ipc.stats_files import MAX_NAMED, StatsWriter, WaitingMasks
 from bmt_server.settings import Settings
 
 
-class Steps:
-    """Records each step of the engine: one heartbeat, and the names of waiting masks."""
+class StepRecorder:
+    """Records the steps that vLLM reports to this API process."""
 
-    def __init__(self, settings: Settings, heartbeat: Pulse) -> None:
+    def __init__(self, settings: Settings, heartbeat: Heartbeat) -> None:
         self._heartbeat = heartbeat
         self._waiting = WaitingMasks()
         self._writer: StatsWriter | None = None
@@ -29,7 +29,10 @@ class Steps:
             self._writer = StatsWriter(settings.stats_dir, os.getpid(), lambda: self._waiting)
 
     def record(self, scheduler_stats: Any) -> None:
-        """A step has ended. scheduler_stats: vLLM's, None where another process is told them."""
+        """Record the end of a step.
+
+        scheduler_stats: vLLM's SchedulerStats; None if the engine sent them to another API process.
+        """
         self._heartbeat.beat()
         if scheduler_stats is None:
             return

@@ -1,8 +1,8 @@
-"""Commands to workers that cannot be connected to: through vLLM's engine, on other nodes.
+"""Commands to workers on other nodes, sent through vLLM's engine as collective calls.
 
-Each call is made between two steps and holds the next one up for as long as it takes, so a
-command is only begun by one call, and others ask until all workers have answered. Of evictions
-nothing is heard here: an evicted mask is gathered again in the step that uses it.
+vLLM makes each call between two steps and delays the next step until the call returns. So one call
+only starts a command, and further calls ask until all workers have an answer. Evictions are not
+reported on this path: the step that uses an evicted mask loads it again.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from bmt_server.api.engine_vllm.worker_sockets import ANSWER_S
+from bmt_server.api.engine_vllm.workers import ANSWER_TIMEOUT_S
 from bmt_server.ipc.worker_channel import WorkerError
 
-# Between two questions; a step takes about as long.
-_PAUSE_S = 0.02
+# Between two questions; about the duration of a step.
+_POLL_S = 0.02
 
 
-class EngineWorkers:
-    """All workers of an engine, wherever they run."""
+class RpcWorkers:
+    """All workers of an engine, on any node; implements `Workers`."""
 
     def __init__(self, engine_client: Any) -> None:
         self.evictions: asyncio.Queue[int] = asyncio.Queue()  # stays empty, see above
         self._client = engine_client
-        # Several API processes ask the same workers: their numbers must not meet.
+        # Several API processes send commands to the same workers: their numbers must differ.
         self._numbers = itertools.count(os.getpid() << 32)
         self._resident: set[int] = set()
 
@@ -35,34 +35,39 @@ class EngineWorkers:
         return adapter in self._resident
 
     async def load(self, adapter: int, name: str, source: str) -> None:
-        await self._all({"do": "load", "id": adapter, "name": name, "source": source})
+        await self._run_all({"do": "load", "id": adapter, "name": name, "source": source})
         self._resident.add(adapter)
 
     async def drop(self, adapter: int) -> None:
         self._resident.discard(adapter)
         with suppress(WorkerError):
-            await self._all({"do": "drop", "id": adapter})
+            await self._run_all({"do": "drop", "id": adapter})
 
     async def pin(self, adapter: int, pinned: bool) -> None:
-        await self._all({"do": "pin", "id": adapter, "pinned": pinned})
+        await self._run_all({"do": "pin", "id": adapter, "pinned": pinned})
 
     async def close(self) -> None:
-        pass
+        """Do nothing: the engine client is vLLM's."""
 
-    async def _all(self, command: dict[str, Any]) -> None:
+    async def _run_all(self, command: dict[str, Any]) -> None:
+        """Run a command in every worker. Raises WorkerError for the first that fails."""
         number = next(self._numbers)
-        deadline = time.monotonic() + ANSWER_S
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
         answers: list[dict[str, Any] | None] = await self._call({**command, "n": number})
         while any(answer is None for answer in answers):
             if time.monotonic() > deadline:
-                raise WorkerError(f"workers did not answer in {ANSWER_S:g} s", "unavailable")
-            await asyncio.sleep(_PAUSE_S)
-            asked = await self._call({"do": "answer", "n": number})
+                raise WorkerError(
+                    f"workers did not answer in {ANSWER_TIMEOUT_S:g} s", "unavailable"
+                )
+            await asyncio.sleep(_POLL_S)
+            newer = await self._call({"do": "answer", "n": number})
             # A worker gives its answer once.
-            answers = [old or new for old, new in zip(answers, asked, strict=True)]
+            answers = [old or new for old, new in zip(answers, newer, strict=True)]
         for answer in answers:
             if answer and "error" in answer:
                 raise WorkerError(answer["error"], answer["code"])
 
     async def _call(self, command: dict[str, Any]) -> list[Any]:
-        return await self._client.collective_rpc("add_lora", args=(command,))
+        # vLLM's method for adapters takes any argument that it can serialize.
+        answers: list[Any] = await self._client.collective_rpc("add_lora", args=(command,))
+        return answers

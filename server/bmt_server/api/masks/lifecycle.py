@@ -40,7 +40,7 @@ class InUse:
     leaving: asyncio.TimerHandle | None = None
 
 
-class Residency:
+class MaskLifecycle:
     """Loads versions into the workers, once each, and lets go of what nobody needs."""
 
     def __init__(
@@ -108,7 +108,7 @@ class Residency:
             await asyncio.shield(use.loading)
 
     @contextlib.asynccontextmanager
-    async def running(self, adapter: int) -> AsyncIterator[None]:
+    async def hold_for_engine(self, adapter: int) -> AsyncIterator[None]:
         """Around what the engine is asked with this adapter: loaded before, held until after.
 
         A request's own hold ends with its response, and some of vLLM's go on after that. Raises

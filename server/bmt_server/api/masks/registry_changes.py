@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from bmt_server.api.masks.lifecycle import Residency
+from bmt_server.api.masks.lifecycle import MaskLifecycle
 from bmt_server.registry.schemas import NameState, Version
 
 
 class RegistryChanges:
     """Keeps loaded versions consistent with the registry: retires deleted ones, follows pins."""
 
-    def __init__(self, residency: Residency) -> None:
+    def __init__(self, residency: MaskLifecycle) -> None:
         self._residency = residency
         # By tenant and name: the version that the name's pin keeps in memory.
         self._pins: dict[tuple[str, str], Version] = {}

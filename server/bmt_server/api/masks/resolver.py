@@ -7,7 +7,7 @@ import asyncio
 import bmt_core
 
 from bmt_server.api.engine import Engine
-from bmt_server.api.masks.lifecycle import InUse, Residency
+from bmt_server.api.masks.lifecycle import InUse, MaskLifecycle
 from bmt_server.errors import NotFound
 from bmt_server.registry.replica import RegistryReplica
 from bmt_server.registry.schemas import DEFAULT_TENANT, Version
@@ -22,7 +22,7 @@ class Lease:
     def __init__(
         self,
         model: str,
-        residency: Residency,
+        residency: MaskLifecycle,
         use: InUse | None = None,
         version: Version | None = None,
     ) -> None:
@@ -51,7 +51,7 @@ class Lease:
 class Resolver:
     """Resolves the `model` of requests against the local copy of the registry."""
 
-    def __init__(self, snapshot: RegistryReplica, residency: Residency, engine: Engine) -> None:
+    def __init__(self, snapshot: RegistryReplica, residency: MaskLifecycle, engine: Engine) -> None:
         self._snapshot = snapshot
         self._residency = residency
         self._engine = engine

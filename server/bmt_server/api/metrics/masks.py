@@ -210,9 +210,8 @@ class Metrics:
         prompt_tokens: int,
         completion_tokens: int,
         ttft_s: float | None,
-        e2e_s: float,
     ) -> None:
-        """One request left the engine. mask: internal name, None for the base; times in seconds."""
+        """One request left the engine. mask: internal name, None for the base; ttft_s: seconds."""
         label = self.labels.of(mask)
         self.requests.labels(label, outcome).inc()
         self.tokens.labels(label, "prompt").inc(prompt_tokens)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import bmt_core
 from fastapi import Request
 
-from bmt_server.api.app_state import Runtime
+from bmt_server.api.app_state import AppState
 from bmt_server.errors import BadRequest, NotFound, from_core
 from bmt_server.registry.schemas import AliasTarget, NameState, Principal, Version
 
 OCTETS = "application/octet-stream"
 
 
-def runtime_of(request: Request) -> Runtime:
+def runtime_of(request: Request) -> AppState:
     """The API process's parts."""
-    return request.app.state.bmt
+    state: AppState = request.app.state.bmt
+    return state
 
 
 def tenant_of(request: Request) -> str:

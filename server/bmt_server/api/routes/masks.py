@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
+from bmt_server.api.app_state import find_app_state
 from bmt_server.api.routes.dependencies import (
     OCTETS,
     etag,
@@ -61,7 +62,7 @@ def build_router() -> APIRouter:
 async def livez(request: Request) -> Response:
     """200 while the engine is neither dead nor hung. Redis is no part of it: a restart would not
     mend it."""
-    runtime = getattr(request.app.state, "bmt", None)
+    runtime = find_app_state(request.app)
     if runtime is None or await runtime.engine.healthy():
         return JSONResponse({"status": "ok"})
     return JSONResponse({"status": "engine dead or hung"}, 503)
@@ -69,7 +70,7 @@ async def livez(request: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     """200 once this server can answer requests for masks."""
-    runtime = getattr(request.app.state, "bmt", None)
+    runtime = find_app_state(request.app)
     if runtime is not None and await runtime.ready():
         return JSONResponse({"status": "ready"})
     return JSONResponse({"status": "not ready"}, 503)
@@ -199,7 +200,7 @@ async def _pin(request: Request, name: str, pinned: bool) -> dict[str, Any]:
     runtime, state = runtime_of(request), await state_of(request, name)
     latest = state.resolve(None, None)
     if latest is not None:
-        await runtime.residency.pin(latest, pinned)
+        await runtime.lifecycle.pin(latest, pinned)
     await runtime.registry.set_pin(state.tenant, name, pinned)
     state = await runtime.snapshot.refresh(state.tenant, name) or state
     return _latest(state)

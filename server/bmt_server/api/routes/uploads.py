@@ -14,7 +14,7 @@ from fastapi import Query, Request
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
-from bmt_server.api.app_state import Runtime
+from bmt_server.api.app_state import AppState
 from bmt_server.api.routes.dependencies import (
     OCTETS,
     etag,
@@ -93,7 +93,7 @@ async def patch_mask(
 
 
 def _flip(
-    runtime: Runtime, before: Version, blob: bytearray, flips: bytes
+    runtime: AppState, before: Version, blob: bytearray, flips: bytes
 ) -> tuple[Version, bmt_core.Mask, bytes]:
     """The version that comes of flipping positions of `before`. Raises ApiError."""
     fingerprint = runtime.settings.fingerprint
@@ -193,7 +193,7 @@ def _stated_digest(request: Request, query: str | None) -> str | None:
 
 
 def _read(
-    runtime: Runtime, tenant: str, name: str, data: bytes, stated: str | None
+    runtime: AppState, tenant: str, name: str, data: bytes, stated: str | None
 ) -> tuple[Version, bmt_core.Mask]:
     file_digest = hashlib.sha256(data).hexdigest()
     if stated is not None and stated != file_digest:
