@@ -69,8 +69,8 @@ async def chat(request: Any) -> Any:
 @pytest.fixture(scope="module")
 def real(tmp_path_factory) -> Iterator[Server]:
     """Router, middleware and registry of the server on a loopback socket."""
-    from bmt_server.api.app_state import Runtime
-    from bmt_server.api.middleware import Gate
+    from bmt_server.api.app_state import AppState
+    from bmt_server.api.middleware import RequestMiddleware
     from bmt_server.api.routes.masks import build_router
     from bmt_server.registry.api_keys import ApiKeyStore, ensure_first_key
     from bmt_server.registry.connection import RegistryConnection
@@ -110,14 +110,14 @@ def real(tmp_path_factory) -> Iterator[Server]:
 
         @asynccontextmanager
         async def lifespan(app: Any) -> AsyncIterator[None]:
-            app.state.bmt = await Runtime.create(settings, engine, CollectorRegistry())
+            app.state.bmt = await AppState.create(settings, engine, CollectorRegistry())
             yield
             await app.state.bmt.close()
 
         app = fastapi.FastAPI(lifespan=lifespan)
         app.include_router(build_router())
         app.router.add_route("/v1/chat/completions", chat, methods=["POST"])
-        app.add_middleware(Gate)
+        app.add_middleware(RequestMiddleware)
         port = free_port()
         config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning")
         server = uvicorn.Server(config)

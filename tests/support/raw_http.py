@@ -16,7 +16,7 @@ from bmt_server.api import http_protocol
 @asynccontextmanager
 async def serving(app, **bounds: float):
     """The app behind our protocol, with shorter times; yields the port."""
-    kind = type("Edge", (http_protocol.Edge,), bounds)
+    kind = type("BoundedHttpProtocol", (http_protocol.BoundedHttpProtocol,), bounds)
     config = uvicorn.Config(app, http=kind, log_level="critical", lifespan="off")
     server = uvicorn.Server(config)
     listening = socket.create_server(("127.0.0.1", 0))

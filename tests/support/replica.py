@@ -15,8 +15,8 @@ from typing import Any
 
 import bmt_core
 import httpx
-from bmt_server.api.app_state import Runtime
-from bmt_server.api.middleware import Gate
+from bmt_server.api.app_state import AppState
+from bmt_server.api.middleware import RequestMiddleware
 from bmt_server.api.routes.masks import build_router
 from bmt_server.settings import Settings
 from fastapi import FastAPI, Request
@@ -40,7 +40,7 @@ def make_mask(
 class Api:
     """One replica, with a client of each kind of key."""
 
-    runtime: Runtime
+    state: AppState
     engine: FakeEngine
     app: FastAPI
     keys: dict[str, str]
@@ -75,9 +75,9 @@ async def replica(url: str, folder: Path, keys: dict[str, str] | None = None) ->
         max_sparsity=0.05,
     )
     engine, hold = FakeEngine(folder), asyncio.Event()
-    runtime = await Runtime.create(settings, engine, CollectorRegistry(), removal_delay_s=0.05)
+    state = await AppState.create(settings, engine, CollectorRegistry(), removal_delay_s=0.05)
     app = FastAPI()
-    app.state.bmt = runtime
+    app.state.bmt = state
 
     calls: list[str] = []
 
@@ -98,8 +98,8 @@ async def replica(url: str, folder: Path, keys: dict[str, str] | None = None) ->
     for path in ("/pause", "/collective_rpc", "/v1/load_lora_adapter", "/invocations"):
         app.post(path)(chat)
     app.include_router(build_router())
-    app.add_middleware(Gate)
+    app.add_middleware(RequestMiddleware)
     try:
-        yield Api(runtime, engine, app, keys or {}, hold, calls)
+        yield Api(state, engine, app, keys or {}, hold, calls)
     finally:
-        await runtime.close()
+        await state.close()

@@ -41,7 +41,7 @@ class Shutdown:
         self._stopping: asyncio.Task[None] | None = None
 
     def install(self) -> None:
-        """Replace vLLM's SIGTERM handler; call it on the running loop, after vLLM has set its own."""
+        """Replace vLLM's SIGTERM handler, on the running loop and after vLLM has set its own."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.start)
 
     @contextmanager

@@ -94,13 +94,13 @@ async def test_each_error_is_counted_once_ours_too(api, lines):
     assert broken.status_code == 500
     assert "a defect" not in broken.text
     assert [line.error for line in lines()] == ["model_not_found", "internal"]
-    (family,) = api.runtime.metrics.errors.collect()
+    (family,) = api.state.metrics.errors.collect()
     counted = {s.labels["code"]: s.value for s in family.samples if s.name.endswith("_total")}
     assert counted == {"model_not_found": 1, "internal": 1}
 
 
 def test_without_an_exporter_nothing_is_passed_on():
     span = tracing.Span("GET", {})
-    assert not span.kept
+    assert not span.is_recording
     record = RequestRecord("r", "GET", "/x", span)
     record.end(quiet=True)

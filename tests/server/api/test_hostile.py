@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import bmt_core
 import pytest
-from bmt_server.api.request_limits import check
+from bmt_server.api.request_limits import check_body
 from bmt_server.errors import BadRequest
 
 from tests.support.raw_http import head, said, serving
@@ -180,8 +180,8 @@ async def test_a_load_looks_again_at_the_base(api):
     """A registry that others write to may hold a mask of another base under a version of this."""
     stored = (await api.put("m", make_mask())).json()
     other = bmt_core.encode(make_mask(base=bmt_core.Base("tiny", "12" * 32)))
-    await api.runtime.store.quick.set("{bmt}:blob:" + stored["file_digest"], other)
-    api.runtime.cache.disk.path(stored["digest"]).unlink()
+    await api.state.store.quick.set("{bmt}:blob:" + stored["file_digest"], other)
+    api.state.cache.disk.path(stored["digest"]).unlink()
     answer = await api.ask("m")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "blob_damaged")
     assert api.engine.loads == []
@@ -212,7 +212,7 @@ async def test_digests_are_64_hex_digits(api, digest):
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, "digest_invalid")
         if digest:
             assert (await client.get(f"/v1/blobs/{digest}")).status_code in (400, 404)
-    assert await api.runtime.registry.names() == []
+    assert await api.state.registry.names() == []
 
 
 async def test_masks_of_no_and_too_many_zeros_are_a_matter_of_policy(api):
@@ -242,7 +242,7 @@ async def test_boot_without_a_registry_waits_for_it(tmp_path):
 @pytest.mark.parametrize("more", [0, 1, 2])
 async def test_failover_that_loses_a_publish_is_noticed(api, caplog, more):
     """The registry's word is the last one, also where as many changes came as were lost."""
-    quick, snapshot = api.runtime.store.quick, api.runtime.snapshot
+    quick, snapshot = api.state.store.quick, api.state.snapshot
     old = (await api.put("m", make_mask(0))).json()
     before = {key: await quick.dump(key) for key in await quick.keys("*")}
     new = (await api.put("m", make_mask(1))).json()
@@ -251,7 +251,7 @@ async def test_failover_that_loses_a_publish_is_noticed(api, caplog, more):
     await quick.flushall()
     for key, value in before.items():
         await quick.restore(key, 0, value)
-    api.runtime.keys.invalidate()
+    api.state.keys.invalidate()
     for other in range(more):
         await api.put(f"other{other}", make_mask(2 + other))
     with caplog.at_level(logging.ERROR, logger="vllm.bmt_server"):
@@ -263,7 +263,7 @@ async def test_failover_that_loses_a_publish_is_noticed(api, caplog, more):
 
 async def test_a_full_registry_takes_no_uploads_and_serves_on(api):
     stored = (await api.put("m", make_mask(0))).json()
-    quick = api.runtime.store.quick
+    quick = api.state.store.quick
     used = int((await quick.info("memory"))["used_memory"])
     await quick.config_set("maxmemory", used)
     try:
@@ -351,10 +351,10 @@ async def test_names_are_a_few_ascii_letters(api, name, caplog):
         answer = await client.post("/v1/chat/completions", json={"model": name + "x"})
         assert answer.status_code == 404
         figures = "".join(
-            str(s.labels) for f in api.runtime.metrics.errors.collect() for s in f.samples
+            str(s.labels) for f in api.state.metrics.errors.collect() for s in f.samples
         )
         assert name not in figures or len(name) < 3
-    assert await api.runtime.registry.names() == []
+    assert await api.state.registry.names() == []
     assert not [r for r in caplog.records if "\n" in r.getMessage()]
 
 
@@ -376,7 +376,7 @@ async def test_names_are_a_few_ascii_letters(api, name, caplog):
 )
 def test_nothing_is_fetched_for_a_request(body):
     with pytest.raises(BadRequest):
-        check(body)
+        check_body(body)
 
 
 async def test_foreign_and_unknown_get_the_same_answer(api):

@@ -19,11 +19,11 @@ def test_servers_that_are_configured_later_use_it():
     http_protocol.install()
     config = uvicorn.Config(lambda: None)
     config.load()
-    assert config.http_protocol_class is http_protocol.Edge
+    assert config.http_protocol_class is http_protocol.BoundedHttpProtocol
 
 
 async def test_half_a_head_is_not_waited_for(api):
-    async with serving(api.app, head_s=0.3) as port:
+    async with serving(api.app, head_timeout_s=0.3) as port:
         whole = head(api)
         for pieces in ([whole[:40]], [whole[:-2]], [bytes([b]) for b in whole[:30]]):
             status, body, seconds = await said(port, *pieces, pause_s=0.02)
@@ -33,9 +33,8 @@ async def test_half_a_head_is_not_waited_for(api):
         assert (status, seconds < 2) == (0, True), "one that says nothing is told nothing"
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for(api, monkeypatch):
-    monkeypatch.setattr(http_protocol, "BODY_RATE", 100_000)
-    async with serving(api.app, body_s=0.3) as port:
+async def test_a_body_that_does_not_come_is_not_waited_for(api):
+    async with serving(api.app, body_timeout_s=0.3, min_body_rate=100_000) as port:
         for method, path, kind in (
             ("POST", "/v1/chat/completions", "application/json"),
             ("PUT", "/v1/masks/m", "application/octet-stream"),
@@ -46,23 +45,23 @@ async def test_a_body_that_does_not_come_is_not_waited_for(api, monkeypatch):
                 status, body, seconds = await said(port, *pieces, pause_s=0.02)
                 assert (status, body["error"]["code"]) == (408, "body_timeout"), path
                 assert 0.25 < seconds < 2
-        # Slow, but at the pace that is wanted.
+    # A slow client at the required rate is served.
+    async with serving(api.app, body_timeout_s=0.3, min_body_rate=100) as port:
         data = bmt_core.encode(make_mask())
         fields = {"Content-Length": str(len(data)), "Content-Type": "application/octet-stream"}
         slow = [data[i : i + 20] for i in range(0, len(data), 20)]
-        monkeypatch.setattr(http_protocol, "BODY_RATE", 100)
         fields["Connection"] = "close"
         status, body, seconds = await said(
             port, head(api, "PUT", "/v1/masks/slow", **fields), *slow, pause_s=0.04
         )
         assert status == 201, body
         assert seconds > 0.4
-    assert await api.runtime.registry.names() == [("default", "slow")]
+    assert await api.state.registry.names() == [("default", "slow")]
 
 
 async def test_a_request_is_answered_once(api):
     """Refused before its body was there, of which the rest never comes."""
-    async with serving(api.app, body_s=0.3) as port:
+    async with serving(api.app, body_timeout_s=0.3) as port:
         fields = {"Content-Length": str(1 << 30), "Content-Type": "application/octet-stream"}
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(head(api, "PUT", "/v1/masks/m", **fields))
@@ -95,7 +94,7 @@ async def test_heads_are_bounded(api):
 
 
 async def test_kept_connections_are_served_again(api):
-    async with serving(api.app, head_s=0.3) as port:
+    async with serving(api.app, head_timeout_s=0.3) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(3):
             writer.write(head(api, "GET", "/v1/masks"))
@@ -122,7 +121,7 @@ async def test_a_reader_that_never_reads_is_let_go(api):
             await asyncio.sleep(0)
         ended.set()
 
-    async with serving(app, read_s=1.0) as port:
+    async with serving(app, read_timeout_s=1.0) as port:
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", port))

@@ -68,8 +68,8 @@ async def test_preconditions_decide_races(api):
 
 
 async def nothing_stored(api):
-    assert await api.runtime.registry.names() == []
-    assert await api.runtime.store.quick.keys("{bmt}:blob:*") == []
+    assert await api.state.registry.names() == []
+    assert await api.state.store.quick.keys("{bmt}:blob:*") == []
 
 
 async def test_bad_files_are_refused_and_nothing_is_stored(api):
@@ -90,11 +90,11 @@ async def test_bad_files_are_refused_and_nothing_is_stored(api):
     ):
         answer = await api.put("m", body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, code)
-    assert (await api.put("m", bytes(api.runtime.max_upload_bytes + 1))).status_code == 413
+    assert (await api.put("m", bytes(api.state.max_upload_bytes + 1))).status_code == 413
 
     async def endless():
         for _ in range(100):
-            yield bytes(api.runtime.max_upload_bytes // 10)
+            yield bytes(api.state.max_upload_bytes // 10)
 
     async with api.client() as client:
         url = "/v1/masks/m"
@@ -184,7 +184,7 @@ async def test_requests_reach_their_version(api):
 
 async def test_fifty_cold_requests_are_one_load(api):
     await api.put("m", make_mask())
-    next(api.runtime.cache.disk.folder.glob("*.lay")).unlink()
+    next(api.state.cache.disk.folder.glob("*.lay")).unlink()
     answers = await asyncio.gather(*(api.ask("m") for _ in range(50)))
     assert {a.status_code for a in answers} == {200}
     assert len(api.engine.loads) == 1
@@ -209,7 +209,7 @@ async def test_a_running_stream_keeps_its_version_until_it_ends(api):
             return (await client.post("/v1/chat/completions", json=body)).json()["model"]
 
     running = asyncio.create_task(stream())
-    while not api.runtime.residency.in_flight():
+    while not api.state.lifecycle.in_flight():
         await asyncio.sleep(0.01)
     async with api.client() as client:
         assert (await client.delete("/v1/masks/m")).status_code == 204
@@ -231,33 +231,33 @@ async def test_replicas_converge(api, valkey, tmp_path):
     async with replica(valkey.url, tmp_path / "second", api.keys) as second:
         stored = (await api.put("m", make_mask(0))).json()
         deadline = time.monotonic() + 1
-        while second.runtime.snapshot.get("default", "m") is None:
+        while second.state.snapshot.get("default", "m") is None:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
         assert (await second.ask("m")).json()["model"] == stored["model"]
         # One that misses the events finds out by the counter of changes.
-        await second.runtime.snapshot.close()
+        await second.state.snapshot.close()
         newer = (await api.put("m", make_mask(1))).json()
         assert (await second.ask("m")).json()["model"] == stored["model"]
-        await second.runtime.snapshot.sync()
+        await second.state.snapshot.sync()
         assert (await second.ask("m")).json()["model"] == newer["model"]
 
 
 async def test_a_damaged_blob_is_never_served(api):
     stored = (await api.put("m", make_mask())).json()
     key = "{bmt}:blob:" + stored["file_digest"]
-    await api.runtime.store.quick.setrange(key, 150, b"\x00\x01\x02")
-    next(api.runtime.cache.disk.folder.glob("*.lay")).unlink()
+    await api.state.store.quick.setrange(key, 150, b"\x00\x01\x02")
+    next(api.state.cache.disk.folder.glob("*.lay")).unlink()
     answer = await api.ask("m")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "blob_damaged")
 
 
 async def test_metric_labels_are_bounded(api):
-    metrics = api.runtime.metrics
+    metrics = api.state.metrics
     metrics.labels._bound = 3
     for i in range(10):
         metrics.request_finished(
-            f"m{i}@abc", outcome="ok", prompt_tokens=1, completion_tokens=2, ttft_s=0.1, e2e_s=0.2
+            f"m{i}@abc", outcome="ok", prompt_tokens=1, completion_tokens=2, ttft_s=0.1
         )
     seen = {s.labels["mask"] for f in metrics.requests.collect() for s in f.samples}
     assert seen == {"m0", "m1", "m2", "other"}

@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from bmt_server.api.permissions import ROUTES, match
+from bmt_server.api.permissions import ROUTES, find_route
 from bmt_server.errors import BadRequest
 from bmt_server.registry.api_keys import make_key
 
@@ -42,7 +42,7 @@ async def status(api, method, path, key=None, **headers):
 async def test_every_route_needs_its_scope(api):
     for scope, routes in PATHS.items():
         for method, path in routes:
-            route = match(method, path)
+            route = find_route(method, path)
             assert route is not None
             assert route.scope == scope
             if scope == "open":
@@ -76,8 +76,8 @@ async def test_other_spellings_are_no_way_in(api, path):
 
 def test_dots_are_not_walked():
     """As routing sees it; clients resolve them before they send."""
-    assert match("GET", "/livez/../v1/masks") is None
-    assert match("GET", "/livez/%2e%2e/v1/masks") is None
+    assert find_route("GET", "/livez/../v1/masks") is None
+    assert find_route("GET", "/livez/%2e%2e/v1/masks") is None
 
 
 async def test_headers_are_no_way_in(api):
@@ -111,7 +111,7 @@ def test_the_table_leaves_no_route_without_a_scope():
 
 
 async def test_a_key_of_the_operators_is_adopted_once(api):
-    keys = api.runtime.keys
+    keys = api.state.keys
     secret = make_key(("admin",))
     assert await status(api, "GET", "/v1/masks", secret) == 401
     assert await keys.import_key(secret, label="BMT_ADMIN_KEY")
@@ -127,11 +127,11 @@ async def test_a_key_of_the_operators_is_adopted_once(api):
 
 async def test_known_keys_are_kept_current_beside_requests(api, valkey):
     """A request with a known key asks nothing of the registry; a revoked one ends all the same."""
-    keys = api.runtime.keys
+    keys = api.state.keys
     made = await keys.create(("infer",))
     assert await status(api, "GET", "/v1/masks", made[0]) == 200
     # Revoked behind this server's back, its event lost.
-    await api.runtime.store.quick.hdel("{bmt}:keys", hashlib.sha256(made[0].encode()).hexdigest())
+    await api.state.store.quick.hdel("{bmt}:keys", hashlib.sha256(made[0].encode()).hexdigest())
     assert await status(api, "GET", "/v1/masks", made[0]) == 200
     await keys.refresh()
     assert await status(api, "GET", "/v1/masks", made[0]) == 401
@@ -152,7 +152,7 @@ async def test_known_keys_are_kept_current_beside_requests(api, valkey):
 
 
 async def test_revoked_and_expired_keys(api):
-    keys = api.runtime.keys
+    keys = api.state.keys
     made = await keys.create(("infer",), expires="2020-01-01T00:00:00+00:00")
     assert await status(api, "GET", "/v1/masks", made[0]) == 401
     made = await keys.create(("infer",))
@@ -161,7 +161,7 @@ async def test_revoked_and_expired_keys(api):
     keys.invalidate()
     assert await status(api, "GET", "/v1/masks", made[0]) == 401
     assert await keys.create(("admin",), only_if_first=True) is None
-    raw = await api.runtime.store.quick.hgetall("{bmt}:keys")
+    raw = await api.state.store.quick.hgetall("{bmt}:keys")
     assert not any(
         k[8:40].encode() in b"".join([*raw, *raw.values()]) for k in api.keys.values() if k
     )

@@ -28,7 +28,7 @@ async def test_a_copy_of_the_append_only_files_is_a_registry(api, valkey, tmp_pa
 
     busy = asyncio.create_task(publish())
     await asyncio.sleep(0.2)
-    quick = api.runtime.store.quick
+    quick = api.state.store.quick
     # Rewriting would replace files while they are copied.
     before = await quick.config_get("auto-aof-rewrite-percentage")
     await quick.config_set("auto-aof-rewrite-percentage", 0)
@@ -68,8 +68,8 @@ async def test_servers_follow_a_registry_that_was_restored_under_them(valkey, tm
     store.start()
     try:
         async with replica(store.url, tmp_path / "cache", api.keys) as one:
-            keys = await api.runtime.store.quick.hgetall("{bmt}:keys")
-            await one.runtime.store.quick.hset("{bmt}:keys", mapping=keys)
+            keys = await api.state.store.quick.hgetall("{bmt}:keys")
+            await one.state.store.quick.hset("{bmt}:keys", mapping=keys)
             old = (await one.put("m", make_mask(0))).json()
             shutil.copytree(store.folder / "appendonlydir", tmp_path / "backup")
             new = (await one.put("m", make_mask(1))).json()

@@ -1,4 +1,4 @@
-"""Every route of vLLM's own app, with all that its switches add, behind our gate."""
+"""Routes of vLLM's own app, with all that its switches add, behind our middleware."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from bmt_server.api.admission import Admission, Queue
-from bmt_server.api.middleware import Gate
-from bmt_server.api.permissions import match
-from bmt_server.api.shutdown import Drain
+from bmt_server.api.admission import KeyLimiter, SequenceLimiter
+from bmt_server.api.middleware import RequestMiddleware
+from bmt_server.api.permissions import find_route
+from bmt_server.api.shutdown import Shutdown
 from bmt_server.errors import Unauthorized
 from bmt_server.registry.schemas import Principal
 
@@ -21,8 +21,8 @@ KEYS = {
     "upload": frozenset({"upload"}),
     "admin": frozenset({"infer", "upload", "admin"}),
 }
-# All of vLLM's own that clients reach, whatever a release adds: more is a decision.
-OURS_TO_OPEN = {
+# All routes of vLLM that clients reach; opening a further one is a decision.
+ALLOWED_VLLM_ROUTES = {
     "/health",
     "/metrics",
     "/ping",
@@ -64,7 +64,7 @@ def routes() -> dict[str, set[str]]:
 
 
 class Inner:
-    """Stands for the app behind the gate: says that it was reached."""
+    """App behind the middleware; its response says that it was reached."""
 
     async def __call__(self, scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -84,45 +84,45 @@ def client():
 
         return SimpleNamespace(model=model, version=None, ready=ready, release=lambda: None)
 
-    runtime = SimpleNamespace(
+    state = SimpleNamespace(
         settings=SimpleNamespace(auth=True, metrics_open=False),
         keys=SimpleNamespace(verify=verify),
-        drain=Drain(1),
-        admission=Admission(0, 0),
-        queue=Queue(8),
+        shutdown=Shutdown(1),
+        key_limiter=KeyLimiter(0, 0),
+        sequence_limiter=SequenceLimiter(8),
         resolver=SimpleNamespace(acquire=acquire),
         metrics=SimpleNamespace(
             errors=SimpleNamespace(labels=lambda code: SimpleNamespace(inc=int))
         ),
     )
-    gate = Gate(Inner())
-    app = SimpleNamespace(state=SimpleNamespace(bmt=runtime))
+    middleware = RequestMiddleware(Inner())
+    app = SimpleNamespace(state=SimpleNamespace(bmt=state))
 
     async def asgi(scope, receive, send):
-        await gate({**scope, "app": app}, receive, send)
+        await middleware({**scope, "app": app}, receive, send)
 
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=asgi), base_url="http://test")
 
 
-def test_the_app_has_the_routes_that_we_fear(routes):
+def test_the_app_has_dangerous_routes(routes):
     assert len(routes) > 40, sorted(routes)
     for path in ("/invocations", "/v1/load_lora_adapter", "/pause", "/collective_rpc", "/docs"):
         assert path in routes
 
 
-def test_what_is_open_of_vllms_own_is_what_we_decided(routes):
-    reached = {p for p, methods in routes.items() if any(match(m, p) for m in METHODS)}
+def test_reachable_vllm_routes_are_the_allowed_ones(routes):
+    reached = {p for p, methods in routes.items() if any(find_route(m, p) for m in METHODS)}
     ours = {p for p in reached if re.match(r"/v1/(masks|blobs)|/(livez|readyz)|/v1/models/", p)}
-    assert reached - ours == OURS_TO_OPEN & set(routes)
+    assert reached - ours == ALLOWED_VLLM_ROUTES & set(routes)
 
 
 async def test_every_route_with_every_key(routes, client):
-    """Its scope's keys get in, others do not, and what is not on the list nobody reaches."""
+    """Keys with the route's scope pass, others do not, and unlisted routes are closed to all."""
     async with client:
         for path in routes:
-            # Methods that a route does not have are no way around either.
+            # Also with methods that the route does not have.
             for method in METHODS:
-                route = match(method, path)
+                route = find_route(method, path)
                 for key in ("", "wrong", *KEYS):
                     headers = {"Authorization": f"Bearer {key}"} if key else {}
                     answer = await client.request(

@@ -80,7 +80,7 @@ def _serve(
         async with replica(url, Path(folder)) as api:
             _completions(api)
             if key:
-                await api.runtime.keys.import_key(key)
+                await api.state.keys.import_key(key)
             config = uvicorn.Config(api.app, log_level="critical", lifespan="off")
             server = uvicorn.Server(config)
 

@@ -1,4 +1,4 @@
-"""What the API is told of the engine's end."""
+"""Detection of an engine that died, as opposed to one that was shut down."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from bmt_server.api.engine_vllm.engine import EngineBridge
-from bmt_server.api.engine_vllm.heartbeat import Pulse
+from bmt_server.api.engine_vllm.engine import VllmEngine
+from bmt_server.api.engine_vllm.heartbeat import Heartbeat
 from bmt_server.settings import Settings
 
 
 @pytest.fixture
 def client() -> Any:
-    """vLLM's client as far as the bridge asks it: `errored` is also true of one that was ended."""
+    """The part of vLLM's client that VllmEngine uses; a shutdown sets `errored` too."""
     made = SimpleNamespace(
         errored=False,
         vllm_config=SimpleNamespace(
@@ -30,22 +30,22 @@ def client() -> Any:
     return made
 
 
-def bridge(client: Any, folder: Path) -> EngineBridge:
+def engine(client: Any, folder: Path) -> VllmEngine:
     settings = Settings(
         model_id="m", model_path="m", fingerprint="ab" * 32, gates={}, stats_dir=str(folder)
     )
-    return EngineBridge(client, SimpleNamespace(), settings, Pulse())
+    return VllmEngine(client, SimpleNamespace(), settings, Heartbeat())
 
 
 def test_an_engine_that_ends_by_itself_has_died(client, tmp_path):
-    one = bridge(client, tmp_path)
+    one = engine(client, tmp_path)
     assert not one.died
     client.errored = True
     assert one.died
 
 
-def test_one_that_was_told_to_end_has_not(client, tmp_path):
-    one = bridge(client, tmp_path)
+def test_an_engine_that_was_shut_down_has_not_died(client, tmp_path):
+    one = engine(client, tmp_path)
     assert client.shutdown(timeout=3) == 3, "vLLM's own is called as before"
     assert client.errored
     assert not one.died

@@ -1,4 +1,4 @@
-"""What is made of vLLM's record of a step."""
+"""Recording of vLLM's steps: heartbeat and waiting masks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from bmt_server.api.engine_vllm import step_hooks
-from bmt_server.api.engine_vllm.heartbeat import Pulse
+from bmt_server.api.engine_vllm.heartbeat import Heartbeat
+from bmt_server.api.engine_vllm.step_hooks import StepRecorder
 from bmt_server.ipc.stats_files import WaitingMasks
 from bmt_server.settings import Settings
 
@@ -21,42 +21,42 @@ def settings(tmp_path):
 
 
 def waits(*names: str) -> SimpleNamespace:
-    """vLLM's figures of a step in which these masks wait."""
+    """Scheduler stats of a step in which these masks wait."""
     return SimpleNamespace(waiting_lora_adapters=dict.fromkeys(names, 1))
 
 
-def told(settings: Settings, wanted: list[str]) -> None:
-    """Others of the server hear that these wait, within a moment."""
+def wait_until_published(settings: Settings, names: list[str]) -> None:
+    """Other processes read these names as waiting, within seconds."""
     deadline = time.monotonic() + 10
-    while WaitingMasks.latest(settings.stats_dir) != wanted and time.monotonic() < deadline:
+    while WaitingMasks.latest(settings.stats_dir) != names and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert WaitingMasks.latest(settings.stats_dir) == wanted
+    assert WaitingMasks.latest(settings.stats_dir) == names
 
 
-def test_a_step_is_a_sign_of_life_whoever_is_told_its_figures(settings):
+def test_a_step_without_stats_is_a_heartbeat(settings):
     now = [0.0]
-    pulse = Pulse(lambda: now[0])
-    with pulse.call():
+    heartbeat = Heartbeat(lambda: now[0])
+    with heartbeat.track_call():
         now[0] = 7.0
-        assert pulse.still_s() == 7.0
-        step_hooks.Steps(settings, pulse).record(None)
-        assert pulse.still_s() == 0.0
+        assert heartbeat.silent_s() == 7.0
+        StepRecorder(settings, heartbeat).record(None)
+        assert heartbeat.silent_s() == 0.0
     assert WaitingMasks.latest(settings.stats_dir) == []
 
 
-def test_the_newest_word_of_any_process_counts(settings):
-    steps = step_hooks.Steps(settings, Pulse())
+def test_the_newest_file_of_any_process_counts(settings):
+    steps = StepRecorder(settings, Heartbeat())
     steps.record(waits("a@1", "b@2"))
-    told(settings, ["a@1", "b@2"])
+    wait_until_published(settings, ["a@1", "b@2"])
     other = WaitingMasks(at=1.0, names=["old@1"])
     other.write(settings.stats_dir, 1)
     assert WaitingMasks.latest(settings.stats_dir) == ["a@1", "b@2"]
     steps.record(waits())
-    told(settings, [])
+    wait_until_published(settings, [])
 
 
-def test_nothing_is_written_where_there_is_no_folder_for_it(settings, tmp_path, monkeypatch):
+def test_nothing_is_written_without_a_stats_folder(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    step_hooks.Steps(replace(settings, stats_dir=""), Pulse()).record(waits("a@1"))
+    StepRecorder(replace(settings, stats_dir=""), Heartbeat()).record(waits("a@1"))
     time.sleep(0.3)
     assert list(tmp_path.iterdir()) == []

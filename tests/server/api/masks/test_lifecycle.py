@@ -23,7 +23,7 @@ async def until(condition, seconds: float = 5.0) -> None:
 
 
 def forget_file(api, mask: bmt_core.Mask) -> None:
-    api.runtime.cache.disk.path(mask.digest).unlink()
+    api.state.cache.disk.path(mask.digest).unlink()
 
 
 async def test_a_request_is_prepared_while_its_mask_loads(api):
@@ -46,7 +46,7 @@ async def test_a_load_that_fails_is_the_response_whatever_the_app_says(api, stre
         answer = await client.post("/v1/chat/completions", json={"model": "m", "stream": stream})
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "mask_unusable")
     assert "no such gates" in answer.json()["error"]["message"]
-    counted = api.runtime.metrics.errors.labels("mask_unusable")._value.get()
+    counted = api.state.metrics.errors.labels("mask_unusable")._value.get()
     assert counted == 1
 
 
@@ -71,12 +71,12 @@ async def test_warm_masks_are_loaded_once_and_evicted_ones_again(api):
 async def test_what_was_evicted_and_is_not_used_is_let_go(api):
     stored = (await api.put("m", make_mask())).json()
     await api.ask("m")
-    held = api.runtime.cache.disk._held
+    held = api.state.cache.disk._held
     assert set(held) == {stored["digest"]}
     api.engine.evict(stored["id"])
     await until(lambda: api.engine.dropped == [stored["id"]])
     await until(lambda: not held)
-    assert len(api.runtime.residency) == 0
+    assert len(api.state.lifecycle) == 0
     assert (await api.ask("m")).status_code == 200
 
 
@@ -92,7 +92,7 @@ async def test_a_running_request_keeps_its_mask_over_an_eviction(api):
     api.engine.evict(stored["id"])
     await asyncio.sleep(0.2)
     assert api.engine.dropped == []
-    assert stored["digest"] in api.runtime.cache.disk._held
+    assert stored["digest"] in api.state.cache.disk._held
     api.hold.set()
     assert (await running).status_code == 200
     await until(lambda: api.engine.dropped == [stored["id"]])
@@ -103,15 +103,15 @@ async def test_the_engine_is_asked_only_for_what_is_loaded(api):
     stored = (await api.put("m", make_mask())).json()
     await api.ask("m")
     api.engine.evict(stored["id"])
-    async with api.runtime.residency.running(stored["id"]):
+    async with api.state.lifecycle.hold_for_engine(stored["id"]):
         assert stored["id"] in api.engine.in_memory
     api.engine.fail = WorkerError("no", "unusable")
     api.engine.evict(stored["id"])
     with pytest.raises(Exception, match="could not load"):
-        async with api.runtime.residency.running(stored["id"]):
+        async with api.state.lifecycle.hold_for_engine(stored["id"]):
             raise AssertionError("not loaded")
     with pytest.raises(Exception, match="was deleted"):
-        async with api.runtime.residency.running(12345):
+        async with api.state.lifecycle.hold_for_engine(12345):
             raise AssertionError("not known")
 
 
@@ -131,7 +131,7 @@ async def test_deleting_and_publishing_again_while_a_stream_runs(api):
     new = asyncio.create_task(stream())
     await until(lambda: len(api.engine.loads) == 2)
     old.cancel()
-    await until(lambda: sum(api.runtime.residency.in_flight().values()) == 1)
+    await until(lambda: sum(api.state.lifecycle.in_flight().values()) == 1)
     assert [i for i, _ in api.engine.published.values()] == [api.engine.loads[1]]
     api.hold.set()
     assert (await new).status_code == 200
@@ -140,15 +140,15 @@ async def test_deleting_and_publishing_again_while_a_stream_runs(api):
 
 async def test_the_disk_stays_within_its_bound(api, valkey, tmp_path):
     one = write_layout(make_mask(), tmp_path / "probe")
-    api.runtime.cache.disk.bound_bytes = 4 * one
-    api.runtime.cache.disk.trim()
+    api.state.cache.disk.bound_bytes = 4 * one
+    api.state.cache.disk.trim()
     for i in range(20):
         await api.put(f"m{i}", make_mask(i))
         await api.ask(f"m{i}")
         if i >= 3:
             api.engine.evict(api.engine.loads[i - 3])
-    await until(lambda: len(api.runtime.residency) <= 3)
-    await until(lambda: api.runtime.cache.disk.nbytes <= 4 * one)
+    await until(lambda: len(api.state.lifecycle) <= 3)
+    await until(lambda: api.state.cache.disk.nbytes <= 4 * one)
     for i in (0, 19):
         assert (await api.ask(f"m{i}")).status_code == 200
 
@@ -213,7 +213,7 @@ async def test_equal_masks_of_two_tenants_are_one_file(api):
     await api.put("m", make_mask(), "other")
     await api.ask("m")
     await api.ask("m", "other")
-    assert len(list(api.runtime.cache.disk.folder.glob("*.lay"))) == 1
+    assert len(list(api.state.cache.disk.folder.glob("*.lay"))) == 1
     assert len(api.engine.loads) == 2
 
 
@@ -221,7 +221,7 @@ async def test_a_lost_blob_is_an_error_of_the_request(api):
     mask = make_mask()
     stored = (await api.put("m", mask)).json()
     forget_file(api, mask)
-    await api.runtime.store.quick.delete("{bmt}:blob:" + stored["file_digest"])
+    await api.state.store.quick.delete("{bmt}:blob:" + stored["file_digest"])
     answer = await api.ask("m")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "blob_missing")
 

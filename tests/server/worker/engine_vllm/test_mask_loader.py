@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import redis
 import torch
-from bmt_server.api.engine_vllm.worker_rpc import EngineWorkers
+from bmt_server.api.engine_vllm.worker_rpc import RpcWorkers
 from bmt_server.api.engine_vllm.worker_sockets import SocketWorkers
 from bmt_server.ipc import worker_channel
 from bmt_server.ipc.blob import blob_key
@@ -140,7 +140,7 @@ async def test_evictions_are_told_and_the_mask_comes_back(two, masks):
 
 async def test_what_nobody_holds_is_forgotten(two, masks):
     workers, links = two
-    other = SocketWorkers(links._links[0]._path.parent, 2)
+    other = SocketWorkers(links._connections[0]._path.parent, 2)
     await links.load(1, "m", str(source(masks[0])))
     await other.load(1, "m", str(source(masks[0])))
     await links.drop(1)
@@ -160,7 +160,7 @@ async def test_a_process_that_ends_lets_go(two, masks):
     await until(lambda: not workers[0].loader._holders)
     assert workers[0].runtime.store.resident(1), "warm for the next, until it is evicted"
     workers[0].runtime.store.capacity_bytes = 1
-    again = SocketWorkers(links._links[0]._path.parent, 1)
+    again = SocketWorkers(links._connections[0]._path.parent, 1)
     await again.load(2, "m2", str(source(masks[1])))
     await until(lambda: not workers[0].runtime.store.knows(1))
     await again.close()
@@ -180,7 +180,7 @@ async def test_errors_are_answers_and_leave_the_worker_well(two, masks, tmp_path
     with pytest.raises(WorkerError, match="no laid-out mask"):
         await links.load(6, "bad", "/not/there.lay")
     with pytest.raises(WorkerError, match="unknown command"):
-        await links._all({"do": "dance"})
+        await links._run_all({"do": "dance"})
     with pytest.raises(WorkerError) as caught:
         await links.pin(99, True)
     assert caught.value.code == "unavailable"
@@ -341,7 +341,7 @@ def test_a_damaged_file_of_this_node_is_fetched_anew(apart, valkey, masks):
 
 
 class FakeEngineClient:
-    """vLLM's engine client as `EngineWorkers` uses it: every worker, one after the other."""
+    """vLLM's engine client as `RpcWorkers` uses it: every worker, one after the other."""
 
     def __init__(self, workers: list[Worker]) -> None:
         self._workers = workers
@@ -361,7 +361,7 @@ class FakeEngineClient:
 
 async def test_workers_of_other_nodes_are_reached_through_the_engine(apart, valkey, masks):
     publish(valkey, *masks)
-    workers = EngineWorkers(FakeEngineClient(apart))
+    workers = RpcWorkers(FakeEngineClient(apart))
     await workers.load(1, "m", str(source(masks[0])))
     assert workers.resident(1)
     assert all(w.runtime.store.resident(1) for w in apart)
