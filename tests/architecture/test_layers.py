@@ -20,7 +20,7 @@ PACKAGES = {
     "bmt_server": ROOT / "server" / "bmt_server",
     "bmt_client": ROOT / "client" / "bmt_client",
 }
-# What a package may import of ours beside itself.
+# Packages of ours that each package may import.
 ALLOWED = {
     "bmt_core": set(),
     "bmt_trainer": {"bmt_core", "bmt_client"},
@@ -28,7 +28,7 @@ ALLOWED = {
     "bmt_client": {"bmt_core"},
 }
 SERVER, TRAINER = PACKAGES["bmt_server"], PACKAGES["bmt_trainer"]
-# The rooms of a package, each with the rooms whose modules it may import beside its own.
+# The rooms of a package, each with the rooms whose modules it may import besides its own.
 # A module at a package's root is a room of its own.
 _TRAINER_FLOOR = {"errors", "settings", "console", "process", "distributed"}
 _TRAINER_BASE = _TRAINER_FLOOR | {"data", "models"}

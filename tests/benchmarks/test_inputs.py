@@ -1,4 +1,4 @@
-"""What the benchmarks serve is what they say: random masks, LoRA adapters, a masked checkpoint."""
+"""Inputs of the benchmarks: random masks, LoRA adapters, a masked checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written: the short list's shape, the raw file, the page and its plots."""
+"""Written results: shape of the short list, raw file, page and plots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run: failures are told and do not stop it, what is done is not done again."""
+"""A run: failures are reported and do not stop it; finished steps are not repeated."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_resume_does_only_what_is_missing(bench):
     assert ids(folder / "format.json") == ["a", "b"]
     calls.clear()
     assert main("all") == 0
-    assert len(calls) == 6, "without --resume all is measured anew"
+    assert len(calls) == 6, "without --resume everything is measured again"
 
 
 def test_another_commit_or_scale_is_not_resumed(bench, monkeypatch):

@@ -168,7 +168,7 @@ except KeyboardInterrupt:
 def test_a_starting_server_does_not_outlive_the_demo(smol, tmp_path):
     """Interrupted when engine and registry are up but the server is not ready."""
     arguments = (str(smol), str(tmp_path / "data"))
-    # A stage that is over between two looks is not told: any of those before it is ready will do.
+    # A stage that ends between two looks is not shown: any stage before readiness will do.
     engine = "loading the model|preparing masks|compiling the model|starting the API"
     code, before, left = interrupted(SERVER, engine, signal.SIGINT, *arguments)
     assert (code, left) == (130, 0)

@@ -14,7 +14,7 @@ from bmt_server.ipc.worker_channel import WorkerError
 
 @dataclass
 class FakeEngine:
-    """Keeps what it is told; `fail` makes the next loads fail, `slow` makes them wait."""
+    """Keeps every call; `fail` makes the next loads fail, `slow` makes them wait."""
 
     folder: Path = Path()
     base_names: list[str] = field(default_factory=lambda: ["tiny"])

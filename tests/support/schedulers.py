@@ -124,7 +124,7 @@ def masks_in(scheduler: Scheduler, output: SchedulerOutput) -> set[int]:
 
 
 def sampled(scheduler: Scheduler, output: SchedulerOutput) -> ModelRunnerOutput:
-    """What a model would say: a token for each request whose prompt is through with this step.
+    """Output of a model: a token for each request whose prompt is through with this step.
 
     To be asked right after the step was scheduled.
     """

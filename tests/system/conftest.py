@@ -15,7 +15,7 @@ from tests.server.conftest import valkey  # noqa: F401
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Not even looked at where nobody asked for them."""
+    """Skip the collection of scenarios unless they are asked for."""
     asked = any(mark in config.option.markexpr for mark in ("operate", "found"))
     return None if asked else True
 

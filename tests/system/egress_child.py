@@ -24,7 +24,7 @@ import httpx
 from tests.support.masks import random_mask_of
 from tests.support.served import Served
 
-CONTROL = ("192.0.2.7", 53)  # of a block for documentation: nobody is there
+CONTROL = ("192.0.2.7", 53)  # of a block for documentation: no host has it
 FETCH = (
     "http://169.254.169.254/latest/meta-data",
     "http://198.51.100.9/x.png",
@@ -57,7 +57,7 @@ class Wire:
                 self._seen.append(socket.inet_ntoa(packet[16:20]))
 
     def taken(self) -> list[str]:
-        """Where packets went since the last call."""
+        """Destinations of packets since the last call."""
         time.sleep(0.5)
         seen, self._seen = self._seen, []
         return sorted(set(seen))

@@ -54,8 +54,8 @@ async def settled(to: Target, model: str, wanted: str) -> float:
 def workers(served: Served) -> set[int]:
     """Process ids of a server's API processes that have answered requests."""
     lines = (x for x in served.log.read_text().splitlines() if x.startswith("{"))
-    told = (json.loads(x) for x in lines if '"request_id"' in x)
-    return {x["process"] for x in told if x["path"] == "/v1/completions"}
+    entries = (json.loads(x) for x in lines if '"request_id"' in x)
+    return {x["process"] for x in entries if x["path"] == "/v1/completions"}
 
 
 def test_api_processes(smol, valkey, servers):
@@ -94,17 +94,19 @@ def test_api_processes(smol, valkey, servers):
     asyncio.run(run())
     size = f"{ROUNDS} rounds, 2 servers x 2 API processes"
     for what in ("publish", "alias", "rollback", "delete"):
-        figures.tell(f"{what}_seen_in", max(seconds[what]), "s", "<= 1", size=size)
-        figures.tell(f"{what}_seen_in_p50", percentile(seconds[what], 50), "s", size=size)
-    figures.tell("revoked_in", seconds["revoked"][0], "s", "<= 5", size="once")
+        figures.record(f"{what}_seen_in", max(seconds[what]), "s", "<= 1", size=size)
+        figures.record(f"{what}_seen_in_p50", percentile(seconds[what], 50), "s", size=size)
+    figures.record("revoked_in", seconds["revoked"][0], "s", "<= 5", size="once")
     asked = sum(len(workers(s)) for s in servers)
-    figures.tell("processes_asked", asked, "processes", "== 4", size=size)
+    figures.record("processes_asked", asked, "processes", "== 4", size=size)
     # A connection each, so that both processes are asked.
     scrapes = [(f"{s.url}/metrics", s.headers) for s in servers for _ in range(8)]
-    told = [httpx.get(url, headers=headers).text for url, headers in scrapes]
+    pages = [httpx.get(url, headers=headers).text for url, headers in scrapes]
     wanted = ("bmt_masks_resident_bytes{", "vllm:lora_requests_info{", "bmt_requests_total{")
-    lacking = sum(any(name not in text for name in wanted) for text in told)
-    figures.tell("scrapes_that_lack_masks", lacking, "scrapes", "== 0", size=f"{len(told)} scrapes")
+    lacking = sum(any(name not in text for name in wanted) for text in pages)
+    figures.record(
+        "scrapes_that_lack_masks", lacking, "scrapes", "== 0", size=f"{len(pages)} scrapes"
+    )
     figures.end()
 
 

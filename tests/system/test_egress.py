@@ -30,6 +30,6 @@ def test_egress(smol, tmp_path):
     for stage in ("start", "use", "hostile", "stop"):
         where = found[stage]
         size = f"{len(statuses)} requests that name addresses" if stage == "hostile" else "once"
-        figures.tell(stage, len(where), "addresses", "== 0", size=size, note=" ".join(where))
+        figures.record(stage, len(where), "addresses", "== 0", size=size, note=" ".join(where))
     assert {s // 100 for s in statuses} <= {2, 4}, statuses
     figures.end()

@@ -1,4 +1,4 @@
-"""The engine killed or hung, and clients that vanish: told to everybody in time."""
+"""Engine killed or hung, clients that vanish: every client gets an error in time."""
 
 from __future__ import annotations
 
@@ -55,22 +55,22 @@ def test_engine_killed(smol, valkey, admin_key, tmp_path):
 
         async def ends() -> list[float]:
             answers = await asyncio.gather(*tasks)
-            told = sum(a.ended == "error" for a in answers)
+            ended = sum(a.ended == "error" for a in answers)
             size = f"{STREAMS} streams"
-            figures.tell("streams_told", told, "streams", f"== {STREAMS}", size=size)
+            figures.record("streams_told", ended, "streams", f"== {STREAMS}", size=size)
             return [a.began + a.total_s - killed for a in answers]
 
         waiting = asyncio.create_task(ends())
         seconds = await until(not_ready, 30)
-        figures.tell("not_ready_in", seconds, "s", "<= 6", size="once")
-        figures.tell("streams_told_in", max(await waiting), "s", "<= 6", size=f"{STREAMS} streams")
+        figures.record("not_ready_in", seconds, "s", "<= 6", size="once")
+        figures.record("streams_told_in", max(await waiting), "s", "<= 6", size=f"{STREAMS} streams")
 
     try:
         asyncio.run(run())
         began = time.monotonic()
         code = served.process.wait(60)
-        figures.tell("exit_code", code, "code", ">= 1", size="once")
-        figures.tell("ended_after", time.monotonic() - began, "s", "<= 15", size="once")
+        figures.record("exit_code", code, "code", ">= 1", size="once")
+        figures.record("ended_after", time.monotonic() - began, "s", "<= 15", size="once")
     finally:
         served.stop()
     figures.end()
@@ -94,7 +94,7 @@ def test_engine_hung(smol, valkey, admin_key, tmp_path):
                 seconds = await until(not_live, 90)
             finally:
                 os.kill(engine, signal.SIGCONT)
-            figures.tell("not_live_in", seconds, "s", "<= 60", size="once, --hang-seconds 50")
+            figures.record("not_live_in", seconds, "s", "<= 60", size="once, --hang-seconds 50")
             answers = await asyncio.gather(*tasks)
             assert all(a.ok for a in answers), answers
             assert (await to.get("/livez"))[0] == 200
@@ -143,9 +143,9 @@ def test_clients_vanish(smol, valkey, admin_key, tmp_path):
 
             size = f"{CLIENTS} streams, {running:.0f} running"
             await until(none_is_held, 60)
-            figures.tell("holds_at_0_in", time.monotonic() - gone, "s", "<= 2", size=size)
+            figures.record("holds_at_0_in", time.monotonic() - gone, "s", "<= 2", size=size)
             await until(none_runs, 60)
-            figures.tell("running_at_0_in", time.monotonic() - gone, "s", "<= 2", size=size)
+            figures.record("running_at_0_in", time.monotonic() - gone, "s", "<= 2", size=size)
             assert (await to.ask("m0")).ok
 
         asyncio.run(run())

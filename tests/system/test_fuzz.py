@@ -39,8 +39,8 @@ def test_fuzz_reader(tmp_path):
     size = f"{count} executions, {seconds:.0f} s"
     if done.returncode:
         print(done.stdout[-3000:], done.stderr[-6000:])
-    figures.tell("executions", count, "executions", f">= {RUNS}", size=size)
-    figures.tell("untyped_exceptions", int(done.returncode != 0), "exceptions", "== 0", size=size)
+    figures.record("executions", count, "executions", f">= {RUNS}", size=size)
+    figures.record("untyped_exceptions", int(done.returncode != 0), "exceptions", "== 0", size=size)
     covered = re.findall(r"cov: (\d+)", done.stderr)
-    figures.tell("edges_covered", int(covered[-1]) if covered else 0, "edges", size=size)
+    figures.record("edges_covered", int(covered[-1]) if covered else 0, "edges", size=size)
     figures.end()

@@ -1,4 +1,4 @@
-"""What the images' Dockerfiles install, run step by step in clean virtual environments.
+"""Install steps of the Dockerfiles, run one by one in clean virtual environments.
 
 No engine of containers is needed: the build stage's COPY and RUN lines are followed in a folder,
 and the program that the image starts is started. An image for GPUs is resolved, not downloaded.
@@ -69,7 +69,7 @@ class Built:
     def _do(self, command: list[str]) -> None:
         command = [x.replace(BUILT, str(self.root)) for x in command]
         if command[0] == "python":
-            # Another Python than the image's is told by what pip then finds.
+            # With another Python than the image's, pip finds other packages.
             command[0] = getattr(sys, "_base_executable", None) or sys.executable
         if self._dry and "install" in command:
             command.append("--dry-run")
@@ -109,7 +109,7 @@ def test_server_for_cpus(smol, tmp_path):
     """The installed server answers with an uploaded mask."""
     figures, start = Figures("image_server_cpu", "images"), time.monotonic()
     built = Built("server.cpu", tmp_path / "image")
-    figures.tell("installed_in", time.monotonic() - start, "s", size="once")
+    figures.record("installed_in", time.monotonic() - start, "s", size="once")
     served = Served(
         smol,
         tmp_path,
@@ -126,10 +126,10 @@ def test_server_for_cpus(smol, tmp_path):
         body = {"model": "m", "prompt": "The sun", "max_tokens": 4}
         url = f"{served.url}/v1/completions"
         answer = httpx.post(url, json=body, headers=served.headers, timeout=120)
-        figures.tell("answers", answer.status_code, "status", "== 200", size="with a mask")
+        figures.record("answers", answer.status_code, "status", "== 200", size="with a mask")
     finally:
         code = served.stop()
-    figures.tell("exit_code", code, "code", "== 0", size="after SIGTERM")
+    figures.record("exit_code", code, "code", "== 0", size="after SIGTERM")
     figures.end()
 
 
@@ -137,7 +137,7 @@ def test_trainer(smol, tmp_path):
     """The installed trainer makes a mask that the installed client reads."""
     figures, start = Figures("image_trainer", "images"), time.monotonic()
     built = Built("trainer", tmp_path / "image")
-    figures.tell("installed_in", time.monotonic() - start, "s", size="once")
+    figures.record("installed_in", time.monotonic() - start, "s", size="once")
     mask = built.scratch / "m.bmt"
     flags = "--steps 1 --train-examples 16 --calibration-prompts 16 --heldout 2 --max-new-tokens 4"
     where = ["--model", str(smol), "--dataset", "task:sort-numbers", "--output", str(mask)]
@@ -148,7 +148,7 @@ def test_trainer(smol, tmp_path):
         done = built.run(command, built.scratch)
         assert done.returncode == 0, done.stdout[-3000:]
     zeros = bmt_core.load(mask).zeros
-    figures.tell("zeros", zeros, "zeros", ">= 1", size="a step of SFT")
+    figures.record("zeros", zeros, "zeros", ">= 1", size="a step of SFT")
     figures.end()
 
 
@@ -158,5 +158,5 @@ def test_server_for_gpus(tmp_path):
     built = Built("server.gpu", tmp_path / "image", dry=True)
     chosen = re.findall(r"\bvllm-([\d.]+\d)", built.output.rsplit("Would install", 1)[-1])
     assert chosen == ["0.32.0"], built.output[-2000:]
-    figures.tell("resolved", 1, "times", "== 1", size="not downloaded")
+    figures.record("resolved", 1, "times", "== 1", size="not downloaded")
     figures.end()

@@ -55,15 +55,15 @@ def test_overload(smol, valkey, admin_key, tmp_path):
     usual, now = (percentile([a.ttft_s for a in x if a.ok], 99) for x in (full, over))
     at_half = percentile([a.ttft_s for a in half if a.ok], 99)
     note = f"{now:.2f} s against {usual:.2f} s; {at_half:.2f} s at half load"
-    figures.tell("ttft_p99_ratio", now / usual, "ratio", "<= 1.5", size=size, note=note)
+    figures.record("ttft_p99_ratio", now / usual, "ratio", "<= 1.5", size=size, note=note)
     refused = [a for a in over if not a.ok]
     odd = [a for a in refused if a.status not in (429, 503) or not a.retry_after]
     print(*odd[:5], sep="\n")
-    figures.tell("refused", 100 * len(refused) / len(over), "%", size=size)
-    figures.tell("refused_otherwise", len(odd), "requests", "== 0", size=size)
+    figures.record("refused", 100 * len(refused) / len(over), "%", size=size)
+    figures.record("refused_otherwise", len(odd), "requests", "== 0", size=size)
     admitted = [a for a in over if a.ok]
     good = len(admitted) / (max(a.began + a.total_s for a in over) - min(a.began for a in over))
-    figures.tell("goodput", good / rate, "of full load", ">= 0.85", size=size)
+    figures.record("goodput", good / rate, "of full load", ">= 0.85", size=size)
     at_full = sum(not a.ok for a in full)
-    figures.tell("refused_at_full_load", 100 * at_full / len(full), "%", size=size)
+    figures.record("refused_at_full_load", 100 * at_full / len(full), "%", size=size)
     figures.end()

@@ -88,10 +88,10 @@ def test_publish_killed(valkey, tmp_path):
             again, problems, _ = asyncio.run(looked_at(valkey.url))
             retried += not problems and again.aliases[ALIAS] == again.latest == tried.digest
     size = f"{KILLS} kills at random lines of {first}"
-    figures.tell("dangling", dangling, "registries", "== 0", size=size)
-    figures.tell("neither_old_nor_new", stale, "aliases", "== 0", size=size)
-    figures.tell("between_blob_and_alias", between, "kills", ">= 1", size=size)
-    figures.tell("retries_failed", -(-KILLS // 10) - retried, "retries", "== 0", size=size)
+    figures.record("dangling", dangling, "registries", "== 0", size=size)
+    figures.record("neither_old_nor_new", stale, "aliases", "== 0", size=size)
+    figures.record("between_blob_and_alias", between, "kills", ">= 1", size=size)
+    figures.record("retries_failed", -(-KILLS // 10) - retried, "retries", "== 0", size=size)
 
     valkey.kill()
     valkey.start()
@@ -106,9 +106,9 @@ def test_publish_killed(valkey, tmp_path):
             lost += data.content != tried.data
     server.stop()
     size = f"{len(acknowledged)} acknowledged, Valkey killed and started again"
-    figures.tell("acknowledged_lost", lost, "uploads", "== 0", size=size)
+    figures.record("acknowledged_lost", lost, "uploads", "== 0", size=size)
     orphans, left = asyncio.run(swept(valkey.url))
-    figures.tell("orphans_left", left, "blobs", "== 0", size=f"{orphans} before `gc`")
+    figures.record("orphans_left", left, "blobs", "== 0", size=f"{orphans} before `gc`")
     figures.end()
 
 

@@ -46,7 +46,7 @@ async def window(to: Target) -> list[Answer]:
     )
 
 
-async def beside(to: Target, work: asyncio.Task, names: itertools.count) -> list[Answer]:
+async def during_work(to: Target, work: asyncio.Task, names: itertools.count) -> list[Answer]:
     """While it goes on, requests for names that only the registry could know, one at a time."""
     found = []
     while not work.done():
@@ -93,7 +93,7 @@ def test_registry_faults(served, valkey, proxy):
             try:
                 await asyncio.sleep(1)
                 during = asyncio.create_task(window(to))
-                refused = await beside(to, during, names)
+                refused = await during_work(to, during, names)
             finally:
                 end()
             back = await recovered(to, names)
@@ -117,9 +117,9 @@ def tell(
     size = f"{len(during)} requests of resident masks, {AT_ONCE} at once"
     assert all(a.ok for a in without)
     share = 100 * sum(a.ok for a in during) / len(during)
-    figures.tell(f"{fault}_served", share, "%", "== 100", size=size)
+    figures.record(f"{fault}_served", share, "%", "== 100", size=size)
     usual, now = (percentile([a.ttft_s for a in x], 99) for x in (without, during))
-    figures.tell(
+    figures.record(
         f"{fault}_ttft_p99_ratio",
         now / usual,
         "ratio",
@@ -127,9 +127,9 @@ def tell(
         size=size,
         note=f"{now * 1e3:.0f} ms against {usual * 1e3:.0f} ms before and after",
     )
-    # A name that nobody has is asked of the registry each time.
+    # An unknown name is looked up in the registry each time.
     assert {(a.status, a.code) for a in refused} == {(503, "registry_unavailable")}, refused
     assert all(int(a.retry_after) >= 1 for a in refused)
     slowest = max(a.total_s for a in refused)
-    figures.tell(f"{fault}_refused_in", slowest, "s", "<= 1.1", size=f"{len(refused)} requests")
-    figures.tell(f"{fault}_recovered_in", back, "s", "<= 5", size="once")
+    figures.record(f"{fault}_refused_in", slowest, "s", "<= 1.1", size=f"{len(refused)} requests")
+    figures.record(f"{fault}_recovered_in", back, "s", "<= 5", size="once")

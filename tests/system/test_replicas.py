@@ -119,9 +119,9 @@ def test_publish_to_served(kind, replicas, masks):
 
     asyncio.run(run())
     size = f"{PUBLISHES} publishes, {REPLICAS} replicas"
-    figures.tell("p99", percentile(seconds, 99), "s", "<= 1", size=size)
-    figures.tell("p50", percentile(seconds, 50), "s", size=size)
-    figures.tell("after_upload_p99", percentile(visible, 99), "s", "<= 1", size=size)
+    figures.record("p99", percentile(seconds, 99), "s", "<= 1", size=size)
+    figures.record("p50", percentile(seconds, 50), "s", size=size)
+    figures.record("after_upload_p99", percentile(visible, 99), "s", "<= 1", size=size)
     figures.end()
 
 
@@ -153,7 +153,7 @@ def test_replica_was_away(kind, replicas, proxies, masks):
         proxies[0].set("pass")
         seconds = await until(lambda: serves(to, "away:prod", newer), 60)
         size = f"cut for {AWAY_S:g} s"
-        figures.tell("converged_in", seconds, "s", "<= 11", size=size)
+        figures.record("converged_in", seconds, "s", "<= 11", size=size)
         assert (await to.ask("gone", tokens=1)).status == 404
 
     asyncio.run(run())
@@ -198,7 +198,7 @@ def test_racing_writers(kind, replicas, masks):
     revs = sorted(v["rev"] for v in listed)
     missing = {d for r in results for d in r[2]} - {v["digest"] for v in listed}
     size = f"{WRITERS} writers, {won} writes, {lost} conflicts"
-    figures.tell("lost_updates", len(missing), "updates", "== 0", size=size)
-    figures.tell("holes_in_revs", revs[-1] - revs[0] + 1 - len(revs), "revs", "== 0", size=size)
-    figures.tell("versions", len(listed), "versions", f"== {won + 1}", size=size)
+    figures.record("lost_updates", len(missing), "updates", "== 0", size=size)
+    figures.record("holes_in_revs", revs[-1] - revs[0] + 1 - len(revs), "revs", "== 0", size=size)
+    figures.record("versions", len(listed), "versions", f"== {won + 1}", size=size)
     figures.end()

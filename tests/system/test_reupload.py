@@ -1,4 +1,4 @@
-"""A mask is uploaded anew while 32 streams of it run: each ends on its own version, to the bit."""
+"""Re-upload of a mask while 32 of its streams run: each ends on its own version, bit-identical."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKENS = 60
 
 
 async def text(to: Target, model: str, prompt: str) -> tuple[str, str]:
-    """What it answers, and by which version."""
+    """The answer and the version that gave it."""
     body = {"model": model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
     async with httpx.AsyncClient(timeout=300) as client:
         answer = await client.post(
@@ -62,9 +62,9 @@ def test_reupload(smol, valkey, admin_key, tmp_path):
             wanted_new = await all_of("m")
             size = f"{STREAMS} streams of {TOKENS} tokens, the prefix cache warm"
             mixed = sum(a != b for a, b in zip(ended, wanted_old, strict=True))
-            figures.tell("streams_that_changed", mixed, "streams", "== 0", size=size)
+            figures.record("streams_that_changed", mixed, "streams", "== 0", size=size)
             stale = sum(a != b for a, b in zip(fresh, wanted_new, strict=True))
-            figures.tell("answers_not_of_the_new", stale, "answers", "== 0", size=size)
+            figures.record("answers_not_of_the_new", stale, "answers", "== 0", size=size)
             assert {m for _, m in ended} == {old}
             assert {m for _, m in fresh} == {new}
             # Otherwise none of this could be seen.

@@ -64,7 +64,7 @@ def test_rolling_restart(smol, valkey, admin_key, tmp_path):
         exits: list[int] = []
 
         async def roll(stop: asyncio.Event) -> None:
-            """Each replica: out of the rotation, told to stop, and one in its place."""
+            """Each replica: out of the rotation, stopped, and replaced by a new one."""
             turn = 0
             while not stop.is_set() or turn < len(replicas):
                 at, turn = turn % len(replicas), turn + 1
@@ -97,9 +97,9 @@ def test_rolling_restart(smol, valkey, admin_key, tmp_path):
     failed = [a for a in answers if not a.ok]
     print(*failed[:10], sep="\n")
     cut = sum(a.status == 200 for a in failed)
-    figures.tell("failed", len(failed), "requests", "== 0", size=size)
-    figures.tell("streams_broken", cut, "streams", "== 0", size=size)
-    figures.tell("replaced", len(exits), "replicas", ">= 2", size=size)
-    figures.tell("exits_not_0", sum(e != 0 for e in exits), "replicas", "== 0", size=size)
-    figures.tell("ttft_p99", percentile([a.ttft_s for a in answers if a.ok], 99), "s", size=size)
+    figures.record("failed", len(failed), "requests", "== 0", size=size)
+    figures.record("streams_broken", cut, "streams", "== 0", size=size)
+    figures.record("replaced", len(exits), "replicas", ">= 2", size=size)
+    figures.record("exits_not_0", sum(e != 0 for e in exits), "replicas", "== 0", size=size)
+    figures.record("ttft_p99", percentile([a.ttft_s for a in answers if a.ok], 99), "s", size=size)
     figures.end()

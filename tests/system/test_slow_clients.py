@@ -1,4 +1,4 @@
-"""Clients that send half a head, half a body, or never read: closed in time, nobody else waits."""
+"""Clients that send half a head or body, or never read: closed in time, other clients served."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ async def scenario(figures: Figures, to: Target) -> None:
     await asyncio.gather(*tasks)
     after = await window()
     size = f"{CLIENTS} slow clients"
-    figures.tell("head_closed_in", max(heads), "s", "<= 15", size=size)
-    figures.tell("body_closed_in", max(bodies), "s", "<= 65", size=size)
-    figures.tell("body_waited_for", min(bodies), "s", ">= 55", size=size)
+    figures.record("head_closed_in", max(heads), "s", "<= 15", size=size)
+    figures.record("body_closed_in", max(bodies), "s", "<= 65", size=size)
+    figures.record("body_waited_for", min(bodies), "s", ">= 55", size=size)
     without = [a.ttft_s for a in (*before, *after)]
     usual, usual_middle = (percentile(without, q) for q in (99, 50))
     for name, answers, bound, what in (
@@ -94,12 +94,12 @@ async def scenario(figures: Figures, to: Target) -> None:
         now, middle = (percentile([a.ttft_s for a in answers], q) for q in (99, 50))
         note = f"{now * 1e3:.0f} ms against {usual * 1e3:.0f} ms; p50 {middle * 1e3:.0f} ms "
         note += f"against {usual_middle * 1e3:.0f} ms"
-        figures.tell(f"{name}_p99_ratio", now / usual, "ratio", bound, size=what, note=note)
+        figures.record(f"{name}_p99_ratio", now / usual, "ratio", bound, size=what, note=note)
     await never_reads(figures, to)
 
 
 async def never_reads(figures: Figures, to: Target) -> None:
-    """Long streams that nobody reads hold neither a slot nor a mask for longer than they run."""
+    """Long streams that are not read hold neither a slot nor a mask for longer than they run."""
     count, tokens = scaled(32, 8), 300
     connections = []
     for _ in range(count):
@@ -116,6 +116,6 @@ async def never_reads(figures: Figures, to: Target) -> None:
         assert time.monotonic() - start < 180
         await asyncio.sleep(0.2)
     seconds = time.monotonic() - start
-    figures.tell("unread_streams_ended_in", seconds, "s", size=f"{count} streams, {tokens} tokens")
+    figures.record("unread_streams_ended_in", seconds, "s", size=f"{count} streams, {tokens} tokens")
     for writer in connections:
         writer.transport.abort()

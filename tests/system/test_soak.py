@@ -42,7 +42,7 @@ PLOT = Path(__file__).resolve().parents[2] / "docs" / "soak.png"
 
 @dataclass
 class Run:
-    """What one run saw."""
+    """Measurements of one run."""
 
     samples: list[Sample] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
@@ -73,7 +73,7 @@ def test_soak(smol, valkey, admin_key, tmp_path):
     with several(smol, tmp_path, [valkey.url] * len(kinds), admin_key, *FLAGS) as made:
         servers = dict(zip(kinds, made, strict=True))
         runs = asyncio.run(side_by_side(servers, valkey, smol, kinds))
-    told(figures, runs["masks"], runs["base"])
+    summarize(figures, runs["masks"], runs["base"])
     if LENGTH_S >= 3600 or not PLOT.exists():
         keep(runs)
     figures.end()
@@ -156,21 +156,21 @@ async def traffic(served: Served, names: list[str], run: Run) -> None:
     await asyncio.gather(*(ask() for _ in range(AT_ONCE)), watch())
 
 
-def told(figures: Figures, run: Run, base: Run) -> None:
+def summarize(figures: Figures, run: Run, base: Run) -> None:
     size = (
         f"{LENGTH_S / 60:.0f} minutes, {MASKS} masks, {len(run.answers)} requests, "
         f"{run.uploads} uploads, {len(run.faults)} restarts of the registry"
     )
     failed = [a for a in run.answers if not a.ok and not run.in_fault(a)]
     print(*failed[:5], sep="\n")
-    figures.tell("failed_outside_faults", len(failed), "requests", "== 0", size=size)
+    figures.record("failed_outside_faults", len(failed), "requests", "== 0", size=size)
     growth, of_base = run.growth("rss_mib"), base.growth("rss_mib")
     note = f"without masks {of_base:.2f} MiB"
-    figures.tell("rss_growth", growth, "MiB", "<= 20", size=size, note=note)
+    figures.record("rss_growth", growth, "MiB", "<= 20", size=size, note=note)
     more = growth - max(of_base, 0)
-    figures.tell("rss_growth_over_base", more, "MiB", "<= 5", size=size, note=note)
+    figures.record("rss_growth_over_base", more, "MiB", "<= 5", size=size, note=note)
     for what in ("descriptors", "threads"):
-        figures.tell(f"{what}_growth", run.growth(what), what, "<= 3", size=size)
+        figures.record(f"{what}_growth", run.growth(what), what, "<= 3", size=size)
 
 
 def keep(runs: dict[str, Run]) -> None:

@@ -50,7 +50,7 @@ def distance(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> float:
 def test_warm_prefix_cache_does_not_leak_between_masks(smol, tmp_path, mode):
     """The same prompts under alternating masks, cache warm: each answer is its own mask's.
 
-    Told by log-probabilities, for greedy tokens of two masks may well be the same.
+    Log-probabilities decide, because greedy tokens of two masks may well be the same.
     """
     files = saved(smol, tmp_path, range(3), 0.02)
     # Longer than a cache block (128 tokens).
@@ -69,7 +69,7 @@ def test_warm_prefix_cache_does_not_leak_between_masks(smol, tmp_path, mode):
     assert min(len(a["prompt"]) for a in answers[0]) > 128
     cold, warm, mixed = answers[:4], answers[4:-1], answers[-1]
     apart = min(distance(a, b) for a, b in itertools.combinations(cold, 2))
-    assert apart > 0.02, "masks must differ to be told apart"
+    assert apart > 0.02, "masks must give different answers"
     for index, answer in enumerate(warm):
         assert distance(answer, cold[index % 4]) < 1e-3
     for m in range(4):

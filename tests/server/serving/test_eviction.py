@@ -75,7 +75,7 @@ def test_eviction_under_load_gives_no_wrong_answer_and_no_error(server, smol):
     alone, together = asyncio.run(run())
     rows = np.stack([alone[name] for name in names])
     apart = np.abs(rows[:, None] - rows[None]).max(axis=2)[~np.eye(MASKS, dtype=bool)]
-    assert apart.min() > 10 * TOLERANCE, "masks must differ to be told apart"
+    assert apart.min() > 10 * TOLERANCE, "masks must give different answers"
     off = [float(np.abs(p - alone[n]).max()) for n, p in zip(order, together, strict=True)]
     assert max(off) < TOLERANCE
     time.sleep(0.6)

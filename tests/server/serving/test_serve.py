@@ -236,8 +236,8 @@ def test_rollouts_are_of_the_version_that_was_pushed(client, bmt, masks):
         assert found[step]["prompt_ids"] == prompts
         ids = zip(prompts, found[step]["completion_ids"], strict=True)
         rows = [prompt + completion for prompt, completion in ids]
-        told = np.concatenate(found[step]["logprobs"])
-        errors = {name: np.abs(told - scored(client, name, rows)).max() for name in names}
+        reported = np.concatenate(found[step]["logprobs"])
+        errors = {name: np.abs(reported - scored(client, name, rows)).max() for name in names}
         assert errors.pop(own) < 1e-3
         assert min(errors.values()) > 0.5, "another version's samples would look the same"
     rollouts.close()
@@ -310,11 +310,11 @@ def test_a_seed_holds_where_a_prompt_takes_several_steps(server, client, two):
 
     with ThreadPoolExecutor(len(prompts)) as threads:
         several = list(threads.map(answer, prompts))
-    tokens = [told.usage.prompt_tokens for told in several]
+    tokens = [one.usage.prompt_tokens for one in several]
     assert sum(tokens[1:]) > 2048, "more than the tokens of one step"
     # Their prompts are cached by now, so that each takes one step.
     again = [answer(prompt) for prompt in prompts]
-    assert [told.choices[0].text for told in several] == [told.choices[0].text for told in again]
+    assert [a.choices[0].text for a in several] == [a.choices[0].text for a in again]
     assert httpx.get(f"{server.url}/livez").status_code == 200
 
 
@@ -483,8 +483,8 @@ def test_a_request_can_be_followed_through_log_and_trace(server, client, two, co
     inner = collector.wait(lambda s: s.name == "llm_request" and s.parent == span.id)
     assert inner.trace == span.trace
     lines = [x for x in server.log.read_text().splitlines() if x.startswith("{")]
-    told = [json.loads(x) for x in lines]
-    (line,) = [x for x in told if x.get("request_id") == name]
+    entries = [json.loads(x) for x in lines]
+    (line,) = [x for x in entries if x.get("request_id") == name]
     assert (line["status"], line["mask_digest"]) == (200, digest)
     for text in (*lines, *(str(s.attributes) for s in collector.spans)):
         assert prompt not in text

@@ -1,4 +1,4 @@
-"""A real server whose engine hangs, and one that is told to stop."""
+"""A real server whose engine hangs, and one that gets SIGTERM."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_hung_engine_fails_liveness_until_it_goes_on(server, client):
 
 
 def test_a_stream_ends_whole_and_nothing_new_begins(server, client):
-    told, seen, used, refused = 0.0, 0.0, 0, None
+    signaled, seen, used, refused = 0.0, 0.0, 0, None
     # A connection for each question, but one TLS context: making it takes longer than asking.
     fresh = httpx.Client(base_url=server.url, limits=httpx.Limits(max_keepalive_connections=0))
     with fresh, client.stream("POST", "/v1/completions", json=body()) as stream:
@@ -75,13 +75,13 @@ def test_a_stream_ends_whole_and_nothing_new_begins(server, client):
             used = (event.get("usage") or {}).get("completion_tokens", used)
             if count != 5:
                 continue
-            told = time.monotonic()
+            signaled = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             try:
                 while fresh.get("/readyz").status_code == 200:
-                    assert time.monotonic() - told < 2
+                    assert time.monotonic() - signaled < 2
                     time.sleep(0.01)
-                seen = time.monotonic() - told
+                seen = time.monotonic() - signaled
                 refused = fresh.post(
                     "/v1/completions",
                     json={"model": "smol", "prompt": "The moon"},

@@ -1,4 +1,4 @@
-"""Runs in its own process: stock vLLM with a stock LoRA adapter, this package beside it."""
+"""Runs in its own process: stock vLLM with a stock LoRA adapter, with this package installed."""
 
 from __future__ import annotations
 

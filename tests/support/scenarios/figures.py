@@ -1,4 +1,4 @@
-"""What a scenario found: printed, kept in benchmarks/results/latest/operate.json, and compared.
+"""Figures of a scenario: printed, kept in benchmarks/results/latest/operate.json, and compared.
 
 A figure of a smaller size than the one that is kept does not replace it.
 """
@@ -36,7 +36,7 @@ class Figures:
         self._scenario, self._test = scenario, test or scenario
         self._beyond: list[str] = []
 
-    def tell(
+    def record(
         self, name: str, value: float, unit: str, bound: str = "", *, size: str, note: str = ""
     ) -> None:
         """Print and keep one figure. bound: "<= 1.0", ">= 1", "== 0", or nothing to hold."""

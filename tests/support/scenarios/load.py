@@ -1,4 +1,4 @@
-"""Requests of a load: a small HTTP client on asyncio that tells when the first token came.
+"""Requests of a load: a small HTTP client on asyncio that times first tokens.
 
 A connection for each request, so that a proxy in between sees each of them; and light, for it
 shares its processors with the engine that it measures.
@@ -40,7 +40,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go."""
+    """Target of requests: a loopback port and a key."""
 
     port: int
     key: str

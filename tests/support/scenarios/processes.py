@@ -1,4 +1,4 @@
-"""What a server's processes take: memory, descriptors, threads."""
+"""Resources of a server's processes: memory, descriptors, threads."""
 
 from __future__ import annotations
 

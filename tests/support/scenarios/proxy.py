@@ -98,7 +98,7 @@ class FaultProxy(_Listener):
         return f"redis://127.0.0.1:{self.port}"
 
     def set(self, mode: Mode, delay_s: float = 0.0) -> None:
-        """From now on, for connections that are open too."""
+        """Apply a fault from now on, to open connections too."""
 
         async def change() -> None:
             self._mode, self._delay_s = mode, delay_s if mode == "delay" else 0.0

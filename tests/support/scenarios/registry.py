@@ -18,7 +18,7 @@ async def new_key(url: str) -> str:
 
 
 async def looked_at(url: str, name: str = "m") -> tuple[NameState, list[str], int]:
-    """What the registry holds, what `fsck` says of it, and orphans."""
+    """State of a name, problems that `fsck` finds, and the number of orphans."""
     store = RegistryConnection(url)
     try:
         registry = Registry(store)
