@@ -63,7 +63,9 @@ def test_engine_killed(smol, valkey, admin_key, tmp_path):
         waiting = asyncio.create_task(ends())
         seconds = await until(not_ready, 30)
         figures.record("not_ready_in", seconds, "s", "<= 6", size="once")
-        figures.record("streams_told_in", max(await waiting), "s", "<= 6", size=f"{STREAMS} streams")
+        figures.record(
+            "streams_told_in", max(await waiting), "s", "<= 6", size=f"{STREAMS} streams"
+        )
 
     try:
         asyncio.run(run())

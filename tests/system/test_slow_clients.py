@@ -116,6 +116,8 @@ async def never_reads(figures: Figures, to: Target) -> None:
         assert time.monotonic() - start < 180
         await asyncio.sleep(0.2)
     seconds = time.monotonic() - start
-    figures.record("unread_streams_ended_in", seconds, "s", size=f"{count} streams, {tokens} tokens")
+    figures.record(
+        "unread_streams_ended_in", seconds, "s", size=f"{count} streams, {tokens} tokens"
+    )
     for writer in connections:
         writer.transport.abort()

@@ -59,7 +59,7 @@ def test_costs_do_not_grow_with_the_number_of_masks(tmp_path):
         runtime.store.capacity_bytes = runtime.store.resident_bytes
         return lambda i: runtime.add(200_000 + i, "new", copy_of(layout, 200_000 + i))
 
-    def record(runtime):
+    def tell(runtime):
         return lambda i: runtime.figures()
 
     for work in (step, come_and_go, tell, evict):
