@@ -52,7 +52,7 @@ def _compare_pair(methods: tuple[str, str], ids: tuple[str, str]) -> None:
                 child.stop()
     speed = estimate(ratios)
     memory = estimate([[a / b] for a, b in zip(*(peaks[m] for m in methods), strict=True)])
-    keep([ratio(i, found, COMMAND) for i, found in zip(ids, (speed, memory), strict=True)])
+    keep([ratio(i, measured, COMMAND) for i, measured in zip(ids, (speed, memory), strict=True)])
     for m in methods:
         print(f"{m:6} {median(seconds[m]):6.2f} s a step, {median(peaks[m]) / 1e9:5.2f} GB at most")
     print(f"{ids[0]} {speed}\n{ids[1]} {memory}")

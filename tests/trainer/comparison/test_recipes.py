@@ -1,4 +1,4 @@
-"""Every recipe is one that its command takes, and the paper's run dry on tiny models of the same
+"""Recipes are valid for their commands, and the paper's run on tiny models of the same
 architectures."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PAPER = sorted((ROOT / "recipes" / "paper").glob("*.yaml"))
 SMALL = sorted((ROOT / "recipes" / "small").glob("*.yaml"))
 
 
-def test_the_papers_recipes_are_those_that_are_generated():
+def test_the_papers_recipes_are_up_to_date():
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools/generate.py"), "--check", "recipes"], check=False
     )
@@ -37,7 +37,7 @@ def test_the_papers_recipes_are_those_that_are_generated():
 
 
 @pytest.mark.parametrize("path", [*PAPER, *SMALL], ids=lambda p: p.stem)
-def test_a_comparison_takes_it(path, tmp_path):
+def test_a_comparison_accepts_each_recipe(path, tmp_path):
     changes = {"output": tmp_path} | ({"model": "m"} if path in SMALL else {})
     made = plan.read(path, changes)
     for cell in made.cells():
@@ -46,7 +46,7 @@ def test_a_comparison_takes_it(path, tmp_path):
         assert place
         assert kind in {*FORMS, "task"}
         grader = made.settings.get("grader", made.settings.get("reward"))
-        if grader != "math":  # whose package need not be there
+        if grader != "math":  # its package is optional
             assert find_for(cell.dataset, grader)
     if made.suites:
         assert named(made.suites)
@@ -68,8 +68,8 @@ def test_every_row_of_the_tables_has_its_file():
     ]
 
 
-def test_they_say_what_the_paper_says():
-    """Section 5.1, by way of the defaults."""
+def test_recipes_have_the_papers_settings():
+    """Settings of section 5.1, defaults included."""
     seen = {}
     for name in ("table1-llama-gsm8k-bmt", "table1-qwen-simplerl-bmt", "table3-bbeh-bmt"):
         made = plan.read(ROOT / "recipes" / "paper" / f"{name}.yaml", {"output": "x"})
@@ -97,7 +97,7 @@ def test_they_say_what_the_paper_says():
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
-    """A tiny random Qwen2, with biases in its attention as the real one has."""
+    """A tiny random Qwen2, with attention biases as in the real model."""
     folder = tmp_path_factory.mktemp("qwen")
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -149,7 +149,7 @@ def test_dry_runs_on_the_same_architecture(recipe, which, checkpoint, qwen, tmp_
     elif "simplerl" in recipe:
         made = [{"problem": f"{n} and 1?", "answer": str(n + 1)} for n in range(8)]
         changes |= {**ONLINE, "dataset": f"math:{rows(tmp_path / 'm.jsonl', made)}"}
-        # Without its package or data a set is skipped, and training needs neither.
+        # A set without its package or data is skipped; training needs neither.
         changes |= {"completions": 2, "reward": "number"}
     elif "mmlu" in recipe:
         made = [
@@ -175,7 +175,7 @@ def test_dry_runs_on_the_same_architecture(recipe, which, checkpoint, qwen, tmp_
         assert len(result["suites"]) == 6
 
 
-def test_the_trainers_own_recipes_are_settings():
+def test_the_trainers_own_recipes_are_valid_settings():
     from bmt_trainer.comparison.plan import CONFIGS
 
     for path in (ROOT / "recipes").glob("*.yaml"):

@@ -98,18 +98,18 @@ def forgetting(results: Sequence[Result]) -> Any:
     tracked = [r for r in results if r.get("track")]
     if not tracked:
         return None
-    places = list(dict.fromkeys((r["trainer"], r["dataset"]) for r in tracked))
+    groups = list(dict.fromkeys((r["trainer"], r["dataset"]) for r in tracked))
     keeps = any("retention" in r["track"][-1] for r in tracked)
     style_of = styles(tracked)
     figure, axes = load_pyplot().subplots(
-        len(places),
+        len(groups),
         1 + keeps,
-        figsize=(2.0 + 3.8 * (1 + keeps), 3.2 * len(places)),
+        figsize=(2.0 + 3.8 * (1 + keeps), 3.2 * len(groups)),
         layout="constrained",
         squeeze=False,
     )
-    for panels, place in zip(axes, places, strict=True):
-        for result in (r for r in tracked if (r["trainer"], r["dataset"]) == place):
+    for panels, group in zip(axes, groups, strict=True):
+        for result in (r for r in tracked if (r["trainer"], r["dataset"]) == group):
             rows = result["track"]
             style = style_of[named(result)]
             steps = [row["step"] for row in rows]
@@ -119,7 +119,7 @@ def forgetting(results: Sequence[Result]) -> Any:
                 panels[1].plot(steps, kept, markersize=4, **style)
         panels[0].set_yscale("symlog", linthresh=1e-3)
         panels[0].set(xlabel="step", ylabel="KL(base ‖ tuned), nats a token")
-        panels[0].set_title(wrapped(f"{place[0]}, {short(place[1])}"), fontsize=10)
+        panels[0].set_title(wrapped(f"{group[0]}, {short(group[1])}"), fontsize=10)
         if keeps:
             panels[1].set(xlabel="step", ylabel="kept skill, %, lenient", ylim=(0, 100))
         for panel in panels:

@@ -20,8 +20,8 @@ def of_model(model: str) -> str:
 
 def of_dataset(dataset: str) -> str:
     """A file's name without folder and its SHA-256, or the name of another data set."""
-    place, _, _ = dataset.partition("?")
-    file = _file(place)
+    name, _, _ = dataset.partition("?")
+    file = _file(name)
     if file is None:
         return dataset
     with file.open("rb") as stream:
@@ -31,15 +31,15 @@ def of_dataset(dataset: str) -> str:
 
 def without_folder(dataset: str) -> str:
     """A data set's name without folders, which differ between machines."""
-    place, mark, query = dataset.partition("?")
-    kind, colon, path = place.rpartition(":")
+    location, mark, query = dataset.partition("?")
+    kind, colon, path = location.rpartition(":")
     name = Path(path).name if path.endswith((".jsonl", ".json", ".gz")) else path
     return f"{kind}{colon}{name}{mark}{query}"
 
 
-def _file(place: str) -> Path | None:
+def _file(location: str) -> Path | None:
     """The file of FORM:FILE or FILE; None if it does not exist."""
-    for name in (place, place.partition(":")[2]):
+    for name in (location, location.partition(":")[2]):
         if name and Path(name).is_file():
             return Path(name)
     return None

@@ -26,13 +26,13 @@ img { max-width: 100%; height: auto; } p.note { color: #555; font-size: 0.92rem;
 _MEASURES = ("effective_rank", "spectrum_drift", "overlap", "changed")
 
 
-def write(places: Sequence[Path], output: Path, title: str) -> Path:
+def write(paths: Sequence[Path], output: Path, title: str) -> Path:
     """Write `index.html` and the plots as PNG into `output`, and return the page's path.
 
-    places: of results, as in `tables.read`, and of single runs, as a mask or `.history.json` file.
+    paths: of results, as in `tables.read`, and of single runs, as a mask or `.history.json` file.
     Raises DataError.
     """
-    results, histories = _read(places)
+    results, histories = _read(paths)
     rows = tables.rows(results)
     output.mkdir(parents=True, exist_ok=True)
     pictures = []
@@ -49,12 +49,12 @@ def write(places: Sequence[Path], output: Path, title: str) -> Path:
     return page
 
 
-def _read(places: Sequence[Path]) -> tuple[list[Result], dict[str, Result]]:
+def _read(paths: Sequence[Path]) -> tuple[list[Result], dict[str, Result]]:
     """Results of comparisons, and histories of single runs by the name of their mask."""
     histories: dict[str, Result] = {}
     rest = []
-    for place in places:
-        path = place.with_name(f"{place.name}.history.json") if place.suffix == ".bmt" else place
+    for given in paths:
+        path = given.with_name(f"{given.name}.history.json") if given.suffix == ".bmt" else given
         if path.name.endswith(".history.json"):
             try:
                 value = json.loads(path.read_text())
@@ -66,7 +66,7 @@ def _read(places: Sequence[Path]) -> tuple[list[Result], dict[str, Result]]:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path} is not the history of a run ({error})") from None
         else:
-            rest.append(place)
+            rest.append(given)
     return (tables.read(rest) if rest else []), histories
 
 

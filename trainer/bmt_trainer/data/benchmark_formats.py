@@ -1,6 +1,6 @@
-"""Readers of benchmarks' own files, by the form of their rows: `FORM:PLACE?option=value`.
+"""Readers of benchmarks' own files, by the form of their rows: `FORM:SOURCE?option=value`.
 
-PLACE is a file (.jsonl, .json, each perhaps also .gz), or a Hub data set with the options `config`
+SOURCE is a file (.jsonl, .json, each perhaps also .gz), or a Hub data set with the options `config`
 and `split`. Files are read as published, without conversion.
 """
 
@@ -35,8 +35,8 @@ Action Input: its arguments as JSON
 Request: {request}"""
 
 
-def examples(form: str, place: str, options: Mapping[str, Any]) -> Iterator[Example]:
-    """Examples of the file or Hub data set `place`, whose rows have the form. Raises DataError."""
+def examples(form: str, source: str, options: Mapping[str, Any]) -> Iterator[Example]:
+    """Examples of the file or Hub data set `source`, whose rows have the form. Raises DataError."""
     read = FORMS[form]
     known = {"config", "split"} | ({"subject"} if form == "mmlu-pro" else set())
     unknown = sorted(options.keys() - known)
@@ -45,7 +45,7 @@ def examples(form: str, place: str, options: Mapping[str, Any]) -> Iterator[Exam
             f"{form}: does not take {', '.join(unknown)}; it takes {', '.join(sorted(known))}"
         )
     subject, seen = options.get("subject"), set[str]()
-    for location, row in _rows(place, options):
+    for location, row in _rows(source, options):
         if not isinstance(row, Mapping):
             raise DataError(f"{location}: expected an object")
         if subject is not None:
@@ -60,18 +60,18 @@ def examples(form: str, place: str, options: Mapping[str, Any]) -> Iterator[Exam
             ) from None
     if seen and str(subject) not in seen:
         raise DataError(
-            f"{place} has no rows with subject {subject}; it has {', '.join(sorted(seen))}"
+            f"{source} has no rows with subject {subject}; it has {', '.join(sorted(seen))}"
         )
 
 
-def _rows(place: str, options: Mapping[str, Any]) -> Rows:
-    path = Path(place).expanduser()
+def _rows(source: str, options: Mapping[str, Any]) -> Rows:
+    path = Path(source).expanduser()
     if path.is_dir():
-        raise DataError(f"{place} is a folder; name one of its files")
+        raise DataError(f"{source} is a folder; name one of its files")
     if path.exists() or {".jsonl", ".json", ".gz"} & set(path.suffixes):
         return rows.of_file(path)
     config, split = options.get("config"), options.get("split", "test")
-    return rows.of_hub(place, config, split, otherwise="not a file")
+    return rows.of_hub(source, config, split, otherwise="not a file")
 
 
 def _gsm8k(row: Row) -> Iterator[Example]:

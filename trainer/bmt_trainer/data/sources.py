@@ -152,14 +152,14 @@ def _local(path: Path, options: Mapping[str, Any]) -> Iterator[Example]:
 
 def _hub(name: str, options: Mapping[str, Any]) -> Iterator[Example]:
     _check_options(name, options, ("config", "split", "prompt", "completion"))
-    found = rows.of_hub(
+    hub_rows = rows.of_hub(
         name,
         options.get("config"),
         options.get("split", "train"),
         otherwise="neither task:NAME, reasoning-gym:NAME nor a .jsonl file",
     )
     columns = {options.get(k, k): k for k in ("prompt", "completion")}
-    for location, row in found:
+    for location, row in hub_rows:
         yield _example({columns.get(key, key): value for key, value in row.items()}, location)
 
 

@@ -43,13 +43,13 @@ def is_lenient(completion: str, answer: str) -> bool:
     Case, punctuation and markup do not count, nor do the numbers of a numbered list. An upper
     bound of a base model's accuracy, because it forgives explanations.
     """
-    wanted, found = parse.words(answer), parse.words(completion)
+    wanted, given = parse.words(answer), parse.words(completion)
     if all(word.isdigit() for word in wanted):
-        found = [word for word in found if word.isdigit()]
+        given = [word for word in given if word.isdigit()]
     elif not any(word.isdigit() for word in wanted):
-        found = [word for word in found if not word.isdigit()]
+        given = [word for word in given if not word.isdigit()]
     size = len(wanted)
-    return any(found[at : at + size] == wanted for at in range(len(found) - size + 1))
+    return any(given[at : at + size] == wanted for at in range(len(given) - size + 1))
 
 
 def _is_number(completion: str, answer: str) -> bool:
@@ -78,7 +78,7 @@ def _letter_anywhere(completion: str, answer: str) -> bool:
 
 
 def _equal(given: object, wanted: object) -> bool:
-    """Equal, where None, nothing found, equals nothing."""
+    """Equal, and something was read: None equals nothing."""
     return given is not None and given == wanted
 
 
