@@ -140,7 +140,7 @@ class Result:
 
     def cells(self) -> list[tuple[str, ...]]:
         """A row of text for each model, in the order of HEADER."""
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for name in self.right:
             score = self.score(name)
             low, high = score.interval
