@@ -95,11 +95,11 @@ class Player:
 
     def play(self, turn: int, steps: int) -> dict[str, float]:
         """The masks take turns of `turn` steps."""
-        switches, start = self.runtime.in_place.switches, time.perf_counter()
+        switches, start = self.runtime.live_weights.switches, time.perf_counter()
         kinds = [self._step(1 + (number // turn) % 2) for number in range(steps)]
         seconds = time.perf_counter() - start
-        switched = self.runtime.in_place.switches - switches
-        self.runtime.in_place.switch(None)  # the next mode starts from the base
+        switched = self.runtime.live_weights.switches - switches
+        self.runtime.live_weights.switch(None)  # the next mode starts from the base
         return {
             "steps_per_s": steps / seconds,
             "switches_per_s": switched / seconds,

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from bmt_server.ipc.mask_layout import Layout, Rows
 from bmt_server.worker.gate_layers import GateLayer
-from bmt_server.worker.resident_mask import ResidentMask, gather
+from bmt_server.worker.resident_mask import ResidentMask, load_mask
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "latest" / "gpu.json"
 
@@ -82,7 +82,7 @@ class Model:
         )
         layouts = list(_layouts(sizes, zeros))
         self.masks: dict[int, ResidentMask] = {
-            i + 1: gather(f"{i}", layouts[i % len(layouts)], gates, self.kernel.place)
+            i + 1: load_mask(layouts[i % len(layouts)], gates, self.kernel.to_device)
             for i in range(sizes.masks)
         }
 

@@ -25,7 +25,8 @@ from bmt_server.ipc.mask_layout import Layout, Rows
 from bmt_server.worker.gate_layers import GateLayer
 from bmt_server.worker.kernels import masked_delta
 from bmt_server.worker.kernels.portable import PortableKernel
-from bmt_server.worker.resident_mask import ResidentMask, gather
+from bmt_server.worker.kernels.selection import choose_kernel
+from bmt_server.worker.resident_mask import ResidentMask, load_mask
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "latest" / "kernel.json"
 
@@ -101,7 +102,9 @@ class Model:
             GateLayer(str(i), (0, shape.rows), w[: shape.rows]) for i, w in enumerate(self.fused)
         ]
         self.kernels = [kernel(self.gates) for kernel in kernels]
-        self.handles = [masked_delta.register(kernel, shape.layers) for kernel in self.kernels]
+        self.handles = [
+            masked_delta.register_layers(kernel, shape.layers) for kernel in self.kernels
+        ]
         self.masks: dict[int, ResidentMask] = {}
 
     def make_masks(self, count: int, sparsity: float) -> None:
@@ -109,7 +112,7 @@ class Model:
             rng = np.random.default_rng(adapter)
             tensors = {g.name: random_rows(g.shape, sparsity, rng) for g in self.gates}
             layout = Layout(f"{adapter:064x}", tensors)
-            self.masks[adapter] = gather(layout.digest, layout, self.gates, self.kernels[0].place)
+            self.masks[adapter] = load_mask(layout, self.gates, self.kernels[0].to_device)
 
 
 def random_rows(shape: tuple[int, int], sparsity: float, rng: np.random.Generator) -> Rows:
@@ -175,7 +178,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    kernels: list[type[masked_delta.Kernel]] = [masked_delta.choose(torch.device("cpu"), print)]
+    kernels: list[type[masked_delta.Kernel]] = [choose_kernel(torch.device("cpu"), print)]
     if kernels[0] is not PortableKernel and not options.without_portable:
         kernels.append(PortableKernel)
     figures: list[Figure] = []

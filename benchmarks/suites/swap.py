@@ -76,7 +76,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     for adapter in (1, 2):
         runtime.add(adapter, f"m{adapter}@0", layout(len(gates), seed=2 * job["seed"] + adapter))
     # Their values are read from the weights now, which hold the base.
-    in_place, masks = runtime.in_place, list(runtime.store.use((1, 2)).values())
+    weights, masks = runtime.live_weights, list(runtime.store.use((1, 2)).values())
     tuned = lora_model([g.base for g in gates])
     factors = [
         (torch.randn(_SHAPE[0], RANK).bfloat16() * 0.01, torch.randn(RANK, _SHAPE[1]).bfloat16())
@@ -85,7 +85,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     turn = 0
 
     def one_switch() -> None:
-        in_place.switch(masks[turn % 2])
+        weights.switch(masks[turn % 2])
 
     def addmm() -> None:
         for gate, (b, a) in zip(gates, factors, strict=True):
@@ -103,7 +103,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     names = ["switch", "merge", "addmm"]
-    in_place.switch(masks[1])
+    weights.switch(masks[1])
     for turn in range(-1, job["repeats"]):
         for name in names if turn % 2 else reversed(names):
             for way, spent in group(name).items():

@@ -21,6 +21,7 @@ import bmt_core
 from bmt_server.ipc.mask_layout import SUFFIX, write_layout
 from bmt_server.settings import MaskMode, Settings, SettingsError
 from bmt_server.vllm_integration import cpu_environment
+from bmt_server.vllm_integration.checkpoint import checkpoint_folder
 
 __all__ = ["mask_request", "masked_llm"]
 
@@ -31,17 +32,6 @@ if TYPE_CHECKING:
 _ids = itertools.count(1)
 _id_of: dict[str, int] = {}
 _folder: tempfile.TemporaryDirectory[str] | None = None
-
-
-def checkpoint_folder(model: str, revision: str | None = None) -> str:
-    """The local folder of a model: itself, or the Hub id's snapshot, downloaded if need be."""
-    if os.path.isdir(model):
-        return model
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(
-        model, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"]
-    )
 
 
 def masked_llm(
@@ -77,7 +67,7 @@ def masked_llm(
             f"{present.mask_mode!r}; use one process for each base model and mode"
         )
     settings.export_env()
-    from bmt_server.vllm_integration.unsupported_flags import eager_reason, float32_reason
+    from bmt_server.vllm_integration.platform_limits import eager_reason, float32_reason
 
     options: dict[str, Any] = {"enable_lora": True, **vllm_options}
     if options.get("dtype", "auto") == "auto" and float32_reason():

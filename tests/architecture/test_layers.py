@@ -135,7 +135,7 @@ def room_of(name: str, package: str) -> str:
 
 @pytest.mark.parametrize(
     "package",
-    [pytest.param(p, marks=_OPEN if p in ("bmt_trainer", "bmt_server") else ()) for p in ROOMS],
+    [pytest.param(p, marks=_OPEN if p in ("bmt_trainer",) else ()) for p in ROOMS],
 )
 def test_rooms_import_only_those_below_them(package):
     rooms, wrong = ROOMS[package], []
@@ -169,7 +169,7 @@ def modules(package: str) -> dict[str, Path]:
 
 @pytest.mark.parametrize(
     "package",
-    [pytest.param(p, marks=_OPEN if p in ("bmt_trainer", "bmt_server") else ()) for p in PACKAGES],
+    [pytest.param(p, marks=_OPEN if p in ("bmt_trainer",) else ()) for p in PACKAGES],
 )
 def test_no_module_imports_itself_by_way_of_others(package):
     """Imports at any level count, those for type checkers alone too."""

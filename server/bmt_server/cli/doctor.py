@@ -105,11 +105,11 @@ def _engine() -> Iterator[Finding]:
     if found is None:
         yield Finding("vLLM", "fail", "not installed", "install bmt-adapters[cpu] or [gpu]")
         return
-    from bmt_server.vllm_integration.patches import SUPPORTED, SeamError, check_version
+    from bmt_server.vllm_integration.version import SUPPORTED, VllmVersionError, check_version
 
     try:
         check_version()
-    except (SeamError, ImportError) as error:
+    except (VllmVersionError, ImportError) as error:
         yield Finding("vLLM", "fail", found, str(error))
         return
     yield Finding("vLLM", "ok", f"{found}, the version whose seams are known ({SUPPORTED})")
@@ -120,18 +120,16 @@ def _kernel(device: str) -> Finding:
     import torch
 
     from bmt_server.settings import SettingsError
-    from bmt_server.worker.kernels import masked_delta
+    from bmt_server.worker.kernels.selection import KERNEL_ENV, choose_kernel
 
     said: list[str] = []
     try:
-        kernel = masked_delta.choose(torch.device(device), said.append)
+        kernel = choose_kernel(torch.device(device), said.append)
     except SettingsError as error:
-        return Finding("Mask kernel", "fail", str(error), f"unset {masked_delta.ENV}")
-    value = f"{kernel.name}: {kernel.note}"
+        return Finding("Mask kernel", "fail", str(error), f"unset {KERNEL_ENV}")
+    value = f"{kernel.name}: {kernel.description}"
     if kernel.name == "portable":
-        return Finding(
-            "Mask kernel", "warn", value, said[-1] if said else f"unset {masked_delta.ENV}"
-        )
+        return Finding("Mask kernel", "warn", value, said[-1] if said else f"unset {KERNEL_ENV}")
     return Finding("Mask kernel", "ok", value)
 
 

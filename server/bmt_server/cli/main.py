@@ -214,10 +214,10 @@ def _expected() -> tuple[type[Exception], ...]:
 
     from bmt_server.registry.embedded import EmbeddedError
     from bmt_server.settings import SettingsError
-    from bmt_server.vllm_integration.patches import SeamError
     from bmt_server.vllm_integration.unsupported_flags import UnsupportedFlagError
+    from bmt_server.vllm_integration.version import VllmVersionError
 
-    return (bmt_core.BmtError, EmbeddedError, UnsupportedFlagError, SeamError, SettingsError)
+    return (bmt_core.BmtError, EmbeddedError, UnsupportedFlagError, VllmVersionError, SettingsError)
 
 
 def _fail(message: str, code: int) -> None:

@@ -115,8 +115,9 @@ def _parse_vllm(options: ServeOptions, flags: Sequence[str]) -> Namespace:
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from bmt_server.offline import checkpoint_folder
-    from bmt_server.vllm_integration.unsupported_flags import check, eager_reason, float32_reason
+    from bmt_server.vllm_integration.checkpoint import checkpoint_folder
+    from bmt_server.vllm_integration.platform_limits import eager_reason, float32_reason
+    from bmt_server.vllm_integration.unsupported_flags import check
 
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="bmt-server serve"))
@@ -144,10 +145,10 @@ def _prepare_kernel() -> None:
     import torch
     from vllm.platforms import current_platform
 
-    from bmt_server.worker.kernels.masked_delta import choose
+    from bmt_server.worker.kernels.selection import choose_kernel
 
-    kernel = choose(torch.device(current_platform.device_type), _say)
-    _say(f"mask kernel: {kernel.name}, {kernel.note}")
+    kernel = choose_kernel(torch.device(current_platform.device_type), _say)
+    _say(f"mask kernel: {kernel.name}, {kernel.description}")
 
 
 def _first_key(settings: Settings, key_file: Path | None) -> None:

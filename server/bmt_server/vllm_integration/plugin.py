@@ -23,6 +23,9 @@ def register() -> None:
     settings = Settings.from_env()
     if settings is None:
         return
+    from bmt_server.vllm_integration.version import check_version
+
+    check_version()
     from bmt_server.vllm_integration import patches
 
     patches.register(settings, process_context().heartbeat)

@@ -1,9 +1,9 @@
-"""The gate projections of one worker, as masks see them.
+"""Gate projections of one worker.
 
 Legend for this package:
-    R  rows of a layer's gate that this worker holds (d_out / tensor-parallel size)
+    R  rows of a layer's gate on this worker (d_out / tensor-parallel size)
     K  columns, d_in
-    N  output columns of the layer as run; the gate is its first R (fused gate and up: N = 2R)
+    N  output columns of the layer that runs; the gate is its first R (fused gate and up: N = 2R)
     T  tokens of one step
     n  zeroed positions of one mask in one layer
 """
@@ -19,10 +19,9 @@ import torch
 class GateLayer:
     """One gate projection of this worker.
 
-    name: the tensor's name in the checkpoint; rows: (first, last + 1) of the checkpoint's rows
-    that this worker holds. `base` [R, K] holds the base values and is only read. `live` [R, K] is
-    the weight that the matrix product reads, where there is such a tensor: backends that repack
-    weights have none, and cannot mask in place.
+    name: the tensor's name in the checkpoint; rows: (first, last + 1) of the checkpoint's rows on
+    this worker; base [R, K]: the base values, read-only; live [R, K]: the weight that the matrix
+    product reads, None for backends that repack weights, which cannot mask in place.
     """
 
     name: str
@@ -32,7 +31,7 @@ class GateLayer:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """[R, K] of this worker's share."""
+        """[R, K]."""
         return self.base.shape[0], self.base.shape[1]
 
     @property

@@ -1,4 +1,4 @@
-"""One mask as it lies in a worker's memory, and how it gets there from a laid-out file."""
+"""Memory layout of one mask in a worker, and its construction from a laid-out file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from bmt_server.ipc.mask_layout import Layout, Rows
 from bmt_server.worker.gate_layers import GateLayer
 
-# Rows of one block: enough that a block's own start costs little, few enough that places within
-# a block fit 16 bits on every model.
+# Rows of one block: enough to make the block starts cheap, few enough to index the zeros of a block
+# with 16 bits on every model.
 BLOCK_ROWS = 64
 _ALIGN = 64
 
@@ -30,14 +30,14 @@ class NoRoomError(Exception):
 class LayerMask:
     """One mask in one layer, this worker's rows, in blocks of 64 rows (views of its buffer).
 
-    block_start: int32 [ceil(R / 64) + 1], each block's first zero; the last entry is n.
-    row_end: uint16 [R], the end of each row's zeros, counted from its block's start; int32 where
-    a block holds more than 65,535 zeros. A row's zeros begin where the row before it ends.
-    cols: uint16 [n], ascending in a row; int32 where K > 65,536.
-    values: base dtype [n], the weights that the mask deletes. Kept beside the columns because
-    gathering them from the weight at every step would cost a cache line each.
+    block_start: int32 [ceil(R / 64) + 1], index of each block's first zero; the last entry is n.
+    row_end: uint16 [R], end of each row's zeros, relative to its block's start; int32 if a block
+        holds more than 65,535 zeros. A row's zeros begin at the end of the row before it.
+    cols: uint16 [n], ascending within a row; int32 if K > 65,536.
+    values: base dtype [n], the weights at the zeros, stored next to the columns because a read of
+        each from the weight matrix would cost one cache line per zero and step.
 
-    In bf16 that is 4 bytes a zero and 2 a row.
+    In bf16 that is 4 bytes per zero and 2 bytes per row.
     """
 
     block_start: torch.Tensor
@@ -52,10 +52,10 @@ class LayerMask:
         return torch.repeat_interleave(row, end.diff(prepend=end.new_zeros(1)))
 
 
-class Layers(Sequence[LayerMask]):
-    """A mask's layers as views of its buffer, made when they are asked for.
+class LayerViews(Sequence[LayerMask]):
+    """A mask's layers as views of its buffer, created on access.
 
-    Kept, the four tensors of each layer would take a tenth of a small model's mask again.
+    Four stored tensors per layer would add a tenth to the memory of a small model's mask.
     """
 
     __slots__ = ("_buffer", "_sizes", "_starts", "_values", "_wide")
@@ -69,7 +69,7 @@ class Layers(Sequence[LayerMask]):
         values: torch.dtype,
     ) -> None:
         """starts and sizes: int64 [layers, 4], bytes, in LayerMask's order; wide: bool [layers, 2],
-        whether row_end and cols are int32."""
+        True if row_end or cols is int32; values: dtype of the base weights."""
         self._buffer, self._values = buffer, values
         self._starts, self._sizes, self._wide = starts, sizes, wide
 
@@ -97,12 +97,13 @@ class Layers(Sequence[LayerMask]):
 
     @property
     def zeros(self) -> int:
-        """Of all layers."""
-        return int(self._sizes[:, 3].sum()) // self._values.itemsize
+        """Zeros of all layers."""
+        itemsize: int = self._values.itemsize
+        return int(self._sizes[:, 3].sum()) // itemsize
 
-    def of(self, buffer: torch.Tensor) -> Layers:
-        """The same layers in another buffer, uint8, that holds a copy of this one's."""
-        return Layers(buffer, self._starts, self._sizes, self._wide, self._values)
+    def with_buffer(self, buffer: torch.Tensor) -> LayerViews:
+        """The same layers as views of another buffer, uint8, that holds a copy of this one's."""
+        return LayerViews(buffer, self._starts, self._sizes, self._wide, self._values)
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -113,35 +114,39 @@ class ResidentMask:
     """
 
     digest: str
-    layers: Layers
+    layers: LayerViews
     buffer: torch.Tensor
 
     @property
     def nbytes(self) -> int:
-        return self.buffer.nbytes
+        size: int = self.buffer.nbytes
+        return size
+
+    def with_buffer(self, buffer: torch.Tensor) -> ResidentMask:
+        """The mask as views of `buffer`, uint8, which holds a copy of this mask's buffer."""
+        return ResidentMask(self.digest, self.layers.with_buffer(buffer), buffer)
 
 
-def gather(
-    digest: str,
+def load_mask(
     layout: Layout,
     gates: Sequence[GateLayer],
-    place: Callable[[ResidentMask], ResidentMask],
+    to_device: Callable[[ResidentMask], ResidentMask],
 ) -> ResidentMask:
-    """Lay a mask out on the host and give it to `place` (`ops.Kernel`), which fills its values.
+    """Pack a mask on the host and pass it to `to_device` (see `Kernel`), which fills its values.
 
-    Raises MaskStoreError, see `arrange`, and what `place` raises.
+    Raises MaskStoreError, see `pack_mask`, and what `to_device` raises.
     """
-    return place(arrange(digest, layout, gates))
+    return to_device(pack_mask(layout, gates))
 
 
-def arrange(digest: str, layout: Layout, gates: Sequence[GateLayer]) -> ResidentMask:
-    """Lay a mask's places out on the host, as kernels read them; its values are not there yet.
+def pack_mask(layout: Layout, gates: Sequence[GateLayer]) -> ResidentMask:
+    """Pack a mask's positions into one host buffer as kernels read them; values are not set.
 
-    A tensor that the mask does not name is left whole. Raises MaskStoreError where shapes differ:
-    the registry checks them at upload, so here it means another base model. Reads no weight, so
-    any thread may do it while steps run.
+    Tensors that the mask does not name have no zeros. Reads no weight, so any thread may call it
+    while steps run. Raises MaskStoreError if shapes differ: the registry checks them at upload, so
+    here it means another base model.
     """
-    arrays = [_arrays(part) for part in _parts(digest, layout, gates)]
+    arrays = [_blocked_arrays(part) for part in _gate_rows(layout, gates)]
     values = gates[0].base.dtype
     sizes = np.array(
         [[*(a.nbytes for a in three), values.itemsize * three[2].size] for three in arrays],
@@ -149,7 +154,7 @@ def arrange(digest: str, layout: Layout, gates: Sequence[GateLayer]) -> Resident
     )
     padded = -(-sizes // _ALIGN) * _ALIGN
     starts = (np.cumsum(padded) - padded.ravel()).reshape(padded.shape)
-    # Page-locked where it goes to a GPU, so that the copy is asynchronous.
+    # Page-locked for a GPU, so that the copy is asynchronous.
     on_gpu = gates[0].device.type == "cuda"
     host = torch.empty(int(padded.sum()), dtype=torch.uint8, pin_memory=on_gpu)
     raw = host.numpy()
@@ -157,20 +162,16 @@ def arrange(digest: str, layout: Layout, gates: Sequence[GateLayer]) -> Resident
         for start, array in zip(starts[index].tolist(), three, strict=False):
             raw[start : start + array.nbytes] = array.view(np.uint8)
     wide = np.array([[a.dtype.itemsize > 2 for a in three[1:]] for three in arrays], np.bool_)
-    return ResidentMask(digest, Layers(host, starts, sizes, wide, values), host)
+    return ResidentMask(layout.digest, LayerViews(host, starts, sizes, wide, values), host)
 
 
-def moved(mask: ResidentMask, buffer: torch.Tensor) -> ResidentMask:
-    """The mask as views of `buffer`, uint8, which holds a copy of its own buffer."""
-    return ResidentMask(mask.digest, mask.layers.of(buffer), buffer)
-
-
-def _parts(digest: str, layout: Layout, gates: Sequence[GateLayer]) -> list[Rows]:
-    """This worker's rows of every gate, checked against the gates."""
+def _gate_rows(layout: Layout, gates: Sequence[GateLayer]) -> list[Rows]:
+    """This worker's rows of every gate, checked against the gates' shapes."""
+    short = layout.digest[:12]
     known = {gate.name for gate in gates}
     if not known & layout.tensors.keys() and layout.tensors:
         raise MaskStoreError(
-            f"mask {digest[:12]} names none of this model's {len(known)} gate tensors "
+            f"mask {short} names none of this model's {len(known)} gate tensors "
             f"(it has {next(iter(layout.tensors))!r}); it was made for another base model"
         )
     parts = []
@@ -182,15 +183,15 @@ def _parts(digest: str, layout: Layout, gates: Sequence[GateLayer]) -> list[Rows
             continue
         if rows.shape[0] < hi or rows.shape[1] != k:
             raise MaskStoreError(
-                f"mask {digest[:12]}: {gate.name} is {list(rows.shape)} in the mask, and this "
-                f"worker holds rows {lo}..{hi} of {k} columns; it fits another base model"
+                f"mask {short}: {gate.name} is {list(rows.shape)} in the mask, and this worker "
+                f"holds rows {lo}..{hi} of {k} columns; it was made for another base model"
             )
         parts.append(rows.slice(lo, hi))
     return parts
 
 
-def _arrays(part: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """block_start, row_end and cols of one layer, from its rows' starts."""
+def _blocked_arrays(part: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """block_start, row_end and cols of one layer, from its CSR rows."""
     r = part.shape[0]
     start = part.row_start.astype(np.int32)
     block_start = np.append(start[:r:BLOCK_ROWS], start[-1:])

@@ -1,4 +1,4 @@
-"""One worker's masks at work: chooses per step between in place, corrected and base."""
+"""Masks of one worker at run time: each step runs in place, corrected, or on the base weights."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ from typing import Literal
 import numpy as np
 
 from bmt_server.ipc.mask_layout import Layout
-from bmt_server.ipc.stats_files import MAX_NAMED, WorkerStats
+from bmt_server.ipc.stats_files import MAX_NAMED, StatsWriter, WorkerStats
 from bmt_server.settings import MaskMode
 from bmt_server.worker.gate_layers import GateLayer
-from bmt_server.worker.in_place import InPlace
-from bmt_server.worker.kernels import masked_delta
+from bmt_server.worker.kernels.masked_delta import Kernel, register_layers
+from bmt_server.worker.kernels.selection import KernelLimits, make_kernel
+from bmt_server.worker.live_weights import LiveWeights
 from bmt_server.worker.mask_store import MaskStore
 from bmt_server.worker.resident_mask import ResidentMask
-from bmt_server.worker.switch_policy import SwitchRule
+from bmt_server.worker.switch_policy import SwitchPolicy
 
 StepKind = Literal["base", "in_place", "corrected"]
 
 
 class MixedStepError(RuntimeError):
-    """`scatter` mode was given a step with tokens of several masks; its scheduler must not."""
+    """A step in mode `scatter` has tokens of several masks, which its scheduler must not build."""
 
 
 class MaskRuntime:
-    """Everything one worker knows of masks. `begin_step` is called by the thread that steps;
-    masks come and go by another.
+    """All mask state of one worker.
 
-    kernel: None takes the one that `ops.choose` names for the gates' device.
-    mode: `scatter` always in place; `delta` never; `auto`, where the weights are live, in place
-    once one mask has owned enough steps (`switching.py`), corrected otherwise.
+    `begin_step` and `prepare_capture` run on the step's thread; masks are added and removed by
+    other threads.
+
+    mode: `scatter` always runs in place, `delta` never; `auto` runs in place once the corrections
+    of one mask have paid for the switches (`switch_policy.py`), and falls back to `delta` if the
+    backend has no live weights.
     """
 
     def __init__(
@@ -39,33 +42,46 @@ class MaskRuntime:
         gates: Sequence[GateLayer],
         mode: MaskMode,
         capacity_bytes: int,
+        kernel: Kernel | None = None,
+        *,
         stats: WorkerStats | None = None,
-        kernel: Callable[[Sequence[GateLayer]], masked_delta.Kernel] | None = None,
+        stats_dir: str = "",
+        on_evict: Callable[[list[int]], None] | None = None,
     ) -> None:
+        """capacity_bytes: bound on resident masks; kernel: None for `make_kernel`'s choice;
+        stats_dir: folder for this worker's stats file, empty for none; on_evict: see `MaskStore`.
+
+        Raises ValueError for mode `scatter` without live weights, and what `make_kernel` raises.
+        """
         self.gates = gates
         if kernel is None:
-            self.kernel = masked_delta.make(gates, masked_delta.Bounds(memory_bytes=capacity_bytes))
-        else:
-            self.kernel = kernel(gates)
-        self.store = MaskStore(gates, capacity_bytes, self.kernel.place)
-        self.in_place = InPlace(gates, self.kernel.switch)
-        if mode == "scatter" and not self.in_place.possible:
+            kernel = make_kernel(gates, KernelLimits(memory_bytes=capacity_bytes))
+        self.kernel = kernel
+        self.store = MaskStore(gates, capacity_bytes, kernel.to_device, on_evict)
+        self.live_weights = LiveWeights(gates, kernel.switch)
+        if mode == "scatter" and not self.live_weights.available:
             raise ValueError(
-                "mask mode 'scatter' needs live weights, and this backend repacks them"
+                "mask mode 'scatter' needs live weights, and this backend repacks them; use mode "
+                "'delta' or 'auto'"
             )
-        self.mode: MaskMode = "delta" if mode == "auto" and not self.in_place.possible else mode
-        self.rule = SwitchRule(self.kernel.costs, len(gates))
+        self.mode: MaskMode = (
+            "delta" if mode == "auto" and not self.live_weights.available else mode
+        )
+        self.policy = SwitchPolicy(kernel.costs, len(gates))
         self.stats = stats or WorkerStats()
         self.stats.mode, self.stats.capacity_bytes = self.mode, capacity_bytes
-        self.stats.kernel = self.kernel.name
-        self.changed: Callable[[], None] = lambda: None
+        self.stats.kernel = kernel.name
         self._names: dict[int, str] = {}
-        # The tokens that the kernel's plan is for; None where it has none.
+        # Tokens of the kernel's current plan; None if the kernel is idle.
         self._planned: bytes | None = None
+        self._changed: Callable[[], None] = lambda: None
+        if stats_dir:
+            # Last, because the writer's thread calls `collect_stats` at once.
+            self._changed = StatsWriter(stats_dir, self.stats.pid, self.collect_stats).changed
 
     def handles(self) -> list[int]:
-        """One op handle per gate layer, in order."""
-        return masked_delta.register(self.kernel, len(self.gates))
+        """Register the gate layers with the op; one handle per layer, in order."""
+        return register_layers(self.kernel, len(self.gates))
 
     def add(self, adapter: int, name: str, layout: Layout) -> None:
         """Make a mask resident under `adapter`. Any thread. Raises MaskStoreError."""
@@ -74,31 +90,34 @@ class MaskRuntime:
         self._names[adapter] = name
         self.stats.maps += 1
         self.stats.map_seconds += time.perf_counter() - start
-        self.changed()
+        self._changed()
 
     def remove(self, adapter: int) -> bool:
         """Forget an adapter id; its mask leaves memory with the last id. Any thread.
 
-        No request may run on it. The weights and the kernel's plan are the step's business: until
-        the next step they may hold the mask still.
+        No request may run on it. The weights and the kernel's plan belong to the step: until the
+        next step they may still hold the mask. Returns False if the id is unknown.
         """
         known = self.store.remove(adapter)
         self._names.pop(adapter, None)
-        self.changed()
+        self._changed()
         return known
 
-    def rehearse(self, tokens: int) -> None:
+    def prepare_capture(self, tokens: int) -> None:
         """Prepare a forward pass of `tokens` base tokens that a CUDA graph may be captured from.
 
-        What the kernel launches for masks is launched, for steps with masks to replay.
+        The kernel launches all it launches for masks, so that steps with masks can replay it.
         """
         if self.mode != "delta":
-            self.in_place.switch(None)
+            self.live_weights.switch(None)
         self._planned = b""
         self.kernel.plan(np.zeros(tokens, np.int64), {})
 
     def begin_step(self, token_masks: np.ndarray) -> StepKind:
-        """Prepare the coming forward pass; token_masks: int64 [T] of adapter ids, 0 = base."""
+        """Prepare the next forward pass; token_masks: int64 [T] of adapter ids, 0 = base.
+
+        Raises MixedStepError, KeyError for an unknown id, and MaskStoreError.
+        """
         kind = self._prepare(np.ascontiguousarray(token_masks, dtype=np.int64))
         if kind == "base":
             self.stats.steps_base += 1
@@ -107,32 +126,35 @@ class MaskRuntime:
         else:
             self.stats.steps_corrected += 1
         if self.mode == "auto":
-            self.stats.reason, self.stats.switch_paid = self.rule.reason, self.rule.paid
-            self.stats.steps_paying += self.rule.reason == "paying"
-        current = self.in_place.current
+            self.stats.reason, self.stats.switch_paid = self.policy.reason, self.policy.paid
+            self.stats.steps_paying += self.policy.reason == "paying"
+        current = self.live_weights.current
         self.stats.in_weights = current.digest[:12] if current is not None else ""
-        self.stats.switches = self.in_place.switches
-        self.stats.switch_seconds = self.in_place.seconds
-        self.changed()
+        self.stats.switches = self.live_weights.switches
+        self.stats.switch_seconds = self.live_weights.seconds
+        self._changed()
         return kind
 
     def _prepare(self, token_masks: np.ndarray) -> StepKind:
         adapters = np.unique(token_masks)
         active = [int(a) for a in adapters if a]
-        # Two ids may stand for equal masks, which then own a step together.
+        # Two ids may have equal masks, which then form one run.
         sole = len(active) == len(adapters) and len({self.store.digest(a) for a in active}) == 1
         if self.mode == "scatter" and active and not sole:
-            raise MixedStepError(f"a step mixes adapters {active[:4]} in mask mode 'scatter'")
+            raise MixedStepError(
+                f"a step mixes adapters {active[:4]} in mask mode 'scatter'; its scheduler must "
+                "give each step to one mask"
+            )
         if self.mode == "auto" and not sole:
-            self.rule.shared("mixed" if active else "base")
+            self.policy.end_run("mixed" if active else "base")
         if sole and self.mode != "delta":
-            mask = self._placed(active)
-            if self.mode == "scatter" or self._owned(mask, len(token_masks)):
+            mask = self._resident(active)
+            if self.mode == "scatter" or self._runs_in_place(mask, len(token_masks)):
                 self._idle()
-                self.in_place.switch(mask)
+                self.live_weights.switch(mask)
                 return "in_place"
         if self.mode != "delta":
-            self.in_place.switch(None)
+            self.live_weights.switch(None)
         if not active:
             self._idle()
             self.store.use(())
@@ -148,21 +170,21 @@ class MaskRuntime:
             self.kernel.idle()
             self._planned = None
 
-    def _placed(self, adapters: Sequence[int]) -> ResidentMask:
-        """The one mask that these ids stand for."""
+    def _resident(self, adapters: Sequence[int]) -> ResidentMask:
+        """The mask that all of these ids have."""
         if not self.store.ready(adapters):
-            # Values are read from the live weights, which must be the base's then.
-            self.in_place.switch(None)
+            # Its values are read from the live weights, which must hold the base.
+            self.live_weights.switch(None)
         return self.store.use(adapters)[adapters[0]]
 
-    def _owned(self, mask: ResidentMask, tokens: int) -> bool:
-        current = self.in_place.current
-        return self.rule.owned(
+    def _runs_in_place(self, mask: ResidentMask, tokens: int) -> bool:
+        current = self.live_weights.current
+        return self.policy.run_in_place(
             mask.digest, mask.layers.zeros, tokens, current.digest if current else None
         )
 
-    def figures(self) -> WorkerStats:
-        """This worker's figures now. Any thread."""
+    def collect_stats(self) -> WorkerStats:
+        """Update this worker's stats and return them. Any thread."""
         stats, store = self.stats, self.store
         stats.resident_masks, stats.resident_bytes = len(store), store.resident_bytes
         stats.evictions = store.evictions

@@ -16,7 +16,7 @@ import bmt_core
 import numpy as np
 import pytest
 from bmt_server.vllm_integration.cpu_environment import lacks_16_bits
-from bmt_server.worker.kernels.masked_delta import ENV as KERNEL
+from bmt_server.worker.kernels.selection import KERNEL_ENV as KERNEL
 from bmt_trainer.masking.apply import write_checkpoint
 
 from tests.support.engines import PROMPTS, run_engine

@@ -1,4 +1,4 @@
-"""Generators of requests whose token of a step is thrown away."""
+"""Seeded generators of requests whose sampled token is discarded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bmt_server.vllm_integration import cpu_seeds
 
 
 class Runner:
-    """What is changed of vLLM's, with its behaviour there: it winds back by offsets."""
+    """The patched parts of vLLM's model runner, which rewinds generators by their offset."""
 
     def __init__(self, rows: int) -> None:
         self.discard_request_mask = SimpleNamespace(np=np.zeros(8, dtype=bool))
@@ -27,20 +27,20 @@ class Runner:
             if generator is not None:
                 generator.set_offset(generator.get_offset() - 4)
 
-    def step(self, *in_vain: int) -> dict[int, float]:
+    def step(self, *discarded: int) -> dict[int, float]:
         self.discard_request_mask.np[:] = False
-        self.discard_request_mask.np[list(in_vain)] = True
+        self.discard_request_mask.np[list(discarded)] = True
         drawn = self._sample()
         self._bookkeeping_sync()
         return drawn
 
 
-def test_a_token_in_vain_changes_nothing_that_follows():
+def test_a_discarded_token_changes_no_later_token():
     kept, whole = Runner(3), Runner(3)
-    cpu_seeds.keep(kept)
+    cpu_seeds.patch_runner(kept)
     first = kept.step(0, 2)
     generators = kept.input_batch.generators
     assert sorted(generators) == [0, 1, 2]
     second, wanted, next_wanted = kept.step(), whole.step(), whole.step()
-    assert (second[0], second[2]) == (wanted[0], wanted[2]), "as if the prompt was one step's"
+    assert (second[0], second[2]) == (wanted[0], wanted[2]), "as if the prompt took one step"
     assert (first[1], second[1]) == (wanted[1], next_wanted[1]), "others go on"

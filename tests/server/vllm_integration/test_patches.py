@@ -1,4 +1,4 @@
-"""Changes to vLLM that show without an engine."""
+"""Changes to vLLM that are observable without an engine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from bmt_server.vllm_integration import patches
 
 @pytest.fixture
 def queue(monkeypatch):
-    """vLLM's queue between engine and workers, as both ends of one process."""
+    """Both ends of vLLM's message queue between engine and workers, in one process."""
     shm = pytest.importorskip("vllm.distributed.device_communicators.shm_broadcast")
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        pytest.skip("it is changed on the CPU alone")
+        pytest.skip("the patch applies to the CPU only")
     monkeypatch.setattr(shm.SpinCondition, "__init__", shm.SpinCondition.__init__)
     patches._patch_spin()
     writer = shm.MessageQueue(1, 1)
@@ -28,7 +28,7 @@ def queue(monkeypatch):
     return writer, reader
 
 
-def test_a_reader_waits_without_a_processor(queue):
+def test_a_waiting_reader_uses_no_cpu(queue):
     writer, reader = queue
     threading.Timer(0.5, writer.enqueue, ["late"]).start()
     before, began = time.thread_time(), time.monotonic()

@@ -1,17 +1,17 @@
-"""Kernels of the masked delta, for tests that hold whichever of them runs."""
+"""Fixture that runs a test on each CPU kernel of the masked delta."""
 
 import pytest
-from bmt_server.worker.kernels import masked_delta
 from bmt_server.worker.kernels.native.build import BuildError, compiler
+from bmt_server.worker.kernels.selection import KERNEL_ENV
 
 
 @pytest.fixture(params=["native", "portable"])
 def each_kernel(request, monkeypatch):
-    """The test runs once on each kernel; native is left out only where nothing can compile it."""
+    """Run the test once per kernel; skip native only if no compiler is installed."""
     if request.param == "native":
         try:
             compiler()
         except BuildError as error:
             pytest.skip(str(error))
-    monkeypatch.setenv(masked_delta.ENV, request.param)
+    monkeypatch.setenv(KERNEL_ENV, request.param)
     return request.param

@@ -1,4 +1,4 @@
-"""Residency: bounded in bytes, pins, and costs that do not grow with the number of masks."""
+"""Mask store: bound in bytes, pins, and costs independent of the number of masks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.worker import dense, gates, laid_out, random_mask
 
 
 def copy_of(layout: Layout, number: int) -> Layout:
-    """The same rows under another digest: thousands of masks at the price of one."""
+    """The same rows under another digest, so that thousands of masks share one file."""
     return Layout(f"{number:064x}", layout.tensors)
 
 
@@ -31,7 +31,7 @@ def full(tmp_path, count: int) -> MaskRuntime:
 
 
 def cost(work, repeats: int = 300) -> float:
-    """Least processor time of a piece of work, seconds."""
+    """Least CPU time of `repeats` calls of `work`, seconds."""
     best = float("inf")
     for _ in range(5):
         start = time.process_time()
@@ -48,7 +48,7 @@ def test_costs_do_not_grow_with_the_number_of_masks(tmp_path):
     def step(runtime):
         return lambda i: runtime.begin_step(np.arange(i % 7 + 1, i % 7 + 33))
 
-    def come_and_go(runtime):
+    def add_and_remove(runtime):
         def work(i):
             runtime.add(100_000 + i, "new", copy_of(layout, 100_000 + i))
             runtime.remove(100_000 + i)
@@ -59,38 +59,37 @@ def test_costs_do_not_grow_with_the_number_of_masks(tmp_path):
         runtime.store.capacity_bytes = runtime.store.resident_bytes
         return lambda i: runtime.add(200_000 + i, "new", copy_of(layout, 200_000 + i))
 
-    def tell(runtime):
-        return lambda i: runtime.figures()
+    def stats(runtime):
+        return lambda i: runtime.collect_stats()
 
-    for work in (step, come_and_go, tell, evict):
-        # A hundred times the masks; what grew with them would be far beyond three times.
+    for work in (step, add_and_remove, stats, evict):
+        # A hundred times the masks: a cost that grows with them would exceed three times by far.
         assert cost(work(many)) < 3 * cost(work(few)) + 0.01, work.__name__
 
 
-def test_figures_name_the_masks_used_last(tmp_path):
+def test_stats_name_the_most_recently_used_masks(tmp_path):
     runtime = full(tmp_path, 500)
     runtime.begin_step(np.array([3, 7]))
     runtime.begin_step(np.array([5]))
-    names = runtime.figures().resident
+    names = runtime.collect_stats().resident
     assert len(names) == 64
     assert names[-1] == "m4"
     assert {"m2", "m6"} == set(names[-3:-1])
-    assert runtime.figures().resident_masks == 500
+    assert runtime.collect_stats().resident_masks == 500
 
 
-def test_an_evicted_mask_that_is_used_comes_back_and_others_leave(tmp_path):
+def test_an_evicted_mask_returns_when_used_and_others_leave(tmp_path):
     masks = [random_mask(i) for i in range(4)]
-    runtime = MaskRuntime(gates(live=False), "delta", 1 << 30)
-    told: list[int] = []
-    runtime.store.evicted = told.extend
+    evicted: list[int] = []
+    runtime = MaskRuntime(gates(live=False), "delta", 1 << 30, on_evict=evicted.extend)
     for i, mask in enumerate(masks):
         runtime.add(i + 1, "m", laid_out(mask, tmp_path))
     one = runtime.store.resident_bytes // 4
     runtime.store.capacity_bytes = 2 * one
     runtime.begin_step(np.array([1]))
-    assert told == [2, 3], "the least recently used, down to the bound; 1 was just used"
+    assert evicted == [2, 3], "the least recently used, down to the bound; 1 was just used"
     runtime.begin_step(np.array([2, 3]))
-    assert set(told[2:]) == {1, 4}
+    assert set(evicted[2:]) == {1, 4}
     x = torch.randn(2, 40)
     y = x @ runtime.gates[0].base.t()
     torch.ops.bmt.masked_delta(y, x, runtime.handles()[0])
@@ -116,7 +115,7 @@ def test_pins_of_several_ids_end_one_by_one(tmp_path):
     assert not runtime.store.pin(1), "only what is resident can be pinned"
 
 
-def test_a_pin_that_would_take_all_the_room_is_refused(tmp_path):
+def test_a_pin_that_would_take_all_memory_is_refused(tmp_path):
     runtime = MaskRuntime(gates(live=False), "delta", 1 << 30)
     for i in range(2):
         runtime.add(i + 1, "m", laid_out(random_mask(i), tmp_path))
@@ -126,8 +125,8 @@ def test_a_pin_that_would_take_all_the_room_is_refused(tmp_path):
         runtime.store.pin(2)
 
 
-def test_live_weights_are_read_by_the_step_and_only_when_they_are_the_base(tmp_path):
-    """A mask that is loaded while another stands in the weights gets the base's values."""
+def test_only_the_step_reads_live_weights_and_only_while_they_hold_the_base(tmp_path):
+    """A mask that is loaded while another is in the weights gets the base's values."""
     layers = gates()
     base = [g.base.clone() for g in layers]
     masks = [random_mask(i, zeros=400) for i in range(3)]
@@ -171,7 +170,7 @@ def add(number):
     layout.digest = f"{number:064x}"
     runtime.add(number, "m", layout)
 
-# The first ones fill what the heap had free.
+# The first masks use up free memory of the heap.
 for number in range(1, 100):
     add(number)
 gc.collect()
@@ -189,8 +188,8 @@ print(runtime.store.resident_bytes, tensors, runtime.store.resident_bytes - held
 """
 
 
-def test_the_figure_of_bytes_is_the_memory_that_masks_take(tmp_path):
-    """SmolLM2's shapes: what is told, what tensors hold, and what the process grew by."""
+def test_reported_bytes_are_the_memory_that_masks_use(tmp_path):
+    """SmolLM2's shapes: reported bytes, bytes of the tensors, and growth of the process."""
     mask = random_mask(0, layers=30, shape=(1536, 576), zeros=1769)
     path = Path(laid_out_path(mask, tmp_path))
     count = 400
@@ -201,10 +200,10 @@ def test_the_figure_of_bytes_is_the_memory_that_masks_take(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    told, tensors, grown_told, grown, grown_files = map(int, done.stdout.split())
-    assert tensors <= told <= 1.02 * tensors
-    assert grown_told <= grown <= 1.02 * grown_told + (4 << 20)
-    assert grown_files < 8 << 20, "a mapped file's pages are let go"
+    reported, tensors, reported_growth, grown, grown_files = map(int, done.stdout.split())
+    assert tensors <= reported <= 1.02 * tensors
+    assert reported_growth <= grown <= 1.02 * reported_growth + (4 << 20)
+    assert grown_files < 8 << 20, "pages of mapped files are released"
 
 
 def laid_out_path(mask, folder: Path) -> str:

@@ -1,10 +1,10 @@
-"""The layout of a mask in a worker's memory: positions and values survive it, in few bytes."""
+"""Memory layout of a mask in a worker: positions and values are preserved, in few bytes."""
 
 import numpy as np
 import pytest
 import torch
-from bmt_server.worker.kernels import masked_delta
-from bmt_server.worker.resident_mask import BLOCK_ROWS, gather
+from bmt_server.worker.kernels.selection import KernelLimits, make_kernel
+from bmt_server.worker.resident_mask import BLOCK_ROWS, load_mask
 
 from tests.support.worker import gates, laid_out, random_mask
 
@@ -14,16 +14,16 @@ pytestmark = pytest.mark.usefixtures("each_kernel")
 def resident(tmp_path, zeros, shape, **options):
     mask = random_mask(0, layers=2, shape=shape, zeros=zeros)
     layers = gates(live=False, shape=shape, **options)
-    return mask, layers, gather(mask.digest, laid_out(mask, tmp_path), layers, place_of(layers))
+    return mask, layers, load_mask(laid_out(mask, tmp_path), layers, to_device(layers))
 
 
-def place_of(layers):
-    return masked_delta.make(layers, masked_delta.Bounds(memory_bytes=1 << 30)).place
+def to_device(layers):
+    return make_kernel(layers, KernelLimits(memory_bytes=1 << 30)).to_device
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (64, 64), (65, 40), (130, 7), (1, 1), (3, 1 << 17)])
 @pytest.mark.parametrize("sparsity", [0.0, 0.05, 1.0])
-def test_positions_and_values_survive(tmp_path, shape, sparsity):
+def test_positions_and_values_are_preserved(tmp_path, shape, sparsity):
     size = shape[0] * shape[1]
     mask, layers, held = resident(tmp_path, int(size * sparsity), shape, dtype=torch.bfloat16)
     for tensor, gate, layer in zip(mask.tensors, layers, held.layers, strict=True):
@@ -35,7 +35,7 @@ def test_positions_and_values_survive(tmp_path, shape, sparsity):
         assert layer.block_start[-1] == tensor.zeros == layer.values.numel()
 
 
-def test_wide_places_are_32_bits_only_where_16_do_not_suffice(tmp_path):
+def test_indices_are_32_bits_only_if_16_do_not_suffice(tmp_path):
     _, _, held = resident(tmp_path, 64 * 1024 - 1, (64, 1024))
     assert held.layers[0].row_end.dtype == torch.uint16
     _, _, held = resident(tmp_path, 64 * 1024, (64, 1024))
@@ -56,8 +56,8 @@ def test_arrays_are_aligned_views_of_one_buffer(tmp_path):
 
 
 @pytest.mark.parametrize(("shape", "most"), [((14336, 4096), 4.5), ((1536, 576), 6.0)])
-def test_bytes_a_zero(tmp_path, shape, most):
-    """bf16 at 0.2 %: an 8B model's layer, and SmolLM2's short rows."""
+def test_bytes_per_zero(tmp_path, shape, most):
+    """bf16 at 0.2 % zeros: a layer of an 8B model, and SmolLM2 with its short rows."""
     zeros = int(shape[0] * shape[1] * 0.002)
     _, _, held = resident(tmp_path, zeros, shape, dtype=torch.bfloat16)
     assert held.nbytes / (2 * zeros) <= most

@@ -1,4 +1,4 @@
-"""One worker's masks: in place, corrected, resident, evicted, and the base that comes back."""
+"""Mask runtime of one worker: in place, corrected, resident, evicted, base restored."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def step(runtime, *adapters):
     return runtime.begin_step(np.array(adapters))
 
 
-def test_scatter_makes_the_masked_checkpoint_bit_for_bit(tmp_path):
+def test_scatter_weights_equal_the_masked_checkpoint_bit_for_bit(tmp_path):
     runtime, layers, masks = filled(tmp_path, "scatter")
     base = [g.base.clone() for g in layers]
     assert step(runtime, 2, 2, 2) == "in_place"
@@ -32,7 +32,7 @@ def test_scatter_makes_the_masked_checkpoint_bit_for_bit(tmp_path):
         assert torch.equal(gate.live, base[i] * dense(masks[1], i))
 
 
-def test_the_base_comes_back_after_a_thousand_switches(tmp_path):
+def test_the_base_is_restored_after_a_thousand_switches(tmp_path):
     runtime, layers, _ = filled(tmp_path, "scatter", count=8, dtype=torch.bfloat16)
     base = [g.base.clone() for g in layers]
     rng = np.random.default_rng(0)
@@ -51,7 +51,7 @@ def test_scatter_refuses_a_mixed_step(tmp_path):
         step(runtime, 0, 1)
 
 
-def test_auto_corrects_until_the_switch_is_paid_and_leaves_at_the_first_mix(tmp_path):
+def test_auto_corrects_until_the_switch_is_paid_and_reverts_at_the_first_mixed_step(tmp_path):
     runtime, layers, _ = filled(tmp_path, "auto")
     base = [g.base.clone() for g in layers]
     kinds = [step(runtime, 1, 1) for _ in range(40)]
@@ -61,7 +61,7 @@ def test_auto_corrects_until_the_switch_is_paid_and_leaves_at_the_first_mix(tmp_
     assert not torch.equal(layers[0].live, base[0])
     assert runtime.stats.in_weights == runtime.store.digest(1)[:12]
     assert step(runtime, 1, 2) == "corrected"
-    assert torch.equal(layers[0].live, base[0]), "a corrected step starts from the base's weights"
+    assert torch.equal(layers[0].live, base[0]), "a corrected step needs the base weights"
     assert runtime.stats.reason == "mixed"
     assert step(runtime, 0, 0) == "base"
     assert runtime.stats.in_weights == ""
@@ -83,7 +83,7 @@ def test_auto_does_not_thrash_on_alternating_masks(tmp_path):
     assert runtime.stats.steps_in_place == 0
 
 
-def test_two_ids_of_equal_masks_own_a_step_together(tmp_path):
+def test_two_ids_with_equal_masks_form_one_run(tmp_path):
     runtime, _, masks = filled(tmp_path, "auto")
     runtime.add(9, "twin", laid_out(masks[0], tmp_path))
     kinds = [step(runtime, 1, 9) for _ in range(40)]
@@ -94,8 +94,8 @@ def test_two_ids_of_equal_masks_own_a_step_together(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["auto", "scatter", "delta"])
-def test_every_step_of_any_trace_computes_its_masks(tmp_path, mode):
-    """Random owners, mixes, loads and removals; each output against the dense product."""
+def test_every_step_of_a_random_trace_computes_its_masks(tmp_path, mode):
+    """Random runs, mixes, loads and removals; each output against the dense product."""
     runtime, layers, masks = filled(tmp_path, mode)
     base = [g.base.clone() for g in layers]
     handles = runtime.handles()
@@ -108,7 +108,7 @@ def test_every_step_of_any_trace_computes_its_masks(tmp_path, mode):
             extra += 1
             runtime.add(100 + extra, "x", laid_out(random_mask(100 + extra), tmp_path))
         if turn == 200:
-            # Only what no step names later goes.
+            # A mask that no later step uses.
             assert runtime.remove(101)
         tokens = np.repeat(owner, rng.integers(1, 4))
         kinds.add(runtime.begin_step(tokens))
@@ -161,13 +161,13 @@ def test_removing_the_mask_in_place_restores_the_base(tmp_path):
     assert all(torch.equal(g.live, b) for g, b in zip(layers, base, strict=True))
 
 
-def test_residency_is_bounded_by_bytes_and_evicted_masks_come_back(tmp_path):
+def test_residency_is_bounded_in_bytes_and_evicted_masks_return(tmp_path):
     runtime, _, masks = filled(tmp_path, "delta", count=1, live=False)
     one = runtime.store.resident_bytes
     runtime, layers, masks = filled(tmp_path, "delta", count=8, capacity=3 * one, live=False)
     assert len(runtime.store) == 3
     assert runtime.store.resident_bytes <= 3 * one
-    assert runtime.figures().evictions == 5
+    assert runtime.collect_stats().evictions == 5
     x = torch.randn(1, 40)
     for adapter in (1, 2, 3, 4, 5, 6, 7, 8):
         step(runtime, adapter)
@@ -204,10 +204,10 @@ def test_equal_masks_of_two_tenants_share_one_copy(tmp_path):
     assert runtime.store.resident(2)
     runtime.remove(2)
     assert runtime.store.resident_bytes == 0
-    assert runtime.figures().resident == []
+    assert runtime.collect_stats().resident == []
 
 
-def test_the_figure_of_bytes_is_what_tensors_hold(tmp_path):
+def test_reported_bytes_are_those_of_the_tensors(tmp_path):
     runtime, _, masks = filled(tmp_path, "delta", count=1, live=False, dtype=torch.bfloat16)
     mask = runtime.store.use([1])[1]
     tensors = [t for m in mask.layers for t in (m.block_start, m.row_end, m.cols, m.values)]
@@ -219,7 +219,7 @@ def test_the_figure_of_bytes_is_what_tensors_hold(tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_together_hold_what_one_worker_holds(tmp_path, ranks):
+def test_ranks_together_compute_the_output_of_one_worker(tmp_path, ranks):
     mask = random_mask(0)
     x = torch.randn(5, 40)
     parts, whole = [], None
@@ -235,7 +235,7 @@ def test_ranks_together_hold_what_one_worker_holds(tmp_path, ranks):
     torch.testing.assert_close(torch.cat(parts, dim=1), whole)
 
 
-def test_a_mask_of_other_shapes_is_refused_and_leaves_nothing(tmp_path):
+def test_a_mask_of_other_shapes_is_refused_without_a_trace(tmp_path):
     runtime, _, _ = filled(tmp_path, "delta", count=1, live=False)
     with pytest.raises(MaskStoreError, match="another base model"):
         runtime.add(7, "wrong", laid_out(random_mask(0, shape=(8, 8), zeros=3), tmp_path))

@@ -1,4 +1,4 @@
-"""The rule of mode `auto` under a cost model: never twice the best choice, and no thrashing."""
+"""Switch policy of mode `auto` under cost models: competitive ratio below 2, no thrashing."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import random
 from dataclasses import dataclass
 
 import pytest
-from bmt_server.worker.switch_policy import GPU, NATIVE, PORTABLE, Costs, SwitchRule
+from bmt_server.worker.kernels.costs import GPU, NATIVE, PORTABLE, KernelCosts
+from bmt_server.worker.switch_policy import SwitchPolicy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-# A step: the mask that owns it (None where it is mixed or the base's) and its tokens.
+# A step: the mask of all its tokens (None if it is mixed or base only) and their number.
 Step = tuple[str | None, int]
 LAYERS = 30
 ZEROS = {"a": 50_000, "b": 50_000, "c": 5_000, "d": 400_000}
@@ -19,20 +20,20 @@ ZEROS = {"a": 50_000, "b": 50_000, "c": 5_000, "d": 400_000}
 
 @dataclass
 class Bill:
-    """What a way of serving a trace costs: corrections and switches, a way back with each."""
+    """Cost of serving a trace: corrections and switches, each with the switch back."""
 
     seconds: float = 0.0
     switches: int = 0
 
 
-def follow(costs: Costs, trace: list[Step]) -> Bill:
-    """The rule, with the way back charged when a mask goes in."""
-    rule, held, bill = SwitchRule(costs, LAYERS), None, Bill()
+def follow(costs: KernelCosts, trace: list[Step]) -> Bill:
+    """Cost of the policy; the switch back is charged together with the switch."""
+    policy, held, bill = SwitchPolicy(costs, LAYERS), None, Bill()
     for mask, tokens in trace:
         if mask is None:
-            rule.shared("mixed")
+            policy.end_run("mixed")
             held = None
-        elif rule.owned(mask, ZEROS[mask], tokens, held):
+        elif policy.run_in_place(mask, ZEROS[mask], tokens, held):
             if held != mask:
                 bill.seconds += 2 * costs.switch(LAYERS, ZEROS[mask])
                 bill.switches += 1
@@ -43,11 +44,11 @@ def follow(costs: Costs, trace: list[Step]) -> Bill:
     return bill
 
 
-def always_corrected(costs: Costs, trace: list[Step]) -> float:
+def always_corrected(costs: KernelCosts, trace: list[Step]) -> float:
     return sum(costs.correction(LAYERS, ZEROS[m], t) for m, t in trace if m)
 
 
-def always_in_place(costs: Costs, trace: list[Step]) -> Bill:
+def always_in_place(costs: KernelCosts, trace: list[Step]) -> Bill:
     bill, held = Bill(), None
     for mask, _ in trace:
         if mask and mask != held:
@@ -57,8 +58,8 @@ def always_in_place(costs: Costs, trace: list[Step]) -> Bill:
     return bill
 
 
-def hindsight(costs: Costs, trace: list[Step]) -> float:
-    """The cheaper of both, run by run."""
+def hindsight(costs: KernelCosts, trace: list[Step]) -> float:
+    """Cost of the cheaper choice for each run."""
     total = 0.0
     for mask, run in itertools.groupby(trace, key=lambda step: step[0]):
         if mask:
@@ -68,7 +69,7 @@ def hindsight(costs: Costs, trace: list[Step]) -> float:
 
 
 costs_drawn = st.builds(
-    Costs,
+    KernelCosts,
     switch_layer=st.floats(0, 1e-4),
     switch_zero=st.floats(1e-12, 1e-8),
     correct_layer=st.floats(0, 1e-4),
@@ -84,8 +85,8 @@ costs_drawn = st.builds(
     stay=st.floats(0, 0.99),
     most=st.sampled_from([1, 8, 512]),
 )
-def test_never_twice_the_cost_of_the_better_fixed_choice_nor_of_hindsight(costs, seed, stay, most):
-    """Random traces from alternating every step to runs of hundreds."""
+def test_cost_is_below_twice_the_better_fixed_strategy_and_hindsight(costs, seed, stay, most):
+    """Random traces, from alternation at every step to runs of hundreds of steps."""
     rng = random.Random(seed)
     trace: list[Step] = []
     owner: str | None = None
@@ -99,8 +100,8 @@ def test_never_twice_the_cost_of_the_better_fixed_choice_nor_of_hindsight(costs,
     assert ours <= 2 * fixed * (1 + 1e-9)
 
 
-def test_the_bound_is_tight_and_going_in_at_once_would_break_it():
-    """The worst case of the rule: each run ends just as its switch is paid."""
+def test_the_bound_is_tight_and_an_immediate_switch_exceeds_it():
+    """Worst case of the policy: each run ends right after its switch."""
     one = PORTABLE.correction(LAYERS, ZEROS["a"], 1)
     enough = int(2 * PORTABLE.switch(LAYERS, ZEROS["a"]) / one) + 1
     trace: list[Step] = ([("a", 1)] * enough + [(None, 1)]) * 50
@@ -126,44 +127,44 @@ def test_alternating_traffic_never_switches(costs, pattern):
     assert follow(costs, pattern * 500).switches == 0
 
 
-def test_one_mask_with_a_stray_request_goes_back_in_place_after_each():
+def test_one_mask_returns_in_place_after_each_mixed_step():
     trace: list[Step] = ([("a", 8)] * 300 + [(None, 9)]) * 10
     bill = follow(GPU, trace)
     assert bill.switches == 10
     assert bill.seconds <= 0.1 * always_corrected(GPU, trace)
 
 
-def test_a_long_prompt_pays_for_its_switch_at_once():
-    """Tokens count, not steps: correcting 2,048 of them costs more than a switch."""
+def test_a_long_prompt_switches_at_once():
+    """Tokens count, not steps: corrections of 2,048 tokens cost more than a switch."""
     assert follow(GPU, [("a", 2048)]).switches == 1
     assert follow(GPU, [("a", 1)]).switches == 0
 
 
-def test_what_is_told_while_it_waits():
-    rule = SwitchRule(PORTABLE, LAYERS)
-    told = []
+def test_reason_and_paid_fraction_of_each_step():
+    policy = SwitchPolicy(PORTABLE, LAYERS)
+    seen = []
     held = None
     for mask, tokens in [(None, 1), ("a", 1), ("a", 1), *[("a", 4)] * 5, (None, 3), ("a", 1)]:
         if mask is None:
-            rule.shared("mixed" if told else "base")
+            policy.end_run("mixed" if seen else "base")
             held = None
         else:
-            held = mask if rule.owned(mask, ZEROS[mask], tokens, held) else None
-        told.append((rule.reason, rule.paid))
-    reasons = [r for r, _ in told]
+            held = mask if policy.run_in_place(mask, ZEROS[mask], tokens, held) else None
+        seen.append((policy.reason, policy.paid))
+    reasons = [r for r, _ in seen]
     assert reasons[:3] == ["base", "paying", "paying"]
     assert reasons[-2:] == ["mixed", "paying"]
     assert "in_place" in reasons
-    shares = [p for r, p in told[1:] if r == "paying"]
+    shares = [p for r, p in seen[1:] if r == "paying"]
     assert 0 < shares[0] < shares[1] < 1
     assert shares[-1] == pytest.approx(shares[0]), "a new run pays from the start"
 
 
-def test_a_mask_taken_out_meanwhile_pays_anew():
-    """Loading another mask needs the base; many cold masks must not cost a switch each."""
-    rule = SwitchRule(PORTABLE, LAYERS)
+def test_a_mask_that_left_the_weights_pays_again():
+    """A load of another mask needs the base; many cold masks must not cost a switch each."""
+    policy = SwitchPolicy(PORTABLE, LAYERS)
     held = None
     while held is None:
-        held = "a" if rule.owned("a", ZEROS["a"], 1, None) else None
-    assert rule.owned("a", ZEROS["a"], 1, "a")
-    assert not rule.owned("a", ZEROS["a"], 1, None)
+        held = "a" if policy.run_in_place("a", ZEROS["a"], 1, None) else None
+    assert policy.run_in_place("a", ZEROS["a"], 1, "a")
+    assert not policy.run_in_place("a", ZEROS["a"], 1, None)

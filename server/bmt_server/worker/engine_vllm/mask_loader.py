@@ -1,7 +1,7 @@
-"""One worker's side of the channel: brings masks and takes them away, beside the steps.
+"""Worker side of the mask channel: loads and removes masks while steps run.
 
-Nothing here may end the engine. Every failure is the answer to the command that met it; a request
-for a mask is admitted only when all workers have answered that they hold it.
+No failure here may end the engine. Each one becomes the answer to its command, and the API process
+admits a request for a mask only after all workers have answered that they hold it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import queue
 import socket
 import struct
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -28,39 +28,44 @@ from bmt_server.worker.runtime import MaskRuntime
 
 logger = init_logger("vllm.bmt_server")
 
-# A reader that does not read its answers for so long is gone.
+# Seconds until a peer that does not read its answers counts as gone.
 _SEND_S = 5
-# Answers that nobody has asked for yet, of calls through the engine.
-_KEPT = 1024
-# Masks that may be on their way from the registry at once.
+# Answers kept until they are fetched, for commands through the engine.
+_ANSWERS = 1024
+# Concurrent downloads from the registry.
 _FETCHES = 4
 
 
-class Loader:
-    """Carries out commands on one worker's masks, from any thread; gathers one mask at a time.
+class MaskLoader:
+    """Executes commands on one worker's masks, from any thread; adds one mask at a time.
 
-    A holder is whoever sent a command: a connection, or `ENGINE` for what came through vLLM. Ids
-    that somebody holds stay mapped, so that a running request's mask comes back from eviction
-    without any file having to be opened. What nobody holds is forgotten when it is evicted.
+    A holder is the sender of a command: a connection, or `ENGINE` for commands that came through
+    vLLM's engine. Ids with a holder stay mapped, so that a running request's mask returns from
+    eviction without opening a file. Ids without a holder are forgotten when they are evicted.
     """
 
     ENGINE = "engine"
 
-    def __init__(self, runtime: MaskRuntime, files: MaskFetcher) -> None:
+    def __init__(
+        self,
+        runtime: MaskRuntime,
+        files: MaskFetcher,
+        evictions: queue.SimpleQueue[list[int]],
+    ) -> None:
+        """evictions: ids that the runtime's store evicted. A queue, because an eviction may happen
+        in a step, which must not wait for a socket."""
         self._runtime = runtime
         self._files = files
+        self._evictions = evictions
         self._lock = threading.Lock()
         self._holders: dict[int, set[Hashable]] = {}
         self._connections: set[_Connection] = set()
-        self._evicted: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
-        # Eviction may happen in a step, which must not wait for a socket.
-        runtime.store.evicted = lambda ids: self._evicted.put(ids) if ids else None
-        threading.Thread(target=self._tell, name="bmt-evicted", daemon=True).start()
-        self._later: ThreadPoolExecutor | None = None
+        self._pool: ThreadPoolExecutor | None = None
         self._answers: dict[int, dict[str, Any] | None] = {}
+        threading.Thread(target=self._report_evictions, name="bmt-evicted", daemon=True).start()
 
     def execute(self, holder: Hashable, command: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one command, an error of any kind included."""
+        """Execute one command and return its answer, which may be an error of any kind."""
         try:
             self._execute(holder, command)
         except FetchError as error:
@@ -82,7 +87,7 @@ class Loader:
             self._load(holder, command["id"], command["name"], command["source"])
         elif do == "drop":
             with self._lock:
-                self._let_go(holder, command["id"])
+                self._release(holder, command["id"])
         elif do == "pin":
             if not self._runtime.store.pin(command["id"], command["pinned"]):
                 raise FetchError(f"adapter {command['id']} is not resident", "unavailable")
@@ -93,22 +98,22 @@ class Loader:
 
     def _load(self, holder: Hashable, adapter: int, name: str, source: str) -> None:
         store = self._runtime.store
-        # A file may come from the registry, and loads that need none must not wait for it.
+        # Outside the lock: a download must not delay loads that need none.
         layout = store.layout(adapter) or self._files.open(source)
         with self._lock:
             if not store.resident(adapter):
                 self._runtime.add(adapter, name, layout)
             self._holders.setdefault(adapter, set()).add(holder)
 
-    def _let_go(self, holder: Hashable, adapter: int) -> None:
+    def _release(self, holder: Hashable, adapter: int) -> None:
         holders = self._holders.get(adapter, set())
         holders.discard(holder)
         if not holders:
             self._holders.pop(adapter, None)
             self._runtime.remove(adapter)
 
-    def gone(self, holder: Hashable) -> None:
-        """A holder has ended. What it held stays until it is evicted: others may ask for it."""
+    def release_all(self, holder: Hashable) -> None:
+        """Release all ids of a holder that ended. Their masks stay until they are evicted."""
         with self._lock:
             for adapter, holders in list(self._holders.items()):
                 holders.discard(holder)
@@ -117,9 +122,9 @@ class Loader:
                     if not self._runtime.store.resident(adapter):
                         self._runtime.remove(adapter)
 
-    def _tell(self) -> None:
+    def _report_evictions(self) -> None:
         while True:
-            ids = self._evicted.get()
+            ids = self._evictions.get()
             line = worker_channel.encode({"evicted": ids})
             with self._lock:
                 for adapter in ids:
@@ -129,14 +134,14 @@ class Loader:
             for connection in connections:
                 connection.send(line)
 
-    # Through vLLM's engine, for workers that this host's API processes cannot connect to. A call
-    # holds up the step loop, so it only begins a command, and another asks for the answer.
+    # Commands through vLLM's engine, for workers that the API processes cannot connect to. A call
+    # blocks the step loop, so one call submits a command, and later calls poll for its answer.
 
-    def begin(self, command: dict[str, Any]) -> None:
-        """Carry a command out later; ask for its answer with its `n`."""
-        if self._later is None:
-            self._later = ThreadPoolExecutor(_FETCHES, thread_name_prefix="bmt-engine")
-        while len(self._answers) >= _KEPT:
+    def submit(self, command: dict[str, Any]) -> None:
+        """Execute a command in another thread; `result` of its `n` returns the answer."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_FETCHES, thread_name_prefix="bmt-engine")
+        while len(self._answers) >= _ANSWERS:
             self._answers.pop(next(iter(self._answers)))
         number = command["n"]
         self._answers[number] = None
@@ -145,23 +150,23 @@ class Loader:
             reset_affinity()
             self._answers[number] = self.execute(self.ENGINE, command)
 
-        self._later.submit(run)
+        self._pool.submit(run)
 
-    def answer(self, number: int) -> dict[str, Any] | None:
-        """The answer to a command that was begun, once; None while it is not there."""
+    def result(self, number: int) -> dict[str, Any] | None:
+        """Return and forget the answer to a submitted command; None while it runs."""
         if number not in self._answers:
-            return _failure("the worker does not know this command any more", "unavailable")
+            return _failure(f"the worker has no command {number}; send it again", "unavailable")
         answer = self._answers[number]
         if answer is not None:
             del self._answers[number]
         return answer
 
-    # Through a socket.
+    # Commands through a socket.
 
     def listen(self, path: Path) -> None:
-        """Serve API processes at `path`, each in a thread of its own.
+        """Serve API processes at `path`, one thread per connection.
 
-        Where no socket can be (a path of more than 107 bytes), they come through the engine.
+        If the socket cannot be created (a path of more than 107 bytes), they use the engine.
         """
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -170,7 +175,9 @@ class Loader:
             server.listen()
         except OSError as error:
             server.close()
-            logger.warning("No mask channel at %s (%s): masks load between steps.", path, error)
+            logger.warning(
+                "No mask channel at %s (%s): masks are loaded between steps.", path, error
+            )
             return
         threading.Thread(
             target=self._accept, args=(server,), name="bmt-listen", daemon=True
@@ -194,16 +201,16 @@ class Loader:
                 answer = self.execute(connection, command)
                 connection.send(worker_channel.encode({"n": command.get("n"), **answer}))
         except (OSError, ValueError) as error:
-            logger.warning("A mask channel was closed: %s", error)
+            logger.warning("Mask channel closed: %s", error)
         finally:
             connection.close()
             with self._lock:
                 self._connections.discard(connection)
-            self.gone(connection)
+            self.release_all(connection)
 
 
 class _Connection:
-    """One API process. Sends come from several threads, whole lines each."""
+    """Connection of one API process. Several threads send, whole lines each."""
 
     def __init__(self, accepted: socket.socket) -> None:
         timeout = struct.pack("ll", _SEND_S, 0)
@@ -211,7 +218,7 @@ class _Connection:
         self._socket = accepted
         self._sending = threading.Lock()
 
-    def lines(self) -> Any:
+    def lines(self) -> Iterator[bytes]:
         with self._socket.makefile("rb") as file:
             while line := file.readline(worker_channel.MAX_LINE):
                 yield line

@@ -1,7 +1,7 @@
-"""The masked delta in plain torch operations: runs wherever torch does.
+"""The masked delta in plain torch operations, for any device and dtype.
 
-Legend as in `layers.py`. Work is arranged once per batch composition, not per layer call, because
-in decoding the composition stays for many steps.
+Legend as in `gate_layers.py`. The work is prepared once per batch composition, not per layer call,
+because the composition stays the same for many decoding steps.
 """
 
 from __future__ import annotations
@@ -12,26 +12,27 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from bmt_server.worker import switch_policy
 from bmt_server.worker.gate_layers import GateLayer
-from bmt_server.worker.resident_mask import LayerMask, ResidentMask, moved
+from bmt_server.worker.kernels.costs import PORTABLE
+from bmt_server.worker.resident_mask import LayerMask, ResidentMask
 
-# Up to this many tokens a mask's work is listed pair by pair (token, zero), so that all masks of
-# a decode step share three torch calls; beyond it a mask works on its tokens as a block.
+# Up to this many tokens a mask's work is a list of (token, zero) pairs, so that all masks of a
+# decoding step share three torch calls; with more tokens a mask processes its tokens as a block.
 _PAIRWISE_TOKENS = 8
-# Rows of a block's product held at once: bounds its fp32 scratch to 4 * 256 * n bytes.
+# Tokens of a block per pass; bounds its fp32 scratch to 4 * 256 * n bytes.
 _BLOCK_TOKENS = 256
 
 
 class PortableKernel:
-    """`ops.Kernel` for any device and dtype."""
+    """`masked_delta.Kernel` for any device and dtype."""
 
     name = "portable"
-    note = "plain torch operations"
-    costs = switch_policy.PORTABLE
+    description = "plain torch operations"
+    costs = PORTABLE
 
     def __init__(self, gates: Sequence[GateLayer]) -> None:
         self._gates = gates
+        # The plan: each mask with its token indices, int64 [t].
         self._segments: list[tuple[ResidentMask, np.ndarray]] = []
         self._layers: dict[int, _LayerPlan] = {}
 
@@ -51,35 +52,31 @@ class PortableKernel:
         if self._segments:
             plan = self._layers.get(layer)
             if plan is None:
-                plan = self._layers[layer] = self._arrange(layer)
+                plan = self._layers[layer] = self._plan_layer(layer)
             plan.subtract(y, x, self._gates[layer].shape[0])
 
-    def place(self, mask: ResidentMask, *, beyond: bool = False) -> ResidentMask:
+    def to_device(self, mask: ResidentMask, *, allow_overflow: bool = False) -> ResidentMask:
         device = self._gates[0].device
         if mask.buffer.device != device:
-            mask = moved(mask, mask.buffer.to(device))
-        for index, layer in enumerate(mask.layers):
-            self.take(index, layer)
+            mask = mask.with_buffer(mask.buffer.to(device))
+        for gate, layer in zip(self._gates, mask.layers, strict=True):
+            layer.values.copy_(gate.base[layer.rows(), layer.cols.long()])
         return mask
-
-    def take(self, layer: int, mask: LayerMask) -> None:
-        """Fill mask.values with the base weights of gate `layer` at the mask's zeros."""
-        mask.values.copy_(self._gates[layer].base[mask.rows(), mask.cols.long()])
 
     def switch(self, old: ResidentMask | None, new: ResidentMask | None) -> None:
         if old is not None:
-            self.write(old, restore=True)
+            self._write(old, restore=True)
         if new is not None:
-            self.write(new, restore=False)
+            self._write(new, restore=False)
 
-    def write(self, mask: ResidentMask, *, restore: bool) -> None:
-        """Put zeros at the mask's places of all live gate weights, or its values back."""
+    def _write(self, mask: ResidentMask, *, restore: bool) -> None:
+        """Write zeros, or the mask's values, at its positions in all live gate weights."""
         for gate, layer in zip(self._gates, mask.layers, strict=True):
             assert gate.live is not None
             values = layer.values if restore else gate.live.new_zeros(())
             gate.live.index_put_((layer.rows(), layer.cols.long()), values)
 
-    def _arrange(self, index: int) -> _LayerPlan:
+    def _plan_layer(self, index: int) -> _LayerPlan:
         r, k = self._gates[index].shape
         x_at, y_at, values, blocks = [], [], [], []
         for mask, token_index in self._segments:
@@ -114,8 +111,9 @@ class _Block:
 class _LayerPlan:
     """The work of one layer in one step.
 
-    x_at, y_at: int64 [p], flat places in x [T * K] and in the gate's output [T * R];
+    x_at, y_at: int64 [p], flat indices into x [T * K] and into the gate's output [T * R];
     values: fp32 [p]; one entry for each (token, zero) pair of the masks with few tokens.
+    blocks: the masks with many tokens.
     """
 
     x_at: torch.Tensor
@@ -124,7 +122,7 @@ class _LayerPlan:
     blocks: list[_Block] = field(default_factory=list)
 
     def subtract(self, y: torch.Tensor, x: torch.Tensor, r: int) -> None:
-        """The op's semantics on y [T, N] and x [T, K]."""
+        """Compute the op on y [T, N] and x [T, K]; r: gate rows R."""
         t, gate = x.shape[0], y[:, :r]
         delta = torch.zeros(t * r, dtype=torch.float32, device=y.device)
         if self.values.numel():

@@ -1,4 +1,4 @@
-"""What CUDA graphs ask of masks, without a GPU: the manager in captures and dummy runs."""
+"""Mask manager in CUDA graph captures and dummy runs, without a GPU."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from bmt_server.settings import Settings
-from bmt_server.worker.kernels import masked_delta
+from bmt_server.worker.kernels import selection
 
 vllm = pytest.importorskip("vllm")
 
-from bmt_server.vllm_integration import unsupported_flags  # noqa: E402
-from bmt_server.worker.engine_vllm.mask_manager import MaskManager  # noqa: E402
+from bmt_server.vllm_integration import platform_limits, unsupported_flags  # noqa: E402
+from bmt_server.worker.engine_vllm.mask_manager import MaskManager, kernel_limits  # noqa: E402
 from vllm.config import CUDAGraphMode  # noqa: E402
 from vllm.lora.request import LoRARequest  # noqa: E402
 from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin  # noqa: E402
 
 
 class Log:
-    """Stands for the runtime: notes what the manager asks of it."""
+    """Stand-in for the runtime that records the manager's calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple] = []
         self.store = SimpleNamespace(adapters={1, 2}, knows={1, 2}.__contains__)
 
-    def rehearse(self, tokens: int) -> None:
-        self.calls.append(("rehearse", tokens))
+    def prepare_capture(self, tokens: int) -> None:
+        self.calls.append(("capture", tokens))
 
     def begin_step(self, tokens: np.ndarray) -> None:
         self.calls.append(("step", *tokens.tolist()))
@@ -38,24 +38,23 @@ class Log:
 
 
 @pytest.fixture
-def manager() -> MaskManager:
-    made = MaskManager(
-        Settings(model_id="m", model_path="m", fingerprint="ab" * 32, gates={"g": (2, 2)}),
-        None,
-        device=None,
-    )
-    made.runtime = Log()
-    return made
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def manager(log) -> MaskManager:
+    return MaskManager(log, files=None, loader=None)
 
 
 class Runner(LoRAModelRunnerMixin):
-    """vLLM's own code of dummy runs, over our manager."""
+    """vLLM's own code for dummy runs, with our manager."""
 
     def __init__(self, manager: MaskManager) -> None:
         self.lora_manager = manager
 
 
-def test_a_capture_with_adapters_rehearses_and_one_without_does_not(manager):
+def test_only_a_capture_with_adapters_prepares_masks(manager, log):
     lora = SimpleNamespace(max_loras=4, max_lora_rank=16)
     runner = Runner(manager)
     scheduled = np.array([1, 1, 3], np.int32)
@@ -64,52 +63,51 @@ def test_a_capture_with_adapters_rehearses_and_one_without_does_not(manager):
             lora, scheduled, np.ones(3, np.int32), remove_lora=False, num_active_loras=active
         ):
             pass
-    assert manager.runtime.calls == [("step", 0, 0, 0, 0, 0), ("rehearse", 5), ("rehearse", 5)]
+    assert log.calls == [("step", 0, 0, 0, 0, 0), ("capture", 5), ("capture", 5)]
 
 
-def test_the_end_of_a_dummy_run_leaves_masks_where_they_are(manager):
+def test_the_end_of_a_dummy_run_removes_no_mask(manager, log):
     lora = SimpleNamespace(max_loras=2, max_lora_rank=16)
     with Runner(manager).maybe_setup_dummy_loras(lora):
         pass
-    assert manager.runtime.calls == []
-    # Base weights were replaced: nothing that was gathered from them may stay.
+    assert log.calls == []
+    # Base weights were replaced: no values read from them may stay.
     manager.remove_all_adapters()
-    assert manager.runtime.calls == [("remove", 1), ("remove", 2)]
+    assert log.calls == [("remove", 1), ("remove", 2)]
 
 
-def test_a_step_of_masks_is_no_rehearsal(manager):
+def test_a_step_with_masks_is_not_a_capture(manager, log):
     manager.add_dummy_lora(LoRARequest("warmup_9", 9, "/none"), rank=8)
     mapping = SimpleNamespace(index_mapping=(1, 0, 2))
     requests = {LoRARequest("a", 1, "/a"), LoRARequest("b", 2, "/b")}
     manager.set_active_adapters(requests, mapping)
-    assert manager.runtime.calls == [("step", 1, 0, 2)]
+    assert log.calls == [("step", 1, 0, 2)]
 
 
 @pytest.mark.parametrize(
     ("mode", "largest", "expected"),
     [(CUDAGraphMode.FULL_AND_PIECEWISE, 512, 512), (CUDAGraphMode.NONE, 512, 0), (None, None, 0)],
 )
-def test_the_kernel_is_told_what_graphs_may_run(manager, mode, largest, expected):
+def test_the_kernel_gets_the_largest_graph(mode, largest, expected):
     compilation = SimpleNamespace(cudagraph_mode=mode, max_cudagraph_capture_size=largest)
     config = SimpleNamespace(
         compilation_config=compilation,
         scheduler_config=SimpleNamespace(max_num_batched_tokens=8192),
     )
-    bounds = manager._bounds(config)
-    assert (bounds.max_tokens, bounds.graph_tokens) == (8192, expected)
-    assert bounds.memory_bytes == manager.settings.mask_memory_bytes
+    settings = Settings(model_id="m", model_path="m", fingerprint="ab" * 32, gates={"g": (2, 2)})
+    limits = kernel_limits(settings, config)
+    assert (limits.max_tokens, limits.graph_tokens) == (8192, expected)
+    assert limits.memory_bytes == settings.mask_memory_bytes
 
 
 def test_only_cuda_without_triton_is_eager(monkeypatch):
-    from vllm import platforms
-
-    assert unsupported_flags.eager_reason() is None
+    assert platform_limits.eager_reason() is None
     cuda = SimpleNamespace(is_cuda_alike=lambda: True, is_cpu=lambda: False)
-    monkeypatch.setattr(platforms, "current_platform", cuda)
-    monkeypatch.setattr(masked_delta, "graphs", lambda: False)
-    assert "triton" in unsupported_flags.eager_reason()
-    monkeypatch.setattr(masked_delta, "graphs", lambda: True)
-    assert unsupported_flags.eager_reason() is None
+    monkeypatch.setattr(platform_limits, "current_platform", cuda)
+    monkeypatch.setattr(selection, "supports_cuda_graphs", lambda: False)
+    assert "triton" in platform_limits.eager_reason()
+    monkeypatch.setattr(selection, "supports_cuda_graphs", lambda: True)
+    assert platform_limits.eager_reason() is None
 
 
 @pytest.mark.parametrize(("flag", "value"), [("enable_dbo", True), ("ubatch_size", 2)])
@@ -119,8 +117,8 @@ def test_steps_in_parts_are_refused(flag, value):
         unsupported_flags.check(Namespace(**{flag: value}))
 
 
-def test_vllm_picks_graphs_as_the_kernel_supposes():
-    """No adapter: a graph of its own. Any number: the one captured with dummies. Longer: none."""
+def test_vllm_picks_graphs_as_the_kernel_expects():
+    """No adapter: a separate graph. Any number: the one captured with dummies. Longer: no graph."""
     from vllm.config import CompilationConfig, LoRAConfig
     from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
     from vllm.v1.worker.gpu.lora_utils import get_lora_capture_cases

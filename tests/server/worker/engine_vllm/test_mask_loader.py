@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import queue
 import socket
 import threading
 import time
@@ -29,7 +30,7 @@ from bmt_server.ipc.worker_channel import WorkerError, socket_path
 from bmt_server.settings import Settings
 from bmt_server.worker.engine_vllm import mask_fetcher
 from bmt_server.worker.engine_vllm.mask_fetcher import FetchError, MaskFetcher
-from bmt_server.worker.engine_vllm.mask_loader import Loader
+from bmt_server.worker.engine_vllm.mask_loader import MaskLoader
 from bmt_server.worker.runtime import MaskRuntime
 
 from tests.support.served import Valkey
@@ -62,9 +63,10 @@ class Worker:
         self, folder: Path, rank: int = 0, ranks: int = 1, url: str = "", room: int = 1 << 30
     ):
         self.gates = gates(live=False, rank=rank, ranks=ranks)
-        self.runtime = MaskRuntime(self.gates, "delta", room)
+        evictions: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+        self.runtime = MaskRuntime(self.gates, "delta", room, on_evict=evictions.put)
         self.files = MaskFetcher(settings(folder, url), rank)
-        self.loader = Loader(self.runtime, self.files)
+        self.loader = MaskLoader(self.runtime, self.files, evictions)
         self.handle = self.runtime.handles()[0]
 
     def answer(self, adapter: int, x: torch.Tensor) -> torch.Tensor:
@@ -353,9 +355,9 @@ class FakeEngineClient:
         answers = []
         for worker in self._workers:
             if command["do"] == "answer":
-                answers.append(worker.loader.answer(command["n"]))
+                answers.append(worker.loader.result(command["n"]))
             else:
-                answers.append(worker.loader.begin(command))
+                answers.append(worker.loader.submit(command))
         return answers
 
 

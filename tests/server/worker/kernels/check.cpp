@@ -1,4 +1,4 @@
-// Runs tasks of every form on fixed pseudo-random inputs and prints what became of y.
+// Runs tasks of every variant on fixed pseudo-random inputs and prints y.
 #include <cstdio>
 
 #include "step.h"
@@ -34,13 +34,13 @@ static void run(int64_t r, int64_t k, int every, int tokens) {
   std::vector<int64_t> of(tokens, 7);
   int64_t id = 7, address = (int64_t)&table;
   Plan plan;
-  arrange(of.data(), tokens, &id, &address, 1, plan);
+  make_plan(of.data(), tokens, &id, &address, 1, plan);
   std::vector<Task> tasks;
   int threads = 1;
   Shape shape{r, k};
-  share_out(plan, 0, shape, threads, tasks);
+  split_work(plan, 0, shape, threads, tasks);
   Step<T> step{y.data(), x.data(), r, 1, k, 1};
-  for (const Task& task : tasks) work<T, uint16_t>(task, nullptr, plan, shape, step);
+  for (const Task& task : tasks) run_task<T, uint16_t>(task, nullptr, plan, shape, step);
   for (const T& v : y) std::printf("%.9g\n", widen_one(v));
 }
 

@@ -1,4 +1,4 @@
-"""Compiling the CPU kernel: once for a host, whole or not at all, and what happens without."""
+"""Compilation of the CPU kernel: once per host, atomic, and the fallback without a compiler."""
 
 import os
 import stat
@@ -9,7 +9,6 @@ import textwrap
 import pytest
 import torch
 from bmt_server.settings import SettingsError
-from bmt_server.worker.kernels import masked_delta
 from bmt_server.worker.kernels.native.build import (
     SOURCES,
     BuildError,
@@ -18,6 +17,15 @@ from bmt_server.worker.kernels.native.build import (
     library,
 )
 from bmt_server.worker.kernels.portable import PortableKernel
+from bmt_server.worker.kernels.selection import (
+    KERNEL_ENV,
+    KernelError,
+    KernelLimits,
+    choose_kernel,
+    make_kernel,
+)
+
+from tests.support.worker import gates
 
 CPU = torch.device("cpu")
 
@@ -30,7 +38,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch, cache):
-    """A compiler that takes its time, notes each run and writes what it is told to."""
+    """A slow compiler that logs each run and executes `body`."""
 
     def install(body='sleep 0.5; printf whole > "$out"', version="fake 1.0"):
         path = tmp_path / "fake-c++"
@@ -55,15 +63,15 @@ def runs(tmp_path):
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
-def test_it_is_compiled_once_and_says_so(fake, tmp_path, cache):
-    said = []
-    first = library(said.append)
+def test_it_is_compiled_once_and_reports_it(fake, tmp_path, cache):
+    lines = []
+    first = library(lines.append)
     assert first.read_text() == "whole"
-    assert len(said) == 2
-    assert "compiling" in said[0]
-    assert " s: " in said[1]
-    assert library(said.append) == first
-    assert len(said) == 2
+    assert len(lines) == 2
+    assert "compiling" in lines[0]
+    assert " s: " in lines[1]
+    assert library(lines.append) == first
+    assert len(lines) == 2
     assert runs(tmp_path) == 1
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     assert {p.suffix for p in cache.iterdir()} == {".so", ".lock"}
@@ -99,55 +107,53 @@ def test_a_compiler_that_fails_leaves_nothing(fake, tmp_path, cache, body):
 
 def test_without_a_compiler_masks_run_on_the_portable_kernel(monkeypatch, cache, tmp_path):
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.delenv(masked_delta.ENV, raising=False)
+    monkeypatch.delenv(KERNEL_ENV, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    said = []
-    assert masked_delta.choose(CPU, said.append) is PortableKernel
-    assert len(said) == 1
-    assert "no C++ compiler" in said[0]
-    assert "install g++" in said[0]
+    lines = []
+    assert choose_kernel(CPU, lines.append) is PortableKernel
+    assert len(lines) == 1
+    assert "no C++ compiler" in lines[0]
+    assert "install g++" in lines[0]
 
 
 def test_a_library_that_does_not_load_is_not_used(fake, monkeypatch):
-    monkeypatch.delenv(masked_delta.ENV, raising=False)
-    said = []
-    assert masked_delta.choose(CPU, said.append) is PortableKernel
-    assert "cannot be loaded" in said[-1]
+    monkeypatch.delenv(KERNEL_ENV, raising=False)
+    lines = []
+    assert choose_kernel(CPU, lines.append) is PortableKernel
+    assert "cannot be loaded" in lines[-1]
 
 
-def test_what_is_forced_is_had_or_refused(fake, monkeypatch):
+def test_a_forced_kernel_is_chosen_or_refused(fake, monkeypatch):
     fake("exit 3")
-    monkeypatch.setenv(masked_delta.ENV, "native")
-    with pytest.raises(masked_delta.KernelError, match="failed"):
-        masked_delta.choose(CPU)
-    monkeypatch.setenv(masked_delta.ENV, "portable")
-    said = []
-    assert masked_delta.choose(CPU, said.append) is PortableKernel
-    assert not said
-    monkeypatch.setenv(masked_delta.ENV, "fast")
+    monkeypatch.setenv(KERNEL_ENV, "native")
+    with pytest.raises(KernelError, match="failed"):
+        choose_kernel(CPU)
+    monkeypatch.setenv(KERNEL_ENV, "portable")
+    lines = []
+    assert choose_kernel(CPU, lines.append) is PortableKernel
+    assert not lines
+    monkeypatch.setenv(KERNEL_ENV, "fast")
     with pytest.raises(SettingsError, match="BMT_KERNEL is 'fast'"):
-        masked_delta.choose(CPU)
+        choose_kernel(CPU)
 
 
-def test_a_dtype_that_the_compiled_kernel_does_not_know(each_kernel, monkeypatch):
-    from tests.support.worker import gates
-
+def test_a_dtype_that_the_native_kernel_does_not_support(each_kernel, monkeypatch):
     half = gates(live=False, dtype=torch.float16)
     if each_kernel == "native":
-        with pytest.raises(masked_delta.KernelError, match="float16"):
-            masked_delta.make(half, masked_delta.Bounds(memory_bytes=1 << 20))
-    monkeypatch.delenv(masked_delta.ENV)
-    assert masked_delta.make(half, masked_delta.Bounds(memory_bytes=1 << 20)).name == "portable"
+        with pytest.raises(KernelError, match="float16"):
+            make_kernel(half, KernelLimits(memory_bytes=1 << 20))
+    monkeypatch.delenv(KERNEL_ENV)
+    assert make_kernel(half, KernelLimits(memory_bytes=1 << 20)).name == "portable"
 
 
-def test_code_is_not_loaded_from_where_others_write(cache):
+def test_a_folder_that_others_may_write_to_is_refused(cache):
     cache.mkdir(parents=True)
     cache.chmod(0o777)
-    with pytest.raises(BuildError, match="no one else's to write"):
+    with pytest.raises(BuildError, match="only write access"):
         cache_folder()
 
 
-def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
+def test_a_cache_folder_that_cannot_be_created(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(BuildError, match="set XDG_CACHE_HOME"):
@@ -155,7 +161,7 @@ def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
 
 
 def test_every_instruction_set_compiles_and_agrees(tmp_path):
-    """The same source for hosts with less than this one: its answers differ by rounding alone."""
+    """Builds for older instruction sets give the same results up to rounding."""
     try:
         command = compiler()
     except BuildError as error:

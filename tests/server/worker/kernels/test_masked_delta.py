@@ -1,33 +1,14 @@
-"""The masked delta against the naive loop in fp32, over dtypes, sizes and tenant mixes."""
+"""The masked delta against the fp32 reference loop, over dtypes, sizes and tenant mixes."""
 
 import numpy as np
 import pytest
 import torch
+from bmt_server.worker.kernels import reference
 from bmt_server.worker.runtime import MaskRuntime
 
-from tests.support.worker import COLS, ROWS, dense, gates, laid_out, random_mask
+from tests.support.worker import COLS, MIXES, ROWS, gates, keep_of, laid_out, random_mask
 
 pytestmark = pytest.mark.usefixtures("each_kernel")
-
-MIXES = {
-    "identical": lambda t, n: np.ones(t),
-    "distinct": lambda t, n: np.arange(t) % n + 1,
-    "skewed": lambda t, n: np.where(np.arange(t) % 7 == 0, 2, 1),
-    "zipf": lambda t, n: np.minimum(np.random.default_rng(0).zipf(1.5, t), n),
-    "with base": lambda t, n: (np.arange(t) + 1) % (n + 1),
-    "runs": lambda t, n: np.repeat(np.arange(1, n + 1), -(-t // n))[:t],
-}
-
-
-def naive(x, weight, masks, tokens, layer):
-    """One token at a time, in fp32: the product with that token's own masked weight."""
-    rows = []
-    for t, adapter in enumerate(tokens):
-        masked = weight.float()
-        if adapter:
-            masked = masked * dense(masks[int(adapter) - 1], layer)
-        rows.append(masked @ x[t].float())
-    return torch.stack(rows)
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -47,11 +28,11 @@ def test_delta_is_the_masked_product(tmp_path, mix, tokens, dtype):
         up = torch.ones(tokens, 5, dtype=dtype)
         y = torch.cat([(x.float() @ gate.base.float().t()).to(dtype), up], dim=1)
         torch.ops.bmt.masked_delta(y, x, handles[layer])
-        want = naive(x, gate.base, masks, chosen, layer)
+        want = reference.masked_product(x, gate.base, keep_of(masks, layer), chosen)
         # fp32: rounding of sums. bf16: the product and the result are each rounded once.
         bound = 1e-5 if dtype == torch.float32 else 2 * 2**-8 * float(want.abs().max())
         assert float((y[:, :ROWS].float() - want).abs().max()) <= bound
-        assert torch.equal(y[:, ROWS:], up), "the up projection is not ours to touch"
+        assert torch.equal(y[:, ROWS:], up), "the up projection is unchanged"
 
 
 def test_base_steps_leave_the_output_bit_identical(tmp_path):
@@ -67,7 +48,7 @@ def test_base_steps_leave_the_output_bit_identical(tmp_path):
     assert torch.equal(y, before)
 
 
-def test_base_tokens_beside_masked_ones_are_bit_identical(tmp_path):
+def test_base_tokens_among_masked_ones_are_bit_identical(tmp_path):
     layers = gates(live=False, dtype=torch.bfloat16)
     runtime = MaskRuntime(layers, "delta", 1 << 30)
     runtime.add(1, "m", laid_out(random_mask(0), tmp_path))
@@ -82,8 +63,8 @@ def test_base_tokens_beside_masked_ones_are_bit_identical(tmp_path):
     assert not torch.equal(y[1], before[1])
 
 
-def test_a_mask_answers_the_same_alone_and_among_others(tmp_path):
-    """fp32 sums run over a row's own zeros in order, so company does not change them."""
+def test_a_token_has_the_same_result_in_every_batch(tmp_path):
+    """fp32 sums run over a row's own zeros in a fixed order, so other tokens do not change them."""
     layers = gates(live=False)
     runtime = MaskRuntime(layers, "delta", 1 << 30)
     for i in range(16):
@@ -101,7 +82,7 @@ def test_a_mask_answers_the_same_alone_and_among_others(tmp_path):
         assert torch.equal(alone[0], mixed[i])
 
 
-def test_the_op_survives_compilation(tmp_path):
+def test_the_op_compiles(tmp_path):
     layers = gates(live=False)
     runtime = MaskRuntime(layers, "delta", 1 << 30)
     runtime.add(1, "m", laid_out(random_mask(0), tmp_path))

@@ -1,4 +1,4 @@
-"""The GPU's kernels without a GPU: interpreted against the fp32 loop, and compiled for some."""
+"""Triton kernels without a GPU: run in the interpreter, and compiled for several targets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bmt_server.worker.kernels import masked_delta
+from bmt_server.worker.kernels import selection
 from bmt_server.worker.kernels.portable import PortableKernel
 
 pytest.importorskip("triton")
@@ -32,7 +32,7 @@ def test_in_the_interpreter():
 
 
 def specimens(dtype: str, wide: bool):
-    """Each kernel with the types and constants that it is launched with."""
+    """Each kernel with the types and constants of its launches."""
     from bmt_server.worker.kernels.triton import delta, weights
 
     y, tile = f"*{dtype}", {"tile_start": "*i32", "tile_count": "*i32"}
@@ -46,20 +46,20 @@ def specimens(dtype: str, wide: bool):
         "WIDTH": weights.WIDTH,
     }
     ints = dict.fromkeys(("layer", "blocks", "R", "K", "y_stride", "x_stride"), "i32")
-    types = {"y": y, "x": y, "turned": y, "token_mask": "*i64", "tile_mask": "*i64"}
+    types = {"y": y, "x": y, "transposed": y, "token_mask": "*i64", "tile_mask": "*i64"}
     types |= {"gates": "*i64", "old": "i64", "new": "i64", "mask": "i64", **tile, **ints}
     yield delta.correct, types, sizes, delta.WARPS
-    yield delta.turn, types, {"TURN": delta.TURN, "TILE": delta.TILE}, 4
+    yield delta.transpose, types, {"COLUMNS": delta.TRANSPOSE_COLUMNS, "TILE": delta.TILE}, 4
     yield delta.correct_tiles, types, tiles, delta.TILE_WARPS
     yield weights.switch, types, whole, weights.ROWS // 32
-    yield weights.take, types, whole, weights.ROWS // 32
+    yield weights.read_values, types, whole, weights.ROWS // 32
 
 
 @pytest.mark.parametrize(
     ("capability", "dtype", "wide"), [(80, "bf16", False), (90, "bf16", False), (90, "fp32", True)]
 )
 def test_compiles_for_gpus(tmp_path, monkeypatch, capability, dtype, wide):
-    """What the interpreter lets through, the compiler may not; it needs no device."""
+    """The compiler rejects more than the interpreter does; it needs no device."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -76,14 +76,14 @@ def test_compiles_for_gpus(tmp_path, monkeypatch, capability, dtype, wide):
         if kernel.arg_names[0] == "y" and dtype == "bf16":
             assert "cvt.rn.bf16" in made.asm["ptx"], "y is rounded to nearest"
         if kernel.arg_names[0] == "old":
-            # The barrier that orders a place's two writes, see `triton_weights.switch`.
+            # The barrier that orders the two writes to one element, see `weights.switch`.
             stores = made.asm["ptx"].split("st.global")
             assert any("bar.sync" in between for between in stores[1:-1])
 
 
-def test_cuda_devices_get_it_where_triton_is_installed(monkeypatch):
-    assert masked_delta.choose(torch.device("cpu")).name != "triton"
-    monkeypatch.setattr(masked_delta, "graphs", lambda: True)
-    assert masked_delta.choose(torch.device("cuda")).name == "triton"
-    monkeypatch.setattr(masked_delta, "graphs", lambda: False)
-    assert masked_delta.choose(torch.device("cuda")) is PortableKernel
+def test_cuda_devices_use_it_if_triton_is_installed(monkeypatch):
+    assert selection.choose_kernel(torch.device("cpu")).name != "triton"
+    monkeypatch.setattr(selection, "supports_cuda_graphs", lambda: True)
+    assert selection.choose_kernel(torch.device("cuda")).name == "triton"
+    monkeypatch.setattr(selection, "supports_cuda_graphs", lambda: False)
+    assert selection.choose_kernel(torch.device("cuda")) is PortableKernel

@@ -1,14 +1,13 @@
-"""The Triton kernels in Triton's interpreter; `test_triton.py` runs this file in its own process.
+"""Triton kernels in Triton's interpreter; `test_triton.py` runs this file in its own process.
 
-Triton decides at import whether it interprets, hence the process. Programs run one after another
-on the CPU, with real addresses, so that what they read and write is what they would on a GPU.
+Triton chooses the interpreter at import, hence the process. Programs run one after another on the
+CPU with real addresses, so their reads and writes are those of a GPU.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from functools import partial
 from pathlib import Path
 
 import bmt_core
@@ -16,14 +15,23 @@ import numpy as np
 import pytest
 import torch
 from bmt_server.worker.gate_layers import GateLayer
+from bmt_server.worker.kernels import reference
 from bmt_server.worker.kernels.triton import delta, weights
 from bmt_server.worker.kernels.triton.kernel import KernelInputError, TritonKernel
-from bmt_server.worker.resident_mask import NoRoomError, gather
+from bmt_server.worker.resident_mask import NoRoomError, load_mask
 from bmt_server.worker.runtime import MaskRuntime
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.server.worker.kernels.test_masked_delta import MIXES
-from tests.support.worker import BASE, dense, gates, laid_out, name, random_mask
+from tests.support.worker import (
+    BASE,
+    MIXES,
+    dense,
+    gates,
+    keep_of,
+    laid_out,
+    name,
+    random_mask,
+)
 
 SHAPE = (70, 96)
 
@@ -31,11 +39,11 @@ SHAPE = (70, 96)
 def made(folder, masks, *, mode="delta", memory=1 << 20, tokens=512, graphs=0, layers=None, **gate):
     """A runtime on Triton's kernel, with masks under adapter ids 1, 2, …"""
     layers = layers or gates(**{"shape": SHAPE, **gate})
-    kernel = partial(TritonKernel, memory_bytes=memory, max_tokens=tokens, graph_tokens=graphs)
-    runtime = MaskRuntime(layers, mode, memory, kernel=kernel)
+    kernel = TritonKernel(layers, memory_bytes=memory, max_tokens=tokens, graph_tokens=graphs)
+    runtime = MaskRuntime(layers, mode, memory, kernel)
     for i, mask in enumerate(masks):
         runtime.add(i + 1, f"m{i}", laid_out(mask, folder))
-    # A mask's first step places it; these tests are about what comes after.
+    # A mask's first step copies it to the device; these tests begin after that.
     for adapter in range(1, len(masks) + 1):
         if runtime.store.resident(adapter):
             runtime.store.use([adapter])
@@ -44,7 +52,7 @@ def made(folder, masks, *, mode="delta", memory=1 << 20, tokens=512, graphs=0, l
 
 
 def inputs(runtime, tokens, layer=0, seed=0):
-    """x [T, K] and y [T, 2R], the gate's part of which is the base's product."""
+    """x [T, K] and y [T, 2R], whose gate part is the base's product."""
     gate = runtime.gates[layer]
     x = torch.randn(tokens, gate.shape[1], generator=torch.Generator().manual_seed(seed))
     x = x.to(gate.base.dtype)
@@ -52,36 +60,31 @@ def inputs(runtime, tokens, layer=0, seed=0):
     return x, torch.cat([product, torch.ones_like(product)], dim=1)
 
 
-def naive(y, x, runtime, masks, chosen, layer=0):
-    """The op's semantics, one token at a time in fp32: [T, R], not rounded."""
+def expected(y, x, runtime, masks, chosen, layer=0):
+    """The reference's result on this worker's rows: fp32 [T, R], not rounded."""
     gate = runtime.gates[layer]
-    want = y[:, : gate.shape[0]].float().clone()
-    for t, adapter in enumerate(chosen):
-        if adapter:
-            kept = dense(masks[int(adapter) - 1], layer)[gate.rows[0] : gate.rows[1]]
-            want[t] -= (gate.base.float() * (1 - kept)) @ x[t].float()
-    return want
+    return reference.masked_delta(y, x, gate.base, keep_of(masks, layer, gate.rows), chosen)
 
 
 def check(runtime, masks, chosen, layer=0, seed=0):
     chosen = np.asarray(chosen, np.int64)
     x, y = inputs(runtime, chosen.size, layer, seed)
-    want, r = naive(y, x, runtime, masks, chosen, layer), runtime.gates[layer].shape[0]
+    want, r = expected(y, x, runtime, masks, chosen, layer), runtime.gates[layer].shape[0]
     runtime.begin_step(chosen)
     before = y.clone()
     torch.ops.bmt.masked_delta(y, x, runtime.handles()[layer])
-    # One rounding: in bf16 a unit in the last place, since the interpreter cuts where a GPU rounds
-    # (`test_triton.py` looks for the GPU's instruction); in fp32 the sums' own.
+    # One rounding: in bf16 a unit in the last place, because the interpreter truncates and a GPU
+    # rounds (`test_triton.py` checks for the GPU's instruction); in fp32 the rounding of sums.
     unit = 2.0**-7 if y.dtype == torch.bfloat16 else 1e-6
     error = (y[:, :r].float() - want).abs()
     assert bool((error <= unit * want.abs() + 2e-5).all()), float(error.max())
-    assert torch.equal(y[:, r:], before[:, r:]), "the up projection is not ours to touch"
+    assert torch.equal(y[:, r:], before[:, r:]), "the up projection is unchanged"
     base = torch.from_numpy(chosen == 0)
-    assert torch.equal(bits(y[base]), bits(before[base])), "base tokens stay, bit for bit"
+    assert torch.equal(bits(y[base]), bits(before[base])), "base tokens keep every bit"
 
 
 def go_in_place(runtime, chosen):
-    """Steps of one mask until `auto` has it in the weights."""
+    """Run steps of one mask until `auto` puts it into the weights."""
     kinds = [runtime.begin_step(chosen) for _ in range(100)]
     assert kinds[-1] == "in_place"
 
@@ -118,12 +121,12 @@ def test_long_runs_go_through_tiles(tmp_path, launches, chosen, dtype):
     else:
         runtime.begin_step(np.array(chosen))
         x, y = inputs(runtime, len(chosen))
-        want = naive(y, x, runtime, masks, chosen)
+        want = expected(y, x, runtime, masks, chosen)
         torch.ops.bmt.masked_delta(y, x, runtime.handles()[0])
         torch.testing.assert_close(y[:, : SHAPE[0]].float(), want, rtol=2**-10, atol=1e-4)
     names = [launch[0] for launch in launches]
-    assert names.count("turn") == names.count("correct_tiles") == 1
-    # What is in no long run goes the other way, and is not worth a launch where it is the base's.
+    assert names.count("transpose") == names.count("correct_tiles") == 1
+    # Tokens outside of long runs use `correct`, which is not launched for base tokens only.
     assert names.count("correct") == (chosen[0] == 1 and 2 in chosen)
 
 
@@ -150,7 +153,7 @@ def test_programs_that_take_several_blocks(tmp_path, monkeypatch):
         check(runtime, masks, chosen)
 
 
-def test_layers_that_a_mask_leaves_whole(tmp_path):
+def test_layers_without_zeros(tmp_path):
     first = random_mask(0, layers=1, shape=SHAPE)
     nothing = bmt_core.Mask(base=BASE, tensors=(), metadata={})
     one_row = bmt_core.TensorMask(name(1), SHAPE, np.arange(96 * 3, 96 * 4, dtype=np.uint32))
@@ -199,7 +202,7 @@ def test_more_columns_than_16_bits_count(tmp_path, mode):
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_together_hold_what_one_worker_holds(tmp_path, ranks):
+def test_ranks_together_compute_the_output_of_one_worker(tmp_path, ranks):
     shape = (198, 40)
     masks = [random_mask(i, shape=shape, zeros=900) for i in range(2)]
     chosen = [1, 0, 2, 2]
@@ -235,7 +238,7 @@ def test_two_hundred_random_cases(tmp_path):
             check(runtime, masks, chosen, seed=case)
 
 
-def test_a_mask_answers_the_same_alone_and_among_others(tmp_path):
+def test_a_token_has_the_same_result_in_every_batch(tmp_path):
     masks = [random_mask(i, shape=SHAPE, zeros=300) for i in range(6)]
     runtime = made(tmp_path, masks)
     handle = runtime.handles()[0]
@@ -251,7 +254,7 @@ def test_a_mask_answers_the_same_alone_and_among_others(tmp_path):
 
 
 def strange(layers, shape, dtype):
-    """Gates that hold what comparisons of values would let pass: -0, NaN with payloads, inf."""
+    """Gates with values that compare unlike their bits: -0, NaN with payloads, inf."""
     made_gates = gates(layers, shape=shape, dtype=dtype)
     for gate in made_gates:
         pattern = torch.randint(-(2**15), 2**15, gate.live.shape, dtype=torch.int32)
@@ -262,7 +265,7 @@ def strange(layers, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_base_comes_back_bit_for_bit_after_a_hundred_switches(tmp_path, dtype):
+def test_the_base_is_restored_bit_for_bit_after_a_hundred_switches(tmp_path, dtype):
     masks = [random_mask(i, shape=SHAPE, zeros=700) for i in range(6)]
     runtime = made(tmp_path, masks, mode="scatter", layers=strange(2, SHAPE, dtype))
     base = [bits(g.live).clone() for g in runtime.gates]
@@ -294,14 +297,14 @@ def test_auto_puts_a_mask_in_place_and_corrects_a_mix(tmp_path):
     x, y = inputs(runtime, 3)
     before = y.clone()
     torch.ops.bmt.masked_delta(y, x, runtime.handles()[0])
-    assert torch.equal(y, before), "the weights carry the mask, and the op adds nothing"
+    assert torch.equal(y, before), "the weights hold the mask, and the op changes nothing"
     assert runtime.begin_step(np.array([1, 2, 0])) == "corrected"
     assert torch.equal(runtime.gates[0].live, base)
     check(runtime, masks, [1, 2, 0])
 
 
 class Recorded:
-    """Stands for a kernel: notes each launch, then does it unless `dry`."""
+    """Wrapper of a kernel that records each launch, and runs it unless `dry`."""
 
     def __init__(self, kernel, label, log, dry):
         self.kernel, self.label, self.log, self.dry = kernel, label, log, dry
@@ -324,7 +327,7 @@ def launches(monkeypatch):
 def record(monkeypatch, *, dry=False):
     log: list[tuple] = []
     for module in (delta, weights):
-        for label in ("correct", "turn", "correct_tiles", "switch", "take"):
+        for label in ("correct", "transpose", "correct_tiles", "switch", "read_values"):
             if hasattr(module, label):
                 kernel = getattr(module, label)
                 monkeypatch.setattr(module, label, Recorded(kernel, label, log, dry))
@@ -346,31 +349,31 @@ def test_one_launch_a_layer_and_none_for_the_base(tmp_path, launches):
 
 
 def test_a_graph_recorded_without_masks_serves_every_mixture(tmp_path, launches):
-    """What a CUDA graph does: record a launch once, and repeat it with the same arguments."""
+    """Like a CUDA graph: record a launch once and repeat it with the same arguments."""
     masks = [random_mask(i, shape=SHAPE, zeros=200) for i in range(3)]
     runtime = made(tmp_path, [], graphs=64)
     x, y = inputs(runtime, 8)
-    runtime.rehearse(8)
+    runtime.prepare_capture(8)
     launches.clear()
     torch.ops.bmt.masked_delta(y, x, runtime.handles()[0])
     [(label, launcher, arguments, options)] = launches
     assert label == "correct"
-    assert torch.equal(y, inputs(runtime, 8)[1]), "a rehearsal changes nothing"
+    assert torch.equal(y, inputs(runtime, 8)[1]), "the capture changes nothing"
     for i, mask in enumerate(masks):
         runtime.add(i + 1, f"m{i}", laid_out(mask, tmp_path))
-    # Fewer tokens than recorded each time: the rest is the graph's padding.
+    # Fewer tokens than recorded: the others are the graph's padding.
     for chosen in ([1, 2, 0, 3, 1], [3] * 8, [2], [0, 0, 0], [1, 1], []):
         fresh_x, fresh_y = inputs(runtime, 8, seed=len(chosen))
         x.copy_(fresh_x)
         y.copy_(fresh_y)
         runtime.begin_step(np.array(chosen))
         launcher(*arguments, **options)
-        want = naive(fresh_y, x, runtime, masks, [*chosen, *[0] * (8 - len(chosen))])
+        want = expected(fresh_y, x, runtime, masks, [*chosen, *[0] * (8 - len(chosen))])
         torch.testing.assert_close(y[:, : SHAPE[0]], want, rtol=1e-5, atol=2e-5)
         assert torch.equal(y[len(chosen) :], fresh_y[len(chosen) :])
 
 
-def test_a_graph_of_a_step_in_place_adds_nothing(tmp_path, launches):
+def test_a_graph_of_a_step_in_place_changes_nothing(tmp_path, launches):
     masks = [random_mask(i, shape=SHAPE, zeros=200) for i in range(2)]
     runtime = made(tmp_path, masks, mode="auto", graphs=64)
     x, y = inputs(runtime, 4)
@@ -384,8 +387,8 @@ def test_a_graph_of_a_step_in_place_adds_nothing(tmp_path, launches):
     assert torch.equal(y, before)
 
 
-class NoReading(TorchDispatchMode):
-    """Fails on what makes the host wait for the GPU: values, and shapes that depend on them."""
+class NoDeviceReads(TorchDispatchMode):
+    """Fails on operations that make the host wait for the GPU."""
 
     WAITS = ("_local_scalar_dense", "nonzero", "equal", "unique", "masked_select", "is_nonzero")
 
@@ -398,14 +401,14 @@ class NoReading(TorchDispatchMode):
 def test_steps_read_nothing_from_the_gpu(tmp_path, monkeypatch):
     masks = [random_mask(i, shape=SHAPE, zeros=200) for i in range(4)]
     runtimes = [made(tmp_path, masks, mode=mode) for mode in ("delta", "auto")]
-    record(monkeypatch, dry=True)  # the interpreter itself reads, of course
+    record(monkeypatch, dry=True)  # the interpreter itself reads
     for method in ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__"):
 
         def refuse(self, *args, method=method, **kwargs):
             raise AssertionError(f"Tensor.{method} waits for the GPU")
 
         monkeypatch.setattr(torch.Tensor, method, refuse)
-    with NoReading():
+    with NoDeviceReads():
         with pytest.raises(AssertionError, match="waits"):
             torch.ones(3).nonzero()
         with pytest.raises(AssertionError, match="waits"):
@@ -416,7 +419,7 @@ def test_steps_read_nothing_from_the_gpu(tmp_path, monkeypatch):
             for chosen in ([1, 2, 0], [3] * 100, [0], [1], [4, 4], [0, 0]):
                 runtime.begin_step(np.array(chosen))
                 torch.ops.bmt.masked_delta(y[: len(chosen)], x[: len(chosen)], handle)
-            runtime.rehearse(100)
+            runtime.prepare_capture(100)
             torch.ops.bmt.masked_delta(y, x, handle)
 
 
@@ -432,7 +435,7 @@ def test_eviction_within_the_reserved_memory(tmp_path):
         assert runtime.kernel.arena.used <= 3 * one + 100
     for adapter in range(1, 7):
         runtime.remove(adapter)
-    # What a step may still read is given back by the next.
+    # Memory that a step may still read is freed by the next one.
     runtime.begin_step(np.zeros(1))
     assert runtime.kernel.arena.used == 0
 
@@ -448,8 +451,8 @@ def test_a_step_of_more_masks_than_memory_holds_is_right(tmp_path):
     assert runtime.store.resident_bytes <= 2 * one
 
 
-def test_loading_a_mask_does_not_take_the_place_of_one_in_use(tmp_path):
-    """Decoding repeats a plan without making it anew, so the masks in it may not move."""
+def test_a_load_does_not_overwrite_a_mask_in_use(tmp_path):
+    """Decoding steps reuse a plan, so its masks may not move."""
     masks = [random_mask(i, shape=SHAPE, zeros=200) for i in range(4)]
     one = made(tmp_path, masks[:1]).store.resident_bytes
     runtime = made(tmp_path, masks[:2], memory=2 * one)
@@ -459,30 +462,30 @@ def test_loading_a_mask_does_not_take_the_place_of_one_in_use(tmp_path):
         check(runtime, masks, [1, 2])
 
 
-def test_a_plan_keeps_its_masks_where_they_are(tmp_path):
-    """Nothing else may refer to them any more: the plan's addresses do."""
+def test_a_plan_keeps_its_masks_in_memory(tmp_path):
+    """The plan's addresses refer to them even if no other reference is left."""
     layers = gates(shape=SHAPE)
     masks = [random_mask(i, shape=SHAPE, zeros=200) for i in range(3)]
     layouts = [laid_out(mask, tmp_path) for mask in masks]
     one = made(tmp_path, masks[:1]).store.resident_bytes
     kernel = TritonKernel(layers, memory_bytes=2 * one, max_tokens=8)
-    kernel.plan(np.array([1]), {1: gather("a", layouts[0], layers, kernel.place)})
-    second = gather("b", layouts[1], layers, kernel.place)
-    with pytest.raises(NoRoomError, match="no stretch"):
-        gather("c", layouts[2], layers, kernel.place)
+    kernel.plan(np.array([1]), {1: load_mask(layouts[0], layers, kernel.to_device)})
+    second = load_mask(layouts[1], layers, kernel.to_device)
+    with pytest.raises(NoRoomError, match="no free range"):
+        load_mask(layouts[2], layers, kernel.to_device)
     x = torch.randn(1, SHAPE[1])
     y = x @ layers[0].base.t()
     want = x @ (layers[0].base * dense(masks[0], 0)).t()
     kernel.run(0, y, x)
     torch.testing.assert_close(y, want, rtol=1e-5, atol=2e-5)
     kernel.idle()
-    third = gather("c", layouts[2], layers, kernel.place)
+    third = load_mask(layouts[2], layers, kernel.to_device)
     assert kernel.arena.used == 2 * one
     del second, third
     assert kernel.arena.used == 0
 
 
-def test_steps_that_the_kernel_was_not_made_for_are_refused(tmp_path):
+def test_unsupported_steps_are_refused(tmp_path):
     runtime = made(tmp_path, [random_mask(0, shape=SHAPE)], tokens=8)
     with pytest.raises(KernelInputError, match="9 tokens"):
         runtime.begin_step(np.ones(9))
@@ -506,7 +509,7 @@ def test_gates_of_several_dtypes_are_refused():
 
 
 def test_the_benchmark_runs(monkeypatch):
-    """All of it but the clock, small: it is written here and measures elsewhere."""
+    """The GPU benchmark on small sizes, without its clock."""
     path = Path(__file__).parents[4] / "benchmarks" / "gpu.py"
     spec = importlib.util.spec_from_file_location("bmt_gpu_benchmark", path)
     gpu = importlib.util.module_from_spec(spec)
@@ -525,15 +528,15 @@ def test_the_benchmark_runs(monkeypatch):
         return 1.0, 3.0
 
     figures = [*gpu.corrections(model, race), *gpu.switches(model, race)]
-    # Corrected steps differ from bare ones, but for the base's; switches leave no trace.
+    # Corrected steps differ from plain ones, except for base tokens; switches leave no trace.
     assert differ == [True, True, True, True, False, None, None, None]
     assert all(torch.equal(w, b) for w, b in zip(model.weights, before, strict=True))
     assert len(gpu.table(figures).splitlines()) == 1 + len(figures)
     assert {"id", "value", "unit", "baseline", "command"} == set(gpu.record(figures[0]))
 
 
-def test_rows_of_a_gate_may_lie_apart(tmp_path):
-    """The gate is a part of the fused weight, and that may be a part of something larger."""
+def test_a_gate_may_be_a_strided_view(tmp_path):
+    """The gate is a part of the fused weight, which may be a view of a larger tensor."""
     whole = torch.randn(2 * SHAPE[0], 2 * SHAPE[1])
     part = whole[: SHAPE[0], : SHAPE[1]]
     before = whole.clone()

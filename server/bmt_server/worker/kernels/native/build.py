@@ -1,8 +1,8 @@
-"""Compiles the CPU kernel once for each host and keeps it in the user's cache.
+"""Compilation of the CPU kernel, once per host, into the user's cache folder.
 
-Compiled where it runs, because `-march=native` then means this very CPU and one source serves
-x86 and ARM; vLLM's own compiled mode asks for the same compiler. It takes some seconds, once: the
-result is kept under the hash of all that shapes it.
+The kernel is compiled on the host that runs it: `-march=native` then targets this CPU, and one
+source serves x86 and ARM. vLLM's compiled mode needs the same compiler. The compilation takes some
+seconds; the library's name contains a hash of everything that it depends on.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _TIMEOUT_S = 300
 
 
 class BuildError(Exception):
-    """The kernel cannot be compiled here; the message says why and what would mend it."""
+    """The kernel cannot be compiled here; the message gives the reason and the fix."""
 
 
-def library(say: Callable[[str], None] = lambda text: None) -> Path:
-    """The compiled library's path, compiled first where need be. Raises BuildError.
+def library(report: Callable[[str], None] = lambda text: None) -> Path:
+    """Return the library's path; compile it if the cache does not hold it. Raises BuildError.
 
-    say: told in one line that it compiles, and then how long that took. Several processes may
-    call this at once: one compiles, the others wait for it.
+    report: receives one line before the compilation and one with its duration after it. Several
+    processes may call this at once: one compiles, and the others wait for it.
     """
     command = _command()
     folder = cache_folder()
@@ -46,50 +46,51 @@ def library(say: Callable[[str], None] = lambda text: None) -> Path:
         return path
     with _locked(folder / f"{name}.lock"):
         if not path.exists():
-            say(f"compiling the mask kernel for this CPU with {command[0]}, once")
+            report(f"compiling the mask kernel for this CPU with {command[0]}, once")
             start = time.perf_counter()
             _compile(command, path)
-            say(f"compiled the mask kernel in {time.perf_counter() - start:.1f} s: {path}")
+            report(f"compiled the mask kernel in {time.perf_counter() - start:.1f} s: {path}")
     return path
 
 
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/bmt-server, made with mode 0700. Raises BuildError where it is not ours.
+    """Return $XDG_CACHE_HOME/bmt-server, created with mode 0700 if it does not exist.
 
-    What lies there is loaded as code, so nobody else may be able to write to it.
+    The process loads its files as code, so no other user may have write access. Raises BuildError
+    if the folder cannot be created, or if another user owns it or may write to it.
     """
     parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = parent / "bmt-server"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
+        status = folder.stat()
     except OSError as error:
         raise BuildError(
-            f"the cache folder {folder} cannot be made ({error}); set XDG_CACHE_HOME to a folder "
-            "that you may write to"
+            f"the cache folder {folder} cannot be created ({error}); set XDG_CACHE_HOME to a "
+            "folder with write access"
         ) from None
-    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
         raise BuildError(
-            f"the cache folder {folder} is owned by uid {found.st_uid} with mode "
-            f"{stat.S_IMODE(found.st_mode):o}, and code is loaded from it; it must be yours "
-            f"(uid {os.getuid()}) and no one else's to write: chmod 700, or set XDG_CACHE_HOME"
+            f"the cache folder {folder} belongs to uid {status.st_uid} with mode "
+            f"{stat.S_IMODE(status.st_mode):o}, and code is loaded from it; uid {os.getuid()} must "
+            "own it and have the only write access: chmod 700, or set XDG_CACHE_HOME"
         )
     return folder
 
 
 def compiler() -> list[str]:
-    """$CXX, else the first of g++, clang++ and c++ on the path. Raises BuildError."""
+    """Return $CXX, else the first of g++, clang++ and c++ on the path. Raises BuildError."""
     chosen = shlex.split(os.environ.get("CXX", ""))
     for candidate in [chosen] if chosen else [["g++"], ["clang++"], ["c++"]]:
         if shutil.which(candidate[0]):
             return candidate
     raise BuildError(
-        f"there is no C++ compiler ({' '.join(chosen) or 'g++, clang++ or c++'}); install g++"
+        f"no C++ compiler found ({' '.join(chosen) or 'g++, clang++ or c++'}); install g++"
     )
 
 
 def _command() -> list[str]:
-    """All but the output's name."""
+    """The compiler's command line, without the output file."""
     root = Path(torch.__file__).parent
     return [
         *compiler(),
@@ -102,7 +103,7 @@ def _command() -> list[str]:
 
 
 def _identity(command: list[str]) -> str:
-    """Hash of sources, flags, compiler, CPU and torch: another of any is another library."""
+    """Hash of sources, flags, compiler, CPU and torch; a change to any of them is a new library."""
     digest = hashlib.sha256()
     for source in sorted(SOURCES.glob("*.h")) + [SOURCES / "bmt.cpp"]:
         digest.update(source.read_bytes())
@@ -113,7 +114,7 @@ def _identity(command: list[str]) -> str:
 
 
 def _cpu() -> str:
-    """What `-march=native` looks at: homes are shared between unlike hosts."""
+    """CPU properties behind `-march=native`, because unlike hosts may share a home folder."""
     lines = [platform.machine()]
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -124,7 +125,7 @@ def _cpu() -> str:
 
 
 def _compile(command: list[str], path: Path) -> None:
-    # Beside its place, so that the rename is atomic: a reader sees a whole library or none.
+    # In the same folder, so that the rename is atomic: a reader sees a complete library or none.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".build-", suffix=".so")
     os.close(handle)
     try:
@@ -151,7 +152,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with its process, however that ends."""
+    """Hold a file lock, which the kernel releases even if the process is killed."""
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

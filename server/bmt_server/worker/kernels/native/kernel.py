@@ -1,7 +1,7 @@
-"""The masked delta on the CPU, in C++ compiled for the host: `ops.Kernel` over `bmt.cpp`.
+"""The masked delta on the CPU in C++ compiled for the host: Python interface of `bmt.cpp`.
 
-The op's calls do not come through Python: the library registers itself as the op's CPU form, so
-that an idle layer costs a call through torch's dispatcher and one look at the plan.
+Calls of the op do not run through Python: the library registers itself as the op's CPU
+implementation, so an idle layer costs one call through torch's dispatcher and one look at the plan.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import cache
 import numpy as np
 import torch
 
-from bmt_server.worker import switch_policy
 from bmt_server.worker.gate_layers import GateLayer
+from bmt_server.worker.kernels.costs import NATIVE
 from bmt_server.worker.kernels.native.build import BuildError, library
 from bmt_server.worker.resident_mask import LayerMask, ResidentMask
 
@@ -23,11 +23,11 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 
 class NativeKernel:
-    """`ops.Kernel` for gates in bf16 or fp32 on the CPU."""
+    """`masked_delta.Kernel` for gates in bf16 or fp32 on the CPU."""
 
     name = "native"
-    note = "C++ compiled for this CPU"
-    costs = switch_policy.NATIVE
+    description = "C++ compiled for this CPU"
+    costs = NATIVE
 
     def __init__(self, gates: Sequence[GateLayer]) -> None:
         self._lib = load()
@@ -36,7 +36,7 @@ class NativeKernel:
         shapes = np.array([g.shape for g in gates], np.int64)
         self._model = self._lib.bmt_model(self._element, len(gates), _address(shapes))
         if not self._model:
-            raise MemoryError("no memory for the mask kernel")
+            raise MemoryError("the mask kernel's state could not be allocated")
         self._first = -1
         self._tables: weakref.WeakKeyDictionary[ResidentMask, np.ndarray] = (
             weakref.WeakKeyDictionary()
@@ -72,10 +72,10 @@ class NativeKernel:
     def run(self, layer: int, y: torch.Tensor, x: torch.Tensor) -> None:
         torch.ops.bmt.masked_delta(y, x, self._first + layer)
 
-    def place(self, mask: ResidentMask, *, beyond: bool = False) -> ResidentMask:
+    def to_device(self, mask: ResidentMask, *, allow_overflow: bool = False) -> ResidentMask:
         table = self._table(mask)
         for gate, row in zip(self._gates, table, strict=True):
-            self._lib.bmt_take(
+            self._lib.bmt_read_values(
                 self._element,
                 _address(row),
                 gate.shape[0],
@@ -98,7 +98,7 @@ class NativeKernel:
         )
 
     def _table(self, mask: ResidentMask) -> np.ndarray:
-        """int64 [layers, 5]: `LayerTable` of mask.h for each layer, made once for each mask."""
+        """int64 [layers, 5]: `LayerTable` of mask.h for each layer, built once per mask."""
         table = self._tables.get(mask)
         if table is None:
             table = np.array([_row(layer) for layer in mask.layers], np.int64)
@@ -113,7 +113,8 @@ def _row(layer: LayerMask) -> tuple[int, ...]:
 
 
 def _address(array: np.ndarray) -> int:
-    return array.ctypes.data
+    address: int = array.ctypes.data
+    return address
 
 
 _ADDRESS, _INT = ctypes.c_void_p, ctypes.c_int64
@@ -123,7 +124,7 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "bmt_free": (None, [_ADDRESS]),
     "bmt_plan": (_INT, [_ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT]),
     "bmt_idle": (None, [_ADDRESS]),
-    "bmt_take": (None, [_INT, _ADDRESS, _INT, _ADDRESS, _INT]),
+    "bmt_read_values": (None, [_INT, _ADDRESS, _INT, _ADDRESS, _INT]),
     "bmt_switch": (None, [_INT, _INT, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS]),
 }
 
@@ -137,10 +138,15 @@ def _open(path: str) -> ctypes.CDLL:
     return lib
 
 
-def load(say: Callable[[str], None] = lambda text: None) -> ctypes.CDLL:
-    """The compiled library, loaded once in a process. Raises BuildError. say: see `build`."""
-    path = library(say)
+def load(report: Callable[[str], None] = lambda text: None) -> ctypes.CDLL:
+    """Return the compiled library, loaded once per process. Raises BuildError.
+
+    report: see `build.library`.
+    """
+    path = library(report)
     try:
         return _open(str(path))
     except OSError as error:
-        raise BuildError(f"{path} cannot be loaded ({error}); delete it") from None
+        raise BuildError(
+            f"{path} cannot be loaded ({error}); delete it to compile it again"
+        ) from None

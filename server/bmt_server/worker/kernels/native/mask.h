@@ -1,4 +1,4 @@
-// A mask in one layer as it lies in memory: `LayerMask` of resident.py.
+// Memory layout of a mask in one layer: `LayerMask` of resident_mask.py.
 #pragma once
 
 #include <algorithm>
@@ -6,13 +6,13 @@
 #include <cstring>
 
 constexpr int BLOCK = 64;  // rows
-// Zeros whose products are kept at once. A block seldom has more: 64 rows of 4,096 columns at
-// 1.5 %. It bounds the scratch to 16 KiB, half of a first-level cache.
+// Most products in the scratch. Few blocks have more zeros: 4096 are 1.5 % of 64 rows of 4,096
+// columns. Bounds the scratch to 16 KiB, half of an L1 cache.
 constexpr int CHUNK = 4096;
 
-// One row of the table that Python passes: addresses of the four arrays, and how wide they are.
+// One layer in the table that Python passes: addresses of the four arrays, and their widths.
 struct LayerTable {
-  int64_t block_start, row_end, cols, values, wide;  // wide: bit 0 row_end, bit 1 cols
+  int64_t block_start, row_end, cols, values, wide;  // wide: bit 0: row_end is int32, bit 1: cols are int32
 };
 
 template <class T, class Col>
@@ -36,7 +36,7 @@ struct LayerView {
   int64_t zeros() const { return block_start[blocks()]; }
   int rows_of(int64_t block) const { return (int)std::min<int64_t>(BLOCK, r - block * BLOCK); }
 
-  // end[i], i < 64: where row i's zeros end within the block; rows that are not there are empty.
+  // end[i], i < 64: end of row i's zeros within the block; rows beyond the last one are empty.
   void ends(int64_t block, int32_t* end) const {
     int rows = rows_of(block);
     if (wide_rows) {

@@ -1,27 +1,27 @@
-// One token of a mask: vectorised over zeros and rows.
+// One token of a mask: vectorized over zeros and rows.
 //
-// Per block of 64 rows the products x[col] * value of all zeros go to a small scratch, in order;
-// then each row's products are summed. Both parts run without a branch a row: at 0.2 % a row of
-// 576 columns has 0, 1, 2 or 3 zeros, which no predictor can tell, and a misprediction costs as
-// much as a dozen zeros. x is gathered by plain loads: that beat the gather instruction.
+// Per block of 64 rows, the products x[col] * value of all zeros go to a small scratch, in order;
+// then each row's products are summed. Neither part has a branch per row: at 0.2 % a row of 576
+// columns has 0, 1, 2 or 3 zeros, which no branch predictor can predict, and a misprediction costs
+// as much as a dozen zeros. Plain loads gather x: they were faster than the gather instruction.
 //
-// A row's sum depends on its own zeros and on the mask's sparsity alone, so a token's answer is
-// the same bits whatever else is in the step.
+// A row's sum depends only on the row's zeros and the mask's sparsity, so a token's result has the
+// same bits in every batch.
 #pragma once
 
 #include "mask.h"
 #include "vectors.h"
 
-constexpr int PAD = 2 * WIDTH + 16;  // floats that may be read past the products, and are not used
+constexpr int PAD = 2 * WIDTH + 16;  // floats that may be read past the products; their values are ignored
 
-// p[i] = x[cols[i]] * values[i], i < n. Where `more` zeros follow these in the layer, up to seven
-// of them are multiplied too, which is cheaper than ending at n.
+// p[i] = x[cols[i]] * values[i], i < n. If at least seven zeros follow in the layer (`more`), the
+// loop may multiply up to seven of them as well, which is cheaper than a remainder loop.
 template <class T, class Col>
 inline void products(const Col* cols, const T* values, int n, int64_t more, const float* x,
                      float* p) {
   int i = 0;
-  const int whole = more >= 7 ? n : n - 7;
-  for (; i < whole; i += 8) {
+  const int full_end = more >= 7 ? n : n - 7;
+  for (; i < full_end; i += 8) {
     const Col* c = cols + i;
     F4 low, high;
     widen_8(values + i, low, high);
@@ -31,11 +31,11 @@ inline void products(const Col* cols, const T* values, int n, int64_t more, cons
   for (; i < n; i++) p[i] = x[cols[i]] * widen_one(values[i]);
 }
 
-// Lanes below a count, as a window of this table that starts 16 - count from its middle.
+// Lane masks: the window that starts at KEEP + 16 - count selects the lanes below count.
 alignas(64) inline const int32_t KEEP[32] = {-1, -1, -1, -1, -1, -1, -1, -1,
                                              -1, -1, -1, -1, -1, -1, -1, -1};
 
-// The first n of 4, 8 or 16 floats at p, the others as zero, folded to four sums.
+// Four partial sums of the first n of N floats at p, N = 4, 8 or 16.
 template <int N>
 inline F4 fold_first(const float* p, int n) {
   Vector<int32_t, N> bits = load<Vector<int32_t, N>>(p) & load<Vector<int32_t, N>>(KEEP + 16 - n);
@@ -52,7 +52,7 @@ inline F4 fold_first(const float* p, int n) {
   }
 }
 
-// One row's n products folded to four sums, whatever n.
+// Four partial sums of one row's n products, for any n.
 template <int N>
 inline F4 fold(const float* p, int n) {
   F4 sum = {0, 0, 0, 0};
@@ -60,8 +60,8 @@ inline F4 fold(const float* p, int n) {
   return sum + fold_first<N>(p, n);
 }
 
-// d[i] = the sum of row i's products, four rows at a time, N products of each at once; rows of
-// more are to be rare.
+// d[i] = sum of row i's products, four rows at a time with N products of each; assumes that few rows
+// have more than N.
 template <int N>
 inline void sum_rows(const int32_t* end, const float* p, float* d) {
   int start = 0;
@@ -84,9 +84,8 @@ inline void sum_rows(const int32_t* end, const float* p, float* d) {
 }
 
 #if defined(__AVX512F__)
-// The same for short rows, ROWS of them in a register with 16 / ROWS lanes each: their products
-// lie within 32 floats, which two registers hold, so that one permutation looks up the next
-// product of all of them.
+// The same for short rows: ROWS rows per register with 16 / ROWS lanes each. Their products span at
+// most 32 floats, which fit two registers, so one permutation fetches the next product of all rows.
 template <int ROWS>
 inline void sum_short_rows(const int32_t* end, const float* p, float* d) {
   constexpr int LANES = 16 / ROWS;
@@ -96,8 +95,8 @@ inline void sum_short_rows(const int32_t* end, const float* p, float* d) {
   const __m512i first = _mm512_and_si512(lane, _mm512_set1_epi32(LANES - 1));
   int start = 0;
   for (int i = 0; i < BLOCK; i += ROWS) {
-    __mmask16 some = (__mmask16)((1u << ROWS) - 1);
-    __m512i stop = _mm512_sub_epi32(_mm512_maskz_loadu_epi32(some, end + i),
+    __mmask16 valid = (__mmask16)((1u << ROWS) - 1);
+    __m512i stop = _mm512_sub_epi32(_mm512_maskz_loadu_epi32(valid, end + i),
                                     _mm512_set1_epi32(start));
     __m512i at = _mm512_alignr_epi32(stop, _mm512_setzero_si512(), 15);
     if constexpr (LANES > 1) {
@@ -113,7 +112,7 @@ inline void sum_short_rows(const int32_t* end, const float* p, float* d) {
         at = _mm512_add_epi32(at, step);
         live = _mm512_cmplt_epi32_mask(at, stop);
       };
-      // So many without asking that more is rare, and foreseen to be.
+      // Unconditional iterations; more are rare, which the branch predictor learns.
       next(), next(), next(), next();
       if constexpr (LANES == 1) next(), next();
       while (__builtin_expect(live, 0)) next();
@@ -136,22 +135,22 @@ inline void sum_short_rows(const int32_t* end, const float* p, float* d) {
 }
 #endif
 
-// Which of the forms suits a mask's sparsity in this layer; measured, see docs/log.md.
-enum class Form { sixteen_rows, eight_rows, windows_of_4, windows_of_8, windows_of_16 };
+// Variant of the row sum, by the mask's zeros per row in this layer; thresholds were measured.
+enum class Variant { sixteen_rows, eight_rows, windows_of_4, windows_of_8, windows_of_16 };
 
-inline Form form_of(int64_t zeros, int64_t rows) {
+inline Variant variant_for(int64_t zeros, int64_t rows) {
 #if defined(__AVX512F__)
-  if (zeros * 10 <= rows * 16) return Form::sixteen_rows;
-  if (zeros * 10 <= rows * 34) return Form::eight_rows;
+  if (zeros * 10 <= rows * 16) return Variant::sixteen_rows;
+  if (zeros * 10 <= rows * 34) return Variant::eight_rows;
 #else
-  if (zeros * 10 <= rows * 16) return Form::windows_of_4;
+  if (zeros * 10 <= rows * 16) return Variant::windows_of_4;
 #endif
-  return zeros <= rows * 5 ? Form::windows_of_8 : Form::windows_of_16;
+  return zeros <= rows * 5 ? Variant::windows_of_8 : Variant::windows_of_16;
 }
 
 // d[i] = sum of x[col] * value over the zeros of row i of `block`, i < 64.
 template <class T, class Col>
-inline void block_sums(const LayerView<T, Col>& mask, int64_t block, Form form, const float* x,
+inline void block_sums(const LayerView<T, Col>& mask, int64_t block, Variant variant, const float* x,
                        float* d) {
   alignas(64) int32_t end[BLOCK];
   alignas(64) float p[CHUNK + PAD];
@@ -161,27 +160,27 @@ inline void block_sums(const LayerView<T, Col>& mask, int64_t block, Form form, 
   const T* values = mask.values + start;
   const int n = end[BLOCK - 1];
   if (__builtin_expect(n > CHUNK, 0)) {
-    // Rows of hundreds of zeros: one by one costs nothing then.
+    // Rows with hundreds of zeros: the loop per row costs little.
     for (int i = 0, at = 0; i < BLOCK; i++) {
       F4 sum = {0, 0, 0, 0};
       while (at < end[i]) {
-        int some = std::min(CHUNK, end[i] - at);
-        products(cols + at, values + at, some, 0, x, p);
-        sum += fold<16>(p, some);
-        at += some;
+        int count = std::min(CHUNK, end[i] - at);
+        products(cols + at, values + at, count, 0, x, p);
+        sum += fold<16>(p, count);
+        at += count;
       }
       d[i] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
     return;
   }
   products(cols, values, n, mask.zeros() - start - n, x, p);
-  switch (form) {
+  switch (variant) {
 #if defined(__AVX512F__)
-    case Form::sixteen_rows: return sum_short_rows<16>(end, p, d);
-    case Form::eight_rows: return sum_short_rows<8>(end, p, d);
+    case Variant::sixteen_rows: return sum_short_rows<16>(end, p, d);
+    case Variant::eight_rows: return sum_short_rows<8>(end, p, d);
 #endif
-    case Form::windows_of_4: return sum_rows<4>(end, p, d);
-    case Form::windows_of_8: return sum_rows<8>(end, p, d);
+    case Variant::windows_of_4: return sum_rows<4>(end, p, d);
+    case Variant::windows_of_8: return sum_rows<8>(end, p, d);
     default: return sum_rows<16>(end, p, d);
   }
 }

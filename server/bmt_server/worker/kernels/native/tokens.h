@@ -1,24 +1,24 @@
-// Several tokens of one mask: vectorised over the tokens, so that a zero's column and value are
+// Several tokens of one mask: vectorized over the tokens, so that a zero's column and value are
 // read once for all of them.
 //
-// x of up to 32 tokens is transposed to [K, lanes] in fp32; a zero then adds value * x[col] to
-// its row's accumulator [lanes]. Accumulators of a block's 64 rows stay in the first-level cache,
-// and each zero carries its row (8 bits, spread from the row ends), so no branch depends on where
-// a row ends; where rows are long a loop a row is cheaper.
+// x of up to 32 tokens is transposed to [K, lanes] in fp32; each zero adds value * x[col] to its
+// row's accumulator [lanes]. The accumulators of a block's 64 rows stay in the L1 cache. Each zero
+// carries its row (8 bits, expanded from the row ends), so no branch depends on the end of a row; if
+// rows are long, one loop per row is cheaper.
 #pragma once
 
 #include "mask.h"
 #include "vectors.h"
 
-constexpr int MOST_LANES = 32;
-// From this many zeros a row on average, a row's sum stays in registers; measured.
+constexpr int MAX_LANES = 32;
+// Average zeros per row from which one loop per row is faster; measured.
 inline int long_row(int lanes) { return lanes < 16 ? 5 : 2; }
 
-// to [k, lanes] = x of `lanes` tokens [K], in fp32. Lanes beyond the tokens repeat the last one.
+// to [k, lanes] = x of `lanes` tokens [K], in fp32. Lanes beyond the last token repeat it.
 template <class T>
 inline void transpose_x(const T* const* rows, int64_t stride, int64_t k, int lanes, float* to) {
   constexpr int TILE = 64;
-  alignas(64) float tile[MOST_LANES][TILE + 4];
+  alignas(64) float tile[MAX_LANES][TILE + 4];
   int64_t k0 = 0;
 #if defined(__AVX512F__)
   if (stride == 1 && lanes >= 16)
@@ -47,9 +47,9 @@ inline void transpose_x(const T* const* rows, int64_t stride, int64_t k, int lan
   }
 }
 
-// row[i], i < end[63]: the row of each zero of a block. Each row writes 16 and the next row
-// overwrites what is too much; writes up to 16 more.
-inline void spread_rows(const int32_t* end, uint8_t* row) {
+// row[i], i < end[63]: the row of each zero of a block. Each row writes at least 16 entries, and the
+// next row overwrites the excess; writes up to 16 entries past the end.
+inline void expand_rows(const int32_t* end, uint8_t* row) {
   int start = 0;
   for (int i = 0; i < BLOCK; i++) {
     std::memset(row + start, i, 16);
@@ -60,7 +60,7 @@ inline void spread_rows(const int32_t* end, uint8_t* row) {
 
 // sums [64, LANES] += value * x[col] over the zeros of a block.
 template <int LANES, class T, class Col>
-inline void block_sums_of(const LayerView<T, Col>& mask, int64_t block, bool long_rows,
+inline void block_sums_grouped(const LayerView<T, Col>& mask, int64_t block, bool long_rows,
                           const float* x, float* sums) {
   constexpr int W = LANES < WIDTH ? LANES : WIDTH, N = LANES / W;
   using V = Vector<float, W>;
@@ -83,7 +83,7 @@ inline void block_sums_of(const LayerView<T, Col>& mask, int64_t block, bool lon
     return;
   }
   alignas(64) uint8_t row[CHUNK + 16];
-  spread_rows(end, row);
+  expand_rows(end, row);
   std::memset(sums, 0, BLOCK * LANES * sizeof *sums);
   for (int i = 0; i < n; i++) {
     const float* column = x + (int64_t)cols[i] * LANES;

@@ -1,6 +1,5 @@
-// Vectors of the host and the element types of a model, in GCC's vector extension: the compiler
-// turns them into AVX-512, AVX2 or NEON, so few paths name an instruction set: short rows (rows.h), and transposition where
-// AVX-512 is.
+// Vector types of the host and element types of a model, in GCC's vector extension. The compiler
+// maps them to AVX-512, AVX2 or NEON; only short rows (rows.h) and transposition have AVX-512 code.
 #pragma once
 
 #include <cstdint>
@@ -40,27 +39,27 @@ inline void store(void* to, V v) {
   std::memcpy(to, &v, sizeof v);
 }
 
-// Lanes of two vectors by constant places, those of the second counted on from the first's.
+// Lanes of two vectors by constant indices; those of b follow those of a.
 #if defined(__clang__)
-#define BMT_SHUFFLE(places, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#define BMT_SHUFFLE(indices, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define BMT_SHUFFLE(places, a, b, ...) __builtin_shuffle(a, b, places{__VA_ARGS__})
+#define BMT_SHUFFLE(indices, a, b, ...) __builtin_shuffle(a, b, indices{__VA_ARGS__})
 #endif
-using Places4 = Vector<int32_t, 4>;
-using Places8 = Vector<int16_t, 8>;
+using Indices4 = Vector<int32_t, 4>;
+using Indices8 = Vector<int16_t, 8>;
 
-// Rows of a 4 x 4 block become its columns.
+// Transpose a 4 x 4 block in place.
 inline void transpose(F4& a, F4& b, F4& c, F4& d) {
-  F4 ab_lo = BMT_SHUFFLE(Places4, a, b, 0, 4, 1, 5), ab_hi = BMT_SHUFFLE(Places4, a, b, 2, 6, 3, 7);
-  F4 cd_lo = BMT_SHUFFLE(Places4, c, d, 0, 4, 1, 5), cd_hi = BMT_SHUFFLE(Places4, c, d, 2, 6, 3, 7);
-  a = BMT_SHUFFLE(Places4, ab_lo, cd_lo, 0, 1, 4, 5);
-  b = BMT_SHUFFLE(Places4, ab_lo, cd_lo, 2, 3, 6, 7);
-  c = BMT_SHUFFLE(Places4, ab_hi, cd_hi, 0, 1, 4, 5);
-  d = BMT_SHUFFLE(Places4, ab_hi, cd_hi, 2, 3, 6, 7);
+  F4 ab_lo = BMT_SHUFFLE(Indices4, a, b, 0, 4, 1, 5), ab_hi = BMT_SHUFFLE(Indices4, a, b, 2, 6, 3, 7);
+  F4 cd_lo = BMT_SHUFFLE(Indices4, c, d, 0, 4, 1, 5), cd_hi = BMT_SHUFFLE(Indices4, c, d, 2, 6, 3, 7);
+  a = BMT_SHUFFLE(Indices4, ab_lo, cd_lo, 0, 1, 4, 5);
+  b = BMT_SHUFFLE(Indices4, ab_lo, cd_lo, 2, 3, 6, 7);
+  c = BMT_SHUFFLE(Indices4, ab_hi, cd_hi, 0, 1, 4, 5);
+  d = BMT_SHUFFLE(Indices4, ab_hi, cd_hi, 2, 3, 6, 7);
 }
 
 #if defined(__AVX512F__)
-// Rows of a 16 x 16 block become its columns.
+// Transpose a 16 x 16 block in place.
 inline void transpose_16(__m512 (&r)[16]) {
   __m512 t[16];
   for (int i = 0; i < 16; i += 4) {
@@ -71,7 +70,7 @@ inline void transpose_16(__m512 (&r)[16]) {
       const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
       return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
     };
-    // t[i + j]: column j of each of the four quarters, of rows i .. i + 3.
+    // t[i + j]: column j of each of the four quarters, rows i .. i + 3.
     t[i] = pairs(ab_lo, cd_lo, false), t[i + 1] = pairs(ab_lo, cd_lo, true);
     t[i + 2] = pairs(ab_hi, cd_hi, false), t[i + 3] = pairs(ab_hi, cd_hi, true);
   }
@@ -86,9 +85,8 @@ inline void transpose_16(__m512 (&r)[16]) {
 }
 #endif
 
-// bfloat16 as it lies in memory. `widen` is exact, `narrow` rounds to the nearest with ties to
-// even, as torch does. The hardware's own conversion, where there is one, also flushes subnormals,
-// as the product before it does.
+// bfloat16 in memory. `widen` is exact; `narrow` rounds to nearest, ties to even, as torch does. The
+// hardware conversion (AVX512_BF16) also flushes subnormals, as the matrix product before it does.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -96,7 +94,7 @@ struct BFloat16 {
 template <int N>
 inline Vector<float, N> widen(const BFloat16* from) {
 #if defined(__AVX512F__)
-  // One instruction and a shift; the conversion below becomes four (GCC 12).
+  // One instruction and a shift; GCC 12 compiles the conversion below to four.
   if constexpr (N == 16) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
     return (FW)_mm512_slli_epi32(wide, 16);
@@ -111,12 +109,12 @@ inline Vector<float, N> widen(const float* from) {
   return load<Vector<float, N>>(from);
 }
 
-// Eight values as two vectors of four: the form that compiles to one instruction each.
+// Eight values as two vectors of four, one instruction each.
 inline void widen_8(const BFloat16* from, F4& low, F4& high) {
   using V = Vector<uint16_t, 8>;
   V zero = {}, v = load<V>(from);
-  V first = BMT_SHUFFLE(Places8, zero, v, 0, 8, 1, 9, 2, 10, 3, 11);
-  V second = BMT_SHUFFLE(Places8, zero, v, 4, 12, 5, 13, 6, 14, 7, 15);
+  V first = BMT_SHUFFLE(Indices8, zero, v, 0, 8, 1, 9, 2, 10, 3, 11);
+  V second = BMT_SHUFFLE(Indices8, zero, v, 4, 12, 5, 13, 6, 14, 7, 15);
   low = (F4)first, high = (F4)second;
 }
 

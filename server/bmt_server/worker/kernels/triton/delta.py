@@ -1,14 +1,14 @@
-"""The masked delta on a GPU: y[t, :R] -= x[t] (W ⊙ [P(t)])ᵀ for every token's own mask.
+"""The masked delta on a GPU: y[t, :R] -= x[t] (W ⊙ 1[P(t)])^T for every token's own mask.
 
-Legend as in `layers.py`; shapes are given where a tensor is born. Products and sums are float32,
-and y is rounded once. A row's zeros are summed in an order that does not depend on the batch, so
-a mask answers the same alone and among others. Rows without zeros and tokens of the base are
-neither read nor written.
+P(t) are the zeros of token t's mask. Legend as in `gate_layers.py`; comments give each tensor's
+shape. Products and sums are float32, and y is rounded once. The order in which a row's zeros are
+summed does not depend on the batch, so a token's result is the same in every batch. Rows without
+zeros and tokens of the base are neither read nor written.
 
-`correct` serves every step and is what CUDA graphs record. `correct_tiles` is for long runs of
-tokens with one mask (prefill), where `correct` would fetch every zero again for each token and
-gather x one element at a time: here a tile's x lies turned, tokens side by side, so that one zero
-loads a line of tokens.
+`correct` serves every step and is the kernel that CUDA graphs record. `correct_tiles` is for long
+runs of tokens with one mask (prefill), for which `correct` would read every zero again for each
+token and gather x one element at a time: a tile's x is transposed, with tokens contiguous, so one
+zero loads a line of tokens.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import triton.language as tl
 
 from bmt_server.worker.kernels.triton.mask import entry_of, row_spans
 
-# The best of those that `benchmarks/gpu.py --sweep` tried on an H100, see docs/log.md.
-ROWS = 128  # gate rows that a program of `correct` takes at once
-WARPS = 4  # a thread a row
+# The fastest of the sizes that the GPU benchmark's sweep measured on an H100.
+ROWS = 128  # gate rows that a program of `correct` processes at once
+WARPS = 4  # one thread per row
 WIDTH = 8  # zeros of a row in flight at once; 0.2 % of 4,096 columns is 8 on average
-PROGRAMS = 1024  # of `correct` at least, where a step has so many blocks of rows: they fill a GPU
-STAGE_TOKENS = 4  # of a step up to which x is kept in shared memory: shorter to wait for
-STAGE_MOST = 16384  # columns of x up to which it fits there
-TILE = 64  # tokens of a tile: one 128-byte line of bf16
-TILE_ROWS = 64  # gate rows of one program of `correct_tiles`
+PROGRAMS = 1024  # least number of programs of `correct`, if a step has as many blocks of rows
+STAGE_TOKENS = 4  # most tokens of a step with x in shared memory, which has a lower latency
+STAGE_COLUMNS = 16384  # most columns of x that fit there
+TILE = 64  # tokens per tile: one 128-byte line of bf16
+TILE_ROWS = 64  # gate rows per program of `correct_tiles`
 TILE_WARPS = 4
-TURN = 64  # columns of x that one program turns
+TRANSPOSE_COLUMNS = 64  # columns of x per program of `transpose`
 
 
 def stage(tokens: int, columns: int) -> int:
-    """`correct`'s STAGE for x [tokens, columns]: columns in shared memory, or 0 for none."""
-    fits = tokens <= STAGE_TOKENS and columns <= STAGE_MOST
+    """STAGE argument of `correct` for x [tokens, columns]: columns in shared memory, 0: none."""
+    fits = tokens <= STAGE_TOKENS and columns <= STAGE_COLUMNS
     return triton.next_power_of_2(columns) if fits else 0
 
 
@@ -57,8 +57,8 @@ def correct(
 
     y [T, N], x [T, K] in the model's dtype; token_mask int64 [T or more], addresses, 0 = base.
     WIDE: cols are int32 (K > 65,536); STAGE: see `stage`. Programs: (token, `blocks` blocks of
-    ROWS rows); with many tokens a program takes several, for those that end at once cost their
-    start all the same.
+    ROWS rows); with many tokens a program processes several blocks, because programs of base tokens
+    also cost their launch.
     """
     t = tl.program_id(0).to(tl.int64)
     mask = tl.load(token_mask + t)
@@ -85,32 +85,43 @@ def correct(
                 else:
                     a = tl.load(x + t * x_stride + col, mask=real, other=0.0).to(tl.float32)
                 total += tl.sum(weight * a, axis=1)
-            place = y + t * y_stride + rows
-            before = tl.load(place, mask=stop > start, other=0.0).to(tl.float32)
-            tl.store(place, (before - total).to(y.dtype.element_ty), mask=stop > start)
+            target = y + t * y_stride + rows
+            before = tl.load(target, mask=stop > start, other=0.0).to(tl.float32)
+            tl.store(target, (before - total).to(y.dtype.element_ty), mask=stop > start)
 
 
 @triton.jit
-def turn(x, turned, tile_start, tile_count, K, x_stride, TURN: tl.constexpr, TILE: tl.constexpr):
-    """Semantics: turned[i, k, j] = x[tile_start[i] + j, k] for j < tile_count[i], else 0.
+def transpose(
+    x,
+    transposed,
+    tile_start,
+    tile_count,
+    K,
+    x_stride,
+    COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Semantics: transposed[i, k, j] = x[tile_start[i] + j, k] for j < tile_count[i], else 0.
 
-    x [T, K]; turned [tiles, K, TILE]; tile_start, tile_count int32 [tiles]. Programs: (tile,
-    TURN columns).
+    x [T, K]; transposed [tiles, K, TILE]; tile_start, tile_count int32 [tiles]. Programs: (tile,
+    COLUMNS columns).
     """
     tile = tl.program_id(0)
     start, count = tl.load(tile_start + tile).to(tl.int64), tl.load(tile_count + tile)
-    k = tl.program_id(1) * TURN + tl.arange(0, TURN)
+    k = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     j = tl.arange(0, TILE)
     real = (j < count)[:, None] & (k < K)[None, :]
     part = tl.load(x + (start + j)[:, None] * x_stride + k[None, :], mask=real, other=0.0)
-    out = turned + tile.to(tl.int64) * K * TILE + k[:, None] * TILE + j[None, :]  # [TURN, TILE]
+    out = (
+        transposed + tile.to(tl.int64) * K * TILE + k[:, None] * TILE + j[None, :]
+    )  # [COLUMNS, TILE]
     tl.store(out, tl.trans(part), mask=(k < K)[:, None])
 
 
 @triton.jit(do_not_specialize=["layer"])
 def correct_tiles(
     y,
-    turned,
+    transposed,
     tile_start,
     tile_count,
     tile_mask,
@@ -122,10 +133,10 @@ def correct_tiles(
     TILE_ROWS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Semantics: that of `correct` for the tokens of each tile, all of which use tile_mask[tile].
+    """Semantics: as `correct`, for the tokens of each tile, all of which use tile_mask[tile].
 
-    y [T, N]; turned [tiles, K, TILE] as `turn` left it; tile_start, tile_count int32 and tile_mask
-    int64 [tiles]. Programs: (tile, block of TILE_ROWS rows).
+    y [T, N]; transposed [tiles, K, TILE] from `transpose`; tile_start, tile_count int32 and
+    tile_mask int64 [tiles]. Programs: (tile, block of TILE_ROWS rows).
     """
     tile = tl.program_id(0)
     entry = entry_of(tl.load(tile_mask + tile), layer)
@@ -135,7 +146,7 @@ def correct_tiles(
     start, stop = row_spans(entry, rows, rows < R)
     cols = tl.load(entry + 2).to(tl.pointer_type(tl.int32 if WIDE else tl.uint16))
     values = tl.load(entry + 3).to(tl.pointer_type(y.dtype.element_ty))
-    part = turned + tile.to(tl.int64) * K * TILE
+    part = transposed + tile.to(tl.int64) * K * TILE
     total = tl.zeros([TILE, TILE_ROWS], tl.float32)
     for at in range(0, tl.max(stop - start)):
         real = start + at < stop
@@ -143,7 +154,7 @@ def correct_tiles(
         weight = tl.load(values + start + at, mask=real, other=0.0).to(tl.float32)
         a = tl.load(part + col[None, :] * TILE + j[:, None], mask=real[None, :], other=0.0)
         total += weight[None, :] * a.to(tl.float32)
-    place = y + (first + j)[:, None] * y_stride + rows[None, :]
+    target = y + (first + j)[:, None] * y_stride + rows[None, :]
     real = (j < count)[:, None] & (stop > start)[None, :]
-    before = tl.load(place, mask=real, other=0.0).to(tl.float32)
-    tl.store(place, (before - total).to(y.dtype.element_ty), mask=real)
+    before = tl.load(target, mask=real, other=0.0).to(tl.float32)
+    tl.store(target, (before - total).to(y.dtype.element_ty), mask=real)

@@ -1,27 +1,27 @@
-"""`ops.Kernel` on a GPU: masks in an arena, one launch a layer, fit for CUDA graphs.
+"""The masked delta on a GPU with Triton: one launch per layer, compatible with CUDA graphs.
 
-A step's composition reaches the GPU through one fixed buffer, `token_mask` [max tokens] int64: each
-token's mask as an address, 0 for the base and for whatever a graph pads a step with. A recorded
-launch reads it anew at each replay, so a graph serves every mixture of masks, and `plan` and
-`idle` only fill it. Nothing in here reads from the GPU.
+The batch composition reaches the GPU through one fixed buffer, `token_mask` int64 [max tokens]:
+each token's mask as an address, 0 for the base and for a graph's padding. A recorded launch reads
+it again at each replay, so one graph serves every mixture of masks, and `plan` and `idle` only fill
+the buffer. No method here reads from the GPU.
 
-What vLLM 0.32.0 does around a captured step, and what follows for us:
+Behavior of vLLM 0.32.0 around a captured step, and the consequences here:
 
-- Both runners hand over the batch's adapters before the forward pass and outside a capture:
+- Both model runners pass the batch's adapters before the forward pass and outside of a capture:
   `v1/worker/gpu_model_runner.py`, `_prepare_inputs`, and `v1/worker/gpu/model_runner.py`,
   `execute_model`; for dummy runs `v1/worker/lora_model_runner_mixin.py`,
   `maybe_select_dummy_loras`, in the second runner through `v1/worker/gpu/lora_utils.py`,
   `create_lora_capture_hook`.
-- They tell the tokens that are scheduled; a graph runs more (`v1/cudagraph_dispatcher.py`,
-  `_create_padded_batch_descriptor`; `v1/worker/gpu/cudagraph_utils.py`, `dispatch`). So all of
-  the buffer beyond a step's tokens stays 0.
-- Graphs are captured with dummy adapters, for which `plan` is given tokens of the base: run()
-  then launches, since steps with masks replay what it records. With `cudagraph_specialize_lora`
-  (the default) and in the second runner always, steps without any adapter have graphs of their
-  own, captured without dummies (`get_lora_capture_cases`, `CudagraphDispatcher._get_lora_cases`):
-  there `idle` came before, and run() records nothing.
-- A step in place still replays graphs that hold launches, since its batch has adapters: `idle`
-  has cleared the buffer, and they end at once.
+- They pass the scheduled tokens only, and a graph runs more (`v1/cudagraph_dispatcher.py`,
+  `_create_padded_batch_descriptor`; `v1/worker/gpu/cudagraph_utils.py`, `dispatch`). So the buffer
+  stays 0 beyond a step's tokens.
+- Graphs are captured with dummy adapters, for which `plan` gets base tokens only: run() launches
+  then, because steps with masks replay the recording. With `cudagraph_specialize_lora` (the
+  default), and always in the second runner, steps without any adapter have their own graphs,
+  captured without dummies (`get_lora_capture_cases`, `CudagraphDispatcher._get_lora_cases`):
+  `idle` precedes those, and run() records nothing.
+- A step in place also replays graphs with launches, because its batch has adapters: `idle` has
+  cleared the buffer, and the programs end at once.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ import numpy as np
 import torch
 
 from bmt_server.ipc.mask_layout import Layout
-from bmt_server.worker import switch_policy
 from bmt_server.worker.gate_layers import GateLayer
+from bmt_server.worker.kernels.costs import GPU
 from bmt_server.worker.kernels.triton import delta, weights
-from bmt_server.worker.kernels.triton.arena import Arena, PlacedMask, on_host
-from bmt_server.worker.resident_mask import ResidentMask, gather
+from bmt_server.worker.kernels.triton.arena import Arena, DeviceMask, on_host
+from bmt_server.worker.resident_mask import ResidentMask, load_mask
 
-# A run of one mask's tokens this long is worth a tile.
+# Least number of consecutive tokens with one mask that become a tile.
 _TILE_FROM = 32
-# Tiles turned at once: bounds the scratch to 32 * 64 tokens of x, 16 MiB at 4,096 columns in bf16.
+# Tiles per launch; bounds the scratch to 32 * 64 tokens of x, 16 MiB for 4,096 columns in bf16.
 _TILES_AT_ONCE = 32
 
 
 class KernelInputError(RuntimeError):
-    """A step does not fit what the kernel was made for; the message says how."""
+    """The kernel does not support the gates or a step; the message names value and limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Tiles:
-    """Runs of one mask's tokens, in pieces of TILE: start, count int32 and mask int64 [tiles]."""
+    """Runs of tokens with one mask, cut to TILE: start, count int32 and mask int64 [tiles]."""
 
     start: torch.Tensor
     count: torch.Tensor
@@ -64,15 +64,17 @@ class _Tiles:
 
 
 class TritonKernel:
-    """Masks on one model's gates, on one GPU; used by the worker's one thread.
+    """`masked_delta.Kernel` for one model's gates on one GPU, used by the worker's one thread.
 
-    memory_bytes: what is reserved for masks, now. max_tokens: the most tokens of a step, padding
-    included. graph_tokens: the most of a step that a CUDA graph may run; 0 without graphs.
+    memory_bytes: reserved for masks at construction; max_tokens: bound on a step's tokens, padding
+    included; graph_tokens: bound on the tokens of a step that a CUDA graph runs, 0 without graphs.
+    Raises KernelInputError for gates of several dtypes or column widths, MaskStoreError if the
+    memory does not fit.
     """
 
     name = "triton"
-    note = "one launch a layer, recorded by CUDA graphs"
-    costs = switch_policy.GPU
+    description = "one launch per layer, recorded by CUDA graphs"
+    costs = GPU
 
     def __init__(
         self,
@@ -87,19 +89,19 @@ class TritonKernel:
         wide = {gate.shape[1] > 1 << 16 for gate in gates}
         if len(wide) > 1 or any(gate.base.dtype != dtype for gate in gates):
             raise KernelInputError(
-                "the gates differ in dtype, or some have more than 65,536 columns and some not; "
-                "start with the portable kernel: --enforce-eager and no triton package"
+                "the gates differ in dtype, or only some have more than 65,536 columns; use the "
+                "portable kernel: set BMT_KERNEL=portable and --enforce-eager"
             )
         self._gates, self._dtype, self._wide = gates, dtype, wide.pop()
         self.arena = Arena(device, memory_bytes)
         self._graph_tokens = graph_tokens
         self._token_mask = torch.zeros(max_tokens, dtype=torch.int64, device=device)
-        # What token_mask holds once all that is enqueued has run; zeros from _used on.
+        # Content of token_mask after all enqueued work; zeros from _used on.
         self._written, self._used = np.zeros(max_tokens, np.int64), 0
-        turned = (_TILES_AT_ONCE, widest, delta.TILE)
-        self._turned = torch.empty(turned, dtype=dtype, device=device)
+        scratch = (_TILES_AT_ONCE, widest, delta.TILE)
+        self._transposed = torch.empty(scratch, dtype=dtype, device=device)
         self._weights = _addresses(gates)
-        # What the kernels over all weights of the model are launched with.
+        # Grid and constants of the kernels over all weights of the model.
         most_rows = max(gate.shape[0] for gate in gates)
         self._all_rows = (len(gates), _ceil(most_rows, weights.ROWS))
         self._options = {
@@ -111,7 +113,7 @@ class TritonKernel:
         }
         self._masks: list[ResidentMask] = []
         self._tiles: list[_Tiles] = []
-        # How many tokens the launch of `correct` covers; 0: there is none.
+        # Tokens that the launch of `correct` covers; 0: no launch.
         self._until = 0
         self._warm_up()
 
@@ -119,13 +121,13 @@ class TritonKernel:
         pass
 
     def plan(self, token_masks: np.ndarray, masks: Mapping[int, ResidentMask]) -> None:
-        """See `ops.Kernel`. Tokens of the base alone mean a step that graphs are captured from."""
+        """See `masked_delta.Kernel`. Base tokens only mean a step that graphs are captured from."""
         tokens = token_masks.size
         if tokens > self._written.size:
             raise KernelInputError(
-                f"a step has {tokens} tokens and the kernel was made for {self._written.size}"
+                f"a step has {tokens} tokens, and the kernel supports at most {self._written.size}"
             )
-        # References keep the places from being given to others while this plan holds.
+        # References keep the arena from reusing the memory while this plan holds.
         self._masks = list(masks.values())
         starts = np.flatnonzero(np.diff(token_masks, prepend=-1, append=-1))
         lengths = np.diff(starts)
@@ -138,8 +140,8 @@ class TritonKernel:
         run_mask[long] = 0
         addresses = np.repeat(run_mask, lengths)
         self._write(addresses)
-        # In a graph the launch is for all tokens; else for those up to the last that has a mask
-        # and no tile. vLLM has prompts' tokens behind the decoding ones.
+        # In a graph the launch covers all tokens, otherwise those up to the last that has a mask
+        # and no tile: vLLM orders the tokens of prompts after those that decode.
         if tokens <= self._graph_tokens:
             self._until = self._written.size
         else:
@@ -154,37 +156,38 @@ class TritonKernel:
             return
         if {y.dtype, x.dtype} != {self._dtype} or (y.stride(1), x.stride(1)) != (1, 1):
             raise KernelInputError(
-                f"the gates are {self._dtype} in contiguous rows; y is {y.dtype} {y.stride()} and "
-                f"x {x.dtype} {x.stride()}"
+                f"the gates are {self._dtype} with contiguous rows; y is {y.dtype} {y.stride()} "
+                f"and x {x.dtype} {x.stride()}"
             )
         if x.shape[0] > self._written.size:
             raise KernelInputError(
-                f"a step has {x.shape[0]} tokens and the kernel was made for {self._written.size}"
+                f"a step has {x.shape[0]} tokens, and the kernel supports at most "
+                f"{self._written.size}"
             )
         if self._until:
             self._correct(layer, y, x)
         for tiles in self._tiles:
             self._correct_tiles(layer, y, x, tiles)
 
-    def place(self, mask: ResidentMask, *, beyond: bool = False) -> PlacedMask:
-        """Bring a mask from the host into the arena and gather its values from the weights."""
-        placed = self.arena.place(mask, beyond=beyond)
-        weights.take[self._all_rows](placed.address, self._weights, **self._options)
-        return placed
+    def to_device(self, mask: ResidentMask, *, allow_overflow: bool = False) -> DeviceMask:
+        """Copy a mask from the host into the arena and read its values from the weights."""
+        copy = self.arena.copy_in(mask, allow_overflow=allow_overflow)
+        weights.read_values[self._all_rows](copy.address, self._weights, **self._options)
+        return copy
 
     def switch(self, old: ResidentMask | None, new: ResidentMask | None) -> None:
-        """Weights that hold `old` hold `new` instead, in one launch; None is the base."""
+        """See `masked_delta.Kernel`; one launch."""
         self.arena.order()
         weights.switch[self._all_rows](_address(old), _address(new), self._weights, **self._options)
 
     def _warm_up(self) -> None:
-        """Run every kernel once, on a mask without zeros: none may be compiled in a capture."""
+        """Run every kernel once on a mask without zeros, because a capture must not compile any."""
         (r, k), device = self._gates[0].shape, self._token_mask.device
-        empty = gather("", Layout("", {}), self._gates, partial(self.place, beyond=True))
+        empty = load_mask(Layout("", {}), self._gates, partial(self.to_device, allow_overflow=True))
         tokens = min(delta.TILE, self._written.size)
         y = torch.zeros(tokens, 2 * r, dtype=self._dtype, device=device)
         x = torch.zeros(tokens, k, dtype=self._dtype, device=device)
-        for few in (1, delta.STAGE_TOKENS + 1):  # with x staged, and without
+        for few in (1, delta.STAGE_TOKENS + 1):  # with x in shared memory, and without
             self._until = few
             self._correct(0, y[:few], x[:few])
         self._until = 0
@@ -217,19 +220,19 @@ class TritonKernel:
     def _correct_tiles(self, layer: int, y: torch.Tensor, x: torch.Tensor, tiles: _Tiles) -> None:
         r, k = self._gates[layer].shape
         count = tiles.mask.numel()
-        delta.turn[count, _ceil(k, delta.TURN)](
+        delta.transpose[count, _ceil(k, delta.TRANSPOSE_COLUMNS)](
             x,
-            self._turned,
+            self._transposed,
             tiles.start,
             tiles.count,
             k,
             x.stride(0),
-            TURN=delta.TURN,
+            COLUMNS=delta.TRANSPOSE_COLUMNS,
             TILE=delta.TILE,
         )
         delta.correct_tiles[count, _ceil(r, delta.TILE_ROWS)](
             y,
-            self._turned,
+            self._transposed,
             tiles.start,
             tiles.count,
             tiles.mask,
@@ -244,7 +247,7 @@ class TritonKernel:
         )
 
     def _write(self, addresses: np.ndarray) -> None:
-        """Make token_mask hold `addresses`, and 0 beyond them."""
+        """Set token_mask to `addresses`, and to 0 beyond them."""
         self.arena.order()
         changed = max(addresses.size, self._used)
         after = np.zeros(changed, np.int64)
@@ -256,7 +259,7 @@ class TritonKernel:
             self._token_mask[:changed].copy_(host, non_blocking=True)
 
     def _cut(self, starts: np.ndarray, lengths: np.ndarray, masks: np.ndarray) -> list[_Tiles]:
-        """Runs as tiles, in new tensors: a step that has tiles is in no graph."""
+        """Cut runs of tokens into tiles, in new tensors: no graph runs a step with tiles."""
         if not starts.size:
             return []
         pieces = -(-lengths // delta.TILE)
@@ -274,7 +277,7 @@ class TritonKernel:
 
 
 def _addresses(gates: Sequence[GateLayer]) -> torch.Tensor:
-    """`triton_weights`' table of gates, int64 [layers, 3]."""
+    """The table of gates for `weights.py`, int64 [layers, 3]."""
     words = []
     for gate in gates:
         weight = gate.base if gate.live is None else gate.live
@@ -287,7 +290,7 @@ def _addresses(gates: Sequence[GateLayer]) -> torch.Tensor:
 def _address(mask: ResidentMask | None) -> int:
     if mask is None:
         return 0
-    assert isinstance(mask, PlacedMask), "masks come from this kernel's place()"
+    assert isinstance(mask, DeviceMask), "masks come from this kernel's to_device()"
     return mask.address
 
 

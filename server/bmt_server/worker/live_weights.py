@@ -1,4 +1,4 @@
-"""In-place masking: W[P] = 0, and back. Exactly what serving the masked checkpoint computes."""
+"""In-place masking: W[P] = 0 and back, with the same numbers as the masked checkpoint."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from bmt_server.worker.resident_mask import ResidentMask
 Switch = Callable[[ResidentMask | None, ResidentMask | None], None]
 
 
-class InPlace:
-    """Owns the live gate weights: they hold the base, or the base under exactly one mask.
+class LiveWeights:
+    """The live gate weights, which hold the base or the base under exactly one mask.
 
-    A revert writes back the values gathered from the base, bit for bit, so any number of switches
-    leaves the weights as they were.
+    A switch writes back the values that were read from the base, bit for bit, so any number of
+    switches leaves the weights unchanged. seconds: host time of all switches.
     """
 
     def __init__(self, gates: Sequence[GateLayer], switch: Switch) -> None:
-        """switch: how a kernel changes the weights, see `ops.Kernel.switch`."""
+        """switch: changes the weights, see `kernels.masked_delta.Kernel.switch`."""
         self.gates = gates
         self._switch = switch
         self.current: ResidentMask | None = None
@@ -27,12 +27,12 @@ class InPlace:
         self.seconds = 0.0
 
     @property
-    def possible(self) -> bool:
-        """True where every gate's weight is the one that the matrix product reads."""
+    def available(self) -> bool:
+        """True if the matrix product reads every gate's weight tensor itself."""
         return all(gate.live is not None for gate in self.gates)
 
     def switch(self, mask: ResidentMask | None) -> None:
-        """Make `mask` (None: the base) the one in the weights. No-op if it already is."""
+        """Put `mask` into the weights (None: restore the base). No-op if it is there already."""
         if mask is self.current or (
             mask is not None and self.current is not None and mask.digest == self.current.digest
         ):

@@ -1,28 +1,28 @@
-"""Places in one block of memory: first fit, neighbours merged when freed."""
+"""First-fit allocator of one memory block; merges adjacent free ranges."""
 
 from __future__ import annotations
 
 import bisect
 
 
-class FirstFit:
-    """Hands out [offset, offset + size) of `capacity` bytes, in steps of `align` bytes.
+class FirstFitAllocator:
+    """Ranges [offset, offset + size) of `capacity` bytes, both multiples of `align` bytes.
 
-    Masks of one model are of like size, so that what a freed one leaves fits the next: first fit
-    fragments little, and its lists stay as short as the number of masks.
+    Masks of one model have similar sizes, so a freed range fits the next mask: first fit causes
+    little fragmentation, and its lists stay as short as the number of masks.
     """
 
     def __init__(self, capacity: int, align: int = 64) -> None:
         self.align = align
         self.capacity = capacity // align * align
-        self.used = 0  # bytes, rounded up to `align` each
-        # Free stretches by offset, never touching each other.
+        self.used = 0  # bytes, each range rounded up to `align`
+        # Free ranges by offset; two of them are never adjacent.
         self._starts: list[int] = [0] if self.capacity else []
         self._sizes: list[int] = [self.capacity] if self.capacity else []
         self._taken: dict[int, int] = {}
 
     def allocate(self, size: int) -> int | None:
-        """An offset, a multiple of `align`, of `size` free bytes; None where no stretch fits."""
+        """Return the offset of `size` free bytes, a multiple of `align`; None if no range fits."""
         size = max(-(-size // self.align), 1) * self.align
         index = next((i for i, free in enumerate(self._sizes) if free >= size), None)
         if index is None:
@@ -38,7 +38,7 @@ class FirstFit:
         return offset
 
     def free(self, offset: int) -> None:
-        """Give back what `allocate` handed out at `offset`."""
+        """Free the range that `allocate` returned at `offset`. Raises KeyError for any other."""
         size = self._taken.pop(offset)
         self.used -= size
         index = bisect.bisect(self._starts, offset)

@@ -1,12 +1,13 @@
-"""Each kernel at the edges of its inputs, against the equation in double precision."""
+"""Edge cases of each kernel's inputs, against the reference in double precision."""
 
 import numpy as np
 import pytest
 import torch
 from bmt_server.ipc.mask_layout import Layout
 from bmt_server.worker.gate_layers import GateLayer
-from bmt_server.worker.kernels import masked_delta
-from bmt_server.worker.resident_mask import gather
+from bmt_server.worker.kernels import reference
+from bmt_server.worker.kernels.selection import KernelLimits, make_kernel
+from bmt_server.worker.resident_mask import load_mask
 from bmt_server.worker.runtime import MaskRuntime
 
 from tests.support.worker import rows_of
@@ -18,7 +19,7 @@ ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Matrices this small gain nothing by threads, which on a busy machine wait for each other."""
+    """One thread: small matrices gain nothing from more, which wait for each other under load."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -29,7 +30,7 @@ class Steps:
     """A model of one or more gates [R, K] with random weights, masks by positions, and steps."""
 
     def __init__(self, shape, masks, dtype=torch.float32, seed=0):
-        """masks: for each mask, one array of flat positions a layer."""
+        """masks: for each mask, one array of flat positions per layer."""
         self.generator = torch.Generator().manual_seed(seed)
         self.shape, self.dtype, self.masks = shape, dtype, masks
         layers = len(masks[0])
@@ -54,21 +55,22 @@ class Steps:
         for layer, weight in enumerate(self.weights):
             before = y.clone()
             torch.ops.bmt.masked_delta(y, x, self.handles[layer])
-            assert torch.equal(y[:, r:], before[:, r:]), "the up projection is not ours to touch"
-            for adapter in np.unique(tokens):
-                at = torch.from_numpy(np.flatnonzero(tokens == adapter))
-                if not adapter:
-                    assert torch.equal(y[at], before[at]), "base tokens stay, bit for bit"
-                    continue
-                deleted = torch.zeros(r * k, dtype=torch.float64)
-                where = torch.from_numpy(self.masks[adapter - 1][layer].astype(np.int64))
-                deleted[where] = weight.double().flatten()[where]
-                deleted = deleted.view(r, k)
-                want = before[at, :r].double() - x[at].double() @ deleted.t()
-                size = x[at].double().abs() @ deleted.abs().t()
-                error = (y[at, :r].double() - want).abs()
-                bound = ROUNDING[self.dtype] * want.abs() + 1e-6 * (size + want.abs())
-                assert bool((error <= bound).all()), float((error / bound.clamp(1e-30)).max())
+            assert torch.equal(y[:, r:], before[:, r:]), "the up projection is unchanged"
+            base = torch.from_numpy(tokens == 0)
+            assert torch.equal(y[base], before[base]), "base tokens keep every bit"
+            keep = {a: self.keep(a, layer) for a in np.unique(tokens).tolist() if a}
+            exact = {"keep": keep, "token_masks": tokens, "dtype": torch.float64}
+            want = reference.masked_delta(before, x, weight, **exact)
+            # The sum of the products' magnitudes, which bounds the rounding of sums.
+            size = -reference.masked_delta(torch.zeros_like(before), x.abs(), weight.abs(), **exact)
+            error = (y[:, :r].double() - want).abs()
+            bound = ROUNDING[self.dtype] * want.abs() + 1e-6 * (size + want.abs())
+            assert bool((error <= bound).all()), float((error / bound.clamp(1e-30)).max())
+
+    def keep(self, adapter, layer):
+        keep = torch.ones(self.shape).flatten()
+        keep[torch.from_numpy(self.masks[adapter - 1][layer].astype(np.int64))] = 0
+        return keep.view(self.shape)
 
 
 def some(rng, shape, zeros):
@@ -78,7 +80,7 @@ def some(rng, shape, zeros):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_thousand_random_shapes(dtype, each_kernel):
     rng = np.random.default_rng(3)
-    # 500 in each dtype for the compiled kernel; the portable one takes its time.
+    # 500 per dtype for the native kernel; the portable one is slow.
     for seed in range(500 if each_kernel == "native" else 60):
         shape = (int(rng.integers(1, 200)), int(rng.integers(1, 90)))
         sparsity = float(rng.choice([0.001, 0.01, 0.05, 0.3, 1.0]))
@@ -93,7 +95,7 @@ def test_a_thousand_random_shapes(dtype, each_kernel):
 @pytest.mark.parametrize("mean", [0.2, 1, 2.5, 4.5, 8, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_sparsity_and_number_of_tokens(dtype, mean, tokens):
-    """mean: zeros of a row. Each form of the compiled kernel serves some of these."""
+    """mean: zeros per row. Each form of the native kernel runs in some of these cases."""
     rng, shape = np.random.default_rng(0), (190, 320)
     steps = Steps(shape, [[some(rng, shape, int(mean * shape[0]))] for _ in range(2)], dtype)
     steps.check(np.ones(tokens))
@@ -136,7 +138,7 @@ def test_blocks_of_more_zeros_than_16_bits_count(tokens):
     steps.check(np.ones(tokens))
 
 
-def test_layers_that_a_mask_leaves_whole():
+def test_layers_without_zeros():
     rng, shape, none = np.random.default_rng(4), (70, 30), np.zeros(0, np.int64)
     some_zeros = some(rng, shape, 50)
     steps = Steps(shape, [[none, some_zeros, none], [none, none, some_zeros]])
@@ -173,7 +175,7 @@ def test_the_first_half_of_a_fused_output_alone():
     assert torch.equal(fused[:, 100:], up)
 
 
-def test_what_is_not_finite_stays_with_its_token():
+def test_non_finite_values_stay_in_their_token():
     rng, shape = np.random.default_rng(7), (70, 60)
     steps = Steps(shape, [[some(rng, shape, 400)], [some(rng, shape, 400)]])
     for count in (3, 12):
@@ -191,7 +193,7 @@ def test_what_is_not_finite_stays_with_its_token():
         assert float(y[1, 3]) == float("inf") or bool(y[1, 3].isnan())
 
 
-def test_the_number_of_threads_changes_no_bit():
+def test_the_result_is_bit_identical_for_any_number_of_threads():
     rng, shape = np.random.default_rng(8), (1500, 300)
     masks = [[some(rng, shape, 2000 + 4000 * i)] for i in range(6)]
     steps = Steps(shape, masks, torch.bfloat16)
@@ -208,8 +210,8 @@ def test_the_number_of_threads_changes_no_bit():
 
 
 @pytest.mark.parametrize("shares", [[1, 64, 35], [100], [33, 33, 34]])
-def test_rows_of_ranks_are_those_of_the_whole(shares):
-    """A rank's share may start and end anywhere in the blocks of the whole."""
+def test_ranks_together_compute_the_whole_output(shares):
+    """A rank's rows may start and end anywhere within a block of the whole."""
     rng, shape = np.random.default_rng(9), (100, 40)
     positions = some(rng, shape, 300)
     steps = Steps(shape, [[positions]])
@@ -237,25 +239,25 @@ def test_values_are_the_base_weights_in_any_row_stride():
     gate = GateLayer("0", (0, 130), fused[100:230, 50:])
     positions = some(rng, shape, 700)
     layout = Layout("1" * 64, {"0": rows_of(positions, shape)})
-    kernel = masked_delta.make([gate], masked_delta.Bounds(memory_bytes=1 << 20))
-    mask = gather(layout.digest, layout, [gate], kernel.place)
+    kernel = make_kernel([gate], KernelLimits(memory_bytes=1 << 20))
+    mask = load_mask(layout, [gate], kernel.to_device)
     assert torch.equal(mask.layers[0].values, gate.base.flatten()[torch.from_numpy(positions)])
 
 
-def test_switching_writes_the_places_alone():
+def test_a_switch_writes_only_the_positions_of_the_masks():
     rng, shape = np.random.default_rng(11), (1100, 40)
     fused = [torch.randn(2200, 90) for _ in range(2)]
     gates = [
         GateLayer(str(i), (0, 1100), f[:1100, 50:], f[:1100, 50:]) for i, f in enumerate(fused)
     ]
     base = [f.clone() for f in fused]
-    kernel = masked_delta.make(gates, masked_delta.Bounds(memory_bytes=1 << 20))
+    kernel = make_kernel(gates, KernelLimits(memory_bytes=1 << 20))
     masks, where = [], []
     for seed in range(3):
         where.append([some(rng, shape, 3000) for _ in gates])
         tensors = {str(i): rows_of(p, shape) for i, p in enumerate(where[-1])}
         layout = Layout(f"{seed:064x}", tensors)
-        masks.append(gather(layout.digest, layout, gates, kernel.place))
+        masks.append(load_mask(layout, gates, kernel.to_device))
     current = None
     for new in (0, 1, None, 2, 0, None):
         kernel.switch(

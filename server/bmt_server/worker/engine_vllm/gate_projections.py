@@ -1,0 +1,93 @@
+"""Gate projections of a model that vLLM loaded, as `GateLayer`s, and the masked delta behind them.
+
+vLLM 0.32.0 fuses gate and up projection into one `MergedColumnParallelLinear`
+(`model_executor/layers/linear.py`); the gate is the first part of its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinearMethod
+
+from bmt_server.settings import Settings
+from bmt_server.worker.gate_layers import GateLayer
+
+# Attribute of a layer that holds a copy of the gate's base rows [R, K], if vLLM repacks the weight.
+BASE_GATE = "bmt_base_gate"
+
+
+class UnsupportedModelError(ValueError):
+    """The served model's gate projections do not fit masks; the message names what it has."""
+
+
+class MaskedLinearMethod(LinearMethodBase):
+    """vLLM's matrix product, followed by the masked delta of each token's mask.
+
+    handle: the layer's handle of the op `bmt::masked_delta`, see `kernels/masked_delta.py`.
+    """
+
+    def __init__(self, inner: UnquantizedLinearMethod, handle: int) -> None:
+        self.inner = inner
+        self.handle = handle
+
+    def create_weights(self, *args: Any, **kwargs: Any) -> None:
+        self.inner.create_weights(*args, **kwargs)
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        self.inner.process_weights_after_loading(layer)
+
+    def apply(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        y: torch.Tensor = self.inner.apply(layer, x, bias)
+        torch.ops.bmt.masked_delta(y, x, self.handle)
+        return y
+
+
+def is_gate(layer: Any) -> bool:
+    """True for vLLM's fused gate and up projection (`MergedColumnParallelLinear`)."""
+    return getattr(layer, "prefix", "").endswith(".gate_up_proj") and hasattr(
+        layer, "output_partition_sizes"
+    )
+
+
+def fused_projections(model: torch.nn.Module) -> list[Any]:
+    """All fused gate and up projections of this worker, in the model's order."""
+    return [m for m in model.modules() if is_gate(m)]
+
+
+def gate_layer(fused: Any) -> GateLayer:
+    """The gate part of one fused projection. Raises UnsupportedModelError if it is quantized."""
+    if not isinstance(fused.quant_method, UnquantizedLinearMethod):
+        raise UnsupportedModelError(
+            f"{fused.prefix} is quantized ({type(fused.quant_method).__name__}), and masks need "
+            "unquantized gate projections; serve the unquantized checkpoint"
+        )
+    count = fused.output_partition_sizes[0]
+    rank = fused.tp_rank
+    name = fused.prefix.removesuffix("gate_up_proj") + "gate_proj.weight"
+    rows = (rank * count, (rank + 1) * count)
+    base = getattr(fused, BASE_GATE, None)
+    if base is not None:
+        return GateLayer(name, rows, base)
+    live = fused.weight.data[:count]
+    return GateLayer(name, rows, live, live)
+
+
+def check_names(gates: Sequence[GateLayer], settings: Settings, pipeline_ranks: int) -> None:
+    """Raise UnsupportedModelError unless `gates` are those of the checkpoint.
+
+    With several pipeline ranks a worker holds only some of them.
+    """
+    known = settings.gates
+    missing = [g.name for g in gates if g.name not in known]
+    if not gates or missing or (len(gates) != len(known) and pipeline_ranks == 1):
+        raise UnsupportedModelError(
+            f"vLLM loaded {len(gates)} gate projections and the checkpoint holds {len(known)}"
+            + (f"; {missing[0]} is not in the checkpoint" if missing else "")
+            + ". Masks need a dense model whose blocks have a gate projection (Llama, Qwen, "
+            "Mistral and similar)"
+        )
