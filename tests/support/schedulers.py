@@ -1,4 +1,4 @@
-"""vLLM's real scheduler classes without an engine: built from configs, fed with made-up outputs."""
+"""vLLM's real scheduler classes without an engine: built from configs, fed with fake outputs."""
 
 from __future__ import annotations
 
@@ -53,21 +53,20 @@ def settings(max_wait_s: float = 1.0, quantum_s: float = 0.05) -> Settings:
 def build(
     model: Path,
     *,
-    seats: int = 8,
+    slots: int = 8,
     blocks: int = 1000,
     budget: int = 256,
-    chosen: Settings | None = None,
     kind: type[Scheduler] = ExclusiveScheduler,
     policy: str = "fcfs",
 ) -> Scheduler:
-    """A scheduler of `seats` requests, `blocks` KV blocks of 16 tokens and `budget` tokens a step.
+    """A scheduler of `slots` requests, `blocks` KV blocks of 16 tokens and `budget` tokens a step.
 
-    `chosen` must be exported where `kind` is one of ours.
+    Our schedulers read their settings from the environment.
     """
     config = VllmConfig(
         model_config=ModelConfig(model=str(model), dtype="float32", seed=0, max_model_len=512),
         scheduler_config=SchedulerConfig(
-            max_num_seqs=seats,
+            max_num_seqs=slots,
             max_num_batched_tokens=budget,
             max_model_len=512,
             is_encoder_decoder=False,
@@ -124,9 +123,9 @@ def masks_in(scheduler: Scheduler, output: SchedulerOutput) -> set[int]:
 
 
 def sampled(scheduler: Scheduler, output: SchedulerOutput) -> ModelRunnerOutput:
-    """Output of a model: a token for each request whose prompt is through with this step.
+    """A model's output: one token for each request whose prompt ends within this step.
 
-    To be asked right after the step was scheduled.
+    Call it right after the step was scheduled.
     """
     ids = list(output.num_scheduled_tokens)
     return ModelRunnerOutput(
@@ -140,5 +139,5 @@ def sampled(scheduler: Scheduler, output: SchedulerOutput) -> ModelRunnerOutput:
 
 
 def answer(scheduler: Scheduler, output: SchedulerOutput) -> None:
-    """The step is done, before another is scheduled."""
+    """Complete the step before the next one is scheduled."""
     scheduler.update_from_output(output, sampled(scheduler, output))

@@ -1,14 +1,14 @@
-"""Which mask's waiting requests may join in `scatter` mode when seats run out.
+"""Admission of waiting requests in mode `scatter` when slots are scarce. Pure: no vLLM, no clock.
 
-A request that runs holds a seat (`max_num_seqs`) and KV blocks, also while other masks have their
-turn. Requests of the mask in turn join at once, so without a rule a busy mask would take every
-seat that falls free, in its own turns, and others would never get one.
+A running request holds a slot (one of `max_num_seqs`) and KV blocks, also while other masks have
+their turn. Requests of the mask in turn are admitted at once, so without a rule a busy mask would
+take every slot that becomes free during its turns, and other masks would starve.
 
-The rule: once a request has waited for a seat longer than the bound, the right to free seats goes
-to the mask whose request waited longest, until what waited with it has joined, one batch at most.
-Then it goes to the next. So a group joins together, which keeps steps large, and a request is
-overtaken by later ones only as far as they fill up the batch of an earlier one: by less than a
-batch for each other mask.
+Rule: once a request has waited for a slot longer than the bound, free slots are reserved for the
+mask whose request has waited longest, until the requests that waited at that time are admitted, at
+most one batch. Then the reservation passes on. A group is admitted together, which keeps steps
+large. Later requests overtake a waiting one only to fill the batches of masks with earlier
+reservations: fewer than one batch for each other mask.
 """
 
 from __future__ import annotations
@@ -18,45 +18,51 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Queue:
-    """Requests of one mask that wait for a seat: how many, and since when the first."""
+class WaitingGroup:
+    """Requests of one mask that wait for a slot: their number, and the arrival of the first."""
 
     waiting: int
     since: float
 
 
-class Seats:
-    """Shares free seats among masks."""
+class AdmissionPolicy:
+    """Shares free slots among masks.
+
+    max_wait_s: bound after which slots are reserved, seconds; batch: most requests that one
+    reservation admits; reserved_for: the mask with the reservation, None without one.
+    """
 
     def __init__(self, max_wait_s: float, batch: int) -> None:
         self.max_wait_s = max_wait_s
         self.batch = batch
-        self.right: int | None = None
-        self._left = 0
+        self.reserved_for: int | None = None
+        self._remaining = 0
         self._blocked = False
 
-    def update(self, now: float, queues: Mapping[int, Queue]) -> None:
-        """Look at the queues before a step; the right may pass on."""
-        if self.right is not None and (self._left <= 0 or self.right not in queues):
-            self.right = None
-        if self.right is not None:
-            self._left = min(self._left, queues[self.right].waiting)
+    def update(self, now: float, groups: Mapping[int, WaitingGroup]) -> None:
+        """Start, keep or end the reservation before a step; `groups` by mask."""
+        if self.reserved_for is not None and (
+            self._remaining <= 0 or self.reserved_for not in groups
+        ):
+            self.reserved_for = None
+        if self.reserved_for is not None:
+            self._remaining = min(self._remaining, groups[self.reserved_for].waiting)
             return
-        overdue = [m for m, q in queues.items() if now - q.since >= self.max_wait_s]
+        overdue = [m for m, g in groups.items() if now - g.since >= self.max_wait_s]
         if overdue:
-            self.right = min(overdue, key=lambda m: (queues[m].since, m))
-            self._left = min(self.batch, queues[self.right].waiting)
+            self.reserved_for = min(overdue, key=lambda m: (groups[m].since, m))
+            self._remaining = min(self.batch, groups[self.reserved_for].waiting)
             self._blocked = False
 
-    def open_to(self, mask: int, free: int) -> int:
-        """How many of `free` seats the mask's requests may take now."""
-        if self.right is None or mask == self.right:
+    def available_slots(self, mask: int, free: int) -> int:
+        """Number of the `free` slots that requests of `mask` may take now."""
+        if self.reserved_for is None or mask == self.reserved_for:
             return free
-        # What lacks blocks, not a seat, is only helped by admitting nothing else.
-        return 0 if self._blocked else max(0, free - self._left)
+        # A request that lacks KV blocks, not a slot, needs others to release theirs.
+        return 0 if self._blocked else max(0, free - self._remaining)
 
-    def joined(self, mask: int, count: int, could: int) -> None:
-        """`count` requests of `mask` got a seat in a step that had `could` for them."""
-        if mask == self.right:
-            self._left -= count
-            self._blocked = count == 0 and could > 0
+    def record_admitted(self, mask: int, count: int, possible: int) -> None:
+        """Record that a step admitted `count` requests of `mask`, of `possible` by slots."""
+        if mask == self.reserved_for:
+            self._remaining -= count
+            self._blocked = count == 0 and possible > 0

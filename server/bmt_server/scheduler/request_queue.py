@@ -1,4 +1,4 @@
-"""vLLM's queue of waiting requests, parted by mask, so that one mask can be looked at alone."""
+"""vLLM's queue of waiting requests, split by mask, with a view of one mask alone."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from vllm.v1.request import Request
 
 
 def mask_of(request: Request) -> int:
-    """The adapter id of a request; 0 is the base model."""
+    """The adapter id of a request; 0 is the base."""
     return request.lora_request.lora_int_id if request.lora_request else 0
 
 
 class MaskQueue(RequestQueue):
-    """A queue of vLLM's policy for each mask (vLLM 0.32.0, `v1/core/sched/request_queue.py`).
+    """One queue with vLLM's policy per mask (vLLM 0.32.0, `v1/core/sched/request_queue.py`).
 
-    While `only` is a mask, the queue seems to hold that mask's requests alone. Hiding the others
-    so costs nothing and leaves every mask's order as it is. vLLM takes requests out only within a
-    step, where `only` is set; between steps it adds, counts and removes named ones.
+    While `only` is a mask, the queue shows that mask's requests alone. This hides the others at no
+    cost and keeps every mask's order. vLLM pops requests only within a step, while `only` is set;
+    between steps it adds, counts and removes specific requests.
     """
 
     def __init__(self, policy: SchedulingPolicy) -> None:
@@ -31,7 +31,7 @@ class MaskQueue(RequestQueue):
         self.only: int | None = None
 
     def masks(self) -> dict[int, RequestQueue]:
-        """The masks that have requests here, each with its queue."""
+        """Queues by mask, of masks with requests."""
         return self._queues
 
     def add_request(self, request: Request) -> None:
@@ -41,10 +41,10 @@ class MaskQueue(RequestQueue):
         self._of(mask_of(request)).prepend_request(request)
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
-        parted: dict[int, list[Request]] = {}
+        by_mask: dict[int, list[Request]] = {}
         for request in requests:
-            parted.setdefault(mask_of(request), []).append(request)
-        for mask, own in parted.items():
+            by_mask.setdefault(mask_of(request), []).append(request)
+        for mask, own in by_mask.items():
             self._of(mask).prepend_requests(own)
 
     def pop_request(self) -> Request:
@@ -62,11 +62,11 @@ class MaskQueue(RequestQueue):
         self._prune()
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
-        parted: dict[int, list[Request]] = {}
+        by_mask: dict[int, list[Request]] = {}
         for request in requests:
-            parted.setdefault(mask_of(request), []).append(request)
-        for mask, own in parted.items():
-            # vLLM asks both of its queues to remove what either may hold.
+            by_mask.setdefault(mask_of(request), []).append(request)
+        for mask, own in by_mask.items():
+            # vLLM calls this on both of its queues for requests that either may hold.
             if mask in self._queues:
                 self._queues[mask].remove_requests(own)
         self._prune()
@@ -75,10 +75,10 @@ class MaskQueue(RequestQueue):
         return len(self) > 0
 
     def __len__(self) -> int:
-        return sum(len(queue) for _, queue in self._seen())
+        return sum(len(queue) for _, queue in self._visible())
 
     def __iter__(self) -> Iterator[Request]:
-        for _, queue in self._seen():
+        for _, queue in self._visible():
             yield from queue
 
     def _of(self, mask: int) -> RequestQueue:
@@ -87,17 +87,17 @@ class MaskQueue(RequestQueue):
             queue = self._queues[mask] = create_request_queue(self._policy)
         return queue
 
-    def _seen(self) -> list[tuple[int, RequestQueue]]:
+    def _visible(self) -> list[tuple[int, RequestQueue]]:
         if self.only is None:
             return list(self._queues.items())
         queue = self._queues.get(self.only)
         return [] if queue is None else [(self.only, queue)]
 
     def _first(self) -> tuple[int, RequestQueue]:
-        for mask, queue in self._seen():
+        for mask, queue in self._visible():
             if queue:
                 return mask, queue
-        raise IndexError("no request of the mask in view is waiting")
+        raise IndexError(f"no request of mask {self.only} is waiting (None: of any mask)")
 
     def _prune(self) -> None:
         for mask in [m for m, queue in self._queues.items() if not queue]:

@@ -1,4 +1,4 @@
-"""The scheduler of mode `scatter` on vLLM's real queues, KV blocks and requests; no engine."""
+"""Scheduler of mode `scatter` with vLLM's real queues, KV blocks and requests; no engine."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def cost(tokens: int) -> float:
     return 0.016 + 0.0008 * tokens
 
 
-def step(scheduler, told: list[str] | None = None) -> set[int]:
-    """One step; time passes by its cost. Returns the masks in it."""
+def step(scheduler, finished: list[str] | None = None) -> set[int]:
+    """Run one step and advance the clock by its cost. Returns the masks in it."""
     output = scheduler.schedule()
-    if told is not None:
-        told += sorted(output.finished_req_ids)
+    if finished is not None:
+        finished += sorted(output.finished_req_ids)
     masks = masks_in(scheduler, output)
     scheduler.clock.now += cost(output.total_num_scheduled_tokens) if masks else 0.001
     answer(scheduler, output)
@@ -46,9 +46,9 @@ def step(scheduler, told: list[str] | None = None) -> set[int]:
 @pytest.mark.parametrize("kind", [ExclusiveScheduler, ExclusiveAsyncScheduler])
 @pytest.mark.parametrize("seed", range(6))
 def test_no_step_mixes_and_every_request_gets_its_tokens(make, kind, seed):
-    """Random traffic, too few KV blocks and seats, prompts longer than a step's budget."""
+    """Random traffic, too few KV blocks and slots, prompts longer than a step's budget."""
     rng = random.Random(seed)
-    scheduler = make(kind=kind, seats=6, blocks=26, budget=48, max_wait_s=0.3)
+    scheduler = make(kind=kind, slots=6, blocks=26, budget=48, max_wait_s=0.3)
     ahead = 2 if kind is ExclusiveAsyncScheduler else 1
     requests = [
         request(
@@ -56,7 +56,7 @@ def test_no_step_mixes_and_every_request_gets_its_tokens(make, kind, seed):
         )
         for i in range(40)
     ]
-    to_come, told, under_way, steps = requests[::-1], [], deque(), 0
+    to_come, finished, in_flight, steps = requests[::-1], [], deque(), 0
     aborted: set[str] = set()
     while to_come or scheduler.has_requests():
         for _ in range(rng.randrange(3)):
@@ -69,21 +69,23 @@ def test_no_step_mixes_and_every_request_gets_its_tokens(make, kind, seed):
                 for r in scheduler.finish_requests(victim, RequestStatus.FINISHED_ABORTED)
             }
         output = scheduler.schedule()
-        told += output.finished_req_ids
+        finished += output.finished_req_ids
         assert len(masks_in(scheduler, output)) <= 1
         assert len(scheduler.running) <= 6
         scheduler.clock.now += cost(output.total_num_scheduled_tokens)
-        under_way.append((output, sampled(scheduler, output)))
-        while len(under_way) >= ahead:
-            scheduler.update_from_output(*under_way.popleft())
+        in_flight.append((output, sampled(scheduler, output)))
+        while len(in_flight) >= ahead:
+            scheduler.update_from_output(*in_flight.popleft())
         steps += 1
         assert steps < 5000, "no progress"
-    assert scheduler.figures.turn_seconds <= scheduler.clock.now - 100 + 1e-6
+    assert scheduler.turn_stats.turn_seconds <= scheduler.clock.now - 100 + 1e-6
     assert any(r.num_preemptions for r in requests), "the test must be short of blocks"
     for r in requests:
         if r.request_id not in aborted:
             assert r.num_output_tokens == r.max_tokens, r.request_id
-    assert sorted(told) == sorted(r.request_id for r in requests), "workers must hear of every end"
+    assert sorted(finished) == sorted(r.request_id for r in requests), (
+        "workers must receive every finished request"
+    )
     assert scheduler.kv_cache_manager.usage == 0
     assert not scheduler._arrived
 
@@ -96,7 +98,7 @@ def test_with_one_mask_it_decides_as_vllms_own(make, policy):
     ]
     decided = []
     for kind in (Scheduler, ExclusiveScheduler):
-        scheduler = make(kind=kind, seats=6, blocks=30, budget=48, policy=policy)
+        scheduler = make(kind=kind, slots=6, blocks=30, budget=48, policy=policy)
         to_come, steps = wanted[::-1], []
         while to_come or scheduler.has_requests():
             if to_come:
@@ -113,9 +115,9 @@ def test_with_one_mask_it_decides_as_vllms_own(make, policy):
 
 @pytest.mark.parametrize(("bound", "masks"), [(1.0, 6), (0.4, 6), (0.05, 10)])
 def test_no_request_waits_beyond_the_guarantee(make, bound, masks):
-    """Every request's own waits, kept by the test, under an endless busy mask."""
+    """Every request's own waits, measured by the test, under an endless busy mask."""
     rng = random.Random(1)
-    scheduler = make(seats=256, max_wait_s=bound)
+    scheduler = make(slots=256, max_wait_s=bound)
     since: dict[str, float] = {}
     longest, guarantee, count = 0.0, bound, 0
     for _ in range(600):
@@ -130,22 +132,22 @@ def test_no_request_waits_beyond_the_guarantee(make, bound, masks):
             continue
         began = scheduler.clock.now
         output = scheduler.schedule()
-        guarantee = max(guarantee, scheduler.figures.guarantee_s)
+        guarantee = max(guarantee, scheduler.turn_stats.guarantee_s)
         for name in output.num_scheduled_tokens:
             longest = max(longest, began - since[name])
             since[name] = began
         scheduler.clock.now += cost(output.total_num_scheduled_tokens)
         answer(scheduler, output)
-    assert scheduler.figures.turns > masks
+    assert scheduler.turn_stats.turns > masks
     assert bound / 2 < longest <= guarantee
-    assert scheduler.figures.longest_wait_s <= guarantee
+    assert scheduler.turn_stats.longest_wait_s <= guarantee
     if bound == 1.0:
         assert guarantee == 1.0
-        assert scheduler.figures.waits_over_bound == 0
+        assert scheduler.turn_stats.waits_over_bound == 0
 
 
-def test_a_busy_mask_leaves_seats_to_others(make):
-    scheduler = make(seats=4, max_wait_s=0.5)
+def test_a_busy_mask_leaves_slots_to_others(make):
+    scheduler = make(slots=4, max_wait_s=0.5)
     for i in range(4):
         scheduler.add_request(request(f"busy{i}", 1, tokens=6))
     step(scheduler)
@@ -155,12 +157,12 @@ def test_a_busy_mask_leaves_seats_to_others(make):
         scheduler.add_request(request(f"busy{count}", 1, tokens=6))
         count += 1
         masks = step(scheduler)
-        assert count < 200, "starved of seats"
-    rest = 7 * cost(12)  # until one of the seats falls free
+        assert count < 200, "no slot for the other mask"
+    rest = 7 * cost(12)  # until one of the slots is free
     assert scheduler.clock.now - 100 < 0.5 + rest + 0.5
 
 
-def test_requests_of_the_mask_in_turn_join_at_once(make):
+def test_requests_of_the_mask_in_turn_are_admitted_at_once(make):
     scheduler = make(quantum_s=10.0)
     scheduler.add_request(request("a", 1, tokens=50))
     step(scheduler)
@@ -170,8 +172,8 @@ def test_requests_of_the_mask_in_turn_join_at_once(make):
     assert output.num_scheduled_tokens == {"a": 1, "c": 10}
 
 
-def test_hidden_requests_keep_their_blocks_and_nobody_is_preempted_for_another_mask(make):
-    """Mask 1 holds all blocks but one; mask 2 cannot be admitted until mask 1 is done."""
+def test_hidden_requests_keep_their_blocks_and_no_mask_preempts_another(make):
+    """Mask 1 holds all blocks except one; mask 2 is not admitted until mask 1 has finished."""
     scheduler = make(blocks=8, quantum_s=0.0, max_wait_s=0.01)
     holder = request("holder", 1, prompt=90, tokens=6)
     scheduler.add_request(holder)
@@ -185,35 +187,35 @@ def test_hidden_requests_keep_their_blocks_and_nobody_is_preempted_for_another_m
     assert holder.num_preemptions == 0
     assert seen.count({1}) == 5
     assert set() in seen, "mask 2 was tried, and the step was empty"
-    told: list[str] = []
+    finished: list[str] = []
     while scheduler.has_requests():
-        step(scheduler, told)
-    assert told == ["holder", "large"]
+        step(scheduler, finished)
+    assert finished == ["holder", "large"]
 
 
-def test_an_empty_step_still_tells_which_requests_ended(make):
-    """What ended before it would otherwise stay in workers' memory for ever."""
+def test_an_empty_step_still_reports_finished_requests(make):
+    """Otherwise these requests would stay in the workers' memory forever."""
     scheduler = make(blocks=8, quantum_s=0.0, max_wait_s=0.01)
     scheduler.add_request(request("short", 3, tokens=1))
     scheduler.add_request(request("holder", 1, prompt=90, tokens=8))
     scheduler.add_request(request("large", 2, prompt=40))
-    told: list[list[str]] = []
+    finished: list[list[str]] = []
     while scheduler.has_requests():
         part: list[str] = []
         step(scheduler, part)
-        told.append(part)
-    assert sorted(name for part in told for name in part) == ["holder", "large", "short"]
+        finished.append(part)
+    assert sorted(name for part in finished for name in part) == ["holder", "large", "short"]
 
 
 def test_priorities_hold_within_a_mask(make):
-    scheduler = make(seats=1, policy="priority")
+    scheduler = make(slots=1, policy="priority")
     scheduler.add_request(request("low", 1, priority=5))
     scheduler.add_request(request("high", 1, priority=0))
     output = scheduler.schedule()
     assert set(output.num_scheduled_tokens) == {"high"}
 
 
-def test_a_pause_for_new_requests_does_not_stop_those_that_run(make):
+def test_a_pause_for_new_requests_does_not_stop_running_ones(make):
     scheduler = make()
     scheduler.add_request(request("a", 1, tokens=4))
     step(scheduler)
@@ -224,7 +226,7 @@ def test_a_pause_for_new_requests_does_not_stop_those_that_run(make):
     assert {2} in [step(scheduler) for _ in range(2)]
 
 
-def test_what_waits_for_its_grammar_costs_no_empty_steps(make):
+def test_a_request_that_waits_for_its_grammar_causes_no_empty_steps(make):
     scheduler = make(quantum_s=0.0, max_wait_s=0.01)
     scheduler.add_request(request("a", 1, tokens=8))
     later = request("b", 2)
@@ -235,9 +237,9 @@ def test_what_waits_for_its_grammar_costs_no_empty_steps(make):
     assert {2} in [step(scheduler) for _ in range(2)]
 
 
-def test_a_session_that_waits_for_input_keeps_its_blocks_and_comes_back(make):
-    """Also where an overdue request of another mask lacks the blocks that the session holds."""
-    scheduler = make(blocks=10, seats=3, quantum_s=0.0, max_wait_s=0.01)
+def test_a_session_that_waits_for_input_keeps_its_blocks_and_resumes(make):
+    """Also if an overdue request of another mask lacks the blocks that the session holds."""
+    scheduler = make(blocks=10, slots=3, quantum_s=0.0, max_wait_s=0.01)
     scheduler.add_request(request("session", 1, prompt=70, tokens=2, resumable=True))
     while step(scheduler):
         pass
@@ -251,8 +253,8 @@ def test_a_session_that_waits_for_input_keeps_its_blocks_and_comes_back(make):
     assert {2} in [step(scheduler) for _ in range(3)]
 
 
-def test_a_session_that_waits_for_input_holds_one_seat_not_all(make):
-    scheduler = make(seats=2)
+def test_a_session_that_waits_for_input_holds_one_slot_only(make):
+    scheduler = make(slots=2)
     scheduler.add_request(request("session", 1, tokens=2, resumable=True))
     while step(scheduler):
         pass
@@ -271,21 +273,21 @@ def test_a_wait_counts_from_the_arrival(make):
     answer(scheduler, output)
     while step(scheduler) != {2}:
         pass
-    assert scheduler.figures.longest_wait_s >= 0.7
+    assert scheduler.turn_stats.longest_wait_s >= 0.7
 
 
-def test_figures_count_turns_and_waits(make):
+def test_stats_count_turns_and_waits(make):
     scheduler = make(quantum_s=0.0, max_wait_s=0.05)
     for mask in range(3):
         scheduler.add_request(request(f"r{mask}", mask, tokens=5))
     while scheduler.has_unfinished_requests():
         step(scheduler)
-    figures = scheduler.figures
-    assert figures.turn_steps == 15
-    assert 3 <= figures.turns <= 15
-    assert sum(figures.waits) == figures.turns
-    assert figures.longest_wait_s > 0.02
-    assert figures.turn_seconds == pytest.approx(3 * cost(10) + 12 * cost(1))
+    stats = scheduler.turn_stats
+    assert stats.turn_steps == 15
+    assert 3 <= stats.turns <= 15
+    assert sum(stats.waits) == stats.turns
+    assert stats.longest_wait_s > 0.02
+    assert stats.turn_seconds == pytest.approx(3 * cost(10) + 12 * cost(1))
 
 
 def test_it_does_not_run_without_settings(smol, monkeypatch):
