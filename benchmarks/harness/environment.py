@@ -42,7 +42,7 @@ def _for_the_cpu() -> dict[str, str]:
         return {}
     from bmt_server.vllm_integration import cpu_environment
 
-    found = cpu_environment.wanted(os.environ, weights_bytes=0, mask_bytes=0, kv_given=True)
+    found = cpu_environment.recommended(os.environ, weights_bytes=0, mask_bytes=0, kv_given=True)
     return {variable.name: variable.value for variable in found}
 
 

@@ -84,12 +84,12 @@ def masked_llm(
 
 
 def _prepare_cpu(settings: Settings, options: dict[str, Any]) -> None:
-    """Set what vLLM's CPU backend wants, as `bmt-server serve` does; see `cpu_env.py`."""
+    """Set what vLLM's CPU backend wants, as `bmt-server serve` does; see `cpu_environment.py`."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
         return
-    variables = cpu_environment.wanted(
+    variables = cpu_environment.recommended(
         os.environ,
         weights_bytes=cpu_environment.weights_bytes(settings.model_path, str(options.get("dtype"))),
         mask_bytes=settings.mask_memory_bytes,

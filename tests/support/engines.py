@@ -1,7 +1,7 @@
-"""Runs one real vLLM engine in a process of its own and returns what it said as JSON.
+"""One real vLLM engine in its own process, with its output as JSON.
 
-A process each, because masks, stock LoRA and the plain engine patch or configure one process, and
-because each comparison wants an engine with just its own flags.
+One process per engine, because masks, stock LoRA and the plain engine patch or configure their
+process, and because each comparison needs an engine with its own flags.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CHILDREN = Path(__file__).with_name("children")
 
 
 def run_engine(script: str, job: dict[str, Any], folder: Path, env: dict[str, str] | None = None):
-    """Run `script` (a module of `children/`) on `job`; returns the JSON that it wrote."""
+    """Run `script` (a module of `children/`) on `job` and return its JSON output."""
     job_file, out_file = folder / "job.json", folder / "out.json"
     job_file.write_text(json.dumps(job))
     out_file.unlink(missing_ok=True)

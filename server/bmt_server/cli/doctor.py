@@ -112,7 +112,7 @@ def _engine() -> Iterator[Finding]:
     except (VllmVersionError, ImportError) as error:
         yield Finding("vLLM", "fail", found, str(error))
         return
-    yield Finding("vLLM", "ok", f"{found}, the version whose seams are known ({SUPPORTED})")
+    yield Finding("vLLM", "ok", f"{found}, the supported version ({SUPPORTED})")
     yield _kernel("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -178,7 +178,7 @@ def _prepare_cpu(settings: Settings, args: Namespace, flags: Sequence[str]) -> N
 
     if not current_platform.is_cpu():
         return
-    variables = cpu_environment.wanted(
+    variables = cpu_environment.recommended(
         os.environ,
         weights_bytes=cpu_environment.weights_bytes(args.model, args.dtype),
         mask_bytes=settings.mask_memory_bytes,

