@@ -13,6 +13,7 @@ from typing import Any
 
 from bmt_server.settings import Settings
 from bmt_server.vllm_integration.process_context import process_context
+from bmt_server.vllm_integration.version import check_version
 
 GENERAL = "bmt"
 ENDPOINTS = "bmt_routes"
@@ -23,8 +24,6 @@ def register() -> None:
     settings = Settings.from_env()
     if settings is None:
         return
-    from bmt_server.vllm_integration.version import check_version
-
     check_version()
     from bmt_server.vllm_integration import patches
 
