@@ -6,7 +6,8 @@ import shutil
 
 import bmt_core
 from bmt_core import Mask
-from bmt_trainer.methods.grpo import GrpoConfig, train
+from bmt_trainer.methods.config import GrpoConfig
+from bmt_trainer.methods.grpo import train
 from bmt_trainer.settings import build
 
 from experiments.record import Figure, keep

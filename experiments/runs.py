@@ -12,9 +12,7 @@ from typing import Any
 from bmt_core import Mask
 from bmt_trainer.comparison import plots
 from bmt_trainer.methods import grpo, sdft, sft
-from bmt_trainer.methods.grpo import GrpoConfig
-from bmt_trainer.methods.sdft import SdftConfig
-from bmt_trainer.methods.sft import SftConfig
+from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig
 from bmt_trainer.settings import build, read_yaml
 
 from benchmarks.harness.environment import ROOT, WORK, demo_model

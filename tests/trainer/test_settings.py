@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from bmt_trainer.errors import ConfigError, TrainerError
-from bmt_trainer.methods.sft import SftConfig
+from bmt_trainer.methods.config import SftConfig
 from bmt_trainer.settings import build, read_yaml
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from bmt_trainer.methods.config import RunConfig
+    from bmt_trainer.methods.config import TrainConfig
 
 
 def processes() -> int:
@@ -35,7 +35,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def join(config: RunConfig) -> None:
+def join(config: TrainConfig) -> None:
     """Meet the other processes. Raises ConfigError for what several of them cannot do."""
     if processes() == 1:
         return

@@ -30,6 +30,17 @@ def option(
     return dataclasses.field(default=default, metadata={"help": help, **bounds})
 
 
+def redefined(kind: type[Any], name: str, default: Any, help: str | None = None) -> Any:
+    """The option `name` of the dataclass `kind` with another default, and another help text.
+
+    The bounds stay: a subclass cannot widen them.
+    """
+    metadata = dict(kind.__dataclass_fields__[name].metadata)
+    if help is not None:
+        metadata["help"] = help
+    return dataclasses.field(default=default, metadata=metadata)
+
+
 def check(config: Any, skip: Collection[str] = ()) -> None:
     """Convert and bound every field of a dataclass made of `option`s, but for those of `skip`.
 

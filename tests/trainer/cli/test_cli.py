@@ -10,7 +10,8 @@ import bmt_core
 import pytest
 from bmt_trainer.cli import main
 from bmt_trainer.errors import ConfigError
-from bmt_trainer.methods.sft import SftConfig
+from bmt_trainer.methods import sft
+from bmt_trainer.methods.config import SftConfig
 from bmt_trainer.models import load_model
 from typer.testing import CliRunner
 
@@ -47,7 +48,7 @@ def captured(monkeypatch):
         got.append(config)
         raise Stop
 
-    monkeypatch.setattr(main.sft, "train", fake)
+    monkeypatch.setattr(sft, "train", fake)
     return got
 
 
@@ -97,7 +98,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupted(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main.sft, "train", interrupted)
+    monkeypatch.setattr(sft, "train", interrupted)
     config = SftConfig(model="m", dataset="d", output=tmp_path / "m.bmt")
     for checkpoints in (0, 1):
         if checkpoints:

@@ -58,15 +58,15 @@ def compared(checkpoint, tmp_path_factory):
     """All methods once, tracked and measured; the models as they came out."""
     output = tmp_path_factory.mktemp("compared")
     kept = {}
-    scored = bmt_trainer.comparison.runner._Run._scored
+    scored = bmt_trainer.comparison.runner.score_heldout
 
-    def keeping(self, model, name=""):
+    def keeping(loaded, model, label):
         state = {n: p.detach().clone() for n, p in model.named_parameters()}
-        kept.setdefault(self._cell.method, (model, state))
-        return scored(self, model, name)
+        kept.setdefault(label.partition(" ")[0], (model, state))
+        return scored(loaded, model, label)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bmt_trainer.comparison.runner._Run, "_scored", keeping)
+        patch.setattr(bmt_trainer.comparison.runner, "score_heldout", keeping)
         changes = {"track_every": 2, "retention": "task:arithmetic", "retention_examples": 4}
         results = run(planned(checkpoint, output, geometry=True, **changes), quiet())
     return output, {r["method"]: r for r in results}, kept
@@ -219,7 +219,7 @@ def test_what_is_there_is_not_run_again(compared, checkpoint, monkeypatch):
     def never(*_):
         raise AssertionError
 
-    monkeypatch.setattr(bmt_trainer.comparison.runner._Run, "result", never)
+    monkeypatch.setattr(bmt_trainer.comparison.runner, "run_cell", never)
     again = run(planned(checkpoint, output, geometry=True, **changes), quiet())
     assert {r["method"]: r for r in again} == results
     with pytest.raises(AssertionError):  # other settings are another result
@@ -228,15 +228,15 @@ def test_what_is_there_is_not_run_again(compared, checkpoint, monkeypatch):
 
 def test_an_interrupted_comparison_goes_on_with_what_is_missing(checkpoint, tmp_path, monkeypatch):
     small = planned(checkpoint, tmp_path, methods=["base", "full", "bmt"])
-    result = bmt_trainer.comparison.runner._Run.result
+    run_cell = bmt_trainer.comparison.runner.run_cell
 
-    def cut(self):
-        if self._cell.method == "bmt":
+    def cut(cell, display):
+        if cell.method == "bmt":
             raise KeyboardInterrupt
-        return result(self)
+        return run_cell(cell, display)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bmt_trainer.comparison.runner._Run, "result", cut)
+        patch.setattr(bmt_trainer.comparison.runner, "run_cell", cut)
         with pytest.raises(KeyboardInterrupt):
             run(small, quiet())
     assert {json.loads(p.read_text())["method"] for p in tmp_path.glob("*.json")} == {
@@ -271,17 +271,17 @@ def test_processes_share_the_runs_of_a_folder(checkpoint, tmp_path, monkeypatch)
     started, go_on, here = threading.Event(), threading.Event(), threading.current_thread()
     by = []
 
-    def result(self):
+    def run_cell(cell, display):
         ours = threading.current_thread() is here
-        by.append((self._cell.method, ours))
+        by.append((cell.method, ours))
         if ours:
             go_on.set()
         else:
             started.set()
             assert go_on.wait(30)
-        return {"method": self._cell.method}
+        return {"method": cell.method}
 
-    monkeypatch.setattr(bmt_trainer.comparison.runner._Run, "result", result)
+    monkeypatch.setattr(bmt_trainer.comparison.runner, "run_cell", run_cell)
     other = threading.Thread(target=run, args=(made, quiet()))
     other.start()
     assert started.wait(30)

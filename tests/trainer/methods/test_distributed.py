@@ -14,7 +14,7 @@ import torch
 import yaml
 from bmt_trainer.distributed import join
 from bmt_trainer.errors import ConfigError
-from bmt_trainer.methods.config import RunConfig
+from bmt_trainer.methods.config import TrainConfig
 
 from tests.support.tiny_model import byte_tokenizer, tiny_llama
 
@@ -157,6 +157,6 @@ def test_grpo_under_fsdp2_trains_gates_and_writes_one_mask(exact, tmp_path):
 def test_what_several_processes_cannot_do(monkeypatch, tmp_path, environment, changes, told):
     for name, value in {"WORLD_SIZE": "2", **environment}.items():
         monkeypatch.setenv(name, value)
-    config = RunConfig(model="m", dataset="task:initials", output=tmp_path / "m.bmt", **changes)
+    config = TrainConfig(model="m", dataset="task:initials", output=tmp_path / "m.bmt", **changes)
     with pytest.raises(ConfigError, match=told):
         join(config)

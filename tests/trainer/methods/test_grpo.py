@@ -14,7 +14,8 @@ from bmt_trainer.console import Display
 from bmt_trainer.errors import ConfigError, DataError
 from bmt_trainer.masking.masked_linear import MaskedLinear
 from bmt_trainer.methods.callbacks import alpha_at
-from bmt_trainer.methods.grpo import GrpoConfig, train
+from bmt_trainer.methods.config import GrpoConfig
+from bmt_trainer.methods.grpo import train
 from bmt_trainer.models import load_model
 from rich.console import Console
 

@@ -22,7 +22,12 @@ def model():
 
 
 def run(model, prompts=PROMPTS, **changes):
-    options = {"max_new_tokens": 12, "temperature": 1.0, "eos": [EOS], "padding": PAD}
+    options = {
+        "max_new_tokens": 12,
+        "temperature": 1.0,
+        "eos_token_ids": [EOS],
+        "pad_token_id": PAD,
+    }
     return sample(model, prompts, **{**options, **changes})
 
 
@@ -40,7 +45,7 @@ def test_cold_sampling_is_greedy_generation_whoever_ends_first(model):
     ends = [free[0][3], free[3][7]]
     expected = [greedy(model, ids, ends, 12) for ids in PROMPTS]
     assert len({len(answer) for answer in expected}) > 1
-    assert run(model, temperature=1e-6, eos=ends) == expected
+    assert run(model, temperature=1e-6, eos_token_ids=ends) == expected
 
 
 def test_samples_have_the_models_probabilities(model):

@@ -18,7 +18,8 @@ from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError, DataError
 from bmt_trainer.masking.masked_linear import MaskedLinear, hard_weight
 from bmt_trainer.methods.callbacks import alpha_at
-from bmt_trainer.methods.sdft import TEACHER_PROMPT, SdftConfig, shown, train
+from bmt_trainer.methods.config import TEACHER_PROMPT, SdftConfig
+from bmt_trainer.methods.sdft import teacher_example, train
 from bmt_trainer.models import load_tokenizer
 from rich.console import Console
 from safetensors import safe_open
@@ -80,28 +81,28 @@ def seen(monkeypatch, checkpoint):
     """Only what happens while the trainer trains."""
     spy = Seen()
     tokenizer = load_tokenizer(checkpoint)
-    forward, fit = MaskedLinear.forward, bmt_trainer.methods.sdft._fit
+    forward, fit = MaskedLinear.forward, bmt_trainer.methods.sdft.fit
 
     def spying_forward(self, x):
         layer = (self.state.mode, torch.is_grad_enabled(), self.state.alpha, self.teacher_logits)
         spy.layers.append(layer)
         return forward(self, x)
 
-    def spying_fit(config, session, *rest):
+    def spying_fit(config, loaded, attached, *rest):
         def look(module, args, kwargs):
-            mode = session.attached.state.mode
+            mode = attached.state.mode
             rows = kwargs["input_ids"]
             spy.texts += [(mode, tokenizer.decode(row)) for row in rows]
 
-        handle = session.model.register_forward_pre_hook(look, with_kwargs=True)
+        handle = loaded.model.register_forward_pre_hook(look, with_kwargs=True)
         monkeypatch.setattr(MaskedLinear, "forward", spying_forward)
         try:
-            return fit(config, session, *rest)
+            return fit(config, loaded, attached, *rest)
         finally:
             handle.remove()
             monkeypatch.setattr(MaskedLinear, "forward", forward)
 
-    monkeypatch.setattr(bmt_trainer.methods.sdft, "_fit", spying_fit)
+    monkeypatch.setattr(bmt_trainer.methods.sdft, "fit", spying_fit)
     return spy
 
 
@@ -233,10 +234,10 @@ def test_the_teachers_turn():
     example = Example(
         ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + {x}?"}), "2"
     )
-    system, turn = shown(example, "{prompt}|{demonstration}").prompt
+    system, turn = teacher_example(example, "{prompt}|{demonstration}").prompt
     assert system["content"] == "Be brief."
     assert turn == {"role": "user", "content": "1 + {x}?|2"}
-    told = shown(dataclasses.replace(example, demonstration="See: 2"), TEACHER_PROMPT)
+    told = teacher_example(dataclasses.replace(example, demonstration="See: 2"), TEACHER_PROMPT)
     assert "See: 2" in told.prompt[-1]["content"]
     assert told.answer == "2"
 

@@ -8,7 +8,7 @@ import json
 
 import bmt_core
 import bmt_trainer.console
-import bmt_trainer.methods.session
+import bmt_trainer.methods.pipeline
 import pytest
 import torch
 from bmt_trainer.console import Display
@@ -16,7 +16,8 @@ from bmt_trainer.errors import ConfigError, DataError, NoTargets, OutputError, R
 from bmt_trainer.masking.apply import apply
 from bmt_trainer.masking.masked_linear import MaskedLinear
 from bmt_trainer.methods.callbacks import alpha_at
-from bmt_trainer.methods.sft import SftConfig, train
+from bmt_trainer.methods.config import SftConfig
+from bmt_trainer.methods.sft import train
 from bmt_trainer.models import load_model
 from rich.console import Console
 from safetensors import safe_open
@@ -62,7 +63,7 @@ class Spied:
 @pytest.fixture
 def spied(monkeypatch):
     spy = Spied()
-    forward, export = MaskedLinear.forward, bmt_trainer.methods.session.export
+    forward, export = MaskedLinear.forward, bmt_trainer.methods.pipeline.export
 
     def spying_forward(self, x):
         state = self.state
@@ -77,7 +78,7 @@ def spied(monkeypatch):
         return export(attached, *args, **kwargs)
 
     monkeypatch.setattr(MaskedLinear, "forward", spying_forward)
-    monkeypatch.setattr(bmt_trainer.methods.session, "export", spying_export)
+    monkeypatch.setattr(bmt_trainer.methods.pipeline, "export", spying_export)
     return spy
 
 

@@ -27,10 +27,10 @@ def trainer(folder, accumulation=1):
         disable_tqdm=True,
         use_cpu=True,
     )
-    made = Plain(model=model, args=arguments, train_dataset=rows, eval_dataset=rows)
-    made.attached, made.reg_lambda = attach(model), 0.5
-    save_gates_only(model, made.attached)
-    return made
+    attached = attach(model)
+    save_gates_only(model, attached)
+    data = {"train_dataset": rows, "eval_dataset": rows}
+    return Plain(model=model, args=arguments, **data, attached=attached, reg_lambda=0.5)
 
 
 def test_evaluation_is_hard_and_training_soft(tmp_path, monkeypatch):

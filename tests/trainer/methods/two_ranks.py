@@ -14,6 +14,7 @@ import torch
 import transformers
 from bmt_trainer.distributed import is_first, whole
 from bmt_trainer.methods import grpo, sft
+from bmt_trainer.methods.config import GrpoConfig, SftConfig
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
         return train(self, *args, **kwargs)
 
     transformers.Trainer.train = spied
-    kind, module = {"sft": (sft.SftConfig, sft), "grpo": (grpo.GrpoConfig, grpo)}[method]
+    kind, module = {"sft": (SftConfig, sft), "grpo": (GrpoConfig, grpo)}[method]
     values = json.loads(settings)
     module.train(kind(**{**values, "output": Path(values["output"])}))
     if is_first():

@@ -24,11 +24,7 @@ from bmt_trainer.cli import paper
 from bmt_trainer.cli import scores as cli_scores
 from bmt_trainer.distributed import is_first
 from bmt_trainer.errors import ConfigError, TrainerError
-from bmt_trainer.methods import grpo, sdft, sft
-from bmt_trainer.methods.config import RunConfig
-from bmt_trainer.methods.grpo import GrpoConfig
-from bmt_trainer.methods.sdft import SdftConfig
-from bmt_trainer.methods.sft import SftConfig
+from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig, TrainConfig
 from bmt_trainer.process import keep_freed_memory
 from bmt_trainer.settings import build, read_yaml
 
@@ -87,6 +83,8 @@ def settings_command(kind: type[Any], run: Callable[[Any], None]) -> Callable[..
 
 def _sft(config: SftConfig) -> None:
     """Train a mask by supervised fine-tuning."""
+    from bmt_trainer.methods import sft
+
     keep_freed_memory()
     with _said_how_to_resume(config):
         mask = sft.train(config)
@@ -95,6 +93,8 @@ def _sft(config: SftConfig) -> None:
 
 def _grpo(config: GrpoConfig) -> None:
     """Train a mask by reinforcement learning with verifiable rewards."""
+    from bmt_trainer.methods import grpo
+
     keep_freed_memory()
     with _said_how_to_resume(config):
         mask = grpo.train(config)
@@ -103,6 +103,8 @@ def _grpo(config: GrpoConfig) -> None:
 
 def _sdft(config: SdftConfig) -> None:
     """Train a mask by on-policy distillation from demonstrations."""
+    from bmt_trainer.methods import sdft
+
     keep_freed_memory()
     with _said_how_to_resume(config):
         mask = sdft.train(config)
@@ -110,7 +112,7 @@ def _sdft(config: SdftConfig) -> None:
 
 
 @contextmanager
-def _said_how_to_resume(config: RunConfig) -> Iterator[None]:
+def _said_how_to_resume(config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:

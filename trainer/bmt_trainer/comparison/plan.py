@@ -21,13 +21,10 @@ from typing import Any, Literal
 from bmt_trainer.comparison import provenance
 from bmt_trainer.distributed import processes
 from bmt_trainer.errors import ConfigError
-from bmt_trainer.methods.config import RunConfig
-from bmt_trainer.methods.grpo import GrpoConfig
-from bmt_trainer.methods.sdft import SdftConfig
-from bmt_trainer.methods.sft import SftConfig
+from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig, TrainConfig
 from bmt_trainer.settings import build, check, option, read_yaml
 
-CONFIGS: Mapping[str, type[RunConfig]] = {
+CONFIGS: Mapping[str, type[TrainConfig]] = {
     "sft": SftConfig,
     "grpo": GrpoConfig,
     "sdft": SdftConfig,
@@ -129,7 +126,7 @@ class Cell:
         """The method without its rate."""
         return self.method.partition("@")[0]
 
-    def config(self) -> RunConfig:
+    def config(self) -> TrainConfig:
         """The trainer's settings. Raises ConfigError."""
         values = {
             **self.plan.settings,

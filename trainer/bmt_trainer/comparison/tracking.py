@@ -1,4 +1,4 @@
-"""What training does to a model on its way: zeros, distance from the base, what it keeps."""
+"""Zeros, KL divergence from the base, and retention of another skill, tracked in training."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from transformers import TrainerCallback
 
 from bmt_trainer.evaluation.kl import Policy, Texts, divergence
-from bmt_trainer.methods.run_folder import Run
+from bmt_trainer.methods.run_folder import RunFolder
 
-#: A step's row: step, zeros, kl_token, kl_sequence, and what `keeps` tells.
+#: A step's row: step, zeros, kl_token, kl_sequence, and the numbers that `retention` returns.
 Row = dict[str, float]
 
 
 class Track(TrainerCallback):
-    """Every `every` steps, before the first and after the last, a row.
+    """Measures a row every `every` steps, before the first step and after the last.
 
-    base, tuned: as in `divergence`, on texts that the base sampled; zeros: the weights that are
-    deleted; keeps: of another skill, `retention`, `retention_lenient` (shares) and n. The rows are
-    notes of the run, `track`, so that a run that goes on has those from before.
+    base, tuned: as in `divergence`; texts: completions that the base sampled; zeros: the number of
+    deleted weights; retention: scores of another skill. The rows are the run's note `track`, so
+    that a resumed run has those before it.
     """
 
     def __init__(
@@ -27,37 +27,37 @@ class Track(TrainerCallback):
         base: Policy,
         tuned: Policy,
         texts: Texts,
-        padding: int,
-        run: Run,
+        pad_token_id: int,
+        run: RunFolder,
         *,
         every: int,
         zeros: Callable[[], int],
-        keeps: Callable[[], Row] | None = None,
+        retention: Callable[[], Row] | None = None,
     ) -> None:
-        self._base, self._tuned, self._texts, self._padding = base, tuned, texts, padding
-        self._run, self._every, self._zeros, self._keeps = run, every, zeros, keeps
+        self._base, self._tuned, self._texts, self._pad = base, tuned, texts, pad_token_id
+        self._run, self._every, self._zeros, self._retention = run, every, zeros, retention
         self.rows: list[Row] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         done = state.global_step
         self.rows = [row for row in self._run.notes.get("track", []) if row["step"] <= done]
         if not self.rows or self.rows[-1]["step"] < done:
-            self._look(done)
+            self._measure(done)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step = state.global_step
         if step % self._every == 0 or step == state.max_steps:
-            self._look(step)
+            self._measure(step)
 
-    def _look(self, step: int) -> None:
-        found = divergence(self._base, self._tuned, self._texts, self._padding)
+    def _measure(self, step: int) -> None:
+        kl = divergence(self._base, self._tuned, self._texts, self._pad)
         row: Row = {
             "step": step,
             "zeros": self._zeros(),
-            "kl_token": found.per_token,
-            "kl_sequence": found.per_sequence,
+            "kl_token": kl.per_token,
+            "kl_sequence": kl.per_sequence,
         }
-        if self._keeps is not None:
-            row |= self._keeps()
+        if self._retention is not None:
+            row |= self._retention()
         self.rows.append(row)
         self._run.note("track", self.rows)

@@ -10,15 +10,15 @@ from bmt_trainer.masking.masked_linear import MaskState
 
 
 def alpha_at(step: int, steps: int, start: float, end: float) -> float:
-    """α(t) = α_start + t/T (α_end - α_start), for t = `step` of T = `steps`."""
+    """α(t) = α_start + t/T (α_end - α_start) (Eq. 7), for t = `step` of T = `steps`."""
     return start + step / steps * (end - start)
 
 
-class Anneal(TrainerCallback):
+class SharpenMask(TrainerCallback):
     """Sets α before each optimizer step, t = 0 … T-1.
 
-    From the trainer's step count, so that a resumed run goes on where it was; at the beginning
-    of a step, so that all of its micro-batches, forward and backward, see one α.
+    α follows the trainer's step count, so that a resumed run continues at the right α. It is set
+    when a step begins, so that all micro-batches of the step, forward and backward, use one α.
     """
 
     def __init__(self, state: MaskState, start: float, end: float) -> None:

@@ -1,16 +1,40 @@
-"""Settings that every method shares, and what follows from them alone."""
+"""Settings of the training methods: one frozen dataclass per method. Imports no torch.
+
+TrainConfig
+├── SftConfig
+└── OnPolicyConfig
+    ├── GrpoConfig
+    └── SdftConfig
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from bmt_trainer.settings import check, option
+from bmt_trainer.distributed import processes
+from bmt_trainer.errors import ConfigError
+from bmt_trainer.settings import check, option, redefined
+
+#: The least alpha_start from which training the live gates alone gives the same mask; see
+#: `masking.live_gates`.
+LIVE_SET_MIN_ALPHA = 1e3
+
+#: The teacher's last turn in SDFT, which the paper takes over.
+TEACHER_PROMPT = (
+    "\n{prompt}\n\nThis is an example for a response to the question:\n{demonstration}\n\n"
+    "Now answer with a response of your own, including the thinking process.\n"
+)
+
+_GRADER_HELP = (
+    "What is right in evaluation: words, number, gsm8k, math, letter, bbeh, tools, or "
+    "FILE.py:FUNCTION; default: by the data set's form, else words."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class TrainConfig:
     """Settings of a training run of any method. Raises ConfigError."""
 
     model: str = option("Folder of a safetensors checkpoint, or a model of the Hub.")
@@ -35,12 +59,12 @@ class RunConfig:
     max_grad_norm: float = option("Gradients are clipped to this norm.", 1.0, above=0)
     alpha_start: float = option("Sharpness at the first step (Eq. 7).", 1e2, above=0)
     alpha_end: float = option("Sharpness after the last step (Eq. 7).", 1e3, above=0)
-    reg_lambda: float = option("Weight λ of the regulariser -λ‖W̃‖².", 1e-5, least=0)
+    reg_lambda: float = option("Weight λ of the regularizer -λ‖W̃‖².", 1e-5, least=0)
     eta: float = option("Share of the weights that start as deleted (Eq. 9).", 1 / 2048, above=0)
     init_mean: float = option("Mean of |G| at the start (Eq. 9).", 0.03, above=0)
     init_std: float = option("Standard deviation of G at the start (Eq. 9).", 0.01, least=0)
     init: Literal["paper", "no-tail"] = option(
-        "no-tail: weights called important start above 0, where Eq. 9 deletes some by chance.",
+        "no-tail: gates of important weights start above 0, where Eq. 9 deletes some by chance.",
         "paper",
     )
     calibration_prompts: int = option(
@@ -51,57 +75,199 @@ class RunConfig:
     max_new_tokens: int = option("Length of an answer in evaluation, in tokens.", 64, least=1)
     eval_batch_size: int = option("Prompts at once in evaluation and calibration.", 64, least=1)
     precision: Literal["auto", "bf16", "fp32"] = option(
-        "Autocast of the forward pass; gates are fp32. auto: bf16 where the device computes it.",
+        "Autocast of the forward pass; gates are fp32. auto: bf16 if the device computes it.",
         "auto",
     )
     lean: Literal["off", "auto", "on"] = option(
-        "Write only deletions that training learnt; auto: where they answer as well.", "off"
+        "Write only deletions that training learned; auto: if they score as well.", "off"
     )
     gradient_checkpointing: bool = option("Trade a third of the speed for memory.", False)
     device: Literal["auto", "cpu", "cuda"] = option(
         "Device to train on; auto takes a GPU if there is one.", "auto"
     )
-    seed: int = option("Decides the split, the order, and the gates' start.", 0, least=0)
+    seed: int = option(
+        "Seed of the held-out split, the order of the examples and the gates' first values.",
+        0,
+        least=0,
+    )
     checkpoint_every: int = option("Steps between checkpoints; 0 for none.", 100, least=0)
-    resume: bool = option("Go on with the unfinished run of this output, if there is one.", False)
+    resume: bool = option("Resume the unfinished run of this output, if there is one.", False)
 
     def __post_init__(self) -> None:
         check(self)
 
 
-def trl_arguments(config: RunConfig, folder: Path, on_cpu: bool) -> dict[str, Any]:
-    """What every TRL configuration is given; folder: where its checkpoints go."""
-    from bmt_trainer.models import slow_in_16_bits
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(TrainConfig):
+    """Settings of `sft.train`. The defaults are the paper's. Raises ConfigError."""
 
-    fast = not slow_in_16_bits("cpu" if on_cpu else "cuda")
-    return {
-        "output_dir": str(folder),
-        "max_steps": config.steps,
-        "learning_rate": config.learning_rate,
-        "lr_scheduler_type": "constant",
-        # The plain AdamW in fp32: eps decides which gates take part, so it is spelt out.
-        "optim": "adamw_torch",
-        "weight_decay": 0.0,
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.999,
-        "adam_epsilon": 1e-8,
-        "max_grad_norm": config.max_grad_norm,
-        "seed": config.seed,
-        "data_seed": config.seed,
-        "bf16": config.precision == "bf16" or (config.precision == "auto" and fast),
-        "use_cpu": on_cpu,
-        "gradient_checkpointing": config.gradient_checkpointing,
-        "save_strategy": "steps" if config.checkpoint_every else "no",
-        "save_steps": config.checkpoint_every or config.steps,
-        "save_total_limit": 1,
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
+    batch_size: int = option("Examples per device and forward pass.", 4, least=1)
+    gradient_accumulation: int = option("Forward passes per optimizer step.", 1, least=1)
+    group_by_length: bool = option(
+        "Put examples of like length in one step: less padding, so faster steps.", False
+    )
+    grader: str | None = option(_GRADER_HELP, None)
 
 
-def one_replica(arguments: Any) -> None:
-    """Keep a trainer from `nn.DataParallel`: the masks' state is shared within a process only."""
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1
+@dataclass(frozen=True, kw_only=True)
+class OnPolicyConfig(TrainConfig):
+    """Settings of the methods that train on the model's own answers. Raises ConfigError."""
+
+    alpha_end: float = redefined(TrainConfig, "alpha_end", 1e4)
+    max_new_tokens: int = option(
+        "Length of an answer, in rollouts and in evaluation, in tokens.", 4096, least=1
+    )
+    prompts_per_step: int = option("Prompts of one optimizer step.", 64, least=1)
+    micro_batch: int = option("Completions per forward pass of the loss.", 16, least=1)
+    temperature: float = option("Sampling temperature of the rollouts.", 1.0, above=0)
+    reading: Literal["strict", "lenient"] = option(
+        "Which reading of the grader chooses masks; both are reported.", "strict"
+    )
+    heldout_dataset: str | None = option("Hold out from this data set instead.", None)
+    validation: int = option(
+        "Training examples set aside to choose the best mask by; 0 for none.", 100, least=0
+    )
+    validate_every: int = option("Steps between validations, greedy, hard mask.", 25, least=1)
+    select: Literal["best", "last"] = option("Which mask is written.", "best")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoConfig(OnPolicyConfig):
+    """Settings of `grpo.train`. Defaults are the paper's for GSM8K. Raises ConfigError.
+
+    The paper does not state the clip range and the rollout temperature: 0.2 and 1 are the
+    defaults of verl, which it used. Its Eq. 3 averages over a sequence's tokens and then over
+    sequences; verl's default averages over all tokens, `loss: token-mean` here.
+    """
+
+    steps: int = redefined(
+        TrainConfig, "steps", 348, "Optimizer steps, T of Eq. 7; the paper's are 3 epochs of GSM8K."
+    )
+    learning_rate: float = redefined(TrainConfig, "learning_rate", 3e-4)
+    alpha_start: float = redefined(TrainConfig, "alpha_start", 1e3)
+    max_length: int = redefined(
+        TrainConfig, "max_length", 512, "Longer prompts are left out, in tokens."
+    )
+    reading: Literal["strict", "lenient"] = redefined(
+        OnPolicyConfig,
+        "reading",
+        "strict",
+        "Which reading of the reward is trained on; both are reported.",
+    )
+    completions: int = option("Completions sampled of each prompt.", 4, least=2)
+    beta: float = option("Weight β of the KL divergence to the base (Eq. 3).", 0.0, least=0)
+    clip: float = option("Clip range ε of the ratio (Eq. 3).", 0.2, above=0)
+    loss: Literal["sequence-mean", "token-mean"] = option(
+        "How tokens are averaged: Eq. 3, or verl's default.", "sequence-mean"
+    )
+    reward: str = option(
+        "What is right: words, number, gsm8k, math, letter, bbeh, tools, or FILE.py:FUNCTION.",
+        "words",
+    )
+    server: str | None = option(
+        "URL of a bmt-server of the same base that samples rollouts; its key: BMT_API_KEY.", None
+    )
+    live_set: Literal["auto", "on", "off"] = option(
+        "Train only gates that can flip; auto: if that is exact, from alpha_start 1000 on.",
+        "auto",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.accumulation(1)
+        if self.live_set == "on" and self.alpha_start < LIVE_SET_MIN_ALPHA:
+            raise ConfigError(
+                f"live_set: on needs alpha_start of at least {LIVE_SET_MIN_ALPHA:g}, not "
+                f"{self.alpha_start:g}: below that every gate moves; use auto or off"
+            )
+
+    def accumulation(self, processes: int) -> int:
+        """Forward passes per step in each of `processes` processes. Raises ConfigError."""
+        sampled, at_once = self.prompts_per_step * self.completions, self.micro_batch * processes
+        if sampled % at_once:
+            among = f" in each of {processes} processes" if processes > 1 else ""
+            raise ConfigError(
+                f"micro_batch: {self.micro_batch}{among} does not divide the {sampled} completions "
+                f"of a step (prompts_per_step {self.prompts_per_step} x completions "
+                f"{self.completions})"
+            )
+        if processes > 1 and self.server is not None:
+            raise ConfigError(f"server: rollouts on a server need one process, not {processes}")
+        return sampled // at_once
+
+    @property
+    def live_alpha(self) -> float | None:
+        """The sharpness at which the live set is chosen; None trains all gates."""
+        exact = self.alpha_start >= LIVE_SET_MIN_ALPHA
+        chosen = self.live_set == "on" or (self.live_set == "auto" and exact)
+        return self.alpha_start if chosen else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SdftConfig(OnPolicyConfig):
+    """Settings of `sdft.train`. The defaults are the paper's for ToolAlpaca. Raises ConfigError.
+
+    The loss is a mean over a completion's tokens and then over completions, as in SDFT's code;
+    Eq. 5 is a sum over tokens.
+    """
+
+    steps: int = redefined(
+        TrainConfig,
+        "steps",
+        252,
+        "Optimizer steps, T of Eq. 7; the paper's are 2 epochs of ToolAlpaca.",
+    )
+    learning_rate: float = redefined(
+        TrainConfig,
+        "learning_rate",
+        5e-3,
+        "Peak AdamW learning rate of the gates; a cosine decays it to 0.",
+    )
+    warmup: float = option("Share of the steps that the rate rises in.", 0.1, least=0, most=1)
+    reg_lambda: float = redefined(
+        TrainConfig,
+        "reg_lambda",
+        0.0,
+        "Weight λ of the regularizer; the teacher anchors the mask already.",
+    )
+    max_length: int = redefined(
+        TrainConfig,
+        "max_length",
+        1024,
+        "Longer prompts, the teacher's with its demonstration, are left out, in tokens.",
+    )
+    max_new_tokens: int = redefined(OnPolicyConfig, "max_new_tokens", 1024)
+    prompts_per_step: int = redefined(OnPolicyConfig, "prompts_per_step", 32)
+    micro_batch: int = redefined(
+        OnPolicyConfig, "micro_batch", 4, "Prompts per rollout batch and forward pass."
+    )
+    teacher_rate: float = option(
+        "γ of Eq. 4: how far the teacher's gates follow in a step.", 0.01, above=0, most=1
+    )
+    skip_tokens: int = option("First tokens of a completion without a loss.", 3, least=0)
+    teacher_prompt: str | None = option(
+        "The teacher's last turn, with {prompt} and {demonstration}; default: SDFT's.", None
+    )
+    grader: str | None = option(_GRADER_HELP, None)
+    validate_every: int = redefined(OnPolicyConfig, "validate_every", 100)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompts_per_step % self.micro_batch:
+            raise ConfigError(
+                f"micro_batch: {self.micro_batch} does not divide prompts_per_step "
+                f"{self.prompts_per_step}"
+            )
+        if processes() > 1:
+            raise ConfigError(f"sdft trains in one process, not {processes()}")
+        try:
+            shown = self.template.format(prompt="<prompt>", demonstration="<demonstration>")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ConfigError(f"teacher_prompt: braces are doubled in it ({error!r})") from None
+        if "<prompt>" not in shown or "<demonstration>" not in shown:
+            raise ConfigError("teacher_prompt: {prompt} and {demonstration} must occur in it")
+
+    @property
+    def template(self) -> str:
+        """The teacher's last turn."""
+        return TEACHER_PROMPT if self.teacher_prompt is None else self.teacher_prompt

@@ -1,9 +1,10 @@
-"""One training run by a trainer of TRL, the same for every method."""
+"""Training with a TRL trainer, the same for every method."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import transformers
 from datasets import Dataset
@@ -11,56 +12,91 @@ from transformers import PrinterCallback, TrainerCallback
 
 from bmt_trainer.console import ShowSteps
 from bmt_trainer.distributed import keep_gates_fp32, rank
-from bmt_trainer.methods.callbacks import Anneal
-from bmt_trainer.methods.config import RunConfig, one_replica
+from bmt_trainer.masking.attach import Attached
+from bmt_trainer.methods.callbacks import SharpenMask
+from bmt_trainer.methods.config import TrainConfig
+from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.trl_mixins import save_gates_only
+from bmt_trainer.methods.trl_setup import prepare_trl
+from bmt_trainer.models import slow_in_16_bits
 
-if TYPE_CHECKING:
-    from bmt_trainer.methods.session import Logs, Session
+
+def trl_arguments(config: TrainConfig, folder: Path, on_cpu: bool) -> dict[str, Any]:
+    """The settings that every TRL trainer gets; folder: where its checkpoints go."""
+    fast = not slow_in_16_bits("cpu" if on_cpu else "cuda")
+    return {
+        "output_dir": str(folder),
+        "max_steps": config.steps,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "constant",
+        # Plain AdamW in fp32, written out because its eps decides which gates move.
+        "optim": "adamw_torch",
+        "weight_decay": 0.0,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "max_grad_norm": config.max_grad_norm,
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "bf16": config.precision == "bf16" or (config.precision == "auto" and fast),
+        "use_cpu": on_cpu,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "save_strategy": "steps" if config.checkpoint_every else "no",
+        "save_steps": config.checkpoint_every or config.steps,
+        "save_total_limit": 1,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
 
 
-def fit(
-    config: RunConfig,
-    session: Session,
+def fit_with_trl(
     trainer_class: type[Any],
     arguments: Any,
-    rows: Sequence[Mapping[str, Any]],
+    loaded: Loaded,
+    attached: Attached,
+    rows: Rows,
     callbacks: Sequence[TrainerCallback],
     *,
-    figure: str = "loss",
-    ready: Callable[[Any], None] = lambda trainer: None,
-    **given: Any,
+    metric: str = "loss",
+    **options: Any,
 ) -> Logs:
-    """Train what the session has attached, or go on from the run's last checkpoint.
+    """Train the attached gates, from the run's last checkpoint if there is one; the steps' logs.
 
-    trainer_class: a TRL trainer with the masks' hooks; arguments, given: its settings; rows: what
-    it reads; figure: the number of a step that is shown, and that tells the logs of steps from
-    others; ready: called with the trainer before it starts.
+    trainer_class: a TRL trainer with `MaskedTraining` among its bases; arguments, options: its
+    settings; metric: the number of a step that is shown, and that only entries of steps log.
     """
-    attached, run = session.attached, session.run
+    config, run = loaded.config, loaded.run
+    prepare_trl()
     if attached.layers:
-        save_gates_only(session.model, attached)
+        save_gates_only(loaded.model, attached)
     checkpoint = run.last_checkpoint()
-    one_replica(arguments)
-    # On the class: a trainer may ask for them while it is made.
-    trainer_class.attached, trainer_class.reg_lambda = attached, config.reg_lambda
-    with session.display.stage("train", config.steps, run.steps_done()) as advance:
+    _use_one_device(arguments)
+    with loaded.display.stage("train", config.steps, run.steps_done()) as advance:
         trainer = trainer_class(
-            model=session.model,
+            model=loaded.model,
             args=arguments,
             train_dataset=Dataset.from_list([dict(row) for row in rows]),
-            processing_class=session.tokenizer,
+            processing_class=loaded.tokenizer,
             callbacks=[
-                Anneal(attached.state, config.alpha_start, config.alpha_end),
+                SharpenMask(attached.state, config.alpha_start, config.alpha_end),
                 *callbacks,
-                ShowSteps(advance, figure),
+                ShowSteps(advance, metric),
             ],
-            **given,
+            attached=attached,
+            reg_lambda=config.reg_lambda,
+            **options,
         )
         keep_gates_fp32(trainer)
-        ready(trainer)
         trainer.remove_callback(PrinterCallback)
-        # Processes that sample would all draw alike without their rank.
+        # With equal seeds all processes would sample the same completions.
         transformers.set_seed(config.seed + rank())
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return [dict(entry) for entry in trainer.state.log_history if figure in entry]
+    return [dict(entry) for entry in trainer.state.log_history if metric in entry]
+
+
+def _use_one_device(arguments: Any) -> None:
+    """Keep the trainer from `nn.DataParallel`: `MaskState` is shared within one process only."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1

@@ -1,64 +1,54 @@
-"""What the methods that learn from their own answers prepare alike: prompts, and validation."""
+"""Prompts and validation of the methods that train on the model's own answers: GRPO, SDFT."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from bmt_trainer.console import Display
+from bmt_trainer.data.encoding import plain, render
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import DataError
-
-if TYPE_CHECKING:
-    from bmt_trainer.console import Display
-    from bmt_trainer.evaluation.graders import Grader
-    from bmt_trainer.methods.grpo import GrpoConfig
-    from bmt_trainer.methods.sdft import SdftConfig
-    from bmt_trainer.methods.session import Session
-    from bmt_trainer.methods.validation import Validate
+from bmt_trainer.evaluation.graders import Grader
+from bmt_trainer.masking.attach import Attached
+from bmt_trainer.methods import pipeline
+from bmt_trainer.methods.config import OnPolicyConfig
+from bmt_trainer.methods.pipeline import Loaded
+from bmt_trainer.methods.validation import Validation
 
 
-@dataclass(frozen=True, slots=True)
-class Prompts:
-    """A session with what it trains on and what it chooses a mask by."""
-
-    session: Session
-    examples: list[Example]
-    validate: Validate
-
-
-def prompts(
-    config: GrpoConfig | SdftConfig,
+def load(
+    config: OnPolicyConfig,
     display: Display,
     grader: Grader,
     *,
     scored: bool,
     longest: Callable[[Example], Example] = lambda example: example,
-) -> Prompts:
-    """Open a session and set aside for validation. Raises TrainerError.
+) -> tuple[Loaded, list[Example]]:
+    """Load the run; its training examples, without those for validation. Raises TrainerError.
 
-    longest: what max_length bounds of an example; scored: as in `Session.open`.
+    longest: the form of an example whose prompt max_length bounds; scored: as in `pipeline.load`.
     """
-    from bmt_trainer.data.encoding import render
-    from bmt_trainer.methods.session import Session
-    from bmt_trainer.methods.validation import Validate
-
     used = config.steps * config.prompts_per_step
     wanted = config.train_examples or max(used, config.calibration_prompts)
-    session = Session.open(
+    loaded = pipeline.load(
         config,
         display,
+        # Examples are set aside for validation even if the run does not score on them, so that
+        # a comparison's baselines train on the same examples as the mask.
         train_examples=wanted + config.validation,
         grader=grader,
         reading="lenient" if config.reading == "lenient" else "exact",
-        heldout_from=config.heldout_dataset,
+        heldout_dataset=config.heldout_dataset,
         scored=scored,
     )
-    validation = session.split.train[: config.validation]
     examples = [
         e
-        for e in session.split.train[config.validation :]
-        if len(render(session.tokenizer, longest(e).prompt)) <= config.max_length
+        for e in loaded.split.train[config.validation :]
+        if len(render(loaded.tokenizer, longest(e).prompt)) <= config.max_length
     ]
     if len(examples) < config.prompts_per_step:
         raise DataError(
@@ -67,25 +57,42 @@ def prompts(
             f"{config.prompts_per_step}; raise max_length, or set aside fewer"
         )
     display.say(
-        f"{session.base.model_id} on {session.model.device}: {len(examples)} training prompts, "
-        f"{len(validation)} for validation, {len(session.split.heldout)} held out, of "
-        f"{config.dataset}"
+        f"{loaded.base.model_id} on {loaded.model.device}: {len(examples)} training prompts, "
+        f"{len(_validation_examples(config, loaded))} for validation, "
+        f"{len(loaded.split.heldout)} held out, of {config.dataset}"
     )
-    # Unscored, the same examples are set aside, so that training sees the same.
-    validate = Validate(session, validation if scored else [], every=config.validate_every)
-    return Prompts(session, examples, validate)
+    return loaded, examples
+
+
+def validation(config: OnPolicyConfig, loaded: Loaded, attached: Attached) -> Validation:
+    """The callback that scores the mask on the examples set aside for it."""
+    return Validation(
+        _validation_examples(config, loaded),
+        every=config.validate_every,
+        attached=attached,
+        run=loaded.run,
+        reading=loaded.reading,
+        score=loaded.score.of,
+        export=partial(pipeline.current_mask, loaded, attached),
+        write=pipeline.write_mask,
+        say=loaded.display.say,
+    )
+
+
+def _validation_examples(config: OnPolicyConfig, loaded: Loaded) -> list[Example]:
+    return list(loaded.split.train[: config.validation])
 
 
 def prompt_rows(
-    session: Session, examples: Sequence[Example], **columns: Callable[[Example], str]
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    **columns: Callable[[Example], str],
 ) -> list[dict[str, Any]]:
-    """What TRL's trainers read: a prompt each, and what `columns` say of it.
+    """Rows of TRL's trainers: a prompt each, and a column per function of `columns`.
 
-    Messages where the tokenizer has a chat template, else their text, a line each.
+    A prompt is messages if the tokenizer has a chat template, else their text, a line each.
     """
-    from bmt_trainer.data.encoding import plain
-
-    chat = bool(session.tokenizer.chat_template)
+    chat = bool(tokenizer.chat_template)
     return [
         {
             "prompt": [dict(m) for m in e.prompt] if chat else plain(e.prompt),

@@ -1,7 +1,4 @@
-"""The folder of an unfinished run: its settings, its scores so far and its checkpoints.
-
-Nothing here is of one method.
-"""
+"""The folder of an unfinished run: its settings, notes and checkpoints, for every method."""
 
 from __future__ import annotations
 
@@ -19,24 +16,24 @@ from bmt_trainer.console import Display
 from bmt_trainer.data.examples import Example
 from bmt_trainer.distributed import barrier, is_first
 from bmt_trainer.errors import OutputError, ResumeError
-from bmt_trainer.evaluation.graders import WORDS, Grader
+from bmt_trainer.evaluation.graders import Grader
 from bmt_trainer.evaluation.score import Score, evaluate
 
 _FILE = "run.json"
-# Where a run writes and whether it goes on do not change what it computes.
-_PLACES = ("output", "resume", "checkpoint_every")
+# Settings that do not change what a run computes.
+_NEUTRAL = ("output", "resume", "checkpoint_every")
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """All settings that decide the result, as JSON."""
-    values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _PLACES}
+    """The settings that decide a run's result, as JSON."""
+    values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NEUTRAL}
     return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
 
-class Run:
+class RunFolder:
     """`<output>.run`, kept until the mask is written.
 
-    Raises ResumeError when the folder is of a run with other settings, and OutputError when it
+    Raises ResumeError if the folder belongs to a run with other settings, and OutputError if it
     holds a checkpoint and `resume` is not set.
     """
 
@@ -47,7 +44,7 @@ class Run:
         if output.is_dir():
             raise OutputError(f"output {output} is a folder; name a file")
         if not is_first():
-            return  # the folder is the first one's to make and to judge
+            return  # the first process makes and checks the folder
         if self.folder.exists():
             before = self._read()
             if resume:
@@ -82,7 +79,7 @@ class Run:
             self.notes["init_sparsity"] = self.notes.pop("init_density")
 
     def note(self, key: str, value: Any) -> None:
-        """Keep a result of this run over an interruption."""
+        """Keep an intermediate result of this run across interruptions."""
         self.notes[key] = value
         self._write()
 
@@ -94,11 +91,11 @@ class Run:
         os.replace(scratch, self.folder / _FILE)
 
     def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end."""
+        """The newest checkpoint that is complete."""
         return max(self._checkpoints(), key=_steps, default=None)
 
     def steps_done(self) -> int:
-        """Optimizer steps of the newest whole checkpoint; 0 without one."""
+        """Optimizer steps of the newest complete checkpoint; 0 without one."""
         return max(map(_steps, self._checkpoints()), default=0)
 
     def _checkpoints(self) -> list[Path]:
@@ -106,7 +103,7 @@ class Run:
         return [p.parent for p in self.folder.glob("checkpoint-*/trainer_state.json")]
 
     def finish(self) -> None:
-        """The mask is written: remove the folder."""
+        """Remove the folder; the mask is written."""
         barrier()
         if is_first():
             shutil.rmtree(self.folder)
@@ -116,24 +113,24 @@ def _steps(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def _unseen(count: int) -> None:
-    """Progress that nobody watches."""
+def _no_progress(count: int) -> None:
+    """Progress that is not shown."""
 
 
-class Scores:
-    """Scores the model as it then is, once a name over all of a run's sittings, and shows it."""
+class HeldoutScores:
+    """Scores of the model as it is when called, each name once in a run, resumed or not."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         heldout: Sequence[Example],
-        run: Run,
+        run: RunFolder,
         display: Display,
         *,
         max_new_tokens: int,
         batch_size: int,
-        grader: Grader = WORDS,
+        grader: Grader,
     ) -> None:
         self._grader = grader
         self._model, self._tokenizer, self._heldout = model, tokenizer, heldout
@@ -141,7 +138,10 @@ class Scores:
         self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
 
     def __call__(self, name: str, examples: Sequence[Example] | None = None) -> None:
-        """examples: other than the held-out ones."""
+        """Score, show and note the score under `name`.
+
+        examples: others than the held-out ones.
+        """
         chosen = self._heldout if examples is None else examples
         if not chosen or name in self._run.notes:
             return
@@ -150,8 +150,10 @@ class Scores:
         self._run.note(name, score.to_json())
         self._display.say(f"{name:<5}{score}")
 
-    def of(self, examples: Sequence[Example], advance: Callable[[int], None] = _unseen) -> Score:
-        """The score on any examples, under the run's settings; not kept."""
+    def of(
+        self, examples: Sequence[Example], advance: Callable[[int], None] = _no_progress
+    ) -> Score:
+        """The score on any examples with the run's settings; not noted."""
         return evaluate(
             self._model,
             self._tokenizer,

@@ -1,4 +1,4 @@
-"""What every method adds to its TRL trainer."""
+"""Mixins that put masks into TRL's trainers, and the callback and reference that they use."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from bmt_trainer.methods.rollouts.shared_prefix import SharedPrompts
 
 
 class MaskedTraining:
-    """To be named before a `transformers.Trainer` in a class's bases.
+    """Mixin before a `transformers.Trainer` in a class's bases.
 
-    Sets the regulariser, and evaluates under the hard mask (Eq. 8). Training runs under the soft
-    one, the state's default. Set `attached` and `reg_lambda` before `train()`.
+    Sets the regularizer, and evaluates under the hard mask (Eq. 8). Training runs under the soft
+    one, the state's default.
     """
 
-    attached: Attached
-    reg_lambda: float
+    def __init__(self, *args: Any, attached: Attached, reg_lambda: float, **kwargs: Any) -> None:
+        # Set first: a trainer may read them while it is made.
+        self.attached, self.reg_lambda = attached, reg_lambda
+        super().__init__(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        # Each micro-batch's backward adds the term once, the sum of them is to have it once.
+        # The backward of each micro-batch adds the term; their sum must have it once.
         accumulated = self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
         self.attached.state.regularizer = self.reg_lambda / accumulated
         return super().training_step(*args, **kwargs)  # type: ignore[misc]
@@ -35,10 +37,10 @@ class MaskedTraining:
 
 
 class HardSampling:
-    """What trainers that generate have in common: `sampled`, and the mask's zeros in each log.
+    """Sampling under the hard mask, and the mask's zeros in each log entry.
 
-    A trainer calls `model.train()` before it generates, so the mode is set here. `sample` answers
-    in place of TRL's own generation: the same distribution, in less time.
+    A trainer calls `model.train()` before it generates, so the mode is set here. `sample` replaces
+    TRL's own generation: the same distribution, in less time.
     """
 
     attached: Attached
@@ -52,8 +54,8 @@ class HardSampling:
                 prompt_ids,
                 max_new_tokens=trainer.args.max_completion_length,
                 temperature=trainer.args.temperature,
-                eos=trainer.eos_token_ids,
-                padding=trainer._tokenizer.pad_token_id,
+                eos_token_ids=trainer.eos_token_ids,
+                pad_token_id=trainer._tokenizer.pad_token_id,
             )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -62,8 +64,8 @@ class HardSampling:
 
 
 class HardRollouts(HardSampling):
-    """To be named before `MaskedTraining` and TRL's `GRPOTrainer`: samples under the hard mask,
-    and reads each prompt once in losses.
+    """Mixin before `MaskedTraining` and TRL's `GRPOTrainer`: samples under the hard mask, and
+    reads each prompt once in losses.
 
     TRL 1.16, trainer/grpo_trainer.py: `_generate_single_turn`,
     `_get_per_token_logps_and_entropies`.
@@ -85,7 +87,7 @@ class HardRollouts(HardSampling):
     ) -> Any:
         trainer: Any = self
         state, plain = self.attached.state, trainer.model
-        # Checkpointing drops the cache that is shared, and sharded layers would be gathered twice.
+        # Checkpointing drops the shared cache, and sharded layers would be gathered twice.
         if state.keep_hard and not plain.is_gradient_checkpointing:
             prompt = input_ids.shape[1] - logits_to_keep
             model = SharedPrompts(model, plain.config, state, prompt)
@@ -95,12 +97,12 @@ class HardRollouts(HardSampling):
 
 
 class MaskTeacher(HardSampling):
-    """To be named before `MaskedTraining` and TRL's `SDFTTrainer`: the teacher is the same model
-    under the teacher's hard mask, and the student samples under its own.
+    """Mixin before `MaskedTraining` and TRL's `SDFTTrainer`: the teacher is the same model under
+    the teacher's hard mask, and the student samples under its own.
 
     TRL 1.16, experimental/sdft/sdft_trainer.py: `_generate`, `_setup_teacher_model` (its own EMA
-    would hold a second model), `_get_teacher_context_for_self_distillation`. Where nothing is
-    masked, a baseline's teacher is TRL's.
+    would hold a second model), `_get_teacher_context_for_self_distillation`. Without masked layers
+    the model is a baseline, whose teacher is TRL's.
     """
 
     def _generate(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
@@ -112,7 +114,7 @@ class MaskTeacher(HardSampling):
             super()._setup_teacher_model()  # type: ignore[misc]
             return
         trainer.teacher_model = trainer.model
-        trainer.add_callback(Teach(self.attached, trainer.args.teacher_update_rate))
+        trainer.add_callback(UpdateTeacher(self.attached, trainer.args.teacher_update_rate))
 
     def _get_teacher_context_for_self_distillation(self) -> Any:
         if not self.attached.layers:
@@ -120,8 +122,8 @@ class MaskTeacher(HardSampling):
         return self.attached.state.use("teacher")
 
 
-class Teach(TrainerCallback):
-    """After each optimizer step, the teacher's gates go a little towards the student's."""
+class UpdateTeacher(TrainerCallback):
+    """Moves the teacher's gates towards the student's after each optimizer step (Eq. 4)."""
 
     def __init__(self, attached: Attached, rate: float) -> None:
         self._attached, self._rate = attached, rate
@@ -143,7 +145,7 @@ class BaseReference:
 
 
 def save_gates_only(model: Any, attached: Attached) -> None:
-    """Make a trainer's checkpoints hold the gates alone: the base never changes.
+    """Make a trainer's checkpoints hold the gates only: the base never changes.
 
     Restoring is not strict, so such a checkpoint loads into the attached model.
     """

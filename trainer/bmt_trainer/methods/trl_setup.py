@@ -1,30 +1,21 @@
-"""What TRL needs said before its trainers are used."""
+"""A patch of TRL: on a CPU, losses compute log-probabilities at labels only."""
 
 from __future__ import annotations
 
-import os
-import warnings
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
+import torch
+from trl.kernels.chunked_logprob import _use_triton
+from trl.trainer import utils
 
 
 def prepare_trl() -> None:
-    """To be called before TRL is imported; again does no harm.
+    """Apply the patch; a second call changes nothing. Call it before a TRL trainer trains.
 
-    No warnings about a vLLM that it is not let use, nor that parts of it may change, for its
-    version is pinned; and on a CPU it computes probabilities of labels alone.
+    Without Triton, TRL's head scores prompts and padding too, so that it compiles, and sets the
+    results to 0 (TRL 1.16, trainer/utils.py, `add_fused_lm_head`). With answers of a dozen tokens
+    to prompts of hundreds that was 40 % of a step (docs/log.md).
     """
-    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    from trl.kernels.chunked_logprob import _use_triton
-    from trl.trainer import utils
+    utils._use_triton = _labels_only
 
-    def labels_alone(device: torch.device) -> bool:
-        return device.type == "cpu" or bool(_use_triton(device))
 
-    # Where TRL has no Triton, its head scores prompts and padding too, for a compiler's sake
-    # (trl/trainer/utils.py, add_fused_lm_head), and sets the results to 0. With answers of a dozen
-    # tokens to prompts of hundreds that was 40 % of a step (docs/log.md).
-    utils._use_triton = labels_alone
+def _labels_only(device: torch.device) -> bool:
+    return device.type == "cpu" or bool(_use_triton(device))

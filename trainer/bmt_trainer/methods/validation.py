@@ -1,69 +1,83 @@
-"""Greedy accuracy of the hard mask while it is trained, and the best mask so far."""
+"""Greedy accuracy of the hard mask in training, and the best mask so far."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import bmt_core
 from bmt_core import Mask
 from transformers import TrainerCallback
 
-if TYPE_CHECKING:
-    from bmt_trainer.data.examples import Example
-    from bmt_trainer.methods.session import Session
+from bmt_trainer.data.examples import Example
+from bmt_trainer.evaluation.score import Score
+from bmt_trainer.masking.attach import Attached
+from bmt_trainer.methods.run_folder import RunFolder
 
 
-# The best mask so far, in the run's folder.
-_BEST = "best.bmt"
+class Export(Protocol):
+    """The hard mask of the gates' current values, with metadata."""
+
+    def __call__(self, metadata: Mapping[str, Any]) -> Mask: ...
 
 
-class Validate(TrainerCallback):
-    """Every `every` steps, and at the last: score `examples`, keep the mask if it is the best.
+class Validation(TrainerCallback):
+    """Every `every` steps, and at the last: score `examples`, save the mask if it is the best.
 
-    The scores are notes of the run, `validation`: step and score of each.
+    reading: the count of a score that decides, "exact" or "lenient". The scores are the run's note
+    `validation`: step, zeros and score of each, so that a resumed run has those before it.
     """
 
-    def __init__(self, session: Session, examples: Sequence[Example], *, every: int) -> None:
-        self._session, self._examples, self._every = session, examples, every
-        self._file = session.run.folder / _BEST
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        every: int,
+        attached: Attached,
+        run: RunFolder,
+        reading: str,
+        score: Callable[[Sequence[Example]], Score],
+        export: Export,
+        write: Callable[[Mask, Path], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._examples, self._every, self._attached = examples, every, attached
+        self._run, self._reading = run, reading
+        self._score, self._export, self._write, self._say = score, export, write, say
+        self._best_file = run.folder / "best.bmt"
 
-    def begin(self, done: int) -> None:
-        """Forget what an interrupted run saw after step `done`, from which it goes on."""
-        before = self._session.run.notes.get("validation", [])
-        self._session.run.note("validation", [v for v in before if v["step"] <= done])
+    @property
+    def scores(self) -> list[dict[str, Any]]:
+        """Step, zeros and score of each validation so far."""
+        return list(self._run.notes.get("validation", []))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # An interrupted run may have validated after its last checkpoint; those steps run again.
+        done = state.global_step
+        self._run.note("validation", [v for v in self.scores if v["step"] <= done])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step = state.global_step
         if self._examples and (step % self._every == 0 or step == state.max_steps):
-            self._score(step)
+            self._validate(step)
 
-    def _score(self, step: int) -> None:
-        session = self._session
-        with session.attached.state.use("hard"):
-            score = session.score.of(self._examples)
-        scores = session.run.notes["validation"]
-        found = score.to_json()
-        if all(found[session.reading] > v[session.reading] for v in scores):
-            session.write(session.export({"step": step}), self._file)
-        zeros = session.attached.zeros
-        session.run.note("validation", [*scores, {"step": step, "zeros": zeros, **found}])
-        session.display.say(f"step {step}: {score}")
+    def _validate(self, step: int) -> None:
+        with self._attached.state.use("hard"):
+            score = self._score(self._examples)
+        before, result = self.scores, score.to_json()
+        if all(result[self._reading] > v[self._reading] for v in before):
+            self._write(self._export({"step": step}), self._best_file)
+        zeros = self._attached.zeros
+        self._run.note("validation", [*before, {"step": step, "zeros": zeros, **result}])
+        self._say(f"step {step}: {score}")
 
+    def load_best(self) -> int | None:
+        """Set the gates to the mask of the best score, the earlier of equals, and return its step.
 
-def finish_best(session: Session, select: str, told: Mapping[str, Any]) -> Mask:
-    """Write the best validated mask, or the last one: without validation, or if `select` says."""
-    if select == "best" and (best := best_of(session)) is not None:
-        step, mask = best
-        told = {**told, "step": step}
-        session.attached.hold(mask)
-    return session.finish(dict(told))
-
-
-def best_of(session: Session) -> tuple[int, Mask] | None:
-    """The step and mask of the best score, the earlier of equals; None without validation."""
-    scores = session.run.notes["validation"]
-    if not scores:
-        return None
-    step = max(scores, key=lambda v: v[session.reading])["step"]
-    return step, bmt_core.load(session.run.folder / _BEST)
+        None without a validation: the gates stay.
+        """
+        if not self.scores:
+            return None
+        self._attached.hold(bmt_core.load(self._best_file))
+        return int(max(self.scores, key=lambda v: v[self._reading])["step"])

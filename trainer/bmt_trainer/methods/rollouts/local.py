@@ -1,7 +1,7 @@
-"""Sampled completions of prompts that come many times each, as GRPO's do.
+"""Sampling several completions of each prompt with the model in this process, as in GRPO.
 
-What `transformers.generate` computes, without what it computes in vain: a prompt is read once and
-not once for each of its completions, and a completion that has ended leaves the batch.
+The distribution of `transformers.generate`, with less work: the model reads a prompt once, not
+once per completion, and a completion that has ended leaves the batch.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from bmt_trainer.data.encoding import pad
+from bmt_trainer.data.encoding import pad, render
+from bmt_trainer.data.examples import Message
 from bmt_trainer.distributed import any_of_all
 
-# Rows leave when this share of them has ended: to select rows copies the whole cache.
-_ENDED = 0.25
+# Ended rows leave the batch once they are this share of it: selecting rows copies the whole cache.
+_ENDED_SHARE = 0.25
 
 
-def ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that end an answer: the tokenizer's, and those of the checkpoint's settings."""
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end an answer: the tokenizer's, and the checkpoint's generation settings'."""
     more = getattr(model.generation_config, "eos_token_id", None)
     more = [more] if isinstance(more, int) else (more or [])
     return {int(token) for token in (tokenizer.eos_token_id, *more) if token is not None}
@@ -34,18 +35,18 @@ def sample(
     *,
     max_new_tokens: int,
     temperature: float,
-    eos: Collection[int],
-    padding: int,
+    eos_token_ids: Collection[int],
+    pad_token_id: int,
 ) -> list[list[int]]:
     """A completion of each of `prompts`, token ids, drawn from softmax(logits / temperature).
 
-    Equal prompts are to lie side by side. A completion ends after one of `eos`, which it keeps, or
-    with `max_new_tokens`.
+    Equal prompts must be adjacent. A completion ends after one of `eos_token_ids`, which it keeps,
+    or at `max_new_tokens`.
     """
     device, training = model.device, model.training
     model.eval()  # in training, gradient checkpointing would drop the cache
     groups = [(list(ids), len(list(same))) for ids, same in groupby(prompts)]
-    rows, attend = (t.to(device) for t in pad([ids for ids, _ in groups], padding, "left"))
+    rows, attend = (t.to(device) for t in pad([ids for ids, _ in groups], pad_token_id, "left"))
     cache = DynamicCache(config=model.config)
     logits = model(
         input_ids=rows,
@@ -58,9 +59,9 @@ def sample(
     chosen = torch.arange(len(groups), device=device).repeat_interleave(counts)
     cache.batch_select_indices(chosen)
     logits, attend = logits[chosen], attend[chosen]
-    last = torch.tensor(sorted(eos), device=device)
-    found: list[list[int]] = [[] for _ in prompts]
-    left = torch.arange(len(prompts), device=device)  # whose completion each row is
+    last = torch.tensor(sorted(eos_token_ids), device=device)
+    completions: list[list[int]] = [[] for _ in prompts]
+    left = torch.arange(len(prompts), device=device)  # [B]: the completion that each row extends
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for step in range(max_new_tokens):
         drawn = torch.multinomial(torch.softmax(logits.float() / temperature, -1), 1)
@@ -68,13 +69,13 @@ def sample(
             left.tolist(), drawn[:, 0].tolist(), ended.tolist(), strict=True
         ):
             if not over:
-                found[at].append(token)
+                completions[at].append(token)
         ended |= torch.isin(drawn[:, 0], last)
         more = not bool(ended.all())
-        # Sharded layers are gathered by all processes, so that none may stop before the others.
+        # All processes gather sharded layers together, so none may stop before the others.
         if step == max_new_tokens - 1 or not any_of_all(more, device):
             break
-        if more and float(ended.float().mean()) >= _ENDED:
+        if more and float(ended.float().mean()) >= _ENDED_SHARE:
             stay = (~ended).nonzero().flatten()
             cache.batch_select_indices(stay)
             drawn, attend, left, ended = drawn[stay], attend[stay], left[stay], ended[stay]
@@ -87,9 +88,32 @@ def sample(
             logits_to_keep=1,
         ).logits[:, -1]
     model.train(training)
-    return found
+    return completions
 
 
 def _positions(attend: Tensor) -> Tensor:
-    """[B, S]: each token's place among those that are attended to."""
+    """[B, S]: each token's position among those that are attended to."""
     return (attend.cumsum(-1) - 1).clamp(min=0)
+
+
+def sample_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int,
+    seed: int,
+) -> list[tuple[list[int], list[int]]]:
+    """Each prompt and a completion sampled at temperature 1, token ids. Keeps torch's RNG state."""
+    ids = [render(tokenizer, prompt) for prompt in prompts]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        completions = sample(
+            model,
+            ids,
+            max_new_tokens=max_new_tokens,
+            temperature=1.0,
+            eos_token_ids=eos_token_ids(model, tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return list(zip(ids, completions, strict=True))

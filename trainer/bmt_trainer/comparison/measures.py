@@ -1,0 +1,145 @@
+"""Measurements of a run of a comparison: scores, retention, geometry of its update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from bmt_trainer import models
+from bmt_trainer.comparison import baselines
+from bmt_trainer.comparison.baselines import Tuned, Weights
+from bmt_trainer.comparison.plan import Plan
+from bmt_trainer.comparison.tracking import Row
+from bmt_trainer.data import sources
+from bmt_trainer.data.examples import Message
+from bmt_trainer.errors import ConfigError
+from bmt_trainer.evaluation import retention, suites, update_geometry
+from bmt_trainer.evaluation.generate import generate
+from bmt_trainer.evaluation.graders import find
+from bmt_trainer.evaluation.kl import Policy
+from bmt_trainer.evaluation.score import Score, outcomes
+from bmt_trainer.methods.pipeline import Loaded
+
+Result = dict[str, Any]
+
+
+def score_heldout(loaded: Loaded, model: nn.Module, label: str) -> Result:
+    """Score of the model's greedy answers to the held-out examples.
+
+    `right` has a character per example, in their order, for paired tests: "1" if the answer is
+    right by the run's reading, else "0".
+    """
+    examples, grader = loaded.split.heldout, loaded.grader
+    if not examples:
+        return {"score": None, "right": ""}
+    with loaded.display.stage(f"evaluate {label}", len(examples)) as advance:
+        texts = generate(
+            cast(PreTrainedModel, model),
+            loaded.tokenizer,
+            [e.prompt for e in examples],
+            max_new_tokens=loaded.config.max_new_tokens,
+            batch_size=loaded.config.eval_batch_size,
+            advance=advance,
+        )
+    exact = outcomes(texts, examples, grader)
+    lenient = outcomes(texts, examples, grader, lenient=True)
+    right = lenient if loaded.reading == "lenient" else exact
+    loaded.display.say(f"{label}: {sum(right)} of {len(right)} right")
+    return {
+        "score": Score(sum(exact), sum(lenient), len(examples)).to_json(),
+        "reading": loaded.reading,
+        "right": "".join("01"[one] for one in right),
+    }
+
+
+def score_suites(plan: Plan, loaded: Loaded, model: nn.Module) -> Result:
+    """Scores on the plan's evaluation sets, under `suites`."""
+    config = loaded.config
+    assert plan.suites is not None
+
+    def answer(prompts: Sequence[Sequence[Message]], tokens: int) -> list[str]:
+        return generate(
+            cast(PreTrainedModel, model),
+            loaded.tokenizer,
+            prompts,
+            max_new_tokens=tokens,
+            batch_size=config.eval_batch_size,
+        )
+
+    results = suites.run(
+        suites.named(plan.suites),
+        {"tuned": answer},
+        folder=plan.suites_data,
+        limit=plan.suites_limit,
+        max_new_tokens=config.max_new_tokens,
+        seed=config.seed,
+    )
+    return {"suites": [result.to_json() for result in results]}
+
+
+def retention_score(plan: Plan, loaded: Loaded, tuned: Tuned) -> Callable[[], Row]:
+    """A function that scores another skill: a data set, or lm-eval's tasks.
+
+    It returns `retention` and `retention_lenient`, shares of right answers, and n.
+    """
+    assert plan.retention is not None
+    model, config = cast(PreTrainedModel, tuned.model), loaded.config
+    if plan.retention == "lm-eval":
+
+        def by_lm_eval() -> Row:
+            with models.evaluating(model), tuned.tuned():
+                scores = retention.retained(model, loaded.tokenizer)
+            if scores.mean is None:
+                raise ConfigError(f"retention: lm-eval runs no task ({scores.skipped})")
+            row = {"retention": scores.mean, "retention_lenient": scores.mean, "n": 0}
+            return {**row, **scores.accuracy}
+
+        return by_lm_eval
+    count = plan.retention_examples
+    examples = sources.load(plan.retention, heldout=count, train=0, seed=config.seed).heldout
+    grader = find(plan.retention_grader)
+
+    def by_answers() -> Row:
+        with tuned.tuned():
+            texts = generate(
+                model,
+                loaded.tokenizer,
+                [e.prompt for e in examples],
+                max_new_tokens=config.max_new_tokens,
+                batch_size=config.eval_batch_size,
+            )
+        exact = sum(outcomes(texts, examples, grader)) / len(examples)
+        lenient = sum(outcomes(texts, examples, grader, lenient=True)) / len(examples)
+        return {"retention": exact, "retention_lenient": lenient, "n": len(examples)}
+
+    return by_answers
+
+
+def base_policy(loaded: Loaded, tuned: Tuned) -> Policy:
+    """The base: the same model if its weights are still the base's, else a second copy."""
+    if tuned.base is not None:
+        return tuned.model, tuned.base
+    # In the arithmetic of the tuned model: otherwise the KL divergence would start at that of two
+    # roundings, not at 0.
+    base = models.load_model(loaded.folder, loaded.model.device)
+    base.to(dtype=loaded.model.dtype)
+    return base, lambda: models.autocast_of(tuned.model)
+
+
+@torch.no_grad()
+def geometry(loaded: Loaded, tuned: Tuned) -> Result:
+    """Geometry of the update of each projection, summarized (paper, section 5.5)."""
+    base, _ = base_policy(loaded, tuned)
+    return update_geometry.summary(list(_measure(loaded, tuned.weights(base))))
+
+
+def _measure(loaded: Loaded, weights: Weights) -> Iterator[tuple[str, update_geometry.Geometry]]:
+    total = len(baselines.projections(loaded.model))
+    with loaded.display.stage("geometry", total) as advance:
+        for name, before, after in weights:
+            yield name, update_geometry.measure(before, after)
+            advance(1)

@@ -1,0 +1,316 @@
+"""Stages that every training method shares: load, initialize, finish.
+
+`Loaded` and `masking.attach.Attached` pass between the stages. Both are frozen; training changes
+only the gates in the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import bmt_core
+import torch
+from bmt_core import Base, Mask
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bmt_trainer import models
+from bmt_trainer.console import Display
+from bmt_trainer.data import sources
+from bmt_trainer.data.encoding import batches, render
+from bmt_trainer.data.examples import Split
+from bmt_trainer.distributed import barrier, is_first, processes
+from bmt_trainer.evaluation.graders import Grader
+from bmt_trainer.evaluation.intervals import wilson
+from bmt_trainer.evaluation.kl import forward_kl
+from bmt_trainer.evaluation.score import best_guess
+from bmt_trainer.masking import live_gates
+from bmt_trainer.masking.attach import Attached
+from bmt_trainer.masking.export import export, library_versions
+from bmt_trainer.masking.initialization import init_gates, input_norms
+from bmt_trainer.methods.config import TrainConfig
+from bmt_trainer.methods.rollouts.local import sample_texts
+from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, settings_of
+
+# Held-out prompts on whose answers by the base a mask's KL divergence is measured.
+_KL_PROMPTS = 64
+
+#: A training example as a TRL trainer reads it, by column.
+Rows = Sequence[Mapping[str, Any]]
+#: A trainer's log entries, one per step.
+Logs = list[dict[str, float]]
+#: The count of a score that selects masks: of the grader's strict reading, or of its lenient one.
+Reading = Literal["exact", "lenient"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A run's settings, data, tokenizer, model and folder.
+
+    folder: of the base's checkpoint; geometry: [d_out, d_in] of its tensors by name; reading: the
+    count by which masks are selected.
+    """
+
+    config: TrainConfig
+    display: Display
+    folder: Path
+    base: Base
+    geometry: Mapping[str, tuple[int, int]]
+    split: Split
+    run: RunFolder
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    score: HeldoutScores
+    grader: Grader
+    reading: Reading
+
+    @property
+    def start_file(self) -> Path:
+        """The mask that training started from."""
+        return self.run.folder / "start.bmt"
+
+
+def load(
+    config: TrainConfig,
+    display: Display,
+    *,
+    train_examples: int,
+    grader: Grader,
+    reading: Reading = "exact",
+    heldout_dataset: str | None = None,
+    scored: bool = True,
+) -> Loaded:
+    """Load data, tokenizer and model, and open the run's folder. Raises TrainerError.
+
+    heldout_dataset: another data set to hold out from; scored: without it, held-out examples stay
+    held out, but the run does not score on them: the caller does.
+    """
+    folder = models.checkpoint_folder(config.model)
+    base = models.base_of(config.model, folder)
+    split = sources.load(
+        config.dataset,
+        heldout=0 if heldout_dataset else config.heldout,
+        train=train_examples,
+        seed=config.seed,
+        system=config.system,
+        share=None if heldout_dataset else config.heldout_share,
+    )
+    if heldout_dataset:
+        other = sources.load(
+            heldout_dataset,
+            heldout=config.heldout,
+            train=0,
+            seed=config.seed,
+            system=config.system,
+        )
+        split = Split(split.train, other.heldout)
+    settings = {**settings_of(config), "base": base.fingerprint}
+    run = RunFolder(config.output, settings, resume=config.resume)
+    tokenizer = models.load_tokenizer(folder)
+    model = models.load_model(folder, models.pick_device(config.device))
+    score = HeldoutScores(
+        model,
+        tokenizer,
+        split.heldout if scored else [],
+        run,
+        display,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.eval_batch_size,
+        grader=grader,
+    )
+    return Loaded(
+        config=config,
+        display=display,
+        folder=folder,
+        base=base,
+        geometry=dict(bmt_core.geometry(folder, "")),
+        split=split,
+        run=run,
+        tokenizer=tokenizer,
+        model=model,
+        score=score,
+        grader=grader,
+        reading=reading,
+    )
+
+
+def initialize(loaded: Loaded, attached: Attached, *, live_alpha: float | None = None) -> None:
+    """Give the gates their first values (Eq. 9), score that mask and save it.
+
+    A run that resumes from a checkpoint takes its gates from there. live_alpha: the sharpness at
+    which to choose the live set, the only gates that are trained; None trains all.
+    """
+    run, positions = loaded.run, loaded.run.folder / "live.safetensors"
+    if run.last_checkpoint() is None:
+        config = loaded.config
+        init_gates(
+            attached,
+            calibrate(loaded, attached),
+            eta=config.eta,
+            mean=config.init_mean,
+            std=config.init_std,
+            tail=config.init == "paper",
+            seed=config.seed,
+        )
+        with attached.state.use("hard"):
+            loaded.score("init")
+        run.note("init_sparsity", attached.sparsity)
+        write_mask(current_mask(loaded, attached), loaded.start_file)
+        if live_alpha is not None and is_first():
+            live_gates.save(live_gates.live_sets(attached, live_alpha), positions)
+        barrier()
+    attached.state.keep_hard = processes() == 1
+    if live_alpha is not None:
+        live_gates.keep_live(attached, live_gates.load(positions))
+    loaded.display.say(_memory(loaded.model, attached))
+
+
+def calibrate(loaded: Loaded, attached: Attached) -> dict[str, torch.Tensor]:
+    """‖X_j‖ [d_in] of each masked layer's inputs over training prompts, for the Wanda scores."""
+    config, tokenizer = loaded.config, loaded.tokenizer
+    chosen = loaded.split.train[: config.calibration_prompts]
+    prompts = [render(tokenizer, e.prompt)[: config.max_length] for e in chosen]
+    with loaded.display.stage("calibrate", len(prompts)) as advance:
+
+        def counted() -> Iterator[dict[str, Any]]:
+            size, pad = config.eval_batch_size, tokenizer.pad_token_id
+            for batch in batches(prompts, size, pad, loaded.model.device):
+                yield batch
+                advance(len(batch["input_ids"]))
+
+        return input_norms(loaded.model, attached, counted())
+
+
+def _memory(model: PreTrainedModel, attached: Attached) -> str:
+    """Memory of the base's weights and of the gates in training, in one line."""
+    gates = attached.gates()
+    trained = sum(g.numel() for g in gates)
+    # The gate, its gradient and AdamW's two moments, each in fp32; a live gate's position too.
+    each = 16 + (8 if trained < attached.numel else 0)
+    base = sum(p.numel() * p.element_size() for p in model.parameters())
+    base -= sum(g.numel() * g.element_size() for g in gates)
+    return (
+        f"memory: {base / 1e9:.2f} GB of base weights, {trained * each / 1e9:.2f} GB for "
+        f"{trained:,} of {attached.numel:,} gates; activations come on top"
+    )
+
+
+def current_mask(
+    loaded: Loaded, attached: Attached, metadata: Mapping[str, Any] | None = None
+) -> Mask:
+    """The hard mask of the gates' current values (Eq. 8)."""
+    return export(attached, loaded.base, geometry=loaded.geometry, metadata=metadata)
+
+
+def write_mask(mask: Mask, path: Path) -> None:
+    """Save from the first process; return when the file is there for all."""
+    if is_first():
+        bmt_core.save(mask, path)
+    barrier()
+
+
+def write_history(loaded: Loaded, history: Mapping[str, Any]) -> None:
+    """Write the logs of steps and validations to `<output>.history.json`."""
+    output = loaded.config.output
+    if is_first():
+        written = {"reading": loaded.reading, **history}
+        path = output.with_name(output.name + ".history.json")
+        path.write_text(json.dumps(written, indent=1) + "\n")
+
+
+def finish(loaded: Loaded, attached: Attached, metadata: Mapping[str, Any]) -> Mask:
+    """Score the trained mask, write it to the output, and remove the run's folder."""
+    full = current_mask(loaded, attached)
+    lean: Mapping[str, Any] = {}
+    if loaded.config.lean == "off":
+        _score_mask(loaded, attached, "mask", full)
+        mask = full
+    else:
+        mask, lean = _choose_lean(loaded, attached, full)
+    mask = dataclasses.replace(mask, metadata=_metadata(loaded, {**metadata, **lean}))
+    write_mask(mask, loaded.config.output)
+    loaded.run.finish()
+    return mask
+
+
+def _choose_lean(loaded: Loaded, attached: Attached, full: Mask) -> tuple[Mask, dict[str, Any]]:
+    """The lean mask, which has only the learned deletions, or the full one; and its metadata.
+
+    With `lean: auto` both are scored, and the lean mask is taken unless its count of right answers
+    is below the 95 % interval of the full one's.
+    """
+    run, heldout = loaded.run, loaded.split.heldout
+    lean = bmt_core.difference(full, bmt_core.load(loaded.start_file))
+    _score_mask(loaded, attached, "lean", lean)
+    chosen, metadata = lean, dict[str, Any]()
+    if loaded.config.lean == "auto" and heldout:
+        _score_mask(loaded, attached, "full", full)
+        counts, reading = run.notes, loaded.reading
+        low, _ = wilson(counts["full"][reading], counts["full"]["total"])
+        if counts["lean"][reading] < low * counts["lean"]["total"]:
+            chosen = full
+        metadata["forward_kl"] = _forward_kl(loaded, attached, {"full": full, "lean": lean})
+    if heldout:
+        run.note("mask", run.notes["lean" if chosen is lean else "full"])
+    metadata |= {"lean": chosen is lean, "zeros_full": full.zeros, "zeros_lean": lean.zeros}
+    return chosen, metadata
+
+
+def _score_mask(loaded: Loaded, attached: Attached, name: str, mask: Mask) -> None:
+    attached.hold(mask)
+    with attached.state.use("hard"):
+        loaded.score(name)
+
+
+def _forward_kl(
+    loaded: Loaded, attached: Attached, masks: Mapping[str, Mask]
+) -> dict[str, dict[str, float]]:
+    """Forward KL divergence of each mask from the base, on the base's held-out answers."""
+    with attached.state.use("off"):
+        texts = base_texts(loaded)
+    results = {}
+    for name, mask in masks.items():
+        attached.hold(mask)
+        kl = forward_kl(loaded.model, attached, texts, loaded.tokenizer.pad_token_id)
+        loaded.display.say(f"{name:<5}forward KL {kl.per_token:.4f} nats a token")
+        results[name] = kl.to_json()
+    return results
+
+
+def base_texts(loaded: Loaded) -> list[tuple[list[int], list[int]]]:
+    """Held-out prompts and completions of them by the model, which must be the base now."""
+    return sample_texts(
+        loaded.model,
+        loaded.tokenizer,
+        [e.prompt for e in loaded.split.heldout[:_KL_PROMPTS]],
+        max_new_tokens=loaded.config.max_new_tokens,
+        seed=loaded.config.seed,
+    )
+
+
+def _metadata(loaded: Loaded, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A mask's metadata: what all methods record of a run, and `metadata`."""
+    config, notes = loaded.config, loaded.run.notes
+    names = ("base", "teacher", "init", "mask", "full", "lean")
+    scores: dict[str, Any] = {n: notes[n] for n in names if n in notes}
+    if scores:
+        guess = best_guess(loaded.split.train, loaded.split.heldout, loaded.grader)
+        scores["guess"] = guess.to_json()
+    libraries = ["torch", "transformers", "trl"]
+    if config.dataset.startswith("reasoning-gym:"):
+        libraries.append("reasoning-gym")
+    settings = settings_of(config)
+    return {
+        "dataset": config.dataset,
+        "seed": config.seed,
+        "steps": config.steps,
+        "config": {k: v for k, v in settings.items() if k not in ("model", "device")},
+        "init_sparsity": notes["init_sparsity"],
+        "scores": scores,
+        "versions": library_versions(*libraries),
+        **metadata,
+    }
