@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from bmt_trainer.masking.masked_linear import MaskState
-from bmt_trainer.methods.callbacks import Anneal, alpha_at
+from bmt_trainer.methods.callbacks import SharpenMask, alpha_at
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ def test_equation_7(step, alpha):
 
 def test_callback_follows_the_trainers_step_count():
     state = MaskState()
-    callback = Anneal(state, 1e3, 1e4)
+    callback = SharpenMask(state, 1e3, 1e4)
     for step in (7, 3):  # a resumed run starts anywhere
         callback.on_step_begin(None, SimpleNamespace(global_step=step, max_steps=10), None)
         assert state.alpha == alpha_at(step, 10, 1e3, 1e4)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-from bmt_trainer.methods.run_folder import Run
+from bmt_trainer.methods.run_folder import RunFolder
 
 
 def test_notes_of_a_build_before_0_1_are_read(tmp_path):
     output = tmp_path / "m.bmt"
-    run = Run(output, {"seed": 1}, resume=False)
+    run = RunFolder(output, {"seed": 1}, resume=False)
     (run.folder / "run.json").write_text(
         json.dumps({"settings": {"seed": 1}, "notes": {"init_density": 0.25}})
     )
-    assert Run(output, {"seed": 1}, resume=True).notes == {"init_sparsity": 0.25}
+    assert RunFolder(output, {"seed": 1}, resume=True).notes == {"init_sparsity": 0.25}
