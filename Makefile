@@ -12,7 +12,7 @@ export GSM8K PAPER_DATA
 STRICT := core/bmt_core client/bmt_client $(addprefix server/bmt_server/,api registry ipc worker)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-quick test-operate bench bench-serve bench-swap bench-cold bench-format $(PAPER) tools lint format docs clean
+.PHONY: help setup demo serve test test-slow test-quick test-operate bench bench-serve bench-swap bench-cold bench-format $(PAPER) reproduce tools lint format docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' "$(ROOT)/Makefile" | sed 's/:.*## /\t/' | expand -t 20
@@ -66,6 +66,9 @@ paper-prompts: ## time of a GRPO step's loss with each prompt read once
 paper-steps: ## time and memory of a step against LoRA and full fine-tuning
 $(PAPER): setup
 	@cd "$(ROOT)" && "$(BIN)/python" -m experiments $(@:paper-%=%)
+
+reproduce: setup ## run what recipes/queue.yaml has left, and keep the results; NEXT=1: one run
+	@cd "$(ROOT)" && "$(BIN)/python" -m experiments.reproduce $(if $(NEXT),--next)
 
 tools: setup ## fetch the programs that tests run: helm, kubectl, promtool, hadolint
 	@"$(BIN)/python" "$(ROOT)/tools/fetch_test_tools.py"

@@ -13,6 +13,8 @@ from typing import Any
 
 from bmt_trainer.comparison import plan as plans
 from bmt_trainer.comparison import report, tables
+from bmt_trainer.comparison.queue import within
+from bmt_trainer.comparison.runner import run
 from bmt_trainer.evaluation.intervals import wilson
 
 from benchmarks.harness.environment import ROOT, WORK, demo_model
@@ -43,7 +45,7 @@ def table3() -> None:
         )
     path = ROOT / "recipes" / "small" / "table3.yaml"
     recipe = plans.read(path, {"output": "unused", "model": "unused"})
-    datasets = [_within(name, folder) for name in recipe.datasets]
+    datasets = [within(name, folder) for name in recipe.datasets]
     results = compare("table3", datasets=datasets)
     figures = []
     for row in tables.rows(results):
@@ -93,8 +95,6 @@ def geometry() -> None:
 
 def compare(recipe: str, **changes: Any) -> list[Result]:
     """Run `recipes/small/RECIPE.yaml`, or what of it has no result yet."""
-    from bmt_trainer.comparison.runner import run
-
     path = ROOT / "recipes" / "small" / f"{recipe}.yaml"
     output = LATEST / "paper" / recipe
     results = run(plans.read(path, {"output": output, "model": str(demo_model()), **changes}))
@@ -148,11 +148,6 @@ def _report_grpo() -> None:
     _report(FORGETTING["grpo"], title="GRPO in small, by method")
 
 
-def _within(dataset: str, folder: Path) -> str:
-    form, _, place = dataset.partition(":")
-    return f"{form}:{folder / place}"
-
-
 def _share(row: Mapping[str, float]) -> dict[str, Any]:
     right, total = round(row["retention_lenient"] * row["n"]), int(row["n"])
     return {"accuracy": right / total, "interval95": wilson(right, total)}
@@ -163,8 +158,12 @@ def _plain(method: str) -> str:
 
 
 def _changes(result: Mapping[str, Any]) -> str:
-    values: Sequence[Any] = list(result["changes"].values())
-    return "".join(f"_{str(value).replace('-', '_').replace('.', '_')}" for value in values)
+    values = [
+        str(value).replace("-", "_").replace(".", "_") for value in result["changes"].values()
+    ]
+    if seed := result["settings"].get("seed", 0):
+        values.append(f"seed_{seed}")
+    return "".join(f"_{value}" for value in values)
 
 
 EXPERIMENTS: dict[str, Any] = {

@@ -60,6 +60,7 @@ class Plan:
     suites: str | None = option("Evaluation sets to score each at the end, as in `suites`.", None)
     suites_data: Path | None = option("The folder of their files.", None)  # noqa: RUF009
     suites_limit: int | None = option("Examples of each set.", None, least=1)
+    seeds: Sequence[int] = option("Seeds, a run of each; default: the trainer's seed.", ())
     sweep: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -75,9 +76,10 @@ class Plan:
         for name, values in self.sweep.items():
             if not isinstance(values, list | tuple) or not values:
                 raise ConfigError(f"sweep: {name} needs a list of values")
+        self._check_seeds()
         rates = {name: _number(value, f"rates: {name}") for name, value in self.rates.items()}
         object.__setattr__(self, "rates", rates)
-        check(self, skip=(*_LISTS, *_MAPPINGS))
+        check(self, skip=(*_LISTS, *_MAPPINGS, "seeds"))
         for method in self.methods:
             if not _METHOD.fullmatch(method.partition("@")[0]):
                 raise ConfigError(
@@ -85,6 +87,13 @@ class Plan:
                 )
         for cell in self.cells():
             cell.config()  # what is wrong with one is said before the first is run
+
+    def _check_seeds(self) -> None:
+        seeds = self.seeds
+        if not isinstance(seeds, list | tuple) or any(type(s) is not int or s < 0 for s in seeds):
+            raise ConfigError(f"seeds: {seeds!r} must be a list of integers of at least 0")
+        if seeds and ("seed" in self.settings or "seed" in self.sweep):
+            raise ConfigError("seeds: the recipe sets seed too; leave one of them out")
 
     @cached_property
     def contents(self) -> Mapping[str, str]:
@@ -99,13 +108,13 @@ class Plan:
         """Every run of it; a sweep's settings are masks' alone, so that baselines come once."""
         seen = set()
         names = list(self.sweep)
-        for values in itertools.product(*self.sweep.values()):
+        for seed, *values in itertools.product(self.seeds or (None,), *self.sweep.values()):
             changes = dict(zip(names, values, strict=True))
             for model, dataset, method in itertools.product(
                 self.models, self.datasets, self.methods
             ):
                 own = changes if method.partition("@")[0] == "bmt" else {}
-                cell = Cell(self, method, model, dataset, own)
+                cell = Cell(self, method, model, dataset, own, seed)
                 if cell.key not in seen:
                     seen.add(cell.key)
                     yield cell
@@ -113,18 +122,25 @@ class Plan:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a plan; changes: the sweep's settings."""
+    """One run of a plan; changes: the sweep's settings; seed: None takes the trainer's setting."""
 
     plan: Plan
     method: str
     model: str
     dataset: str
     changes: Mapping[str, Any]
+    seed: int | None = None
 
     @property
     def kind(self) -> str:
         """The method without its rate."""
         return self.method.partition("@")[0]
+
+    @property
+    def label(self) -> str:
+        """The run in one line, for messages."""
+        changes = dict(self.changes) | ({} if self.seed is None else {"seed": self.seed})
+        return f"{self.method} of {self.model} on {self.dataset} {changes}"
 
     def config(self) -> TrainConfig:
         """The trainer's settings. Raises ConfigError."""
@@ -137,6 +153,8 @@ class Cell:
             "lean": "off",  # the paper's masks are whole
             "resume": self.goes_on,
         }
+        if self.seed is not None:
+            values["seed"] = self.seed
         if self.rate is not None:
             values["learning_rate"] = self.rate
         if not self.goes_on:
@@ -175,7 +193,12 @@ class Cell:
             **{name: getattr(self.plan, name) for name in looks},
             "retention": kept and known[kept],
             "trainer": self.plan.trainer,
-            "settings": {**self.plan.settings, **self.changes},
+            # Seed 0 is left out: results of builds without `seeds` are seed 0's.
+            "settings": {
+                **self.plan.settings,
+                **self.changes,
+                **({"seed": self.seed} if self.seed else {}),
+            },
             "method": self.method,
             "rate": self.rate,
             "model": known[self.model],

@@ -109,7 +109,7 @@ def read_result(path: Path) -> Result | None:
 
 def run_and_keep(cell: Cell, display: Display) -> Result:
     """Run a cell, or resume it, and write its result's file."""
-    display.say(f"{cell.method} of {cell.model} on {cell.dataset} {dict(cell.changes)}")
+    display.say(cell.label)
     with only_our_progress():
         result = run_cell(cell, display)
     _write(cell.file, result)

@@ -98,12 +98,20 @@ def _model(result: Result, several: bool) -> str:
 
 def _examples(result: Result) -> tuple[str, ...]:
     """What a result must have in common with its base."""
-    return (result["model"], result["trainer"], result["dataset"], result.get("reading", "exact"))
+    reading = result.get("reading", "exact")
+    return (result["model"], result["trainer"], result["dataset"], reading, str(_seed(result)))
+
+
+def _seed(result: Result) -> int:
+    return int(result.get("settings", {}).get("seed", 0))
 
 
 def changes(result: Result) -> str:
-    """A sweep's settings of a run, as text."""
-    return ", ".join(f"{k} {_short(v)}" for k, v in result.get("changes", {}).items())
+    """A run's settings of a sweep, and its seed unless that is 0, as text."""
+    settings = dict(result.get("changes", {}))
+    if seed := _seed(result):
+        settings["seed"] = seed
+    return ", ".join(f"{k} {_short(v)}" for k, v in settings.items())
 
 
 def named(result: Result) -> str:
