@@ -1,4 +1,4 @@
-"""Settings: a frozen dataclass per method, read from YAML and overridden by flags."""
+"""Settings dataclasses: fields with help and bounds, read from YAML, overridden by flags."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from bmt_trainer.errors import ConfigError
 
 T = TypeVar("T")
 
+# Types of settings, as error messages name them.
+_TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path"}
+
 
 def option(
     help: str,
@@ -25,7 +28,7 @@ def option(
     most: float | None = None,
     above: float | None = None,
 ) -> Any:
-    """A field with its help text and bounds (`above` excludes its bound)."""
+    """A dataclass field with a help text and bounds; `above` excludes its bound."""
     bounds = {"least": least, "most": most, "above": above}
     return dataclasses.field(default=default, metadata={"help": help, **bounds})
 
@@ -42,11 +45,9 @@ def redefined(kind: type[Any], name: str, default: Any, help: str | None = None)
 
 
 def check(config: Any, skip: Collection[str] = ()) -> None:
-    """Convert and bound every field of a dataclass made of `option`s, but for those of `skip`.
+    """Convert each field of a dataclass of `option`s, except `skip`, and check its bounds.
 
-    Raises ConfigError.
-
-    Text becomes a number where a number is due: YAML reads 5e-4 as text.
+    Text becomes a number if the field is one: YAML reads 5e-4 as text. Raises ConfigError.
     """
     hints = typing.get_type_hints(type(config))
     for item in dataclasses.fields(config):
@@ -71,12 +72,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
-    """`kind` from settings by name; an unknown or missing one is a ConfigError."""
+    """An instance of `kind`. Raises ConfigError for an unknown or missing setting."""
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            hint = f"did you mean {close[0]}?" if close else f"the settings are {', '.join(known)}"
             raise ConfigError(f"setting {name!r} does not exist; {hint}")
     missing = [
         name
@@ -98,12 +99,12 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     if origin is Literal:
         choices = typing.get_args(hint)
         if value not in choices:
-            raise ConfigError(f"{name}: {value!r} is none of {', '.join(map(str, choices))}")
+            raise ConfigError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
         return value
     if hint is bool or isinstance(value, bool):
         if hint is bool and isinstance(value, bool):
             return value
-        raise ConfigError(f"{name}: {value!r} is no {hint.__name__}")
+        raise ConfigError(f"{name}: {value!r} is not {_TYPES[hint]}")
     try:
         if hint is Path:
             return Path(value).expanduser()
@@ -115,14 +116,14 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
             return str(value)
     except (TypeError, ValueError):
         pass
-    raise ConfigError(f"{name}: {value!r} is no {hint.__name__}")
+    raise ConfigError(f"{name}: {value!r} is not {_TYPES[hint]}")
 
 
 def _bound(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return
     least, most, above = bounds["least"], bounds["most"], bounds["above"]
-    # `not (a >= b)` also catches NaN.
+    # `not value >= least` is true for NaN too.
     if least is not None and not value >= least:
         raise ConfigError(f"{name}: {value} is below {least}")
     if above is not None and not value > above:

@@ -1,4 +1,4 @@
-"""Requests of rollouts to a server. Answers by mask: tests/server/serving/test_serve.py."""
+"""Sampling settings of rollout requests. Answers by mask: tests/server/serving/test_serve.py."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from bmt_trainer.methods.rollouts.server import ServerRollouts
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 
-def test_nothing_of_sampling_is_left_to_the_checkpoints_settings():
-    """Llama-3.2-Instruct's recommend top_p 0.9: samples of it are not the policy's."""
-    asked = []
+def test_requests_override_the_checkpoints_sampling_settings():
+    """Llama-3.2-Instruct recommends top_p 0.9, whose samples are not the policy's."""
+    requests = []
 
     def create(**fields):
-        asked.append({**fields, **fields.pop("extra_body")})
+        requests.append({**fields, **fields.pop("extra_body")})
         one = SimpleNamespace(index=0, token_ids=[1], logprobs=SimpleNamespace(token_logprobs=[0]))
         return SimpleNamespace(model="m@1", choices=[one])
 
@@ -23,8 +23,8 @@ def test_nothing_of_sampling_is_left_to_the_checkpoints_settings():
     rollouts = ServerRollouts(
         client, "m", lambda: None, list, completions=2, max_tokens=3, temperature=0.7
     )
-    rollouts._ask("m@1", [5, 6], seed=0)
-    [sent] = asked
+    rollouts._complete("m@1", [5, 6], seed=0)
+    [sent] = requests
     recommended = {"repetition_penalty": 1.1, "presence_penalty": 1.5, "frequency_penalty": 0.5}
     recommended |= {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1}
     taken = CompletionRequest(**sent).to_sampling_params(3, recommended)

@@ -1,6 +1,6 @@
-"""What else can be trained, or not, in the place of a mask: full, LoRA, MTH; on any trainer.
+"""Baselines that any trainer trains in place of a mask: full fine-tuning, LoRA, MTH.
 
-A baseline looks to trainers like a model with nothing masked: `Attached` without layers.
+To a trainer, a baseline is a model without masked layers: `Attached` without layers.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from bmt_trainer.comparison import adapter_sizes
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.masking.attach import Attached
 
-#: The seven projections of a block, which LoRA tunes and whose updates are measured.
+#: The seven projections of a block: LoRA tunes them, and their updates are measured.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-#: name, W_0, W_+ of a linear layer, both [d_out, d_in]; W_+ is W_0 itself where it was not tuned.
+#: name, W_0, W_+ of a linear layer, both [d_out, d_in]; W_+ is W_0 itself if it is not tuned.
 Weights = Iterator[tuple[str, Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """A model that something is trained in.
+    """A model with trainable parameters: a baseline's, or a mask's gates.
 
-    model: what trainers and evaluations call; trained: numbers that can change; size: bytes by
-    appendix B, once it is trained; base: a block in which the model computes what the base does,
-    or None where the base is gone; weights: of its projections, before and after.
+    model: the module that trainers and evaluations call; trained: count of trainable numbers;
+    size: bytes after training (appendix B); base: a context in which the model computes as the
+    base, or None if its weights are changed; weights: of its projections, before and after; tuned:
+    a context in which the model computes as trained.
     """
 
     model: nn.Module
@@ -61,14 +62,14 @@ def full(model: nn.Module) -> Tuned:
         trained=total,
         size=lambda: adapter_sizes.full(total),
         base=None,
-        weights=lambda base: _side_by_side(base, model),
+        weights=lambda base: _before_and_after(base, model),
     )
 
 
 def lora(model: nn.Module, rank: int, seed: int) -> Tuned:
     """peft's LoRA on all seven projections, A and B in fp32.
 
-    The paper does not state LoRA's α; 2r is what peft's users mostly set.
+    The paper does not state LoRA's α; 2r is the usual setting of peft's users.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -101,40 +102,40 @@ def lora(model: nn.Module, rank: int, seed: int) -> Tuned:
 
 
 def mth(model: nn.Module, update_sparsity: float, seed: int) -> Tuned:
-    """Multiple Ticket Hypothesis: a fixed random choice of all weights is trained, in fp32.
+    """Multiple Ticket Hypothesis: training of a fixed random subset of all weights, in fp32.
 
     update_sparsity: share of each tensor's weights that keep the base's values; the others, at
-    least one of a tensor, are trained. Gradients elsewhere are
-    0, and so AdamW's moments and updates, without weight decay: the others keep every bit.
+    least one of a tensor, are trained. Elsewhere gradients are 0, and so are AdamW's moments and
+    updates without weight decay, so those weights keep every bit.
     """
     model.float().requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
-    places: dict[str, Tensor] = {}
+    positions: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         some = max(1, round(parameter.numel() * (1 - update_sparsity)))
         chosen = torch.randperm(parameter.numel(), generator=generator)[:some].sort().values
-        places[name] = chosen.to(parameter.device)
-        parameter.register_post_accumulate_grad_hook(_only(places[name]))
-    active = sum(len(chosen) for chosen in places.values())
+        positions[name] = chosen.to(parameter.device)
+        parameter.register_post_accumulate_grad_hook(_keep_gradients_at(positions[name]))
+    active = sum(len(chosen) for chosen in positions.values())
     numels = {name: p.numel() for name, p in model.named_parameters()}
 
     def bits() -> Iterator[np.ndarray]:
-        for name, chosen in places.items():
-            found = np.zeros(numels[name], dtype=bool)
-            found[chosen.cpu().numpy()] = True
-            yield found
+        for name, chosen in positions.items():
+            trained = np.zeros(numels[name], dtype=bool)
+            trained[chosen.cpu().numpy()] = True
+            yield trained
 
     return Tuned(
         model=model,
         trained=active,
         size=lambda: adapter_sizes.mth(active, bits()),
         base=None,
-        weights=lambda base: _side_by_side(base, model),
+        weights=lambda base: _before_and_after(base, model),
     )
 
 
 def masked(model: nn.Module, attached: Attached, size: Callable[[], int]) -> Tuned:
-    """A mask: W_+ of its layers is their hard weight (Eq. 8)."""
+    """A masked model: W_+ of its layers is their hard weight (Eq. 8)."""
 
     def weights(_base: nn.Module) -> Weights:
         for name, module in projections(model).items():
@@ -168,23 +169,25 @@ def make(method: str, model: nn.Module, seed: int) -> Tuned:
 
 
 def count(model: nn.Module) -> int:
-    """All numbers of a model; those that two layers share count once."""
+    """Number of a model's parameters; those that two layers share count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _side_by_side(base: nn.Module, model: nn.Module) -> Weights:
+def _before_and_after(base: nn.Module, model: nn.Module) -> Weights:
     after = projections(model)
     for name, module in projections(base).items():
         yield name, module.weight.detach().float(), after[name].weight.detach().float()
 
 
-def _only(places: Tensor) -> Callable[[Tensor], None]:
+def _keep_gradients_at(positions: Tensor) -> Callable[[Tensor], None]:
+    """A hook that zeroes a parameter's gradient but at `positions` of the flat tensor."""
+
     @torch.no_grad()
     def hook(parameter: Tensor) -> None:
         assert parameter.grad is not None
         flat = parameter.grad.view(-1)
-        chosen = flat[places]
+        chosen = flat[positions]
         flat.zero_()
-        flat[places] = chosen
+        flat[positions] = chosen
 
     return hook

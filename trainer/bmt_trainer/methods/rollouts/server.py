@@ -1,7 +1,7 @@
-"""Rollouts on a running bmt-server: each step's mask is pushed as flips, then asked for answers.
+"""Rollouts on a running bmt-server: each step pushes its mask as flips, and requests completions.
 
-A mask's version is named by its digest, so what a step is answered by is that step's mask, whatever
-else the server does meanwhile.
+A mask's version is named by its digest, so the step's own mask answers its requests, whatever else
+the server does meanwhile.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from bmt_core import Mask, encode, symmetric_difference
 from bmt_trainer.errors import RolloutError
 from bmt_trainer.evaluation.generate import NEUTRAL_SAMPLING
 
-# Requests at once; each asks for all completions of one prompt.
-_AT_ONCE = 64
-# Versions that stay beside the newest: of rollouts that may still run.
+# Concurrent requests; each is for all completions of one prompt.
+_CONCURRENCY = 64
+# Versions kept on the server besides the newest, for rollouts that may still run.
 _KEPT = 1
 
 
 class ServerRollouts:
-    """TRL's `rollout_func` on a server. `mask` gives the hard mask as it now is."""
+    """TRL's `rollout_func` on a server.
+
+    mask: returns the hard mask of the gates' current values; render: a prompt's token ids.
+    """
 
     def __init__(
         self,
@@ -46,10 +49,10 @@ class ServerRollouts:
         self._pushed: list[Mask] = []
         self.push_seconds, self.push_bytes, self.flips = 0.0, 0, 0
         self._openai = client.openai()
-        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="rollout")
+        self._threads = ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="rollout")
 
     def push(self) -> str:
-        """Make the server's latest version the mask as it is; returns its model name."""
+        """Make the current mask the server's latest version; returns its model name."""
         mask = self._mask()
         start = time.perf_counter()
         if not self._pushed:
@@ -69,35 +72,40 @@ class ServerRollouts:
 
     def _retire(self, mask: Mask) -> None:
         if any(mask.digest == kept.digest for kept in self._pushed):
-            return  # the mask came back to what it was
-        with contextlib.suppress(NotFound):  # somebody else tidied up
+            return  # training came back to this mask
+        with contextlib.suppress(NotFound):  # another client has deleted it
             self._client.delete_version(self._name, mask.digest)
 
     def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
         """`prompt_ids`, `completion_ids` and `logprobs` of each of `prompts`, in order.
 
-        TRL repeats each prompt once for each completion that it wants, in a row.
+        TRL repeats each prompt, in adjacent entries, once per completion. Raises RolloutError.
         """
         model = self.push()
-        for figure in ("push_seconds", "push_bytes", "flips"):
-            trainer._log_metric(figure, getattr(self, figure))
+        for metric in ("push_seconds", "push_bytes", "flips"):
+            trainer._log_metric(metric, getattr(self, metric))
         count = self._completions
         if len(prompts) % count:
-            raise RolloutError(f"{len(prompts)} prompts are not {count} of each")
-        each = [self._render(prompt) for prompt in prompts[::count]]
-        # Of the step, so that a resumed run samples as the whole one would.
-        first = trainer.state.global_step * len(each)
-        seeds = range(first, first + len(each))
-        answers = list(self._threads.map(partial(self._ask, model), each, seeds))
-        found: dict[str, Any] = {"prompt_ids": [], "completion_ids": [], "logprobs": []}
-        for ids, choices in zip(each, answers, strict=True):
+            raise RolloutError(
+                f"{len(prompts)} prompts are not a multiple of {count} completions each"
+            )
+        distinct = [self._render(prompt) for prompt in prompts[::count]]
+        # Derived from the step, so that a resumed run samples as an uninterrupted one would.
+        first = trainer.state.global_step * len(distinct)
+        seeds = range(first, first + len(distinct))
+        answers = list(self._threads.map(partial(self._complete, model), distinct, seeds))
+        rollouts: dict[str, Any] = {"prompt_ids": [], "completion_ids": [], "logprobs": []}
+        for ids, choices in zip(distinct, answers, strict=True):
             for tokens, logprobs in choices:
-                found["prompt_ids"].append(ids)
-                found["completion_ids"].append(tokens)
-                found["logprobs"].append(logprobs)
-        return found
+                rollouts["prompt_ids"].append(ids)
+                rollouts["completion_ids"].append(tokens)
+                rollouts["logprobs"].append(logprobs)
+        return rollouts
 
-    def _ask(self, model: str, ids: list[int], seed: int) -> list[tuple[list[int], list[float]]]:
+    def _complete(
+        self, model: str, ids: list[int], seed: int
+    ) -> list[tuple[list[int], list[float]]]:
+        """Token ids and log-probabilities of each completion of one prompt."""
         answer = self._openai.completions.create(
             model=model,
             prompt=ids,
@@ -108,12 +116,15 @@ class ServerRollouts:
             **self._sampling,
         )
         if answer.model != model:
-            raise RolloutError(f"the server answered {model} by {answer.model}")
+            raise RolloutError(
+                f"the server answered as {answer.model}, not {model}; another client may have "
+                "changed this run's name"
+            )
         choices: list[Any] = sorted(answer.choices, key=lambda choice: choice.index)
         return [(list(c.token_ids), list(c.logprobs.token_logprobs)) for c in choices]
 
     def close(self) -> None:
-        """End the threads and remove the mask's name from the server."""
+        """Stop the threads and remove the mask's name from the server."""
         self._threads.shutdown(cancel_futures=True)
         if self._pushed:
             self._client.delete(self._name)

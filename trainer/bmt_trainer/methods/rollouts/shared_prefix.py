@@ -1,9 +1,8 @@
-"""Losses of completions whose prompts are the same, as GRPO's are: a prompt is read once.
+"""Log-probabilities of several completions per prompt, as in GRPO, with each prompt read once.
 
-What TRL computes, log-probabilities of completions, without reading a prompt once for each of its
-completions. Keys and values of its tokens are computed once and given to every row, and gradients
-flow back through them; so with 8 completions of a dozen tokens to a prompt of 50, a third of the
-tokens is left.
+The keys and values of a prompt's tokens are computed once and repeated for the rows of its
+completions; gradients flow back through them. With 8 completions of a dozen tokens to a prompt of
+50, the model reads a third of the tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class SharedPrompts:
 
     def __init__(self, model: Any, config: PretrainedConfig, state: MaskState, prompt: int) -> None:
         self._model, self._config, self._state = model, config, state
-        # The last token goes with the completions, whose first token it predicts.
+        # The prompt's last token goes with the completion, whose first token it predicts.
         self._shared = prompt - 1
 
     def __call__(
@@ -41,7 +40,7 @@ class SharedPrompts:
             )
         ids, attend = prompts.split(shared, dim=1)
         cache = DynamicCache(config=self._config)
-        # The regulariser is added by a layer's backward: once, with the completions.
+        # A layer's backward adds the regularizer; it must do so once, with the completions.
         with self._state.unregularized():
             self._model(
                 input_ids=ids,
