@@ -85,7 +85,7 @@ def rows(results: Sequence[Result]) -> list[Row]:
     """Grouped by model, method and settings, in the order of the paper's tables."""
     several = len({result["trainer"] for result in results}) > 1
     groups: dict[tuple[str, str, str], list[Result]] = {}
-    for result in sorted(results, key=lambda r: (r["model"], _place(r["method"]))):
+    for result in sorted(results, key=lambda r: (r["model"], _place(r["method"]), _seed(r))):
         key = (_model(result, several), result["method"], changes(result))
         groups.setdefault(key, []).append(result)
     bases = {_examples(r): r for r in results if r["method"] == "base"}
