@@ -1,52 +1,52 @@
-"""Masks in offline `vllm.LLM`: no server, no registry.
+"""Masks in offline `vllm.LLM`, without a server or a registry.
 
     from bmt_server.offline import masked_llm, mask_request
     llm = masked_llm("path/to/model", max_model_len=1024)
     llm.generate(prompts, params, lora_request=mask_request("math.bmt"))
 
-One base model a process: vLLM's LoRA seam carries the masks, so stock LoRA adapters cannot be
-used in the same process.
+One base model per process. Masks take the place of vLLM's LoRA adapters, so LoRA adapters cannot
+be used in the same process.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bmt_core
+import vllm
+from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
 
 from bmt_server.ipc.mask_layout import SUFFIX, write_layout
 from bmt_server.settings import MaskMode, Settings, SettingsError
-from bmt_server.vllm_integration import cpu_environment
+from bmt_server.vllm_integration import cpu_environment, plugin
 from bmt_server.vllm_integration.checkpoint import checkpoint_folder
+from bmt_server.vllm_integration.platform_limits import eager_reason, float32_reason
 
 __all__ = ["mask_request", "masked_llm"]
 
-if TYPE_CHECKING:
-    from vllm import LLM
-    from vllm.lora.request import LoRARequest
-
 _ids = itertools.count(1)
-_id_of: dict[str, int] = {}
-_folder: tempfile.TemporaryDirectory[str] | None = None
 
 
 def masked_llm(
     model: str,
     *,
-    mask_mode: MaskMode = "auto",
-    mask_memory_bytes: int = 1 << 30,
-    scatter_quantum_s: float = 0.05,
-    scatter_max_wait_s: float = 1.0,
-    stats_dir: str = "",
+    mask_mode: MaskMode = Settings.mask_mode,
+    mask_memory_bytes: int = Settings.mask_memory_bytes,
+    scatter_quantum_s: float = Settings.scatter_quantum_s,
+    scatter_max_wait_s: float = Settings.scatter_max_wait_s,
+    stats_dir: str = Settings.stats_dir,
     **vllm_options: Any,
-) -> LLM:
-    """A `vllm.LLM` that takes masks; `vllm_options` are vLLM's own.
+) -> vllm.LLM:
+    """Create a `vllm.LLM` that accepts masks. `vllm_options` are vLLM's own.
 
-    Raises SettingsError for a second base model in one process, and what vLLM raises.
+    Raises SettingsError for a setting out of bounds and for a second base model in one process,
+    and the errors of vLLM.
     """
     path = checkpoint_folder(model, vllm_options.get("revision"))
     settings = Settings(
@@ -67,26 +67,39 @@ def masked_llm(
             f"{present.mask_mode!r}; use one process for each base model and mode"
         )
     settings.export_env()
-    from bmt_server.vllm_integration.platform_limits import eager_reason, float32_reason
-
     options: dict[str, Any] = {"enable_lora": True, **vllm_options}
     if options.get("dtype", "auto") == "auto" and float32_reason():
         options["dtype"] = "float32"
-    _prepare_cpu(settings, options)
-    from bmt_server.vllm_integration.plugin import register
-
     if eager_reason():
         options["enforce_eager"] = True
-    register()
-    from vllm import LLM
+    _prepare_cpu(settings, options)
+    plugin.register()
+    return vllm.LLM(path, **options)
 
-    return LLM(path, **options)
+
+def mask_request(mask: bmt_core.Mask | str | os.PathLike[str], name: str = "") -> LoRARequest:
+    """The `lora_request` argument of vLLM for a mask or a `.bmt` file.
+
+    Raises bmt_core.BaseMismatch if the mask was trained on another base than the one of
+    `masked_llm`, and SettingsError if there is none yet.
+    """
+    settings = Settings.from_env()
+    if settings is None:
+        raise SettingsError("no masked_llm in this process yet; create one before its requests")
+    if not isinstance(mask, bmt_core.Mask):
+        name = name or Path(mask).stem
+        mask = bmt_core.load(mask, expect_base=settings.fingerprint)
+    elif mask.base.fingerprint != settings.fingerprint:
+        raise bmt_core.BaseMismatch(
+            f"the mask's base is {mask.base.fingerprint[:12]}… and the served checkpoint is "
+            f"{settings.fingerprint[:12]}…; use the checkpoint that the mask was trained on"
+        )
+    path = _laid_out(mask)
+    return LoRARequest(f"{name or 'mask'}@{mask.digest[:12]}", _adapter_id(mask.digest), str(path))
 
 
 def _prepare_cpu(settings: Settings, options: dict[str, Any]) -> None:
-    """Set what vLLM's CPU backend wants, as `bmt-server serve` does; see `cpu_environment.py`."""
-    from vllm.platforms import current_platform
-
+    """Set the variables of vLLM's CPU backend, as `bmt-server serve` does."""
     if not current_platform.is_cpu():
         return
     variables = cpu_environment.recommended(
@@ -99,35 +112,21 @@ def _prepare_cpu(settings: Settings, options: dict[str, Any]) -> None:
     cpu_environment.apply(os.environ, variables)
 
 
-def mask_request(mask: bmt_core.Mask | str | os.PathLike[str], name: str = "") -> LoRARequest:
-    """What to pass as `lora_request` for a mask or a `.bmt` file.
+@functools.cache
+def _adapter_id(digest: str) -> int:
+    """The number by which vLLM knows a mask."""
+    return next(_ids)
 
-    Raises bmt_core.BaseMismatch where the mask was trained on another base than `masked_llm`'s.
-    """
-    settings = Settings.from_env()
-    if settings is None:
-        raise SettingsError("no masked_llm in this process yet; make one before its requests")
-    if not isinstance(mask, bmt_core.Mask):
-        name = name or Path(mask).stem
-        mask = bmt_core.load(mask, expect_base=settings.fingerprint)
-    elif mask.base.fingerprint != settings.fingerprint:
-        raise bmt_core.BaseMismatch(
-            f"the mask's base is {mask.base.fingerprint[:12]}… and the served checkpoint is "
-            f"{settings.fingerprint[:12]}…; use the checkpoint that the mask was trained on"
-        )
-    from vllm.lora.request import LoRARequest
 
-    path = _laid_out(mask)
-    adapter = _id_of.setdefault(mask.digest, 0) or next(_ids)
-    _id_of[mask.digest] = adapter
-    return LoRARequest(f"{name or 'mask'}@{mask.digest[:12]}", adapter, str(path))
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Folder of laid-out masks, removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="bmt-masks-")
 
 
 def _laid_out(mask: bmt_core.Mask) -> Path:
-    global _folder
-    if _folder is None:
-        _folder = tempfile.TemporaryDirectory(prefix="bmt-masks-")
-    path = Path(_folder.name) / (mask.digest + SUFFIX)
+    """File of the mask in the layout that workers read."""
+    path = Path(_folder().name) / (mask.digest + SUFFIX)
     if not path.exists():
         write_layout(mask, path)
     return path

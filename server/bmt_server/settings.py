@@ -1,92 +1,242 @@
-"""What `bmt-server serve` decided once and every process of the server reads.
+"""Settings of `bmt-server`: one frozen dataclass that every process of the server reads.
 
-vLLM starts its engine and worker processes itself, so settings travel in one environment
-variable as JSON. The variable's presence is also what switches the plugin on: in any other
-vLLM of the same environment the plugin does nothing.
+A field carries its help text, unit, bounds and command line flag. The flags of `bmt-server serve`
+(`cli/options.py`), docs/settings.md and the schema of the Helm chart's values derive from them.
+
+vLLM starts its engine and worker processes itself, so the settings travel as JSON in one
+environment variable. The variable also enables the plugin: in a vLLM that was started without it
+the plugin does nothing.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Literal
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from fractions import Fraction
+from typing import Any, Literal
 
 ENV = "BMT_SERVER_SETTINGS"
 
 MaskMode = Literal["auto", "scatter", "delta"]
-MASK_MODES: tuple[MaskMode, ...] = ("auto", "scatter", "delta")
-# Sequences that may run or wait, where --max-num-queued-reqs does not say.
-QUEUED = 2048
+# Units of flags, in the unit of the field.
+_FLAG_UNITS = {"MiB": Fraction(1 << 20), "GiB": Fraction(1 << 30), "ms": Fraction(1, 1000)}
+_JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 
 
 class SettingsError(ValueError):
-    """A setting is unknown or out of bounds; the message names it, the bound and the fix."""
+    """A setting is unknown or out of bounds; the message names it, its value and the bound."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """Help text, unit, bounds and command line flag of one field of `Settings`.
+
+    A field without a flag is derived at start, given by a flag of vLLM's own (`vllm_flag`), or set
+    only by programs.
+    """
+
+    help: str
+    unit: str = ""  # of a number; bounds are in this unit
+    flag: str = ""
+    flag_unit: str = ""  # of the flag's value, if it is not the field's
+    former_flag: str = ""  # still accepted, hidden from the help
+    vllm_flag: str = ""
+    env: str = ""  # environment variable that is read if the flag is not given
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+
+    def to_flag(self, value: Any) -> Any:
+        """A value of the field in the flag's unit."""
+        if not self.flag_unit:
+            return value
+        scale = _FLAG_UNITS[self.flag_unit]
+        scaled = value * scale.denominator / scale.numerator
+        return int(scaled) if scaled.is_integer() else scaled
+
+    def from_flag(self, value: Any) -> Any:
+        """A value of the flag in the field's unit."""
+        if not self.flag_unit:
+            return value
+        scale = _FLAG_UNITS[self.flag_unit]
+        # Division by 1000 rounds once; multiplication by 0.001 rounds twice.
+        return value * scale.numerator / scale.denominator
+
+    def flag_schema(self, kind: Any) -> dict[str, Any]:
+        """JSON schema of the flag's value: its choices, or its type and bounds."""
+        if typing.get_origin(kind) is Literal:
+            return {"enum": [*typing.get_args(kind)]}
+        bounds = {"minimum": self.least, "exclusiveMinimum": self.above, "maximum": self.most}
+        return {"type": _JSON_TYPES[float if self.flag_unit else kind]} | {
+            keyword: self.to_flag(bound) for keyword, bound in bounds.items() if bound is not None
+        }
+
+    def amount(self, value: float) -> str:
+        """A value as text with its unit, and in the unit of the flag."""
+        text = f"{value:.12g}" if self.unit == "fraction" else f"{value:.12g} {self.unit}"
+        return f"{text} ({self.to_flag(value):.12g} {self.flag_unit})" if self.flag_unit else text
+
+    def check(self, name: str, value: Any, kind: Any) -> Any:
+        """Return `value` as type `kind`. Raises SettingsError for another type or out of bounds."""
+        flag = self.flag or self.vllm_flag
+        label = f"{name} ({flag})" if flag else name
+        choices = typing.get_args(kind)
+        if typing.get_origin(kind) is Literal and value not in choices:
+            raise SettingsError(f"{label} is {value!r}; it must be one of {', '.join(choices)}")
+        if kind in (bool, str) and not isinstance(value, kind):
+            raise SettingsError(f"{label} is {value!r}; it must be a {kind.__name__}")
+        if kind not in (int, float):
+            return value
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or (kind is int and math.isinf(value)):
+            raise SettingsError(f"{label} is {value!r}; it must be a finite number")
+        # `not (a >= b)` also rejects NaN.
+        if self.least is not None and not value >= self.least:
+            bound = f"at least {self.amount(self.least)}"
+        elif self.above is not None and not value > self.above:
+            bound = f"above {self.amount(self.above)}"
+        elif self.most is not None and not value <= self.most:
+            bound = f"at most {self.amount(self.most)}"
+        else:
+            return kind(value)
+        raise SettingsError(f"{label} is {self.amount(value)}; it must be {bound}")
+
+
+def _option(help: str, default: Any = MISSING, **more: Any) -> Any:
+    return field(default=default, metadata={"option": Option(help=help, **more)})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Settings of one server, shared by its API, engine and worker processes."""
 
-    model_id: str  # what the user asked for: a Hub id or a folder
-    model_path: str  # local folder of the checkpoint
-    fingerprint: str  # of that checkpoint, 64 hex digits
-    gates: dict[str, tuple[int, int]]  # maskable tensors: checkpoint name -> [d_out, d_in]
-    mask_mode: MaskMode = "auto"
-    registry_url: str = ""  # redis://, rediss:// or unix://; empty only in offline use
-    cache_dir: str = ""  # laid-out masks, content-addressed
-    mask_cache_bytes: int = 10 << 30  # bound on that folder, bytes
-    stats_dir: str = ""  # worker figures, read by /metrics
-    mask_memory_bytes: int = 1 << 30  # for masks in each worker, bytes; a GPU's is taken at start
-    scatter_quantum_s: float = 0.05  # `scatter`: how long a turn lasts if nothing cuts it, seconds
-    scatter_max_wait_s: float = 1.0  # `scatter`: bound on the wait for a turn, seconds
-    max_upload_bytes: int = 0  # 0: derived from the geometry
-    max_sparsity: float = 0.5  # share of the gate weights a mask may delete
-    auth: bool = True  # False only on loopback, by an explicit flag
-    metrics_open: bool = False  # True: /metrics needs no key
-    max_mask_labels: int = 100  # distinct values of the `mask` label in metrics
-    hang_s: float = 50.0  # without a sign of life from an engine that has work; 0: not watched
-    drain_s: float = 30.0  # that running requests have to end after SIGTERM, seconds
-    key_concurrency: int = 0  # requests of one API key at once, in each API process; 0: no limit
-    key_rate: float = 0.0  # and a second
-    queue: int = QUEUED  # sequences that run or wait, which API processes share; beyond it, 503
+    # Derived when the server starts.
+    model_id: str = _option("Model as the user named it: a Hub id or a folder.")
+    model_path: str = _option("Local folder of the checkpoint.")
+    fingerprint: str = _option("SHA-256 fingerprint of the checkpoint, 64 hex digits.")
+    gates: dict[str, tuple[int, int]] = _option(  # noqa: RUF009
+        "Shapes [d_out, d_in] of the maskable tensors, by their names in the checkpoint."
+    )
+    cache_dir: str = _option("Folder of laid-out masks, addressed by content.", "")
+    stats_dir: str = _option("Folder of statistics that workers write and /metrics reads.", "")
+
+    registry_url: str = _option(
+        "redis://, rediss:// or unix:// URL of Redis or Valkey. Default: an embedded Valkey that "
+        "keeps the masks in the data folder.",
+        "",
+        flag="--registry",
+        env="BMT_REGISTRY",
+    )
+    mask_mode: MaskMode = _option(  # noqa: RUF009
+        "How masks are applied. scatter: in place, one mask per step. delta: a correction of the "
+        "output, any mix of masks per step. auto: in place if a step has one mask, else delta.",
+        "auto",
+        flag="--mask-mode",
+    )
+    mask_memory_bytes: int = _option(
+        "Memory for masks in each worker. A GPU's is allocated at start.",
+        1 << 30,
+        unit="bytes",
+        flag="--mask-memory-mib",
+        flag_unit="MiB",
+        former_flag="--mask-memory",
+        least=1 << 20,
+    )
+    mask_cache_bytes: int = _option(
+        "Size limit of the cache of masks on the local disk, in the data folder.",
+        10 << 30,
+        unit="bytes",
+        flag="--mask-cache-gib",
+        flag_unit="GiB",
+        least=1 << 20,
+    )
+    scatter_quantum_s: float = _option(
+        "Mode scatter: length of a mask's turn if no other rule ends it.",
+        0.05,
+        unit="s",
+        flag="--scatter-quantum-ms",
+        flag_unit="ms",
+        least=0,
+    )
+    scatter_max_wait_s: float = _option(
+        "Mode scatter: longest wait of a runnable request for its mask's turn. Turns shrink to "
+        "meet it, down to one step.",
+        1.0,
+        unit="s",
+        flag="--scatter-max-wait-ms",
+        flag_unit="ms",
+        least=0.001,
+    )
+    # 25 times the sparsity of masks trained by SFT or GRPO; bounds the cost of an upload.
+    max_sparsity: float = _option(
+        "Largest share of the gate weights that a mask may set to zero.",
+        0.05,
+        unit="fraction",
+        flag="--max-sparsity",
+        former_flag="--max-density",
+        above=0,
+        most=1,
+    )
+    max_upload_bytes: int = _option(
+        "Largest upload. 0: derived from the shapes of the gates.", 0, unit="bytes", least=0
+    )
+    no_auth: bool = _option(
+        "Serve without API keys. Allowed only on a loopback address.", False, flag="--no-auth"
+    )
+    metrics_open: bool = _option("Serve /metrics without a key.", False, flag="--metrics-open")
+    max_mask_labels: int = _option(
+        "Largest number of values of the `mask` label in metrics.", 100, unit="labels", least=0
+    )
+    hang_s: float = _option(
+        "/livez fails after the engine makes no progress on its requests for this long. 0: never.",
+        50.0,
+        unit="s",
+        flag="--hang-seconds",
+        least=0,
+    )
+    drain_s: float = _option(
+        "Time that running requests have to end after SIGTERM.",
+        30.0,
+        unit="s",
+        vllm_flag="--shutdown-timeout",
+        least=0,
+    )
+    key_concurrency: int = _option(
+        "Concurrent requests of one API key in each API process; more get 429. 0: no limit.",
+        0,
+        unit="requests",
+        flag="--key-concurrency",
+        least=0,
+    )
+    key_rate: float = _option(
+        "Rate of requests of one API key in each API process; more get 429. 0: no limit.",
+        0.0,
+        unit="requests/s",
+        flag="--key-rate",
+        least=0,
+    )
+    queue: int = _option(
+        "Sequences that may run or wait in all API processes together; more get 503.",
+        2048,
+        unit="sequences",
+        vllm_flag="--max-num-queued-reqs",
+        least=1,
+    )
 
     def __post_init__(self) -> None:
-        if self.mask_mode not in MASK_MODES:
-            raise SettingsError(
-                f"mask_mode is {self.mask_mode!r}; it must be one of {', '.join(MASK_MODES)}"
-            )
-        if self.mask_memory_bytes < 1 << 20:
-            raise SettingsError(
-                f"mask_memory_bytes is {self.mask_memory_bytes}; at least 1 MiB (1048576) is needed"
-            )
-        if self.mask_cache_bytes < 1 << 20:
-            raise SettingsError(
-                f"mask_cache_bytes is {self.mask_cache_bytes}; at least 1 MiB (1048576) is needed"
-            )
-        if not 0.0 < self.max_sparsity <= 1.0:
-            raise SettingsError(f"max_sparsity is {self.max_sparsity}; it must be in (0, 1]")
-        if self.key_concurrency < 0 or self.key_rate < 0:
-            raise SettingsError(
-                f"key_concurrency is {self.key_concurrency} and key_rate {self.key_rate:g}; both "
-                "must be >= 0, and 0 is no limit"
-            )
-        if self.queue < 1:
-            raise SettingsError(
-                f"queue (--max-num-queued-reqs) is {self.queue}; at least 1 is needed"
-            )
-        if self.scatter_quantum_s < 0:
-            raise SettingsError(f"scatter_quantum_s is {self.scatter_quantum_s}; it must be >= 0")
-        if not self.scatter_max_wait_s > 0:
-            raise SettingsError(f"scatter_max_wait_s is {self.scatter_max_wait_s}; it must be > 0")
+        for name, option, kind in options():
+            object.__setattr__(self, name, option.check(name, getattr(self, name), kind))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        """Parse what `to_json` wrote. Unknown keys are errors: two versions must not mix."""
+        """Parse the JSON of `to_json`. Unknown keys are errors: two versions must not mix."""
         raw = json.loads(text)
         unknown = set(raw) - {f.name for f in fields(cls)}
         if unknown:
@@ -97,18 +247,28 @@ class Settings:
         return cls(**raw)
 
     def export_env(self) -> None:
-        """Hand the settings to every process that this one starts.
+        """Set the environment variable that all child processes read.
 
-        An 8B model's gate list is 3 kB, far below the limit on an environment variable.
+        An 8B model's gates take 3 kB, far below the limit on an environment variable.
         """
         os.environ[ENV] = self.to_json()
 
     @classmethod
     def from_env(cls) -> Settings | None:
-        """The settings of this process, or None where no `bmt-server` asked for masks."""
+        """The settings of this process, or None if it was not started for masks."""
         text = os.environ.get(ENV)
         return cls.from_json(text) if text else None
 
-    @property
-    def cache_path(self) -> Path:
-        return Path(self.cache_dir)
+
+def options() -> Iterator[tuple[str, Option, Any]]:
+    """Each field's name, option and type, in order."""
+    kinds = typing.get_type_hints(Settings)
+    for item in fields(Settings):
+        yield item.name, item.metadata["option"], kinds[item.name]
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """Check some settings before the others are known. Raises SettingsError."""
+    for name, option, kind in options():
+        if name in values:
+            option.check(name, values[name], kind)

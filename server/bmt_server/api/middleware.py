@@ -141,7 +141,7 @@ async def _authenticate(
     state: AppState, route: Route | None, headers: Mapping[str, str]
 ) -> Principal:
     """Principal of the request's key. Raises Unauthorized, RegistryDown."""
-    if not state.settings.auth:
+    if state.settings.no_auth:
         return _ANONYMOUS
     if route is not None and state.settings.metrics_open and route.path.match("/metrics"):
         return _ANONYMOUS

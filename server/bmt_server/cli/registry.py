@@ -1,4 +1,4 @@
-"""`bmt-server fsck` and `bmt-server gc`: is the registry whole, and what does it not need?"""
+"""`bmt-server fsck` and `bmt-server gc`: consistency check and orphan collection."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from bmt_server.cli.keys import Url, with_store
+from bmt_server.cli.common import AsJson, RegistryUrl, with_connection
 
 T = TypeVar("T")
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 def _with_registry(url: str, work: Callable[[Any], Awaitable[T]]) -> T:
     from bmt_server.registry.registry import Registry
 
-    return with_store(url, lambda store: work(Registry(store)))
+    return with_connection(url, lambda connection: work(Registry(connection)))
 
 
 def fsck(
-    registry: Url,
-    quick: Annotated[bool, typer.Option("--quick", help="Sizes only, hash nothing.")] = False,
+    registry: RegistryUrl,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Compare sizes only; do not hash the masks.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read the whole registry: aliases, versions, and every mask's bytes. Changes nothing.
+    """Check the registry: aliases, versions and every mask's bytes. Changes nothing.
 
-    Exit code 1 where something is wrong."""
+    Exit code 1 if there is a problem."""
     from bmt_server.registry.maintenance import check_consistency
 
     found = _with_registry(registry, lambda r: check_consistency(r, deep=not quick))
@@ -42,7 +43,7 @@ def fsck(
             console.print(f"[red]{problem.code}[/]  {escape(problem.what)} → {problem.fix}")
         console.print(
             f"{found.names:,} names, {found.versions:,} versions, {found.blobs:,} blobs, "
-            f"{found.bytes / 1e6:,.1f} MB; {found.orphans:,} blobs that no version names; "
+            f"{found.bytes / 1e6:,.1f} MB; {found.orphans:,} blobs without a version; "
             f"{len(found.problems):,} problems",
             highlight=False,
             soft_wrap=True,
@@ -52,23 +53,26 @@ def fsck(
 
 
 def gc(
-    registry: Url,
+    registry: RegistryUrl,
     min_age: Annotated[
-        float, typer.Option(min=0, help="Seconds that a blob must have been an orphan for.")
+        float,
+        typer.Option(
+            "--min-age", min=0, metavar="s", help="Least age of an orphan before it is removed."
+        ),
     ] = 3600.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove and note nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Report only; remove and record nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove blobs that no version names any more, as deleted masks leave them.
+    """Remove blobs without a version, which deletions leave behind.
 
-    Run it from time to time: one run notes new orphans, a later one removes them."""
+    Run it regularly: one run records new orphans, a later one removes them."""
     from bmt_server.registry.maintenance import collect_orphans
 
-    swept = _with_registry(
-        registry, lambda r: collect_orphans(r, min_age_s=min_age, dry_run=dry_run)
-    )
+    collected = _with_registry(registry, lambda r: collect_orphans(r, min_age_s=min_age, dry_run=dry_run))
     if as_json:
-        print(json.dumps(asdict(swept)))
+        print(json.dumps(asdict(collected)))
         return
-    did = "would free" if dry_run else f"{swept.removed:,} removed, which freed"
-    print(f"{swept.orphans:,} orphaned blobs; {did} {swept.bytes / 1e6:,.1f} MB")
+    did = "would free" if dry_run else f"{collected.removed:,} removed, which freed"
+    print(f"{collected.orphans:,} orphaned blobs; {did} {collected.bytes / 1e6:,.1f} MB")

@@ -85,7 +85,7 @@ def client():
         return SimpleNamespace(model=model, version=None, ready=ready, release=lambda: None)
 
     state = SimpleNamespace(
-        settings=SimpleNamespace(auth=True, metrics_open=False),
+        settings=SimpleNamespace(no_auth=False, metrics_open=False),
         keys=SimpleNamespace(verify=verify),
         shutdown=Shutdown(1),
         key_limiter=KeyLimiter(0, 0),

@@ -1,0 +1,53 @@
+"""Parts that the commands share: error lines and access to a registry."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+RegistryUrl = Annotated[
+    str,
+    typer.Option(
+        "--registry",
+        envvar="BMT_REGISTRY",
+        help="redis://, rediss:// or unix:// URL. A running server prints the URL of its embedded "
+        "registry.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+T = TypeVar("T")
+
+
+def say(text: str) -> None:
+    """Print a line of progress to standard error."""
+    print(f"bmt-server: {text}", file=sys.stderr, flush=True)
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Print an error and exit."""
+    Console(stderr=True).print(f"[red]bmt-server:[/] {escape(message)}", soft_wrap=True)
+    sys.exit(code)
+
+
+def with_connection(url: str, work: Callable[[Any], Awaitable[T]]) -> T:
+    """Result of `work` on a `RegistryConnection`. An error of the registry ends the process."""
+    from bmt_server.errors import ApiError
+    from bmt_server.registry.connection import RegistryConnection
+
+    async def run() -> T:
+        connection = RegistryConnection(url)
+        try:
+            return await work(connection)
+        finally:
+            await connection.close()
+
+    try:
+        return asyncio.run(run())
+    except (ApiError, ValueError) as error:
+        fail(str(error))
