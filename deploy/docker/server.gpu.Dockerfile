@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The server for NVIDIA GPUs: docker build -f deploy/docker/server.gpu.Dockerfile -t bmt-adapters/server:0.1.0 .
+# Server image for NVIDIA GPUs: docker build -f deploy/docker/server.gpu.Dockerfile -t bmt-adapters/server:0.1.0 .
 FROM python:3.11.11-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/bmt
@@ -13,10 +13,10 @@ RUN /opt/bmt/bin/pip install ".[gpu,client]"
 
 FROM python:3.11.11-slim-bookworm
 LABEL org.opencontainers.image.title="bmt-server" \
-      org.opencontainers.image.description="One base model in vLLM, and for every request its own bit mask" \
+      org.opencontainers.image.description="vLLM server of one base model with a bit mask per request" \
       org.opencontainers.image.licenses="Apache-2.0"
 # torch.compile and Triton call a C compiler when the model is loaded.
-# Debian keeps one version of a package for a release, which the image names.
+# A Debian release has one version of each package, and the image pins the release.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ \
@@ -24,7 +24,7 @@ RUN apt-get update \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /scratch bmt \
     && install -d -o bmt -g bmt /scratch /models
 COPY --from=build /opt/bmt /opt/bmt
-# All that is written goes to /scratch, /models and /tmp, so the root file system may be read-only.
+# Files are written only to /scratch, /models and /tmp, so the root file system may be read-only.
 ENV PATH=/opt/bmt/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 VLLM_NO_USAGE_STATS=1 \
     HOME=/scratch HF_HOME=/models BMT_DATA_DIR=/scratch/bmt VLLM_CACHE_ROOT=/scratch/vllm \
     TORCHINDUCTOR_CACHE_DIR=/scratch/inductor TRITON_CACHE_DIR=/scratch/triton

@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The trainer: docker build -f deploy/docker/trainer.Dockerfile -t bmt-adapters/trainer:0.1.0 .
+# Trainer image: docker build -f deploy/docker/trainer.Dockerfile -t bmt-adapters/trainer:0.1.0 .
 FROM python:3.11.11-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/bmt
@@ -18,12 +18,12 @@ LABEL org.opencontainers.image.title="bmt-trainer" \
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /scratch bmt \
     && install -d -o bmt -g bmt /scratch /models
 COPY --from=build /opt/bmt /opt/bmt
-# All that is written goes to /scratch, /models and /tmp, so the root file system may be read-only.
+# Files are written only to /scratch, /models and /tmp, so the root file system may be read-only.
 ENV PATH=/opt/bmt/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     HOME=/scratch HF_HOME=/models
 USER 10001:10001
 WORKDIR /scratch
 VOLUME ["/scratch", "/models"]
-# A run ends by itself; there is nothing to ask.
+# A run is a batch job without a health endpoint.
 HEALTHCHECK NONE
 ENTRYPOINT ["bmt-train"]

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 ENV = "BMT_SERVER_SETTINGS"
 
-MaskMode = Literal["auto", "scatter", "delta"]
+MaskMode = Literal["auto", "delta", "scatter"]
 # Units of flags, in the unit of the field.
 _FLAG_UNITS = {"MiB": Fraction(1 << 20), "GiB": Fraction(1 << 30), "ms": Fraction(1, 1000)}
 _JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
@@ -132,8 +132,8 @@ class Settings:
         env="BMT_REGISTRY",
     )
     mask_mode: MaskMode = _option(  # noqa: RUF009
-        "How masks are applied. scatter: in place, one mask per step. delta: a correction of the "
-        "output, any mix of masks per step. auto: in place if a step has one mask, else delta.",
+        "How masks are applied. delta: a correction of the output, any mix of masks per step. "
+        "scatter: in place, one mask per step. auto: in place if a step has one mask, else delta.",
         "auto",
         flag="--mask-mode",
     )

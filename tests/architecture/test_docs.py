@@ -35,7 +35,7 @@ def tracked() -> list[str]:
     return [str(p.relative_to(ROOT)) for p in found if "__pycache__" not in p.parts]
 
 
-@pytest.mark.parametrize("generator", ["cli_reference", "operate", "readme_figures"])
+@pytest.mark.parametrize("generator", ["cli_reference", "settings", "operate", "readme_figures"])
 def test_generated_pages_are_current(generator):
     command = [sys.executable, str(ROOT / "tools" / "generate.py"), "--check", generator]
     done = subprocess.run(command, cwd=ROOT, check=False)

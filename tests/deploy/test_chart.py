@@ -1,4 +1,4 @@
-"""The Helm chart, rendered with many values: the API's schemas, and our own rules."""
+"""Helm chart: schemas of the Kubernetes API, and our own rules, on the rendered examples."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from typing import Any
 
 import pytest
 import yaml
+from bmt_server.settings import options
 
 from tests.support.programs import ROOT, tool
 
 CHART = ROOT / "deploy" / "chart"
 EXAMPLES = sorted(CHART.glob("examples/*.yaml"))
 MINIMAL = CHART / "examples/minimal.yaml"
-# Kinds that are not Kubernetes' own: their operators' schemas are not at hand.
+# Custom resources, whose schemas are not available here.
 FOREIGN = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "ScaledObject", "InferencePool"}
 VERSION = "1.35"
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [tool("helm"), *arguments]
-    # Nothing of the user's own clusters or plugins.
+    # No clusters or plugins of the user.
     environment = {**os.environ, "KUBECONFIG": "/dev/null", "HELM_PLUGINS": "/nonexistent"}
     return subprocess.run(
         command, capture_output=True, text=True, timeout=60, check=False, env=environment
@@ -50,7 +51,7 @@ def one(objects: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, A
 
 
 def pods(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The pod specs of all that makes pods."""
+    """Pod specs of all objects that create pods."""
     templates = [o["spec"]["template"] for o in objects if "template" in o.get("spec", {})]
     return [t["spec"] for t in templates] + [o["spec"] for o in objects if o["kind"] == "Pod"]
 
@@ -65,7 +66,7 @@ def environment(objects: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("values", EXAMPLES, ids=lambda p: p.stem)
-def test_lint_and_the_apis_schemas(values):
+def test_lint_and_api_schemas(values):
     import kubernetes_validate
 
     done = helm("lint", "--strict", str(CHART), "-f", str(values))
@@ -97,8 +98,8 @@ def test_pods_meet_the_restricted_standard(values):
             assert container["resources"]
 
 
-def test_what_is_written_goes_to_a_volume():
-    """The root file system is read-only: each folder named in the environment is mounted."""
+def test_writable_folders_are_volumes():
+    """The root file system is read-only, so each folder in the environment must be a mount."""
     objects = example(MINIMAL)
     mounts = [m["mountPath"] for m in server(objects)["volumeMounts"]]
     for name in ("HOME", "HF_HOME", "BMT_DATA_DIR", "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR"):
@@ -107,9 +108,9 @@ def test_what_is_written_goes_to_a_volume():
     assert {"/tmp", "/dev/shm"} <= set(mounts)
 
 
-def test_flags_are_the_servers_own():
-    """Each flag of the container is one that `bmt-server serve` or vLLM 0.32 knows."""
-    help_text = (ROOT / "docs/cli.md").read_text()
+def test_flags_exist():
+    """Each flag of the container is one of `bmt-server serve` or vLLM 0.32."""
+    ours = {option.flag for _, option, _ in options()}
     vllm = {"--host", "--port", "--shutdown-timeout", "--tensor-parallel-size", "--max-model-len"}
     vllm |= {"--revision", "--served-model-name", "--logging-config.formatter"}
     vllm |= {"--otlp-traces-endpoint"}
@@ -118,7 +119,7 @@ def test_flags_are_the_servers_own():
         for argument in server(example(path))["args"]:
             flag = argument.partition("=")[0]
             if flag.startswith("--") and argument not in extra:
-                assert flag in vllm or flag in help_text, flag
+                assert flag in vllm | ours, flag
 
 
 def test_the_former_name_of_the_largest_sparsity_is_accepted():
@@ -127,7 +128,7 @@ def test_the_former_name_of_the_largest_sparsity_is_accepted():
     assert "--max-sparsity=0.05" in server(example(MINIMAL))["args"]
 
 
-def test_a_pod_that_stops_has_time_to_answer():
+def test_a_stopping_pod_has_time_for_running_requests():
     objects = example(MINIMAL)
     spec = one(objects, "Deployment")["spec"]["template"]["spec"]
     notice = server(objects)["lifecycle"]["preStop"]["sleep"]["seconds"]
@@ -136,7 +137,7 @@ def test_a_pod_that_stops_has_time_to_answer():
     assert one(objects, "Deployment")["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 
-def test_health_is_the_engines_alone():
+def test_probes_check_the_engine_only():
     container = server(example(MINIMAL))
     assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
@@ -144,8 +145,8 @@ def test_health_is_the_engines_alone():
     assert probe["periodSeconds"] * probe["failureThreshold"] <= 60
 
 
-def test_no_secret_is_written_out():
-    """Passwords and keys come from Secrets, or are made; none stands in a Deployment."""
+def test_secrets_are_references():
+    """Passwords and keys come from Secrets; none is written into a Deployment."""
     for path in EXAMPLES:
         for name, value in environment(example(path)).items():
             if name in ("BMT_ADMIN_KEY", "HF_TOKEN", "VALKEY_PASSWORD"):
@@ -154,7 +155,7 @@ def test_no_secret_is_written_out():
     assert "$(VALKEY_PASSWORD)" in registry
 
 
-def test_egress_goes_to_the_registry_names_and_where_it_is_allowed():
+def test_egress_is_limited_to_registry_dns_and_enabled_services():
     policy = one(example(CHART / "examples/redis-tls.yaml"), "NetworkPolicy")["spec"]
     ports = [p["port"] for rule in policy["egress"] for p in rule["ports"]]
     assert sorted(ports) == [53, 53, 6380]
@@ -167,7 +168,7 @@ def test_egress_goes_to_the_registry_names_and_where_it_is_allowed():
     assert rule["from"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/name"] == "bmt-server"
 
 
-def test_valkey_loses_and_evicts_nothing():
+def test_valkey_is_durable_and_evicts_nothing():
     (container,) = one(example(CHART / "examples/gpu.yaml"), "StatefulSet")["spec"]["template"][
         "spec"
     ]["containers"]
@@ -176,14 +177,14 @@ def test_valkey_loses_and_evicts_nothing():
         assert words in command
 
 
-def test_scaling_leaves_the_count_alone():
+def test_autoscaling_omits_the_replica_count():
     for name in ("keda", "hpa"):
         objects = example(CHART / f"examples/{name}.yaml")
         assert "replicas" not in one(objects, "Deployment")["spec"]
     assert one(example(MINIMAL), "Deployment")["spec"]["replicas"] == 2
 
 
-def test_the_training_job_ends_by_uploading():
+def test_the_training_job_uploads_after_training():
     job = one(example(CHART / "examples/everything.yaml"), "Job")
     (container,) = job["spec"]["template"]["spec"]["containers"]
     (script,) = container["args"]
@@ -193,26 +194,27 @@ def test_the_training_job_ends_by_uploading():
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--set", "model.id="], "model.id"),
         (["--set", "registry.url="], "registry"),
         (["--set", "registry.url=http://x"], "pattern"),
         (["--set", "valkey.enabled=true"], "choose one"),
         (["--set", "masks.mode=fast"], "'auto', 'delta', 'scatter'"),
+        (["--set", "masks.maxSparsity=1.5"], "maxSparsity"),
         (["--set", "maks.mode=auto"], "maks"),
         (["--set", "keda.enabled=true", "--set", "autoscaling.enabled=true"], "choose one"),
         (["--set", "inferencePool.enabled=true"], "endpointPicker"),
         (["--set", "image.digest=latest"], "pattern"),
     ],
 )
-def test_wrong_values_are_named(flags, told):
+def test_errors_name_the_wrong_value(flags, message):
     done = helm("template", "masks", str(CHART), "-f", str(MINIMAL), *flags)
     assert done.returncode != 0
-    assert told in done.stderr
+    assert message in done.stderr
 
 
-def test_alerts_are_rules_and_name_our_metrics():
+def test_alerts_pass_promtool():
     alerts = CHART / "files/alerts.yaml"
     done = subprocess.run(
         [tool("promtool"), "check", "rules", str(alerts)],
@@ -223,7 +225,7 @@ def test_alerts_are_rules_and_name_our_metrics():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_queries_name_metrics_that_there_are():
+def test_queries_use_existing_metrics():
     sources = "".join(p.read_text() for p in (ROOT / "server/bmt_server/api").rglob("*.py"))
     panels = json.loads((CHART / "files/dashboard.json").read_text())["panels"]
     rules = yaml.safe_load((CHART / "files/alerts.yaml").read_text())["groups"][0]["rules"]
@@ -234,7 +236,7 @@ def test_queries_name_metrics_that_there_are():
         assert f'"{re.sub("_(total|bucket)$", "", name)}"' in sources, name
 
 
-def test_generated_files_are_fresh():
+def test_generated_files_are_current():
     script = ROOT / "tools/generate.py"
     done = subprocess.run(
         [sys.executable, str(script), "--check", "chart"],

@@ -1,4 +1,4 @@
-"""The images' Dockerfiles: linted, and held to what the chart expects of them."""
+"""Dockerfiles: hadolint, and the properties that the chart relies on."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def test_hadolint(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
-def test_what_the_chart_expects(file):
+def test_properties_that_the_chart_relies_on(file):
     text = file.read_text()
     final = text[text.rindex("\nFROM ") :]
     assert "USER 10001:10001" in final
     assert "HEALTHCHECK" in final
     assert "org.opencontainers.image.licenses" in final
-    assert "pip install" not in final, "tools to build with stay in the first stage"
+    assert "pip install" not in final, "build tools belong to the first stage"
     for image in re.findall(r"^FROM (\S+)", text, re.MULTILINE):
         assert re.fullmatch(r"[\w/-]+:\d+\.\d+\.\d+-[\w-]+", image), f"{image} is not pinned"
     (program,) = re.findall(r'ENTRYPOINT \["([\w-]+)"\]', final)
@@ -40,7 +40,7 @@ def test_what_the_chart_expects(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
-def test_what_is_copied_is_there_and_in_the_context(file):
+def test_copied_files_exist_and_are_in_the_build_context(file):
     ignored = (ROOT / ".dockerignore").read_text().split()
     for line in re.findall(r"^COPY (?!--from)(.+)$", file.read_text(), re.MULTILINE):
         *sources, _ = line.split()

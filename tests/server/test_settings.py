@@ -99,7 +99,7 @@ def test_bounds_are_checked_and_named(name):
         ),
         ({"max_sparsity": 0}, "max_sparsity (--max-sparsity) is 0; it must be above 0"),
         ({"queue": 0}, "queue (--max-num-queued-reqs) is 0 sequences; it must be at least 1 seq"),
-        ({"mask_mode": "fast"}, "mask_mode (--mask-mode) is 'fast'; it must be one of auto, scat"),
+        ({"mask_mode": "fast"}, "mask_mode (--mask-mode) is 'fast'; it must be one of auto, delt"),
         ({"no_auth": "yes"}, "no_auth (--no-auth) is 'yes'; it must be a bool"),
     ],
 )
@@ -141,7 +141,7 @@ def test_former_names_of_flags_are_accepted_and_hidden():
         (("--mask-memory-mib", "0"), ("--mask-memory-mib", "1")),
         (("--mask-memory", "0"), ("--mask-memory-mib", "at least 1048576 bytes (1 MiB)")),
         (("--max-sparsity", "0"), ("--max-sparsity", "above 0")),
-        (("--scatter-max-wait-ms", "nan"), ("--scatter-max-wait-ms", "nan")),
+        (("--scatter-max-wait-ms", "nan"), ("--scatter-max-wait-ms", "1")),
         (("--mask-mode", "fast"), ("--mask-mode", "scatter")),
     ],
 )

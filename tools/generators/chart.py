@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from bmt_server.settings import Settings, options
 
 CHART = Path(__file__).resolve().parents[2] / "deploy" / "chart"
 ENUMS = {
     "accelerator": ["gpu", "cpu"],
-    "masks.mode": ["auto", "delta", "scatter"],
     "monitoring.monitor": ["none", "service", "pod"],
     "trainingJob.method": ["sft", "grpo", "sdft"],
     "logFormat": ["text", "json"],
@@ -20,8 +20,15 @@ ENUMS = {
     "image.pullPolicy": ["Always", "IfNotPresent", "Never"],
     "service.type": ["ClusterIP", "LoadBalancer", "NodePort"],
 }
-LEAST = {"replicas": 0, "tensorParallelSize": 1, "masks.memoryMiB": 1, "drain.seconds": 0}
-# Where users write what Kubernetes or a recipe defines.
+# Values that are flags of the server, with the fields of its settings that bound them.
+SETTINGS = {
+    "masks.mode": "mask_mode",
+    "masks.memoryMiB": "mask_memory_bytes",
+    "masks.cacheGiB": "mask_cache_bytes",
+    "masks.maxSparsity": "max_sparsity",
+}
+LEAST = {"replicas": 0, "tensorParallelSize": 1, "drain.seconds": 0}
+# Objects whose content Kubernetes or the trainer defines.
 FREE = {"valkey.resources", "trainingJob.resources", "trainingJob.config", "resources"}
 # Former names of values, accepted until 0.2.0.
 FORMER = {"masks.maxDensity": "masks.maxSparsity"}
@@ -29,7 +36,7 @@ PATTERNS = {"image.digest": "^(sha256:[0-9a-f]{64})?$", "registry.url": "^((redi
 
 
 def described(text: str) -> dict[str, str]:
-    """The comment above each key of values.yaml, by the key's path; empty where there is none."""
+    """The comment above each key of values.yaml, by the key's path; empty if it has none."""
     found: dict[str, str] = {}
     path: list[tuple[int, str]] = []
     comment: list[str] = []
@@ -47,7 +54,9 @@ def described(text: str) -> dict[str, str]:
 
 
 def schema(values: Any, path: str = "") -> dict[str, Any]:
-    """JSON schema of a value: its type, and no key that the chart does not know."""
+    """JSON schema of a value: its type and bounds; unknown keys are errors."""
+    if path in SETTINGS:
+        return _flag_schema(SETTINGS[path], values)
     if path in ENUMS:
         return {"enum": ENUMS[path]}
     if isinstance(values, dict) and values and path not in FREE:
@@ -57,7 +66,7 @@ def schema(values: Any, path: str = "") -> dict[str, Any]:
             if folder == path:
                 properties[name] = properties[now.rpartition(".")[2]]
         if not path:
-            properties["global"] = {"type": "object"}  # Helm gives it to every chart
+            properties["global"] = {"type": "object"}  # Helm passes it to every chart
         return {"type": "object", "properties": properties, "additionalProperties": False}
     kinds: dict[type, dict[str, Any]] = {
         bool: {"type": "boolean"},
@@ -72,13 +81,21 @@ def schema(values: Any, path: str = "") -> dict[str, Any]:
         kind["pattern"] = PATTERNS[path]
     if path == "podDisruptionBudget.maxUnavailable":
         return {"type": ["integer", "string"]}
-    if path in ("masks.cacheGiB", "autoscaling.queue", "keda.queue", "keda.evictions"):
+    if path in ("autoscaling.queue", "keda.queue", "keda.evictions"):
         return {"type": "number", "minimum": 0}
     return kind
 
 
+def _flag_schema(name: str, default: Any) -> dict[str, Any]:
+    """JSON schema of a flag of the server; `default` must be the server's own."""
+    option, kind = next((o, kind) for field, o, kind in options() if field == name)
+    if option.to_flag(getattr(Settings, name)) != default:
+        raise SystemExit(f"values.yaml: {option.flag} is {default}, and not so in settings.py")
+    return option.flag_schema(kind)
+
+
 def readme(values: dict[str, Any], comments: dict[str, str]) -> str:
-    """The chart's page: how to install it, and a table of its values."""
+    """README of the chart: its head, and a table of its values."""
     rows = [
         f"| `{path}` | `{json.dumps(value)}` | {comments.get(path, '')} |"
         for path, value in _leaves(values)
@@ -90,22 +107,22 @@ def readme(values: dict[str, Any], comments: dict[str, str]) -> str:
 def _leaves(values: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for key, value in values.items():
-        where = f"{path}.{key}".lstrip(".")
-        if isinstance(value, dict) and value and where not in FREE:
-            found += _leaves(value, where)
+        name = f"{path}.{key}".lstrip(".")
+        if isinstance(value, dict) and value and name not in FREE:
+            found += _leaves(value, name)
         else:
-            found.append((where, value))
+            found.append((name, value))
     return found
 
 
-def _chosen(query: str) -> str:
-    """The query for one namespace."""
-    chosen = 'namespace="$namespace"'
-    return query.replace("{}", f"{{{chosen}}}").replace("{kind", f"{{{chosen},kind")
+def _in_namespace(query: str) -> str:
+    """The query, limited to the dashboard's namespace."""
+    label = 'namespace="$namespace"'
+    return query.replace("{}", f"{{{label}}}").replace("{kind", f"{{{label},kind")
 
 
 def dashboard() -> str:
-    """Grafana's JSON: two panels a row."""
+    """The dashboard as Grafana's JSON, two panels per row."""
     source = {"type": "prometheus", "uid": "${source}"}
     panels = [
         {
@@ -120,7 +137,7 @@ def dashboard() -> str:
                 {
                     "refId": "A",
                     "datasource": source,
-                    "expr": _chosen(panel["query"]),
+                    "expr": _in_namespace(panel["query"]),
                     "legendFormat": panel["legend"],
                 }
             ],
@@ -137,7 +154,7 @@ def dashboard() -> str:
             "refresh": 2,
         },
     ]
-    found = {
+    board = {
         "uid": "bmt-server",
         "title": "bmt-server",
         "schemaVersion": 39,
@@ -146,7 +163,7 @@ def dashboard() -> str:
         "templating": {"list": variables},
         "panels": panels,
     }
-    return json.dumps(found, indent=1) + "\n"
+    return json.dumps(board, indent=1) + "\n"
 
 
 def pages() -> dict[Path, str | None]:

@@ -8,13 +8,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "operate.md"
-KEPT = ROOT / "benchmarks" / "results" / "latest" / "operate.json"
+RESULTS = ROOT / "benchmarks" / "results" / "latest" / "operate.json"
 BEGIN, END = "<!-- operate figures: `make docs` -->\n", "<!-- end of operate figures -->"
 SIGNS = {"<=": "≤", ">=": "≥", "==": "="}
 
 
 def row(entry: dict[str, Any]) -> str:
-    """One figure. What is beyond its bound is bold."""
+    """Table row of one measurement, in bold if it is out of its bound."""
     value = f"{entry['value']:,.4g}" if entry["value"] < 10_000 else f"{entry['value']:,.0f}"
     side, _, limit = entry["bound"].partition(" ")
     holds = (
@@ -25,19 +25,19 @@ def row(entry: dict[str, Any]) -> str:
             "==": entry["value"] == float(limit or 0),
         }[side]
     )
-    said = f"{value} {entry['unit']}" if holds else f"**{value} {entry['unit']}**"
+    measured = f"{value} {entry['unit']}" if holds else f"**{value} {entry['unit']}**"
     scale = "" if entry["scale"] == 1 else f" (scale {entry['scale']:g})"
     note = f"; {entry['note']}" if entry.get("note") else ""
     bound = f"{SIGNS[side]} {limit}" if side else ""
-    return f"| `{entry['id']}` | {said} | {bound} | {entry['size']}{note}{scale} |"
+    return f"| `{entry['id']}` | {measured} | {bound} | {entry['size']}{note}{scale} |"
 
 
 def filled(text: str) -> str:
-    """The page with the table between its marks."""
+    """The page with the table between its marks replaced."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    lines = ["", "| figure | measured | to hold | of |", "|---|---|---|---|"]
-    lines += [row(entry) for entry in json.loads(KEPT.read_text())]
+    lines = ["", "| measurement | value | bound | workload |", "|---|---|---|---|"]
+    lines += [row(entry) for entry in json.loads(RESULTS.read_text())]
     return before + BEGIN + "\n".join([*lines, "", END]) + after
 
 

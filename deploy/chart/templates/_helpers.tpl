@@ -18,7 +18,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "bmt.name" .) .Values.serviceAccount.name -}}
 {{- else -}}
-{{- required "serviceAccount.name: needed where serviceAccount.create is false" .Values.serviceAccount.name -}}
+{{- required "serviceAccount.name: required if serviceAccount.create is false" .Values.serviceAccount.name -}}
 {{- end -}}
 {{- end -}}
 
@@ -31,7 +31,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{/* The registry's URL as an environment variable. */}}
+{{/* Environment variables with the registry's URL. */}}
 {{- define "bmt.registryEnv" -}}
 {{- if .Values.valkey.enabled }}
 - name: VALKEY_PASSWORD
@@ -49,11 +49,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
       key: {{ .Values.registry.secretKey }}
 {{- else }}
 - name: BMT_REGISTRY
-  value: {{ required "registry: give registry.url or registry.existingSecret, or set valkey.enabled" .Values.registry.url | quote }}
+  value: {{ required "registry: set registry.url, registry.existingSecret or valkey.enabled" .Values.registry.url | quote }}
 {{- end }}
 {{- end -}}
 
-{{/* Of a container, for the restricted Pod Security Standard. */}}
+{{/* Security context of a container, for the restricted Pod Security Standard. */}}
 {{- define "bmt.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -61,7 +61,7 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* Of a pod; the argument is the user. */}}
+{{/* Security context of a pod; the argument is the user id. */}}
 {{- define "bmt.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: {{ . }}
@@ -72,15 +72,15 @@ seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
-{{/* What must not be chosen together. */}}
+{{/* Values that exclude or require each other. */}}
 {{- define "bmt.check" -}}
 {{- if and .Values.autoscaling.enabled .Values.keda.enabled -}}
-{{- fail "autoscaling.enabled and keda.enabled: choose one, both would scale the same Deployment" -}}
+{{- fail "autoscaling.enabled and keda.enabled: choose one; both would scale the same Deployment" -}}
 {{- end -}}
 {{- if and .Values.valkey.enabled (or .Values.registry.url .Values.registry.existingSecret) -}}
-{{- fail "valkey.enabled: there is a registry.url or registry.existingSecret already; choose one" -}}
+{{- fail "valkey.enabled: registry.url or registry.existingSecret is set too; choose one" -}}
 {{- end -}}
 {{- if and .Values.inferencePool.enabled (not .Values.inferencePool.endpointPicker) -}}
-{{- fail "inferencePool.endpointPicker: name the Service of the endpoint picker" -}}
+{{- fail "inferencePool.endpointPicker: set the name of the endpoint picker's Service" -}}
 {{- end -}}
 {{- end -}}
