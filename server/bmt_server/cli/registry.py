@@ -70,7 +70,9 @@ def gc(
     Run it regularly: one run records new orphans, a later one removes them."""
     from bmt_server.registry.maintenance import collect_orphans
 
-    collected = _with_registry(registry, lambda r: collect_orphans(r, min_age_s=min_age, dry_run=dry_run))
+    collected = _with_registry(
+        registry, lambda r: collect_orphans(r, min_age_s=min_age, dry_run=dry_run)
+    )
     if as_json:
         print(json.dumps(asdict(collected)))
         return
