@@ -2,7 +2,8 @@
 // semantics are in masked_delta.py, the layout of a mask is in resident_mask.py.
 //
 // Uses torch's stable ABI: few headers, so it compiles in seconds. Uses torch's threads
-// (`parallel_for`), whose number and binding vLLM sets. The worker's one thread calls all functions.
+// (`parallel_for`), whose number and binding vLLM sets. The worker's one thread calls all
+// functions.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -137,16 +138,17 @@ void bmt_idle(void* model) { ((Model*)model)->plan = {}; }
 
 // Read weight [R, K], `stride` elements per row, at the mask's zeros into its values.
 void bmt_read_values(int64_t element, const LayerTable* table, int64_t r, int64_t weight,
-              int64_t stride) {
+                     int64_t stride) {
   typed(element, *table, r, weight, [&](auto mask, auto* w) {
-    auto* values = const_cast<std::remove_const_t<std::remove_pointer_t<decltype(w)>>*>(mask.values);
+    using Value = std::remove_const_t<std::remove_pointer_t<decltype(w)>>;
+    auto* values = const_cast<Value*>(mask.values);
     for_each_zero<false>(mask, w, stride, 0, mask.blocks(),
-                      [&](auto* weight, int64_t i) { values[i] = *weight; });
+                         [&](auto* weight, int64_t i) { values[i] = *weight; });
   });
 }
 
-// Turn weights under mask `old` into weights under mask `fresh`; null is the base. All arrays have one
-// entry per layer: the masks' tables, and the weight's rows, address and row stride.
+// Turn weights under mask `old` into weights under mask `fresh`; null is the base. All arrays have
+// one entry per layer: the masks' tables, and the weight's rows, address and row stride.
 void bmt_switch(int64_t element, int64_t layers, const LayerTable* old, const LayerTable* fresh,
                 const int64_t* rows, const int64_t* weights, const int64_t* strides) {
   // Both masks together in the same rows, so that pages that they share are walked once.
@@ -166,12 +168,12 @@ void bmt_switch(int64_t element, int64_t layers, const LayerTable* old, const La
       if (old)
         typed(element, old[l], rows[l], weights[l], [&](auto mask, auto* w) {
           for_each_zero<true>(mask, w, strides[l], b, std::min(mask.blocks(), b + PIECE_BLOCKS),
-                           [&](auto* weight, int64_t z) { *weight = mask.values[z]; });
+                              [&](auto* weight, int64_t z) { *weight = mask.values[z]; });
         });
       if (fresh)
         typed(element, fresh[l], rows[l], weights[l], [&](auto mask, auto* w) {
           for_each_zero<true>(mask, w, strides[l], b, std::min(mask.blocks(), b + PIECE_BLOCKS),
-                           [](auto* weight, int64_t) { *weight = {}; });
+                              [](auto* weight, int64_t) { *weight = {}; });
         });
     }
   };

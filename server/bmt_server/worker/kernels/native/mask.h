@@ -12,7 +12,8 @@ constexpr int CHUNK = 4096;
 
 // One layer in the table that Python passes: addresses of the four arrays, and their widths.
 struct LayerTable {
-  int64_t block_start, row_end, cols, values, wide;  // wide: bit 0: row_end is int32, bit 1: cols are int32
+  int64_t block_start, row_end, cols, values;
+  int64_t wide;  // bit 0: row_end is int32; bit 1: cols are int32
 };
 
 template <class T, class Col>

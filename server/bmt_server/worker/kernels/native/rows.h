@@ -12,7 +12,8 @@
 #include "mask.h"
 #include "vectors.h"
 
-constexpr int PAD = 2 * WIDTH + 16;  // floats that may be read past the products; their values are ignored
+// Floats that may be read past the products; their values are ignored.
+constexpr int PAD = 2 * WIDTH + 16;
 
 // p[i] = x[cols[i]] * values[i], i < n. If at least seven zeros follow in the layer (`more`), the
 // loop may multiply up to seven of them as well, which is cheaper than a remainder loop.
@@ -60,8 +61,8 @@ inline F4 fold(const float* p, int n) {
   return sum + fold_first<N>(p, n);
 }
 
-// d[i] = sum of row i's products, four rows at a time with N products of each; assumes that few rows
-// have more than N.
+// d[i] = sum of row i's products, four rows at a time with N products of each; assumes that few
+// rows have more than N.
 template <int N>
 inline void sum_rows(const int32_t* end, const float* p, float* d) {
   int start = 0;
@@ -85,7 +86,7 @@ inline void sum_rows(const int32_t* end, const float* p, float* d) {
 
 #if defined(__AVX512F__)
 // The same for short rows: ROWS rows per register with 16 / ROWS lanes each. Their products span at
-// most 32 floats, which fit two registers, so one permutation fetches the next product of all rows.
+// most 32 floats, which fit two registers, so one permutation fetches the next product of each.
 template <int ROWS>
 inline void sum_short_rows(const int32_t* end, const float* p, float* d) {
   constexpr int LANES = 16 / ROWS;
@@ -150,8 +151,8 @@ inline Variant variant_for(int64_t zeros, int64_t rows) {
 
 // d[i] = sum of x[col] * value over the zeros of row i of `block`, i < 64.
 template <class T, class Col>
-inline void block_sums(const LayerView<T, Col>& mask, int64_t block, Variant variant, const float* x,
-                       float* d) {
+inline void block_sums(const LayerView<T, Col>& mask, int64_t block, Variant variant,
+                       const float* x, float* d) {
   alignas(64) int32_t end[BLOCK];
   alignas(64) float p[CHUNK + PAD];
   mask.ends(block, end);

@@ -28,10 +28,10 @@ struct Plan {
 };
 
 // Plan a step. token_masks: adapter id of each of t tokens, 0 = base; ids: the adapters among them,
-// ascending; tables: for each of them an array of LayerTable, one entry per layer. Returns 0, or the
-// first id that is not in `ids`; the plan is empty then.
+// ascending; tables: for each of them an array of LayerTable, one entry per layer. Returns 0, or
+// the first id that is not in `ids`; the plan is empty then.
 inline int64_t make_plan(const int64_t* token_masks, int64_t t, const int64_t* ids,
-                       const int64_t* tables, int64_t count, Plan& plan) {
+                         const int64_t* tables, int64_t count, Plan& plan) {
   plan = {};
   std::vector<Group> groups(count);
   std::vector<int64_t> group_of(t, -1);
@@ -93,8 +93,8 @@ struct Scratch {
   }
 };
 
-// Prefetches the arrays of a later task in small parts. A step reads each mask's arrays once, so they
-// come from memory, in ranges too short for the hardware prefetcher.
+// Prefetches the arrays of a later task in small parts. A step reads each mask's arrays once, so
+// they come from memory, in ranges too short for the hardware prefetcher.
 class Prefetcher {
  public:
   explicit Prefetcher(int64_t parts) : parts_(parts) {}
@@ -137,7 +137,7 @@ inline void prefetch_output(const T* y) {
 // Run one task: y -= x (W ⊙ 1[P])^T for its tokens and rows, P the zeros of its mask.
 template <class T, class Col>
 inline void run_task(const Task& task, const Task* upcoming, const Plan& plan, const Shape& shape,
-                 const Step<T>& step) {
+                     const Step<T>& step) {
   static thread_local Scratch scratch;
   const LayerView<T, Col> mask(*task.table, shape.r);
   const int64_t* tokens = plan.tokens.data() + task.first;
@@ -149,13 +149,14 @@ inline void run_task(const Task& task, const Task* upcoming, const Plan& plan, c
     widen_row(step.x + tokens[0] * step.x_row, step.x_col, shape.k, x);
     T* y = step.y + tokens[0] * step.y_row;
     alignas(64) float sums[BLOCK];
-    // y as well: another core wrote it, and a token's row is too short for the hardware prefetcher.
+    // y as well: another core wrote it, and its rows are too short for the hardware prefetcher.
     constexpr int64_t BLOCKS_AHEAD = 4;
     for (int64_t b = task.block; b < std::min(task.last, task.block + BLOCKS_AHEAD); b++)
       prefetch_output(y + b * BLOCK * step.y_col);
     for (int64_t b = task.block; b < task.last; b++) {
       prefetcher.advance();
-      if (b + BLOCKS_AHEAD < task.last) prefetch_output(y + (b + BLOCKS_AHEAD) * BLOCK * step.y_col);
+      if (b + BLOCKS_AHEAD < task.last)
+        prefetch_output(y + (b + BLOCKS_AHEAD) * BLOCK * step.y_col);
       block_sums(mask, b, variant, x, sums);
       subtract(y + b * BLOCK * step.y_col, step.y_col, mask.rows_of(b), sums);
     }
@@ -205,7 +206,7 @@ constexpr double WAKE = 5000, PIECE = 2000;
 // Split a layer's work into tasks for at most `threads` threads; lowers `threads` if the work is
 // small.
 inline void split_work(const Plan& plan, int64_t layer, const Shape& shape, int& threads,
-                      std::vector<Task>& tasks) {
+                       std::vector<Task>& tasks) {
   const int64_t blocks = (shape.r + BLOCK - 1) / BLOCK;
   double total = 0;
   tasks.clear();
@@ -222,8 +223,8 @@ inline void split_work(const Plan& plan, int64_t layer, const Shape& shape, int&
   }
   threads = (int)std::min<double>(threads, 1 + total / WAKE);
   if (threads == 1) return;
-  // Pieces of a third of a thread's share, so that threads finish together; if the layout of x would
-  // take half of a piece's time or more, at most one piece per thread.
+  // Pieces of a third of a thread's share, so that threads finish together; if the layout of x
+  // would take half of a piece's time or more, at most one piece per thread.
   const double piece = std::max(total / (3 * threads), PIECE);
   const size_t count = tasks.size();
   for (size_t i = 0; i < count; i++) {

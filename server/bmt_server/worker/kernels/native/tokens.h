@@ -3,8 +3,8 @@
 //
 // x of up to 32 tokens is transposed to [K, lanes] in fp32; each zero adds value * x[col] to its
 // row's accumulator [lanes]. The accumulators of a block's 64 rows stay in the L1 cache. Each zero
-// carries its row (8 bits, expanded from the row ends), so no branch depends on the end of a row; if
-// rows are long, one loop per row is cheaper.
+// carries its row (8 bits, expanded from the row ends), so no branch depends on the end of a row.
+// If rows are long, one loop per row is cheaper.
 #pragma once
 
 #include "mask.h"
@@ -47,8 +47,8 @@ inline void transpose_x(const T* const* rows, int64_t stride, int64_t k, int lan
   }
 }
 
-// row[i], i < end[63]: the row of each zero of a block. Each row writes at least 16 entries, and the
-// next row overwrites the excess; writes up to 16 entries past the end.
+// row[i], i < end[63]: the row of each zero of a block. Each row writes at least 16 entries, and
+// the next row overwrites the excess; writes up to 16 entries past the end.
 inline void expand_rows(const int32_t* end, uint8_t* row) {
   int start = 0;
   for (int i = 0; i < BLOCK; i++) {

@@ -50,8 +50,10 @@ using Indices8 = Vector<int16_t, 8>;
 
 // Transpose a 4 x 4 block in place.
 inline void transpose(F4& a, F4& b, F4& c, F4& d) {
-  F4 ab_lo = BMT_SHUFFLE(Indices4, a, b, 0, 4, 1, 5), ab_hi = BMT_SHUFFLE(Indices4, a, b, 2, 6, 3, 7);
-  F4 cd_lo = BMT_SHUFFLE(Indices4, c, d, 0, 4, 1, 5), cd_hi = BMT_SHUFFLE(Indices4, c, d, 2, 6, 3, 7);
+  F4 ab_lo = BMT_SHUFFLE(Indices4, a, b, 0, 4, 1, 5);
+  F4 ab_hi = BMT_SHUFFLE(Indices4, a, b, 2, 6, 3, 7);
+  F4 cd_lo = BMT_SHUFFLE(Indices4, c, d, 0, 4, 1, 5);
+  F4 cd_hi = BMT_SHUFFLE(Indices4, c, d, 2, 6, 3, 7);
   a = BMT_SHUFFLE(Indices4, ab_lo, cd_lo, 0, 1, 4, 5);
   b = BMT_SHUFFLE(Indices4, ab_lo, cd_lo, 2, 3, 6, 7);
   c = BMT_SHUFFLE(Indices4, ab_hi, cd_hi, 0, 1, 4, 5);
@@ -63,7 +65,8 @@ inline void transpose(F4& a, F4& b, F4& c, F4& d) {
 inline void transpose_16(__m512 (&r)[16]) {
   __m512 t[16];
   for (int i = 0; i < 16; i += 4) {
-    const __m512 ab_lo = _mm512_unpacklo_ps(r[i], r[i + 1]), ab_hi = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    const __m512 ab_lo = _mm512_unpacklo_ps(r[i], r[i + 1]);
+    const __m512 ab_hi = _mm512_unpackhi_ps(r[i], r[i + 1]);
     const __m512 cd_lo = _mm512_unpacklo_ps(r[i + 2], r[i + 3]);
     const __m512 cd_hi = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
     const auto pairs = [](__m512 a, __m512 b, bool high) {
@@ -85,8 +88,9 @@ inline void transpose_16(__m512 (&r)[16]) {
 }
 #endif
 
-// bfloat16 in memory. `widen` is exact; `narrow` rounds to nearest, ties to even, as torch does. The
-// hardware conversion (AVX512_BF16) also flushes subnormals, as the matrix product before it does.
+// bfloat16 in memory. `widen` is exact; `narrow` rounds to nearest, ties to even, as torch does.
+// The hardware conversion (AVX512_BF16) also flushes subnormals, as the matrix product before it
+// does.
 struct BFloat16 {
   uint16_t bits;
 };

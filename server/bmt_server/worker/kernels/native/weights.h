@@ -1,7 +1,7 @@
 // Base weights at a mask's zeros: read, zero, restore.
 //
-// Each position is in a different cache line of the weight, so the time is memory latency. Prefetches
-// some zeros ahead hide it.
+// Each position is in a different cache line of the weight, so the time is memory latency, which
+// prefetches some zeros ahead hide.
 #pragma once
 
 #include "mask.h"
