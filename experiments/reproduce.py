@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.environment import ROOT, demo_model
 from bmt_trainer.comparison import queue
 from bmt_trainer.console import Display
 from bmt_trainer.process import keep_freed_memory
+
+from benchmarks.harness.environment import ROOT, demo_model
 
 
 def main() -> None:
