@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bmt_core import Mask
-from bmt_trainer.comparison import plots
+from bmt_trainer.comparison import plot_style, plots
 from bmt_trainer.methods import grpo, sdft, sft
 from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig
 from bmt_trainer.settings import build, read_yaml
@@ -66,7 +66,7 @@ def run_recipe(recipe: str, **changes: Any) -> Ran:
         target = LATEST / "paper" / f"{stem}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         figure = plots.training({stem: history}, f"{stem}, {ran.seconds / 60:.1f} minutes")
-        target.write_bytes(plots.png(figure))
+        target.write_bytes(plot_style.png(figure))
     return ran
 
 
