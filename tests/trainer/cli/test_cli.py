@@ -1,4 +1,4 @@
-"""The command line, in a process of its own where the process matters."""
+"""The command line, in a separate process if the process matters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import bmt_core
 import pytest
-from bmt_trainer.cli import main
+from bmt_trainer.cli import main, train
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.methods import sft
 from bmt_trainer.methods.config import SftConfig
@@ -38,7 +38,7 @@ def run(*arguments, **options):
 
 @pytest.fixture
 def captured(monkeypatch):
-    """The settings that `sft` would train with."""
+    """Settings that `bmt-train sft` passes to its training."""
     got = []
 
     class Stop(Exception):
@@ -94,7 +94,7 @@ def test_errors_are_one_line_and_an_exit_code(tmp_path):
         assert "Traceback" not in done.stderr
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_prints_how_to_resume(tmp_path, monkeypatch, capsys):
     def interrupted(config):
         raise KeyboardInterrupt
 
@@ -104,7 +104,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, monkeypatch, capsys):
         if checkpoints:
             (tmp_path / "m.bmt.run" / "checkpoint-100").mkdir(parents=True)
         with pytest.raises(KeyboardInterrupt):
-            main._sft(config)
+            train.sft(config)
         assert ("--resume" in capsys.readouterr().err) == bool(checkpoints)
 
 
@@ -112,7 +112,7 @@ def test_version():
     assert CliRunner().invoke(main.app, ["--version"]).output.startswith("bmt-train ")
 
 
-def test_help_brings_no_torch():
+def test_help_imports_no_torch():
     code = (
         "import sys\nfrom bmt_trainer.cli import main as cli\n"
         "from typer.testing import CliRunner\n"

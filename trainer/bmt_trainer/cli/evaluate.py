@@ -1,0 +1,188 @@
+"""Commands of `bmt-train` that score a base or a mask: eval, suites, retention."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import bmt_core
+import typer
+
+from bmt_trainer.cli.tables import print_table
+from bmt_trainer.process import keep_freed_memory
+
+Model = Annotated[str, typer.Option(help="The base: a folder or a model of the Hub.")]
+MaskFile = Annotated[
+    Path | None,
+    typer.Option(help="Mask file; without it, the base is scored.", exists=True, dir_okay=False),
+]
+Engine = Annotated[
+    Literal["auto", "vllm", "transformers"],
+    typer.Option(
+        help="Backend in this process; auto: vLLM if it is installed and --device is auto."
+    ),
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        help="URL of a bmt-server to use instead of a backend in this process; its API key: "
+        "BMT_API_KEY."
+    ),
+]
+BaseName = Annotated[
+    str | None, typer.Option(help="Name of the base on the server; default: --model.")
+]
+MaskName = Annotated[str | None, typer.Option(help="Name of the mask on the server.")]
+Device = Annotated[str, typer.Option(help="Device for the transformers backend.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Prompts in a batch.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the split; use that of the training run.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def evaluate(
+    model: Model,
+    dataset: Annotated[str, typer.Option(help="Data set, as in `bmt-train sft`.")],
+    mask: MaskFile = None,
+    heldout: Annotated[int, typer.Option(min=1, help="Held-out examples.")] = 400,
+    grader: Annotated[str | None, typer.Option(help="Grader, as in `bmt-train sft`.")] = None,
+    shots: Annotated[int, typer.Option(min=0, help="Solved examples before each prompt.")] = 0,
+    system: Annotated[
+        str | None, typer.Option(help="System message of prompts that have none.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 64,
+    batch_size: BatchSize = 64,
+    engine: Engine = "auto",
+    server: Server = None,
+    base_name: BaseName = None,
+    mask_name: MaskName = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Score a base or a mask on the held-out examples."""
+    from bmt_trainer.data import sources
+    from bmt_trainer.data.examples import with_shots
+    from bmt_trainer.evaluation.backends import by_options
+    from bmt_trainer.evaluation.graders import find_for
+    from bmt_trainer.evaluation.score import grade
+
+    keep_freed_memory()
+    judge = find_for(dataset, grader)
+    split = sources.load(dataset, heldout=heldout, train=shots, seed=seed, system=system)
+    examples = [with_shots(example, split.train) for example in split.heldout]
+    models = by_options(
+        model,
+        mask,
+        engine=engine,
+        server=server,
+        base_name=base_name,
+        mask_name=mask_name,
+        batch_size=batch_size,
+        device=device,
+    )
+    generate = models.get("mask", models["base"])
+    score = grade(generate([e.prompt for e in examples], max_new_tokens), examples, judge)
+    print(json.dumps(score.to_json()) if as_json else score)
+
+
+def suites(
+    model: Model,
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated sets: gsm8k, gsm8k-boxed, math500, minerva, olympiadbench, "
+            "aime24, amc23, mmlu-pro [SUBJECT], bbeh [SUBTASK], toolalpaca, toolalpaca-simulated."
+        ),
+    ],
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Mask file, compared with the base.", exists=True, dir_okay=False),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--data", help="Folder of the sets' files; default: the Hub.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples of each set.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Upper limit of the sets' own answer lengths.")
+    ] = None,
+    batch_size: BatchSize = 64,
+    engine: Engine = "auto",
+    server: Server = None,
+    base_name: BaseName = None,
+    mask_name: MaskName = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Score a base, and optionally a mask against it, on the paper's evaluation sets."""
+    from bmt_trainer.console import Display
+    from bmt_trainer.evaluation import suites as sets
+    from bmt_trainer.evaluation.backends import by_options
+
+    keep_freed_memory()
+    display = Display()
+    chosen = sets.named(tasks)
+    models = by_options(
+        model,
+        mask,
+        engine=engine,
+        server=server,
+        base_name=base_name,
+        mask_name=mask_name,
+        batch_size=batch_size,
+        device=device,
+    )
+    results = []
+    for result in sets.run(
+        chosen, models, folder=folder, limit=limit, max_new_tokens=max_new_tokens, seed=seed
+    ):
+        results.append(result)
+        if result.skipped:
+            display.say(f"{result.suite}: skipped, {result.skipped}")
+    if as_json:
+        print(json.dumps([result.to_json() for result in results]))
+    else:
+        print_table(sets.HEADER, [row for result in results for row in result.cells()])
+
+
+def retention(
+    model: Model,
+    mask: MaskFile = None,
+    tasks: Annotated[
+        str, typer.Option(help="Comma-separated tasks of lm-eval.")
+    ] = "hellaswag,mmlu,truthfulqa_mc2,winogrande,ifeval,humaneval",
+    task_path: Annotated[
+        Path | None, typer.Option(help="Folder of additional lm-eval task files.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples of each task.")] = None,
+    batch_size: BatchSize = 8,
+    device: Annotated[str, typer.Option(help="Device of the model.")] = "auto",
+) -> None:
+    """Score general skills by lm-eval, if it is installed."""
+    from bmt_trainer import models
+    from bmt_trainer.evaluation.retention import retained
+    from bmt_trainer.masking.apply import apply
+
+    names = [task.strip() for task in tasks.split(",") if task.strip()]
+    folder = models.checkpoint_folder(model)
+    network = models.load_model(folder, models.pick_device(device))
+    if mask is not None:
+        apply(bmt_core.load(mask), network, base_fingerprint=bmt_core.fingerprint(folder))
+    scores = retained(
+        network,
+        models.load_tokenizer(folder),
+        names,
+        task_path=task_path,
+        limit=limit,
+        batch_size=batch_size,
+    )
+    summary = {"accuracy": scores.accuracy, "mean": scores.mean, "skipped": scores.skipped}
+    print(json.dumps(summary, indent=1))
+
+
+def add(app: typer.Typer) -> None:
+    """Add the commands to `bmt-train`."""
+    app.command("eval")(evaluate)
+    app.command("suites")(suites)
+    app.command("retention")(retention)

@@ -1,0 +1,113 @@
+"""Commands of `bmt-train` that train a mask: sft, grpo, sdft."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from bmt_core import Mask
+from rich.console import Console
+
+from bmt_trainer.cli.tables import print_table
+from bmt_trainer.distributed import is_first
+from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig, TrainConfig
+from bmt_trainer.process import keep_freed_memory
+from bmt_trainer.settings import build, read_yaml
+
+C = TypeVar("C", bound=TrainConfig)
+
+
+def sft(config: SftConfig) -> None:
+    """Train a mask by supervised fine-tuning."""
+    from bmt_trainer.methods.sft import train
+
+    run(train, config)
+
+
+def grpo(config: GrpoConfig) -> None:
+    """Train a mask by reinforcement learning with verifiable rewards."""
+    from bmt_trainer.methods.grpo import train
+
+    run(train, config)
+
+
+def sdft(config: SdftConfig) -> None:
+    """Train a mask by on-policy distillation from demonstrations."""
+    from bmt_trainer.methods.sdft import train
+
+    run(train, config)
+
+
+def run(train: Callable[[C], Mask], config: C) -> None:
+    """Train and print the scores; an interrupted run with a checkpoint prints how to resume."""
+    keep_freed_memory()
+    try:
+        mask = train(config)
+    except KeyboardInterrupt:
+        if any(config.output.parent.glob(f"{config.output.name}.run/checkpoint-*")):
+            print(
+                "bmt-train: interrupted; add --resume to the same command to continue",
+                file=sys.stderr,
+            )
+        raise
+    if is_first():
+        _report(mask, config.output)
+
+
+def _report(mask: Mask, output: Path) -> None:
+    rows = []
+    for name, score in mask.metadata.get("scores", {}).items():
+        low, high = score["interval95"]
+        lenient = score["lenient"] / score["total"]
+        cells = (f"{score['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", f"{lenient:.1%}")
+        rows.append((name, *cells, str(score["total"])))
+    if rows:
+        print_table(("", "exact match", "95 % interval", "lenient", "n"), rows)
+    size = output.stat().st_size
+    Console().print(
+        f"{output}: {size:,} bytes, {mask.zeros:,} of {mask.numel:,} weights deleted "
+        f"({mask.sparsity:.3%}), digest {mask.digest[:12]}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def settings_command(kind: type[Any], run: Callable[[Any], None]) -> Callable[..., None]:
+    """A command with a flag for each field of the dataclass `kind`, and `--config` for a YAML file.
+
+    `run` gets the settings of the file, overridden by the flags.
+    """
+
+    def command(config: Path | None, **flags: Any) -> None:
+        values = read_yaml(config) if config else {}
+        values |= {name: value for name, value in flags.items() if value is not None}
+        run(build(kind, values))
+
+    path = Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.")]
+    only = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("config", only, default=None, annotation=path)]
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        default = field.default
+        note = "required" if default is dataclasses.MISSING else f"default: {default}"
+        text = field.metadata["help"] + ("" if default is None else f" [{note}]")
+        # Optional in the type too: None is "not given", and the file's value counts.
+        flag: Any = Annotated[hints[field.name] | None, typer.Option(help=text)]  # type: ignore[valid-type]
+        parameters.append(inspect.Parameter(field.name, only, default=None, annotation=flag))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = run.__doc__
+    return command
+
+
+def add(app: typer.Typer) -> None:
+    """Add the commands to `bmt-train`."""
+    app.command("sft")(settings_command(SftConfig, sft))
+    app.command("grpo")(settings_command(GrpoConfig, grpo))
+    app.command("sdft")(settings_command(SdftConfig, sdft))
