@@ -86,10 +86,10 @@ def _published(response: Response, digest: str) -> Upload:
 def page(policy: RetryPolicy, limit: int, after: str | None) -> Flow[Page]:
     if not 1 <= limit <= 1000:
         raise UsageError(f"page_size is {limit}; it must be 1 to 1000")
-    found = yield from _page(policy, routes.list_masks(limit, after), MaskInfo, "name", limit)
-    if after is not None and found.next == after:
+    result = yield from _page(policy, routes.list_masks(limit, after), MaskInfo, "name", limit)
+    if after is not None and result.next == after:
         raise ProtocolError(f"the server answers the page after {after!r} with itself")
-    return found
+    return result
 
 
 def get(policy: RetryPolicy, ref: str) -> Flow[Version]:
@@ -99,17 +99,17 @@ def get(policy: RetryPolicy, ref: str) -> Flow[Version]:
 
 def versions(policy: RetryPolicy, name: str) -> Flow[tuple[Version, ...]]:
     name, limit = mask_name(name), 100
-    found: list[Version] = []
+    collected: list[Version] = []
     after: str | None = None
     while True:
         request = routes.list_versions(name, limit, after)
         part = yield from _page(policy, request, Version, "rev", limit)
-        known = {version.rev for version in found}
+        known = {version.rev for version in collected}
         new = [version for version in part.data if version.rev not in known]
-        found += new
+        collected += new
         # A server without paging repeats the whole list: nothing new ends the loop.
         if part.next is None or not new:
-            return tuple(sorted(found, key=lambda version: -version.rev))
+            return tuple(sorted(collected, key=lambda version: -version.rev))
         after = part.next
 
 
@@ -212,8 +212,8 @@ def _fetch(policy: RetryPolicy, ref: str, progress: Progress | None) -> Flow[tup
     version = yield from get(policy, ref)
     request = routes.get_blob(version.file_digest, version.bytes, progress)
     response = yield from exchange(request, policy)
-    found = yield Call(lambda: hex_sha256(response.body))
-    _check("file digest", found, version.file_digest)
+    digest = yield Call(lambda: hex_sha256(response.body))
+    _check("file digest", digest, version.file_digest)
     return version, response.body
 
 
@@ -258,10 +258,10 @@ def _full_digest(policy: RetryPolicy, name: str, digest: str) -> Flow[str]:
     return digest
 
 
-def _check(what: str, found: str, expected: str) -> None:
-    if found != expected:
+def _check(field: str, value: str, expected: str) -> None:
+    if value != expected:
         raise ProtocolError(
-            f"the server's {what} is {found or 'missing'}, expected {expected}: the bytes changed "
+            f"the server's {field} is {value or 'missing'}, expected {expected}: the bytes changed "
             "in transit or in storage; try again, and report it to the server's operator",
             code="digest_mismatch",
         )

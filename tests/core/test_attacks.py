@@ -12,7 +12,7 @@ import pytest
 from tests.core.make_attacks import FOLDER, cases, manifest
 
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text())
-ATTACKS = sorted(name for name, told in MANIFEST.items() if told["error"])
+ATTACKS = sorted(name for name, expected in MANIFEST.items() if expected["error"])
 GOOD = sorted(set(MANIFEST) - set(ATTACKS))
 EXPANDED = ("bomb-of-escapes.bmt", "bomb-of-all-zeros.bmt")
 
@@ -40,8 +40,8 @@ def subclasses(kind: type) -> set[str]:
 
 
 def test_every_error_of_a_reader_has_a_file():
-    wanted = subclasses(bmt_core.FormatError) | subclasses(bmt_core.LimitError) | {"BaseMismatch"}
-    assert {told["error"] for told in MANIFEST.values() if told["error"]} == wanted
+    needed = subclasses(bmt_core.FormatError) | subclasses(bmt_core.LimitError) | {"BaseMismatch"}
+    assert {expected["error"] for expected in MANIFEST.values() if expected["error"]} == needed
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -53,7 +53,7 @@ def test_valid_files_are_read(name):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacks_are_refused(name):
     data = (FOLDER / name).read_bytes()
-    told = MANIFEST[name]
+    expected = MANIFEST[name]
     tracemalloc.start()
     start = time.perf_counter()
     with pytest.raises(bmt_core.BmtError) as caught:
@@ -61,10 +61,10 @@ def test_attacks_are_refused(name):
     seconds = time.perf_counter() - start
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert type(caught.value).__name__ == told["error"], caught.value
-    assert caught.value.code == told["code"]
-    if told["field"]:
-        assert caught.value.field == told["field"], caught.value
+    assert type(caught.value).__name__ == expected["error"], caught.value
+    assert caught.value.code == expected["code"]
+    if expected["field"]:
+        assert caught.value.field == expected["field"], caught.value
     assert len(str(caught.value)) < 1000
     # These frames are within the limits, so the reader expands them before it refuses them.
     assert peak < (8 << 20 if name in EXPANDED else 4 << 20)

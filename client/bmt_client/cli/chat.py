@@ -84,7 +84,7 @@ class Answer:
             parts.append(f"{tokens} tokens")
             parts.append(f"{tokens / max(self.seconds, 1e-6):.3g} tokens/s")
         if self.finish_reason == "length":
-            parts.append("cut off at the token limit")
+            parts.append("truncated at the token limit")
         return " · ".join(parts)
 
 

@@ -71,7 +71,7 @@ def upload(
         )
         return
     with run.client() as client, run.out.progress("uploading") as progress:
-        found = client.upload(
+        uploaded = client.upload(
             source,
             name,
             alias=alias or (),
@@ -79,17 +79,17 @@ def upload(
             if_none_match=if_new,
             progress=progress,
         )
-    run.out.data(found.as_dict(), lambda console: console.print(_uploaded(found)))
+    run.out.data(uploaded.as_dict(), lambda console: console.print(_uploaded(uploaded)))
 
 
 def list_masks(context: typer.Context) -> None:
     """List all masks with their latest versions."""
     run = session(context)
     with run.client() as client:
-        found = list(client.list())
+        masks = list(client.list())
 
     def show(console: Console) -> None:
-        if not found:
+        if not masks:
             run.out.note("no masks yet; add one with: bmt-client upload mask.bmt")
             return
         columns = ["NAME", "DIGEST", "REV", "ALIASES", "ZEROS", "SPARSITY", "AGE"]
@@ -108,20 +108,20 @@ def list_masks(context: typer.Context) -> None:
                 age(mask.created),
                 *([mask.base.model_id] if wide else []),
             ]
-            for mask in found
+            for mask in masks
         ]
         print_table(console, columns, rows, _NUMBERS)
 
-    run.out.data([mask.as_dict() for mask in found], show)
+    run.out.data([mask.as_dict() for mask in masks], show)
 
 
 def show(context: typer.Context, ref: Ref) -> None:
     """Show one version of a mask."""
     run = session(context)
     with run.client() as client:
-        found = client.get(ref)
+        version = client.get(ref)
     run.out.data(
-        found.as_dict(), lambda console: print_facts(console, _details(found), found.metadata)
+        version.as_dict(), lambda console: print_facts(console, _details(version), version.metadata)
     )
 
 
@@ -150,9 +150,9 @@ def delete(
             if not typer.confirm(f"Delete {what}?", err=True):
                 raise typer.Exit(1)
         if one:
-            found = client.get(ref)
-            client.delete_version(found.name, found.digest)
-            deleted = found.model
+            target = client.get(ref)
+            client.delete_version(target.name, target.digest)
+            deleted = target.model
         else:
             client.delete(ref)
             deleted = ref
@@ -203,16 +203,16 @@ def models(context: typer.Context) -> None:
     """List the names that a request may give as `model`."""
     run = session(context)
     with run.client() as client:
-        found = client.models()
+        entries = client.models()
 
     def show(console: Console) -> None:
         rows = [
             [model.id, "mask" if model.parent else "base", model.parent or model.root]
-            for model in found
+            for model in entries
         ]
         print_table(console, ["MODEL", "KIND", "BASE"], rows)
 
-    run.out.data([model.as_dict() for model in found], show)
+    run.out.data([model.as_dict() for model in entries], show)
 
 
 def _pin(context: typer.Context, name: str, pinned: bool) -> None:

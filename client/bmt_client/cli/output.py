@@ -92,26 +92,26 @@ def print_table(
     A pipe gets one line for the column names and one for each row, without a rule.
     """
     rule = box.SIMPLE_HEAD if console.is_terminal else None
-    found = Table(box=rule, pad_edge=False, show_edge=False, header_style="bold")
+    table = Table(box=rule, pad_edge=False, show_edge=False, header_style="bold")
     for column in columns:
         if column in numbers or column in _WHOLE:
-            found.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
+            table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
         else:
             # Folded, not cut: a name must be copyable.
-            found.add_column(column, overflow="fold", min_width=8)
+            table.add_column(column, overflow="fold", min_width=8)
     for row in rows:
-        found.add_row(*(Text(printable(c)) if isinstance(c, str) else c for c in row))
-    console.print(found)
+        table.add_row(*(Text(printable(c)) if isinstance(c, str) else c for c in row))
+    console.print(table)
 
 
 def pairs(rows: Sequence[tuple[str, str | Text]]) -> Table:
     """Table of names and values, one pair per line."""
-    found = Table(box=None, show_header=False, pad_edge=False)
-    found.add_column(style="dim", no_wrap=True)
-    found.add_column(overflow="fold")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in rows:
-        found.add_row(printable(name), Text(printable(value)) if isinstance(value, str) else value)
-    return found
+        table.add_row(printable(name), Text(printable(value)) if isinstance(value, str) else value)
+    return table
 
 
 def print_facts(console: Console, rows: Sequence[tuple[str, str | Text]], metadata: object) -> None:

@@ -60,10 +60,10 @@ class Session:
 
 
 def session(context: typer.Context) -> Session:
-    found = context.obj
-    if not isinstance(found, Session):
+    current = context.obj
+    if not isinstance(current, Session):
         raise TypeError("the command does not run in the command group of bmt-client")
-    return found
+    return current
 
 
 def exit_code(error: BmtClientError) -> int:

@@ -20,7 +20,7 @@ def versions(context: typer.Context, name: Name) -> None:
     """List the versions of a mask, newest first."""
     run = session(context)
     with run.client() as client:
-        found = client.versions(name)
+        history = client.versions(name)
 
     def show(console: Console) -> None:
         columns = ["DIGEST", "REV", "ALIASES", "ZEROS", "SPARSITY", "SIZE", "AGE"]
@@ -34,11 +34,11 @@ def versions(context: typer.Context, name: Name) -> None:
                 size(version.bytes),
                 age(version.created),
             ]
-            for version in found
+            for version in history
         ]
         print_table(console, columns, rows, _NUMBERS)
 
-    run.out.data([version.as_dict() for version in found], show)
+    run.out.data([version.as_dict() for version in history], show)
 
 
 def alias(
@@ -73,10 +73,10 @@ def alias(
                 lambda console: console.print(f"{name}:{alias}  removed"),
             )
             return
-        found = client.set_alias(name, alias, target, if_match=if_match)
+        moved = client.set_alias(name, alias, target, if_match=if_match)
     run.out.data(
-        found.as_dict(),
-        lambda console: console.print(f"{name}:{alias} -> {name}@{short(found.digest)}"),
+        moved.as_dict(),
+        lambda console: console.print(f"{name}:{alias} -> {name}@{short(moved.digest)}"),
     )
 
 
@@ -95,8 +95,8 @@ def rollback(
     """Make an older version of a mask its latest again."""
     run = session(context)
     with run.client() as client:
-        found = client.rollback(name, to)
+        latest = client.rollback(name, to)
     run.out.data(
-        found.as_dict(),
-        lambda console: console.print(f"{name} -> {found.model}  rev {found.rev}"),
+        latest.as_dict(),
+        lambda console: console.print(f"{name} -> {latest.model}  rev {latest.rev}"),
     )
