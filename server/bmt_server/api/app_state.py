@@ -97,7 +97,7 @@ class AppState:
         """
         state = cls(settings, engine, registry, scraped, removal_delay_s)
         try:
-            await state.registry.check()
+            await state.registry.check_eviction_policy()
         except ApiError as error:
             if error.code == "registry_may_evict":
                 await state.close()

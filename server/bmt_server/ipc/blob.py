@@ -1,21 +1,23 @@
-"""A registry blob becomes a mask: the checks that both the API process and a worker make."""
+"""Registry blobs: key, ranges to read, and the checks that turn fetched bytes into a mask."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import bmt_core
 
 from bmt_server.ipc.mask_source import MaskSource
 
+# Hash tag of all registry keys, so that a script may use several of them on a Redis cluster.
 PREFIX = "{bmt}:"
 
 
 class BlobError(Exception):
-    """A blob cannot be served; the message says what is wrong and what to do.
+    """A blob cannot be served; the message names the blob, the reason and the fix.
 
-    code: `blob_damaged` where the bytes are not what their digest says, `mask_unusable` where
-    they are, and are no mask for this base.
+    code: `blob_damaged` if the bytes do not match their digest, `mask_unusable` if they match but
+    are not a mask of the served base.
     """
 
     def __init__(self, message: str, code: str) -> None:
@@ -24,16 +26,29 @@ class BlobError(Exception):
 
 
 def blob_key(file_digest: str) -> str:
-    """Where the registry keeps a file's bytes."""
+    """Redis key of a file's bytes. file_digest: SHA-256, 64 hex digits."""
     return f"{PREFIX}blob:{file_digest}"
+
+
+def blob_ranges(data: bytearray, size: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """GETRANGE arguments that read a blob in pieces; the caller appends each reply to `data`.
+
+    Ends after `size` bytes, or after an empty reply: the blob is missing or shorter than expected.
+    chunk: bytes per piece.
+    """
+    while (start := len(data)) < size:
+        yield start, start + chunk - 1
+        if len(data) == start:
+            return
 
 
 def decode_blob(
     data: bytearray, source: MaskSource, fingerprint: str, limits: bmt_core.Limits
 ) -> bmt_core.Mask:
-    """The mask that `source` names, from the bytes stored for it. Raises BlobError.
+    """Verify and decode the blob of a mask. Raises BlobError.
 
-    fingerprint: of the base that is served. Releases the GIL for most of its time.
+    source: the expected digests; fingerprint: of the served base. Releases the GIL for most of its
+    time.
     """
     if hashlib.sha256(data).hexdigest() != source.file_digest:
         raise BlobError(

@@ -1,9 +1,9 @@
-"""Laid-out masks on local disk: content-addressed, bounded in bytes, least recently used first out.
+"""Disk cache of laid-out masks: content-addressed, bounded in bytes, LRU.
 
-One file a mask, named by its digest; the time of its last use is its mtime, so it survives
-restarts. Several processes may share a folder. What one of them is using is locked: a shared lock
-on one byte of the folder's lock file, at a place that the digest gives. The kernel lets go of it
-however that process ends, and a process that evicts asks for the same byte alone.
+One file per mask, named by its digest. The time of its last use is its mtime and so survives
+restarts. Several processes may share a folder. A process that uses a mask holds a shared lock on
+one byte of the folder's lock file, at an offset derived from the digest. The kernel releases the
+lock however the process ends, and a process that evicts needs an exclusive lock on the same byte.
 """
 
 from __future__ import annotations
@@ -26,28 +26,27 @@ from bmt_server.ipc.mask_layout import SUFFIX, TEMPORARY, write_layout
 logger = logging.getLogger("vllm.bmt_server")
 
 _LOCK_FILE = "lock"
-# Beyond every digest's place: held by the one process that evicts.
+# Lock offset, beyond those of all digests, of the process that evicts.
 _EVICTOR = 1 << 62
-# Where the locks of those lie who make a file, beside the locks of those who use it.
-_MAKER = 1 << 61
-# A round of eviction frees this share of the bound, so that rounds, which read the whole folder,
-# are rare.
+# Added to a digest's lock offset for the lock of the process that creates its file.
+_WRITER = 1 << 61
+# A trim frees 1 / _HEADROOM of the bound, so that trims, which read the whole folder, are rare.
 _HEADROOM = 10
-# After this share of the bound was added the folder is measured anew: others add to it too.
+# The folder is measured again after 1 / _MEASURE of the bound was added: others add to it too.
 _MEASURE = 16
-# Writing a mask takes well under a second; what is older was left by a process that died.
+# Writing a mask takes well under a second, so an older temporary file is left from a crash.
 _ABANDONED_S = 60.0
-# How exact the time of last use is. Exact times would be a write to the disk a request.
+# Resolution of the time of last use. A higher one would cost a disk write per request.
 _TOUCH_S = 60.0
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class DiskError(Exception):
-    """The cache folder cannot take a mask; the message names folder, reason and fix."""
+    """The cache folder cannot store a mask; the message names folder, reason and fix."""
 
 
 class DiskFull(DiskError):
-    """There is no room on the file system, and nothing more that the cache may delete."""
+    """The file system is full, and all files of the cache are in use."""
 
 
 @dataclass(slots=True)
@@ -57,9 +56,9 @@ class _Hold:
 
 
 class DiskCache:
-    """A folder of laid-out masks. Safe to use from several threads and processes.
+    """Folder of laid-out masks. Safe to use from several threads and processes.
 
-    bound_bytes: what the files may take together. Files in use stay, even past it.
+    bound_bytes: limit on the sum of file sizes. Files in use stay even if they exceed it.
     """
 
     def __init__(self, folder: Path, bound_bytes: int) -> None:
@@ -68,11 +67,11 @@ class DiskCache:
         self.evictions = 0
         self._held: dict[str, _Hold] = {}
         self._mutex = threading.Lock()
-        # Beside the file's lock, which does not part the threads of one process.
-        self._tidying = threading.Lock()
-        # What may be added before the folder is measured again. Never measured: nothing.
+        # In addition to the file lock, which does not exclude threads of the same process.
+        self._trimming = threading.Lock()
+        # Bytes that may be added before the folder is measured again. Not measured yet: none.
         self._room = -1
-        # Where what is in use takes more than the bound, releases make room that is wanted.
+        # True if files in use exceed the bound, so that a release calls for another trim.
         self._over = False
         self._releases = 0
         self._added = 0
@@ -86,13 +85,13 @@ class DiskCache:
         return digest + SUFFIX
 
     def path(self, digest: str) -> Path:
-        """Where the mask with this digest lies, or would."""
+        """Path of the mask with this digest, which may not exist."""
         return self.folder / self.name(digest)
 
     def hold(self, digest: str) -> bool:
-        """Keep a mask's file, there or yet to come, from eviction. True where it is there.
+        """Protect a mask's file, existing or not, from eviction. Returns True if it exists.
 
-        Counted: each `hold` needs its `release`.
+        Counted: each `hold` needs a `release`.
         """
         with self._mutex:
             hold = self._held.get(digest)
@@ -103,7 +102,7 @@ class DiskCache:
         return self._touch(digest, hold)
 
     def release(self, digest: str) -> None:
-        """End one hold; what nobody holds may be evicted, the least recently used first."""
+        """End one hold. A file without holds may be evicted, least recently used first."""
         with self._mutex:
             hold = self._held[digest]
             hold.count -= 1
@@ -118,24 +117,24 @@ class DiskCache:
                 self._room = -1
 
     def mark_used(self, digest: str) -> None:
-        """Note that a held mask was used now; at most one write a minute and mask."""
+        """Update a held mask's time of last use, with at most one disk write per minute."""
         hold = self._held.get(digest)
         if hold is not None and time.monotonic() - hold.touched > _TOUCH_S:
             self._touch(digest, hold)
 
     def store(self, mask: bmt_core.Mask) -> Path:
-        """Lay a mask out in the folder. Raises DiskError.
+        """Write a mask's laid-out file. Raises DiskError.
 
-        Hold its digest meanwhile, or it may be evicted before it is used. Only a full disk is
-        made room on at once; call `trim` when `needs_trim`.
+        Hold its digest meanwhile, or it may be evicted before it is used. Evicts only if the disk
+        is full; call `trim` if `needs_trim`.
         """
         path = self.path(mask.digest)
         try:
             size = self._write(mask, path)
         except OSError as error:
             raise DiskError(
-                f"the mask cache {self.folder} cannot be written ({error.strerror}); mend it or "
-                "choose another --data-dir"
+                f"the mask cache {self.folder} cannot be written ({error.strerror}); make it "
+                "writable or choose another --data-dir"
             ) from None
         with self._mutex:
             self._added += size
@@ -144,28 +143,28 @@ class DiskCache:
 
     @property
     def needs_trim(self) -> bool:
-        """True where so much was added that the folder may be beyond its bound."""
+        """True if enough was added that the folder may exceed its bound."""
         return self._room < 0
 
     def delete(self, digest: str) -> None:
-        """Delete a mask's file, in use or not: who mapped it keeps the mapping."""
+        """Delete a mask's file even if it is in use: existing mappings stay valid."""
         with suppress(OSError):
             self.path(digest).unlink(missing_ok=True)
 
     def trim(self, free_bytes: int = 0) -> None:
-        """Measure the folder, evict what is beyond the bound, delete what dead writers left.
+        """Measure the folder, evict files beyond the bound, delete files left by dead writers.
 
-        free_bytes: evict at least so much, whatever the bound. One process at a time; where
-        another is at it, returns at once.
+        free_bytes: evict at least this much regardless of the bound. Returns at once if another
+        thread or process is trimming.
         """
-        if not self._tidying.acquire(blocking=False):
+        if not self._trimming.acquire(blocking=False):
             return
         try:
-            with self._try_lock(_EVICTOR) as mine:
-                if mine:
+            with self._try_lock(_EVICTOR) as locked:
+                if locked:
                     self._trim(free_bytes)
         finally:
-            self._tidying.release()
+            self._trimming.release()
 
     def _trim(self, free_bytes: int) -> None:
         releases, added = self._releases, self._added
@@ -182,34 +181,35 @@ class DiskCache:
                 total -= size
         share, left = self.bound_bytes // _MEASURE, self.bound_bytes - total
         with self._mutex:
-            # Where all that is left is in use, there is no sense in looking again at once.
+            # If all remaining files are in use, measuring again at once is useless.
             self._over = left < 0
-            # What was added meanwhile may not have been seen.
+            # Files added meanwhile may not have been measured.
             self._room = (share if self._over else min(left, share)) - (self._added - added)
             if self._over and releases != self._releases:
                 self._room = -1
 
     @contextmanager
-    def write_lock(self, digest: str, patience_s: float) -> Iterator[None]:
-        """Within, no other process makes this mask's file: wait for one that does, and look again.
+    def write_lock(self, digest: str, timeout_s: float) -> Iterator[None]:
+        """Exclude other processes from creating this mask's file. Check for the file again inside.
 
-        After patience_s seconds returns all the same; two that make one file do no harm.
+        Enters without the lock after `timeout_s` seconds; two processes that create the same file
+        do no harm. Does not exclude threads of the same process.
         """
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + timeout_s
         while True:
-            with self._try_lock(_MAKER + _lock_offset(digest)) as mine:
-                if mine or time.monotonic() > deadline:
+            with self._try_lock(_WRITER + _lock_offset(digest)) as locked:
+                if locked or time.monotonic() > deadline:
                     yield
                     return
             time.sleep(0.005)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all masks in the folder, as on disk now."""
+        """Bytes of all masks in the folder, measured now."""
         return sum(size for _, size, _ in self._files())
 
     def close(self) -> None:
-        """Let go of everything held."""
+        """Release all holds."""
         os.close(self._lock)
 
     def _touch(self, digest: str, hold: _Hold) -> bool:
@@ -219,7 +219,7 @@ class DiskCache:
         except FileNotFoundError:
             return False
         except OSError:
-            return self.path(digest).exists()  # a read-only folder: recency is lost, masks are not
+            return self.path(digest).exists()  # a read-only folder: only recency is lost
         return True
 
     def _write(self, mask: bmt_core.Mask, path: Path) -> int:
@@ -228,7 +228,7 @@ class DiskCache:
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-        # Others fill this disk too: give back some of what is ours.
+        # Others use this disk too: free some of the cache's share.
         self.trim(free_bytes=max(self.bound_bytes // _HEADROOM, 16 * mask.zeros))
         try:
             return write_layout(mask, path)
@@ -236,13 +236,13 @@ class DiskCache:
             if error.errno not in _FULL:
                 raise
             raise DiskFull(
-                f"no room on the disk of {self.folder} for mask {mask.digest[:12]}…, and no mask "
-                "there that is not in use; free some, or move --data-dir to a larger disk"
+                f"no room on the disk of {self.folder} for mask {mask.digest[:12]}…, and all masks "
+                "there are in use; free some space, or move --data-dir to a larger disk"
             ) from None
 
     def _files(self) -> list[tuple[float, int, str]]:
-        """(last use, bytes, digest) of every mask in the folder; what dead writers left goes."""
-        found = []
+        """(last use, bytes, digest) of all masks in the folder. Deletes files of dead writers."""
+        files = []
         now = time.time()
         with os.scandir(self.folder) as entries:
             for entry in entries:
@@ -250,18 +250,18 @@ class DiskCache:
                     status = entry.stat()
                     if entry.name.endswith(SUFFIX):
                         digest = entry.name.removesuffix(SUFFIX)
-                        found.append((status.st_mtime, status.st_size, digest))
+                        files.append((status.st_mtime, status.st_size, digest))
                     elif entry.name.startswith(TEMPORARY) and now - status.st_mtime > _ABANDONED_S:
                         os.unlink(entry.path)
-        return found
+        return files
 
     def _evict(self, digest: str) -> bool:
-        # Under the mutex, for locks of one process do not conflict with each other.
+        # Under the mutex, because locks of one process do not conflict with each other.
         with self._mutex:
             if digest in self._held:
                 return False
-            with self._try_lock(_lock_offset(digest)) as mine:
-                if not mine:
+            with self._try_lock(_lock_offset(digest)) as locked:
+                if not locked:
                     return False
                 try:
                     self.path(digest).unlink(missing_ok=True)
@@ -272,19 +272,19 @@ class DiskCache:
         return True
 
     @contextmanager
-    def _try_lock(self, place: int) -> Iterator[bool]:
-        """True within where no other process has a lock on this byte of the lock file."""
+    def _try_lock(self, offset: int) -> Iterator[bool]:
+        """Lock one byte of the lock file exclusively. Yields False if another process has it."""
         try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
         except OSError:
             yield False
             return
         try:
             yield True
         finally:
-            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, place)
+            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, offset)
 
 
 def _lock_offset(digest: str) -> int:
-    """This digest's byte in the lock file: 60 bits of it, so no two masks meet."""
+    """Byte of a digest in the lock file: its first 60 bits, so that collisions are negligible."""
     return int(digest[:15], 16)

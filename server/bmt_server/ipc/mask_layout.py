@@ -1,8 +1,8 @@
-"""What crosses from the API process to the workers: a mask laid out for use.
+"""Laid-out mask files, which API processes and workers share through the local disk.
 
-A `.bmt` file is compact and distrusted; a laid-out file is checked, uncompressed and of fixed
+A `.bmt` file is compact and untrusted. A laid-out file is verified, uncompressed and of fixed
 layout, so that a worker maps it and reads arrays without parsing. It is private to one server
-version (the magic says which): never sent, never stored in the registry.
+version, which the magic names: never sent, never stored in the registry.
 
 Layout, little-endian, arrays aligned to 64 bytes::
 
@@ -10,8 +10,8 @@ Layout, little-endian, arrays aligned to 64 bytes::
     per tensor:  row_start u32 [d_out + 1] | cols u16 or u32 [zeros]
 
 `row_start` and `cols` are the CSR form of the zeroed positions: row r's columns are
-`cols[row_start[r] : row_start[r + 1]]`, ascending. Rows are what tensor parallelism splits and
-what the kernels walk, so a rank takes its slice without touching the rest.
+`cols[row_start[r] : row_start[r + 1]]`, ascending. Tensor parallelism splits rows and the kernels
+iterate over rows, so a rank takes its slice without touching the rest.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from bmt_core import Mask
 
 MAGIC = b"BMTLAY1\n"
 SUFFIX = ".lay"
-# How names of files begin that are still being written.
+# Name prefix of files that are still being written.
 TEMPORARY = ".lay-"
 _ALIGN = 64
 _PREFIX = len(MAGIC) + 8
 
 
 class LayoutError(Exception):
-    """A laid-out file is missing, cut short or damaged; the message names the file and the fix."""
+    """A laid-out file is missing, truncated or damaged; the message names file and fix."""
 
 
 class LayoutNotFound(LayoutError):
-    """There is no such file."""
+    """The file does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Rows:
     cols: np.ndarray
 
     def slice(self, start: int, stop: int) -> Rows:
-        """Rows start..stop of this tensor, as views: what one tensor-parallel rank holds."""
+        """Rows start..stop of this tensor, as views: the share of one tensor-parallel rank."""
         lo, hi = int(self.row_start[start]), int(self.row_start[stop])
         return Rows(
             (stop - start, self.shape[1]),
@@ -67,10 +67,7 @@ class Rows:
 
 
 def write_layout(mask: Mask, path: Path) -> int:
-    """Write `mask` at `path` for the workers, atomically. Returns the file's size in bytes.
-
-    Raises OSError.
-    """
+    """Write a mask's laid-out file atomically. Returns its size in bytes. Raises OSError."""
     arrays: list[np.ndarray] = []
     index: dict[str, object] = {"digest": mask.digest, "tensors": []}
     offset = 0
@@ -115,14 +112,14 @@ def write_layout(mask: Mask, path: Path) -> int:
 
 
 class Layout:
-    """A mapped laid-out file: the mask digest and each tensor's rows, as views of the mapping."""
+    """Mapped laid-out file: the mask digest, and each tensor's rows as views of the mapping."""
 
     __slots__ = ("_mapping", "_tensors", "digest")
 
     def __init__(
         self, digest: str, tensors: Mapping[str, Rows], mapping: mmap.mmap | None = None
     ) -> None:
-        """mapping: what `tensors` are views of, where they can be had from it again."""
+        """mapping: file that `tensors` are views of, if they can be read from it again."""
         self.digest = digest
         self._tensors: Mapping[str, Rows] | None = tensors
         self._mapping = mapping
@@ -135,10 +132,10 @@ class Layout:
         return self._tensors
 
     def release_pages(self) -> None:
-        """Keep no more than the mapping itself until `tensors` are wanted again.
+        """Release the views and their pages until the next use of `tensors`.
 
-        The pages go out of this process's memory; the kernel has them while it has room. The file
-        may be deleted meanwhile: what is mapped stays.
+        The pages leave this process's memory; the kernel caches them while it has room. The file
+        may be deleted meanwhile, because the mapping stays.
         """
         if self._mapping is not None:
             self._tensors = None
@@ -146,18 +143,18 @@ class Layout:
 
 
 def map_layout(path: str | Path) -> Layout:
-    """Map a laid-out file and check it. Raises LayoutError; never returns a damaged mask.
+    """Map a laid-out file and verify its checksum. Raises LayoutError.
 
-    The checksum costs what reading the file costs (4 GB/s), so it is made at every mapping.
+    The checksum costs about as much as reading the file (4 GB/s), so every mapping verifies it.
     """
     try:
         with open(path, "rb") as file:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise LayoutNotFound(f"there is no laid-out mask {path}; send it again") from None
+        raise LayoutNotFound(f"there is no laid-out mask {path}; upload the mask again") from None
     except (OSError, ValueError) as error:
         raise LayoutError(
-            f"laid-out mask {path} cannot be mapped ({error}); send it again"
+            f"laid-out mask {path} cannot be mapped ({error}); upload the mask again"
         ) from None
     view = memoryview(mapping)
     if len(view) < _PREFIX or bytes(view[: len(MAGIC)]) != MAGIC:
@@ -168,7 +165,7 @@ def map_layout(path: str | Path) -> Layout:
 
 
 def _views(view: memoryview) -> tuple[str, dict[str, Rows]]:
-    """The digest and the tensors of a laid-out file that was checked."""
+    """Mask digest and tensors of a laid-out file whose checksum was verified."""
     length = int.from_bytes(view[12:16], "little")
     index = json.loads(bytes(view[_PREFIX : _PREFIX + length]))
     base = _PREFIX + length

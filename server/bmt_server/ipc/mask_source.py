@@ -1,9 +1,10 @@
-"""What an adapter's `path` says to a worker: which mask, and where its bytes are to be had.
+"""Adapter `path` in vLLM: the tenant, the mask's digest and its file's digest.
 
-vLLM hashes name and path of an adapter into its KV-cache keys, so the path holds the tenant and
-the whole mask digest: neither two versions nor two tenants ever share KV blocks. It names no
-place on a disk, for a worker may run on a node that does not see the API process's; each worker
-looks in its own cache folder and else asks the registry for the file digest.
+vLLM hashes name and path of an adapter into its KV-cache keys. The path holds the tenant and the
+whole mask digest, so that neither two versions nor two tenants ever share KV blocks. It is not a
+path on a disk, because a worker may run on a node that does not see the API process's disk. Each
+worker looks for the digest in its own cache folder, and otherwise fetches the file digest's blob
+from the registry.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ _FORM = re.compile(_SCHEME + r"([^/]+)/([0-9a-f]{64})/([0-9a-f]{64})")
 
 @dataclass(frozen=True, slots=True)
 class MaskSource:
-    """digest: the mask's; file_digest: of the registry's blob that holds it. 64 hex digits each."""
+    """Identity of a mask and its blob. digest: of the mask; file_digest: of the blob; 64 hex each.
+
+    `str` gives the adapter path, and `parse` reads it.
+    """
 
     tenant: str
     digest: str
@@ -28,6 +32,6 @@ class MaskSource:
 
     @classmethod
     def parse(cls, text: str) -> MaskSource | None:
-        """What `str` wrote. None where `text` is a plain file path, as in offline use."""
-        found = _FORM.fullmatch(text)
-        return cls(*found.groups()) if found else None
+        """Parse an adapter path. Returns None for a plain file path, as in offline use."""
+        match = _FORM.fullmatch(text)
+        return cls(*match.groups()) if match else None

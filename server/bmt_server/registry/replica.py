@@ -1,8 +1,9 @@
-"""A replica's copy of the registry's names, kept current by the stream of changes.
+"""In-memory replica of the registry's names, kept current by the stream of changes.
 
-Requests resolve against it without a round trip, and go on doing so while Redis is away. A stream
-read with a remembered place loses nothing while the connection holds; a counter of changes and the
-last event, compared every few seconds and after every reconnect, find what was missed otherwise.
+Requests resolve names against it without a round trip, and continue to do so while Redis is down. A
+stream read from a remembered event id misses nothing while the connection holds. The counter of
+changes and the id of the last event, compared every few seconds and after every reconnect, reveal
+changes that were missed otherwise.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _BLOCK_S = 2.0
 _RECONCILE_S = 10.0
 _PAUSE_S = 0.5
 _CANCEL_S = 0.2
-# Names read at once: parsing them holds the event loop, 0.1 ms each.
+# Names per read: parsing takes about 0.1 ms each, on the event loop.
 _BATCH = 50
 
 
@@ -51,28 +52,28 @@ class RegistryReplica:
         self._on_keys_change = on_keys_change
         self._on_connection = on_connection
         self._states: dict[tuple[str, str], NameState] = {}
-        self._cursor = (-1, b"")  # the registry's, up to which all is known here
+        self._cursor = (-1, b"")  # of the registry: all changes up to it are known here
         self._task: asyncio.Task[None] | None = None
         self.synced = asyncio.Event()
         self._connected = False
 
     def get(self, tenant: str, name: str) -> NameState | None:
-        """What is held under a name, or None where it has no version."""
+        """State of a name, or None if it has no version."""
         state = self._states.get((tenant, name))
         return state if state is not None and state.versions else None
 
     def of_tenant(self, tenant: str) -> list[NameState]:
-        """All of one tenant's names, sorted."""
-        found = [s for (t, _), s in self._states.items() if t == tenant and s.versions]
-        return sorted(found, key=lambda s: s.name)
+        """States of one tenant's names that have versions, sorted by name."""
+        states = [s for (t, _), s in self._states.items() if t == tenant and s.versions]
+        return sorted(states, key=lambda s: s.name)
 
     async def refresh(self, tenant: str, name: str) -> NameState | None:
-        """Read one name now: after a write of ours, and for a name that is not known yet."""
+        """Read one name now: after a write by this process, or for a name not known yet."""
         self._take(await self._registry.states([(tenant, name)]))
         return self.get(tenant, name)
 
     async def sync(self) -> None:
-        """Read everything, where anything changed since the last time."""
+        """Read all names if anything changed since the last time."""
         cursor = await self._registry.cursor()
         if cursor == self._cursor and self.synced.is_set():
             return
@@ -86,7 +87,7 @@ class RegistryReplica:
         self._take(states)
         for key in gone:
             self._on_change(key, None)
-        # A counter that went back means that Redis lost what it had acknowledged.
+        # A counter that decreased means that Redis lost acknowledged writes.
         if cursor[0] < self._cursor[0]:
             logger.error(
                 "The registry went back from change %d to %d: a failover lost writes.",
@@ -111,8 +112,8 @@ class RegistryReplica:
 
     async def close(self) -> None:
         task, self._task = self._task, None
-        # redis-py turns a cancellation that meets an arriving reply into that reply, and the task
-        # goes on: it is cancelled until it ends.
+        # redis-py swallows a cancellation that arrives together with a reply, and the task
+        # continues. So cancel until it ends.
         while task is not None and not task.done():
             task.cancel()
             await asyncio.wait([task], timeout=_CANCEL_S)
@@ -123,7 +124,7 @@ class RegistryReplica:
             try:
                 await self.sync()
                 last = self._cursor[1]
-                self._now_connected(True)
+                self._set_connected(True)
                 reconciled = time.monotonic()
                 while True:
                     reply = await client.xread({EVENTS: last}, count=100, block=int(_BLOCK_S * 1e3))
@@ -132,18 +133,21 @@ class RegistryReplica:
                         await self._apply([fields for _, fields in entries], last)
                     if time.monotonic() - reconciled > _RECONCILE_S:
                         await self.sync()
-                        # After a failover it may lie before the last event that was read.
+                        # After a failover it may precede the last event that was read.
                         last, reconciled = self._cursor[1], time.monotonic()
             except (TimeoutError, RedisError, OSError, ApiError) as error:
                 if self._connected or not self.synced.is_set():
-                    logger.warning("The mask registry is away (%s); known masks go on.", error)
-                self._now_connected(False)
+                    logger.warning(
+                        "The mask registry does not answer (%s); known masks are still served.",
+                        error,
+                    )
+                self._set_connected(False)
                 await asyncio.sleep(_PAUSE_S)
             finally:
                 with contextlib.suppress(RedisError, OSError):
                     await client.aclose()
 
-    def _now_connected(self, connected: bool) -> None:
+    def _set_connected(self, connected: bool) -> None:
         self._connected = connected
         self._on_connection(int(connected))
 
@@ -162,7 +166,7 @@ class RegistryReplica:
 
 
 def _streams(reply: object) -> Iterable[tuple[bytes, list]]:
-    """XREAD's answer in one form: a list under RESP2, a dict (of lists of lists) under RESP3."""
+    """Normalize XREAD's reply: a list under RESP2, a dict of lists of lists under RESP3."""
     if not reply:
         return []
     if isinstance(reply, dict):

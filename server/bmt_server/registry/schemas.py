@@ -1,4 +1,4 @@
-"""What the registry keeps of a mask, and what the routes answer."""
+"""Registry records: versions, the state of a name, and their JSON in responses."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ DIGEST_SHOWN = 12
 
 
 class BaseRef(BaseModel):
-    """The base model that a mask belongs to."""
+    """Base model of a mask."""
 
     model_id: str
     fingerprint: str
 
 
 class Version(BaseModel):
-    """One immutable version of a mask. digest: the mask's; file_digest: of the stored bytes.
+    """One immutable version of a mask. digest: of the mask; file_digest: of the stored bytes.
 
-    rev grows with every publish under a name, also across a delete; id is the adapter id that the
-    engine knows it by, unique in the registry; bytes is the file's size.
+    rev grows with every publish under a name, also across a delete. id is the adapter id in the
+    engine, unique in the registry. bytes is the file's size.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,23 +62,23 @@ class Version(BaseModel):
 
     @property
     def model(self) -> str:
-        """The name by which requests reach exactly this version."""
+        """Value of a request's `model` that selects exactly this version."""
         return f"{self.name}@{self.digest[:DIGEST_SHOWN]}"
 
     @property
     def source(self) -> MaskSource:
-        """Where workers get it."""
+        """Identity of the mask for workers."""
         return MaskSource(self.tenant, self.digest, self.file_digest)
 
     @property
     def internal_name(self) -> str:
-        """What vLLM calls it. Other tenants' names are prefixed, so that equal ones stay apart."""
+        """Adapter name in vLLM, prefixed for all tenants but the default one to keep it unique."""
         return self.model if self.tenant == DEFAULT_TENANT else f"{self.tenant}/{self.model}"
 
 
 @dataclass(frozen=True, slots=True)
 class NameState:
-    """All that the registry holds under one tenant's name."""
+    """Everything that the registry holds under one tenant's name."""
 
     tenant: str
     name: str
@@ -89,18 +89,18 @@ class NameState:
     versions: Mapping[str, Version] = field(default_factory=dict)
 
     def resolve(self, alias: str | None, prefix: str | None) -> Version | None:
-        """The version of an alias or digest prefix, or the latest. None where there is none."""
+        """Version of a digest prefix or an alias, or the latest one; None if there is none."""
         if prefix is not None:
-            found = [v for d, v in self.versions.items() if d.startswith(prefix)]
-            return found[0] if len(found) == 1 else None
-        digest = self.aliases.get(alias) if alias not in (None, "latest") else self.latest
+            matches = [v for d, v in self.versions.items() if d.startswith(prefix)]
+            return matches[0] if len(matches) == 1 else None
+        digest = self.latest if alias in (None, "latest") else self.aliases.get(alias)
         return self.versions.get(digest) if digest else None
 
     def newest_first(self) -> list[Version]:
         return sorted(self.versions.values(), key=lambda v: -v.rev)
 
     def response(self, version: Version) -> dict[str, Any]:
-        """The version as the routes tell it."""
+        """A version's JSON in responses."""
         aliases = sorted(a for a, d in self.aliases.items() if d == version.digest)
         if self.latest == version.digest:
             aliases.insert(0, "latest")
@@ -113,7 +113,7 @@ class NameState:
 
 
 class AliasTarget(BaseModel):
-    """Body of `PUT …/aliases/{alias}`: a digest (12 or more hex digits) or a rev."""
+    """Body of `PUT …/aliases/{alias}`: a digest (at least 12 hex digits) or a rev."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -123,7 +123,7 @@ class AliasTarget(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks: the key's id, tenant and scopes."""
+    """Authenticated caller: the API key's id, tenant and scopes."""
 
     key_id: str
     tenant: str

@@ -1,7 +1,7 @@
-"""From the registry to the local disk, off the event loop: what the workers map.
+"""Local disk cache of an API process: files that the workers map, created off the event loop.
 
-Fetching waits on the network and stays on the event loop; hashing, decoding and laying out run in
-a few threads of their own, where numpy, zstd and SHA-256 let go of the GIL.
+Fetching waits for the network and stays on the event loop. Verifying, decoding and laying out
+(`ipc/cold_path.py`) run in a few threads, because numpy, zstd and SHA-256 release the GIL.
 """
 
 from __future__ import annotations
@@ -16,22 +16,26 @@ from typing import TypeVar
 import bmt_core
 
 from bmt_server.errors import CacheFull, NotFound, Unavailable
-from bmt_server.ipc.blob import BlobError, decode_blob
+from bmt_server.ipc.blob import BlobError
+from bmt_server.ipc.cold_path import ColdPath
 from bmt_server.ipc.disk_cache import DiskCache, DiskError, DiskFull
 from bmt_server.registry.registry import Registry
 from bmt_server.registry.schemas import Version
 
-# How many masks are fetched or decoded at once. More would only wait for each other's processor
-# and take it from the engine; each holds one blob in memory.
+# Masks fetched and decoded at once. More of them would wait for each other's processors and take
+# these from the engine; each holds one blob in memory.
 PARALLEL = 4
-# Between two looks at a folder that is still beyond its bound: another process may be at it.
+# Pause between two trims of a folder that is still over its bound; another process may be trimming.
 _PAUSE_S = 0.1
 
 T = TypeVar("T")
 
 
 class MaskCache:
-    """Makes masks' files ready on the local disk, each digest once at a time."""
+    """Creates masks' files on the local disk, each digest once at a time.
+
+    on_ready: called with the origin of each mask, `disk` or `registry`, and the seconds it took.
+    """
 
     def __init__(
         self,
@@ -40,34 +44,32 @@ class MaskCache:
         fingerprint: str,
         limits: bmt_core.Limits,
         bound_bytes: int,
-        loaded: Callable[[str, float], None] = lambda source, seconds: None,
+        on_ready: Callable[[str, float], None] = lambda origin, seconds: None,
     ) -> None:
-        """loaded: hears where each mask came from, `disk` or `registry`, and the seconds."""
         self.disk = DiskCache(folder, bound_bytes)
+        self._cold_path = ColdPath(self.disk, fingerprint, limits)
         self._registry = registry
-        self._fingerprint = fingerprint
-        self._limits = limits
-        self._loaded = loaded
+        self._on_ready = on_ready
         self._slots = asyncio.Semaphore(PARALLEL)
         self._threads = ThreadPoolExecutor(PARALLEL, thread_name_prefix="bmt-cold")
-        self._making: dict[str, asyncio.Task[None]] = {}
-        self._tidying: asyncio.Task[None] | None = None
+        self._creating: dict[str, asyncio.Task[None]] = {}
+        self._trimming: asyncio.Task[None] | None = None
 
     async def hold(self, version: Version) -> None:
-        """Make the file of a version ready and keep it from eviction until `release`.
+        """Create the file of a version if needed and keep it from eviction until `release`.
 
-        Raises ApiError, and holds nothing then.
+        Raises ApiError, and then holds nothing.
         """
         digest = version.digest
         start = time.perf_counter()
-        there = await self._run(self.disk.hold, digest)
+        on_disk = await self._run(self.disk.hold, digest)
         try:
-            if not there:
-                await self._made(version)
+            if not on_disk:
+                await self._create_once(version)
         except BaseException:
             self.disk.release(digest)
             raise
-        self._loaded("disk" if there else "registry", time.perf_counter() - start)
+        self._on_ready("disk" if on_disk else "registry", time.perf_counter() - start)
 
     def release(self, version: Version) -> None:
         """End one `hold`."""
@@ -76,27 +78,27 @@ class MaskCache:
             self.trim()
 
     def mark_used(self, version: Version) -> None:
-        """A request on a held version has ended: it is the most recently used now."""
+        """Make a held version the most recently used one: a request on it has ended."""
         self.disk.mark_used(version.digest)
 
     async def store(self, mask: bmt_core.Mask) -> None:
-        """Lay out a mask that was just uploaded here. Raises DiskError."""
+        """Lay out a mask that was just uploaded to this process. Raises DiskError."""
         await self._run(self.disk.store, mask)
         if self.disk.needs_trim:
             self.trim()
 
     async def delete(self, version: Version) -> None:
-        """Delete the file of a version that is gone or damaged."""
+        """Delete the file of a version that was deleted or is damaged."""
         await self._run(self.disk.delete, version.digest)
 
     def trim(self) -> None:
-        """Bring the folder under its bound, and collect what a crash left, in the background."""
-        if self._tidying is None or self._tidying.done():
-            self._tidying = asyncio.create_task(self._trim())
+        """Evict files beyond the bound, and delete what a crash left, in the background."""
+        if self._trimming is None or self._trimming.done():
+            self._trimming = asyncio.create_task(self._trim())
 
     async def close(self) -> None:
-        """End what is under way; files that are whole stay."""
-        for task in [*self._making.values(), *([self._tidying] if self._tidying else [])]:
+        """Cancel background work; complete files stay."""
+        for task in [*self._creating.values(), *([self._trimming] if self._trimming else [])]:
             task.cancel()
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
         self.disk.close()
@@ -107,16 +109,16 @@ class MaskCache:
             await asyncio.sleep(_PAUSE_S)
             await self._run(self.disk.trim)
 
-    async def _made(self, version: Version) -> None:
-        task = self._making.get(version.digest)
+    async def _create_once(self, version: Version) -> None:
+        task = self._creating.get(version.digest)
         if task is None:
-            task = asyncio.create_task(self._make(version))
-            self._making[version.digest] = task
-            task.add_done_callback(lambda _: self._making.pop(version.digest, None))
+            task = asyncio.create_task(self._create(version))
+            self._creating[version.digest] = task
+            task.add_done_callback(lambda _: self._creating.pop(version.digest, None))
         # Shielded: one impatient client must not end the load that others wait for.
         await asyncio.shield(task)
 
-    async def _make(self, version: Version) -> None:
+    async def _create(self, version: Version) -> None:
         async with self._slots:
             try:
                 blob = await self._registry.blob(version.file_digest, version.bytes)
@@ -126,7 +128,7 @@ class MaskCache:
                     code="blob_missing",
                 ) from None
             try:
-                await self._run(self._lay_out, version, blob)
+                await self._run(self._cold_path.install, version.source, blob)
             except BlobError as error:
                 raise Unavailable(f"{version.model}: {error}", code=error.code) from None
             except DiskFull as error:
@@ -135,10 +137,6 @@ class MaskCache:
                 raise Unavailable(str(error), code="cache_unusable") from None
         if self.disk.needs_trim:
             self.trim()
-
-    def _lay_out(self, version: Version, blob: bytearray) -> None:
-        mask = decode_blob(blob, version.source, self._fingerprint, self._limits)
-        self.disk.store(mask)
 
     async def _run(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
