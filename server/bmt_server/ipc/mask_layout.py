@@ -25,6 +25,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from bmt_core import Mask
@@ -170,7 +171,7 @@ def _views(view: memoryview) -> tuple[str, dict[str, Rows]]:
     index = json.loads(bytes(view[_PREFIX : _PREFIX + length]))
     base = _PREFIX + length
 
-    def array(entry: list) -> np.ndarray:
+    def array(entry: list[Any]) -> np.ndarray:
         offset, count, dtype = entry
         return np.frombuffer(view, np.dtype(dtype), count, base + offset)
 

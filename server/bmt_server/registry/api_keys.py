@@ -25,8 +25,9 @@ from functools import partial
 from redis.exceptions import RedisError
 
 from bmt_server.errors import ApiError, BadRequest, NotFound, RegistryDown, Unauthorized
+from bmt_server.ipc.blob import PREFIX
 from bmt_server.registry.connection import RegistryConnection
-from bmt_server.registry.registry import EVENTS, PREFIX
+from bmt_server.registry.registry import EVENTS
 from bmt_server.registry.schemas import DEFAULT_TENANT, Principal
 
 KEYS = PREFIX + "keys"

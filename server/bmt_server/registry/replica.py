@@ -13,6 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -165,7 +166,7 @@ class RegistryReplica:
         self._cursor = (generation, last)
 
 
-def _streams(reply: object) -> Iterable[tuple[bytes, list]]:
+def _streams(reply: object) -> Iterable[tuple[bytes, list[Any]]]:
     """Normalize XREAD's reply: a list under RESP2, a dict of lists of lists under RESP3."""
     if not reply:
         return []

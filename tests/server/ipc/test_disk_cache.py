@@ -245,9 +245,10 @@ def test_only_one_of_two_processes_makes_a_file(tmp_path):
         assert other.stdin is not None
         assert other.stdout is not None
         assert other.stdout.readline() == b"making\n"
+        let_go = other.stdin.fileno()
         with store.write_lock(MASKS[1].digest, 10):
             assert not made.exists(), "another mask does not wait"
-        threading.Timer(0.3, lambda: other.communicate(b"\n")).start()
+        threading.Timer(0.3, lambda: os.write(let_go, b"\n")).start()
         with store.write_lock(MASKS[0].digest, 10):
             assert made.exists(), "the same mask waits for the process that makes it"
 

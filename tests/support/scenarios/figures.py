@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-KEPT = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "latest" / "operate.json"
+KEPT = Path(__file__).resolve().parents[3] / "benchmarks" / "results" / "latest" / "operate.json"
 SCALE = float(os.environ.get("BMT_OPERATE_SCALE", "1"))
 
 
