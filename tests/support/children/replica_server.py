@@ -23,7 +23,7 @@ except ModuleNotFoundError:  # revisions before tests/support
 
 async def main(url: str, folder: str) -> None:
     async with replica(url, Path(folder)) as api:
-        key, record = await api.runtime.keys.create(("infer", "upload", "admin"))
+        key, record = await api.app.state.bmt.keys.create(("infer", "upload", "admin"))
         with socket.socket() as listening:
             listening.bind(("127.0.0.1", 0))
             listening.listen(64)
