@@ -1,4 +1,4 @@
-"""The disk cache: bounded, recency kept over restarts, nothing in use evicted, by any process."""
+"""Disk cache: size bound, LRU order across restarts, no eviction of files in any process's use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def size(folder: Path) -> int:
 
 @pytest.fixture
 def one(tmp_path) -> int:
-    """Bytes of one mask's file; all of these masks take the same."""
+    """Bytes of one mask's file; all masks here have the same size."""
     return size(tmp_path)
 
 
@@ -39,14 +39,14 @@ def there(store: DiskCache) -> set[int]:
 
 
 def fill(store: DiskCache, *which: int) -> None:
-    """Store masks, each used a moment after the one before."""
+    """Store masks, each with a later time of use than the previous one."""
     for i in which:
         store.store(MASKS[i])
         past = time.time() - 1000 + 10 * i
         os.utime(store.path(MASKS[i].digest), (past, past))
 
 
-def test_what_is_stored_is_found_and_whole(tmp_path):
+def test_a_stored_mask_is_found_and_intact(tmp_path):
     store = cache(tmp_path, 1 << 20)
     assert not store.hold(MASKS[0].digest)
     store.store(MASKS[0])
@@ -54,7 +54,7 @@ def test_what_is_stored_is_found_and_whole(tmp_path):
     assert map_layout(store.path(MASKS[0].digest)).digest == MASKS[0].digest
 
 
-def test_the_least_recently_used_goes_first_also_after_a_restart(tmp_path, one):
+def test_the_least_recently_used_mask_is_evicted_first_across_restarts(tmp_path, one):
     store = cache(tmp_path, 4 * one)
     fill(store, 0, 1, 2, 3)
     store.hold(MASKS[0].digest)
@@ -64,13 +64,13 @@ def test_the_least_recently_used_goes_first_also_after_a_restart(tmp_path, one):
     again.store(MASKS[4])
     assert again.needs_trim
     again.trim()
-    # Down to nine tenths of the bound, so that the next is not in the way at once.
+    # Down to nine tenths of the bound, so that the next mask needs no trim.
     assert there(again) == {0, 3, 4}
     assert again.nbytes <= 4 * one
     assert again.evictions == 2
 
 
-def test_what_is_held_stays_even_past_the_bound(tmp_path, one):
+def test_held_masks_stay_beyond_the_bound(tmp_path, one):
     store = cache(tmp_path, 2 * one)
     for i in range(5):
         store.hold(MASKS[i].digest)
@@ -79,7 +79,7 @@ def test_what_is_held_stays_even_past_the_bound(tmp_path, one):
     assert there(store) == {0, 1, 2, 3, 4}
     for i in range(5):
         store.release(MASKS[i].digest)
-        # The system's clock for files ticks every few milliseconds: used in this order, as told.
+        # The clock of file times ticks every few milliseconds, so set the order explicitly.
         used = time.time() - 10 + i
         os.utime(store.path(MASKS[i].digest), (used, used))
     store.trim()
@@ -109,7 +109,7 @@ sys.stdin.read()
 """
 
 
-def test_what_another_process_holds_stays_until_it_ends_however_it_ends(tmp_path, one):
+def test_masks_held_by_another_process_stay_until_it_ends(tmp_path, one):
     store = cache(tmp_path, one)
     fill(store, 0, 1, 2)
     command = [sys.executable, "-c", HOLDER, str(store.folder), MASKS[0].digest, MASKS[1].digest]
@@ -129,14 +129,15 @@ WRITER = """
 import sys
 from pathlib import Path
 from bmt_server.ipc.disk_cache import DiskCache
-from tests.server.ipc.test_disk_cache import MASKS
+from tests.support.worker import random_mask
+MASKS = [random_mask(seed) for seed in range(12)]
 store = DiskCache(Path(sys.argv[1]), int(sys.argv[2]))
 for round in range(30):
     for mask in MASKS[int(sys.argv[3])::3]:
         there = store.hold(mask.digest)
         if not there:
             store.store(mask)
-        # Held, so it must be there now, whatever the others evict.
+        # Held, so it must exist now, whatever the other processes evict.
         assert store.path(mask.digest).exists(), mask.digest
         store.release(mask.digest)
         if store.needs_trim:
@@ -164,7 +165,7 @@ def test_several_processes_share_a_folder(tmp_path, one):
         assert map_layout(store.path(MASKS[i].digest)).digest == MASKS[i].digest
 
 
-def test_what_a_crashed_writer_left_is_collected(tmp_path):
+def test_files_of_crashed_writers_are_deleted(tmp_path):
     store = cache(tmp_path, 1 << 20)
     left, young, foreign = (store.folder / n for n in (".lay-old", ".lay-new", "README"))
     for path in (left, young, foreign):
@@ -172,11 +173,11 @@ def test_what_a_crashed_writer_left_is_collected(tmp_path):
     os.utime(left, (time.time() - 3600,) * 2)
     store.trim()
     assert not left.exists()
-    assert young.exists(), "somebody may be writing it"
+    assert young.exists(), "another process may be writing it"
     assert foreign.exists()
 
 
-def test_a_full_disk_evicts_and_tries_again(tmp_path, one, monkeypatch):
+def test_a_full_disk_evicts_and_retries(tmp_path, one, monkeypatch):
     store = cache(tmp_path, 100 * one)
     fill(store, 0, 1, 2)
     failures = [OSError(errno.ENOSPC, "No space left on device")]
@@ -193,17 +194,17 @@ def test_a_full_disk_evicts_and_tries_again(tmp_path, one, monkeypatch):
 
 
 def test_a_disk_that_stays_full_is_a_typed_error_and_leaves_nothing_behind(tmp_path):
-    """The limit on a file's size stands for the disk's: a real write fails halfway."""
+    """A limit on the file size makes a real write fail halfway, as a full disk does."""
     code = (
         "import resource, sys, signal\n"
         "from pathlib import Path\n"
         "from bmt_server.ipc.disk_cache import DiskCache, DiskFull\n"
-        "from tests.server.ipc.test_disk_cache import MASKS\n"
+        "from tests.support.worker import random_mask\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "store = DiskCache(Path(sys.argv[1]), 1 << 20)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         "try:\n"
-        "    store.store(MASKS[0])\n"
+        "    store.store(random_mask(0))\n"
         "except DiskFull as error:\n"
         "    print(error)\n"
     )
@@ -215,7 +216,7 @@ def test_a_disk_that_stays_full_is_a_typed_error_and_leaves_nothing_behind(tmp_p
     assert {p.name for p in tmp_path.iterdir()} == {"lock"}
 
 
-def test_a_folder_that_cannot_be_written_is_a_typed_error(tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_a_typed_error(tmp_path, monkeypatch):
     store = cache(tmp_path, 1 << 20)
 
     def refused(mask, path):
@@ -227,7 +228,7 @@ def test_a_folder_that_cannot_be_written_is_a_typed_error(tmp_path, monkeypatch)
     assert not isinstance(caught.value, DiskFull)
 
 
-def test_only_one_of_two_processes_makes_a_file(tmp_path):
+def test_only_one_of_two_processes_creates_a_file(tmp_path):
     store = cache(tmp_path, 1 << 20)
     code = (
         "import sys, time\n"
@@ -250,11 +251,11 @@ def test_only_one_of_two_processes_makes_a_file(tmp_path):
             assert not made.exists(), "another mask does not wait"
         threading.Timer(0.3, lambda: os.write(let_go, b"\n")).start()
         with store.write_lock(MASKS[0].digest, 10):
-            assert made.exists(), "the same mask waits for the process that makes it"
+            assert made.exists(), "the same mask waits for the process that creates it"
 
 
-def test_holding_costs_about_the_same_with_thousands_held(tmp_path):
-    """Bookkeeping must not grow with what is known: only `trim` reads the folder."""
+def test_the_cost_of_a_hold_does_not_grow_with_the_number_of_holds(tmp_path):
+    """Only `trim` reads the folder."""
     store = cache(tmp_path, 1 << 40)
     digests = [f"{i:064x}" for i in range(0, 1 << 60, (1 << 60) // 2000)]
 

@@ -1,4 +1,4 @@
-"""Laid-out files: what is written is mapped again, and damage is refused."""
+"""Laid-out mask files: round trip, and refusal of damage."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from bmt_server.ipc.mask_layout import LayoutError, map_layout, write_layout
 from tests.support.worker import laid_out, random_mask
 
 
-def test_round_trip_gives_the_positions_back(tmp_path):
+def test_a_round_trip_keeps_the_positions(tmp_path):
     mask = random_mask(0, layers=3)
     layout = laid_out(mask, tmp_path)
     assert layout.digest == mask.digest
@@ -18,7 +18,7 @@ def test_round_trip_gives_the_positions_back(tmp_path):
         np.testing.assert_array_equal(flat, tensor.positions)
 
 
-def test_slices_of_all_ranks_make_the_whole(tmp_path):
+def test_slices_of_all_ranks_cover_the_tensor(tmp_path):
     mask = random_mask(1)
     rows = laid_out(mask, tmp_path).tensors[mask.tensors[0].name]
     parts = [rows.slice(i * 8, (i + 1) * 8) for i in range(3)]
@@ -34,7 +34,7 @@ def test_wide_matrices_use_wide_columns(tmp_path):
     assert int(rows.cols.max()) > 1 << 16
 
 
-def test_an_empty_mask_lays_out(tmp_path):
+def test_an_empty_mask(tmp_path):
     layout = laid_out(random_mask(3, zeros=0), tmp_path)
     assert all(r.cols.size == 0 for r in layout.tensors.values())
 
@@ -51,7 +51,7 @@ def test_every_flipped_byte_is_refused(tmp_path):
             map_layout(path)
 
 
-def test_a_cut_or_missing_file_is_refused(tmp_path):
+def test_a_truncated_or_missing_file_is_refused(tmp_path):
     path = tmp_path / "m.lay"
     write_layout(random_mask(5), path)
     whole = path.read_bytes()

@@ -1,4 +1,4 @@
-"""A backup as docs/operate.md says it, taken under load, is a registry."""
+"""Backup and restore of a registry under load, as docs/operate.md describes them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from tests.support.replica import make_mask, replica
 from tests.support.served import Valkey
 
 
-async def test_a_copy_of_the_append_only_files_is_a_registry(api, valkey, tmp_path):
+async def test_copy_of_the_append_only_files_is_a_complete_registry(api, valkey, tmp_path):
     stored = [
         (await api.put(f"m{i}", make_mask(i), params={"alias": "prod"})).json() for i in range(8)
     ]
-    going_on = True
+    publishing = True
 
     async def publish() -> int:
         count = 0
-        while going_on:
+        while publishing:
             count += (await api.put("busy", make_mask(100 + count))).status_code == 201
         return count
 
     busy = asyncio.create_task(publish())
     await asyncio.sleep(0.2)
     quick = api.state.store.quick
-    # Rewriting would replace files while they are copied.
+    # A rewrite would replace files while they are copied.
     before = await quick.config_get("auto-aof-rewrite-percentage")
     await quick.config_set("auto-aof-rewrite-percentage", 0)
     while (await quick.info("persistence"))["aof_rewrite_in_progress"]:
@@ -39,7 +39,7 @@ async def test_a_copy_of_the_append_only_files_is_a_registry(api, valkey, tmp_pa
         shutil.copytree, valkey.folder / "appendonlydir", copy / "appendonlydir"
     )
     await quick.config_set("auto-aof-rewrite-percentage", *before.values())
-    going_on = False
+    publishing = False
     assert await busy > 0
 
     restored = Valkey(copy)
@@ -52,7 +52,7 @@ async def test_a_copy_of_the_append_only_files_is_a_registry(api, valkey, tmp_pa
         async with replica(restored.url, tmp_path / "cold", api.keys) as other:
             for i, version in enumerate(stored):
                 assert (await other.ask(f"m{i}:prod")).json()["model"] == version["model"]
-            # It goes on from there.
+            # Revs and ids continue after those of the backup.
             newer = (await other.put("m0", make_mask(50))).json()
             assert newer["rev"] > stored[0]["rev"]
             assert newer["id"] > max(v["id"] for v in stored)
@@ -61,8 +61,8 @@ async def test_a_copy_of_the_append_only_files_is_a_registry(api, valkey, tmp_pa
         restored.close()
 
 
-async def test_servers_follow_a_registry_that_was_restored_under_them(valkey, tmp_path, api):
-    """What came after the backup is gone, on every server, without a restart."""
+async def test_running_server_follows_a_restored_registry(valkey, tmp_path, api):
+    """Versions published after the backup disappear from a running server without a restart."""
     store = Valkey(tmp_path / "live")
     os.mkdir(store.folder)
     store.start()

@@ -1,4 +1,4 @@
-"""The embedded registry, with its real binary: durable, alone on its folder, not orphaned."""
+"""Embedded registry with its real binary: durable, exclusive on its folder, never orphaned."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def client(valkey: EmbeddedValkey) -> redis.Redis:
 
 
 @pytest.mark.parametrize("name", ["plain", "with a space, 'quotes' and ümläut"])
-def test_what_was_written_is_there_after_a_restart(tmp_path, name):
+def test_data_survives_a_restart(tmp_path, name):
     folder = tmp_path / name
     for expected in (1, 2):
         with EmbeddedValkey(folder) as valkey, client(valkey) as redis_client:
@@ -32,7 +32,7 @@ def test_what_was_written_is_there_after_a_restart(tmp_path, name):
         assert not socket.exists()
 
 
-def test_what_was_acknowledged_survives_a_kill(tmp_path):
+def test_acknowledged_writes_survive_a_kill(tmp_path):
     valkey = EmbeddedValkey(tmp_path)
     valkey.start()
     with client(valkey) as redis_client:
@@ -45,7 +45,7 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path):
         assert redis_client.get("a") == b"1"
 
 
-def test_a_second_server_on_the_folder_is_refused(tmp_path):
+def test_a_second_server_on_a_folder_is_refused(tmp_path):
     second = EmbeddedValkey(tmp_path)
     with EmbeddedValkey(tmp_path), pytest.raises(EmbeddedError, match="in use by another"):
         second.start()
@@ -53,7 +53,7 @@ def test_a_second_server_on_the_folder_is_refused(tmp_path):
         assert after.pid
 
 
-def test_it_ends_with_a_parent_that_is_killed(tmp_path):
+def test_valkey_ends_when_its_parent_is_killed(tmp_path):
     code = (
         "import sys, time; from bmt_server.registry.embedded import EmbeddedValkey\n"
         "v = EmbeddedValkey(sys.argv[1]); v.start(); print(v.pid, flush=True); time.sleep(60)"
@@ -78,7 +78,7 @@ def running(pid: int) -> bool:
         return False
 
 
-def test_a_socket_path_that_is_too_long_is_explained(tmp_path, monkeypatch):
+def test_a_too_long_socket_path_is_explained(tmp_path, monkeypatch):
     deep = tmp_path / ("d" * 90)
     deep.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(deep))

@@ -1,4 +1,4 @@
-"""fsck and gc on a real registry."""
+"""Consistency check (`fsck`) and orphan collection (`gc`) on a real registry."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def blobs(registry) -> int:
     return len([k async for k in registry.connection.quick.scan_iter(f"{blob_key('')}*")])
 
 
-async def test_a_whole_registry(api, registry):
+async def test_a_consistent_registry_has_no_problems(api, registry):
     for name, seed in (("a", 0), ("b", 1), ("c", 1)):
         assert (await api.put(name, make_mask(seed))).status_code == 201
     found = await check_consistency(registry)
@@ -58,10 +58,10 @@ async def test_each_damage_is_found_and_named(api, registry):
     ]
     quickly = await check_consistency(registry, deep=False)
     assert {p.code for p in quickly.problems} == {"blob_damaged", "blob_missing", "dangling"}
-    assert len(quickly.problems) == 3  # a flipped bit is seen by hashing alone
+    assert len(quickly.problems) == 3  # only hashing detects a flipped bit
 
 
-async def test_orphans_go_at_the_second_visit_and_nothing_else(api, registry):
+async def test_the_second_run_removes_orphans_and_nothing_else(api, registry):
     await api.put("a", make_mask(0))
     await api.put("a", make_mask(1))
     await api.put("b", make_mask(1))
@@ -80,7 +80,7 @@ async def test_orphans_go_at_the_second_visit_and_nothing_else(api, registry):
     assert not await registry.connection.quick.exists(f"{PREFIX}orphans")
 
 
-async def test_what_is_wanted_again_is_forgotten_as_an_orphan(api, registry):
+async def test_a_blob_in_use_again_is_no_longer_an_orphan(api, registry):
     await api.put("a", make_mask(0))
     async with api.client() as client:
         await client.delete("/v1/masks/a")
@@ -90,12 +90,14 @@ async def test_what_is_wanted_again_is_forgotten_as_an_orphan(api, registry):
     assert (await collect_orphans(registry, min_age_s=0.1)).orphans == 0
     async with api.client() as client:
         await client.delete("/v1/masks/a")
-    # An orphan anew: its age counts from now.
+    # A new orphan: its age counts from now.
     assert (await collect_orphans(registry, min_age_s=0.1)).removed == 0
 
 
-async def test_an_upload_whose_bytes_a_sweep_took_stores_them_again(api, registry, monkeypatch):
-    """The sweep comes just between the blob and the name."""
+async def test_an_upload_stores_its_blob_again_if_a_collection_removed_it(
+    api, registry, monkeypatch
+):
+    """The collection runs between the write of the blob and the move of the name."""
     script, taken = Registry._script, []
 
     async def late(self, source, where, keys, args):
@@ -110,20 +112,20 @@ async def test_an_upload_whose_bytes_a_sweep_took_stores_them_again(api, registr
     assert (await check_consistency(registry)).problems == []
 
 
-async def test_uploads_and_sweeps_that_race_lose_nothing(api, registry):
-    """Sweeps without any age to wait for, against uploads of masks that were just deleted."""
+async def test_racing_uploads_and_collections_lose_nothing(api, registry):
+    """Collections with a minimum age of zero, against uploads of masks that were just deleted."""
     masks = [make_mask(seed) for seed in range(6)]
     stop = asyncio.Event()
 
-    async def sweeping():
+    async def collect():
         while not stop.is_set():
             try:
                 await collect_orphans(registry, min_age_s=0)
-            except Unavailable as busy:  # published during each of its looks: it says so
+            except Unavailable as busy:  # the registry changed during each of its attempts
                 if busy.code != "registry_busy":
                     raise
 
-    async def uploading(at: int):
+    async def upload(at: int):
         async with api.client() as client:
             for turn in range(12):
                 mask = masks[(at + turn) % len(masks)]
@@ -134,15 +136,15 @@ async def test_uploads_and_sweeps_that_race_lose_nothing(api, registry):
                 await client.delete(f"/v1/masks/m{at}")
             assert (await api.put(f"m{at}", masks[at])).status_code == 201
 
-    sweeper = asyncio.create_task(sweeping())
-    await asyncio.gather(*(uploading(at) for at in range(3)))
+    collector = asyncio.create_task(collect())
+    await asyncio.gather(*(upload(at) for at in range(3)))
     stop.set()
-    await sweeper
+    await collector
     found = await check_consistency(registry)
     assert (found.names, found.problems) == (3, [])
 
 
-async def test_commands(api, registry, valkey):
+async def test_fsck_and_gc_commands(api, registry, valkey):
     await api.put("a", make_mask(0))
     runner = CliRunner()
 

@@ -1,6 +1,6 @@
-"""The channel: a worker's loader at one end, an API process's links at the other, no engine.
+"""Mask loader of a worker and worker sockets of an API process, without an engine.
 
-Real sockets, real masks, a real Valkey where a worker fetches; the gates are small.
+Sockets, masks and the Valkey that workers fetch from are real; the gates are small.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def settings(folder: Path, url: str = "", **more) -> Settings:
 
 
 class Worker:
-    """What `MaskManager` builds in a worker process, around gates of its own."""
+    """The objects that `MaskManager` creates in a worker process, with small gates."""
 
     def __init__(
         self, folder: Path, rank: int = 0, ranks: int = 1, url: str = "", room: int = 1 << 30
@@ -77,7 +77,7 @@ class Worker:
         return y
 
 
-def lay_out_all(folder: Path, *masks: bmt_core.Mask) -> None:
+def write_layouts(folder: Path, *masks: bmt_core.Mask) -> None:
     cache = DiskCache(folder / "cache", 1 << 30)
     for mask in masks:
         cache.store(mask)
@@ -90,8 +90,8 @@ def masks() -> list[bmt_core.Mask]:
 
 @pytest.fixture
 async def two(tmp_path, masks):
-    """Two workers that share a disk, and one API process's links to them."""
-    lay_out_all(tmp_path, *masks)
+    """Two workers that share a disk, and the connections of one API process to them."""
+    write_layouts(tmp_path, *masks)
     workers = [Worker(tmp_path, rank, 2) for rank in range(2)]
     for rank, worker in enumerate(workers):
         worker.loader.listen(socket_path(tmp_path, rank))
@@ -121,7 +121,7 @@ async def test_a_loaded_mask_is_in_every_worker(two, masks):
     torch.testing.assert_close(parts, whole(masks[0], x))
 
 
-async def test_evictions_are_told_and_the_mask_comes_back(two, masks):
+async def test_evictions_are_reported_and_the_mask_can_be_loaded_again(two, masks):
     workers, links = two
     await links.load(1, "m1", str(source(masks[0])))
     for worker in workers:
@@ -132,7 +132,7 @@ async def test_evictions_are_told_and_the_mask_comes_back(two, masks):
     assert gone == [1, 1], "once by each worker"
     assert not links.resident(1)
     assert links.resident(2)
-    # Held, so a step may still use it.
+    # Still held, so a step may use it.
     x = torch.randn(2, COLS)
     parts = torch.cat([w.answer(1, x) for w in workers], dim=1)
     torch.testing.assert_close(parts, whole(masks[0], x))
@@ -140,7 +140,7 @@ async def test_evictions_are_told_and_the_mask_comes_back(two, masks):
     assert links.resident(1)
 
 
-async def test_what_nobody_holds_is_forgotten(two, masks):
+async def test_a_mask_without_holders_is_removed(two, masks):
     workers, links = two
     other = SocketWorkers(links._connections[0]._path.parent, 2)
     await links.load(1, "m", str(source(masks[0])))
@@ -154,7 +154,7 @@ async def test_what_nobody_holds_is_forgotten(two, masks):
     await other.close()
 
 
-async def test_a_process_that_ends_lets_go(two, masks):
+async def test_a_closed_connection_releases_its_masks(two, masks):
     workers, links = two
     await links.load(1, "m", str(source(masks[0])))
     await links.close()
@@ -168,12 +168,12 @@ async def test_a_process_that_ends_lets_go(two, masks):
     await again.close()
 
 
-async def test_errors_are_answers_and_leave_the_worker_well(two, masks, tmp_path):
+async def test_errors_are_answers_and_the_worker_continues(two, masks, tmp_path):
     workers, links = two
     damaged = DiskCache(tmp_path / "cache", 1 << 30).path(masks[1].digest)
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
     foreign = random_mask(0, shape=(8, 8), zeros=3)
-    lay_out_all(tmp_path, foreign)
+    write_layouts(tmp_path, foreign)
     for mask, code in ((masks[1], "unavailable"), (foreign, "unusable")):
         with pytest.raises(WorkerError) as caught:
             await links.load(5, "bad", str(source(mask)))
@@ -190,7 +190,7 @@ async def test_errors_are_answers_and_leave_the_worker_well(two, masks, tmp_path
     assert links.resident(1)
 
 
-async def test_pins_hold_and_may_not_take_all_the_room(two, masks):
+async def test_pinned_masks_stay_and_may_not_fill_the_memory(two, masks):
     workers, links = two
     await links.load(1, "m1", str(source(masks[0])))
     await links.pin(1, True)
@@ -206,7 +206,7 @@ async def test_pins_hold_and_may_not_take_all_the_room(two, masks):
     await until(lambda: not links.resident(1))
 
 
-async def test_a_lost_channel_is_made_anew(two, masks):
+async def test_a_lost_connection_is_opened_again(two, masks):
     workers, links = two
     await links.load(1, "m", str(source(masks[0])))
     for connection in list(workers[1].loader._connections):
@@ -218,22 +218,22 @@ async def test_a_lost_channel_is_made_anew(two, masks):
     assert links.resident(1)
 
 
-async def test_a_worker_that_is_not_there_is_an_error(tmp_path):
+async def test_an_unreachable_worker_is_an_error(tmp_path):
     links = SocketWorkers(tmp_path, 1)
     with pytest.raises(WorkerError, match="cannot be reached"):
         await links.load(1, "m", "bmt:x")
     await links.close()
 
 
-def test_nonsense_on_the_socket_ends_that_connection_alone(tmp_path, masks):
-    lay_out_all(tmp_path, *masks)
+def test_invalid_messages_close_only_their_connection(tmp_path, masks):
+    write_layouts(tmp_path, *masks)
     worker = Worker(tmp_path)
     worker.loader.listen(socket_path(tmp_path, 0))
     for text in (b"\x00\xff\n", b"[]\n", b"{" * 100_000, b""):
         with socket.socket(socket.AF_UNIX) as stranger:
             stranger.connect(str(socket_path(tmp_path, 0)))
             stranger.settimeout(5)
-            # Reset, where there was more to read than the worker cared to.
+            # The connection is reset if the worker leaves bytes unread.
             with suppress(ConnectionError):
                 stranger.sendall(text)
                 stranger.shutdown(socket.SHUT_WR)
@@ -244,7 +244,7 @@ def test_nonsense_on_the_socket_ends_that_connection_alone(tmp_path, masks):
         assert json.loads(friend.recv(100)) == {"n": 4, "done": True}
 
 
-# On another node.
+# Workers on other nodes.
 
 
 def publish(valkey: Valkey, *masks: bmt_core.Mask) -> None:
@@ -260,7 +260,7 @@ def apart(tmp_path, valkey, monkeypatch):
     return [Worker(tmp_path, rank, 2, valkey.url) for rank in range(2)]
 
 
-def test_workers_that_see_no_shared_disk_fetch_by_digest(apart, valkey, masks, tmp_path):
+def test_workers_without_a_shared_disk_fetch_by_digest(apart, valkey, masks, tmp_path):
     publish(valkey, *masks)
     load = {"do": "load", "id": 1, "name": "m", "source": str(source(masks[0]))}
     for rank, worker in enumerate(apart):
@@ -270,7 +270,7 @@ def test_workers_that_see_no_shared_disk_fetch_by_digest(apart, valkey, masks, t
     x = torch.randn(3, COLS)
     parts = torch.cat([w.answer(1, x) for w in apart], dim=1)
     torch.testing.assert_close(parts, whole(masks[0], x))
-    # Another tenant's equal mask is the same file, and no second fetch.
+    # Another tenant's equal mask has the same file and needs no second fetch.
     again = {**load, "id": 2, "source": str(source(masks[0], "other"))}
     assert apart[0].loader.execute("api", again) == {"done": True}
     assert apart[0].files.fetches == 1
@@ -285,7 +285,7 @@ def test_two_workers_of_one_node_fetch_once(tmp_path, valkey, masks):
 
 
 @pytest.mark.parametrize("case", ["flipped", "another", "other_base", "too_large", "missing"])
-def test_a_blob_that_is_not_the_mask_is_never_used(apart, valkey, masks, case):
+def test_a_wrong_blob_is_never_used(apart, valkey, masks, case):
     wanted = source(masks[3])
     blob = bytearray(bmt_core.encode(masks[3]))
     if case == "flipped":
@@ -314,7 +314,7 @@ def test_a_blob_that_is_not_the_mask_is_never_used(apart, valkey, masks, case):
     assert apart[0].loader.execute("api", load) == {"done": True}
 
 
-def test_a_registry_that_hangs_costs_a_bounded_time_and_no_worker(tmp_path, masks, monkeypatch):
+def test_a_hung_registry_costs_bounded_time_and_no_worker(tmp_path, masks, monkeypatch):
     monkeypatch.setattr(mask_fetcher, "_ANSWER_S", 0.2)
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "s"))
@@ -330,7 +330,7 @@ def test_a_registry_that_hangs_costs_a_bounded_time_and_no_worker(tmp_path, mask
     assert away.loader.execute("api", load)["code"] == "unavailable"
 
 
-def test_a_damaged_file_of_this_node_is_fetched_anew(apart, valkey, masks):
+def test_a_damaged_file_is_fetched_again(apart, valkey, masks):
     publish(valkey, masks[0])
     load = {"do": "load", "id": 1, "name": "m", "source": str(source(masks[0]))}
     worker = apart[0]
@@ -351,7 +351,7 @@ class FakeEngineClient:
     async def collective_rpc(self, method, args):
         assert method == "add_lora"
         (command,) = args
-        json.dumps(command)  # it travels
+        json.dumps(command)  # must be serializable
         answers = []
         for worker in self._workers:
             if command["do"] == "answer":
@@ -375,8 +375,8 @@ async def test_workers_of_other_nodes_are_reached_through_the_engine(apart, valk
 
 
 def test_loading_does_not_disturb_steps(tmp_path, masks):
-    """Loads, drops and evictions in two threads while steps run: every answer is its mask's."""
-    lay_out_all(tmp_path, *masks)
+    """While two threads load, drop and evict, every step's answer is the right mask's."""
+    write_layouts(tmp_path, *masks)
     worker = Worker(tmp_path)
     x = torch.randn(4, COLS)
     want = {i + 1: whole(mask, x) for i, mask in enumerate(masks)}
