@@ -1,7 +1,7 @@
-"""Comparisons after the paper's Table 3 and Figures 2 and 3, on a small machine.
+"""Comparisons of the paper's Table 3 and Figures 2 and 3, on a small machine.
 
-Each run's result is a file of its own and stands beside the figures, so that an interrupted
-comparison goes on, on another machine too. Delete those to measure anew.
+Each run's result is a file next to the figures, so that an interrupted comparison resumes, also on
+another machine. Delete these files to repeat the runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from experiments.record import Figure, gain, keep, percent
 
 Result = dict[str, Any]
 
-#: By what a figure of `forgetting` is called: the recipe in recipes/small.
+#: Recipes in recipes/small by the name in the ids of `forgetting`.
 FORGETTING = {
     "sft": "forgetting-sft",
     "letters": "forgetting-letters",
@@ -34,7 +34,7 @@ FORGETTING = {
 
 
 def table3() -> None:
-    """SFT on two subjects of MMLU-Pro and two subtasks of BBEH, every method."""
+    """SFT on two subjects of MMLU-Pro and two subtasks of BBEH by every method."""
     command = "make paper-table3 PAPER_DATA=FOLDER"
     folder = Path(os.environ.get("PAPER_DATA", ""))
     missing = [n for n in ("mmlu_pro/test.jsonl.gz", "bbeh") if not (folder / n).exists()]
@@ -61,7 +61,7 @@ def table3() -> None:
 
 
 def forgetting() -> None:
-    """Distance from the base and another skill along training, by SFT, SDFT and GRPO."""
+    """KL divergence from the base and another skill during training by SFT, SDFT and GRPO."""
     for kind, recipe in FORGETTING.items():
         _forgotten(kind, compare(recipe))
     _report_grpo()
@@ -71,7 +71,7 @@ def forgetting() -> None:
 
 
 def geometry() -> None:
-    """Effective rank, spectrum drift and principal-weight overlap after the same GRPO run."""
+    """Effective rank, spectrum drift and principal-weight overlap after the same GRPO runs."""
     command = "make paper-geometry"
     figures = []
     for result in compare(FORGETTING["grpo"]):
@@ -94,7 +94,7 @@ def geometry() -> None:
 
 
 def compare(recipe: str, **changes: Any) -> list[Result]:
-    """Run `recipes/small/RECIPE.yaml`, or what of it has no result yet."""
+    """Run the parts of `recipes/small/RECIPE.yaml` that have no result yet."""
     path = ROOT / "recipes" / "small" / f"{recipe}.yaml"
     output = LATEST / "paper" / recipe
     results = run(plans.read(path, {"output": output, "model": str(demo_model()), **changes}))
@@ -104,15 +104,15 @@ def compare(recipe: str, **changes: Any) -> list[Result]:
 
 
 def _forgotten(kind: str, results: Sequence[Result]) -> None:
-    """Print and keep what each run of a comparison has lost of the other skill by its end."""
+    """Print and keep the change of the other skill by the end of each run of a comparison."""
     command = "make paper-forgetting"
-    # Before its first step a baseline is the base, in its own arithmetic; a mask deletes already,
-    # and is compared with its own start only where nothing else was run.
-    whole = [r["track"][0] for r in results if not r["track"][0]["zeros"]]
+    # Before its first step a baseline is the base in its own arithmetic. A mask already deletes
+    # weights then, and is compared with its own start only if no baseline was run.
+    starts = [r["track"][0] for r in results if not r["track"][0]["zeros"]]
     figures = []
     for result in results:
         start, last = result["track"][0], result["track"][-1]
-        first = whole[0] if whole and start["zeros"] else start
+        first = starts[0] if starts and start["zeros"] else start
         name = f"forgetting_{kind}_{_plain(result['method'])}{_changes(result)}"
         points, interval = gain(_share(first), _share(last))
         figures += [
@@ -135,7 +135,7 @@ def _forgotten(kind: str, results: Sequence[Result]) -> None:
 
 
 def _report(*recipes: str, title: str) -> None:
-    """The page of one or several comparisons beside the results, its plots beside the figures."""
+    """Write the report of one or several comparisons; its plots go next to the figures."""
     target, name = LATEST / "paper", recipes[0]
     folders = [target / recipe for recipe in recipes]
     page = report.write(folders, WORK / "paper" / name / "report", title)

@@ -1,4 +1,4 @@
-"""Training the live gates alone against training all of them, on the real model."""
+"""Training of the live gates only against training of all gates, on the demo's model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from experiments.record import Figure, keep
 from experiments.runs import settings_of
 
 COMMAND = "make paper-live"
-# Enough to go through all of the sharpness and to delete some thousands of weights.
+# Enough to pass through all sharpness values and to delete some thousands of weights.
 STEPS = 20
 
 
 def differences() -> None:
-    """One GRPO run twice, with the live set and without: how many bits of the masks differ."""
+    """Count differing bits of the masks of one GRPO run with the live set and without it."""
     masks = {choice: _run(choice) for choice in ("on", "off")}
     differing = bmt_core.symmetric_difference(masks["on"], masks["off"]).zeros
     steps = masks["on"].metadata["steps"]
@@ -38,7 +38,7 @@ def differences() -> None:
 
 
 def _run(choice: str) -> Mask:
-    """The mask of the last step, every deletion in it."""
+    """Train and return the last step's mask with all deletions."""
     settings = settings_of(
         "grpo-arithmetic",
         f"live-{choice}.bmt",

@@ -345,15 +345,15 @@ def test_a_mean_over_data_sets_is_unweighted():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"methods": ["magic"]}, "none of base"),
-        ({"methods": ["lora-0"]}, "none of base"),
+        ({"methods": ["magic"]}, "not one of base"),
+        ({"methods": ["lora-0"]}, "not one of base"),
         ({"methods": ["mth-50"]}, "rate"),
-        ({"methods": ["full@fast"]}, "no number"),
+        ({"methods": ["full@fast"]}, "not a number"),
         ({"methods": []}, "at least one"),
         ({"steps": 0}, "steps"),
         ({"stepz": 1}, "did you mean steps"),
         ({"sweep": {"eta": 0.1}}, "list of values"),
-        ({"rates": {"full": "fast"}}, "no number"),
+        ({"rates": {"full": "fast"}}, "not a number"),
         ({"trainer": "ppo"}, "trainer"),
     ],
 )

@@ -1,8 +1,8 @@
-"""What a comparison is of: methods x models x data sets x settings, from a recipe.
+"""Plan of a comparison: methods x models x data sets x settings, read from a recipe.
 
-A recipe is a YAML file. `extends` names another one beside it, whose settings it takes over;
-`trainer`, `methods`, `models`, `datasets`, `sweep`, `rates` and what `Plan` has else are the
-comparison's, and every other line is a setting of the trainer, as in its own recipes.
+A recipe is a YAML file. `extends` names another recipe, relative to its folder, whose settings it
+inherits. The fields of `Plan` are settings of the comparison; every other line is a setting of the
+trainer, as in the trainer's own recipes.
 """
 
 from __future__ import annotations
@@ -43,23 +43,35 @@ _MAPPINGS = ("sweep", "rates", "settings")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A comparison. Raises ConfigError, and CheckpointError for a folder that is no model."""
+    """Settings of a comparison.
 
-    trainer: Literal["sft", "grpo", "sdft"] = option("How to train.")
-    output: Path = option("The folder of results.")  # noqa: RUF009
-    methods: Sequence[str] = option("Of base, wanda, full, lora-R, mth-P, bmt; perhaps with @RATE.")
-    models: Sequence[str] = option("Folders or models of the Hub.")
-    datasets: Sequence[str] = option("As in the trainer's own command.")
-    track_every: int = option("Steps between looks at zeros and distance; 0: none.", 0, least=0)
-    retention: str | None = option(
-        "A data set that is to be kept, scored at each look; lm-eval: the paper's six tasks.", None
+    sweep: values by setting of masks, all combinations of which are run; rates: learning rates by
+    baseline, instead of the paper's; settings: of the trainer. Raises ConfigError, and
+    bmt_core.CheckpointError for a folder that is not a model.
+    """
+
+    trainer: Literal["sft", "grpo", "sdft"] = option("Training method: sft, grpo or sdft.")
+    output: Path = option("Folder of results.")  # noqa: RUF009
+    methods: Sequence[str] = option(
+        "Methods: base, wanda, full, lora-RANK, mth-PERCENT, bmt, each with an optional @RATE."
     )
-    retention_grader: str = option("What is right there.", "words")
-    retention_examples: int = option("How many.", 400, least=1)
-    geometry: bool = option("Measure the updates' geometry at the end.", False)
-    suites: str | None = option("Evaluation sets to score each at the end, as in `suites`.", None)
-    suites_data: Path | None = option("The folder of their files.", None)  # noqa: RUF009
-    suites_limit: int | None = option("Examples of each set.", None, least=1)
+    models: Sequence[str] = option("Models: folders or names on the Hub.")
+    datasets: Sequence[str] = option("Data sets, as in the trainer's own command.")
+    track_every: int = option(
+        "Steps between measurements of zeros and KL divergence; 0: none.", 0, least=0
+    )
+    retention: str | None = option(
+        "Data set of another skill, scored at each measurement; lm-eval: the paper's six tasks.",
+        None,
+    )
+    retention_grader: str = option("Grader of the retention data set.", "words")
+    retention_examples: int = option("Examples of the retention data set.", 400, least=1)
+    geometry: bool = option("Measure the geometry of the updates at the end.", False)
+    suites: str | None = option(
+        "Evaluation sets to score at the end, as in `bmt-train suites`.", None
+    )
+    suites_data: Path | None = option("Folder of the evaluation sets' files.", None)  # noqa: RUF009
+    suites_limit: int | None = option("Examples of each evaluation set.", None, least=1)
     seeds: Sequence[int] = option("Seeds, a run of each; default: the trainer's seed.", ())
     sweep: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -69,7 +81,7 @@ class Plan:
         for name in _LISTS:
             value = getattr(self, name)
             if isinstance(value, str) or not value:
-                raise ConfigError(f"{name}: {value!r} must be a list of at least one")
+                raise ConfigError(f"{name}: {value!r} must be a list with at least one entry")
         for name in _MAPPINGS:
             if not isinstance(getattr(self, name), Mapping):
                 raise ConfigError(f"{name}: {getattr(self, name)!r} must hold `name: value` lines")
@@ -83,10 +95,11 @@ class Plan:
         for method in self.methods:
             if not _METHOD.fullmatch(method.partition("@")[0]):
                 raise ConfigError(
-                    f"methods: {method!r} is none of base, wanda, full, lora-R, mth-P, bmt"
+                    f"methods: {method!r} is not one of base, wanda, full, lora-RANK, "
+                    "mth-PERCENT, bmt"
                 )
         for cell in self.cells():
-            cell.config()  # what is wrong with one is said before the first is run
+            cell.config()  # an invalid run is an error before the first run starts
 
     def _check_seeds(self) -> None:
         seeds = self.seeds
@@ -97,7 +110,7 @@ class Plan:
 
     @cached_property
     def contents(self) -> Mapping[str, str]:
-        """Its models and data sets by what they are; read once, for they may be large."""
+        """Content identity of each model and data set, computed once because files may be large."""
         kept = [self.retention] if self.retention else []
         return {
             **{model: provenance.of_model(model) for model in self.models},
@@ -105,7 +118,7 @@ class Plan:
         }
 
     def cells(self) -> Iterator[Cell]:
-        """Every run of it; a sweep's settings are masks' alone, so that baselines come once."""
+        """All runs. A sweep changes only masks, so that each baseline is run once."""
         seen = set()
         names = list(self.sweep)
         for seed, *values in itertools.product(self.seeds or (None,), *self.sweep.values()):
@@ -143,35 +156,35 @@ class Cell:
         return f"{self.method} of {self.model} on {self.dataset} {changes}"
 
     def config(self) -> TrainConfig:
-        """The trainer's settings. Raises ConfigError."""
+        """Settings of the trainer. Raises ConfigError."""
         values = {
             **self.plan.settings,
             **self.changes,
             "model": self.model,
             "dataset": self.dataset,
             "output": self.file.with_suffix(".bmt"),
-            "lean": "off",  # the paper's masks are whole
-            "resume": self.goes_on,
+            "lean": "off",  # the paper's masks keep all deletions
+            "resume": self.resumes,
         }
         if self.seed is not None:
             values["seed"] = self.seed
         if self.rate is not None:
             values["learning_rate"] = self.rate
-        if not self.goes_on:
+        if not self.resumes:
             values["checkpoint_every"] = 0
         return build(CONFIGS[self.plan.trainer], values)
 
     @property
-    def goes_on(self) -> bool:
-        """Whether an interrupted run goes on from its last checkpoint."""
+    def resumes(self) -> bool:
+        """True if an interrupted run resumes from its last checkpoint."""
         if processes() > 1 or self.kind in ("base", "wanda"):
             return False  # several processes write no checkpoints
-        # The teacher of a baseline is TRL's own, which is in no checkpoint.
+        # TRL's own teacher of a baseline is not in its checkpoints.
         return self.kind == "bmt" or self.plan.trainer != "sdft"
 
     @property
     def rate(self) -> float | None:
-        """The learning rate where it is not the trainer's setting. Raises ConfigError."""
+        """The learning rate, or None for the trainer's setting. Raises ConfigError."""
         _, at, rate = self.method.partition("@")
         if at:
             return _number(rate, f"methods: {self.method}")
@@ -181,17 +194,19 @@ class Cell:
         for name in (self.kind, self.kind.partition("-")[0]):
             if name in known:
                 return known[name]
-        raise ConfigError(f"methods: give {self.kind} a rate, {self.kind}@1e-4, or set rates")
+        raise ConfigError(
+            f"methods: {self.kind} needs a learning rate; write {self.kind}@1e-4 or set rates"
+        )
 
     @property
     def key(self) -> str:
-        """What decides the result, as text: the same on every machine."""
-        looks = ["track_every", "retention_grader", "retention_examples", "geometry"]
-        looks += ["suites", "suites_limit"]
-        known, kept = self.plan.contents, self.plan.retention
-        told = {
-            **{name: getattr(self.plan, name) for name in looks},
-            "retention": kept and known[kept],
+        """All that determines the result, as JSON; equal on every machine."""
+        measured = ["track_every", "retention_grader", "retention_examples", "geometry"]
+        measured += ["suites", "suites_limit"]
+        contents, retention = self.plan.contents, self.plan.retention
+        decisive = {
+            **{name: getattr(self.plan, name) for name in measured},
+            "retention": retention and contents[retention],
             "trainer": self.plan.trainer,
             # Seed 0 is left out: results of builds without `seeds` are seed 0's.
             "settings": {
@@ -201,23 +216,23 @@ class Cell:
             },
             "method": self.method,
             "rate": self.rate,
-            "model": known[self.model],
-            "dataset": known[self.dataset],
+            "model": contents[self.model],
+            "dataset": contents[self.dataset],
         }
-        return json.dumps(told, sort_keys=True, default=str)
+        return json.dumps(decisive, sort_keys=True, default=str)
 
     @property
     def file(self) -> Path:
-        """Where its result is kept: the same settings, the same file."""
+        """File of the result, named by the run and a hash of `key`."""
         digest = hashlib.sha256(self.key.encode()).hexdigest()[:8]
         model = _plain(Path(self.model).name)
-        place, _, query = self.dataset.partition("?")
-        data = _plain(f"{place.rpartition('/')[2].split('.')[0]}-{query}")[:40]
+        name, _, query = self.dataset.partition("?")
+        data = _plain(f"{name.rpartition('/')[2].split('.')[0]}-{query}")[:40]
         return self.plan.output / f"{model}.{data}.{_plain(self.method)}.{digest}.json"
 
 
 def read(path: Path | None, changes: Mapping[str, Any]) -> Plan:
-    """A plan from a recipe, and changes to it by name. Raises ConfigError."""
+    """Read a plan from a recipe, with changes by setting. Raises ConfigError."""
     values = _extended(path, ()) if path else {}
     values |= _plural(changes)
     own = {f.name for f in dataclasses.fields(Plan)} - {"settings"}
@@ -237,15 +252,15 @@ def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _plural(given: Mapping[str, Any]) -> dict[str, Any]:
-    """`model`, `dataset` and `method` as lists of one, text as a list."""
+    """The settings with `model`, `dataset` and `method` as lists, also if they are text."""
     values = dict(given)
     for name in _LISTS:
         if name[:-1] in values:
             values[name] = values.pop(name[:-1])
         if isinstance(values.get(name), str):
-            # A data set's options may hold commas.
-            whole = values[name]
-            values[name] = [whole] if name == "datasets" else _split(whole)
+            # Options of a data set may contain commas.
+            text = values[name]
+            values[name] = [text] if name == "datasets" else _split(text)
     return values
 
 
@@ -261,4 +276,4 @@ def _number(value: Any, name: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise ConfigError(f"{name}: {value!r} is no number") from None
+        raise ConfigError(f"{name}: {value!r} is not a number") from None

@@ -1,4 +1,4 @@
-"""Results of comparisons as rows: means over data sets, intervals, sizes (paper, Table 1)."""
+"""Tables of comparisons: means over data sets, intervals and sizes (paper, Table 1)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _ORDER = ("base", "wanda", "full", "lora", "mth", "bmt")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A method with its settings on a model, over all data sets that it was run on.
+    """A method with its settings on one model, over all its data sets.
 
-    accuracy, interval: of the unweighted mean of the data sets, 0 to 1; against: the base on the
-    same examples, all data sets together; None where there is no base or nothing was held out.
+    accuracy, interval: unweighted mean over the data sets, 0 to 1; against: paired comparison with
+    the base on the same examples, all data sets together. All three are None without a base or
+    held-out examples.
     """
 
     model: str
@@ -36,11 +37,11 @@ class Row:
     total: int
     against: Paired | None
     size: float  # MiB by appendix B, mean over data sets
-    disk: float | None  # MiB of our own file
+    disk: float | None  # MiB of the .bmt file
     results: Sequence[Result]
 
     def cells(self) -> tuple[str, ...]:
-        """As text, in the order of HEADER."""
+        """The row as text, in the order of HEADER."""
         accuracy = interval = p = "-"
         if self.accuracy is not None and self.interval is not None:
             low, high = self.interval
@@ -62,11 +63,11 @@ HEADER = (
 )
 
 
-def read(places: Sequence[Path]) -> list[Result]:
-    """Results of files, and of all in folders. Raises DataError."""
-    found: list[Result] = []
-    for place in places:
-        files = sorted(place.glob("*.json")) if place.is_dir() else [place]
+def read(paths: Sequence[Path]) -> list[Result]:
+    """Read results from files and from all files of folders. Raises DataError."""
+    results: list[Result] = []
+    for given in paths:
+        files = sorted(given.glob("*.json")) if given.is_dir() else [given]
         for path in files:
             if path.name.endswith(".history.json"):
                 continue
@@ -75,17 +76,19 @@ def read(places: Sequence[Path]) -> list[Result]:
             except (OSError, ValueError) as error:
                 raise DataError(f"{path} cannot be read ({error})") from None
             if isinstance(value, dict) and {"method", "model", "dataset"} <= value.keys():
-                found.append(value)
-    if not found:
-        raise DataError(f"no results in {', '.join(map(str, places))}; see bmt-train compare")
-    return found
+                results.append(value)
+    if not results:
+        raise DataError(
+            f"no results in {', '.join(map(str, paths))}; bmt-train compare writes them"
+        )
+    return results
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
-    """Grouped by model, method and settings, in the order of the paper's tables."""
+    """Rows by model, method and settings, in the order of the paper's tables."""
     several = len({result["trainer"] for result in results}) > 1
     groups: dict[tuple[str, str, str], list[Result]] = {}
-    for result in sorted(results, key=lambda r: (r["model"], _place(r["method"]), _seed(r))):
+    for result in sorted(results, key=lambda r: (r["model"], _method_order(r["method"]), _seed(r))):
         key = (_model(result, several), result["method"], changes(result))
         groups.setdefault(key, []).append(result)
     bases = {_examples(r): r for r in results if r["method"] == "base"}
@@ -97,7 +100,7 @@ def _model(result: Result, several: bool) -> str:
 
 
 def _examples(result: Result) -> tuple[str, ...]:
-    """What a result must have in common with its base."""
+    """The properties that a result shares with its base."""
     reading = result.get("reading", "exact")
     return (result["model"], result["trainer"], result["dataset"], reading, str(_seed(result)))
 
@@ -107,7 +110,7 @@ def _seed(result: Result) -> int:
 
 
 def changes(result: Result) -> str:
-    """A run's settings of a sweep, and its seed unless that is 0, as text."""
+    """The settings that a sweep changed, and the seed unless it is 0, as text."""
     settings = dict(result.get("changes", {}))
     if seed := _seed(result):
         settings["seed"] = seed
@@ -115,14 +118,14 @@ def changes(result: Result) -> str:
 
 
 def named(result: Result) -> str:
-    """The method, with a sweep's settings."""
+    """The method and the settings that a sweep changed."""
     return f"{result['method']} {changes(result)}".strip()
 
 
 def short(dataset: str) -> str:
-    """A data set's name for labels: its form, its file or task and its options, without folders."""
-    place, _, query = dataset.partition("?")
-    form, _, rest = place.rpartition(":")
+    """A data set's label: its form, its file without folder or its task, and its options."""
+    path, _, query = dataset.partition("?")
+    form, _, rest = path.rpartition(":")
     name = re.sub(r"(\.jsonl?)?(\.gz)?$", "", PurePath(rest).name).removeprefix(f"{form}_")
     options = dict(parse_qsl(query))
     parts = [form] if form not in ("", "task", "reasoning-gym") else []
@@ -165,7 +168,7 @@ def _row(
     )
 
 
-def _place(method: str) -> int:
+def _method_order(method: str) -> int:
     kind = method.partition("@")[0].partition("-")[0]
     return _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
 
@@ -175,7 +178,7 @@ def _right(result: Result) -> list[bool]:
 
 
 def _short(value: Any) -> str:
-    """1/2048 for what is one."""
+    """The value as text; the reciprocal of a power of two as 1/2048."""
     if isinstance(value, float) and 0 < value < 0.1 and abs(1 / value - round(1 / value)) < 1e-9:
         inverse = round(1 / value)
         if inverse & (inverse - 1) == 0:
