@@ -72,12 +72,12 @@ def _patch_lora_manager(settings: Settings) -> None:
 
 
 def _patch_platform(settings: Settings) -> None:
-    """Adjust LoRA and scheduler settings where vLLM completes its configuration.
+    """Adjust the LoRA and scheduler settings when vLLM completes its configuration.
 
     vLLM 0.32.0, `platforms/*.py`, `Platform.check_and_update_config`, for three reasons:
 
     - `max_loras` becomes `max_num_seqs`, which has its final value only there: masks have no
-      slots, so no request may wait for one.
+      adapter slots, so no request may wait for one.
     - On the CPU, vLLM disables compilation if LoRA is on; it does not see the LoRA setting.
     - Mode `scatter` sets its scheduler, which depends on `async_scheduling`, also final there.
     """

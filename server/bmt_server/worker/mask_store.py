@@ -1,7 +1,7 @@
 """Resident masks of one worker: a least-recently-used cache bounded in bytes.
 
 The bound is on bytes, not on a count, because masks differ in size and memory is the scarce
-resource. There are no slots, so no memory is reserved for masks that are not resident.
+resource. There are no adapter slots: no memory is reserved for masks that are not resident.
 
 Two threads use the store: the step's thread uses masks, the loader's thread adds and removes them.
 Slow work runs outside the lock, so no step waits for a load. Two kinds of work belong to the step's

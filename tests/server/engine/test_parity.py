@@ -184,7 +184,7 @@ def test_delta_in_bf16_is_within_the_error_of_bf16(exact, rounded, delta, kernel
 
 @pytest.mark.parametrize("kernel", EACH_KERNEL)
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=[BF16, SLOW])])
-def test_sixteen_masks_in_one_batch_answer_as_each_alone(delta, dtype, kernel):
+def test_sixteen_masks_in_one_batch_match_each_alone(delta, dtype, kernel):
     _, _, mixed, together, *singles = delta(kernel, dtype)
     alone, single = singles[:MASKS], singles[MASKS:]
     differences = np.abs(flat(mixed) - flat(a[0] for a in alone))

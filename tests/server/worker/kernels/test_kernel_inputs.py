@@ -95,7 +95,7 @@ def test_a_thousand_random_shapes(dtype, each_kernel):
 @pytest.mark.parametrize("mean", [0.2, 1, 2.5, 4.5, 8, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_sparsity_and_number_of_tokens(dtype, mean, tokens):
-    """mean: zeros per row. Each form of the native kernel runs in some of these cases."""
+    """mean: zeros per row. Each variant of the native kernel runs in some of these cases."""
     rng, shape = np.random.default_rng(0), (190, 320)
     steps = Steps(shape, [[some(rng, shape, int(mean * shape[0]))] for _ in range(2)], dtype)
     steps.check(np.ones(tokens))

@@ -253,7 +253,7 @@ def test_a_token_has_the_same_result_in_every_batch(tmp_path):
         assert torch.equal(alone[0], mixed[i])
 
 
-def strange(layers, shape, dtype):
+def unusual_values(layers, shape, dtype):
     """Gates with values that compare unlike their bits: -0, NaN with payloads, inf."""
     made_gates = gates(layers, shape=shape, dtype=dtype)
     for gate in made_gates:
@@ -267,7 +267,7 @@ def strange(layers, shape, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_base_is_restored_bit_for_bit_after_a_hundred_switches(tmp_path, dtype):
     masks = [random_mask(i, shape=SHAPE, zeros=700) for i in range(6)]
-    runtime = made(tmp_path, masks, mode="scatter", layers=strange(2, SHAPE, dtype))
+    runtime = made(tmp_path, masks, mode="scatter", layers=unusual_values(2, SHAPE, dtype))
     base = [bits(g.live).clone() for g in runtime.gates]
     rng = np.random.default_rng(0)
     for _ in range(100):
@@ -334,7 +334,7 @@ def record(monkeypatch, *, dry=False):
     return log
 
 
-def test_one_launch_a_layer_and_none_for_the_base(tmp_path, launches):
+def test_one_launch_per_layer_and_none_for_the_base(tmp_path, launches):
     masks = [random_mask(i, shape=SHAPE) for i in range(3)]
     runtime = made(tmp_path, masks, graphs=512)
     handles = runtime.handles()

@@ -6,9 +6,9 @@ one entry per layer of eight int64, of which a program reads five:
     0  address of block_start   1  of row_end   2  of cols   3  of values
     4  1 if row_end is int32 (a block has more than 65,535 zeros), 0 if it is uint16
 
-The address of its directory identifies a mask; 0 is the base. Addresses instead of slot numbers: a
-mask may have any location, a change of residency renumbers and copies nothing, and a program gets
-from its token to its mask with one load.
+The address of its directory identifies a mask; 0 is the base. Addresses instead of indices: a mask
+may have any location, a change of residency renumbers and copies nothing, and a program gets from
+its token to its mask with one load.
 
 Legend as in `gate_layers.py`: R gate rows, K columns, n zeros.
 """
