@@ -1,4 +1,4 @@
-"""Baselines beside masks on a tiny model: what each changes, how large it is, how runs resume."""
+"""Comparisons on a tiny model: weights that each method changes, adapter sizes, resumption."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def planned(checkpoint, output, **changes):
 
 @pytest.fixture(scope="module")
 def compared(checkpoint, tmp_path_factory):
-    """All methods once, tracked and measured; the models as they came out."""
+    """All methods once, tracked and measured: folder, results, models after training."""
     output = tmp_path_factory.mktemp("compared")
     kept = {}
     scored = bmt_trainer.comparison.runner.score_heldout
@@ -98,7 +98,7 @@ def test_base_weights_are_bit_identical_after_every_method_but_full(compared, ch
 
 
 @pytest.mark.parametrize("update_sparsity", [99, 99.95])
-def test_mth_leaves_what_it_did_not_choose(compared, checkpoint, update_sparsity):
+def test_mth_keeps_the_other_weights(compared, checkpoint, update_sparsity):
     _, results, kept = compared
     result, (_, state) = results[f"mth-{update_sparsity}"], kept[f"mth-{update_sparsity}"]
     fresh = dict(load_model(checkpoint).named_parameters())
@@ -110,8 +110,8 @@ def test_mth_leaves_what_it_did_not_choose(compared, checkpoint, update_sparsity
     assert result["trained"] == sum(allowed.values())
 
 
-def test_mth_in_the_optimizer_moves_its_places_alone():
-    """The same places in every step, and the same for the same seed."""
+def test_mth_moves_only_its_own_weights():
+    """The same weights in every step, and the same for the same seed."""
     model = tiny_llama()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     made = baselines.mth(model, 0.9, seed=3)
@@ -168,9 +168,9 @@ def test_sizes_of_the_papers_models():
             size, abs=0.05
         )
     draw = np.random.default_rng(0)
-    # A hundredth of it, for speed: 4 bytes a value, and the entropy of its place.
-    places = draw.random(12_358_144) < 0.0005
-    size = adapter_sizes.mth(int(places.sum()), [places]) * 100 / adapter_sizes.MIB
+    # A hundredth of it, for speed: 4 bytes a value, and the entropy of its position.
+    positions = draw.random(12_358_144) < 0.0005
+    size = adapter_sizes.mth(int(positions.sum()), [positions]) * 100 / adapter_sizes.MIB
     assert size == pytest.approx(4.1, abs=0.1)
 
 
@@ -186,13 +186,13 @@ def test_wanda_is_swept_without_noise(compared):
     assert wanda["score"]["exact"] == best
 
 
-def test_looks_on_the_way(compared):
+def test_tracked_rows(compared):
     _, results, _ = compared
     for method in METHODS[2:]:
         rows = results[method]["track"]
         assert [row["step"] for row in rows] == [0, 2, 3]
         assert all(row["n"] == 4 and 0 <= row["retention"] <= 1 for row in rows)
-        # What small rates move in three steps may be less than the divergence's rounding.
+        # At small rates, three steps may move less than the rounding of the divergence.
         assert rows[-1]["kl_token"] > (0 if method == "bmt" else -1e-6), method
         assert rows[-1]["kl_sequence"] >= rows[-1]["kl_token"] - 1e-6
         assert (rows[0]["zeros"] > 0) == (method == "bmt")
@@ -212,7 +212,7 @@ def test_geometry_of_gates_and_of_all(compared):
     assert results["full"]["geometry"]["all"]["updated"] == 14
 
 
-def test_what_is_there_is_not_run_again(compared, checkpoint, monkeypatch):
+def test_kept_results_are_not_run_again(compared, checkpoint, monkeypatch):
     output, results, _ = compared
     changes = {"track_every": 2, "retention": "task:arithmetic", "retention_examples": 4}
 
@@ -226,7 +226,7 @@ def test_what_is_there_is_not_run_again(compared, checkpoint, monkeypatch):
         run(planned(checkpoint, output, geometry=True, **changes, steps=4), quiet())
 
 
-def test_an_interrupted_comparison_goes_on_with_what_is_missing(checkpoint, tmp_path, monkeypatch):
+def test_an_interrupted_comparison_runs_what_is_missing(checkpoint, tmp_path, monkeypatch):
     small = planned(checkpoint, tmp_path, methods=["base", "full", "bmt"])
     run_cell = bmt_trainer.comparison.runner.run_cell
 
@@ -246,7 +246,7 @@ def test_an_interrupted_comparison_goes_on_with_what_is_missing(checkpoint, tmp_
     assert [r["method"] for r in run(small, quiet())] == ["base", "full", "bmt"]
 
 
-def test_results_are_known_by_content_wherever_it_lies(checkpoint, tmp_path):
+def test_results_are_keyed_by_content_not_by_path(checkpoint, tmp_path):
     def name_of(folder, data, text="1"):
         shutil.copytree(checkpoint, folder)
         data.parent.mkdir()
@@ -266,7 +266,7 @@ def test_results_are_known_by_content_wherever_it_lies(checkpoint, tmp_path):
 
 
 def test_processes_share_the_runs_of_a_folder(checkpoint, tmp_path, monkeypatch):
-    """The second one makes what the first is not at, and then has the first one's result."""
+    """The second process runs what the first does not, and then reads the first one's result."""
     made = planned(checkpoint, tmp_path, methods=["full", "base"])
     started, go_on, here = threading.Event(), threading.Event(), threading.current_thread()
     by = []

@@ -1,4 +1,4 @@
-"""Looks at a model on its way: what they cost nothing of, and what an interruption leaves."""
+"""Tracking in training: no effect on the mask, and complete rows after an interruption."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def quiet():
 
 
 @pytest.mark.parametrize("method", ["bmt", "full", "lora-1", "mth-99"])
-def test_a_run_that_goes_on_has_all_its_looks(checkpoint, tmp_path, monkeypatch, method):
+def test_a_resumed_run_has_all_its_rows(checkpoint, tmp_path, monkeypatch, method):
     [whole] = run(planned(checkpoint, tmp_path / "whole", method), quiet())
     assert [row["step"] for row in whole["track"]] == [0, 2, 4, 5]
     # A mask deletes from the start; others begin as the base, to the last bit.
@@ -58,18 +58,18 @@ def test_a_run_that_goes_on_has_all_its_looks(checkpoint, tmp_path, monkeypatch,
 
 
 def spied_resumes(monkeypatch):
-    """From which checkpoints trainers go on, as they do."""
-    found, train = [], Trainer.train
+    """The checkpoints that trainers resume from, in order."""
+    resumed, train = [], Trainer.train
 
     def spied(self, resume_from_checkpoint=None, **given):
-        found.append(resume_from_checkpoint and Path(resume_from_checkpoint).name)
+        resumed.append(resume_from_checkpoint and Path(resume_from_checkpoint).name)
         return train(self, resume_from_checkpoint=resume_from_checkpoint, **given)
 
     monkeypatch.setattr(Trainer, "train", spied)
-    return found
+    return resumed
 
 
-def test_looking_changes_nothing(checkpoint, tmp_path):
+def test_tracking_changes_nothing(checkpoint, tmp_path):
     looked = planned(checkpoint, tmp_path / "a")
     settings = {**looked.settings, "trainer": "sft", "methods": "bmt", "model": str(checkpoint)}
     blind = plan.read(None, {**settings, "dataset": "task:initials", "output": tmp_path / "b"})
@@ -78,8 +78,8 @@ def test_looking_changes_nothing(checkpoint, tmp_path):
     assert a["digest"] == b["digest"]
 
 
-def test_two_models_diverge_as_one_does_from_itself():
-    """A second copy of the base, which baselines need, tells what the mask switched off tells."""
+def test_divergence_of_two_models_is_that_of_one_with_its_mask_off():
+    """A second copy of the base, which baselines need, equals the model with its mask off."""
     model, base = tiny_llama(), tiny_llama()
     attached = attach(model)
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_two_models_diverge_as_one_does_from_itself():
 
 @pytest.mark.parametrize(("trainer", "processes"), [("sdft", 1), ("sft", 2)])
 def test_runs_without_checkpoints(checkpoint, tmp_path, monkeypatch, trainer, processes):
-    """TRL's moving teacher would be lost from them, and several processes write none."""
+    """Checkpoints would lose TRL's EMA teacher, and several processes write none."""
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     made = {}
     for method in ("bmt", "full"):

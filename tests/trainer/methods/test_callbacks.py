@@ -1,4 +1,4 @@
-"""Mask sharpening over training."""
+"""Mask sharpening (Eq. 7)."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""GRPO end to end on TRL, on a tiny model: what runs hard, what soft, and what is kept."""
+"""GRPO end to end with TRL on a tiny model: mask modes, files, resumption, live set, lean masks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rich.console import Console
 from tests.support.tiny_model import interrupt_after
 
 STEPS = 4
-# Rewards that differ within a group, or there is nothing to learn from.
+# Rewards must differ within a group, or the advantages are 0.
 REWARD = "def odd(text, answer):\n    return sum(ord(c) % 2 for c in text) / max(1, len(text))\n"
 
 
@@ -58,7 +58,7 @@ def quiet():
 
 @pytest.fixture
 def forwards(monkeypatch):
-    """(mode, whether gradients are taken, α, tokens) of each forward pass of a masked layer."""
+    """(mode, gradients enabled, α, token shape) of each forward pass of a masked layer."""
     seen = []
     forward = MaskedLinear.forward
 
@@ -77,13 +77,13 @@ def test_rollouts_are_hard_losses_soft_and_the_reference_off(checkpoint, tmp_pat
     )
     kinds = {(mode, grad) for mode, grad, *_ in forwards}
     assert kinds == {("off", False), ("hard", False), ("soft", True)}
-    # Each micro-batch of a step at that step's sharpness: two layers, two micro-batches, and each
-    # of those in one pass or, where its rows share prompts, in two.
+    # Each micro-batch of a step at that step's sharpness: two layers, two micro-batches, each in one
+    # pass, or in two if its rows share prompts.
     alphas = groupby(alpha for mode, _, alpha, _ in forwards if mode == "soft")
     passes = {alpha: len(list(same)) for alpha, same in alphas}
     assert list(passes) == [alpha_at(t, STEPS, 1e3, 1e4) for t in range(STEPS)]
     assert set(passes.values()) <= {4, 6, 8}
-    # References see rollouts as losses do: prompts once, and each completion.
+    # The reference reads the same tokens as the loss: each prompt once, and each completion.
     soft, off = ({s[-1] for mode, _, _, s in forwards if mode == m} for m in ("soft", "off"))
     assert soft <= off
     assert mask.metadata["method"] == "grpo"
@@ -93,7 +93,7 @@ def test_rollouts_are_hard_losses_soft_and_the_reference_off(checkpoint, tmp_pat
     assert fresh is not None
 
 
-def test_what_a_run_leaves_behind(checkpoint, tmp_path):
+def test_files_and_metadata_of_a_run(checkpoint, tmp_path):
     config = settings(checkpoint, tmp_path / "m.bmt")
     mask = train(config, quiet())
     assert bmt_core.load(config.output) == mask
@@ -132,7 +132,7 @@ def test_a_resumed_run_is_bit_identical(checkpoint, tmp_path, monkeypatch):
     assert rewards[0] == rewards[1]
 
 
-def test_training_the_live_gates_alone_gives_the_same_mask(checkpoint, tmp_path):
+def test_training_only_the_live_gates_gives_the_same_mask(checkpoint, tmp_path):
     common = {"select": "last", "heldout": 0, "validation": 0, "steps": 6}
     dense = train(settings(checkpoint, tmp_path / "d.bmt", live_set="off", **common), quiet())
     live = train(settings(checkpoint, tmp_path / "l.bmt", live_set="on", **common), quiet())
@@ -141,7 +141,7 @@ def test_training_the_live_gates_alone_gives_the_same_mask(checkpoint, tmp_path)
     assert train(settings(checkpoint, tmp_path / "s.bmt", **still), quiet()) != live
 
 
-def test_lean_masks_have_learnt_deletions_only(checkpoint, tmp_path):
+def test_lean_masks_have_learned_deletions_only(checkpoint, tmp_path):
     common = {"select": "last", "validation": 0, "learning_rate": 0.03, "reg_lambda": 0}
     full = train(settings(checkpoint, tmp_path / "f.bmt", **common), quiet())
     lean = train(settings(checkpoint, tmp_path / "l.bmt", lean="on", **common), quiet())

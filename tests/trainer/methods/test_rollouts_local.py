@@ -1,4 +1,4 @@
-"""Sampling for GRPO: the distribution of `transformers.generate`, and nothing computed in vain."""
+"""Sampling for GRPO: the distribution of `transformers.generate`, with less computation."""
 
 from __future__ import annotations
 

@@ -51,11 +51,11 @@ def losses(call, attached, rows):
     """Log-probabilities [B, COMPLETION] and gradients of all gates, of a weighted sum."""
     for gate in attached.gates():
         gate.grad = None
-    told = call(**rows, fused_lm_head=True)
-    found = told.log_probs[:, -COMPLETION:]
-    weights = torch.linspace(-1, 1, found.numel()).reshape(found.shape)
-    (found * weights).sum().backward()
-    return found.detach(), [gate.grad.clone() for gate in attached.gates()]
+    output = call(**rows, fused_lm_head=True)
+    logps = output.log_probs[:, -COMPLETION:]
+    weights = torch.linspace(-1, 1, logps.numel()).reshape(logps.shape)
+    (logps * weights).sum().backward()
+    return logps.detach(), [gate.grad.clone() for gate in attached.gates()]
 
 
 @pytest.mark.parametrize("of_row", [[0, 1, 0, 1, 1, 0], [0, 0, 0], [1, 1], [0, 1]])
@@ -64,8 +64,8 @@ def test_log_probabilities_and_gradients_are_those_of_whole_rows(policy, of_row)
     rows = batch(of_row)
     wanted, gradients = losses(model, attached, rows)
     shared = SharedPrompts(model, model.config, attached.state, PROMPT)
-    found, others = losses(shared, attached, rows)
-    assert torch.allclose(found, wanted, atol=2e-6)
+    logps, others = losses(shared, attached, rows)
+    assert torch.allclose(logps, wanted, atol=2e-6)
     assert attached.state.regularizer == 0.01
     for one, other in zip(gradients, others, strict=True):
         assert float((one - other).norm() / one.norm()) < 1e-5

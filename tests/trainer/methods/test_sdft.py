@@ -1,4 +1,4 @@
-"""SDFT end to end on TRL, on a tiny model: who sees what, under which mask."""
+"""SDFT end to end with TRL on a tiny model: prompts and masks of student and teacher."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Seen:
 
 @pytest.fixture
 def seen(monkeypatch, checkpoint):
-    """Only what happens while the trainer trains."""
+    """Forward passes in training, not in evaluation."""
     spy = Seen()
     tokenizer = load_tokenizer(checkpoint)
     forward, fit = MaskedLinear.forward, bmt_trainer.methods.sdft.fit
@@ -173,7 +173,7 @@ def test_the_loss_is_forward_kl_over_the_vocabulary(checkpoint, dataset, tmp_pat
     pairs = []
 
     def spying(self, model, inputs, logits):
-        found = compute(self, model, inputs, logits)
+        loss = compute(self, model, inputs, logits)
         p, q = (
             torch.log_softmax(x.float(), -1) for x in (logits.teacher_logits, logits.student_logits)
         )
@@ -181,15 +181,15 @@ def test_the_loss_is_forward_kl_over_the_vocabulary(checkpoint, dataset, tmp_pat
         keep = inputs["completion_mask"].clone()
         keep[:, :3] = 0
         by_hand = ((kl * keep).sum(-1) / keep.sum(-1).clamp(min=1)).mean()
-        pairs.append((found.detach(), by_hand.detach()))
-        return found
+        pairs.append((loss.detach(), by_hand.detach()))
+        return loss
 
     monkeypatch.setattr(theirs.SDFTTrainer, "_compute_self_distillation_loss", spying)
     train(settings(checkpoint, dataset, tmp_path / "m.bmt", heldout=0, validation=0), quiet())
     assert len(pairs) == 2 * STEPS
-    assert any(found > 0 for found, _ in pairs)
-    for found, by_hand in pairs:
-        torch.testing.assert_close(found, by_hand, rtol=1e-3, atol=1e-5)
+    assert any(loss > 0 for loss, _ in pairs)
+    for loss, by_hand in pairs:
+        torch.testing.assert_close(loss, by_hand, rtol=1e-3, atol=1e-5)
 
 
 def test_what_a_run_tells_and_leaves(checkpoint, dataset, tmp_path):
@@ -237,9 +237,9 @@ def test_the_teachers_turn():
     system, turn = teacher_example(example, "{prompt}|{demonstration}").prompt
     assert system["content"] == "Be brief."
     assert turn == {"role": "user", "content": "1 + {x}?|2"}
-    told = teacher_example(dataclasses.replace(example, demonstration="See: 2"), TEACHER_PROMPT)
-    assert "See: 2" in told.prompt[-1]["content"]
-    assert told.answer == "2"
+    teacher = teacher_example(dataclasses.replace(example, demonstration="See: 2"), TEACHER_PROMPT)
+    assert "See: 2" in teacher.prompt[-1]["content"]
+    assert teacher.answer == "2"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Training end to end on TRL, on a tiny model."""
+"""SFT end to end with TRL on a tiny model: mask, metadata, resumption, errors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def quiet():
 
 @dataclasses.dataclass
 class Spied:
-    """What the masked layers did, and the gates at export."""
+    """Forward passes of the masked layers, and gates and base weights at export."""
 
     forwards: list = dataclasses.field(default_factory=list)
     gates: list = dataclasses.field(default_factory=list)
@@ -93,7 +93,7 @@ def test_a_run_from_data_to_mask(checkpoint, tmp_path, spied):
     assert set(bmt_core.geometry(checkpoint)) == {t.name for t in mask.tensors}
     assert mask.zeros == sum(int((g <= 0).sum()) for g in spied.gates)
 
-    # Metadata says what was done.
+    # The metadata records the run.
     meta = mask.metadata
     assert (meta["method"], meta["dataset"], meta["steps"]) == ("sft", "task:initials", STEPS)
     assert meta["config"]["learning_rate"] == 0.01
@@ -110,7 +110,7 @@ def test_a_run_from_data_to_mask(checkpoint, tmp_path, spied):
     for name, weight in spied.base.items():
         assert torch.equal(weight, fresh.get_submodule(name).weight)
 
-    # Loss forwards are soft, with Eq. 7's α and a share of λ per micro-batch; others never are.
+    # Loss forwards are soft, with Eq. 7's α and a share of λ per micro-batch; no other forward is.
     soft = [f for f in spied.forwards if f[0] == "soft"]
     layer = soft[0][-1]
     first = [f for f in soft if f[-1] == layer]
@@ -121,7 +121,7 @@ def test_a_run_from_data_to_mask(checkpoint, tmp_path, spied):
     others = {(mode, grad) for mode, grad, *_ in spied.forwards if mode != "soft"}
     assert others == {("hard", False), ("off", False)}
 
-    # The mask does in a fresh model what it did at the end of training.
+    # Applied to a fresh model, the mask gives the hard weights of the end of training.
     apply(mask, fresh)
     for (name, weight), gate in zip(spied.base.items(), spied.gates, strict=True):
         assert torch.equal(fresh.get_submodule(name).weight, weight * (gate > 0))
@@ -160,7 +160,7 @@ def test_a_resumed_run_is_bit_identical(checkpoint, tmp_path, spied, monkeypatch
             train(cut, quiet())
     assert not (tmp_path / "cut.bmt").exists()
 
-    # The checkpoint is of step 4 and holds nothing but gates.
+    # The checkpoint is of step 4 and holds only gates.
     [folder] = (tmp_path / "cut.bmt.run").glob("checkpoint-*")
     assert folder.name == "checkpoint-4"
     with safe_open(folder / "model.safetensors", "pt") as kept:
@@ -232,7 +232,7 @@ def test_no_layer_to_mask(checkpoint, tmp_path):
     config = settings(checkpoint, tmp_path / "m.bmt", heldout=0, targets="nowhere")
     with pytest.raises(NoTargets, match="gate_proj"):
         train(config, quiet())
-    # What failed before its first checkpoint is not in the way of the next try.
+    # A run that failed before its first checkpoint does not block the next one.
     train(settings(checkpoint, tmp_path / "m.bmt", heldout=0, steps=1), quiet())
 
 

@@ -1,4 +1,4 @@
-"""The hooks on a plain `transformers.Trainer`, as any method's trainer has them."""
+"""The mixins on a plain `transformers.Trainer`."""
 
 import torch
 from bmt_trainer.masking.attach import attach
@@ -50,14 +50,14 @@ def test_evaluation_is_hard_and_training_soft(tmp_path, monkeypatch):
     assert set(modes) == {"hard"}
 
 
-def test_the_regulariser_is_shared_among_micro_batches(tmp_path):
+def test_the_regularizer_is_shared_among_micro_batches(tmp_path):
     for accumulation in (1, 2):
         made = trainer(tmp_path, accumulation)
         made.train()
         assert made.attached.state.regularizer == 0.5 / accumulation
 
 
-def test_checkpoints_hold_the_gates_alone(tmp_path):
+def test_checkpoints_hold_only_the_gates(tmp_path):
     made = trainer(tmp_path)
     made.train()
     kept = load_file(tmp_path / "checkpoint-2" / "model.safetensors")

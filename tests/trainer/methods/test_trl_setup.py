@@ -1,4 +1,4 @@
-"""TRL's head on a CPU: labels alone, and nothing else changes."""
+"""TRL's LM head on a CPU: log-probabilities at labels only, with equal losses and gradients."""
 
 import pytest
 import torch
