@@ -1,4 +1,4 @@
-"""GRPO end to end with TRL on a tiny model: mask modes, files, resumption, live set, lean masks."""
+"""GRPO end to end with TRL on a tiny model: mask modes, files, resumption, live and lean masks."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def test_rollouts_are_hard_losses_soft_and_the_reference_off(checkpoint, tmp_pat
     )
     kinds = {(mode, grad) for mode, grad, *_ in forwards}
     assert kinds == {("off", False), ("hard", False), ("soft", True)}
-    # Each micro-batch of a step at that step's sharpness: two layers, two micro-batches, each in one
-    # pass, or in two if its rows share prompts.
+    # Each micro-batch of a step at that step's sharpness: two layers, two micro-batches, each in
+    # one pass, or in two if its rows share prompts.
     alphas = groupby(alpha for mode, _, alpha, _ in forwards if mode == "soft")
     passes = {alpha: len(list(same)) for alpha, same in alphas}
     assert list(passes) == [alpha_at(t, STEPS, 1e3, 1e4) for t in range(STEPS)]
