@@ -126,7 +126,7 @@ def test_help_of_serve_is_not_found_in_a_flag_of_vllm():
     assert "Serve MODEL" in run(script("bmt-server", "serve", "-h")).stdout
     code = (
         "from bmt_server.cli import main, serve; "
-        "serve.serve = lambda options, flags: print(*flags); "
+        "serve.run = lambda model, flags, *rest: print(*flags); "
         "main.app(['serve', 'm', '-dph', '-hd', 'x'], standalone_mode=False)"
     )
     assert run(["-c", code]).stdout == "-dph -hd x\n"

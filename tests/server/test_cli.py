@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 )
 def test_the_largest_sparsity_has_a_former_name(monkeypatch, flags, sparsity):
     given = []
-    monkeypatch.setattr(serve, "serve", lambda options, _: given.append(options.max_sparsity))
+    monkeypatch.setattr(
+        serve, "run", lambda *arguments: given.append(arguments[-1]["max_sparsity"])
+    )
     done = CliRunner().invoke(app, ["serve", "m", *flags])
     assert (done.exit_code, given) == (0, [sparsity]), done.output
     assert "--max-density" not in CliRunner().invoke(app, ["serve", "--help"]).output
