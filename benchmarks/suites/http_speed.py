@@ -64,7 +64,7 @@ def _masks(context: Context, generator: Loads) -> dict[str, Any]:
     files = inputs.masks(context.model, WORK / "inputs" / "masks", range(most), inputs.SPARSITY)
     names = [f"m{i}" for i in range(most)]
     points: list[Point] = []
-    flags = ("--mask-memory", str(_MASK_MEMORY_MIB))
+    flags = ("--mask-memory-mib", str(_MASK_MEMORY_MIB))
     with masks_server(context.model, context.work / "masks", *flags) as server:
         known, spent = 0, {}
         for target in sorted({scale.uniform, most}):

@@ -32,7 +32,7 @@ LENGTH_S = float(os.environ.get("BMT_OPERATE_SOAK_S", 3600 * SCALE))
 MASKS = scaled(500, 20)
 AT_ONCE = 4  # of each server
 # Room for a few dozen masks, so that memory is full soon and they push each other out.
-FLAGS = ("--mask-memory", "16", "--mask-cache-gib", "0.1")
+FLAGS = ("--mask-memory-mib", "16", "--mask-cache-gib", "0.1")
 RESTARTS = 5  # every ten minutes of the hour
 AWAY_S = 3.0
 SETTLED = 1 / 3  # of the length: from here on nothing may grow

@@ -201,7 +201,7 @@ class MaskStore:
             if others + mask.nbytes > self.capacity_bytes:
                 raise PinError(
                     f"pinned masks take {others} of {self.capacity_bytes} bytes for masks, and "
-                    f"this one needs {mask.nbytes}; unpin some or raise --mask-memory"
+                    f"this one needs {mask.nbytes}; unpin some or raise --mask-memory-mib"
                 )
             self._pinned.setdefault(digest, set()).add(adapter)
         return True

@@ -28,7 +28,7 @@ TOLERANCE = 1e-3  # of a log-probability, in float32
 @pytest.fixture(scope="module")
 def server(smol, valkey, tmp_path_factory):
     flags = ["--enforce-eager", "--dtype", "float32", "--max-num-seqs", "6"]
-    flags += ["--mask-memory", str(MEMORY_MIB)]
+    flags += ["--mask-memory-mib", str(MEMORY_MIB)]
     served = Served(smol, tmp_path_factory.mktemp("served"), *flags, registry=valkey.url)
     yield served
     assert served.stop() in (0, -15), served.log.read_text()[-2000:]

@@ -121,7 +121,7 @@ def test_a_pin_that_would_take_all_memory_is_refused(tmp_path):
         runtime.add(i + 1, "m", laid_out(random_mask(i), tmp_path))
     runtime.store.capacity_bytes = runtime.store.resident_bytes * 3 // 4
     assert runtime.store.pin(1)
-    with pytest.raises(PinError, match="--mask-memory"):
+    with pytest.raises(PinError, match="--mask-memory-mib"):
         runtime.store.pin(2)
 
 

@@ -58,7 +58,7 @@ class Arena:
         except torch.OutOfMemoryError:
             raise MaskStoreError(
                 f"{capacity >> 20} MiB for masks do not fit on {device} next to the model; lower "
-                "--mask-memory"
+                "--mask-memory-mib"
             ) from None
         self._allocator = FirstFitAllocator(capacity)
         self._stream: torch.cuda.Stream | None = None
@@ -117,7 +117,7 @@ class Arena:
             raise MaskStoreError(
                 f"mask {mask.digest[:12]} takes {size} bytes; the masks of running requests fill "
                 f"the {self._allocator.capacity} reserved bytes, and the GPU has no memory left. "
-                "Raise --mask-memory, or lower --max-num-seqs or --gpu-memory-utilization"
+                "Raise --mask-memory-mib, or lower --max-num-seqs or --gpu-memory-utilization"
             ) from None
 
 
