@@ -6,7 +6,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from bmt_trainer.methods.trl_setup import prepare_trl
+from bmt_trainer.models import load_model
 from torch import Tensor
+from trl.kernels.chunked_logprob import _use_triton as every
+from trl.trainer import utils
 
 from benchmarks.harness.environment import demo_model
 from experiments.record import keep, ratio
@@ -19,13 +23,7 @@ ROWS, PROMPT, ANSWER = 4, 230, 10
 
 def compare() -> None:
     """Time both in turns; keep the ratio, for masks and for full fine-tuning."""
-    from bmt_trainer.methods.trl_setup import prepare_trl
-    from bmt_trainer.models import load_model
-
     prepare_trl()
-    from trl.kernels.chunked_logprob import _use_triton as every
-    from trl.trainer import utils
-
     labels_alone = utils._use_triton
     torch.manual_seed(0)
     for name in ("masks", "full"):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+from bmt_trainer.methods.rollouts.shared_prefix import SharedPrompts
+from bmt_trainer.methods.trl_setup import prepare_trl
 from torch import Tensor
+from trl.trainer.utils import add_fused_lm_head
 
 from experiments.record import keep, ratio
 from experiments.turns import first_loss_over_second, masked_model
@@ -15,12 +18,7 @@ PROMPTS, COMPLETIONS, PROMPT, COMPLETION = 8, 8, 50, 16
 
 def compare() -> None:
     """Time both in turns; keep the ratio and print the difference of their gradients."""
-    from bmt_trainer.methods.rollouts.shared_prefix import SharedPrompts
-    from bmt_trainer.methods.trl_setup import prepare_trl
-
     prepare_trl()
-    from trl.trainer.utils import add_fused_lm_head
-
     torch.manual_seed(0)
     model, attached = masked_model()
     add_fused_lm_head(model)
