@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from bmt_trainer.masking.attach import attach
 from bmt_trainer.masking.initialization import init_gates
-from bmt_trainer.masking.live_gates import keep_live, live_sets
+from bmt_trainer.masking.live_gates import live_positions, train_only
 from bmt_trainer.models import load_model
 from bmt_trainer.process import keep_freed_memory
 from torch import nn
@@ -65,7 +65,7 @@ def _masked(path: str, live: bool) -> tuple[nn.Module, list[nn.Parameter]]:
     norms = {name: torch.ones(m.in_features) for name, m in attached.layers.items()}
     init_gates(attached, norms, eta=1 / 2048)
     if live:
-        keep_live(attached, live_sets(attached, 1e3))
+        train_only(attached, live_positions(attached, 1e3))
     return model, [m.gate_logits for m in attached.layers.values()]
 
 

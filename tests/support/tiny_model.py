@@ -31,14 +31,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Ctrl-C at the end of an optimizer step, as the trainer's last callback."""
-    show = bmt_trainer.console.ShowSteps.on_step_end
+    show = bmt_trainer.console.StepProgress.on_step_end
 
     def stop(self, args, state, control, **rest):
         show(self, args, state, control, **rest)
         if state.global_step == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(bmt_trainer.console.ShowSteps, "on_step_end", stop)
+    monkeypatch.setattr(bmt_trainer.console.StepProgress, "on_step_end", stop)
 
 
 def tiny_llama(dtype: torch.dtype = torch.float32, seed: int = 0) -> LlamaForCausalLM:

@@ -3,7 +3,7 @@
 import io
 from types import SimpleNamespace
 
-from bmt_trainer.console import Display, ShowSteps
+from bmt_trainer.console import Display, StepProgress
 from rich.console import Console
 
 
@@ -35,7 +35,7 @@ def test_a_terminal_gets_a_bar():
 
 def test_steps_show_the_last_loss():
     got = []
-    callback = ShowSteps(lambda n, note: got.append((n, note)))
+    callback = StepProgress(lambda n, note: got.append((n, note)))
     callback.on_step_end(None, SimpleNamespace(log_history=[]), None)
     callback.on_step_end(None, SimpleNamespace(log_history=[{"loss": 2.0}, {"lr": 1}]), None)
     assert got == [(1, ""), (1, "loss 2.000")]

@@ -3,7 +3,8 @@
 import platform
 
 import datasets
-from bmt_trainer.process import keep_freed_memory, only_our_progress
+from bmt_trainer.console import hide_library_progress
+from bmt_trainer.process import keep_freed_memory
 from transformers.utils import logging
 
 
@@ -13,7 +14,7 @@ def test_memory_is_kept_where_glibc_is():
 
 def test_bars_are_silent_only_within_the_block():
     before = logging.is_progress_bar_enabled(), datasets.utils.are_progress_bars_disabled()
-    with only_our_progress():
+    with hide_library_progress():
         assert not logging.is_progress_bar_enabled()
         assert datasets.utils.are_progress_bars_disabled()
     after = logging.is_progress_bar_enabled(), datasets.utils.are_progress_bars_disabled()

@@ -1,4 +1,4 @@
-"""What a run shows while it works: bars on a terminal, plain lines elsewhere."""
+"""Progress of a run on standard error: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,31 +7,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import datasets
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+from transformers.utils import logging
 
-from bmt_trainer.distributed import is_first
-
+#: Advances a stage: units done, and a note shown next to the count.
 Advance = Callable[..., None]
 
-# A log file gets a line this often, and no carriage returns.
+# Interval of the lines that a log file gets instead of a bar.
 _LINE_SECONDS = 10.0
 
 
 class Display:
-    """Writes to standard error, so that standard output stays for results."""
+    """Progress output on standard error; standard output stays free for results.
 
-    def __init__(self, console: Console | None = None) -> None:
-        # Of several processes one shows what all of them do.
-        self.console = console or Console(stderr=True, quiet=not is_first())
+    quiet: print nothing, for all processes of a run but the main one.
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True, quiet=quiet)
 
     def say(self, text: str) -> None:
+        """Print one line without markup."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
-        """Show one stage; call what it yields with the units done and a text about them."""
+        """Show the progress of one stage; yields a function that takes units done and a note."""
         show = self._bar if self.console.is_terminal else self._lines
         with show(name, total, done) as advance:
             yield advance
@@ -75,13 +79,28 @@ class Display:
         line()
 
 
-class ShowSteps(TrainerCallback):
-    """Passes a trainer's steps on to a stage, and the last value of `figure` that it logged."""
+class StepProgress(TrainerCallback):
+    """Advances a stage at each optimizer step, with the last logged value of `metric` as note."""
 
-    def __init__(self, advance: Advance, figure: str = "loss") -> None:
-        self._advance, self._figure = advance, figure
+    def __init__(self, advance: Advance, metric: str = "loss") -> None:
+        self._advance, self._metric = advance, metric
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        name = self._figure
+        name = self._metric
         values = [entry[name] for entry in state.log_history[-2:] if name in entry]
         self._advance(1, f"{name} {float(values[-1]):.3f}" if values else "")
+
+
+@contextmanager
+def hide_library_progress() -> Iterator[None]:
+    """Disable the progress bars of transformers and datasets in the block: a run shows its own."""
+    enabled = logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if enabled[0]:
+            logging.enable_progress_bar()
+        if enabled[1]:
+            datasets.enable_progress_bars()

@@ -1,113 +1,87 @@
-"""Several processes that train one mask: FSDP2 through `accelerate launch`.
+"""Training one mask in several processes: FSDP2 through `accelerate launch`.
 
-Every process does the same but for its share of a step's examples: evaluations answer the same
-prompts everywhere, in step, because a sharded layer is gathered by all processes together. The
-first one alone writes and shows.
+Each process trains on its share of a step's examples and runs everything else alike. Evaluations
+answer the same prompts in every process, in lockstep, because all processes gather a sharded layer
+together. Rank 0 alone writes files and output.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bmt_trainer.errors import ConfigError
-
-# The command line asks who is first, and its help needs no torch.
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from bmt_trainer.methods.config import TrainConfig
+from bmt_trainer.process import world_size
 
 
-def processes() -> int:
-    """How many processes a launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def join(device: str, *, writes_checkpoints: bool) -> None:
+    """Initialize the process group of a multi-process run; a single process returns at once.
 
-
-def rank() -> int:
-    """Which of them this one is, from 0."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def is_first() -> bool:
-    """Whether this process is the one that writes and shows."""
-    return rank() == 0
-
-
-def join(config: TrainConfig) -> None:
-    """Meet the other processes. Raises ConfigError for what several of them cannot do."""
-    if processes() == 1:
+    device: the setting, "auto", "cpu" or "cuda". Raises ConfigError if the launcher did not set up
+    FSDP2, or if the run writes checkpoints, which several processes do not support.
+    """
+    if world_size() == 1:
         return
     fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     if not fsdp or os.environ.get("FSDP_VERSION") != "2":
         raise ConfigError(
-            f"WORLD_SIZE is {processes()} without FSDP2; start with `accelerate launch "
+            f"WORLD_SIZE is {world_size()} without FSDP2; start with `accelerate launch "
             "--config_file recipes/fsdp2.yaml -m bmt_trainer …`, or start one process"
         )
-    if config.checkpoint_every or config.resume:
+    if writes_checkpoints:
         raise ConfigError(
-            f"{processes()} processes write no checkpoints; set checkpoint_every: 0, without resume"
+            f"{world_size()} processes write no checkpoints; set checkpoint_every: 0, and do not "
+            "resume"
         )
-    import torch
-    from accelerate import PartialState
-
-    state = PartialState(cpu=config.device == "cpu")
+    state = PartialState(cpu=device == "cpu")
     if state.device.type == "cuda":
         torch.cuda.set_device(state.device)
 
 
 def barrier() -> None:
     """Wait for all processes."""
-    if processes() > 1:
-        import torch
-
+    if world_size() > 1:
         torch.distributed.barrier()
 
 
-def any_of_all(here: bool, device: torch.device) -> bool:
-    """Whether `here` is true in any process; all of them must ask."""
-    if processes() == 1:
-        return here
-    import torch
-
-    flag = torch.tensor(int(here), device=device)
+def any_rank(value: bool, device: torch.device) -> bool:
+    """Logical OR of `value` over all processes. Collective: every process must call it."""
+    if world_size() == 1:
+        return value
+    flag = torch.tensor(int(value), device=device)
     torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
     return bool(flag)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be sharded; all processes must ask."""
-    if processes() > 1:
-        from torch.distributed.tensor import DTensor
-
-        if isinstance(tensor, DTensor):
-            return tensor.full_tensor()
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The unsharded tensor. Collective if `tensor` is a DTensor; any other is returned as it is."""
+    if world_size() > 1 and isinstance(tensor, DTensor):
+        return tensor.full_tensor()
     return tensor
 
 
-def put(tensor: Tensor, values: Tensor) -> None:
-    """tensor = values, where the one may be sharded and the other is whole."""
-    if processes() > 1:
-        from torch.distributed.tensor import DTensor, distribute_tensor
-
-        if isinstance(tensor, DTensor):
-            values = distribute_tensor(values, tensor.device_mesh, tensor.placements)
+def assign_sharded(tensor: Tensor, values: Tensor) -> None:
+    """Copy unsharded `values` into `tensor`, which may be a DTensor."""
+    if world_size() > 1 and isinstance(tensor, DTensor):
+        values = distribute_tensor(values, tensor.device_mesh, tensor.placements)
     tensor.copy_(values)
 
 
 def keep_gates_fp32(trainer: Any) -> None:
-    """Gather parameters as they are stored, before the trainer shards its model.
+    """Make FSDP2 gather parameters in their stored dtype. Call it before the trainer shards.
 
-    FSDP2 would gather all in bf16 under bf16 training, and an error of 0.4 % in a gate is one of
-    several percent in its gradient, which has an exponential in it.
+    FSDP2 would gather all parameters in bf16 under bf16 training. The gradient of a gate is
+    exponential in it, so a rounding error of 0.4 % in a gate is several percent in its gradient.
     """
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         return
-    import torch
-    from torch.distributed.fsdp import MixedPrecisionPolicy
-
     plugin.mixed_precision_policy = MixedPrecisionPolicy(
         param_dtype=None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )

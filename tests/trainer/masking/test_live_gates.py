@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from bmt_trainer.masking.attach import attach
-from bmt_trainer.masking.live_gates import LIMIT, live_sets
+from bmt_trainer.masking.live_gates import LIMIT, live_positions
 
 from tests.support.tiny_model import tiny_llama
 
@@ -36,10 +36,10 @@ def test_the_live_set_holds_all_that_is_deleted_and_what_is_near(start):
         for layer in attached.layers.values():
             layer.gate_logits.copy_(start[-layer.gate_logits.numel() :].view_as(layer.gate_logits))
             layer.gate_logits.view(-1)[::97] = -0.02
-    sets = live_sets(attached, 1e3)
+    sets = live_positions(attached, 1e3)
     for name, layer in attached.layers.items():
         gates = layer.gate_logits.detach().flatten()
-        assert set(layer.deleted().tolist()) <= set(sets[name].tolist())
+        assert set(layer.zero_positions().tolist()) <= set(sets[name].tolist())
         left = torch.ones(len(gates), dtype=torch.bool)
         left[sets[name]] = False
         assert float(gates[left].min()) > LIMIT / 1e3

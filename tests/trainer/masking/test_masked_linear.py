@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from bmt_trainer.masking.masked_linear import MaskedLinear, MaskState, hard_weight, soft_weight
+from bmt_trainer.masking.equations import hard_weight, soft_weight
+from bmt_trainer.masking.masked_linear import MaskedLinear, MaskState
 from torch import nn
 from torch.nn import functional as F
 
@@ -57,7 +58,7 @@ def test_live_gates_alone_compute_what_all_of_them_do(mode):
     live = copy.deepcopy(dense)
     S = (dense.gate_logits * 1000 <= 20).flatten().nonzero().flatten()
     assert 0 < S.numel() < 35
-    live.keep_live(S)
+    live.train_only(S)
     outputs = []
     for made in (dense, live):
         made.train()
@@ -76,7 +77,7 @@ def test_live_gates_alone_compute_what_all_of_them_do(mode):
         rest = torch.ones(35, dtype=torch.bool)
         rest[S] = False
         assert float(gradient[rest].abs().max()) < 1e-5
-    assert torch.equal(dense.deleted(), live.deleted())
+    assert torch.equal(dense.zero_positions(), live.zero_positions())
 
 
 def test_gradcheck():
@@ -152,7 +153,7 @@ def test_hard_weight_follows_the_gates_within_one_block():
             made.gate_logits.neg_()
         assert torch.equal(made.effective_weight(), hard_weight(made.weight, made.gate_logits))
         assert not torch.equal(made.effective_weight(), before)
-    assert not made.state._hard
+    assert not made.state._hard_weights
 
 
 def test_a_gate_of_zero_deletes_and_leaves_no_negative_zero():

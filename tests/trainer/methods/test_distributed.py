@@ -159,4 +159,4 @@ def test_what_several_processes_cannot_do(monkeypatch, tmp_path, environment, ch
         monkeypatch.setenv(name, value)
     config = TrainConfig(model="m", dataset="task:initials", output=tmp_path / "m.bmt", **changes)
     with pytest.raises(ConfigError, match=told):
-        join(config)
+        join(config.device, writes_checkpoints=bool(config.checkpoint_every))

@@ -16,7 +16,8 @@ import torch
 from bmt_trainer.console import Display
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError, DataError
-from bmt_trainer.masking.masked_linear import MaskedLinear, hard_weight
+from bmt_trainer.masking.equations import hard_weight
+from bmt_trainer.masking.masked_linear import MaskedLinear
 from bmt_trainer.methods.callbacks import alpha_at
 from bmt_trainer.methods.config import TEACHER_PROMPT, SdftConfig
 from bmt_trainer.methods.sdft import teacher_example, train
@@ -111,10 +112,10 @@ def test_rollouts_and_teacher_are_hard_and_the_student_is_soft(
 ):
     before = bmt_core.fingerprint(checkpoint)
     teachers = []
-    teach = MaskedLinear.teach
+    teach = MaskedLinear.update_teacher
     monkeypatch.setattr(
         MaskedLinear,
-        "teach",
+        "update_teacher",
         lambda self, rate: (
             teachers.append((self.teacher_logits.clone(), self.gate_logits.detach().clone())),
             teach(self, rate),

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 import transformers
-from bmt_trainer.distributed import is_first, whole
+from bmt_trainer.distributed import full_tensor
 from bmt_trainer.methods import grpo, sft
 from bmt_trainer.methods.config import GrpoConfig, SftConfig
+from bmt_trainer.process import is_main_process
 
 
 def main() -> None:
@@ -28,12 +29,12 @@ def main() -> None:
             self._attached = attached
 
         def on_train_begin(self, *_, **__) -> None:
-            seen["deleted"] = {n: m.deleted() for n, m in self._attached.layers.items()}
+            seen["deleted"] = {n: m.zero_positions() for n, m in self._attached.layers.items()}
 
         def on_pre_optimizer_step(self, *_, **__) -> None:
             if "gradients" not in seen:
                 layers = self._attached.layers.items()
-                seen["gradients"] = {n: whole(m.gate_logits.grad).clone() for n, m in layers}
+                seen["gradients"] = {n: full_tensor(m.gate_logits.grad).clone() for n, m in layers}
 
     train = transformers.Trainer.train
 
@@ -45,7 +46,7 @@ def main() -> None:
     kind, module = {"sft": (SftConfig, sft), "grpo": (GrpoConfig, grpo)}[method]
     values = json.loads(settings)
     module.train(kind(**{**values, "output": Path(values["output"])}))
-    if is_first():
+    if is_main_process():
         torch.save(seen, file)
 
 

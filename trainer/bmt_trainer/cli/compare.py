@@ -12,9 +12,8 @@ import yaml
 
 from bmt_trainer.cli.tables import print_table
 from bmt_trainer.comparison import plan as plans
-from bmt_trainer.distributed import is_first
 from bmt_trainer.errors import ConfigError
-from bmt_trainer.process import keep_freed_memory
+from bmt_trainer.process import is_main_process, keep_freed_memory
 
 
 def compare(
@@ -64,7 +63,7 @@ def compare(
 
     keep_freed_memory()
     results = run(plan)
-    if not is_first():
+    if not is_main_process():
         return
     if as_json:
         print(json.dumps(results))

@@ -15,9 +15,8 @@ from bmt_core import Mask
 from rich.console import Console
 
 from bmt_trainer.cli.tables import print_table
-from bmt_trainer.distributed import is_first
 from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig, TrainConfig
-from bmt_trainer.process import keep_freed_memory
+from bmt_trainer.process import is_main_process, keep_freed_memory
 from bmt_trainer.settings import build, read_yaml
 
 C = TypeVar("C", bound=TrainConfig)
@@ -56,7 +55,7 @@ def run(train: Callable[[C], Mask], config: C) -> None:
                 file=sys.stderr,
             )
         raise
-    if is_first():
+    if is_main_process():
         _report(mask, config.output)
 
 

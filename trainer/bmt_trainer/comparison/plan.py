@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bmt_trainer.comparison import provenance
-from bmt_trainer.distributed import processes
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig, TrainConfig
+from bmt_trainer.process import world_size
 from bmt_trainer.settings import build, check, option, read_yaml
 
 CONFIGS: Mapping[str, type[TrainConfig]] = {
@@ -177,7 +177,7 @@ class Cell:
     @property
     def resumes(self) -> bool:
         """True if an interrupted run resumes from its last checkpoint."""
-        if processes() > 1 or self.kind in ("base", "wanda"):
+        if world_size() > 1 or self.kind in ("base", "wanda"):
             return False  # several processes write no checkpoints
         # TRL's own teacher of a baseline is not in its checkpoints.
         return self.kind == "bmt" or self.plan.trainer != "sdft"

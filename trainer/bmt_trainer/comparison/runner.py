@@ -26,8 +26,8 @@ from bmt_trainer.comparison.baselines import Tuned
 from bmt_trainer.comparison.measures import score_heldout, score_suites
 from bmt_trainer.comparison.plan import Cell, Plan
 from bmt_trainer.comparison.tracking import Track
-from bmt_trainer.console import Display
-from bmt_trainer.distributed import barrier, is_first, processes
+from bmt_trainer.console import Display, hide_library_progress
+from bmt_trainer.distributed import barrier
 from bmt_trainer.evaluation.kl import Texts
 from bmt_trainer.masking.attach import Attached, attach
 from bmt_trainer.masking.export import library_versions
@@ -35,9 +35,9 @@ from bmt_trainer.masking.initialization import init_gates
 from bmt_trainer.masking.masked_linear import MaskState
 from bmt_trainer.methods import grpo, pipeline, sdft, sft
 from bmt_trainer.methods.config import GrpoConfig
-from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
+from bmt_trainer.methods.pipeline import SHARDED, Loaded, Logs, Rows
 from bmt_trainer.methods.run_folder import settings_of
-from bmt_trainer.process import only_our_progress
+from bmt_trainer.process import is_main_process, world_size
 
 #: Shares of the gates that Wanda alone deletes (paper, appendix F).
 WANDA = tuple(1 / n for n in (2, 8, 32, 128, 512, 2048, 4096, 8192))
@@ -65,7 +65,7 @@ def run(plan: Plan, display: Display | None = None) -> list[Result]:
 
     A run that another process works on is left to it, and waited for at the end.
     """
-    display = display or Display()
+    display = display or Display(quiet=not is_main_process())
     plan.output.mkdir(parents=True, exist_ok=True)
     cells = list(plan.cells())
     results: dict[Path, Result] = {}
@@ -88,7 +88,7 @@ def locked(file: Path, *, wait: bool) -> Iterator[bool]:
     The lock ends with its process, however that ends. Processes that train one model together
     work on the same run, and take none.
     """
-    if processes() > 1:
+    if world_size() > 1:
         yield True
         return
     path = file.parent / ".locks" / file.stem
@@ -110,7 +110,7 @@ def read_result(path: Path) -> Result | None:
 def run_and_keep(cell: Cell, display: Display) -> Result:
     """Run a cell, or resume it, and write its result's file."""
     display.say(cell.label)
-    with only_our_progress():
+    with hide_library_progress():
         result = run_cell(cell, display)
     _write(cell.file, result)
     return result
@@ -120,7 +120,7 @@ def _write(path: Path, result: Result) -> None:
     """Write the whole file or none: a run whose file exists is not run again."""
     # All processes must have looked for the file: one that finds it would run the next cell alone.
     barrier()
-    if is_first():
+    if is_main_process():
         scratch = path.with_suffix(".tmp")
         scratch.write_text(json.dumps(result, indent=1) + "\n")
         os.replace(scratch, path)
@@ -165,7 +165,7 @@ def run_cell(cell: Cell, display: Display) -> Result:
 def _wanda(cell: Cell, loaded: Loaded) -> Result:
     """The best of one-shot masks at the paper's levels, G = ±0.03 without noise."""
     config = loaded.config
-    attached = attach(loaded.model, config.targets)
+    attached = attach(loaded.model, config.targets, SHARDED)
     norms = pipeline.calibrate(loaded, attached)
     levels = []
     for eta in WANDA:
@@ -183,7 +183,7 @@ def _wanda(cell: Cell, loaded: Loaded) -> Result:
 
 def _train_mask(cell: Cell, loaded: Loaded, rows: Rows, texts: Texts) -> Result:
     config = loaded.config
-    attached = attach(loaded.model, config.targets)
+    attached = attach(loaded.model, config.targets, SHARDED)
     live_alpha = config.live_alpha if isinstance(config, GrpoConfig) else None
     pipeline.initialize(loaded, attached, live_alpha=live_alpha)
     tuned = baselines.masked(

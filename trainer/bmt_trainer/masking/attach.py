@@ -1,4 +1,4 @@
-"""Finding the layers to mask in a model, and masking them."""
+"""Selection of the linear layers to mask in a model, and their replacement by masked ones."""
 
 from __future__ import annotations
 
@@ -10,78 +10,92 @@ import torch
 from bmt_core import Mask
 from torch import Tensor, nn
 
-from bmt_trainer.distributed import put, whole
 from bmt_trainer.errors import ConfigError, ExpertTensors, FusedGate, NoTargets, QuantizedModel
-from bmt_trainer.masking.masked_linear import MaskedLinear, MaskState
+from bmt_trainer.masking.masked_linear import MaskedLinear, MaskState, ParameterAccess
 
-#: The paper's choice: the gate projection of every transformer block, by module name.
+#: The paper's targets, by module name: the gate projection of every transformer block.
 GATE_PROJECTIONS = r"\.mlp\.gate_proj$"
 
 
 @dataclass(frozen=True, eq=False)
 class Attached:
-    """A model's masked layers by module name, and the state that they share."""
+    """The masked layers of a model by module name, and their shared state."""
 
     state: MaskState
     layers: Mapping[str, MaskedLinear]
 
     @property
     def zeros(self) -> int:
-        """Weights that the hard mask deletes: G <= 0, for Eq. 8 keeps only G > 0."""
-        return sum(int((whole(m.gate_logits) <= 0).sum()) for m in self.layers.values())
+        """The number of weights that the hard mask zeros: G <= 0, because Eq. 8 keeps G > 0."""
+        full_tensor = self.state.access.full_tensor
+        return sum(int((full_tensor(m.gate_logits) <= 0).sum()) for m in self.layers.values())
 
     @property
     def numel(self) -> int:
+        """The number of weights of the masked layers."""
         return sum(m.weight.numel() for m in self.layers.values())
 
     @property
     def sparsity(self) -> float:
-        """Share of the masked layers' weights that the hard mask deletes."""
+        """The share of the masked layers' weights that the hard mask zeros."""
         return self.zeros / self.numel
 
     @torch.no_grad()
-    def hold(self, mask: Mask) -> None:
-        """Set the trained gates to ±1 so that the hard mask is `mask`, a mask of this run."""
+    def load_mask(self, mask: Mask) -> None:
+        """Set the trained gates to ±1 so that the hard mask is `mask`, which this run exported."""
         tensors = {tensor.name: tensor for tensor in mask.tensors}
         for name, layer in self.layers.items():
-            deleted = torch.zeros(layer.weight.numel(), dtype=torch.bool)
+            zero = torch.zeros(layer.weight.numel(), dtype=torch.bool)
             positions = tensors[f"{name}.weight"].positions.astype("int64")
-            deleted[torch.from_numpy(positions)] = True
-            deleted = deleted.to(layer.gate_logits.device)
-            chosen = deleted if layer.live is None else deleted[layer.live]
-            put(layer.gate_logits, torch.where(chosen, -1.0, 1.0).view(layer.gate_logits.shape))
+            zero[torch.from_numpy(positions)] = True
+            zero = zero.to(layer.gate_logits.device)
+            if layer.live is not None:
+                zero = zero[layer.live]
+            gates = torch.where(zero, -1.0, 1.0).view(layer.gate_logits.shape)
+            self.state.access.assign(layer.gate_logits, gates)
 
     def start_teacher(self) -> None:
-        """Give every layer a teacher's gates, as the gates now are."""
+        """Add a teacher to every layer, its gates equal to the current ones."""
         for layer in self.layers.values():
             layer.start_teacher()
+
+    def update_teacher(self, rate: float) -> None:
+        """Move the teacher's gates of every layer towards the current ones (Eq. 4, γ = `rate`)."""
+        for layer in self.layers.values():
+            layer.update_teacher(rate)
 
     def gates(self) -> list[Tensor]:
         """The trainable tensors, fp32, one per layer."""
         return [m.gate_logits for m in self.layers.values()]
 
 
-def attach(model: nn.Module, targets: str = GATE_PROJECTIONS) -> Attached:
-    """Freeze `model` and mask, in place, each linear layer whose module name `targets` finds.
+def attach(
+    model: nn.Module, targets: str = GATE_PROJECTIONS, access: ParameterAccess | None = None
+) -> Attached:
+    """Freeze `model` and mask, in place, each linear layer whose module name matches `targets`.
 
-    Raises ConfigError for a bad pattern, and NoTargets, FusedGate, QuantizedModel or
-    ExpertTensors for a model that cannot be masked; the model is then unchanged.
+    targets: a regular expression, searched for in the name. access: for a model that a wrapper
+    shards later. Raises ConfigError for an invalid pattern, and NoTargets, FusedGate,
+    QuantizedModel or ExpertTensors for a model that cannot be masked; the model is then unchanged.
     """
     try:
         pattern = re.compile(targets)
     except re.error as error:
-        raise ConfigError(f"targets: {targets!r} is no regular expression ({error})") from None
+        raise ConfigError(
+            f"targets: {targets!r} is not a regular expression ({error}); an example is "
+            f"{GATE_PROJECTIONS!r}"
+        ) from None
     if getattr(getattr(model, "config", None), "quantization_config", None) is not None:
-        raise QuantizedModel("the model is quantised; train on its unquantised checkpoint")
-    found = {name: m for name, m in model.named_modules() if pattern.search(name)}
-    for name, module in found.items():
+        raise QuantizedModel("the model is quantized; train on its unquantized checkpoint")
+    matches = {name: m for name, m in model.named_modules() if pattern.search(name)}
+    for name, module in matches.items():
         _check(name, module)
-    if not found:
-        raise _nothing_found(model, targets)
+    if not matches:
+        raise _no_match(model, targets)
     model.requires_grad_(False)
-    state = MaskState()
+    state = MaskState(access=access or ParameterAccess())
     layers: dict[str, MaskedLinear] = {}
-    for name, module in found.items():
+    for name, module in matches.items():
         assert isinstance(module, nn.Linear)
         layers[name] = MaskedLinear.wrap(module, state)
     return Attached(state, layers)
@@ -91,19 +105,20 @@ def _check(name: str, module: nn.Module) -> None:
     if isinstance(module, MaskedLinear):
         raise ConfigError(f"{name} is masked already; attach to a freshly loaded model")
     if type(module) is not nn.Linear:
-        # Quantised layers of several libraries are subclasses, hence the exact comparison.
+        # Several libraries derive their quantized layers from nn.Linear: isinstance would pass.
         raise QuantizedModel(
-            f"{name} is a {type(module).__name__}, not a plain nn.Linear; load the unquantised "
+            f"{name} is a {type(module).__name__}, not a plain nn.Linear; load the unquantized "
             "checkpoint, without adapters"
         )
     if not torch.is_floating_point(module.weight) or module.weight.is_meta:
         raise QuantizedModel(
-            f"{name}.weight is {module.weight.dtype} on {module.weight.device}; it must be a "
-            "floating-point tensor that is loaded"
+            f"{name}.weight is {module.weight.dtype} on {module.weight.device}; load it as a "
+            "floating-point tensor on a real device"
         )
 
 
-def _nothing_found(model: nn.Module, targets: str) -> Exception:
+def _no_match(model: nn.Module, targets: str) -> Exception:
+    """The error that names the reason why no layer matches."""
     for name, parameter in model.named_parameters():
         if parameter.ndim == 3 and re.search(r"(gate|w1|w13)", name.rsplit(".", 1)[-1]):
             return ExpertTensors(

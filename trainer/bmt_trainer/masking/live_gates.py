@@ -1,9 +1,10 @@
-"""Which gates can still flip when training starts sharp: all the others need no training.
+"""Live gates: the gates that can still flip if training starts sharp; only they need training.
 
-At sharpness α a gate z = αG above 16.7 has σ(z) = 1 in fp32, and its gradient, α W σ(z) σ(-z),
-is far below what AdamW's eps lets through. α only grows (Eq. 7), so such a gate never comes back.
-Training the others alone gives the same mask with a sixth of the optimizer's memory; at α = 100,
-where SFT starts, every gate moves, and it would not.
+At sharpness α, a gate with z = αG above 16.7 has σ(z) = 1 in fp32, and its gradient,
+α W σ(z) σ(-z), is far below what AdamW's eps lets through. α only grows (Eq. 7), so such a gate
+never moves again. From `LIVE_SET_MIN_ALPHA` (methods/config.py) on, training the other gates alone
+gives the same mask with a sixth of the optimizer's memory. At α = 100, where SFT starts, every gate
+moves.
 """
 
 from __future__ import annotations
@@ -16,31 +17,31 @@ from torch import Tensor
 
 from bmt_trainer.masking.attach import Attached
 
-#: Gates with αG at most this are live. 16.7 is where the sigmoid is 1; the rest is for what a gate
+#: Gates with αG at most this are live. The sigmoid is 1 from 16.7 on; the margin covers what a gate
 #: may move before α has grown.
 LIMIT = 20.0
 
 
 @torch.no_grad()
-def live_sets(attached: Attached, alpha: float) -> dict[str, Tensor]:
-    """By layer, int64 [|S|]: flat places with αG <= LIMIT, which holds all deleted ones."""
+def live_positions(attached: Attached, alpha: float) -> dict[str, Tensor]:
+    """By layer, int64 [n]: flat positions with αG <= LIMIT, all zeroed weights among them."""
     return {
         name: (layer.gate_logits.flatten() * alpha <= LIMIT).nonzero().flatten()
         for name, layer in attached.layers.items()
     }
 
 
-def keep_live(attached: Attached, sets: dict[str, Tensor]) -> None:
-    """Train the gates of `sets` alone, in every layer."""
+def train_only(attached: Attached, positions: dict[str, Tensor]) -> None:
+    """Train only the gates at these positions, in every layer."""
     for name, layer in attached.layers.items():
-        layer.keep_live(sets[name].to(layer.weight.device))
+        layer.train_only(positions[name].to(layer.weight.device))
 
 
-def save(sets: dict[str, Tensor], path: Path) -> None:
-    """Keep them beside a run's checkpoints, whose gates are of these places."""
-    save_file({name: places.contiguous() for name, places in sets.items()}, path)
+def save(positions: dict[str, Tensor], path: Path) -> None:
+    """Write the positions to a safetensors file; the gates in a run's checkpoints are theirs."""
+    save_file({name: flat.contiguous() for name, flat in positions.items()}, path)
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """What `save` wrote."""
+    """Read the file that `save` wrote."""
     return dict(load_file(path))

@@ -1,13 +1,13 @@
-"""The BMT parameterisation: one trainable logit per frozen weight (paper, section 4, Eq. 6-8).
+"""A linear layer with one trainable gate logit per frozen weight (paper, section 4).
 
-Legend: W [d_out, d_in] frozen weight; G [d_out, d_in] fp32 gate logits; x [..., d_in];
-y, gy [..., d_out]; σ the sigmoid; α the sharpness; λ the regulariser's weight; S the places of
-the gates that are trained, all of them or a live set (`MaskedLinear.keep_live`).
+Shapes: W [d_out, d_in] frozen weight; G [d_out, d_in] fp32 gate logits; x [..., d_in]; y and its
+gradient gy [..., d_out]; S [n] int64, flat positions in W of the gates that are trained, if not
+all of them are (`MaskedLinear.train_only`); G is then [n]. α, λ and W̃ as in `equations`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,25 +16,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bmt_trainer.distributed import whole
+from bmt_trainer.masking.equations import (
+    gate_gradient,
+    hard_weight,
+    regularized_gradient,
+    soft_weight,
+    teacher_gates,
+)
 
 Mode = Literal["soft", "hard", "off", "teacher"]
 
 
+def _unsharded(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class ParameterAccess:
+    """Reading and writing of parameters that the model's wrapper may shard; by default none is.
+
+    full_tensor(parameter) returns all of a parameter; assign(parameter, values) sets it from values
+    of its full shape.
+    """
+
+    full_tensor: Callable[[Tensor], Tensor] = _unsharded
+    assign: Callable[[Tensor, Tensor], object] = Tensor.copy_
+
+
 @dataclass(eq=False)
 class MaskState:
-    """What all masked layers of one model share, so that one assignment switches all of them.
+    """State shared by all masked layers of one model, so that one assignment switches all of them.
 
-    `model.training` cannot choose between soft and hard: trainers call `model.train()` and then
-    generate. α and the mode must not change between a forward pass and its backward pass.
+    `model.training` cannot select soft or hard: trainers call `model.train()` and then generate.
+    α and the mode must not change between a forward pass and its backward pass.
     """
 
     alpha: float = 1e2
-    regularizer: float = 0.0
+    regularizer: float = 0.0  # λ, of one backward pass
     mode: Mode = "soft"
-    keep_hard: bool = True  # not where layers are sharded: kept, they would be whole again
-    # Hard weights of the layers, kept while a `use` lasts: generation calls each layer per token.
-    _hard: dict[int, tuple[int, Tensor]] = field(default_factory=dict, repr=False)
+    # Keep the hard weights while a `use` lasts: generation calls each layer once a token. Off if
+    # layers are sharded, because the kept weights are not.
+    cache_hard_weights: bool = True
+    access: ParameterAccess = field(default_factory=ParameterAccess)
+    # By layer id: the version of its gates, and the hard weight for it.
+    _hard_weights: dict[int, tuple[int, Tensor]] = field(default_factory=dict, repr=False)
 
     @contextmanager
     def use(self, mode: Mode) -> Iterator[None]:
@@ -45,11 +70,11 @@ class MaskState:
             yield
         finally:
             self.mode = before
-            self._hard.clear()
+            self._hard_weights.clear()
 
     @contextmanager
     def unregularized(self) -> Iterator[None]:
-        """Forward passes in the block add no regulariser in their backward."""
+        """Forward passes in the block add no regularizer in their backward passes."""
         before, self.regularizer = self.regularizer, 0.0
         try:
             yield
@@ -57,109 +82,94 @@ class MaskState:
             self.regularizer = before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskState:
-        copy = MaskState(self.alpha, self.regularizer, self.mode, self.keep_hard)
+        copy = MaskState(
+            self.alpha, self.regularizer, self.mode, self.cache_hard_weights, self.access
+        )
         memo[id(self)] = copy
         return copy
 
 
 class _SoftLinear(torch.autograd.Function):
-    """y = x W̃ᵀ with W̃ = W ⊙ σ(αG) (Eq. 6), and -λ‖W̃‖² added to the loss in closed form.
+    """y = x W̃ᵀ (Eq. 6); the backward adds the gradient of -λ‖W̃‖² in closed form.
 
-    Saves x, W and G only and recomputes the sigmoid. The backward uses σ(z)σ(-z): σ(z)(1-σ(z))
-    is exactly 0 in fp32 from z ≈ 16.6 on, where gates that are still to move begin.
+    Saves x, W and G only; the backward computes W̃ again.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, W: Tensor, G: Tensor, alpha: float, regularizer: float
+        ctx: Any, x: Tensor, W: Tensor, G: Tensor, alpha: float, lam: float
     ) -> Tensor:
         ctx.save_for_backward(x, W, G)
-        ctx.alpha, ctx.regularizer = alpha, regularizer
+        ctx.alpha, ctx.lam = alpha, lam
         return F.linear(x, soft_weight(W, G, alpha).to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, W, G = ctx.saved_tensors
-        soft = soft_weight(W, G, ctx.alpha)
-        gx = gy @ soft.to(gy.dtype) if ctx.needs_input_grad[0] else None
+        W_soft = soft_weight(W, G, ctx.alpha)
+        gx = gy @ W_soft.to(gy.dtype) if ctx.needs_input_grad[0] else None
         gG = None
         if ctx.needs_input_grad[2]:
-            gG = _gate_grad(_weight_grad(x, gy), soft, G, ctx.alpha, ctx.regularizer)
+            gG = _gate_gradient(_weight_gradient(x, gy), W_soft, G, ctx.alpha, ctx.lam)
         return gx, None, gG, None, None
 
 
 class _LiveLinear(torch.autograd.Function):
-    """The same where only the gates at flat places S are trained, G being theirs, [|S|].
+    """`_SoftLinear` with gates at the positions S only.
 
-    All others keep their weight, σ(αG) being 1 in fp32 for them.
+    All other weights stay as they are: σ(αG) of their gates is 1 in fp32.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, W: Tensor, G: Tensor, S: Tensor, alpha: float, regularizer: float
+        ctx: Any, x: Tensor, W: Tensor, G: Tensor, S: Tensor, alpha: float, lam: float
     ) -> Tensor:
         ctx.save_for_backward(x, W, G, S)
-        ctx.alpha, ctx.regularizer = alpha, regularizer
-        live = soft_weight(W.view(-1)[S], G, alpha)
-        return F.linear(x, _filled(W.to(x.dtype, copy=True), S, live))
+        ctx.alpha, ctx.lam = alpha, lam
+        W_soft = soft_weight(W.view(-1)[S], G, alpha)  # [n]
+        return F.linear(x, _fill(W.to(x.dtype, copy=True), S, W_soft))
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, W, G, S = ctx.saved_tensors
-        soft = soft_weight(W.view(-1)[S], G, ctx.alpha)
+        W_soft = soft_weight(W.view(-1)[S], G, ctx.alpha)  # [n]
         gx = None
         if ctx.needs_input_grad[0]:
-            gx = gy @ _filled(W.to(gy.dtype, copy=True), S, soft)
+            gx = gy @ _fill(W.to(gy.dtype, copy=True), S, W_soft)
         gG = None
         if ctx.needs_input_grad[2]:
-            grad = _weight_grad(x, gy).view(-1)[S]
-            gG = _gate_grad(grad, soft, G, ctx.alpha, ctx.regularizer)
+            grad = _weight_gradient(x, gy).view(-1)[S]
+            gG = _gate_gradient(grad, W_soft, G, ctx.alpha, ctx.lam)
         return gx, None, gG, None, None, None
 
 
-def _weight_grad(x: Tensor, gy: Tensor) -> Tensor:
-    """dL/dW̃ [d_out, d_in] in gy's dtype."""
+def _weight_gradient(x: Tensor, gy: Tensor) -> Tensor:
+    """∂L/∂W̃ = gyᵀ x [d_out, d_in], in gy's dtype."""
     return gy.reshape(-1, gy.shape[-1]).T @ x.reshape(-1, x.shape[-1]).to(gy.dtype)
 
 
-def _gate_grad(grad: Tensor, soft: Tensor, G: Tensor, alpha: float, regularizer: float) -> Tensor:
-    """dL/dG from dL/dW̃ and W̃: dW̃/dG = α W σ(z) σ(-z) = α W̃ σ(-z), z = αG."""
-    grad = grad.to(soft.dtype)
-    if regularizer:
-        grad.add_(soft, alpha=-2 * regularizer)
-    return grad.mul_(soft).mul_(torch.sigmoid(-alpha * G)).mul_(alpha).to(G.dtype)
+def _gate_gradient(grad: Tensor, W_soft: Tensor, G: Tensor, alpha: float, lam: float) -> Tensor:
+    """∂(L - λ‖W̃‖²)/∂G in G's dtype, from `grad` = ∂L/∂W̃."""
+    grad = regularized_gradient(grad.to(W_soft.dtype), W_soft, lam)
+    return gate_gradient(grad, W_soft, G, alpha).to(G.dtype)
 
 
-def _filled(W: Tensor, S: Tensor, values: Tensor) -> Tensor:
-    """W itself, with `values` at the flat places S."""
+def _fill(W: Tensor, S: Tensor, values: Tensor) -> Tensor:
+    """Set W at the flat positions S to `values` [n], in place; returns W."""
     W.view(-1)[S] = values.to(W.dtype)
     return W
 
 
-def _compute_dtype(W: Tensor, G: Tensor) -> torch.dtype:
-    return torch.promote_types(W.dtype, G.dtype)
-
-
-def soft_weight(W: Tensor, G: Tensor, alpha: float) -> Tensor:
-    """W̃ = W ⊙ σ(αG) (Eq. 6), in G's precision or better: a bf16 sigmoid is 1 from z ≈ 6.2 on."""
-    return W.to(_compute_dtype(W, G)) * torch.sigmoid(alpha * G)
-
-
-def hard_weight(W: Tensor, G: Tensor) -> Tensor:
-    """Ŵ = W ⊙ 1[G > 0] (Eq. 8), in W's dtype. A selection: a product would leave -0."""
-    return torch.where(G > 0, W, torch.zeros((), dtype=W.dtype, device=W.device))
-
-
 class MaskedLinear(nn.Linear):
-    """An `nn.Linear` with a frozen weight and gate logits, made by `wrap`, in place.
+    """An `nn.Linear` with a frozen weight and gate logits, made in place by `wrap`.
 
     A subclass, not a parametrization or a wrapping module, so that `weight` keeps its name in
-    the state dict. `weight` is always the unmasked base: read `effective_weight` to see the mask.
+    the state dict. `weight` is always the unmasked base; `effective_weight` applies the mask.
     """
 
-    gate_logits: nn.Parameter  # [d_out, d_in] fp32, or [|S|] of the live ones
-    teacher_logits: nn.Parameter | None  # as gate_logits, not trained; G_T of Eq. 4
-    live: Tensor | None  # int64 [|S|], flat places, ascending; None: all gates are trained
+    gate_logits: nn.Parameter  # G
+    teacher_logits: nn.Parameter | None  # G_T of Eq. 4, shaped as G, not trained
+    live: Tensor | None  # S, ascending; None if all gates are trained
     state: MaskState
 
     @classmethod
@@ -174,80 +184,90 @@ class MaskedLinear(nn.Linear):
         return linear
 
     def effective_weight(self, mode: Mode | None = None) -> Tensor:
-        """[d_out, d_in] in the weight's dtype: what `mode` (default: the current one) computes."""
+        """The weight that `mode` computes with, [d_out, d_in] in W's dtype; default: the current
+        mode. Raises ValueError in mode "teacher" without a teacher.
+        """
         mode = mode or self.state.mode
         if mode == "off":
             return self.weight
         if mode == "hard":
             return self._hard_weight()
         if mode == "teacher":
-            if self.teacher_logits is None:
-                raise ValueError("there is no teacher; start one with start_teacher()")
-            return hard_weight(self.weight, self.teacher_logits)
+            return hard_weight(self.weight, self._teacher())
         W, G, alpha = self.weight, self.gate_logits, self.state.alpha
         if self.live is None:
             return soft_weight(W, G, alpha).to(W.dtype)
-        return _filled(W.clone(), self.live, soft_weight(W.view(-1)[self.live], G, alpha))
+        return _fill(W.clone(), self.live, soft_weight(W.view(-1)[self.live], G, alpha))
 
     @torch.no_grad()
     def start_teacher(self) -> None:
-        """Give the layer a teacher's gates, G_T = G; all gates must be trained, not a live set.
+        """Add a teacher's gates, G_T = G. Raises ValueError unless all gates are trained.
 
-        A parameter, not a buffer: checkpoints keep it beside the gates.
+        G_T is a parameter, not a buffer, so that checkpoints keep it next to the gates.
         """
         if self.live is not None:
-            raise ValueError("a teacher needs all gates; do not choose a live set")
+            raise ValueError("a teacher needs all gates; do not restrict training with train_only")
         self.teacher_logits = nn.Parameter(self.gate_logits.detach().clone(), requires_grad=False)
 
     @torch.no_grad()
-    def teach(self, rate: float) -> None:
-        """G_T <- (1 - γ) G_T + γ G, γ = `rate` (Eq. 4 on gates)."""
-        if self.teacher_logits is None:
-            raise ValueError("there is no teacher; start one with start_teacher()")
-        self.teacher_logits.lerp_(self.gate_logits, rate)
+    def update_teacher(self, rate: float) -> None:
+        """Eq. 4 on gates with γ = `rate`. Raises ValueError without a teacher."""
+        teacher = self._teacher()
+        teacher.copy_(teacher_gates(teacher, self.gate_logits, rate))
 
     @torch.no_grad()
-    def keep_live(self, S: Tensor) -> None:
-        """Train the gates at flat places S alone, int64 [|S|]; all others keep their weight.
+    def train_only(self, positions: Tensor) -> None:
+        """Train the gates at these flat positions only, int64 [n] ascending; the other weights are
+        kept. Every gate that is or may become <= 0 must be among them (`live_positions`).
 
-        Every gate that is or may become 0 or less must be among them (see `live_sets`).
+        Raises ValueError on a second call.
         """
         if self.live is not None:
-            raise ValueError("the live set is chosen already")
-        self.live = S
-        self.gate_logits = nn.Parameter(self.gate_logits.flatten()[S])
+            raise ValueError("the trained gates are chosen already; call train_only once")
+        self.live = positions
+        self.gate_logits = nn.Parameter(self.gate_logits.flatten()[positions])
 
     @torch.no_grad()
-    def deleted(self) -> Tensor:
-        """int64 [zeros]: flat places where G <= 0, ascending."""
-        at = (whole(self.gate_logits) <= 0).flatten().nonzero().flatten()
-        return at if self.live is None else self.live[at]
+    def zero_positions(self) -> Tensor:
+        """Flat positions of the weights that the hard mask zeros (G <= 0), int64 ascending.
+
+        Collective if the model's wrapper shards the gates: every process must call it.
+        """
+        zero = self.state.access.full_tensor(self.gate_logits) <= 0
+        positions = zero.flatten().nonzero().flatten()
+        return positions if self.live is None else self.live[positions]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.state.mode != "soft":
             return F.linear(x, self.effective_weight(), self.bias)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        # A validation loss is not training: no regulariser outside of train mode.
-        regularizer = self.state.regularizer if self.training else 0.0
+        # A validation loss is not trained on, so it is not regularized.
+        lam = self.state.regularizer if self.training else 0.0
         W, G, alpha = self.weight, self.gate_logits, self.state.alpha
         if self.live is None:
-            y = _SoftLinear.apply(x, W, G, alpha, regularizer)
+            y = _SoftLinear.apply(x, W, G, alpha, lam)
         else:
-            y = _LiveLinear.apply(x, W, G, self.live, alpha, regularizer)
+            y = _LiveLinear.apply(x, W, G, self.live, alpha, lam)
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _teacher(self) -> nn.Parameter:
+        if self.teacher_logits is None:
+            raise ValueError("the layer has no teacher; call start_teacher() first")
+        return self.teacher_logits
 
     @torch.no_grad()
     def _hard_weight(self) -> Tensor:
         version = self.gate_logits._version
-        kept = self.state._hard.get(id(self))
-        if kept is not None and kept[0] == version:
-            return kept[1]
+        cached = self.state._hard_weights.get(id(self))
+        if cached is not None and cached[0] == version:
+            return cached[1]
         if self.live is None:
             weight = hard_weight(self.weight, self.gate_logits)
         else:
             live = hard_weight(self.weight.view(-1)[self.live], self.gate_logits)
-            weight = _filled(self.weight.clone(), self.live, live)
-        if self.state.mode == "hard" and self.state.keep_hard:  # inside `use`, whose end frees it
-            self.state._hard[id(self)] = (version, weight)
+            weight = _fill(self.weight.clone(), self.live, live)
+        # Only inside `use`, whose end frees it.
+        if self.state.mode == "hard" and self.state.cache_hard_weights:
+            self.state._hard_weights[id(self)] = (version, weight)
         return weight

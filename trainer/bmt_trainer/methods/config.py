@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bmt_trainer.distributed import processes
 from bmt_trainer.errors import ConfigError
+from bmt_trainer.process import world_size
 from bmt_trainer.settings import check, option, redefined
 
 #: The least alpha_start from which training the live gates alone gives the same mask; see
@@ -258,8 +258,8 @@ class SdftConfig(OnPolicyConfig):
                 f"micro_batch: {self.micro_batch} does not divide prompts_per_step "
                 f"{self.prompts_per_step}"
             )
-        if processes() > 1:
-            raise ConfigError(f"sdft trains in one process, not {processes()}")
+        if world_size() > 1:
+            raise ConfigError(f"sdft trains in one process, not {world_size()}")
         try:
             shown = self.template.format(prompt="<prompt>", demonstration="<demonstration>")
         except (KeyError, IndexError, ValueError) as error:

@@ -10,8 +10,8 @@ import transformers
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
-from bmt_trainer.console import ShowSteps
-from bmt_trainer.distributed import keep_gates_fp32, rank
+from bmt_trainer.console import StepProgress
+from bmt_trainer.distributed import keep_gates_fp32
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods.callbacks import SharpenMask
 from bmt_trainer.methods.config import TrainConfig
@@ -19,6 +19,7 @@ from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.trl_mixins import save_gates_only
 from bmt_trainer.methods.trl_setup import prepare_trl
 from bmt_trainer.models import slow_in_16_bits
+from bmt_trainer.process import rank
 
 
 def trl_arguments(config: TrainConfig, folder: Path, on_cpu: bool) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def fit_with_trl(
             callbacks=[
                 SharpenMask(attached.state, config.alpha_start, config.alpha_end),
                 *callbacks,
-                ShowSteps(advance, metric),
+                StepProgress(advance, metric),
             ],
             attached=attached,
             reg_lambda=config.reg_lambda,

@@ -18,19 +18,19 @@ from transformers import TrainerCallback
 from trl import GRPOConfig as TrlConfig
 from trl import GRPOTrainer
 
-from bmt_trainer.console import Display
+from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.data.encoding import render
-from bmt_trainer.distributed import join, processes
+from bmt_trainer.distributed import join
 from bmt_trainer.evaluation.graders import Judge, find
 from bmt_trainer.masking.attach import Attached, attach
 from bmt_trainer.methods import on_policy, pipeline
 from bmt_trainer.methods.config import GrpoConfig
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
-from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
+from bmt_trainer.methods.pipeline import SHARDED, Loaded, Logs, Rows
 from bmt_trainer.methods.rollouts.server import ServerRollouts
 from bmt_trainer.methods.trl_mixins import BaseReference, HardRollouts, MaskedTraining
 from bmt_trainer.models import load_model
-from bmt_trainer.process import only_our_progress
+from bmt_trainer.process import is_main_process, world_size
 
 
 def train(config: GrpoConfig, display: Display | None = None) -> Mask:
@@ -39,10 +39,10 @@ def train(config: GrpoConfig, display: Display | None = None) -> Mask:
     `<output>.history.json` holds each step's reward, zeros and validation. Raises TrainerError and
     bmt_core.BmtError.
     """
-    with only_our_progress():
-        loaded, rows = load(config, display or Display())
+    with hide_library_progress():
+        loaded, rows = load(config, display or Display(quiet=not is_main_process()))
         loaded.score("base")
-        attached = attach(loaded.model, config.targets)
+        attached = attach(loaded.model, config.targets, SHARDED)
         pipeline.initialize(loaded, attached, live_alpha=config.live_alpha)
         validation = on_policy.validation(config, loaded, attached)
         logs = fit(config, loaded, attached, rows, [validation])
@@ -55,8 +55,8 @@ def train(config: GrpoConfig, display: Display | None = None) -> Mask:
 
 def load(config: GrpoConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:
     """Load the run, and its prompts and answers as rows. scored: as in `pipeline.load`."""
-    join(config)
-    config.accumulation(processes())
+    join(config.device, writes_checkpoints=bool(config.checkpoint_every or config.resume))
+    config.accumulation(world_size())
     loaded, examples = on_policy.load(config, display, find(config.reward), scored=scored)
     return loaded, on_policy.prompt_rows(loaded.tokenizer, examples, answer=lambda e: e.answer)
 
@@ -81,7 +81,7 @@ def fit(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Logs:
     """Train the attached gates by the rewards of sampled answers."""
-    passes = config.accumulation(processes())
+    passes = config.accumulation(world_size())
     arguments = TrlConfig(
         **trl_arguments(config, loaded.run.folder, loaded.model.device.type == "cpu"),
         per_device_train_batch_size=config.micro_batch,

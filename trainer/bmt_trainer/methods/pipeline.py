@@ -23,21 +23,27 @@ from bmt_trainer.console import Display
 from bmt_trainer.data import sources
 from bmt_trainer.data.encoding import batches, render
 from bmt_trainer.data.examples import Split
-from bmt_trainer.distributed import barrier, is_first, processes
+from bmt_trainer.distributed import assign_sharded, barrier, full_tensor
 from bmt_trainer.evaluation.graders import Grader
 from bmt_trainer.evaluation.intervals import wilson
 from bmt_trainer.evaluation.kl import forward_kl
 from bmt_trainer.evaluation.score import best_guess
 from bmt_trainer.masking import live_gates
 from bmt_trainer.masking.attach import Attached
+from bmt_trainer.masking.calibration import input_norms
 from bmt_trainer.masking.export import export, library_versions
-from bmt_trainer.masking.initialization import init_gates, input_norms
+from bmt_trainer.masking.initialization import init_gates
+from bmt_trainer.masking.masked_linear import ParameterAccess
 from bmt_trainer.methods.config import TrainConfig
 from bmt_trainer.methods.rollouts.local import sample_texts
 from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, settings_of
+from bmt_trainer.process import is_main_process, world_size
 
 # Held-out prompts on whose answers by the base a mask's KL divergence is measured.
 _KL_PROMPTS = 64
+
+#: Access of masked layers to parameters that FSDP2 may shard.
+SHARDED = ParameterAccess(full_tensor, assign_sharded)
 
 #: A training example as a TRL trainer reads it, by column.
 Rows = Sequence[Mapping[str, Any]]
@@ -160,12 +166,12 @@ def initialize(loaded: Loaded, attached: Attached, *, live_alpha: float | None =
             loaded.score("init")
         run.note("init_sparsity", attached.sparsity)
         write_mask(current_mask(loaded, attached), loaded.start_file)
-        if live_alpha is not None and is_first():
-            live_gates.save(live_gates.live_sets(attached, live_alpha), positions)
+        if live_alpha is not None and is_main_process():
+            live_gates.save(live_gates.live_positions(attached, live_alpha), positions)
         barrier()
-    attached.state.keep_hard = processes() == 1
+    attached.state.cache_hard_weights = world_size() == 1
     if live_alpha is not None:
-        live_gates.keep_live(attached, live_gates.load(positions))
+        live_gates.train_only(attached, live_gates.load(positions))
     loaded.display.say(_memory(loaded.model, attached))
 
 
@@ -208,7 +214,7 @@ def current_mask(
 
 def write_mask(mask: Mask, path: Path) -> None:
     """Save from the first process; return when the file is there for all."""
-    if is_first():
+    if is_main_process():
         bmt_core.save(mask, path)
     barrier()
 
@@ -216,7 +222,7 @@ def write_mask(mask: Mask, path: Path) -> None:
 def write_history(loaded: Loaded, history: Mapping[str, Any]) -> None:
     """Write the logs of steps and validations to `<output>.history.json`."""
     output = loaded.config.output
-    if is_first():
+    if is_main_process():
         written = {"reading": loaded.reading, **history}
         path = output.with_name(output.name + ".history.json")
         path.write_text(json.dumps(written, indent=1) + "\n")
@@ -261,7 +267,7 @@ def _choose_lean(loaded: Loaded, attached: Attached, full: Mask) -> tuple[Mask, 
 
 
 def _score_mask(loaded: Loaded, attached: Attached, name: str, mask: Mask) -> None:
-    attached.hold(mask)
+    attached.load_mask(mask)
     with attached.state.use("hard"):
         loaded.score(name)
 
@@ -274,7 +280,7 @@ def _forward_kl(
         texts = base_texts(loaded)
     results = {}
     for name, mask in masks.items():
-        attached.hold(mask)
+        attached.load_mask(mask)
         kl = forward_kl(loaded.model, attached, texts, loaded.tokenizer.pad_token_id)
         loaded.display.say(f"{name:<5}forward KL {kl.per_token:.4f} nats a token")
         results[name] = kl.to_json()

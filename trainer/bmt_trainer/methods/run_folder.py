@@ -14,10 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer.console import Display
 from bmt_trainer.data.examples import Example
-from bmt_trainer.distributed import barrier, is_first
+from bmt_trainer.distributed import barrier
 from bmt_trainer.errors import OutputError, ResumeError
 from bmt_trainer.evaluation.graders import Grader
 from bmt_trainer.evaluation.score import Score, evaluate
+from bmt_trainer.process import is_main_process
 
 _FILE = "run.json"
 # Settings that do not change what a run computes.
@@ -43,7 +44,7 @@ class RunFolder:
         self.notes: dict[str, Any] = {}
         if output.is_dir():
             raise OutputError(f"output {output} is a folder; name a file")
-        if not is_first():
+        if not is_main_process():
             return  # the first process makes and checks the folder
         if self.folder.exists():
             before = self._read()
@@ -84,7 +85,7 @@ class RunFolder:
         self._write()
 
     def _write(self) -> None:
-        if not is_first():
+        if not is_main_process():
             return
         scratch = self.folder / f"{_FILE}.tmp"
         scratch.write_text(json.dumps({"settings": self._settings, "notes": self.notes}, indent=1))
@@ -105,7 +106,7 @@ class RunFolder:
     def finish(self) -> None:
         """Remove the folder; the mask is written."""
         barrier()
-        if is_first():
+        if is_main_process():
             shutil.rmtree(self.folder)
 
 

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from trl.experimental.sdft import SDFTConfig as TrlConfig
 from trl.experimental.sdft import SDFTTrainer
 
-from bmt_trainer.console import Display
+from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.data.examples import Example, Message
 from bmt_trainer.distributed import join
 from bmt_trainer.evaluation.graders import find_for
@@ -27,9 +27,9 @@ from bmt_trainer.masking.attach import Attached, attach
 from bmt_trainer.methods import on_policy, pipeline
 from bmt_trainer.methods.config import SdftConfig
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
-from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
+from bmt_trainer.methods.pipeline import SHARDED, Loaded, Logs, Rows
 from bmt_trainer.methods.trl_mixins import MaskedTraining, MaskTeacher
-from bmt_trainer.process import only_our_progress
+from bmt_trainer.process import is_main_process
 
 
 def train(config: SdftConfig, display: Display | None = None) -> Mask:
@@ -39,11 +39,11 @@ def train(config: SdftConfig, display: Display | None = None) -> Mask:
     accuracy that there is to learn from. `<output>.history.json` holds each step's loss, zeros and
     validation. Raises TrainerError and bmt_core.BmtError.
     """
-    with only_our_progress():
-        loaded, rows = load(config, display or Display())
+    with hide_library_progress():
+        loaded, rows = load(config, display or Display(quiet=not is_main_process()))
         loaded.score("teacher", [teacher_example(e, config.template) for e in loaded.split.heldout])
         loaded.score("base")
-        attached = attach(loaded.model, config.targets)
+        attached = attach(loaded.model, config.targets, SHARDED)
         pipeline.initialize(loaded, attached)
         validation = on_policy.validation(config, loaded, attached)
         logs = fit(config, loaded, attached, rows, [validation])
@@ -56,7 +56,7 @@ def train(config: SdftConfig, display: Display | None = None) -> Mask:
 
 def load(config: SdftConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:
     """Load the run, and its prompts and demonstrations as rows. scored: as in `pipeline.load`."""
-    join(config)
+    join(config.device, writes_checkpoints=bool(config.checkpoint_every or config.resume))
     loaded, examples = on_policy.load(
         config,
         display,

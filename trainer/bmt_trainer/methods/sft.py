@@ -9,18 +9,18 @@ from transformers import TrainerCallback
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
-from bmt_trainer.console import Display
+from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.data.encoding import grouped_by_length, training_rows
-from bmt_trainer.distributed import join, processes
+from bmt_trainer.distributed import join
 from bmt_trainer.errors import DataError
 from bmt_trainer.evaluation.graders import find_for
 from bmt_trainer.masking.attach import Attached, attach
 from bmt_trainer.methods import pipeline
 from bmt_trainer.methods.config import SftConfig
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
-from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
+from bmt_trainer.methods.pipeline import SHARDED, Loaded, Logs, Rows
 from bmt_trainer.methods.trl_mixins import MaskedTraining
-from bmt_trainer.process import only_our_progress
+from bmt_trainer.process import is_main_process, world_size
 
 
 def train(config: SftConfig, display: Display | None = None) -> Mask:
@@ -30,10 +30,10 @@ def train(config: SftConfig, display: Display | None = None) -> Mask:
     trained one, and the versions of the libraries. The same settings on the same machine give the
     same mask, resumed or not. Raises TrainerError and bmt_core.BmtError.
     """
-    with only_our_progress():
-        loaded, rows = load(config, display or Display())
+    with hide_library_progress():
+        loaded, rows = load(config, display or Display(quiet=not is_main_process()))
         loaded.score("base")
-        attached = attach(loaded.model, config.targets)
+        attached = attach(loaded.model, config.targets, SHARDED)
         pipeline.initialize(loaded, attached)
         logs = fit(config, loaded, attached, rows)
         # No selection: SFT does not validate, so its last mask is the one to write.
@@ -43,8 +43,8 @@ def train(config: SftConfig, display: Display | None = None) -> Mask:
 
 def load(config: SftConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:
     """Load the run, and encode its training examples. scored: as in `pipeline.load`."""
-    join(config)
-    used = config.steps * config.batch_size * config.gradient_accumulation * processes()
+    join(config.device, writes_checkpoints=bool(config.checkpoint_every or config.resume))
+    used = config.steps * config.batch_size * config.gradient_accumulation * world_size()
     loaded = pipeline.load(
         config,
         display,
@@ -81,7 +81,7 @@ def fit(
 ) -> Logs:
     """Train the attached gates on the rows' completions."""
     if config.group_by_length:
-        step = config.batch_size * config.gradient_accumulation * processes()
+        step = config.batch_size * config.gradient_accumulation * world_size()
         rows = grouped_by_length(rows, step, config.steps, config.seed)
     arguments = TrlConfig(
         **trl_arguments(config, loaded.run.folder, loaded.model.device.type == "cpu"),

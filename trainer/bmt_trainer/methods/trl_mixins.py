@@ -88,7 +88,7 @@ class HardRollouts(HardSampling):
         trainer: Any = self
         state, plain = self.attached.state, trainer.model
         # Checkpointing drops the shared cache, and sharded layers would be gathered twice.
-        if state.keep_hard and not plain.is_gradient_checkpointing:
+        if state.cache_hard_weights and not plain.is_gradient_checkpointing:
             prompt = input_ids.shape[1] - logits_to_keep
             model = SharedPrompts(model, plain.config, state, prompt)
         return super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
@@ -129,8 +129,7 @@ class UpdateTeacher(TrainerCallback):
         self._attached, self._rate = attached, rate
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        for layer in self._attached.layers.values():
-            layer.teach(self._rate)
+        self._attached.update_teacher(self._rate)
 
 
 class BaseReference:

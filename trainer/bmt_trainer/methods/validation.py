@@ -79,5 +79,5 @@ class Validation(TrainerCallback):
         """
         if not self.scores:
             return None
-        self._attached.hold(bmt_core.load(self._best_file))
+        self._attached.load_mask(bmt_core.load(self._best_file))
         return int(max(self.scores, key=lambda v: v[self._reading])["step"])

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer.data.encoding import pad, render
 from bmt_trainer.data.examples import Message
-from bmt_trainer.distributed import any_of_all
+from bmt_trainer.distributed import any_rank
 
 # Ended rows leave the batch once they are this share of it: selecting rows copies the whole cache.
 _ENDED_SHARE = 0.25
@@ -73,7 +73,7 @@ def sample(
         ended |= torch.isin(drawn[:, 0], last)
         more = not bool(ended.all())
         # All processes gather sharded layers together, so none may stop before the others.
-        if step == max_new_tokens - 1 or not any_of_all(more, device):
+        if step == max_new_tokens - 1 or not any_rank(more, device):
             break
         if more and float(ended.float().mean()) >= _ENDED_SHARE:
             stay = (~ended).nonzero().flatten()
