@@ -1,18 +1,18 @@
 """Errors of `bmt_trainer`, one tree::
 
 TrainerError
-├── ConfigError             a setting that does not exist, has a wrong type or is out of bounds
+├── ConfigError             a setting that is unknown, of a wrong type or out of bounds
 ├── ModelError              a model that cannot be masked
-│   ├── NoTargets           no layer matches the pattern
-│   ├── FusedGate           gate and up projection share one matrix
-│   ├── QuantizedModel      the weights are quantised
-│   ├── ExpertTensors       experts as one 3-D tensor
+│   ├── NoTargets           no linear layer matches the pattern
+│   ├── FusedGate           gate and up projection in one matrix
+│   ├── QuantizedModel      quantized weights
+│   ├── ExpertTensors       all experts in one 3-D tensor
 │   ├── ModelNotFound       neither a folder nor a model of the Hub
-│   └── UnknownBase         which checkpoint a loaded model came from cannot be told
-├── RolloutError            a server did not answer as rollouts need it
+│   └── UnknownBase         a loaded model of unknown checkpoint
+├── RolloutError            a server's response cannot be used as rollouts
 ├── DataError               examples that are missing, malformed or too few
-├── ResumeError             nothing to resume, or the run was started otherwise
-└── OutputError             the output exists or cannot be written
+├── ResumeError             nothing to resume, or a run with other settings
+└── OutputError             an output that exists or cannot be written
 
 A mask for another base raises `bmt_core.BaseMismatch`, and a bad `.bmt` file the other errors of
 `bmt_core`.
@@ -22,11 +22,11 @@ from __future__ import annotations
 
 
 class TrainerError(Exception):
-    """Base of all errors here."""
+    """Base class of the trainer's errors."""
 
 
 class ConfigError(TrainerError):
-    """A setting that does not exist, has a wrong type or is out of its bounds."""
+    """A setting that is unknown, of a wrong type or out of its bounds."""
 
 
 class ModelError(TrainerError):
@@ -38,27 +38,27 @@ class NoTargets(ModelError):
 
 
 class FusedGate(ModelError):
-    """Gate and up projection share one matrix, so that the gate has no weight of its own."""
+    """Gate and up projection share one matrix, so the gate has no weight of its own."""
 
 
 class QuantizedModel(ModelError):
-    """The weights are quantised: a deleted weight would not be one stored number."""
+    """The weights are quantized, so a zeroed weight is not one stored number."""
 
 
 class ExpertTensors(ModelError):
-    """A mixture of experts that keeps its gates in one 3-D tensor."""
+    """A mixture of experts that stores its gates in one 3-D tensor."""
 
 
 class ModelNotFound(ModelError):
-    """Neither a folder nor a model that the Hub gives."""
+    """Neither a folder nor a model that the Hub provides."""
 
 
 class UnknownBase(ModelError):
-    """A loaded model does not say which checkpoint it came from."""
+    """A loaded model that does not name the checkpoint it was loaded from."""
 
 
 class RolloutError(TrainerError):
-    """A server's answers cannot be used as rollouts."""
+    """A server's responses cannot be used as rollouts."""
 
 
 class DataError(TrainerError):
@@ -66,8 +66,8 @@ class DataError(TrainerError):
 
 
 class ResumeError(TrainerError):
-    """There is nothing to resume, or the run was started with other settings."""
+    """A run that cannot be resumed: it does not exist, or was started with other settings."""
 
 
 class OutputError(TrainerError):
-    """The output exists already or cannot be written."""
+    """An output that exists already or cannot be written."""

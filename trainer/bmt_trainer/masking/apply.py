@@ -1,4 +1,4 @@
-"""Using a mask without our server: on a loaded model, or as a plain checkpoint."""
+"""Masks without bmt-server: applied to a loaded model, or written as a plain checkpoint."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from bmt_trainer.errors import OutputError, UnknownBase
 from bmt_trainer.models import checkpoint_folder
 
-# Floating-point types whose zero is all-zero bytes, by their name in safetensors.
+# Bytes per element of the floating-point dtypes whose zero is all-zero bytes, by safetensors name.
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
-# Left out of a masked checkpoint: the same weights, unmasked, in other formats. "consolidated" are
-# Mistral's, under names of their own; vLLM prefers them, and would serve the base for the mask.
+# Left out of a masked checkpoint: copies of the unmasked weights in other formats. "consolidated"
+# is Mistral's own layout, which vLLM prefers: it would serve the base instead of the mask.
 _OTHER_WEIGHTS = (
     *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx*"),
     "consolidated*.safetensors*",
@@ -30,16 +30,16 @@ _OTHER_WEIGHTS = (
 def apply(mask: Mask, model: PreTrainedModel, *, base_fingerprint: str | None = None) -> None:
     """Zero the mask's positions in the weights of `model`, in place.
 
-    base_fingerprint: of the checkpoint that `model` was loaded from (`bmt_core.fingerprint`); by
-    default it is taken from the folder or Hub model that `model.name_or_path` names. Raises
-    BaseMismatch when the mask was made for another base or tensor, UnknownBase when the
-    checkpoint cannot be told; the model is then unchanged.
+    base_fingerprint: `bmt_core.fingerprint` of the checkpoint that `model` was loaded from; by
+    default of the folder or Hub model in `model.name_or_path`. Raises BaseMismatch if the mask is
+    for another base or a tensor that the model lacks, and UnknownBase if `name_or_path` is empty;
+    the model is then unchanged.
     """
     if base_fingerprint is None:
         if not model.name_or_path:
             raise UnknownBase(
-                "the model does not say where it was loaded from; pass base_fingerprint="
-                "bmt_core.fingerprint(folder)"
+                "model.name_or_path is empty, so the checkpoint is unknown; pass "
+                "base_fingerprint=bmt_core.fingerprint(folder)"
             )
         base_fingerprint = fingerprint(checkpoint_folder(model.name_or_path))
     _check_base(mask, base_fingerprint)
@@ -56,47 +56,48 @@ def apply(mask: Mask, model: PreTrainedModel, *, base_fingerprint: str | None = 
 def write_checkpoint(
     mask: Mask, model_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]
 ) -> Path:
-    """Copy a checkpoint's folder to `out_dir`, with the mask's positions zeroed.
+    """Copy a checkpoint's folder to `out_dir` with the mask's positions zeroed; returns `out_dir`.
 
-    The bytes are changed in the copied safetensors, so that any sharding and floating-point
-    dtype works, no tensor is loaded, and everything else stays as it was. Raises BaseMismatch,
-    CheckpointError, and OutputError when `out_dir` exists and is not empty.
+    The bytes are zeroed in the copied safetensors files: that works for any sharding and
+    floating-point dtype, loads no tensor, and leaves everything else unchanged. Raises
+    BaseMismatch, CheckpointError, and OutputError if `out_dir` exists and is not empty.
     """
     source, target = Path(model_dir), Path(out_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"{target} exists and is not empty; choose another folder or remove it")
     _check_base(mask, fingerprint(source))
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Complete or absent: a half-masked model would answer without an error.
+    # Complete or absent: a partly masked model would answer without an error.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         work = Path(scratch) / "model"
         # Symbolic links are followed: a Hub snapshot consists of links into its blobs.
         skip = shutil.ignore_patterns(".git", ".cache", "*.lock", *_OTHER_WEIGHTS)
         shutil.copytree(source, work, ignore=skip)
-        left = {t.name: t for t in mask.tensors}
+        remaining = {t.name: t for t in mask.tensors}
         for file in sorted(work.glob("*.safetensors")):
             os.chmod(file, 0o644)
-            _zero(file, left)
-        if left:
-            _check_shape(next(iter(left.values())), None)
+            _zero(file, remaining)
+        if remaining:
+            _check_shape(next(iter(remaining.values())), None)
         if target.exists():
             target.rmdir()
         os.replace(work, target)
     return target
 
 
-def _zero(file: Path, left: dict[str, TensorMask]) -> None:
-    """Zero in `file` what it holds of `left`, and take that out of `left`."""
+def _zero(file: Path, remaining: dict[str, TensorMask]) -> None:
+    """Zero the tensors of `remaining` that `file` holds, and remove them from `remaining`."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
-    for name in sorted(left.keys() & header.keys()):
-        tensor, entry = left.pop(name), header[name]
+    for name in sorted(remaining.keys() & header.keys()):
+        tensor, entry = remaining.pop(name), header[name]
         _check_shape(tensor, tuple(entry["shape"]))
         size = _BYTES.get(entry["dtype"])
         if size is None:
             raise CheckpointError(
-                f"{name} is stored as {entry['dtype']}; masks apply to {', '.join(_BYTES)}",
+                f"{name} is stored as {entry['dtype']}, but masks apply to {', '.join(_BYTES)}; use "
+                "the unquantized checkpoint",
                 field=name,
                 value=entry["dtype"],
             )
@@ -111,23 +112,24 @@ def _zero(file: Path, left: dict[str, TensorMask]) -> None:
         data.flush()
 
 
-def _check_base(mask: Mask, found: str) -> None:
-    if mask.base.fingerprint != found:
+def _check_base(mask: Mask, actual: str) -> None:
+    if mask.base.fingerprint != actual:
         raise BaseMismatch(
             f"the mask was made for {mask.base.model_id} with fingerprint "
-            f"{mask.base.fingerprint[:12]}…, but this checkpoint's is {found[:12]}…; use the base "
-            "that it was trained on",
+            f"{mask.base.fingerprint[:12]}…, but this checkpoint has {actual[:12]}…; use the base "
+            "that the mask was trained on",
             field="base.fingerprint",
-            value=found,
+            value=actual,
             bound=mask.base.fingerprint,
         )
 
 
-def _check_shape(tensor: TensorMask, found: tuple[int, ...] | None) -> None:
-    if found != tensor.shape:
+def _check_shape(tensor: TensorMask, actual: tuple[int, ...] | None) -> None:
+    if actual != tensor.shape:
         raise BaseMismatch(
-            f"{tensor.name} is {found or 'absent'} in the model and {tensor.shape} in the mask",
+            f"{tensor.name} is {actual or 'absent'} in the model and {tensor.shape} in the mask; "
+            "use the base that the mask was trained on",
             field="tensors",
-            value=found,
+            value=actual,
             bound=tensor.shape,
         )
