@@ -1,10 +1,12 @@
-"""What a run shows on a terminal and elsewhere."""
+"""Progress on a terminal and in a log file, and the progress bars of libraries."""
 
 import io
 from types import SimpleNamespace
 
-from bmt_trainer.console import Display, StepProgress
+import datasets
+from bmt_trainer.console import Display, StepProgress, hide_library_progress
 from rich.console import Console
+from transformers.utils import logging
 
 
 def shown(terminal):
@@ -39,3 +41,20 @@ def test_steps_show_the_last_loss():
     callback.on_step_end(None, SimpleNamespace(log_history=[]), None)
     callback.on_step_end(None, SimpleNamespace(log_history=[{"loss": 2.0}, {"lr": 1}]), None)
     assert got == [(1, ""), (1, "loss 2.000")]
+
+
+def test_a_quiet_display_prints_nothing(capsys):
+    display = Display(quiet=True)
+    display.say("line")
+    with display.stage("train", 1) as advance:
+        advance(1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_library_bars_are_hidden_only_within_the_block():
+    before = logging.is_progress_bar_enabled(), datasets.utils.are_progress_bars_disabled()
+    with hide_library_progress():
+        assert not logging.is_progress_bar_enabled()
+        assert datasets.utils.are_progress_bars_disabled()
+    after = logging.is_progress_bar_enabled(), datasets.utils.are_progress_bars_disabled()
+    assert after == before

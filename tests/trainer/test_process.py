@@ -1,21 +1,22 @@
-"""Settings of the training process."""
+"""Rank and allocator of the training process."""
 
 import platform
 
-import datasets
-from bmt_trainer.console import hide_library_progress
-from bmt_trainer.process import keep_freed_memory
-from transformers.utils import logging
+import pytest
+from bmt_trainer.process import is_main_process, keep_freed_memory, rank, world_size
 
 
-def test_memory_is_kept_where_glibc_is():
+def test_memory_is_kept_with_glibc():
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
 
 
-def test_bars_are_silent_only_within_the_block():
-    before = logging.is_progress_bar_enabled(), datasets.utils.are_progress_bars_disabled()
-    with hide_library_progress():
-        assert not logging.is_progress_bar_enabled()
-        assert datasets.utils.are_progress_bars_disabled()
-    after = logging.is_progress_bar_enabled(), datasets.utils.are_progress_bars_disabled()
-    assert after == before
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, (1, 0, True)), ({"WORLD_SIZE": "8", "RANK": "3"}, (8, 3, False))],
+)
+def test_rank_and_world_size_are_the_launchers(monkeypatch, environment, expected):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (world_size(), rank(), is_main_process()) == expected

@@ -1,7 +1,8 @@
-"""Which layers of a model are masked, and what is refused."""
+"""Selection of layers to mask, and models that cannot be masked."""
 
 import pytest
 import torch
+from bmt_core import Base
 from bmt_trainer.errors import (
     ConfigError,
     ExpertTensors,
@@ -11,7 +12,8 @@ from bmt_trainer.errors import (
     QuantizedModel,
 )
 from bmt_trainer.masking.attach import attach
-from bmt_trainer.masking.masked_linear import MaskedLinear
+from bmt_trainer.masking.export import export
+from bmt_trainer.masking.masked_linear import MaskedLinear, ParameterAccess
 from torch import nn
 
 from tests.support.tiny_model import tiny_llama
@@ -39,6 +41,32 @@ def test_sparsity_counts_gates_at_zero():
     assert attached.sparsity == 4 / 4096
 
 
+def test_sharded_gates_are_read_and_written_by_the_access_alone():
+    """A stand-in for sharding: the parameters hold a quarter of what the access returns."""
+    read, written = [], []
+
+    def full_tensor(tensor):
+        read.append(tensor)
+        return tensor.repeat(4, 1)
+
+    access = ParameterAccess(full_tensor, lambda gates, values: written.append((gates, values)))
+    attached = attach(tiny_llama(), access=access)
+    gates = attached.gates()
+    with torch.no_grad():
+        gates[0].view(-1)[0] = 0.0
+    assert attached.zeros == 4
+    first = next(iter(attached.layers.values()))
+    assert first.zero_positions().tolist() == [i * gates[0].numel() for i in range(4)]
+    with torch.no_grad():
+        gates[0].fill_(1.0)
+    read.clear()
+    attached.load_mask(export(attached, Base("tiny", "0" * 64)))
+    assert [id(g) for g, _ in written] == [id(g) for g in gates]
+    assert all(values.eq(1).all() for _, values in written)
+    weights = [layer.weight for layer in attached.layers.values()]
+    assert {id(t) for t in read} == {id(t) for t in [*gates, *weights]}
+
+
 class Block(nn.Module):
     def __init__(self, **parts):
         super().__init__()
@@ -48,7 +76,7 @@ class Block(nn.Module):
 
 
 class Int8Linear(nn.Linear):
-    """What quantisation libraries put in place."""
+    """A stand-in for the layers of quantization libraries."""
 
 
 def three_d():
@@ -73,7 +101,7 @@ def test_models_that_cannot_be_masked(model, error, says):
     assert isinstance(raised.value, ModelError)
 
 
-def test_a_quantised_model_is_refused():
+def test_a_quantized_model_is_refused():
     model = tiny_llama()
     model.config.quantization_config = {"quant_method": "fp8"}
     with pytest.raises(QuantizedModel):

@@ -51,8 +51,8 @@ def test_the_regularizers_gradient_equals_autograd(lam):
     W_soft = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
     grad = torch.randn(5, 7, dtype=torch.float64)
     ((W_soft * grad).sum() - lam * W_soft.square().sum()).backward()
-    found = regularized_gradient(grad, W_soft.detach(), lam)
-    torch.testing.assert_close(found, W_soft.grad, rtol=1e-12, atol=0)
+    result = regularized_gradient(grad, W_soft.detach(), lam)
+    torch.testing.assert_close(result, W_soft.grad, rtol=1e-12, atol=0)
 
 
 def test_maskllms_two_candidates_without_noise_are_this_mask():

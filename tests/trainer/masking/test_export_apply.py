@@ -1,4 +1,4 @@
-"""From gates to a file and back into a model or a checkpoint."""
+"""Export of gates to a mask file, and masks applied to a model or a checkpoint."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def random_gates(model, share=0.1, seed=0):
 
 @pytest.fixture
 def made(checkpoint):
-    """(attached, mask) of the checkpoint's model under random gates."""
+    """(attached, mask): the checkpoint's model with random gates, and their mask."""
     attached = random_gates(load_model(checkpoint))
     mask = export(
         attached,
@@ -41,7 +41,7 @@ def made(checkpoint):
     return attached, mask
 
 
-def test_mask_holds_the_gates_at_or_below_zero(made):
+def test_the_mask_zeros_the_gates_at_or_below_zero(made):
     attached, mask = made
     assert mask.zeros == attached.zeros > 0
     for tensor, (name, layer) in zip(mask.tensors, sorted(attached.layers.items()), strict=True):
@@ -52,7 +52,7 @@ def test_mask_holds_the_gates_at_or_below_zero(made):
     assert mask.metadata == {"method": "test"}
 
 
-def test_a_weight_that_is_zero_anyway_is_no_part_of_the_mask(checkpoint):
+def test_a_weight_that_is_zero_in_the_base_is_left_out_of_the_mask(checkpoint):
     model = load_model(checkpoint)
     weight = model.model.layers[0].mlp.gate_proj.weight
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_applied_mask_is_the_effective_weight(made, checkpoint, tmp_path, codec)
 
 
 def shard(source: Path, target: Path, dtype: torch.dtype) -> None:
-    """The checkpoint again, a file per half of its tensors, in another dtype."""
+    """Copy the checkpoint in another dtype, half of its tensors in each of two files."""
     target.mkdir()
     tensors = {n: t.to(dtype) for n, t in load_file(source / "model.safetensors").items()}
     names = sorted(tensors)
@@ -205,7 +205,7 @@ def test_a_model_of_unknown_origin_needs_a_fingerprint(made, checkpoint):
     assert (model.model.layers[0].mlp.gate_proj.weight == 0).any()
 
 
-def test_a_model_that_is_nowhere(monkeypatch):
+def test_a_model_that_does_not_exist(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelNotFound, match="no/such-model"):
         checkpoint_folder("no/such-model")

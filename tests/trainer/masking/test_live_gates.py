@@ -1,4 +1,4 @@
-"""Which gates are alive at which sharpness, and which are trained."""
+"""Live gates by sharpness, and the positions that are trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.tiny_model import tiny_llama
 
 @pytest.fixture(scope="module")
 def start() -> torch.Tensor:
-    """Two million gates of Eq. 9, of which one in 2,048 is called unimportant."""
+    """Two million gates of Eq. 9, one in 2,048 of them unimportant."""
     generator = torch.Generator().manual_seed(0)
     gates = 0.03 + 0.01 * torch.randn(2_000_000, generator=generator)
     gates[: len(gates) // 2048] -= 0.06
@@ -23,14 +23,14 @@ def start() -> torch.Tensor:
     ("alpha", "above", "dead"),
     [(1e2, 1.0, 0.0), (1e3, 0.0187, 0.0), (5e3, 0.0017, 0.890), (1e4, 0.0008, 0.983)],
 )
-def test_how_many_gates_have_a_gradient(start, alpha, above, dead):
+def test_share_of_gates_with_a_gradient(start, alpha, above, dead):
     """σ(z)σ(-z) over 1e-4, and exactly 0 in fp32, at the sharpnesses of the paper's ramps."""
     slope = torch.sigmoid(alpha * start) * torch.sigmoid(-alpha * start)
     assert float((slope > 1e-4).float().mean()) == pytest.approx(above, rel=0.06)
     assert float((slope == 0).float().mean()) == pytest.approx(dead, abs=0.002)
 
 
-def test_the_live_set_holds_all_that_is_deleted_and_what_is_near(start):
+def test_live_positions_hold_all_zeros_and_the_gates_near_zero(start):
     attached = attach(tiny_llama())
     with torch.no_grad():
         for layer in attached.layers.values():

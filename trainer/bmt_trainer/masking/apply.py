@@ -96,8 +96,8 @@ def _zero(file: Path, remaining: dict[str, TensorMask]) -> None:
         size = _BYTES.get(entry["dtype"])
         if size is None:
             raise CheckpointError(
-                f"{name} is stored as {entry['dtype']}, but masks apply to {', '.join(_BYTES)}; use "
-                "the unquantized checkpoint",
+                f"{name} is stored as {entry['dtype']}, but masks apply to {', '.join(_BYTES)}; "
+                "use the unquantized checkpoint",
                 field=name,
                 value=entry["dtype"],
             )
