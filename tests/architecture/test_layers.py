@@ -79,10 +79,6 @@ TRL = {"grpo.py", "sdft.py", "sft.py", "trl_mixins.py", "trl_setup.py"}
 MODULES_OF_A_FOLDER = 14
 
 
-# Arrows of before the move that are still to be cut.
-_OPEN = pytest.mark.xfail(strict=True)
-
-
 def sources(package: str) -> list[Path]:
     return sorted(PACKAGES[package].rglob("*.py"))
 
@@ -133,10 +129,7 @@ def room_of(name: str, package: str) -> str:
     return parts[1] if parts[0] == package and len(parts) > 1 else ""
 
 
-@pytest.mark.parametrize(
-    "package",
-    [pytest.param(p, marks=_OPEN if p in ("bmt_trainer",) else ()) for p in ROOMS],
-)
+@pytest.mark.parametrize("package", ROOMS)
 def test_rooms_import_only_those_below_them(package):
     rooms, wrong = ROOMS[package], []
     for path in sources(package):
@@ -167,10 +160,7 @@ def modules(package: str) -> dict[str, Path]:
     return names
 
 
-@pytest.mark.parametrize(
-    "package",
-    [pytest.param(p, marks=_OPEN if p in ("bmt_trainer",) else ()) for p in PACKAGES],
-)
+@pytest.mark.parametrize("package", PACKAGES)
 def test_no_module_imports_itself_by_way_of_others(package):
     """Imports at any level count, those for type checkers alone too."""
     names = modules(package)
