@@ -37,7 +37,7 @@ test-quick: setup tools ## without the tests that start an engine
 
 test-operate: setup ## long scenarios: faults, rollouts, overload, fuzzing (BMT_OPERATE_SCALE=0.1: a tenth of each)
 	@cd "$(ROOT)" && "$(BIN)/python" -m pip install -q -r tests/system/requirements.txt \
-		&& "$(BIN)/python" -m pytest -m operate -s tests/operate $(PYTEST)
+		&& "$(BIN)/python" -m pytest -m operate -s tests/system $(PYTEST)
 
 bench: setup ## measure all, with baselines; hours on 2 cores (BENCH=--quick tries it, --resume goes on)
 	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks all $(BENCH)
