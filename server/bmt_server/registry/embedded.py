@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+import redis
+
 START_TIMEOUT_S = 120.0  # a large AOF takes seconds to replay
 STOP_TIMEOUT_S = 20.0
 # sun_path is 108 bytes with its final zero on Linux, 104 on macOS.
@@ -146,8 +148,6 @@ class EmbeddedValkey:
         )
 
     def _wait(self) -> None:
-        import redis
-
         assert self._process is not None
         client = redis.Redis(unix_socket_path=self._socket, socket_timeout=2)
         deadline = time.monotonic() + START_TIMEOUT_S
