@@ -71,7 +71,7 @@ def real(tmp_path_factory) -> Iterator[Server]:
     """Router, middleware and registry of the server on a loopback socket."""
     from bmt_server.api.app_state import AppState
     from bmt_server.api.middleware import RequestMiddleware
-    from bmt_server.api.routes.masks import build_router
+    from bmt_server.api.routes.router import build_router
     from bmt_server.registry.api_keys import ApiKeyStore, ensure_first_key
     from bmt_server.registry.connection import RegistryConnection
     from bmt_server.registry.embedded import EmbeddedValkey

@@ -17,7 +17,7 @@ import bmt_core
 import httpx
 from bmt_server.api.app_state import AppState
 from bmt_server.api.middleware import RequestMiddleware
-from bmt_server.api.routes.masks import build_router
+from bmt_server.api.routes.router import build_router
 from bmt_server.settings import Settings
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse

@@ -11,7 +11,7 @@ from unittest import SkipTest
 
 import bmt_core
 import pytest
-from bmt_server.api.routes.masks import build_router
+from bmt_server.api.routes.router import build_router
 from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st

@@ -48,13 +48,13 @@ class MaskEndpoints:
         from vllm.v1.metrics.prometheus import get_prometheus_registry
 
         from bmt_server.api import http_protocol
-        from bmt_server.api.metrics import scrape
-        from bmt_server.api.routes.masks import build_router
+        from bmt_server.api.metrics.multiprocess import install_metrics_route
+        from bmt_server.api.routes.router import build_router
 
         # vLLM configures its HTTP server after this call, and has no option for the protocol.
         http_protocol.install()
         app.include_router(build_router())
-        self._scraped = scrape.install(app, get_prometheus_registry())
+        self._scraped = install_metrics_route(app, get_prometheus_registry())
         self._app = app
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:

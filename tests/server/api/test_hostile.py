@@ -180,7 +180,7 @@ async def test_a_load_looks_again_at_the_base(api):
     """A registry that others write to may hold a mask of another base under a version of this."""
     stored = (await api.put("m", make_mask())).json()
     other = bmt_core.encode(make_mask(base=bmt_core.Base("tiny", "12" * 32)))
-    await api.state.store.quick.set("{bmt}:blob:" + stored["file_digest"], other)
+    await api.state.connection.quick.set("{bmt}:blob:" + stored["file_digest"], other)
     api.state.cache.disk.path(stored["digest"]).unlink()
     answer = await api.ask("m")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "blob_damaged")
@@ -242,7 +242,7 @@ async def test_boot_without_a_registry_waits_for_it(tmp_path):
 @pytest.mark.parametrize("more", [0, 1, 2])
 async def test_failover_that_loses_a_publish_is_noticed(api, caplog, more):
     """The registry's word is the last one, also where as many changes came as were lost."""
-    quick, snapshot = api.state.store.quick, api.state.snapshot
+    quick, snapshot = api.state.connection.quick, api.state.replica
     old = (await api.put("m", make_mask(0))).json()
     before = {key: await quick.dump(key) for key in await quick.keys("*")}
     new = (await api.put("m", make_mask(1))).json()
@@ -263,7 +263,7 @@ async def test_failover_that_loses_a_publish_is_noticed(api, caplog, more):
 
 async def test_a_full_registry_takes_no_uploads_and_serves_on(api):
     stored = (await api.put("m", make_mask(0))).json()
-    quick = api.state.store.quick
+    quick = api.state.connection.quick
     used = int((await quick.info("memory"))["used_memory"])
     await quick.config_set("maxmemory", used)
     try:

@@ -69,7 +69,7 @@ async def test_preconditions_decide_races(api):
 
 async def nothing_stored(api):
     assert await api.state.registry.names() == []
-    assert await api.state.store.quick.keys("{bmt}:blob:*") == []
+    assert await api.state.connection.quick.keys("{bmt}:blob:*") == []
 
 
 async def test_bad_files_are_refused_and_nothing_is_stored(api):
@@ -231,22 +231,22 @@ async def test_replicas_converge(api, valkey, tmp_path):
     async with replica(valkey.url, tmp_path / "second", api.keys) as second:
         stored = (await api.put("m", make_mask(0))).json()
         deadline = time.monotonic() + 1
-        while second.state.snapshot.get("default", "m") is None:
+        while second.state.replica.get("default", "m") is None:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
         assert (await second.ask("m")).json()["model"] == stored["model"]
         # One that misses the events finds out by the counter of changes.
-        await second.state.snapshot.close()
+        await second.state.replica.close()
         newer = (await api.put("m", make_mask(1))).json()
         assert (await second.ask("m")).json()["model"] == stored["model"]
-        await second.state.snapshot.sync()
+        await second.state.replica.sync()
         assert (await second.ask("m")).json()["model"] == newer["model"]
 
 
 async def test_a_damaged_blob_is_never_served(api):
     stored = (await api.put("m", make_mask())).json()
     key = "{bmt}:blob:" + stored["file_digest"]
-    await api.state.store.quick.setrange(key, 150, b"\x00\x01\x02")
+    await api.state.connection.quick.setrange(key, 150, b"\x00\x01\x02")
     next(api.state.cache.disk.folder.glob("*.lay")).unlink()
     answer = await api.ask("m")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "blob_damaged")

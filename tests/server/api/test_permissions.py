@@ -131,7 +131,9 @@ async def test_known_keys_are_kept_current_beside_requests(api, valkey):
     made = await keys.create(("infer",))
     assert await status(api, "GET", "/v1/masks", made[0]) == 200
     # Revoked behind this server's back, its event lost.
-    await api.state.store.quick.hdel("{bmt}:keys", hashlib.sha256(made[0].encode()).hexdigest())
+    await api.state.connection.quick.hdel(
+        "{bmt}:keys", hashlib.sha256(made[0].encode()).hexdigest()
+    )
     assert await status(api, "GET", "/v1/masks", made[0]) == 200
     await keys.refresh()
     assert await status(api, "GET", "/v1/masks", made[0]) == 401
@@ -161,7 +163,7 @@ async def test_revoked_and_expired_keys(api):
     keys.invalidate()
     assert await status(api, "GET", "/v1/masks", made[0]) == 401
     assert await keys.create(("admin",), only_if_first=True) is None
-    raw = await api.state.store.quick.hgetall("{bmt}:keys")
+    raw = await api.state.connection.quick.hgetall("{bmt}:keys")
     assert not any(
         k[8:40].encode() in b"".join([*raw, *raw.values()]) for k in api.keys.values() if k
     )

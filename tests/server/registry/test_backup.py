@@ -28,7 +28,7 @@ async def test_copy_of_the_append_only_files_is_a_complete_registry(api, valkey,
 
     busy = asyncio.create_task(publish())
     await asyncio.sleep(0.2)
-    quick = api.state.store.quick
+    quick = api.state.connection.quick
     # A rewrite would replace files while they are copied.
     before = await quick.config_get("auto-aof-rewrite-percentage")
     await quick.config_set("auto-aof-rewrite-percentage", 0)
@@ -68,8 +68,8 @@ async def test_running_server_follows_a_restored_registry(valkey, tmp_path, api)
     store.start()
     try:
         async with replica(store.url, tmp_path / "cache", api.keys) as one:
-            keys = await api.state.store.quick.hgetall("{bmt}:keys")
-            await one.state.store.quick.hset("{bmt}:keys", mapping=keys)
+            keys = await api.state.connection.quick.hgetall("{bmt}:keys")
+            await one.state.connection.quick.hset("{bmt}:keys", mapping=keys)
             old = (await one.put("m", make_mask(0))).json()
             shutil.copytree(store.folder / "appendonlydir", tmp_path / "backup")
             new = (await one.put("m", make_mask(1))).json()

@@ -56,7 +56,7 @@ def test_a_former_build_reads_a_new_entry():
 async def test_a_registry_with_entries_of_both_builds(api):
     mask = make_mask(0)
     made = (await api.put("m", mask)).json()
-    registry, key = Registry(api.state.store), f"{PREFIX}versions:default/m"
+    registry, key = Registry(api.state.connection), f"{PREFIX}versions:default/m"
     stored = (await registry.connection.quick.hget(key, mask.digest)).decode()
     head, entry = stored[: stored.index("{")], json.loads(stored[stored.index("{") :])
     assert entry["sparsity"] == entry["density"] == made["sparsity"] == mask.sparsity

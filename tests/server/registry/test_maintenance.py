@@ -19,7 +19,7 @@ from tests.support.replica import make_mask
 
 @pytest.fixture
 def registry(api):
-    return Registry(api.state.store)
+    return Registry(api.state.connection)
 
 
 async def blobs(registry) -> int:

@@ -1,9 +1,9 @@
-"""Which versions this server uses: held on the disk and in the workers' memory, and let go.
+"""Lifecycle of mask versions in this server: fetched to disk, loaded by the workers, unloaded.
 
-The life of a version here: a request names it, so its file is made ready and the workers load it;
-while a request runs on it, it stays loadable in every worker, evicted or not; when it was evicted
-and nobody has used it for a moment, or when it was deleted, the workers forget it and its file
-may leave the disk. So what is kept here is bounded by what is resident and what runs.
+The first request for a version makes its file ready on disk and has the workers load it. While
+requests use the version, it stays loadable in every worker, evicted or not. After its eviction or
+deletion, and a delay in which no request uses it, the workers drop it and its file may leave the
+disk. So this class tracks no more versions than are resident or in use.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import bmt_core
+
 from bmt_server.api.engine import Engine
 from bmt_server.api.masks.local_cache import MaskCache
 from bmt_server.errors import ApiError, CacheFull, MemoryFull, NotFound, Unavailable
+from bmt_server.ipc.disk_cache import DiskError
 from bmt_server.ipc.worker_channel import WorkerError
 from bmt_server.registry.schemas import Version
 
@@ -29,19 +32,23 @@ REMOVAL_DELAY_S = 5.0
 
 
 @dataclass(slots=True, eq=False)
-class InUse:
-    """A version that this server uses or did a moment ago. users: requests that run on it."""
+class TrackedVersion:
+    """A version that this server uses or has used within the removal delay."""
 
     version: Version
-    users: int = 0
-    retired: bool = False  # the registry does not have it any more
+    users: int = 0  # requests that run on it
+    retired: bool = False  # deleted from the registry
     on_disk: bool = False  # this process holds its file
     loading: asyncio.Task[None] | None = None
-    leaving: asyncio.TimerHandle | None = None
+    removal: asyncio.TimerHandle | None = None
 
 
 class MaskLifecycle:
-    """Loads versions into the workers, once each, and lets go of what nobody needs."""
+    """Loads versions into the workers, once each, and unloads those that no request needs.
+
+    count_holds: called with 1 when a request begins on a version and with -1 when it ends.
+    removal_delay_s: time without requests before an evicted or deleted version is unloaded.
+    """
 
     def __init__(
         self,
@@ -51,173 +58,189 @@ class MaskLifecycle:
         count_holds: Callable[[int], None],
         removal_delay_s: float = REMOVAL_DELAY_S,
     ) -> None:
-        """count_holds: called with 1 when a request begins on a version and -1 when it ends."""
         self._cache = cache
         self._engine = engine
         self._count_holds = count_holds
         self._removal_delay_s = removal_delay_s
-        self._known: dict[int, InUse] = {}
-        self._of_name: dict[tuple[str, str], set[int]] = {}
-        # Requests in flight by vLLM's name: two ids share one where a version was deleted and
-        # published again meanwhile.
-        self._named: dict[str, dict[int, InUse]] = {}
-        self._leaving: dict[int, asyncio.Task[None]] = {}
+        self._tracked: dict[int, TrackedVersion] = {}  # by adapter id
+        self._ids: dict[tuple[str, str], set[int]] = {}  # tenant and name -> adapter ids
+        # Versions with users, by vLLM's name and adapter id: two ids share a name if a version was
+        # deleted and published again meanwhile.
+        self._in_use: dict[str, dict[int, TrackedVersion]] = {}
+        self._unloading: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Follow the engine's evictions, from the running loop, until `close`."""
         self._spawn(self._follow_evictions())
 
-    def enter(self, version: Version, *, load: bool = True) -> InUse:
-        """Begin a request on a version; each needs its `leave`. load: begin to load it too."""
-        use = self._known.get(version.id)
-        if use is None:
-            use = self._known[version.id] = InUse(version)
-            self._of_name.setdefault((version.tenant, version.name), set()).add(version.id)
-        self._join(use)
+    def acquire(self, version: Version, *, load: bool = True) -> TrackedVersion:
+        """Begin a request on a version; each call needs its `release`. load: start loading too."""
+        tracked = self._tracked.get(version.id)
+        if tracked is None:
+            tracked = self._tracked[version.id] = TrackedVersion(version)
+            self._ids.setdefault((version.tenant, version.name), set()).add(version.id)
+        self._add_user(tracked)
         if load:
-            self._begin(use)
-        return use
+            self._start_loading(tracked)
+        return tracked
 
-    def leave(self, use: InUse) -> None:
-        """A request on this version has ended."""
-        version = use.version
-        use.users -= 1
+    def release(self, tracked: TrackedVersion) -> None:
+        """End a request on this version."""
+        version = tracked.version
+        tracked.users -= 1
         self._count_holds(-1)
-        if use.users:
+        if tracked.users:
             return
-        sharing = self._named.get(version.internal_name, {})
-        sharing.pop(version.id, None)
-        if sharing:
-            self._publish(next(iter(sharing.values())))
+        same_name = self._in_use.get(version.internal_name, {})
+        same_name.pop(version.id, None)
+        if same_name:
+            self._publish(next(iter(same_name.values())))
         else:
-            self._named.pop(version.internal_name, None)
+            self._in_use.pop(version.internal_name, None)
             self._engine.retire(version.internal_name)
-        if use.on_disk:
+        if tracked.on_disk:
             self._cache.mark_used(version)
-        self._settle(use)
+        self._schedule_removal(tracked)
 
-    def resident(self, use: InUse) -> bool:
-        """True where the workers have it in memory."""
-        return self._engine.resident(use.version.id)
+    def resident(self, tracked: TrackedVersion) -> bool:
+        """True if the workers have it in memory."""
+        return self._engine.resident(tracked.version.id)
 
-    async def ready(self, use: InUse) -> None:
-        """Wait until the workers have it. Raises ApiError where they cannot."""
-        if use.loading is not None:
-            # Shielded: one impatient client must not end the load that others wait for.
-            await asyncio.shield(use.loading)
+    async def ready(self, tracked: TrackedVersion) -> None:
+        """Wait until the workers have it. Raises ApiError if they cannot load it."""
+        if tracked.loading is not None:
+            # Shielded: a client that disconnects must not cancel the load that others wait for.
+            await asyncio.shield(tracked.loading)
 
     @contextlib.asynccontextmanager
     async def hold_for_engine(self, adapter: int) -> AsyncIterator[None]:
-        """Around what the engine is asked with this adapter: loaded before, held until after.
+        """One engine call with this adapter: loaded before it, held until it has ended.
 
-        A request's own hold ends with its response, and some of vLLM's go on after that. Raises
-        ApiError.
+        The hold of the HTTP request ends with its response, and some of vLLM's engine calls end
+        later, for example background responses. Raises ApiError.
         """
-        use = self._known.get(adapter)
-        if use is None:
+        tracked = self._tracked.get(adapter)
+        if tracked is None:
             raise NotFound("the model of this request was deleted", code="model_not_found")
-        self._join(use)
+        self._add_user(tracked)
         try:
-            self._begin(use)
-            await self.ready(use)
+            self._start_loading(tracked)
+            await self.ready(tracked)
             yield
         finally:
-            self.leave(use)
+            self.release(tracked)
 
-    def warm(self, version: Version, *, pinned: bool = False) -> None:
-        """Load a version in the background, with no request for it; failures are logged."""
-        self._spawn(self._warm(version, pinned))
+    def preload(self, version: Version, *, pinned: bool = False) -> None:
+        """Load a version in the background, without a request; failures are logged."""
+        self._spawn(self._preload(version, pinned))
+
+    async def store_uploaded(
+        self, version: Version, mask: bmt_core.Mask, *, resident: bool
+    ) -> None:
+        """Put an uploaded mask on the local disk, and if `resident` preload it.
+
+        Failures are logged only, because the registry has the mask.
+        """
+        try:
+            await self._cache.store(mask)
+        except DiskError as error:
+            logger.warning("%s is published but not on this disk: %s", version.model, error)
+        if resident:
+            self.preload(version)
 
     async def pin(self, version: Version, pinned: bool) -> None:
         """Load a version and exempt it from eviction, or end that. Raises ApiError."""
-        use = self.enter(version)
+        tracked = self.acquire(version)
         try:
-            await self.ready(use)
+            await self.ready(tracked)
             try:
                 await self._engine.pin(version.id, pinned)
             except WorkerError as error:
-                raise _failed(version, error) from None
+                raise _api_error(version, error) from None
         finally:
-            self.leave(use)
+            self.release(tracked)
 
     def unpin(self, version: Version) -> None:
         """Let a version be evicted again, in the background."""
-        if version.id in self._known:
+        if version.id in self._tracked:
             self._spawn(self._unpin(version))
 
-    def retire(self, key: tuple[str, str], current: Iterable[Version]) -> None:
-        """The registry has only the `current` versions of this tenant's name."""
-        known = self._of_name.get(key)
-        for adapter in known - {v.id for v in current} if known else ():
-            use = self._known[adapter]
-            use.retired = True
-            if not use.users:
-                self._settle(use)
+    def retire_missing(self, key: tuple[str, str], current: Iterable[Version]) -> None:
+        """Retire all versions of this tenant's name except the `current` ones."""
+        ids = self._ids.get(key)
+        for adapter in ids - {v.id for v in current} if ids else ():
+            tracked = self._tracked[adapter]
+            tracked.retired = True
+            if not tracked.users:
+                self._schedule_removal(tracked)
 
     def in_flight(self) -> dict[str, int]:
-        """Requests by internal name."""
+        """Running requests by internal name."""
         return {
-            name: sum(u.users for u in sharing.values()) for name, sharing in self._named.items()
+            name: sum(t.users for t in same_name.values())
+            for name, same_name in self._in_use.items()
         }
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._tracked)
 
     async def close(self) -> None:
-        """End what goes on in the background; the engine ends with this process."""
-        for task in [*self._tasks, *(u.loading for u in self._known.values() if u.loading)]:
+        """Cancel background work; the engine ends with this process."""
+        loads = (t.loading for t in self._tracked.values() if t.loading)
+        for task in [*self._tasks, *loads]:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, ApiError):
                 await task
 
-    def _join(self, use: InUse) -> None:
-        use.users += 1
+    def _add_user(self, tracked: TrackedVersion) -> None:
+        tracked.users += 1
         self._count_holds(1)
-        if use.users == 1:
-            self._named.setdefault(use.version.internal_name, {})[use.version.id] = use
-            self._publish(use)
-        if use.leaving is not None:
-            use.leaving.cancel()
-            use.leaving = None
+        if tracked.users == 1:
+            version = tracked.version
+            self._in_use.setdefault(version.internal_name, {})[version.id] = tracked
+            self._publish(tracked)
+        if tracked.removal is not None:
+            tracked.removal.cancel()
+            tracked.removal = None
 
-    def _publish(self, use: InUse) -> None:
-        version = use.version
+    def _publish(self, tracked: TrackedVersion) -> None:
+        version = tracked.version
         self._engine.publish(version.internal_name, version.id, version.source)
 
-    def _begin(self, use: InUse) -> None:
-        if use.loading is None and not self._engine.resident(use.version.id):
-            use.loading = asyncio.create_task(self._load(use))
-            # A failure is each waiting request's to tell; one that nobody waits for is no news.
-            use.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+    def _start_loading(self, tracked: TrackedVersion) -> None:
+        if tracked.loading is None and not self._engine.resident(tracked.version.id):
+            tracked.loading = asyncio.create_task(self._load(tracked))
+            # Each waiting request reports a failure; without one, asyncio must not warn about it.
+            tracked.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    async def _load(self, use: InUse) -> None:
-        version = use.version
+    async def _load(self, tracked: TrackedVersion) -> None:
+        version = tracked.version
         try:
-            # The same id may just be on its way out.
-            if version.id in self._leaving:
-                await asyncio.wait([self._leaving[version.id]])
-            if not use.on_disk:
+            # The same id may be unloading.
+            if version.id in self._unloading:
+                await asyncio.wait([self._unloading[version.id]])
+            if not tracked.on_disk:
                 await self._cache.hold(version)
-                use.on_disk = True
+                tracked.on_disk = True
             await self._engine.load(version.internal_name, version.id, version.source)
         except WorkerError as error:
-            raise _failed(version, error) from None
+            raise _api_error(version, error) from None
         finally:
-            use.loading = None
-            if not use.users:
-                self._settle(use)
+            tracked.loading = None
+            if not tracked.users:
+                self._schedule_removal(tracked)
 
-    async def _warm(self, version: Version, pinned: bool) -> None:
-        use = self.enter(version)
+    async def _preload(self, version: Version, pinned: bool) -> None:
+        tracked = self.acquire(version)
         try:
-            await self.ready(use)
+            await self.ready(tracked)
             if pinned:
                 await self._engine.pin(version.id, True)
         except (ApiError, WorkerError) as error:
-            logger.warning("%s was not loaded ahead of its use: %s", version.model, error)
+            logger.warning("%s was not preloaded: %s", version.model, error)
         finally:
-            self.leave(use)
+            self.release(tracked)
 
     async def _unpin(self, version: Version) -> None:
         with contextlib.suppress(WorkerError):
@@ -225,37 +248,39 @@ class MaskLifecycle:
 
     async def _follow_evictions(self) -> None:
         while True:
-            use = self._known.get(await self._engine.evictions.get())
-            if use is not None and not use.users:
-                self._settle(use)
+            tracked = self._tracked.get(await self._engine.evictions.get())
+            if tracked is not None and not tracked.users:
+                self._schedule_removal(tracked)
 
-    def _settle(self, use: InUse) -> None:
-        """Let a version go that no request uses, a moment from now, where it need not stay."""
-        if use.leaving is None and (use.retired or not self._engine.resident(use.version.id)):
+    def _schedule_removal(self, tracked: TrackedVersion) -> None:
+        """Remove an unused version after the delay, if it is retired or no longer resident."""
+        if tracked.removal is None and not self._needed(tracked):
             loop = asyncio.get_running_loop()
-            use.leaving = loop.call_later(self._removal_delay_s, self._let_go, use)
+            tracked.removal = loop.call_later(self._removal_delay_s, self._remove, tracked)
 
-    def _let_go(self, use: InUse) -> None:
-        use.leaving = None
-        version = use.version
-        needed = not use.retired and self._engine.resident(version.id)
-        if use.users or use.loading is not None or needed:
+    def _needed(self, tracked: TrackedVersion) -> bool:
+        return not tracked.retired and self._engine.resident(tracked.version.id)
+
+    def _remove(self, tracked: TrackedVersion) -> None:
+        tracked.removal = None
+        version = tracked.version
+        if tracked.users or tracked.loading is not None or self._needed(tracked):
             return
-        del self._known[version.id]
-        ids = self._of_name[(version.tenant, version.name)]
+        del self._tracked[version.id]
+        ids = self._ids[(version.tenant, version.name)]
         ids.discard(version.id)
         if not ids:
-            del self._of_name[(version.tenant, version.name)]
-        task = self._spawn(self._forget(use))
-        self._leaving[version.id] = task
-        task.add_done_callback(lambda _: self._leaving.pop(version.id, None))
+            del self._ids[(version.tenant, version.name)]
+        task = self._spawn(self._unload(tracked))
+        self._unloading[version.id] = task
+        task.add_done_callback(lambda _: self._unloading.pop(version.id, None))
 
-    async def _forget(self, use: InUse) -> None:
-        await self._engine.drop(use.version.id)
-        if use.on_disk:
-            self._cache.release(use.version)
-        if use.retired:
-            await self._cache.delete(use.version)
+    async def _unload(self, tracked: TrackedVersion) -> None:
+        await self._engine.drop(tracked.version.id)
+        if tracked.on_disk:
+            self._cache.release(tracked.version)
+        if tracked.retired:
+            await self._cache.delete(tracked.version)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -264,7 +289,7 @@ class MaskLifecycle:
         return task
 
 
-def _failed(version: Version, error: WorkerError) -> ApiError:
+def _api_error(version: Version, error: WorkerError) -> ApiError:
     text = f"the engine could not load {version.model}: {error}"
     if error.code == "pinned":
         return MemoryFull(text)

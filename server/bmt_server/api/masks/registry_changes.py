@@ -1,4 +1,4 @@
-"""Application of registry changes to loaded masks: deleted versions and pins."""
+"""Application of registry changes to loaded masks: deletions and pins."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from bmt_server.registry.schemas import NameState, Version
 class RegistryChanges:
     """Keeps loaded versions consistent with the registry: retires deleted ones, follows pins."""
 
-    def __init__(self, residency: MaskLifecycle) -> None:
-        self._residency = residency
-        # By tenant and name: the version that the name's pin keeps in memory.
-        self._pins: dict[tuple[str, str], Version] = {}
+    def __init__(self, lifecycle: MaskLifecycle) -> None:
+        self._lifecycle = lifecycle
+        self._pinned: dict[tuple[str, str], Version] = {}  # tenant and name -> version in memory
 
     def apply(self, key: tuple[str, str], state: NameState | None) -> None:
-        """Take over the new state of a (tenant, name); None if it has no version left."""
-        self._residency.retire(key, state.versions.values() if state else ())
+        """Apply the new state of a (tenant, name); None if it has no version left."""
+        self._lifecycle.retire_missing(key, state.versions.values() if state else ())
         wanted = state.resolve(None, None) if state is not None and state.pinned else None
-        held = self._pins.get(key)
-        if (held.id if held else None) == (wanted.id if wanted else None):
+        pinned = self._pinned.get(key)
+        if (pinned.id if pinned else None) == (wanted.id if wanted else None):
             return
-        if held is not None:
-            self._residency.unpin(held)
-            del self._pins[key]
+        if pinned is not None:
+            self._lifecycle.unpin(pinned)
+            del self._pinned[key]
         if wanted is not None:
-            self._residency.warm(wanted, pinned=True)
-            self._pins[key] = wanted
+            self._lifecycle.preload(wanted, pinned=True)
+            self._pinned[key] = wanted

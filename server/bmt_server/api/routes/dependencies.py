@@ -1,4 +1,4 @@
-"""What a request to the registry's routes asks for: names, versions, conditions."""
+"""Request values shared by the registry's routes: state, tenant, names, versions, conditions."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from bmt_server.registry.schemas import AliasTarget, NameState, Principal, Versi
 OCTETS = "application/octet-stream"
 
 
-def runtime_of(request: Request) -> AppState:
-    """The API process's parts."""
+def app_state(request: Request) -> AppState:
+    """The parts of this API process; the middleware has checked that they exist."""
     state: AppState = request.app.state.bmt
     return state
 
 
 def tenant_of(request: Request) -> str:
-    """Whose key the request came with."""
+    """Tenant of the request's API key."""
     principal: Principal = request.scope["bmt.principal"]
     return principal.tenant
 
 
 def valid_ref(text: str) -> str:
-    """`text` as a mask's name with alias or version. Raises ApiError."""
+    """`text` as a mask's name with an optional alias or version. Raises ApiError."""
     try:
         return str(bmt_core.MaskRef.parse(text))
     except bmt_core.InvalidName as error:
@@ -33,7 +33,7 @@ def valid_ref(text: str) -> str:
 
 
 def valid_name(text: str) -> str:
-    """`text`, a valid name of masks. Raises ApiError."""
+    """`text`, if it is a valid mask name. Raises ApiError."""
     try:
         return bmt_core.validate_name(text)
     except bmt_core.InvalidName as error:
@@ -41,7 +41,7 @@ def valid_name(text: str) -> str:
 
 
 def valid_alias(text: str) -> str:
-    """`text`, a valid alias. Raises ApiError."""
+    """`text`, if it is a valid alias. Raises ApiError."""
     try:
         return bmt_core.validate_alias(text)
     except bmt_core.InvalidName as error:
@@ -49,47 +49,16 @@ def valid_alias(text: str) -> str:
 
 
 def valid_digest(text: str) -> str:
-    """`text`, 64 hex digits. Raises BadRequest."""
+    """`text`, if it has 64 hex digits. Raises BadRequest."""
     try:
         return bmt_core.validate_digest(text)
     except bmt_core.InvalidName as error:
         raise BadRequest(str(error), code="digest_invalid", param="digest") from None
 
 
-def no_mask(name: str) -> NotFound:
-    """The error for a name that nobody uploaded."""
-    return NotFound(f"no mask {name[:200]}", code="mask_not_found")
-
-
-async def state_of(request: Request, name: str) -> NameState:
-    """What the registry holds under a name. Raises NotFound."""
-    runtime, tenant = runtime_of(request), tenant_of(request)
-    valid_name(name)
-    state = runtime.snapshot.get(tenant, name) or await runtime.snapshot.refresh(tenant, name)
-    if state is None:
-        raise no_mask(name)
-    return state
-
-
-def version_of(state: NameState, target: AliasTarget) -> Version:
-    """The version that a body or path means. Raises BadRequest, NotFound."""
-    if (target.digest is None) == (target.rev is None):
-        raise BadRequest('give either {"digest": "…"} or {"rev": n}')
-    found: Version | None
-    if target.digest is not None:
-        ref = bmt_core.MaskRef.parse(valid_ref(f"{state.name}@{target.digest}"))
-        found = state.resolve(None, ref.digest_prefix)
-    else:
-        found = next((v for v in state.versions.values() if v.rev == target.rev), None)
-    if found is None:
-        raise NotFound(
-            f"{state.name} has no version {target.digest or target.rev}", code="version_not_found"
-        )
-    return found
-
-
-def etag(value: str | None) -> str | None:
-    """The digest in an If-Match header; None where there is none."""
+def if_match(request: Request) -> str | None:
+    """Digest in the If-Match header, None without one. Raises BadRequest."""
+    value = request.headers.get("if-match")
     if value is None:
         return None
     digest = value.strip().removeprefix("W/").strip('"')
@@ -97,3 +66,35 @@ def etag(value: str | None) -> str | None:
         return bmt_core.validate_digest(digest)
     except bmt_core.InvalidName as error:
         raise BadRequest(f"If-Match: {error}", code="digest_invalid", param="if-match") from None
+
+
+def mask_not_found(name: str) -> NotFound:
+    """The error for a name without versions."""
+    return NotFound(f"no mask {name[:200]}", code="mask_not_found")
+
+
+async def state_of(request: Request, name: str) -> NameState:
+    """The registry's entry of a name. Raises NotFound, RegistryDown."""
+    replica, tenant = app_state(request).replica, tenant_of(request)
+    valid_name(name)
+    state = replica.get(tenant, name) or await replica.refresh(tenant, name)
+    if state is None:
+        raise mask_not_found(name)
+    return state
+
+
+def version_of(state: NameState, target: AliasTarget) -> Version:
+    """The version that a body or path names. Raises BadRequest, NotFound."""
+    if (target.digest is None) == (target.rev is None):
+        raise BadRequest('give either {"digest": "…"} or {"rev": n}')
+    version: Version | None
+    if target.digest is not None:
+        ref = bmt_core.MaskRef.parse(valid_ref(f"{state.name}@{target.digest}"))
+        version = state.resolve(None, ref.digest_prefix)
+    else:
+        version = next((v for v in state.versions.values() if v.rev == target.rev), None)
+    if version is None:
+        raise NotFound(
+            f"{state.name} has no version {target.digest or target.rev}", code="version_not_found"
+        )
+    return version

@@ -1,4 +1,4 @@
-"""Routes that publish: a mask's whole file, or what changed since another version of it."""
+"""Upload routes: a complete mask file, or the changes relative to another version of the mask."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from starlette.requests import ClientDisconnect
 from bmt_server.api.app_state import AppState
 from bmt_server.api.routes.dependencies import (
     OCTETS,
-    etag,
-    runtime_of,
+    app_state,
+    if_match,
     state_of,
     tenant_of,
     valid_alias,
@@ -46,20 +46,20 @@ async def put_mask(
     digest: str | None = Query(default=None),
     resident: bool = Query(default=False),
 ) -> JSONResponse:
-    """Publish a version from the bytes of a `.bmt` file. 201 where it is new, else 200.
+    """Publish a version from the bytes of a `.bmt` file: 201 if it is new, else 200.
 
-    It is ready on this server's disk then; `resident` also loads it into the workers' memory, in
-    the background.
+    The response follows when the mask is on this server's disk; `resident` also loads it into the
+    workers' memory, in the background.
     """
-    runtime, tenant = runtime_of(request), tenant_of(request)
+    state, tenant = app_state(request), tenant_of(request)
     valid_name(name)
-    if name in runtime.engine.base_names:
+    if name in state.engine.base_names:
         raise BadRequest(f"{name!r} is the base model's name; choose another", code="name_reserved")
     aliases = [valid_alias(a) for a in alias if a != bmt_core.LATEST]
-    async with runtime.uploads:
-        data = await _upload(request, runtime.max_upload_bytes)
+    async with state.upload_slots:
+        data = await _read_upload(request, state.max_upload_bytes)
         stated = _stated_digest(request, digest)
-        version, mask = await asyncio.to_thread(_read, runtime, tenant, name, data, stated)
+        version, mask = await asyncio.to_thread(_decode, state, tenant, name, data, stated)
         return await _publish(request, version, mask, data, aliases=aliases, resident=resident)
 
 
@@ -70,44 +70,45 @@ async def patch_mask(
     digest: str = Query(),
     resident: bool = Query(default=False),
 ) -> JSONResponse:
-    """Publish a version that differs from `parent`, a version of this name, by some positions.
+    """Publish a version that differs from `parent`, a version of this name, in some positions.
 
-    The body is a `.bmt` file of the flips: positions that one of the two deletes and the other
-    keeps. digest: the mask digest that must come of it, else 412 and nothing is stored. Made for
-    a trainer that changes a few positions each step; conditions are as for PUT.
+    The body is a `.bmt` file of the flips: the positions that are zero in exactly one of the two
+    versions. digest: the expected mask digest of the result; if it differs, the response is 412
+    and nothing is stored. For a trainer that changes a few positions in each step. Conditions are
+    those of PUT.
     """
-    runtime, state = runtime_of(request), await state_of(request, name)
-    before = version_of(state, AliasTarget(digest=parent))
-    wanted = valid_digest(digest)
-    async with runtime.uploads:
-        flips = await _upload(request, runtime.max_upload_bytes)
-        blob = await runtime.registry.blob(before.file_digest, before.bytes)
-        version, mask, data = await asyncio.to_thread(_flip, runtime, before, blob, flips)
-        if mask.digest != wanted:
+    state, stored = app_state(request), await state_of(request, name)
+    before = version_of(stored, AliasTarget(digest=parent))
+    expected = valid_digest(digest)
+    async with state.upload_slots:
+        flips = await _read_upload(request, state.max_upload_bytes)
+        blob = await state.registry.blob(before.file_digest, before.bytes)
+        version, mask, data = await asyncio.to_thread(_apply_flips, state, before, blob, flips)
+        if mask.digest != expected:
             raise Conflict(
                 f"{before.model} with these flips is {mask.digest[:12]} and the request states "
-                f"{wanted[:12]}; upload the whole mask",
+                f"{expected[:12]}; upload the whole mask",
                 code="digest_mismatch",
             )
         return await _publish(request, version, mask, data, aliases=(), resident=resident)
 
 
-def _flip(
-    runtime: AppState, before: Version, blob: bytearray, flips: bytes
+def _apply_flips(
+    state: AppState, before: Version, blob: bytearray, flips: bytes
 ) -> tuple[Version, bmt_core.Mask, bytes]:
-    """The version that comes of flipping positions of `before`. Raises ApiError."""
-    fingerprint = runtime.settings.fingerprint
+    """The version that results from flipping positions of `before`. Raises ApiError."""
+    fingerprint = state.settings.fingerprint
     try:
-        old = decode_blob(blob, before.source, fingerprint, runtime.limits)
+        old = decode_blob(blob, before.source, fingerprint, state.limits)
     except BlobError as error:
         raise Unavailable(f"{before.model}: {error}", code=error.code) from None
     try:
-        change = bmt_core.decode(flips, limits=runtime.limits, expect_base=fingerprint)
+        change = bmt_core.decode(flips, limits=state.limits, expect_base=fingerprint)
         mask = bmt_core.symmetric_difference(old, change, dict(change.metadata))
     except bmt_core.BmtError as error:
         raise from_core(error) from None
     data = bmt_core.encode(mask)
-    version, mask = _read(runtime, before.tenant, before.name, data, None)
+    version, mask = _decode(state, before.tenant, before.name, data, None)
     return version, mask, data
 
 
@@ -120,54 +121,55 @@ async def _publish(
     aliases: Sequence[str],
     resident: bool,
 ) -> JSONResponse:
-    """Store a checked version under the request's conditions, and answer with it."""
-    runtime, name = runtime_of(request), version.name
-    outcome, _ = await runtime.registry.publish(
+    """Store a validated version under the request's conditions, and respond with it."""
+    state, name = app_state(request), version.name
+    outcome, _ = await state.registry.publish(
         version,
         data,
         aliases=aliases,
-        if_match=etag(request.headers.get("if-match")),
+        if_match=if_match(request),
         if_none_match=request.headers.get("if-none-match") == "*",
     )
-    state = await runtime.snapshot.refresh(version.tenant, name)
-    stored = state.versions.get(version.digest) if state else None
+    current = await state.replica.refresh(version.tenant, name)
+    stored = current.versions.get(version.digest) if current else None
     if stored is not None:
-        await runtime.keep(stored, mask, resident=resident)
-    runtime.metrics.uploads.labels(outcome).inc()
-    if state is None or stored is None:
+        await state.lifecycle.store_uploaded(stored, mask, resident=resident)
+    state.metrics.uploads.labels(outcome).inc()
+    if current is None or stored is None:
         raise Conflict(f"{name} was deleted while it was published", code="deleted")
     return JSONResponse(
-        {**state.response(stored), "outcome": outcome},
+        {**current.response(stored), "outcome": outcome},
         201 if outcome == "created" else 200,
         headers={"ETag": f'"{stored.digest}"'},
     )
 
 
-async def _upload(request: Request, bound: int) -> bytes:
+async def _read_upload(request: Request, max_bytes: int) -> bytes:
+    """The body, whose length the client must state. Raises ApiError."""
     kind = request.headers.get("content-type", OCTETS).partition(";")[0].strip().lower()
     if kind != OCTETS:
         raise UnsupportedMedia(f"content type is {kind!r}; send the file itself as {OCTETS}")
     if request.headers.get("content-encoding", "identity") != "identity":
-        raise UnsupportedMedia("a .bmt file is compressed already; send it without encoding")
+        raise UnsupportedMedia("a .bmt file is already compressed; omit Content-Encoding")
     length = request.headers.get("content-length", "")
     if not length.isascii() or not length.isdigit():
         raise LengthRequired("an upload needs Content-Length")
-    if int(length) > bound:
-        raise _too_large(int(length), bound)
+    if int(length) > max_bytes:
+        raise _too_large(int(length), max_bytes)
     data = bytearray()
     try:
         async for chunk in request.stream():
             data += chunk
-            if len(data) > bound:
-                raise _too_large(len(data), bound)
+            if len(data) > max_bytes:
+                raise _too_large(len(data), max_bytes)
     except ClientDisconnect:
-        raise BadRequest("the client went away", code="disconnected") from None
+        raise BadRequest("the client closed the connection", code="disconnected") from None
     return bytes(data)
 
 
-def _too_large(size: int, bound: int) -> PayloadTooLarge:
+def _too_large(size: int, max_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(
-        f"the file is {size} bytes; a mask of this base has at most {bound}", param="file"
+        f"the file is {size} bytes; a mask of this base model has at most {max_bytes}", param="file"
     )
 
 
@@ -188,28 +190,27 @@ def _stated_digest(request: Request, query: str | None) -> str | None:
             if len(raw) == 32:
                 return raw.hex()
     raise BadRequest(
-        "Content-Digest must hold sha-256=:<base64>:", code="digest_invalid", param="digest"
+        "Content-Digest must contain sha-256=:<base64>:", code="digest_invalid", param="digest"
     )
 
 
-def _read(
-    runtime: AppState, tenant: str, name: str, data: bytes, stated: str | None
+def _decode(
+    state: AppState, tenant: str, name: str, data: bytes, stated: str | None
 ) -> tuple[Version, bmt_core.Mask]:
+    """Validate a file. stated: its SHA-256 as the client states it. Raises ApiError."""
     file_digest = hashlib.sha256(data).hexdigest()
     if stated is not None and stated != file_digest:
         raise BadRequest(
             f"the body's SHA-256 is {file_digest[:12]}… and the request states {stated[:12]}…; "
-            "it was damaged on the way, send it again",
+            "it was damaged in transit, send it again",
             code="digest_mismatch",
             param="digest",
         )
     try:
-        mask = bmt_core.decode(
-            data, limits=runtime.limits, expect_base=runtime.settings.fingerprint
-        )
+        mask = bmt_core.decode(data, limits=state.limits, expect_base=state.settings.fingerprint)
     except bmt_core.BmtError as error:
         raise from_core(error) from None
-    total = sum(rows * cols for rows, cols in runtime.settings.gates.values())
+    total = sum(rows * cols for rows, cols in state.settings.gates.values())
     version = Version(
         name=name,
         tenant=tenant,

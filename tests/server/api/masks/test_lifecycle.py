@@ -221,7 +221,7 @@ async def test_a_lost_blob_is_an_error_of_the_request(api):
     mask = make_mask()
     stored = (await api.put("m", mask)).json()
     forget_file(api, mask)
-    await api.state.store.quick.delete("{bmt}:blob:" + stored["file_digest"])
+    await api.state.connection.quick.delete("{bmt}:blob:" + stored["file_digest"])
     answer = await api.ask("m")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "blob_missing")
 

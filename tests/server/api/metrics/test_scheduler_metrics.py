@@ -3,7 +3,7 @@
 import os
 import time
 
-from bmt_server.api.metrics.masks import FileCollectors
+from bmt_server.api.metrics.collectors import StatsCollectors
 from bmt_server.ipc.stats_files import StatsWriter, TurnStats
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -14,7 +14,7 @@ def test_a_schedulers_file_becomes_metrics(tmp_path):
     figures.waited(40.0)
     figures.write(tmp_path, 1)
     registry = CollectorRegistry()
-    collectors = FileCollectors(registry, str(tmp_path), list)
+    collectors = StatsCollectors(registry, str(tmp_path), list)
     text = generate_latest(registry).decode()
     assert 'bmt_scatter_turns_total{engine="1"} 2.0' in text
     assert 'bmt_scatter_longest_wait_seconds{engine="1"} 40.0' in text
@@ -28,7 +28,7 @@ def test_a_schedulers_file_becomes_metrics(tmp_path):
 
 def test_other_modes_have_no_such_figures(tmp_path):
     registry = CollectorRegistry()
-    FileCollectors(registry, str(tmp_path), list)
+    StatsCollectors(registry, str(tmp_path), list)
     assert "bmt_scatter" not in generate_latest(registry).decode()
 
 

@@ -2,7 +2,7 @@
 
 import time
 
-from bmt_server.api.metrics.masks import FileCollectors
+from bmt_server.api.metrics.collectors import StatsCollectors
 from bmt_server.ipc.stats_files import WaitingMasks, WorkerStats
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 def text(folder, stats: WorkerStats) -> str:
     stats.write(folder, 1)
     registry = CollectorRegistry()
-    FileCollectors(registry, str(folder), list)
+    StatsCollectors(registry, str(folder), list)
     return generate_latest(registry).decode()
 
 
@@ -44,7 +44,7 @@ def test_routers_are_told_what_is_loaded_and_what_fits(tmp_path):
     told = WaitingMasks(time.time(), ["m3@000000000003"])
     told.write(tmp_path, 1)
     registry = CollectorRegistry()
-    FileCollectors(registry, str(tmp_path), lambda names: [n.partition("@")[0] for n in names])
+    StatsCollectors(registry, str(tmp_path), lambda names: [n.partition("@")[0] for n in names])
     families = {f.name: f.samples for f in registry.collect()}
     loaded = {s.labels["adapter_name"] for s in families["vllm:lora_adapter_loaded"]}
     (count,) = families["vllm:num_gpu_loaded_lora_adapters"]

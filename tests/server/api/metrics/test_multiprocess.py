@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from bmt_server.api.metrics import scrape
+from bmt_server.api.metrics.multiprocess import install_metrics_route
 from bmt_server.ipc.stats_files import WorkerStats
 from fastapi import FastAPI
 from prometheus_client import REGISTRY
@@ -17,19 +17,20 @@ PROCESS = """
 import sys
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from bmt_server.api.metrics import scrape
-from bmt_server.api.metrics.masks import FileCollectors, Metrics
+from bmt_server.api.metrics.multiprocess import install_metrics_route
+from bmt_server.api.metrics.collectors import StatsCollectors
+from bmt_server.api.metrics.counters import Metrics
 from vllm.entrypoints.serve.instrumentator.metrics import attach_router
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 app = FastAPI()
 attach_router(app)
 metrics = Metrics(10)
-FileCollectors(scrape.install(app, get_prometheus_registry()), sys.argv[1], list)
+StatsCollectors(install_metrics_route(app, get_prometheus_registry()), sys.argv[1], list)
 done = dict(outcome="ok", prompt_tokens=1, completion_tokens=2, ttft_s=0.1)
 metrics.request_finished("math@3f9c0a1b2c3d", **done)
 metrics.registry_up.set(int(sys.argv[2]))
-metrics.holding.inc(3)
+metrics.holds.inc(3)
 print("told", flush=True)
 sys.stdin.readline()
 answer = TestClient(app).get("/metrics")
@@ -80,5 +81,5 @@ def told(text: str) -> None:
 def test_one_process_leaves_the_route_to_vllm():
     app = FastAPI()
     before = list(app.router.routes)
-    assert scrape.install(app, REGISTRY) is REGISTRY
+    assert install_metrics_route(app, REGISTRY) is REGISTRY
     assert app.router.routes == before

@@ -1,0 +1,130 @@
+"""Prometheus metrics that an API process updates itself, exported with vLLM's own."""
+
+from __future__ import annotations
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+OTHER = "other"
+BASE = "base"
+_TTFT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_LOAD_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class MaskLabels:
+    """Values of the `mask` label: at most `limit` distinct names, and `other` for all later ones.
+
+    A label value lives as long as the process and clients choose the names, so an unlimited number
+    would use unlimited memory. For the same reason the label omits the version.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._known: set[str] = set()
+
+    def label(self, internal_name: str | None) -> str:
+        """The label value of an internal name; None is the base model."""
+        if internal_name is None:
+            return BASE
+        name = internal_name.partition("@")[0]
+        if name not in self._known:
+            if len(self._known) >= self._limit:
+                return OTHER
+            self._known.add(name)
+        return name
+
+
+class Metrics:
+    """Counters, gauges and histograms of this process.
+
+    max_masks: distinct values of the `mask` label.
+    """
+
+    def __init__(self, max_masks: int, registry: CollectorRegistry = REGISTRY) -> None:
+        self._labels = MaskLabels(max_masks)
+        self.requests = Counter(
+            "bmt_requests",
+            "Requests to the engine by mask and outcome.",
+            ["mask", "outcome"],
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "bmt_tokens", "Tokens by mask and kind.", ["mask", "kind"], registry=registry
+        )
+        self.ttft = Histogram(
+            "bmt_time_to_first_token_seconds",
+            "Time to first token by mask.",
+            ["mask"],
+            buckets=_TTFT_BUCKETS,
+            registry=registry,
+        )
+        self.errors = Counter(
+            "bmt_request_errors",
+            "Requests that this server answered with an error of its own, by error code.",
+            ["code"],
+            registry=registry,
+        )
+        self.cold_loads = Counter(
+            "bmt_cold_loads",
+            "Masks made ready on the local disk, by source.",
+            ["source"],
+            registry=registry,
+        )
+        self.cold_seconds = Histogram(
+            "bmt_cold_load_seconds",
+            "Time to make a mask ready on the local disk, by source.",
+            ["source"],
+            buckets=_LOAD_BUCKETS,
+            registry=registry,
+        )
+        self.uploads = Counter("bmt_uploads", "Uploads by outcome.", ["outcome"], registry=registry)
+        self.registry_up = Gauge(
+            "bmt_registry_up",
+            "1 while the registry answers every API process.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.holds = Gauge(
+            "bmt_mask_holds",
+            "Holds on masks, one by each response and one by each request in the engine.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._registry = registry
+        self._registered = (
+            self.requests,
+            self.tokens,
+            self.ttft,
+            self.errors,
+            self.cold_loads,
+            self.cold_seconds,
+            self.uploads,
+            self.registry_up,
+            self.holds,
+        )
+
+    def request_finished(
+        self,
+        mask: str | None,
+        *,
+        outcome: str,
+        prompt_tokens: int,
+        completion_tokens: int,
+        ttft_s: float | None,
+    ) -> None:
+        """Count a request that left the engine. mask: internal name, None for the base model."""
+        label = self._labels.label(mask)
+        self.requests.labels(label, outcome).inc()
+        self.tokens.labels(label, "prompt").inc(prompt_tokens)
+        self.tokens.labels(label, "completion").inc(completion_tokens)
+        if ttft_s is not None:
+            self.ttft.labels(label).observe(ttft_s)
+
+    def cold_load(self, source: str, seconds: float) -> None:
+        """Count a mask that was made ready from `disk` or `registry`."""
+        self.cold_loads.labels(source).inc()
+        self.cold_seconds.labels(source).observe(seconds)
+
+    def close(self) -> None:
+        """Unregister all metrics: another server may start in this process."""
+        for collector in self._registered:
+            self._registry.unregister(collector)

@@ -1,0 +1,29 @@
+"""Table of this server's own routes. `RequestMiddleware` checks keys and scopes before them."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from bmt_server.api.routes import aliases, blobs, masks, models, probes, uploads
+
+
+def build_router() -> APIRouter:
+    """Routes of the registry, `/v1/models`, `/livez` and `/readyz`."""
+    router = APIRouter()
+    router.get("/livez")(probes.livez)
+    router.get("/readyz")(probes.readyz)
+    router.get("/v1/models")(models.list_models)
+    router.get("/v1/models/{model:path}")(models.show_model)
+    router.get("/v1/masks")(masks.list_masks)
+    router.put("/v1/masks/{name}")(uploads.put_mask)
+    router.patch("/v1/masks/{name}")(uploads.patch_mask)
+    router.get("/v1/masks/{name}")(masks.show_mask)
+    router.delete("/v1/masks/{name}", status_code=204)(masks.delete_mask)
+    router.get("/v1/masks/{name}/versions")(masks.list_versions)
+    router.delete("/v1/masks/{name}/versions/{digest}", status_code=204)(masks.delete_version)
+    router.put("/v1/masks/{name}/aliases/{alias}")(aliases.put_alias)
+    router.delete("/v1/masks/{name}/aliases/{alias}", status_code=204)(aliases.delete_alias)
+    router.put("/v1/masks/{name}/pin")(masks.pin)
+    router.delete("/v1/masks/{name}/pin")(masks.unpin)
+    router.api_route("/v1/blobs/{digest}", methods=["GET", "HEAD"])(blobs.blob)
+    return router
