@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,10 @@ class Api:
     keys: dict[str, str]
     hold: asyncio.Event
     calls: list[str]
+
+    def replace(self, **parts: Any) -> None:
+        """Replace parts of the state that later requests see."""
+        self.state = self.app.state.bmt = replace(self.state, **parts)
 
     def client(self, key: str = "admin") -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {self.keys[key]}"} if key else {}

@@ -242,12 +242,12 @@ async def test_boot_without_a_registry_waits_for_it(tmp_path):
 @pytest.mark.parametrize("more", [0, 1, 2])
 async def test_failover_that_loses_a_publish_is_noticed(api, caplog, more):
     """The registry's word is the last one, also where as many changes came as were lost."""
-    quick, snapshot = api.state.connection.quick, api.state.replica
+    quick, registry_replica = api.state.connection.quick, api.state.replica
     old = (await api.put("m", make_mask(0))).json()
     before = {key: await quick.dump(key) for key in await quick.keys("*")}
     new = (await api.put("m", make_mask(1))).json()
     assert (await api.ask("m")).json()["model"] == new["model"]
-    await snapshot.close()
+    await registry_replica.close()
     await quick.flushall()
     for key, value in before.items():
         await quick.restore(key, 0, value)
@@ -255,7 +255,7 @@ async def test_failover_that_loses_a_publish_is_noticed(api, caplog, more):
     for other in range(more):
         await api.put(f"other{other}", make_mask(2 + other))
     with caplog.at_level(logging.ERROR, logger="vllm.bmt_server"):
-        await snapshot.sync()
+        await registry_replica.sync()
     assert ("lost writes" in caplog.text) == (more == 0)
     assert (await api.ask("m")).json()["model"] == old["model"]
     assert (await api.ask(new["model"])).status_code == 404

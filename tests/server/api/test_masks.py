@@ -9,7 +9,9 @@ import time
 
 import bmt_core
 import pytest
+from bmt_server.api.metrics.counters import Metrics
 from bmt_server.ipc.worker_channel import WorkerError
+from prometheus_client import CollectorRegistry
 
 from tests.support.replica import BASE, make_mask, replica
 
@@ -252,9 +254,8 @@ async def test_a_damaged_blob_is_never_served(api):
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "blob_damaged")
 
 
-async def test_metric_labels_are_bounded(api):
-    metrics = api.state.metrics
-    metrics.labels._bound = 3
+def test_metric_labels_are_bounded():
+    metrics = Metrics(3, CollectorRegistry())
     for i in range(10):
         metrics.request_finished(
             f"m{i}@abc", outcome="ok", prompt_tokens=1, completion_tokens=2, ttft_s=0.1

@@ -156,7 +156,8 @@ def test_the_rate_is_a_token_bucket():
 
 async def test_shutdown_finishes_running_requests_and_refuses_new_ones(api):
     stopped = asyncio.Event()
-    api.state.shutdown = shutdown = Shutdown(30, stopped.set)
+    shutdown = Shutdown(30, stopped.set)
+    api.replace(shutdown=shutdown)
     await api.put("m", make_mask(0))
     async with api.client("infer") as client:
 
@@ -203,15 +204,14 @@ async def test_the_middleware_applies_all_limits(api):
         assert refused.status_code == 400
         assert refused.json()["error"]["code"] == "field_refused"
         assert refused.json()["error"]["param"] == "chat_template"
-        api.state.key_limiter = KeyLimiter(1, 0)
+        api.replace(key_limiter=KeyLimiter(1, 0))
         running = asyncio.create_task(ask(stream=True))
         while not api.calls or len(api.calls) < 2:
             await asyncio.sleep(0.01)
         turned_away = await ask()
         assert turned_away.status_code == 429
         assert turned_away.headers["retry-after"] == "1"
-        api.state.key_limiter = KeyLimiter(0, 0)
-        api.state.sequence_limiter = SequenceLimiter(1)
+        api.replace(key_limiter=KeyLimiter(0, 0), sequence_limiter=SequenceLimiter(1))
         with api.state.sequence_limiter.admit(1):
             full = await ask(stream=True)
         assert (full.status_code, full.headers["retry-after"]) == (503, "1")
