@@ -1,4 +1,4 @@
-"""What is told of each request: a line of log and a span, without prompts and keys."""
+"""Access log: one line and one span per request, without prompts and keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOGGER = "vllm.bmt_server.requests"
 
 @pytest.fixture
 def lines(caplog, monkeypatch):
-    """Records of the requests' log. vLLM's logger hands nothing on to pytest's."""
+    """Records of the access log; vLLM's logger does not propagate to pytest's handler."""
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     caplog.set_level(logging.INFO, LOGGER)
     return lambda: [r for r in caplog.records if r.name == LOGGER]
@@ -24,7 +24,7 @@ def lines(caplog, monkeypatch):
 
 @pytest.fixture
 def spans(monkeypatch):
-    """Spans that have ended."""
+    """Finished spans."""
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -35,7 +35,7 @@ def spans(monkeypatch):
     return exporter.get_finished_spans
 
 
-async def test_a_request_is_told_with_its_mask_and_its_key(api, lines, spans):
+async def test_a_request_is_logged_with_its_mask_and_key(api, lines, spans):
     stored = (await api.put("m", make_mask(0))).json()
     passed: list[str] = []
 
@@ -63,14 +63,14 @@ async def test_a_request_is_told_with_its_mask_and_its_key(api, lines, spans):
     assert [e.name for e in span.events] == ["mask ready"]
     assert f"{span.context.trace_id:032x}" == "a" * 32
     assert f"{span.parent.span_id:016x}" == "b" * 16
-    # vLLM's own span is to be ours' child, not the client's.
+    # vLLM's own span becomes a child of this server's span, not of the client's.
     assert passed == [f"00-{'a' * 32}-{span.context.span_id:016x}-01"]
-    for told in (str(vars(line)), str(span.attributes)):
-        assert "secret" not in told
-        assert key not in told
+    for logged in (str(vars(line)), str(span.attributes)):
+        assert "secret" not in logged
+        assert key not in logged
 
 
-async def test_errors_are_told_by_their_codes_and_nobody_writes_lines(api, lines, spans):
+async def test_errors_are_logged_by_code_and_lines_cannot_be_forged(api, lines, spans):
     async with api.client("infer") as client:
         missing = await client.post("/v1/chat/completions", json={"model": "none"})
         odd = await client.get("/v1/mas%0Aks?key=secret")
@@ -83,7 +83,7 @@ async def test_errors_are_told_by_their_codes_and_nobody_writes_lines(api, lines
     assert "error.type" in spans()[0].attributes
 
 
-async def test_each_error_is_counted_once_ours_too(api, lines):
+async def test_each_error_is_counted_once_with_internal_ones(api, lines):
     @api.app.post("/v1/completions")
     async def completions() -> None:
         raise ValueError("a defect")
@@ -99,7 +99,7 @@ async def test_each_error_is_counted_once_ours_too(api, lines):
     assert counted == {"model_not_found": 1, "internal": 1}
 
 
-def test_without_an_exporter_nothing_is_passed_on():
+def test_without_an_exporter_no_span_is_recorded():
     span = tracing.Span("GET", {})
     assert not span.is_recording
     record = RequestRecord("r", "GET", "/x", span)

@@ -1,4 +1,4 @@
-"""Versions made by flipping positions of another: the route a trainer pushes through."""
+"""Upload of flipped positions relative to another version, as a trainer does it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def flip(api, name, old, new, key="admin", **changes):
         return await client.patch(f"/v1/masks/{name}", content=data, params=params, **changes)
 
 
-async def test_flips_make_the_version_that_was_meant(api):
+async def test_flips_make_the_expected_version(api):
     a, b = make_mask(0), make_mask(1, step=2)
     await api.put("m", a)
     answer = await flip(api, "m", a, b)
@@ -33,7 +33,7 @@ async def test_flips_make_the_version_that_was_meant(api):
     assert (again.status_code, again.json()["outcome"]) == (200, "unchanged")
 
 
-async def test_resident_loads_it_at_once(api):
+async def test_resident_loads_the_version_at_once(api):
     a, b = make_mask(0), make_mask(1)
     await api.put("m", a)
     answer = await flip(api, "m", a, b, params={"resident": "true"})
@@ -42,7 +42,7 @@ async def test_resident_loads_it_at_once(api):
             await asyncio.sleep(0.01)
 
 
-async def test_what_is_refused_stores_nothing(api):
+async def test_refused_flips_store_nothing(api):
     a, b, c = make_mask(0), make_mask(1), make_mask(2)
     await api.put("m", a)
     other = bmt_core.Mask(bmt_core.Base("other", "cd" * 32), b.tensors, {})

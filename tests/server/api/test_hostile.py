@@ -177,7 +177,7 @@ async def test_masks_go_out_as_octets_and_nothing_else(api):
 
 
 async def test_a_load_looks_again_at_the_base(api):
-    """A registry that others write to may hold a mask of another base under a version of this."""
+    """A registry with other writers may hold a mask of another base under one of our versions."""
     stored = (await api.put("m", make_mask())).json()
     other = bmt_core.encode(make_mask(base=bmt_core.Base("tiny", "12" * 32)))
     await api.state.connection.quick.set("{bmt}:blob:" + stored["file_digest"], other)
@@ -241,7 +241,7 @@ async def test_boot_without_a_registry_waits_for_it(tmp_path):
 
 @pytest.mark.parametrize("more", [0, 1, 2])
 async def test_failover_that_loses_a_publish_is_noticed(api, caplog, more):
-    """The registry's word is the last one, also where as many changes came as were lost."""
+    """The registry's state wins, even if as many changes have followed as were lost."""
     quick, registry_replica = api.state.connection.quick, api.state.replica
     old = (await api.put("m", make_mask(0))).json()
     before = {key: await quick.dump(key) for key in await quick.keys("*")}
@@ -301,7 +301,7 @@ async def test_json_that_is_too_much_is_refused_at_once(api, body, status):
 
 
 async def test_no_way_in_without_a_key(api):
-    """As bytes on a connection, for clients tidy up what they send."""
+    """As raw bytes on a connection, because client libraries normalize requests."""
     key = {"Connection": "close"}
     bare = {"Authorization": "", **key}
     routes = ("/v1/masks", "/v1%2fmasks", "//v1/masks", "/v1/./masks", "/x/../v1/masks")
@@ -339,12 +339,12 @@ async def test_no_way_in_without_a_key(api):
     ],
 )
 async def test_names_are_a_few_ascii_letters(api, name, caplog):
-    """Never part of a path, a log line or a label."""
+    """Other names never become part of a path, a log line or a label."""
     as_sent, data = quote(name, safe="%/"), bmt_core.encode(make_mask())
     async with api.client() as client:
         answer = await client.put(f"/v1/masks/{as_sent}", content=data)
         assert answer.status_code in (400, 404, 405, 307), answer.text
-        # The base's name is a fine alias, and clients take dots out of a path.
+        # The base model's name is a valid alias, and clients resolve dots in a path.
         if name not in ("tiny", ".", "..", "../x", "%2e%2e"):
             answer = await client.put(f"/v1/masks/m/aliases/{as_sent}", content=data)
             assert answer.status_code in (400, 404), answer.text
@@ -380,7 +380,7 @@ def test_nothing_is_fetched_for_a_request(body):
 
 
 async def test_foreign_and_unknown_get_the_same_answer(api):
-    """Byte for byte, but for the name asked for and the request's id."""
+    """Equal bytes, except for the requested name and the request id."""
     stored = (await api.put("mine", make_mask())).json()
     async with api.client("other") as client:
 
@@ -409,6 +409,6 @@ async def test_foreign_and_unknown_get_the_same_answer(api):
         unknown = await answers("none", "0" * 64, "1" * 64)
         assert foreign == unknown
         assert {status for status, _ in foreign} == {404}
-    # The same bytes by another tenant are new to it: that somebody has them is not told.
+    # The same bytes are new to another tenant, so that it cannot learn that they exist.
     theirs = await api.put("mine", make_mask(), "other")
     assert (theirs.status_code, theirs.json()["outcome"]) == (201, "created")

@@ -1,4 +1,4 @@
-"""The HTTP protocol's bounds, on a real socket: heads, bodies and readers that take their time."""
+"""Limits of the HTTP protocol on a real socket: slow heads, bodies and readers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.support.raw_http import head, said, serving
 from tests.support.replica import make_mask
 
 
-def test_servers_that_are_configured_later_use_it():
+def test_servers_configured_later_use_the_protocol():
     http_protocol.install()
     config = uvicorn.Config(lambda: None)
     config.load()
     assert config.http_protocol_class is http_protocol.BoundedHttpProtocol
 
 
-async def test_half_a_head_is_not_waited_for(api):
+async def test_a_partial_head_times_out(api):
     async with serving(api.app, head_timeout_s=0.3) as port:
         whole = head(api)
         for pieces in ([whole[:40]], [whole[:-2]], [bytes([b]) for b in whole[:30]]):
@@ -30,10 +30,10 @@ async def test_half_a_head_is_not_waited_for(api):
             assert (status, body["error"]["code"]) == (408, "head_timeout")
             assert 0.25 < seconds < 2
         status, _, seconds = await said(port)
-        assert (status, seconds < 2) == (0, True), "one that says nothing is told nothing"
+        assert (status, seconds < 2) == (0, True), "a silent client gets no response"
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for(api):
+async def test_a_missing_body_times_out(api):
     async with serving(api.app, body_timeout_s=0.3, min_body_rate=100_000) as port:
         for method, path, kind in (
             ("POST", "/v1/chat/completions", "application/json"),
@@ -60,7 +60,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(api):
 
 
 async def test_a_request_is_answered_once(api):
-    """Refused before its body was there, of which the rest never comes."""
+    """The refusal comes before the body, whose rest never arrives."""
     async with serving(api.app, body_timeout_s=0.3) as port:
         fields = {"Content-Length": str(1 << 30), "Content-Type": "application/octet-stream"}
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -82,7 +82,7 @@ async def test_heads_are_bounded(api):
             head(api, path="/v1/models/" + "a" * 50_000),
         ):
             status, body, seconds = await said(port, raw)
-            # What is still on its way when the connection ends may reset it.
+            # Data in flight when the connection closes may reset it.
             assert status in (431, 0), (status, body)
             assert seconds < 2
         status, body, _ = await said(port, head(api, **{"x-big": "a" * 100_000}))
@@ -93,7 +93,7 @@ async def test_heads_are_bounded(api):
         assert (status, body["error"]["code"]) == (400, "bad_http")
 
 
-async def test_kept_connections_are_served_again(api):
+async def test_keep_alive_connections_are_served_again(api):
     async with serving(api.app, head_timeout_s=0.3) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(3):
@@ -102,13 +102,13 @@ async def test_kept_connections_are_served_again(api):
             assert answer.startswith(b"HTTP/1.1 200")
             size = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
             await reader.readexactly(size)
-            await asyncio.sleep(0.5)  # idle, which is not the head's time
+            await asyncio.sleep(0.5)  # idle time does not count as the head's
         writer.close()
 
 
-@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel's, on Linux")
-async def test_a_reader_that_never_reads_is_let_go(api):
-    """Its request ends too, and with it what it holds."""
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="needs Linux")
+async def test_a_reader_that_never_reads_is_disconnected(api):
+    """Its request ends too and releases all that it holds."""
     ended = asyncio.Event()
 
     async def app(scope, receive, send):

@@ -1,4 +1,4 @@
-"""Publishing, versions, aliases, tenants, and what is refused, over the real registry."""
+"""Publishing, versions, aliases, tenants and refused uploads, on a real registry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from tests.support.replica import BASE, make_mask, replica
 
 
-async def test_versions_grow_and_names_move(api):
+async def test_revisions_grow_and_aliases_move(api):
     a, b = make_mask(0), make_mask(1)
     first = await api.put("m", a, params={"alias": "prod"})
     assert first.status_code == 201
@@ -117,7 +117,7 @@ async def test_bad_files_are_refused_and_nothing_is_stored(api):
     await nothing_stored(api)
 
 
-async def test_blobs_come_back_whole_and_only_to_their_tenant(api):
+async def test_blobs_are_returned_only_to_their_tenant(api):
     data = bmt_core.encode(make_mask())
     stored = (await api.put("m", data)).json()
     url = f"/v1/blobs/{stored['file_digest']}"
@@ -192,7 +192,7 @@ async def test_fifty_cold_requests_are_one_load(api):
     assert len(api.engine.loads) == 1
 
 
-async def test_a_load_that_fails_is_that_requests_error_and_not_remembered(api):
+async def test_a_failed_load_fails_its_request_and_is_retried(api):
     await api.put("m", make_mask())
     api.engine.fail = WorkerError("no room", "unusable")
     answer = await api.ask("m")
@@ -237,7 +237,7 @@ async def test_replicas_converge(api, valkey, tmp_path):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
         assert (await second.ask("m")).json()["model"] == stored["model"]
-        # One that misses the events finds out by the counter of changes.
+        # A replica that misses events detects it by the counter of changes.
         await second.state.replica.close()
         newer = (await api.put("m", make_mask(1))).json()
         assert (await second.ask("m")).json()["model"] == stored["model"]

@@ -1,4 +1,4 @@
-"""Who may do what: every route, every kind of key, and ways around that are none."""
+"""Authorization: every route with every kind of key, and attempts to bypass it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_every_route_needs_its_scope(api):
             assert await status(api, method, path, api.keys["admin"]) not in (401, 403)
 
 
-async def test_what_is_not_listed_is_denied_even_to_admins(api):
+async def test_unlisted_routes_are_denied_even_to_admins(api):
     for path in ("/pause", "/collective_rpc", "/v1/load_lora_adapter", "/invocations"):
         assert await status(api, "POST", path) == 401
         assert await status(api, "POST", path, api.keys["admin"]) == 404
@@ -69,18 +69,18 @@ async def test_what_is_not_listed_is_denied_even_to_admins(api):
     "path",
     ["//v1/masks", "/V1/masks", "/v1/masks/", "/v1//masks", "/v1/masks;x"],
 )
-async def test_other_spellings_are_no_way_in(api, path):
+async def test_other_spellings_of_a_path_do_not_bypass_authentication(api, path):
     assert await status(api, "GET", path) == 401
     assert await status(api, "GET", path, api.keys["admin"]) in (307, 404)
 
 
-def test_dots_are_not_walked():
-    """As routing sees it; clients resolve them before they send."""
+def test_dot_segments_are_not_resolved():
+    """Paths as routing sees them; clients resolve dots before they send a request."""
     assert find_route("GET", "/livez/../v1/masks") is None
     assert find_route("GET", "/livez/%2e%2e/v1/masks") is None
 
 
-async def test_headers_are_no_way_in(api):
+async def test_headers_do_not_bypass_authentication(api):
     assert await status(api, "GET", "/v1/masks", Host="livez/?x=") == 401
     assert await status(api, "GET", "/v1/masks?api_key=" + api.keys["admin"]) == 401
     assert await status(api, "GET", "/v1/masks", "x" * 100_000) == 401
@@ -105,17 +105,17 @@ async def test_websockets_are_closed(api):
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
-def test_the_table_leaves_no_route_without_a_scope():
+def test_every_route_of_the_table_has_a_scope():
     assert {r.scope for r in ROUTES} == {"open", "any", "infer", "upload", "admin"}
     assert [r.path.pattern for r in ROUTES if r.scope == "open"] == ["/(livez|readyz)"]
 
 
-async def test_a_key_of_the_operators_is_adopted_once(api):
+async def test_an_operators_key_is_imported_once(api):
     keys = api.state.keys
     secret = make_key(("admin",))
     assert await status(api, "GET", "/v1/masks", secret) == 401
     assert await keys.import_key(secret, label="BMT_ADMIN_KEY")
-    assert not await keys.import_key(secret)  # every server adopts it at its start
+    assert not await keys.import_key(secret)  # every server imports it at its start
     keys.invalidate()
     assert await status(api, "GET", "/v1/masks", secret) == 200
     (record,) = [r for r in await keys.records() if r.label == "BMT_ADMIN_KEY"]
@@ -125,12 +125,12 @@ async def test_a_key_of_the_operators_is_adopted_once(api):
             await keys.import_key(wrong)
 
 
-async def test_known_keys_are_kept_current_beside_requests(api, valkey):
-    """A request with a known key asks nothing of the registry; a revoked one ends all the same."""
+async def test_known_keys_are_refreshed_in_the_background(api, valkey):
+    """A request with a known key does not wait for the registry; a revoked key still stops working."""
     keys = api.state.keys
     made = await keys.create(("infer",))
     assert await status(api, "GET", "/v1/masks", made[0]) == 200
-    # Revoked behind this server's back, its event lost.
+    # Revoked without an event that reaches this server.
     await api.state.connection.quick.hdel(
         "{bmt}:keys", hashlib.sha256(made[0].encode()).hexdigest()
     )
@@ -140,7 +140,7 @@ async def test_known_keys_are_kept_current_beside_requests(api, valkey):
     assert await status(api, "GET", "/v1/masks", api.keys["infer"]) == 200
     assert keys._polling is not None
     assert not keys._polling.done()
-    # After a change each key is looked up at its next use, but not waited for where that fails.
+    # After a change each key is looked up at its next use; if that fails, it stays known.
     valkey.process.send_signal(signal.SIGSTOP)
     try:
         keys.invalidate()

@@ -28,13 +28,13 @@ def test_refused_fields_are_named(field):
     with pytest.raises(BadRequest, match=field) as caught:
         check_body({"messages": [USER], field: {"a": 1} if "kwargs" in field else "text"})
     assert (caught.value.code, caught.value.param) == ("field_refused", field)
-    check_body({"messages": [USER], field: None})  # as clients send what they do not set
+    check_body({"messages": [USER], field: None})  # clients send unset fields as null
 
 
 @pytest.mark.parametrize("field", MAX_VALUES)
 @pytest.mark.parametrize("write", [int, float, str])
 def test_numbers_are_bounded_in_every_notation(field, write):
-    """vLLM reads 65.0 and "65" as 65, and -1 as all."""
+    """vLLM reads 65.0 and "65" as 65, and -1 as no limit."""
     check_body({field: write(MAX_VALUES[field])})
     for value in (MAX_VALUES[field] + 1, -1, 10**9):
         with pytest.raises(BadRequest, match=f"`{field}` is .*0 to {MAX_VALUES[field]}") as caught:

@@ -1,4 +1,4 @@
-"""The cold path: once, beside the request, bounded on disk and in memory, errors typed."""
+"""Mask lifecycle: one load per mask, concurrent with its request, bounded; typed errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def forget_file(api, mask: bmt_core.Mask) -> None:
 
 
 async def test_a_request_is_prepared_while_its_mask_loads(api):
-    """The app sees the request at once; its response waits for the mask."""
+    """The app receives the request at once; its response waits for the mask."""
     await api.put("m", make_mask())
     api.engine.slow = asyncio.Event()
     asked = asyncio.create_task(api.ask("m"))
@@ -39,7 +39,7 @@ async def test_a_request_is_prepared_while_its_mask_loads(api):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_load_that_fails_is_the_response_whatever_the_app_says(api, stream):
+async def test_a_failed_load_replaces_the_apps_response(api, stream):
     await api.put("m", make_mask())
     api.engine.fail = WorkerError("no such gates", "unusable")
     async with api.client() as client:
@@ -58,7 +58,7 @@ async def test_counting_tokens_loads_nothing(api):
     assert api.engine.loads == []
 
 
-async def test_warm_masks_are_loaded_once_and_evicted_ones_again(api):
+async def test_a_mask_is_loaded_once_and_again_after_its_eviction(api):
     stored = (await api.put("m", make_mask())).json()
     for _ in range(3):
         await api.ask("m")
@@ -68,7 +68,7 @@ async def test_warm_masks_are_loaded_once_and_evicted_ones_again(api):
     assert api.engine.loads == [stored["id"]] * 2
 
 
-async def test_what_was_evicted_and_is_not_used_is_let_go(api):
+async def test_evicted_and_unused_masks_are_unloaded(api):
     stored = (await api.put("m", make_mask())).json()
     await api.ask("m")
     held = api.state.cache.disk._held
@@ -80,7 +80,7 @@ async def test_what_was_evicted_and_is_not_used_is_let_go(api):
     assert (await api.ask("m")).status_code == 200
 
 
-async def test_a_running_request_keeps_its_mask_over_an_eviction(api):
+async def test_a_running_request_keeps_its_evicted_mask(api):
     stored = (await api.put("m", make_mask())).json()
 
     async def stream():
@@ -98,8 +98,8 @@ async def test_a_running_request_keeps_its_mask_over_an_eviction(api):
     await until(lambda: api.engine.dropped == [stored["id"]])
 
 
-async def test_the_engine_is_asked_only_for_what_is_loaded(api):
-    """vLLM's background responses reach the engine after their HTTP response ended."""
+async def test_engine_calls_load_their_mask_first(api):
+    """vLLM's background responses reach the engine after their HTTP response has ended."""
     stored = (await api.put("m", make_mask())).json()
     await api.ask("m")
     api.engine.evict(stored["id"])
@@ -116,7 +116,7 @@ async def test_the_engine_is_asked_only_for_what_is_loaded(api):
 
 
 async def test_deleting_and_publishing_again_while_a_stream_runs(api):
-    """Two ids under one of vLLM's names: ending one does not take the other's name away."""
+    """Two ids share one of vLLM's names: the end of one does not retire the other."""
     await api.put("m", make_mask())
 
     async def stream():
@@ -161,7 +161,7 @@ async def test_a_full_disk_refuses_new_masks_and_serves_the_others(api, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(disk_cache, "write_layout", full)
-    # The registry has room, so the upload stands.
+    # The registry has room, so the upload succeeds.
     assert (await api.put("cold", make_mask(1))).status_code == 201
     answer = await api.ask("cold")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "cache_full")
@@ -195,7 +195,7 @@ async def test_pins_hold_on_every_replica_and_follow_the_latest(api, valkey, tmp
     assert api.engine.pinned == set()
 
 
-async def test_a_pin_beyond_the_memory_is_refused_and_not_stored(api):
+async def test_a_pin_beyond_the_memory_is_refused(api):
     await api.put("m", make_mask())
 
     async def refuse(adapter, pinned):
@@ -226,7 +226,7 @@ async def test_a_lost_blob_is_an_error_of_the_request(api):
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "blob_missing")
 
 
-async def test_clients_that_leave_do_not_end_the_load_others_wait_for(api):
+async def test_a_disconnect_does_not_cancel_a_shared_load(api):
     await api.put("m", make_mask())
     api.engine.slow = asyncio.Event()
     first, second = (asyncio.create_task(api.ask("m")) for _ in range(2))
@@ -238,18 +238,18 @@ async def test_clients_that_leave_do_not_end_the_load_others_wait_for(api):
     assert len(api.engine.loads) == 1
 
 
-async def test_the_event_loop_is_not_held_while_masks_load(api):
-    """Forty cold masks of a few hundred kB: nothing else on the loop waits long for them."""
+async def test_loads_do_not_block_the_event_loop(api):
+    """Forty cold masks of a few hundred kB, with a limit on every other task's wait."""
     worst = []
     for attempt in range(3):
         worst.append(await _longest_wait(api, range(40 * attempt, 40 * attempt + 40)))
         if worst[-1] < 0.25:
             return
-    raise AssertionError(worst)  # thrice: a busy machine would hold it once
+    raise AssertionError(worst)  # three times: a busy machine may cause one
 
 
 async def _longest_wait(api, names):
-    """Seconds that something else on the event loop waited while cold masks were asked for."""
+    """Longest wait of another task on the event loop while cold masks load, seconds."""
     for i in names:
         mask = make_mask(i, zeros=150)
         await api.put(f"m{i}", mask)

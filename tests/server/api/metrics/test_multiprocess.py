@@ -1,4 +1,4 @@
-"""`/metrics` where several API processes answer one port."""
+"""`/metrics` with several API processes on one port."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-# One API process: what it counts, then what a scrape that reaches it is told. Prometheus decides
-# on its mode when it is imported, and vLLM by the same variable.
+# One API process: counts, waits for a line, then scrapes itself. prometheus-client chooses its mode
+# at import, by the environment variable that vLLM reads too.
 PROCESS = """
 import sys
 from fastapi import FastAPI
@@ -31,7 +31,7 @@ done = dict(outcome="ok", prompt_tokens=1, completion_tokens=2, ttft_s=0.1)
 metrics.request_finished("math@3f9c0a1b2c3d", **done)
 metrics.registry_up.set(int(sys.argv[2]))
 metrics.holds.inc(3)
-print("told", flush=True)
+print("counted", flush=True)
 sys.stdin.readline()
 answer = TestClient(app).get("/metrics")
 assert answer.headers["content-type"].startswith("text/plain; version="), answer.headers
@@ -39,7 +39,7 @@ print(answer.text, end="", flush=True)
 """
 
 
-def test_every_process_tells_of_all_and_of_the_workers(tmp_path, monkeypatch):
+def test_every_process_exports_all_processes_and_workers(tmp_path, monkeypatch):
     (tmp_path / "shared").mkdir()
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "shared"))
     worker = WorkerStats(resident=["math@3f9c0a1b2c3d"], resident_bytes=512, resident_masks=1)
@@ -55,23 +55,23 @@ def test_every_process_tells_of_all_and_of_the_workers(tmp_path, monkeypatch):
     ]
     try:
         for process in processes:
-            assert process.stdout.readline() == "told\n"
+            assert process.stdout.readline() == "counted\n"
         text, _ = processes[0].communicate("\n")
         assert processes[0].returncode == 0
-        told(text)
+        check_scrape(text)
     finally:
         for process in processes:
             process.kill()
             process.wait()
 
 
-def told(text: str) -> None:
+def check_scrape(text: str) -> None:
     families = list(text_string_to_metric_families(text))
-    assert len({f.name for f in families}) == len(families), "no family twice"
+    assert len({f.name for f in families}) == len(families), "each family once"
     samples = {s.name: s for f in families for s in f.samples}
     assert samples["bmt_requests_total"].value == 2
     assert samples["bmt_mask_holds"].value == 6
-    assert samples["bmt_registry_up"].value == 0, "one of them does not reach it"
+    assert samples["bmt_registry_up"].value == 0, "one process cannot reach it"
     assert samples["bmt_masks_resident_bytes"].value == 512
     assert samples["vllm:lora_adapter_loaded"].labels["adapter_name"] == "math@3f9c0a1b2c3d"
     info = samples["vllm:lora_requests_info"].labels

@@ -1,4 +1,4 @@
-"""Figures of turns on /metrics."""
+"""Metrics of the scheduler on /metrics."""
 
 import os
 import time
@@ -8,7 +8,7 @@ from bmt_server.ipc.stats_files import StatsWriter, TurnStats
 from prometheus_client import CollectorRegistry, generate_latest
 
 
-def test_a_schedulers_file_becomes_metrics(tmp_path):
+def test_a_schedulers_statistics_become_metrics(tmp_path):
     figures = TurnStats(pid=os.getpid(), engine=1, max_wait_s=0.5, turns=2)
     figures.waited(0.03)
     figures.waited(40.0)
@@ -26,13 +26,13 @@ def test_a_schedulers_file_becomes_metrics(tmp_path):
     collectors.close()
 
 
-def test_other_modes_have_no_such_figures(tmp_path):
+def test_other_modes_have_no_scheduler_metrics(tmp_path):
     registry = CollectorRegistry()
     StatsCollectors(registry, str(tmp_path), list)
     assert "bmt_scatter" not in generate_latest(registry).decode()
 
 
-def test_figures_are_written_when_they_change(tmp_path):
+def test_statistics_are_written_when_they_change(tmp_path):
     figures = TurnStats(pid=7)
     writer = StatsWriter(tmp_path, 7, lambda: figures)
 

@@ -1,4 +1,4 @@
-"""Figures of workers on /metrics."""
+"""Metrics of workers and of loaded masks on /metrics."""
 
 import time
 
@@ -14,7 +14,7 @@ def text(folder, stats: WorkerStats) -> str:
     return generate_latest(registry).decode()
 
 
-def test_auto_tells_what_the_weights_hold_and_why(tmp_path):
+def test_auto_exports_the_live_weights_and_the_reason(tmp_path):
     stats = WorkerStats(
         mode="auto",
         steps_corrected=7,
@@ -23,19 +23,19 @@ def test_auto_tells_what_the_weights_hold_and_why(tmp_path):
         reason="paying",
         switch_paid=0.25,
     )
-    told = text(tmp_path, stats)
-    assert 'bmt_weights_masked{rank="0"} 0.0' in told
-    assert 'bmt_auto_reason{rank="0",reason="paying"} 1.0' in told
-    assert 'bmt_auto_reason{rank="0",reason="in_place"} 0.0' in told
-    assert 'bmt_auto_switch_paid{rank="0"} 0.25' in told
-    assert 'bmt_auto_paying_steps_total{rank="0"} 5.0' in told
-    assert 'bmt_switches_total{rank="0"} 2.0' in told
+    exported = text(tmp_path, stats)
+    assert 'bmt_weights_masked{rank="0"} 0.0' in exported
+    assert 'bmt_auto_reason{rank="0",reason="paying"} 1.0' in exported
+    assert 'bmt_auto_reason{rank="0",reason="in_place"} 0.0' in exported
+    assert 'bmt_auto_switch_paid{rank="0"} 0.25' in exported
+    assert 'bmt_auto_paying_steps_total{rank="0"} 5.0' in exported
+    assert 'bmt_switches_total{rank="0"} 2.0' in exported
     stats.in_weights = "3f9c0a1b2c3d"
     assert 'bmt_weights_masked{rank="0"} 1.0' in text(tmp_path, stats)
 
 
-def test_routers_are_told_what_is_loaded_and_what_fits(tmp_path):
-    """Scored as the extension's load-state scorer does: loaded 1, room 0.6, none 0."""
+def test_routers_see_loaded_masks_and_free_room(tmp_path):
+    """Scores of the extension's load-state scorer: loaded 1, room 0.6, no room 0."""
     names = [f"m{i}@{i:012x}" for i in range(80)]
     stats = WorkerStats(
         resident=names, resident_masks=80, resident_bytes=80_000, capacity_bytes=100_000
@@ -60,7 +60,7 @@ def test_routers_are_told_what_is_loaded_and_what_fits(tmp_path):
     assert set(info.labels["running_lora_adapters"].split(",")) == loaded
     assert info.labels["waiting_lora_adapters"] == "m3"
     assert abs(info.value - time.time()) < 60, "routers take the newest series"
-    assert score("m79") == 1.0  # used last
+    assert score("m79") == 1.0  # most recently used
     assert score("never") == 0.6
     stats.capacity_bytes = 80_000
     stats.write(tmp_path, 1)
