@@ -126,7 +126,7 @@ async def test_an_operators_key_is_imported_once(api):
 
 
 async def test_known_keys_are_refreshed_in_the_background(api, valkey):
-    """A request with a known key does not wait for the registry; a revoked key still stops working."""
+    """A request with a known key does not wait for the registry; a revoked one still ends."""
     keys = api.state.keys
     made = await keys.create(("infer",))
     assert await status(api, "GET", "/v1/masks", made[0]) == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
 
 from bmt_server.api.metrics.gateway import LoadedMasksCollector, PublicNames
 from bmt_server.api.metrics.scheduler import SchedulerCollector
@@ -20,7 +21,7 @@ class StatsCollectors:
         self, registry: CollectorRegistry, stats_dir: str, public_names: PublicNames
     ) -> None:
         self._registry = registry
-        self._collectors = (
+        self._collectors: tuple[Collector, ...] = (
             LoadedMasksCollector(stats_dir, public_names),
             WorkerCollector(stats_dir),
             SchedulerCollector(stats_dir),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.registry import Collector
 
 OTHER = "other"
 BASE = "base"
@@ -90,7 +91,7 @@ class Metrics:
             multiprocess_mode="livesum",
         )
         self._registry = registry
-        self._registered = (
+        self._registered: tuple[Collector, ...] = (
             self.requests,
             self.tokens,
             self.ttft,

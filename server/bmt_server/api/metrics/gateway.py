@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterable
 
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from bmt_server.ipc.stats_files import MAX_NAMED, WaitingMasks, WorkerStats
 
 PublicNames = Callable[[Iterable[str]], list[str]]
 
 
-class LoadedMasksCollector:
+class LoadedMasksCollector(Collector):
     """Loaded and waiting masks, read at each scrape from the statistics files.
 
     public_names: returns the names by which requests reach the given internal names.

@@ -10,6 +10,7 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.registry import Collector
 
 from bmt_server.ipc.stats_files import WAIT_BUCKETS, TurnStats
 
@@ -47,7 +48,7 @@ _FIGURES = (
 )
 
 
-class SchedulerCollector:
+class SchedulerCollector(Collector):
     """Metrics of all schedulers, read from their statistics files at each scrape."""
 
     def __init__(self, stats_dir: str) -> None:

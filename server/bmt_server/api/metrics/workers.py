@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from bmt_server.ipc.stats_files import Reason, WorkerStats
 
@@ -24,7 +25,7 @@ _COUNTERS = (
 )
 
 
-class WorkerCollector:
+class WorkerCollector(Collector):
     """Metrics of all workers, read at each scrape."""
 
     def __init__(self, stats_dir: str) -> None:
