@@ -510,7 +510,7 @@ def test_gates_of_several_dtypes_are_refused():
 
 def test_the_benchmark_runs(monkeypatch):
     """The GPU benchmark on small sizes, without its clock."""
-    path = Path(__file__).parents[4] / "benchmarks" / "gpu.py"
+    path = Path(__file__).parents[4] / "benchmarks" / "suites" / "gpu.py"
     spec = importlib.util.spec_from_file_location("bmt_gpu_benchmark", path)
     gpu = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, gpu)
