@@ -6,17 +6,8 @@ import argparse
 
 from bmt_trainer.process import keep_freed_memory
 
-from experiments import (
-    comparisons,
-    grpo,
-    head_cost,
-    label_cost,
-    live,
-    prompt_cost,
-    sdft,
-    sft,
-    step_cost,
-)
+from experiments import comparisons, grpo, live, sdft, sft
+from experiments.costs import head_cost, label_cost, prompt_cost, step_cost
 
 EXPERIMENTS = {
     **grpo.EXPERIMENTS,

@@ -11,7 +11,7 @@ import pytest
 from bmt_client import AsyncBmtClient, BmtClient
 from bmt_client._retry import RetryPolicy
 
-from tests.support.fake_server import KEY, FakeServer, serving
+from tests.support.http.fake_server import KEY, FakeServer, serving
 
 
 @pytest.fixture(autouse=True)

@@ -29,9 +29,9 @@ from bmt_client.cli import app as program
 from typer.testing import CliRunner
 
 from tests.support.fake_engine import FakeEngine
+from tests.support.http.ports import free_port
 from tests.support.masks import BASE, make_mask
 from tests.support.masks import CLIENT_SHAPE as SHAPE
-from tests.support.ports import free_port
 
 uvicorn = pytest.importorskip("uvicorn")
 fastapi = pytest.importorskip("fastapi")

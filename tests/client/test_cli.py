@@ -10,9 +10,9 @@ import pytest
 from bmt_client.cli import app, hoist
 from typer.testing import CliRunner
 
-from tests.support.fake_server import KEY, Fault
+from tests.support.http.fake_server import KEY, Fault
+from tests.support.http.ports import free_port
 from tests.support.masks import make_mask
-from tests.support.ports import free_port
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from bmt_client.cli import app
 from typer.testing import CliRunner
 
-from tests.support.fake_server import KEY
+from tests.support.http.fake_server import KEY
 from tests.support.masks import BASE, make_mask
 
 GOLDEN = Path(__file__).parent / "golden"

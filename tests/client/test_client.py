@@ -26,9 +26,9 @@ from bmt_client import (
     Version,
 )
 
-from tests.support.fake_server import KEY, Fault
+from tests.support.http.fake_server import KEY, Fault
+from tests.support.http.ports import free_port
 from tests.support.masks import make_mask
-from tests.support.ports import free_port
 
 
 def test_upload_takes_a_path_bytes_or_a_mask(client, tmp_path):

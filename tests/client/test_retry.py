@@ -10,7 +10,7 @@ from bmt_client import RateLimited, Unavailable, UsageError
 from bmt_client._retry import RetryPolicy, exchange
 from bmt_client._transport import NoAnswer, Request, Response, Send, Sleep
 
-from tests.support.fake_server import Fault
+from tests.support.http.fake_server import Fault
 
 # The fixture shortens waits; this file tests the policy without it.
 wait_s = RetryPolicy.wait_s

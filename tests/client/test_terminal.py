@@ -15,7 +15,7 @@ import time
 import bmt_core
 import pytest
 
-from tests.support.fake_server import KEY
+from tests.support.http.fake_server import KEY
 from tests.support.masks import make_mask
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

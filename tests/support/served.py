@@ -16,7 +16,7 @@ import httpx
 import redis
 from bmt_server.registry.embedded import binary_path
 
-from tests.support.ports import free_port
+from tests.support.http.ports import free_port
 
 START_S = 240
 STOP_S = 60

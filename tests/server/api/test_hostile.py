@@ -14,7 +14,7 @@ import pytest
 from bmt_server.api.request_limits import check_body
 from bmt_server.errors import BadRequest
 
-from tests.support.raw_http import head, said, serving
+from tests.support.http.raw import head, said, serving
 from tests.support.replica import BASE, GATES, make_mask, replica
 from tests.support.served import Valkey
 
@@ -77,12 +77,12 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
             "server/serving/test_serve::deleted",
         ),
     ),
-    ("killed between blob and alias", ("system/test_publish_killed",)),
+    ("killed between blob and alias", ("system/registry/test_publish_killed",)),
     (
         "Redis away, hung, slow, resetting",
         (
             "server/api/test_masks::registry_away",
-            "system/test_registry_faults",
+            "system/registry/test_registry_faults",
             "here::boot_without_a_registry",
         ),
     ),
@@ -108,7 +108,7 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
             "server/api/test_http_protocol::head",
             "server/api/test_http_protocol::body",
             "server/api/test_http_protocol::reader",
-            "system/test_slow_clients",
+            "system/hostile/test_slow_clients",
         ),
     ),
     (

@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 from bmt_server.api import http_protocol
 
-from tests.support.raw_http import head, said, serving
+from tests.support.http.raw import head, said, serving
 from tests.support.replica import make_mask
 
 

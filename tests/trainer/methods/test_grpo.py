@@ -12,8 +12,8 @@ import pytest
 import torch
 from bmt_trainer.console import Display
 from bmt_trainer.errors import ConfigError, DataError
+from bmt_trainer.masking.equations import sharpness
 from bmt_trainer.masking.masked_linear import MaskedLinear
-from bmt_trainer.methods.callbacks import alpha_at
 from bmt_trainer.methods.config import GrpoConfig
 from bmt_trainer.methods.grpo import train
 from bmt_trainer.models import load_model
@@ -81,7 +81,7 @@ def test_rollouts_are_hard_losses_soft_and_the_reference_off(checkpoint, tmp_pat
     # one pass, or in two if its rows share prompts.
     alphas = groupby(alpha for mode, _, alpha, _ in forwards if mode == "soft")
     passes = {alpha: len(list(same)) for alpha, same in alphas}
-    assert list(passes) == [alpha_at(t, STEPS, 1e3, 1e4) for t in range(STEPS)]
+    assert list(passes) == [sharpness(t, STEPS, 1e3, 1e4) for t in range(STEPS)]
     assert set(passes.values()) <= {4, 6, 8}
     # The reference reads the same tokens as the loss: each prompt once, and each completion.
     soft, off = ({s[-1] for mode, _, _, s in forwards if mode == m} for m in ("soft", "off"))

@@ -16,9 +16,8 @@ import torch
 from bmt_trainer.console import Display
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError, DataError
-from bmt_trainer.masking.equations import hard_weight
+from bmt_trainer.masking.equations import hard_weight, sharpness
 from bmt_trainer.masking.masked_linear import MaskedLinear
-from bmt_trainer.methods.callbacks import alpha_at
 from bmt_trainer.methods.config import TEACHER_PROMPT, SdftConfig
 from bmt_trainer.methods.sdft import teacher_example, train
 from bmt_trainer.models import load_tokenizer
@@ -129,7 +128,7 @@ def test_rollouts_and_teacher_are_hard_and_the_student_is_soft(
     assert kinds == {("hard", False), ("teacher", False), ("soft", True)}
     # Two layers, two micro-batches a step, at that step's sharpness.
     alphas = [alpha for mode, _, alpha, _ in seen.layers if mode == "soft"]
-    assert alphas == [alpha_at(t, STEPS, 1e2, 1e4) for t in range(STEPS) for _ in range(4)]
+    assert alphas == [sharpness(t, STEPS, 1e2, 1e4) for t in range(STEPS) for _ in range(4)]
 
     # The demonstration is the teacher's alone; both read the same completion.
     texts = {mode: [t for m, t in seen.texts if m == mode] for mode in ("hard", "teacher", "soft")}

@@ -14,8 +14,8 @@ import torch
 from bmt_trainer.console import Display
 from bmt_trainer.errors import ConfigError, DataError, NoTargets, OutputError, ResumeError
 from bmt_trainer.masking.apply import apply
+from bmt_trainer.masking.equations import sharpness
 from bmt_trainer.masking.masked_linear import MaskedLinear
-from bmt_trainer.methods.callbacks import alpha_at
 from bmt_trainer.methods.config import SftConfig
 from bmt_trainer.methods.sft import train
 from bmt_trainer.models import load_model
@@ -115,7 +115,7 @@ def test_a_run_from_data_to_mask(checkpoint, tmp_path, spied):
     layer = soft[0][-1]
     first = [f for f in soft if f[-1] == layer]
     assert all(grad for _, grad, *_ in soft)
-    expected = [alpha_at(t, STEPS, 1e2, 1e3) for t in range(STEPS) for _ in range(2)]
+    expected = [sharpness(t, STEPS, 1e2, 1e3) for t in range(STEPS) for _ in range(2)]
     assert [alpha for _, _, alpha, _, _ in first] == expected
     assert {reg for *_, reg, _ in soft} == {1e-5 / 2}
     others = {(mode, grad) for mode, grad, *_ in spied.forwards if mode != "soft"}
@@ -176,7 +176,7 @@ def test_a_resumed_run_is_bit_identical(checkpoint, tmp_path, spied, monkeypatch
         assert torch.equal(a, b)
     # Only the last two steps ran, at their own α.
     alphas = [f[2] for f in spied.forwards if f[0] == "soft"]
-    assert sorted(set(alphas)) == [alpha_at(t, STEPS, 1e2, 1e3) for t in (4, 5)]
+    assert sorted(set(alphas)) == [sharpness(t, STEPS, 1e2, 1e3) for t in (4, 5)]
     assert not (tmp_path / "cut.bmt.run").exists()
 
 

@@ -6,12 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from bmt_trainer.masking.equations import sharpness
 from bmt_trainer.masking.masked_linear import MaskState
-
-
-def alpha_at(step: int, steps: int, start: float, end: float) -> float:
-    """α(t) = α_start + t/T (α_end - α_start) (Eq. 7), for t = `step` of T = `steps`."""
-    return start + step / steps * (end - start)
 
 
 class SharpenMask(TrainerCallback):
@@ -27,4 +23,4 @@ class SharpenMask(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self._state.alpha = alpha_at(state.global_step, state.max_steps, self._start, self._end)
+        self._state.alpha = sharpness(state.global_step, state.max_steps, self._start, self._end)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.scenarios.figures import Figures
-from tests.system.egress_child import CONTROL
+from tests.system.hostile.egress_child import CONTROL
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 APART = ["unshare", "--user", "--map-root-user", "--net"]
 
 

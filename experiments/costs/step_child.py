@@ -1,4 +1,4 @@
-"""Child process that trains by one method: `python -m experiments.step_child JOB_JSON FD`.
+"""Child process that trains by one method: `python -m experiments.costs.step_child JOB_JSON FD`.
 
 Each line on stdin makes one optimizer step; the answer is its seconds and the process's peak
 memory. Between steps the process waits in a read.

@@ -13,8 +13,8 @@ from trl.kernels.chunked_logprob import _use_triton as every
 from trl.trainer import utils
 
 from benchmarks.harness.environment import demo_model
+from experiments.costs.turns import first_loss_over_second, masked_model
 from experiments.record import keep, ratio
-from experiments.turns import first_loss_over_second, masked_model
 
 COMMAND = "make paper-labels"
 # A step of recipes/small/table3.yaml: prompts of 230 tokens, answers of ten.

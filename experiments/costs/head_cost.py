@@ -9,8 +9,8 @@ from bmt_trainer.evaluation.generate import generate
 from bmt_trainer.models import contiguous, load_model, load_tokenizer
 
 from benchmarks.harness.environment import demo_model
+from experiments.costs.turns import first_over_second
 from experiments.record import keep, ratio
-from experiments.turns import first_over_second
 
 COMMAND = "make paper-head"
 # A batch of the evaluation of recipes/small/forgetting-sft.yaml.

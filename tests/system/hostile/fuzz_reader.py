@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["bmt_core"]):
 
 from tests.support.damaged_files import LIMITS, put_right
 
-ATTACKS = Path(__file__).resolve().parents[1] / "assets" / "attacks"
+ATTACKS = Path(__file__).resolve().parents[2] / "assets" / "attacks"
 SMALL = 4096
 
 

@@ -8,8 +8,8 @@ from bmt_trainer.methods.trl_setup import prepare_trl
 from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
+from experiments.costs.turns import first_loss_over_second, masked_model
 from experiments.record import keep, ratio
-from experiments.turns import first_loss_over_second, masked_model
 
 COMMAND = "make paper-prompts"
 # A step of recipes/grpo-arithmetic.yaml, whose prompts have 50 tokens.

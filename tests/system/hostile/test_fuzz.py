@@ -15,7 +15,7 @@ from tests.support.scenarios.figures import Figures, scaled
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(7200)]
 
 RUNS = scaled(1_000_000, 1000)
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_fuzz_reader(tmp_path):

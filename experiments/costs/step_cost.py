@@ -66,4 +66,4 @@ def _start(method: str) -> Child:
         "tokens": TOKENS,
     }
     log = WORK / "paper" / f"step-{method}.log"
-    return Child(f"training by {method}", "experiments.step_child", [json.dumps(job)], log)
+    return Child(f"training by {method}", "experiments.costs.step_child", [json.dumps(job)], log)
