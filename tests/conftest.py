@@ -62,7 +62,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 
 @pytest.fixture(scope="session")
 def collector() -> Iterator[Collector]:
-    """Where `server` sends its traces."""
+    """Collector of the traces that `server` sends."""
     made = Collector()
     yield made
     made.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 # Ours in one color, each baseline in its own; the traffic by the line.
-_COLOURS = ("#555555", "#0b6e4f", "#c8553d", "#2f4b8f", "#8a5a9e", "#b8860b")
+_COLORS = ("#555555", "#0b6e4f", "#c8553d", "#2f4b8f", "#8a5a9e", "#b8860b")
 _DPI = 150
 
 
@@ -19,7 +19,7 @@ def lines(plot: dict[str, Any], folder: Path) -> str:
     for series in plot["series"]:
         family, _, traffic = series["label"].rpartition(", ")
         family = family or series["label"]
-        color = families.setdefault(family, _COLOURS[len(families) % len(_COLOURS)])
+        color = families.setdefault(family, _COLORS[len(families) % len(_COLORS)])
         plain = len(set(series["y"])) == 1 and len(series["y"]) == 2
         axes.plot(
             series["x"],
@@ -56,7 +56,7 @@ def intervals(entries: Sequence[dict[str, Any]], title: str, path: Path) -> str:
         low, high = entry["interval"]
         own = not entry["id"].startswith(("lora", "checkpoint", "prefill_checkpoint"))
         again = "base_over_base" in entry["id"]
-        color = _COLOURS[0] if again else _COLOURS[1] if own else _COLOURS[2]
+        color = _COLORS[0] if again else _COLORS[1] if own else _COLORS[2]
         axes.plot([low, high], [place, place], color=color, linewidth=3, alpha=0.5)
         axes.plot(entry["value"], place, "o", color=color)
         axes.annotate(

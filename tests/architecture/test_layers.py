@@ -325,6 +325,6 @@ def test_light_packages_import_quickly_and_without_torch(package, libraries):
         text=True,
     ).stdout.split()
     assert not {"torch", "vllm", "transformers", "trl"} & set(loaded)
-    # Ratios of neighbours in time, for a machine's speed changes between rounds: 1.17 to 1.34 seen.
+    # Ratios of neighbors in time, for a machine's speed changes between rounds: 1.17 to 1.34 seen.
     ratios = [seconds(f"import {package}") / seconds(f"import {libraries}") for _ in range(9)]
     assert statistics.median(ratios) <= 1.6, ratios

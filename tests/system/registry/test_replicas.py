@@ -99,7 +99,7 @@ async def serves(to: Target, name: str, model: str) -> bool:
 
 
 def test_publish_to_served(kind, replicas, masks):
-    """From the request that publishes to the last replica's answer of the new version."""
+    """Time between the request that publishes and the last replica's answer of the new version."""
     figures, seconds, visible = named("publish_to_served", kind), [], []
 
     async def run() -> None:

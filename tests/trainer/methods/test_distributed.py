@@ -32,7 +32,7 @@ def exact(tmp_path_factory) -> Path:
 
 
 def launched() -> dict[str, str]:
-    """What `accelerate launch` sets of the recipe; on a CPU it would start one process."""
+    """Environment of `accelerate launch` for the recipe, which on a CPU starts one process."""
     recipe = yaml.safe_load((ROOT / "recipes/fsdp2.yaml").read_text())
     found = {k.upper(): str(v).lower() for k, v in recipe["fsdp_config"].items()}
     found |= {k: v.upper() for k, v in found.items() if k.endswith(("POLICY", "TYPE"))}
@@ -147,16 +147,16 @@ def test_grpo_under_fsdp2_trains_gates_and_writes_one_mask(exact, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("environment", "changes", "told"),
+    ("environment", "changes", "message"),
     [
         ({}, {}, "without FSDP2"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {}, "without FSDP2"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {}, "checkpoint_every: 0"),
     ],
 )
-def test_what_several_processes_cannot_do(monkeypatch, tmp_path, environment, changes, told):
+def test_what_several_processes_cannot_do(monkeypatch, tmp_path, environment, changes, message):
     for name, value in {"WORLD_SIZE": "2", **environment}.items():
         monkeypatch.setenv(name, value)
     config = TrainConfig(model="m", dataset="task:initials", output=tmp_path / "m.bmt", **changes)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         join(config.device, writes_checkpoints=bool(config.checkpoint_every))

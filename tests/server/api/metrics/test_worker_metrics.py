@@ -41,8 +41,8 @@ def test_routers_see_loaded_masks_and_free_room(tmp_path):
         resident=names, resident_masks=80, resident_bytes=80_000, capacity_bytes=100_000
     )
     stats.write(tmp_path, 1)
-    told = WaitingMasks(time.time(), ["m3@000000000003"])
-    told.write(tmp_path, 1)
+    waiting = WaitingMasks(time.time(), ["m3@000000000003"])
+    waiting.write(tmp_path, 1)
     registry = CollectorRegistry()
     StatsCollectors(registry, str(tmp_path), lambda names: [n.partition("@")[0] for n in names])
     families = {f.name: f.samples for f in registry.collect()}
