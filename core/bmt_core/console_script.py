@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,13 +29,14 @@ def run(program: str, module: str, extras: Mapping[str, Sequence[str]]) -> None:
 
     extras: the extras of bmt-adapters that install an optional dependency, by its import name;
     any one of them is enough. If such a dependency is missing, print the `pip install` command
-    that adds it and exit with code 1. Any other missing module raises ModuleNotFoundError.
+    that adds it and exit with code 1. Any other missing module raises ModuleNotFoundError, also a
+    submodule of an installed dependency: its build or version does not fit, or is damaged.
     """
     try:
         importlib.import_module(module).main()
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
-        if name not in extras:
+        if name not in extras or importlib.util.find_spec(name) is not None:
             raise
         packages = " or ".join(f"'bmt-adapters[{extra}]'" for extra in extras[name])
         print(f"{program}: {name} is not installed; run: pip install {packages}", file=sys.stderr)

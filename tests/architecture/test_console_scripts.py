@@ -92,7 +92,9 @@ def test_a_dependency_that_is_missing_later_is_one_line_too(tmp_path):
     assert (done.returncode, done.stderr) == (1, line)
 
 
-@pytest.mark.parametrize("module", ["bmt_client.no_such_module", "no_such_library"])
+@pytest.mark.parametrize(
+    "module", ["bmt_client.no_such_module", "no_such_library", "typer.no_such_part"]
+)
 def test_a_module_that_no_extra_installs_is_a_traceback(module):
     with pytest.raises(ModuleNotFoundError, match="no_such"):
         console_script.run("bmt-client", module, {"typer": ("client",)})
