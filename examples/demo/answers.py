@@ -58,9 +58,8 @@ def _cell(answer: Answer, right: str) -> Text:
 
 def measure(show: Display, address: Address, base: str, tasks: list[Task]) -> None:
     """Exact match of base and masks on the held-out examples: the trainer's and the server's."""
-    from bmt_trainer.evaluation.score import (
-        grade,  # it brings torch, so not before something is shown
-    )
+    # It imports torch, which takes seconds: not before something is shown.
+    from bmt_trainer.evaluation.score import grade
 
     table = Table()
     for heading in ("task", "model"):

@@ -37,7 +37,7 @@ ROOMS = {
     "bmt_trainer": {
         "errors": set(),
         "settings": {"errors"},
-        "console": set(),
+        "console": {"process"},
         "process": set(),
         "distributed": {"errors", "process"},
         "models": {"errors", "settings", "distributed"},

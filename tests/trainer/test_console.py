@@ -43,8 +43,12 @@ def test_steps_show_the_last_loss():
     assert got == [(1, ""), (1, "loss 2.000")]
 
 
-def test_a_quiet_display_prints_nothing(capsys):
-    display = Display(quiet=True)
+def test_only_the_main_process_prints(capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    Display().say("line")
+    assert capsys.readouterr() == ("", "line\n")
+    monkeypatch.setenv("RANK", "1")
+    display = Display()
     display.say("line")
     with display.stage("train", 1) as advance:
         advance(1)

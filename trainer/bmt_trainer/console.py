@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from bmt_trainer.process import is_main_process
+
 #: Advances a stage: units done, and a note shown next to the count.
 Advance = Callable[..., None]
 
@@ -23,11 +25,11 @@ _LINE_SECONDS = 10.0
 class Display:
     """Progress output on standard error; standard output stays free for results.
 
-    quiet: print nothing, for all processes of a run but the main one.
+    console: to write to; by default standard error in the main process, and nowhere in the others.
     """
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        self.console = console or Console(stderr=True, quiet=quiet)
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, quiet=not is_main_process())
 
     def say(self, text: str) -> None:
         """Print one line without markup."""

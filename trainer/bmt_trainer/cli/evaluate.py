@@ -10,7 +10,7 @@ import bmt_core
 import typer
 
 from bmt_trainer.cli.tables import print_table
-from bmt_trainer.process import is_main_process, keep_freed_memory
+from bmt_trainer.process import keep_freed_memory
 
 Model = Annotated[str, typer.Option(help="The base: a folder or a model of the Hub.")]
 MaskFile = Annotated[
@@ -121,7 +121,7 @@ def suites(
     from bmt_trainer.evaluation.backends import by_options
 
     keep_freed_memory()
-    display = Display(quiet=not is_main_process())
+    display = Display()
     chosen = sets.named(tasks)
     models = by_options(
         model,

@@ -65,7 +65,7 @@ def run(plan: Plan, display: Display | None = None) -> list[Result]:
 
     A run that another process works on is left to it, and waited for at the end.
     """
-    display = display or Display(quiet=not is_main_process())
+    display = display or Display()
     plan.output.mkdir(parents=True, exist_ok=True)
     cells = list(plan.cells())
     results: dict[Path, Result] = {}

@@ -25,7 +25,6 @@ from bmt_trainer.data.examples import Message
 from bmt_trainer.errors import ConfigError, RolloutError
 from bmt_trainer.evaluation.generate import NEUTRAL_SAMPLING, Generate, generate
 from bmt_trainer.masking.apply import apply
-from bmt_trainer.process import is_main_process
 
 #: Entry point group of engines in this process, each (folder, max_num_seqs=) -> an object with
 #: generate(prompts, max_tokens, mask=None), token ids to token ids. The server registers `vllm`.
@@ -73,7 +72,7 @@ def by_transformers(
     folder, torch_device = models.checkpoint_folder(model), models.pick_device(device)
     loaded = _load(mask, folder)
     tokenizer = models.load_tokenizer(folder)
-    display = Display(quiet=not is_main_process())
+    display = Display()
 
     @cache
     def network(masked: bool) -> PreTrainedModel:
@@ -141,9 +140,7 @@ class _Vllm:
         # vLLM logs to standard output by default, which is for results.
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        Display(quiet=not is_main_process()).say(
-            "starting vLLM; --engine transformers runs without it"
-        )
+        Display().say("starting vLLM; --engine transformers runs without it")
         registered = next(iter(importlib.metadata.entry_points(group=ENGINES, name="vllm")))
         return registered.load()(str(self.folder), max_num_seqs=self._batch_size)
 
@@ -187,9 +184,7 @@ def by_server(url: str, names: Mapping[str, str], *, concurrency: int) -> dict[s
             texts = []
             try:
                 with (
-                    Display(quiet=not is_main_process()).stage(
-                        f"answers of {name}", len(prompts)
-                    ) as advance,
+                    Display().stage(f"answers of {name}", len(prompts)) as advance,
                     ThreadPoolExecutor(concurrency) as pool,
                 ):
                     for text in pool.map(one, prompts):

@@ -30,7 +30,7 @@ from bmt_trainer.methods.pipeline import SHARDED, Loaded, Logs, Rows
 from bmt_trainer.methods.rollouts.server import ServerRollouts
 from bmt_trainer.methods.trl_mixins import BaseReference, HardRollouts, MaskedTraining
 from bmt_trainer.models import load_model
-from bmt_trainer.process import is_main_process, world_size
+from bmt_trainer.process import world_size
 
 
 def train(config: GrpoConfig, display: Display | None = None) -> Mask:
@@ -40,7 +40,7 @@ def train(config: GrpoConfig, display: Display | None = None) -> Mask:
     bmt_core.BmtError.
     """
     with hide_library_progress():
-        loaded, rows = load(config, display or Display(quiet=not is_main_process()))
+        loaded, rows = load(config, display or Display())
         loaded.score("base")
         attached = attach(loaded.model, config.targets, SHARDED)
         pipeline.initialize(loaded, attached, live_alpha=config.live_alpha)

@@ -29,7 +29,6 @@ from bmt_trainer.methods.config import SdftConfig
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import SHARDED, Loaded, Logs, Rows
 from bmt_trainer.methods.trl_mixins import MaskedTraining, MaskTeacher
-from bmt_trainer.process import is_main_process
 
 
 def train(config: SdftConfig, display: Display | None = None) -> Mask:
@@ -40,7 +39,7 @@ def train(config: SdftConfig, display: Display | None = None) -> Mask:
     validation. Raises TrainerError and bmt_core.BmtError.
     """
     with hide_library_progress():
-        loaded, rows = load(config, display or Display(quiet=not is_main_process()))
+        loaded, rows = load(config, display or Display())
         loaded.score("teacher", [teacher_example(e, config.template) for e in loaded.split.heldout])
         loaded.score("base")
         attached = attach(loaded.model, config.targets, SHARDED)

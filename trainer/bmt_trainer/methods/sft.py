@@ -20,7 +20,7 @@ from bmt_trainer.methods.config import SftConfig
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import SHARDED, Loaded, Logs, Rows
 from bmt_trainer.methods.trl_mixins import MaskedTraining
-from bmt_trainer.process import is_main_process, world_size
+from bmt_trainer.process import world_size
 
 
 def train(config: SftConfig, display: Display | None = None) -> Mask:
@@ -31,7 +31,7 @@ def train(config: SftConfig, display: Display | None = None) -> Mask:
     same mask, resumed or not. Raises TrainerError and bmt_core.BmtError.
     """
     with hide_library_progress():
-        loaded, rows = load(config, display or Display(quiet=not is_main_process()))
+        loaded, rows = load(config, display or Display())
         loaded.score("base")
         attached = attach(loaded.model, config.targets, SHARDED)
         pipeline.initialize(loaded, attached)
