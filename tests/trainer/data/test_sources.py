@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from bmt_trainer.data.examples import Example, with_shots
@@ -219,3 +221,14 @@ def test_shots_are_turns_before_the_question():
     assert [m["role"] for m in shown.prompt] == ["system", *["user", "assistant"] * 2, "user"]
     assert shown.answer == "a9"
     assert with_shots(example(9), []) == example(9)
+
+
+def test_reasoning_gym_is_imported_only_for_its_data_sets():
+    code = (
+        "import random, sys\nrandom.seed(0)\nbefore = random.getstate()\n"
+        "from bmt_trainer.data.sources import load\n"
+        "load('task:initials', heldout=1, train=1)\n"
+        "print('reasoning_gym' in sys.modules, random.getstate() == before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]

@@ -24,9 +24,7 @@ from random import Random
 from typing import Any
 from urllib.parse import parse_qsl
 
-import reasoning_gym
 import yaml
-from reasoning_gym.factory import DATASETS
 
 from bmt_trainer.data import benchmark_formats, rows, tasks
 from bmt_trainer.data.examples import Example, Message, Split, chat
@@ -121,6 +119,10 @@ def _distinct(stream: Iterable[Example], wanted: int, dataset: str) -> list[Exam
 
 
 def _reasoning_gym(name: str, options: Mapping[str, Any], seed: int) -> Iterator[Example]:
+    # Only for its data sets: it imports sympy and matplotlib, and draws from `random`.
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
     if name not in DATASETS:
         raise DataError(
             f"reasoning-gym has no task {name!r}; its gallery (GALLERY.md) lists the names"
