@@ -150,7 +150,7 @@ def test_mixed_revisions(valkey, tmp_path, old_tree):
             expected = {k: v for k, v in expected.items() if not k.startswith(gone)}
             listing = new.listing()
             seconds = visible_s(old, listing)
-            figures.tell(
+            figures.record(
                 "visible_s",
                 seconds,
                 "s",
@@ -188,7 +188,7 @@ def test_mixed_revisions(valkey, tmp_path, old_tree):
                 assert time.monotonic() - start < 4 * VISIBLE_S
                 time.sleep(0.02)
             revoked_s = time.monotonic() - start
-            figures.tell(
+            figures.record(
                 "revoked_s", revoked_s, "s", f"<= {VISIBLE_S:g}", size="by the new, on the old"
             )
             listing = new.listing()
@@ -198,7 +198,7 @@ def test_mixed_revisions(valkey, tmp_path, old_tree):
         with RevisionReplica(tree, valkey.url, tmp_path / f"cold-{revision}") as cold:
             compare.equal(f"{revision} listing after a restart", cold.listing(), listing)
             check_resolution(compare, cold, expected)
-    figures.tell(
+    figures.record(
         "wrong_answers",
         len(compare.wrong),
         "answers",
@@ -207,7 +207,9 @@ def test_mixed_revisions(valkey, tmp_path, old_tree):
         note="; ".join(compare.wrong[:3]),
     )
     found = asyncio.run(problems(valkey.url))
-    figures.tell("problems", len(found), "entries", "== 0", size="fsck", note="; ".join(found[:3]))
+    figures.record(
+        "problems", len(found), "entries", "== 0", size="fsck", note="; ".join(found[:3])
+    )
     figures.end()
 
 
