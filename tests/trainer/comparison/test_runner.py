@@ -310,6 +310,19 @@ def test_grpo_and_sdft_take_baselines_too(checkpoint, tmp_path):
         assert all(len(r["right"]) == 6 for r in results)
 
 
+def test_grpo_regularizes_a_baseline_to_the_base(checkpoint, tmp_path):
+    """No answer is right, so the loss is β times the KL divergence: 0 before the first update."""
+    values = {
+        **{k: v for k, v in SMALL.items() if k != "batch_size"},
+        **{"trainer": "grpo", "model": str(checkpoint), "dataset": "task:initials"},
+        **{"methods": ["full@0.01"], "output": tmp_path, "steps": 2, "beta": 1.0, "validation": 0},
+        **{"prompts_per_step": 2, "completions": 2, "micro_batch": 4, "reward": "number"},
+    }
+    [result] = run(plan.read(None, values), quiet())
+    first, second = result["logs"]["loss"]
+    assert abs(first) < 1e-3 < second
+
+
 def test_the_table(compared):
     output, _, _ = compared
     rows = tables.rows(tables.read([output]))

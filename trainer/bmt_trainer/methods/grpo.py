@@ -14,9 +14,10 @@ from typing import Any
 
 from bmt_client import BmtClient
 from bmt_core import Mask
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOConfig as TrlConfig
 from trl import GRPOTrainer
+from trl.trainer.utils import add_fused_lm_head
 
 from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.data.encoding import render
@@ -69,8 +70,13 @@ class MaskedGRPOTrainer(HardRollouts, MaskedTraining, GRPOTrainer):
 
     def __init__(self, *args: Any, beta: float, reference: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if beta:
-            self.beta, self.ref_model = beta, reference
+        if not beta:
+            return
+        if isinstance(reference, PreTrainedModel):
+            # As TRL prepares a reference that it loads itself.
+            add_fused_lm_head(reference, temperature=self.temperature)
+            reference = self.accelerator.prepare_model(reference, evaluation_mode=True)
+        self.beta, self.ref_model = beta, reference
 
 
 def fit(
