@@ -33,14 +33,16 @@ def soft_weight(W: Tensor, G: Tensor, alpha: float) -> Tensor:
     return W.to(torch.promote_types(W.dtype, G.dtype)) * torch.sigmoid(alpha * G)
 
 
-def gate_gradient(grad: Tensor, W_soft: Tensor, G: Tensor, alpha: float) -> Tensor:
+def gate_gradient(
+    grad: Tensor, W_soft: Tensor, G: Tensor, alpha: float, out: Tensor | None = None
+) -> Tensor:
     """The derivative of Eq. 6: ∂L/∂G = ∂L/∂W̃ ⊙ W̃ ⊙ σ(-αG) α, with `grad` = ∂L/∂W̃.
 
     σ' is written σ(z) σ(-z), not σ(z) (1 - σ(z)): the latter is exactly 0 in fp32 from z ≈ 16.6
-    on, which is where gates start.
+    on, which is where gates start. out: where to put it, `grad` itself if its owner needs it no
+    more, because the matrices are large.
     """
-    # In place on the product, which is new: the matrices are large.
-    return (grad * W_soft).mul_(torch.sigmoid(-alpha * G)).mul_(alpha)
+    return torch.mul(grad, W_soft, out=out).mul_(torch.sigmoid(-alpha * G)).mul_(alpha)
 
 
 def sharpness(step: int, steps: int, start: float, end: float) -> float:
@@ -78,6 +80,11 @@ def initial_gates(low: Tensor, mean: float, std: float, generator: Generator) ->
     return torch.where(low, -mean, mean) + std * noise
 
 
-def regularized_gradient(grad: Tensor, W_soft: Tensor, lam: float) -> Tensor:
-    """∂(L - λ‖W̃‖₂²)/∂W̃ = ∂L/∂W̃ - 2λW̃, with `grad` = ∂L/∂W̃; MaskLLM's sparse weight regularizer."""
-    return grad.add(W_soft, alpha=-2 * lam) if lam else grad
+def regularized_gradient(
+    grad: Tensor, W_soft: Tensor, lam: float, out: Tensor | None = None
+) -> Tensor:
+    """∂(L - λ‖W̃‖₂²)/∂W̃ = ∂L/∂W̃ - 2λW̃, with `grad` = ∂L/∂W̃; MaskLLM's sparse weight regularizer.
+
+    out: as in `gate_gradient`.
+    """
+    return torch.add(grad, W_soft, alpha=-2 * lam, out=out) if lam else grad

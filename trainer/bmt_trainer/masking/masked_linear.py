@@ -149,9 +149,10 @@ def _weight_gradient(x: Tensor, gy: Tensor) -> Tensor:
 
 
 def _gate_gradient(grad: Tensor, W_soft: Tensor, G: Tensor, alpha: float, lam: float) -> Tensor:
-    """∂(L - λ‖W̃‖²)/∂G in G's dtype, from `grad` = ∂L/∂W̃."""
-    grad = regularized_gradient(grad.to(W_soft.dtype), W_soft, lam)
-    return gate_gradient(grad, W_soft, G, alpha).to(G.dtype)
+    """∂(L - λ‖W̃‖²)/∂G in G's dtype, from `grad` = ∂L/∂W̃, which is overwritten."""
+    grad = grad.to(W_soft.dtype)
+    regularized_gradient(grad, W_soft, lam, out=grad)
+    return gate_gradient(grad, W_soft, G, alpha, out=grad).to(G.dtype)
 
 
 def _fill(W: Tensor, S: Tensor, values: Tensor) -> Tensor:
