@@ -58,7 +58,7 @@ paper-grpo-server: ## the same with rollouts on a running bmt-server, and what p
 paper-grpo-hard: ## GRPO on larger sums
 paper-grpo-no-tail: ## GRPO on sums from a start without random deletions
 paper-gsm8k: ## GRPO on GSM8K=FOLDER with train.jsonl and test.jsonl
-paper-lean-sft: ## SFT on sorting: are learnt deletions enough?
+paper-lean-sft: ## SFT on sorting: are learned deletions enough?
 paper-live: ## live gates alone against all gates: the same mask?
 paper-head: ## time of answers on a CPU with the LM head's input made contiguous
 paper-labels: ## time of an SFT step's loss on a CPU with labels scored alone
