@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +52,21 @@ def two(bmt, masks):
 
 def ask(client, model: str, prompt: str = "The sun is", tokens: int = 16):
     return client.completions.create(model=model, prompt=prompt, max_tokens=tokens, temperature=0)
+
+
+def metrics(server) -> dict[str, float]:
+    """Values of `/metrics` by name and labels."""
+    text = httpx.get(f"{server.url}/metrics", headers=server.headers).text
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in lines}
+
+
+def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+    """Wait for a condition; fails if it does not come true in time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_each_name_answers_with_its_own_version(client, two):
@@ -278,14 +294,19 @@ def scored(client, model: str, rows: list[list[int]]) -> np.ndarray:
 
 
 def test_metrics_tell_masks(server, client, two):
-    ask(client, "a")
-    time.sleep(0.6)  # workers write their figures a few times a second
-    text = httpx.get(f"{server.url}/metrics", headers=server.headers).text
-    figures = {}
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            name, _, value = line.rpartition(" ")
-            figures[name] = float(value)
+    for name in ("a", "b", "smol"):
+        ask(client, name)
+
+    def shown() -> dict[str, float]:
+        return metrics(server)
+
+    def gauge() -> str:
+        return next(n for n in shown() if n.startswith("vllm:lora_requests_info"))
+
+    # Workers write their figures a few times a second.
+    until(lambda: "a@" in gauge() and "b@" in gauge())
+    until(lambda: shown()['bmt_steps_total{applied="base",rank="0"}'] > 0)
+    figures = shown()
     assert figures['bmt_requests_total{mask="a",outcome="ok"}'] >= 1
     assert figures['bmt_tokens_total{kind="completion",mask="a"}'] >= 16
     assert figures['bmt_time_to_first_token_seconds_count{mask="a"}'] >= 1
@@ -294,8 +315,6 @@ def test_metrics_tell_masks(server, client, two):
     assert figures['bmt_steps_total{applied="corrected",rank="0"}'] > 0
     assert figures['bmt_steps_total{applied="base",rank="0"}'] > 0
     assert any(n.startswith("bmt_cold_loads_total") or "uploads" in n for n in figures)
-    gauge = next(n for n in figures if n.startswith("vllm:lora_requests_info"))
-    assert "a@" in gauge
     assert any(n.startswith("vllm:num_requests_running") for n in figures)
 
 
@@ -411,14 +430,14 @@ def test_clients_that_leave_free_their_masks(server, client, bmt, masks):
     for thread in threads:
         thread.join()
     bmt.delete("left")
-    time.sleep(2)
-    text = httpx.get(f"{server.url}/metrics", headers=server.headers).text
-    running = [x for x in text.splitlines() if x.startswith("vllm:num_requests_running{")]
-    assert all(float(x.rpartition(" ")[2]) == 0 for x in running)
-    time.sleep(6)  # past the grace after which a deleted version leaves the worker
+
+    def running() -> list[float]:
+        return [v for n, v in metrics(server).items() if n.startswith("vllm:num_requests_running{")]
+
+    until(lambda: not any(running()))
+    # A deleted version leaves the worker after a grace of some seconds.
+    until(lambda: "left@" not in next(n for n in metrics(server) if n.startswith("vllm:lora_req")))
     assert ask(client, "a").choices[0].text
-    text = httpx.get(f"{server.url}/metrics", headers=server.headers).text
-    assert "left@" not in next(x for x in text.splitlines() if x.startswith("vllm:lora_requests"))
 
 
 def test_a_plugin_that_cannot_import_stops_the_server(smol, tmp_path):
