@@ -60,6 +60,7 @@ def test_the_quick_starts_client_lines(run):
 
 
 def test_the_curl_lines(run, smol):
+    run("bmt-client upload reverse.bmt", "bash", "-e")
     digest = random_mask_of(smol, 0).digest[:12]
     # -f: an HTTP error fails the command, and with it the test.
     text = block("bash", "curl -s http").replace("curl -s ", "curl -sSf ")
