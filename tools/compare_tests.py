@@ -46,7 +46,7 @@ SUCCESSORS = {
 
 @dataclass(frozen=True)
 class Test:
-    """A test function. asserts: assert statements and `pytest.raises` in its body."""
+    """A test function. asserts: assert statements, `pytest.raises` and waits for a condition."""
 
     file: str
     name: str
@@ -83,7 +83,9 @@ def tests(file: str, source: str) -> Iterator[Test]:
         # Marks of single cases do not move the whole test.
         own -= {"slow"} if _only_cases(node) else set()
         text = "\n".join(ast.unparse(statement) for statement in node.body)
-        asserts = sum(isinstance(n, ast.Assert) for n in ast.walk(node)) + text.count("raises(")
+        asserts = sum(isinstance(n, ast.Assert) for n in ast.walk(node)) + sum(
+            text.count(word) for word in ("raises(", "until(")
+        )
         yield Test(file, node.name, frozenset(shared | own), asserts, structure(node))
 
 
