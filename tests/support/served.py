@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -127,6 +127,12 @@ class Served:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"}
 
+    def metrics(self) -> dict[str, float]:
+        """Values of `/metrics` by name and labels."""
+        text = httpx.get(f"{self.url}/metrics", headers=self.headers).text
+        lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in lines}
+
     def stop(self) -> int:
         """SIGTERM, and wait. The exit code."""
         if self.process.poll() is None:
@@ -150,3 +156,11 @@ def engine_of(server: Served) -> int:
         if parent == server.process.pid and "EngineCore" in name:
             return int(path.parent.name)
     raise AssertionError("no EngineCore among the server's children")
+
+
+def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+    """Wait for a condition; fails if it does not come true in time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 
 import bmt_core
 import httpx
@@ -13,7 +12,7 @@ import openai
 import pytest
 
 from tests.support.masks import random_mask_of
-from tests.support.served import Served
+from tests.support.served import Served, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -32,12 +31,6 @@ def server(smol, valkey, tmp_path_factory):
     served = Served(smol, tmp_path_factory.mktemp("served"), *flags, registry=valkey.url)
     yield served
     assert served.stop() in (0, -15), served.log.read_text()[-2000:]
-
-
-def figures(server: Served) -> dict[str, float]:
-    text = httpx.get(f"{server.url}/metrics", headers=server.headers).text
-    lines = (x.rpartition(" ") for x in text.splitlines() if not x.startswith("#"))
-    return {name: float(value) for name, _, value in lines}
 
 
 def test_eviction_under_load_gives_no_wrong_answer_and_no_error(server, smol):
@@ -78,10 +71,10 @@ def test_eviction_under_load_gives_no_wrong_answer_and_no_error(server, smol):
     assert apart.min() > 10 * TOLERANCE, "masks must give different answers"
     off = [float(np.abs(p - alone[n]).max()) for n, p in zip(order, together, strict=True)]
     assert max(off) < TOLERANCE
-    deadline = time.monotonic() + 30  # workers write their figures a few times a second
-    while (found := figures(server))['bmt_mask_evictions_total{rank="0"}'] <= 2 * MASKS:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    assert found['bmt_mask_evictions_total{rank="0"}'] > 2 * MASKS
+    evictions = 'bmt_mask_evictions_total{rank="0"}'
+    # Workers write their figures a few times a second.
+    until(lambda: server.metrics()[evictions] > 2 * MASKS)
+    found = server.metrics()
+    assert found[evictions] > 2 * MASKS
     assert found['bmt_masks_resident_bytes{rank="0"}'] <= MEMORY_MIB << 20
     assert 2 <= found['bmt_masks_resident{rank="0"}'] <= 4

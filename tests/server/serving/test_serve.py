@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +21,7 @@ import pytest
 from bmt_client import BmtClient, NotFound
 
 from tests.support.masks import random_mask_of
+from tests.support.served import until
 
 pytestmark = pytest.mark.engine
 
@@ -52,21 +52,6 @@ def two(bmt, masks):
 
 def ask(client, model: str, prompt: str = "The sun is", tokens: int = 16):
     return client.completions.create(model=model, prompt=prompt, max_tokens=tokens, temperature=0)
-
-
-def metrics(server) -> dict[str, float]:
-    """Values of `/metrics` by name and labels."""
-    text = httpx.get(f"{server.url}/metrics", headers=server.headers).text
-    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
-    return {name: float(value) for name, _, value in lines}
-
-
-def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
-    """Wait for a condition; fails if it does not come true in time."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def test_each_name_answers_with_its_own_version(client, two):
@@ -297,16 +282,13 @@ def test_metrics_tell_masks(server, client, two):
     for name in ("a", "b", "smol"):
         ask(client, name)
 
-    def shown() -> dict[str, float]:
-        return metrics(server)
-
     def gauge() -> str:
-        return next(n for n in shown() if n.startswith("vllm:lora_requests_info"))
+        return next(n for n in server.metrics() if n.startswith("vllm:lora_requests_info"))
 
     # Workers write their figures a few times a second.
     until(lambda: "a@" in gauge() and "b@" in gauge())
-    until(lambda: shown()['bmt_steps_total{applied="base",rank="0"}'] > 0)
-    figures = shown()
+    until(lambda: server.metrics()['bmt_steps_total{applied="base",rank="0"}'] > 0)
+    figures = server.metrics()
     assert figures['bmt_requests_total{mask="a",outcome="ok"}'] >= 1
     assert figures['bmt_tokens_total{kind="completion",mask="a"}'] >= 16
     assert figures['bmt_time_to_first_token_seconds_count{mask="a"}'] >= 1
@@ -432,11 +414,13 @@ def test_clients_that_leave_free_their_masks(server, client, bmt, masks):
     bmt.delete("left")
 
     def running() -> list[float]:
-        return [v for n, v in metrics(server).items() if n.startswith("vllm:num_requests_running{")]
+        return [
+            v for n, v in server.metrics().items() if n.startswith("vllm:num_requests_running{")
+        ]
 
     until(lambda: not any(running()))
     # A deleted version leaves the worker after a grace of some seconds.
-    until(lambda: "left@" not in next(n for n in metrics(server) if n.startswith("vllm:lora_req")))
+    until(lambda: "left@" not in next(n for n in server.metrics() if n.startswith("vllm:lora_req")))
     assert ask(client, "a").choices[0].text
 
 
