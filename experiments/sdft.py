@@ -62,7 +62,7 @@ def _right(examples: Sequence[Example], mask: Mask | None) -> list[bool]:
     texts = generate(
         model,
         models.load_tokenizer(folder),
-        [e.prompt for e in examples],
+        examples,
         max_new_tokens=16,
         batch_size=100,
     )

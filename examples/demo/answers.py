@@ -43,7 +43,7 @@ def compare(show: Display, address: Address, base: str, tasks: list[Task]) -> No
     for at, example in enumerate(examples):
         row = answers[at * len(models) : (at + 1) * len(models)]
         cells = [_cell(answer, example.answer) for answer in row]
-        table.add_row(Text(example.prompt[-1]["content"]), *cells)
+        table.add_row(Text(example.messages[-1]["content"]), *cells)
     show.show(table)
     for model, answer in zip(models, answers, strict=False):
         show.say(f"asked for {model}: answered by {answer.model}")

@@ -52,7 +52,7 @@ def batch(
         async with gate:
             answer = await client.chat.completions.create(
                 model=model,
-                messages=[dict(message) for message in example.prompt],  # type: ignore[misc]
+                messages=[dict(message) for message in example.messages],  # type: ignore[misc]
                 temperature=0,
                 max_tokens=tokens,
             )

@@ -22,7 +22,6 @@ def compare() -> None:
     model = load_model(demo_model()).requires_grad_(False)  # as with a mask or LoRA
     tokenizer = load_tokenizer(demo_model())
     examples = sources.load("task:sort-numbers", heldout=PROMPTS, train=0, seed=0).heldout
-    prompts = [example.prompt for example in examples]
     texts: dict[str, list[str]] = {}
 
     def answer(way: str) -> None:
@@ -30,7 +29,7 @@ def compare() -> None:
         head._forward_pre_hooks.clear()
         if way == "rows":
             head.register_forward_pre_hook(contiguous)
-        texts[way] = generate(model, tokenizer, prompts, max_new_tokens=NEW, batch_size=PROMPTS)
+        texts[way] = generate(model, tokenizer, examples, max_new_tokens=NEW, batch_size=PROMPTS)
 
     time_ratio = first_over_second({way: partial(answer, way) for way in ("rows", "view")})
     same = sum(a == b for a, b in zip(texts["rows"], texts["view"], strict=True))

@@ -44,7 +44,7 @@ def all_of(dataset):
 def test_gsm8k_in_both_protocols(tmp_path):
     path = lines(tmp_path / "g.jsonl", [{"question": "Two and two?", "answer": "So.\n#### 1,004"}])
     assert one(f"gsm8k:{path}").answer == "1004"
-    assert one(f"gsm8k:{path}").prompt[0]["content"].endswith('final answer after "####".')
+    assert one(f"gsm8k:{path}").messages[0]["content"].endswith('final answer after "####".')
     system, turn = one(f"gsm8k-boxed:{path}").prompt
     assert system["role"] == "system"
     assert "\\boxed{}" in turn["content"]
@@ -63,7 +63,7 @@ def test_gsm8k_in_both_protocols(tmp_path):
 def test_every_form_of_mathematics_sets(tmp_path, row, answer):
     example = one(f"math:{lines(tmp_path / 'm.jsonl', [row])}")
     assert example.answer == answer
-    assert example.prompt[1]["content"].startswith("p\n")
+    assert example.messages[1]["content"].startswith("p\n")
 
 
 def test_mmlu_pro_by_subject(tmp_path):
@@ -74,7 +74,7 @@ def test_mmlu_pro_by_subject(tmp_path):
     path = tmp_path / "test.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     example = one(f"mmlu-pro:{path}?subject=computer+science")
-    assert example.prompt[0]["content"].splitlines()[1:4] == ["(A) red", "(B) blue", "(C) green"]
+    assert example.messages[0]["content"].splitlines()[1:4] == ["(A) red", "(B) blue", "(C) green"]
     assert example.answer == "The answer is (B)."
     assert len(all_of(f"mmlu-pro:{path}?subject=law")) == 2
     with pytest.raises(DataError, match=r"subject health; it has computer science, law$"):
@@ -99,7 +99,7 @@ def test_tool_calls_of_toolalpaca_and_sdft(tmp_path):
     boil, both = sorted(all_of(f"tools:{path}"), key=lambda e: len(e.answer))
     assert boil.answer == 'Action: boil\nAction Input: {"litres": 1}'
     assert both.answer.count("Action: boil") == 2
-    assert "Heat water" in boil.prompt[0]["content"]
+    assert "Heat water" in boil.messages[0]["content"]
     row = {
         "prompt": "Boil.",
         "golden_answer": [{"Action": "boil", "Action_Input": {"litres": 1}}],

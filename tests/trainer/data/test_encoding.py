@@ -13,10 +13,10 @@ def user(text):
 
 def test_render_is_the_chat_template_or_plain_lines():
     tokenizer = byte_tokenizer()
-    text = tokenizer.decode(render(tokenizer, user("hi")))
+    text = tokenizer.decode(render(tokenizer, Example(user("hi"), "")))
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     tokenizer.chat_template = None
-    assert tokenizer.decode(render(tokenizer, user("hi"))) == "hi\n"
+    assert tokenizer.decode(render(tokenizer, Example(user("hi"), ""))) == "hi\n"
 
 
 def test_the_loss_covers_only_the_answer_and_the_end_of_turn():
@@ -25,7 +25,7 @@ def test_the_loss_covers_only_the_answer_and_the_end_of_turn():
     [row] = training_rows(tokenizer, examples, 60)  # the second is longer
     learned = [t for t, m in zip(row["input_ids"], row["completion_mask"], strict=True) if m]
     assert tokenizer.decode(learned) == "yes<|im_end|>"
-    assert row["input_ids"][: -len(learned)] == render(tokenizer, user("hi"))
+    assert row["input_ids"][: -len(learned)] == render(tokenizer, Example(user("hi"), ""))
     size = len(row["input_ids"])
     assert len(training_rows(tokenizer, examples[:1], size)) == 1
     assert not training_rows(tokenizer, examples[:1], size - 1)

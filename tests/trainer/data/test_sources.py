@@ -42,22 +42,22 @@ def test_the_same_seed_gives_the_same_split_and_heldout_ignores_train(dataset):
 
 def test_answers_of_the_built_in_tasks_are_right():
     for example in load("task:sort-numbers?order=ascending", heldout=20, train=0).heldout:
-        question = example.prompt[0]["content"].rsplit(": ", 1)[1]
+        question = example.messages[0]["content"].rsplit(": ", 1)[1]
         numbers = [int(n) for n in question.split(", ")]
         assert example.answer == ", ".join(str(n) for n in sorted(numbers))
     for example in load("task:sort-numbers", heldout=20, train=0).heldout:
         numbers = [int(n) for n in example.answer.split(", ")]
         assert numbers == sorted(numbers)[::-1]
     for example in load("task:reverse-words", heldout=20, train=0).heldout:
-        words = example.prompt[0]["content"].rsplit(": ", 1)[1].split(", ")
+        words = example.messages[0]["content"].rsplit(": ", 1)[1].split(", ")
         assert example.answer.split(", ") == words[::-1]
     for example in load("task:initials", heldout=20, train=0).heldout:
-        words = example.prompt[0]["content"].rsplit(": ", 1)[1].split(", ")
+        words = example.messages[0]["content"].rsplit(": ", 1)[1].split(", ")
         assert example.answer == "".join(w[0] for w in words)
     for example in load(
         "task:arithmetic?operations=add,subtract,multiply", heldout=60, train=0
     ).heldout:
-        formula = re.fullmatch(r"What is (\d+) ([-+*]) (\d+)\? .*", example.prompt[0]["content"])
+        formula = re.fullmatch(r"What is (\d+) ([-+*]) (\d+)\? .*", example.messages[0]["content"])
         a, sign, b = formula.groups()
         assert (
             int(example.answer)
@@ -68,10 +68,12 @@ def test_answers_of_the_built_in_tasks_are_right():
             }[sign]
         )
     plain = load("task:arithmetic?instruction=false", heldout=20, train=0).heldout
-    assert all(example.prompt[0]["content"].endswith("?") for example in plain)
+    assert all(example.messages[0]["content"].endswith("?") for example in plain)
     both = [f"task:count-letters?instruction={value}" for value in ("true", "false")]
     for example in [e for name in both for e in load(name, heldout=20, train=0).heldout]:
-        found = re.search(r"letter (\w) occur in these words: (.*)\?", example.prompt[0]["content"])
+        found = re.search(
+            r"letter (\w) occur in these words: (.*)\?", example.messages[0]["content"]
+        )
         assert int(example.answer) == found[2].count(found[1]) > 0
     assert set(TASKS) == {
         "arithmetic",
@@ -90,7 +92,7 @@ def test_gsm8k(tmp_path):
     assert len(load(f"gsm8k:{path}", heldout=3, train=0).heldout) == 3
     with pytest.raises(DataError, match="hold out fewer"):
         load(f"gsm8k:{path}", heldout=3, train=1)
-    text = example.prompt[0]["content"]
+    text = example.messages[0]["content"]
     assert text.endswith(
         'apples? Let\'s think step by step and output the final answer after "####".'
     )
@@ -138,7 +140,7 @@ def test_jsonl_with_both_row_forms(tmp_path):
         {"prompt": "a?", "completion": "again"},
     ]
     split = load(write(tmp_path / "x.jsonl", rows), heldout=1, train=99)
-    found = {e.prompt[-1]["content"]: e.answer for e in split.heldout + split.train}
+    found = {e.messages[-1]["content"]: e.answer for e in split.heldout + split.train}
     assert set(found) == {"a?", "b?", "c?", "d?"}  # a repeated prompt is one example
     assert (found["b?"], found["c?"], found["d?"]) == ("B", "C", "D")
     assert len(split.heldout) == 1
@@ -152,8 +154,8 @@ def test_a_system_message_goes_before_prompts_that_have_none(tmp_path):
         {"prompt": [{"role": "system", "content": "own"}], "completion": "B"},
     ]
     split = load(write(tmp_path / "x.jsonl", rows), heldout=0, train=9, system="be brief")
-    assert sorted(e.prompt[0]["content"] for e in split.train) == ["be brief", "own"]
-    assert all(e.prompt[0]["role"] == "system" for e in split.train)
+    assert sorted(e.messages[0]["content"] for e in split.train) == ["be brief", "own"]
+    assert all(e.messages[0]["role"] == "system" for e in split.train)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_hub_data_sets(monkeypatch, tmp_path):
     spec = "org/name?config=main&split=test&prompt=question&completion=answer"
     split = load(spec, heldout=2, train=9)
     assert asked == [("org/name", "main", "test")]
-    assert {(e.prompt[0]["content"], e.answer) for e in split.train + split.heldout} == {
+    assert {(e.messages[0]["content"], e.answer) for e in split.train + split.heldout} == {
         (f"q{i}", f"a{i}") for i in range(5)
     }
     with pytest.raises(DataError, match="does not take columns"):

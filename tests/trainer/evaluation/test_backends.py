@@ -11,6 +11,7 @@ import bmt_core
 import pytest
 from bmt_server.evaluation_engine import GreedyEngine
 from bmt_trainer.cli.main import app
+from bmt_trainer.data.examples import Example, chat
 from bmt_trainer.errors import ConfigError, RolloutError
 from bmt_trainer.evaluation import backends
 from bmt_trainer.evaluation.backends import ENGINES, by_options, by_server, by_vllm
@@ -56,9 +57,9 @@ def url(monkeypatch):
 
 def test_answers_keep_the_prompts_order(url):
     models = by_server(url, {"base": "smol", "mask": "reverse"}, concurrency=4)
-    prompts = [({"role": "user", "content": str(n)},) for n in range(9)]
-    assert models["mask"](prompts, 7) == [f"reverse {n}" for n in range(9)]
-    assert models["base"](prompts[:1], 7) == ["smol 0"]
+    examples = [Example(chat(str(n)), "") for n in range(9)]
+    assert models["mask"](examples, 7) == [f"reverse {n}" for n in range(9)]
+    assert models["base"](examples[:1], 7) == ["smol 0"]
     assert all(body["temperature"] == 0 and body["max_tokens"] == 7 for body in Echo.requests)
     assert all(body["repetition_penalty"] == 1 for body in Echo.requests)
 
@@ -141,11 +142,11 @@ def test_the_vllm_backend_passes_token_ids_and_masks(checkpoint, tmp_path, monke
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: [Registered()])
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: name)
     models = by_vllm(str(checkpoint), tmp_path / "m.bmt", batch_size=8)
-    prompts = [({"role": "user", "content": text},) for text in ("a", "b")]
+    examples = [Example(chat(text), "") for text in ("a", "b")]
     last = load_tokenizer(checkpoint).decode(
-        [backends.render(load_tokenizer(checkpoint), p)[-1] for p in prompts]
+        [backends.render(load_tokenizer(checkpoint), e)[-1] for e in examples]
     )
-    assert "".join(models["base"](prompts, 5)) == "".join(c * 3 for c in last)
-    models["mask"](prompts, 7)
+    assert "".join(models["base"](examples, 5)) == "".join(c * 3 for c in last)
+    models["mask"](examples, 7)
     assert Spelling.last.made == (str(checkpoint), 8)
     assert Spelling.last.calls == [(5, None), (7, mask.digest)]

@@ -1,5 +1,7 @@
 """Scores of answers, and greedy generation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from bmt_trainer.data.encoding import render
@@ -42,34 +44,34 @@ def test_grade_and_best_guess():
 
 def test_padded_batches_generate_as_single_prompts(checkpoint):
     model, tokenizer = load_model(checkpoint).float(), load_tokenizer(checkpoint)
-    prompts = [user("x" * n) for n in (3, 40, 1, 17, 25)]
+    examples = [Example(user("x" * n), "") for n in (3, 40, 1, 17, 25)]
     with torch.no_grad():
         alone = []
-        for prompt in prompts:
-            ids = torch.tensor([render(tokenizer, prompt)])
+        for example in examples:
+            ids = torch.tensor([render(tokenizer, example)])
             for _ in range(12):
                 token = int(model(ids).logits[0, -1].argmax())
                 if token == tokenizer.eos_token_id:
                     break
                 ids = torch.cat([ids, torch.tensor([[token]])], 1)
-            new = ids[0, len(render(tokenizer, prompt)) :]
+            new = ids[0, len(render(tokenizer, example)) :]
             alone.append(tokenizer.decode(new, skip_special_tokens=True))
     seen = []
     texts = generate(
-        model, tokenizer, prompts, max_new_tokens=12, batch_size=2, advance=seen.append
+        model, tokenizer, examples, max_new_tokens=12, batch_size=2, advance=seen.append
     )
     assert texts == alone
     assert sum(seen) == 5
-    answers = [Example(p, t) for p, t in zip(prompts, texts, strict=True)]
+    answers = [replace(e, answer=t) for e, t in zip(examples, texts, strict=True)]
     assert evaluate(model, tokenizer, answers, max_new_tokens=12).exact == 5
 
 
 def test_a_frozen_head_multiplies_all_rows_in_one_product(checkpoint):
     """On a CPU torch copies a frozen head's weight for each row if the rows are a view."""
     model, tokenizer = load_model(checkpoint).requires_grad_(False), load_tokenizer(checkpoint)
-    prompts = [user(text) for text in ("a", "bc", "def")]
+    examples = [Example(user(text), "") for text in ("a", "bc", "def")]
     with torch.profiler.profile(record_shapes=True) as seen:
-        generate(model, tokenizer, prompts, max_new_tokens=2, batch_size=3)
+        generate(model, tokenizer, examples, max_new_tokens=2, batch_size=3)
     batched = [event.input_shapes for event in seen.events() if event.name == "aten::bmm"]
     assert batched, "rotary embeddings use bmm; if not, the event has another name"
     head_inputs = [rows for rows, weight in batched if model.config.vocab_size in weight]
@@ -81,6 +83,6 @@ def test_generation_is_greedy_against_the_checkpoints_settings(checkpoint):
     recommended = {"do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.1}
     recommended |= {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1}
     models[1].generation_config.update(**recommended)
-    prompts = [user("aaaa"), user("b")]
-    answers = [generate(m, tokenizer, prompts, max_new_tokens=16, batch_size=2) for m in models]
+    examples = [Example(user("aaaa"), ""), Example(user("b"), "")]
+    answers = [generate(m, tokenizer, examples, max_new_tokens=16, batch_size=2) for m in models]
     assert answers[0] == answers[1]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from bmt_trainer.cli.main import app
+from bmt_trainer.data.examples import Example, chat
 from bmt_trainer.data.sources import load
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation import retention, suites
@@ -48,13 +49,13 @@ def lines(path, rows):
 
 
 def test_right_answers_are_counted_for_each_model(folder):
-    def knows(prompts, tokens):
+    def knows(examples, tokens):
         assert tokens == 100
-        numbers = [int(p[-1]["content"].split()[0]) for p in prompts]
+        numbers = [int(e.messages[-1]["content"].split()[0]) for e in examples]
         return [f"#### {n + 1}" if n < 6 else f"It is {n + 1}" for n in numbers]
 
-    def guesses(prompts, tokens):
-        return ["#### 1"] * len(prompts)
+    def guesses(examples, tokens):
+        return ["#### 1"] * len(examples)
 
     [result] = run(
         named("gsm8k"), {"base": guesses, "mask": knows}, folder=folder, max_new_tokens=100
@@ -79,7 +80,7 @@ def test_sets_without_data_or_package_are_skipped_with_a_reason(folder, monkeypa
     monkeypatch.setitem(sys.modules, "math_verify", None)
     monkeypatch.setattr(suites.sources, "load", _no_hub(suites.sources.load))
     names = "minerva,aime24,toolalpaca,bbeh nycc,bbeh sportqa"
-    models = {"base": lambda prompts, tokens: ["The answer is: yes"] * len(prompts)}
+    models = {"base": lambda examples, tokens: ["The answer is: yes"] * len(examples)}
     found = {r.suite: r for r in run(named(names), models, folder=folder)}
     assert "no file simplerl_eval/minerva_math.jsonl" in found["minerva"].skipped
     assert "no file toolalpaca" in found["toolalpaca"].skipped
@@ -156,7 +157,7 @@ def test_a_mask_is_compared_with_its_base(tmp_path):
         models = by_transformers(
             str(checkpoint), tmp_path / f"{name}.bmt", batch_size=4, device="cpu"
         )
-        prompts = [({"role": "user", "content": "Say it."},)]
-        asked[name] = {who: answer(prompts, 12)[0] for who, answer in models.items()}
+        examples = [Example(chat("Say it."), "")]
+        asked[name] = {who: answer(examples, 12)[0] for who, answer in models.items()}
     assert asked["none"]["base"] == asked["none"]["mask"] == asked["all"]["base"]
     assert asked["all"]["mask"] != asked["all"]["base"]

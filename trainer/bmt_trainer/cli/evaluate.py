@@ -82,7 +82,7 @@ def evaluate(
         device=device,
     )
     generate = models.get("mask", models["base"])
-    score = grade(generate([e.prompt for e in examples], max_new_tokens), examples, judge)
+    score = grade(generate(examples, max_new_tokens), examples, judge)
     print(json.dumps(score.to_json()) if as_json else score)
 
 

@@ -15,7 +15,7 @@ from bmt_trainer.comparison.baselines import Tuned, Weights
 from bmt_trainer.comparison.plan import Plan
 from bmt_trainer.comparison.tracking import Row
 from bmt_trainer.data import sources
-from bmt_trainer.data.examples import Message
+from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation import retention, suites, update_geometry
 from bmt_trainer.evaluation.generate import generate
@@ -40,7 +40,7 @@ def score_heldout(loaded: Loaded, model: nn.Module, label: str) -> Result:
         texts = generate(
             cast(PreTrainedModel, model),
             loaded.tokenizer,
-            [e.prompt for e in examples],
+            examples,
             max_new_tokens=loaded.config.max_new_tokens,
             batch_size=loaded.config.eval_batch_size,
             advance=advance,
@@ -61,11 +61,11 @@ def score_suites(plan: Plan, loaded: Loaded, model: nn.Module) -> Result:
     config = loaded.config
     assert plan.suites is not None
 
-    def answer(prompts: Sequence[Sequence[Message]], tokens: int) -> list[str]:
+    def answer(examples: Sequence[Example], tokens: int) -> list[str]:
         return generate(
             cast(PreTrainedModel, model),
             loaded.tokenizer,
-            prompts,
+            examples,
             max_new_tokens=tokens,
             batch_size=config.eval_batch_size,
         )
@@ -108,7 +108,7 @@ def retention_score(plan: Plan, loaded: Loaded, tuned: Tuned) -> Callable[[], Ro
             texts = generate(
                 model,
                 loaded.tokenizer,
-                [e.prompt for e in examples],
+                examples,
                 max_new_tokens=config.max_new_tokens,
                 batch_size=config.eval_batch_size,
             )

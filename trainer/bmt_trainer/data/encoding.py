@@ -13,26 +13,28 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from bmt_trainer.data.examples import Example, Message
+from bmt_trainer.data.examples import Example
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
-    """Token ids of a prompt, as a chat server builds them.
+def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
+    """Token ids of an example's prompt, as a chat server builds them.
 
     By the tokenizer's chat template; if it has none, as the text of `plain`.
     """
-    if tokenizer.chat_template:
+    if tokenizer.chat_template and not isinstance(example.prompt, str):
         text = tokenizer.apply_chat_template(
-            [dict(m) for m in prompt], add_generation_prompt=True, tokenize=False
+            [dict(m) for m in example.prompt], add_generation_prompt=True, tokenize=False
         )
         # The template itself contains the special tokens.
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return list(tokenizer(plain(prompt))["input_ids"])
+    return list(tokenizer(plain(example))["input_ids"])
 
 
-def plain(prompt: Sequence[Message]) -> str:
-    """A prompt for a model without a chat template: the text of its messages, one per line."""
-    return "".join(f"{m['content']}\n" for m in prompt)
+def plain(example: Example) -> str:
+    """A prompt for a model without a chat template: its text, or its messages, one per line."""
+    if isinstance(example.prompt, str):
+        return example.prompt
+    return "".join(f"{m['content']}\n" for m in example.prompt)
 
 
 def training_rows(
@@ -46,7 +48,7 @@ def training_rows(
     """
     rows = []
     for example in examples:
-        prompt = render(tokenizer, example.prompt)
+        prompt = render(tokenizer, example)
         answer = list(tokenizer(example.answer, add_special_tokens=False)["input_ids"])
         answer.append(tokenizer.eos_token_id)
         if len(prompt) + len(answer) <= max_length:

@@ -4,28 +4,47 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-#: A chat message: `role` and `content`.
-Message = Mapping[str, str]
+#: A chat message as in OpenAI's API: `role`, `content`, and perhaps `tool_calls` (with arguments as
+#: objects), `tool_call_id`, `name`, `reasoning_content`.
+Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Example:
     """A prompt with its answer.
 
-    prompt: chat messages; answer: the complete text that the model must produce; demonstration:
-    a worked response that only an SDFT teacher sees; None: the teacher sees the answer.
+    prompt: chat messages, or text that is taken as it is; answer: the complete text that the model
+    must produce, "" if a row has none; demonstration: a worked response that only an SDFT teacher
+    sees; None: the teacher sees the answer.
+    reply: the answer as a message, if it is more than text (tool calls, reasoning); learnt: the
+    indices of earlier assistant turns in `prompt` that supervised training learns too.
+    tools, template_kwargs: arguments of the chat template; columns: all columns of the row, for
+    rewards; location: of the row, for error messages.
     """
 
-    prompt: tuple[Message, ...]
+    prompt: tuple[Message, ...] | str
     answer: str
     demonstration: str | None = None
+    reply: Message | None = None
+    learnt: tuple[int, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    location: str = ""
 
     @property
     def key(self) -> str:
         """The prompt as JSON: equal for equal prompts."""
-        return json.dumps(self.prompt, sort_keys=True)
+        parts = (self.prompt, self.tools) if self.tools else self.prompt
+        return json.dumps(parts, sort_keys=True)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The prompt as a chat: text is one user message."""
+        return chat(self.prompt) if isinstance(self.prompt, str) else self.prompt
 
 
 @dataclass(frozen=True)
@@ -48,7 +67,7 @@ def with_shots(example: Example, shots: Sequence[Example]) -> Example:
     """
     before: list[Message] = []
     for shot in shots:
-        turns = shot.prompt if not before else [m for m in shot.prompt if m["role"] != "system"]
+        turns = shot.messages if not before else [m for m in shot.messages if m["role"] != "system"]
         before += [*turns, {"role": "assistant", "content": shot.answer}]
-    last = [m for m in example.prompt if not before or m["role"] != "system"]
+    last = [m for m in example.messages if not before or m["role"] != "system"]
     return Example((*before, *last), example.answer)

@@ -94,11 +94,11 @@ def parse_name(dataset: str) -> tuple[str, dict[str, Any]]:
 
 def _with_system(examples: Iterable[Example], system: str | None) -> Iterator[Example]:
     for example in examples:
-        if system is None or example.prompt[0]["role"] == "system":
+        if system is None or example.messages[0]["role"] == "system":
             yield example
         else:
             first = {"role": "system", "content": system}
-            yield replace(example, prompt=(first, *example.prompt))
+            yield replace(example, prompt=(first, *example.messages))
 
 
 def _distinct(stream: Iterable[Example], wanted: int, dataset: str) -> list[Example]:

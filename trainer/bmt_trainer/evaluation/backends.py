@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from bmt_trainer import models
 from bmt_trainer.console import Display
 from bmt_trainer.data.encoding import render
-from bmt_trainer.data.examples import Message
+from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError, RolloutError
 from bmt_trainer.evaluation.generate import NEUTRAL_SAMPLING, Generate, generate
 from bmt_trainer.masking.apply import apply
@@ -81,13 +81,13 @@ def by_transformers(
             apply(loaded, made, base_fingerprint=loaded.base.fingerprint)
         return made
 
-    def answer(name: str, prompts: Sequence[Sequence[Message]], tokens: int) -> list[str]:
+    def answer(name: str, examples: Sequence[Example], tokens: int) -> list[str]:
         model = network(name == "mask")
-        with display.stage(f"answers of {name}", len(prompts)) as advance:
+        with display.stage(f"answers of {name}", len(examples)) as advance:
             return generate(
                 model,
                 tokenizer,
-                prompts,
+                examples,
                 max_new_tokens=tokens,
                 batch_size=batch_size,
                 advance=advance,
@@ -145,9 +145,9 @@ class _Vllm:
         return registered.load()(str(self.folder), max_num_seqs=self._batch_size)
 
     def answers(
-        self, prompts: Sequence[Sequence[Message]], tokens: int, mask: bmt_core.Mask | None = None
+        self, examples: Sequence[Example], tokens: int, mask: bmt_core.Mask | None = None
     ) -> list[str]:
-        ids = [render(self._tokenizer, prompt) for prompt in prompts]
+        ids = [render(self._tokenizer, example) for example in examples]
         try:
             completions = self._engine.generate(ids, tokens, mask)
         except Exception as error:  # whatever vLLM's processes raise
@@ -165,16 +165,16 @@ def by_server(url: str, names: Mapping[str, str], *, concurrency: int) -> dict[s
     functions raise RolloutError if a request fails.
     """
 
-    def answers(name: str, prompts: Sequence[Sequence[Message]], tokens: int) -> list[str]:
+    def answers(name: str, examples: Sequence[Example], tokens: int) -> list[str]:
         from bmt_client import BmtClient
 
         with BmtClient(url) as client:
             api = client.openai()
 
-            def one(prompt: Sequence[Message]) -> str:
+            def one(example: Example) -> str:
                 done = api.chat.completions.create(
                     model=name,
-                    messages=[dict(m) for m in prompt],  # type: ignore[misc]
+                    messages=[dict(m) for m in example.messages],  # type: ignore[misc]
                     temperature=0.0,
                     max_tokens=tokens,
                     extra_body=NEUTRAL_SAMPLING,
@@ -184,10 +184,10 @@ def by_server(url: str, names: Mapping[str, str], *, concurrency: int) -> dict[s
             texts = []
             try:
                 with (
-                    Display().stage(f"answers of {name}", len(prompts)) as advance,
+                    Display().stage(f"answers of {name}", len(examples)) as advance,
                     ThreadPoolExecutor(concurrency) as pool,
                 ):
-                    for text in pool.map(one, prompts):
+                    for text in pool.map(one, examples):
                         texts.append(text)
                         advance(1)
                     return texts

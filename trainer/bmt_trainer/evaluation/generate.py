@@ -12,11 +12,11 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer.data.encoding import pad, render
-from bmt_trainer.data.examples import Message
+from bmt_trainer.data.examples import Example
 from bmt_trainer.models import evaluating
 
-#: (prompts, maximum number of new tokens) -> the greedy completion of each prompt.
-Generate = Callable[[Sequence[Sequence[Message]], int], list[str]]
+#: (examples, maximum number of new tokens) -> the greedy completion of each one's prompt.
+Generate = Callable[[Sequence[Example], int], list[str]]
 
 #: Sampling settings of a request to vLLM that override the checkpoint's own generation settings.
 #: Llama-3.2 recommends top_p 0.9 and Qwen2.5 a repetition penalty; masks are trained with neither.
@@ -34,18 +34,18 @@ NEUTRAL_SAMPLING = {
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[Message]],
+    examples: Sequence[Example],
     *,
     max_new_tokens: int,
     batch_size: int,
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[str]:
-    """Greedy completions of `prompts`, in the forward mode of a server (`models.evaluating`).
+    """Greedy completions of the examples' prompts, in a server's forward (`models.evaluating`).
 
     The tokens that all prompts begin with, a system message or an instruction, are prefilled once.
     advance: called with the number of completions that each batch adds.
     """
-    ids = [render(tokenizer, prompt) for prompt in prompts]
+    ids = [render(tokenizer, example) for example in examples]
     texts = [""] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding
     shared = _shared_length(ids)

@@ -100,7 +100,7 @@ def evaluate(
     texts = generate(
         model,
         tokenizer,
-        [example.prompt for example in examples],
+        examples,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         advance=advance,

@@ -216,7 +216,7 @@ def run(
         tokens = min(suite.max_new_tokens, max_new_tokens or suite.max_new_tokens)
         right, lenient = {}, {}
         for name, answer in models.items():
-            texts = answer([e.prompt for e in examples], tokens)
+            texts = answer(examples, tokens)
             right[name] = tuple(outcomes(texts, examples, grader))
             lenient[name] = sum(outcomes(texts, examples, grader, lenient=True))
         yield Result(suite.name, right, lenient)

@@ -21,6 +21,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.data.encoding import render
+from bmt_trainer.data.examples import Example
 from bmt_trainer.distributed import join
 from bmt_trainer.evaluation.graders import Judge, find
 from bmt_trainer.masking.attach import Attached, attach
@@ -140,6 +141,12 @@ def _reference(loaded: Loaded, attached: Attached) -> Any:
     return load_model(loaded.folder, loaded.model.device)
 
 
+def _prompt_ids(loaded: Loaded, prompt: Any) -> list[int]:
+    """Token ids of a prompt as `on_policy.prompt_rows` gives it."""
+    turns = prompt if isinstance(prompt, str) else tuple(prompt)
+    return render(loaded.tokenizer, Example(turns, ""))
+
+
 @contextmanager
 def server_rollouts(
     config: GrpoConfig, loaded: Loaded, attached: Attached
@@ -153,7 +160,7 @@ def server_rollouts(
             client,
             f"rollout-{uuid.uuid4().hex[:12]}",
             partial(pipeline.current_mask, loaded, attached),
-            partial(render, loaded.tokenizer),
+            partial(_prompt_ids, loaded),
             completions=config.completions,
             max_tokens=config.max_new_tokens,
             temperature=config.temperature,

@@ -48,7 +48,7 @@ def load(
     examples = [
         e
         for e in loaded.split.train[config.validation :]
-        if len(render(loaded.tokenizer, longest(e).prompt)) <= config.max_length
+        if len(render(loaded.tokenizer, longest(e))) <= config.max_length
     ]
     if len(examples) < config.prompts_per_step:
         raise DataError(
@@ -95,7 +95,7 @@ def prompt_rows(
     chat = bool(tokenizer.chat_template)
     return [
         {
-            "prompt": [dict(m) for m in e.prompt] if chat else plain(e.prompt),
+            "prompt": [dict(m) for m in e.messages] if chat else plain(e),
             **{name: value(e) for name, value in columns.items()},
         }
         for e in examples

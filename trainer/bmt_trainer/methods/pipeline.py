@@ -179,7 +179,7 @@ def calibrate(loaded: Loaded, attached: Attached) -> dict[str, torch.Tensor]:
     """‖X_j‖ [d_in] of each masked layer's inputs over training prompts, for the Wanda scores."""
     config, tokenizer = loaded.config, loaded.tokenizer
     chosen = loaded.split.train[: config.calibration_prompts]
-    prompts = [render(tokenizer, e.prompt)[: config.max_length] for e in chosen]
+    prompts = [render(tokenizer, e)[: config.max_length] for e in chosen]
     with loaded.display.stage("calibrate", len(prompts)) as advance:
 
         def counted() -> Iterator[dict[str, Any]]:
@@ -292,7 +292,7 @@ def base_texts(loaded: Loaded) -> list[tuple[list[int], list[int]]]:
     return sample_texts(
         loaded.model,
         loaded.tokenizer,
-        [e.prompt for e in loaded.split.heldout[:_KL_PROMPTS]],
+        loaded.split.heldout[:_KL_PROMPTS],
         max_new_tokens=loaded.config.max_new_tokens,
         seed=loaded.config.seed,
     )

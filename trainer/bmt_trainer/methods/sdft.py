@@ -69,7 +69,7 @@ def load(config: SdftConfig, display: Display, *, scored: bool = True) -> tuple[
 
 def teacher_example(example: Example, template: str) -> Example:
     """`example` with the teacher's last turn, `template` filled with prompt and demonstration."""
-    *before, last = example.prompt
+    *before, last = example.messages
     text = template.format(prompt=last["content"], demonstration=_demonstration(example))
     turn: Message = {"role": last["role"], "content": text}
     return replace(example, prompt=(*before, turn))

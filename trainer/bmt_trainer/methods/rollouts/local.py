@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer.data.encoding import pad, render
-from bmt_trainer.data.examples import Message
+from bmt_trainer.data.examples import Example
 from bmt_trainer.distributed import any_rank
 
 # Ended rows leave the batch once they are this share of it: selecting rows copies the whole cache.
@@ -99,13 +99,13 @@ def _positions(attend: Tensor) -> Tensor:
 def sample_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[Message]],
+    examples: Sequence[Example],
     *,
     max_new_tokens: int,
     seed: int,
 ) -> list[tuple[list[int], list[int]]]:
     """Each prompt and a completion sampled at temperature 1, token ids. Keeps torch's RNG state."""
-    ids = [render(tokenizer, prompt) for prompt in prompts]
+    ids = [render(tokenizer, example) for example in examples]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         completions = sample(
