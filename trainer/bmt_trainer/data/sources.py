@@ -26,13 +26,12 @@ from urllib.parse import parse_qsl
 
 import yaml
 
-from bmt_trainer.data import benchmark_formats, rows, tasks
-from bmt_trainer.data.examples import Example, Message, Split, chat
+from bmt_trainer.data import benchmark_formats, row_formats, rows, tasks
+from bmt_trainer.data.examples import Example, Split, chat
 from bmt_trainer.errors import DataError
 
 # Repeated prompts in a row after which a generator counts as exhausted.
 _MOST_REPEATS = 1000
-_ROW_FORMS = '{"prompt": …, "completion": …} or {"messages": […]}'
 
 
 def load(
@@ -149,7 +148,7 @@ def _stored(kind: str, name: str, rest: str, options: Mapping[str, Any]) -> Iter
 def _local(path: Path, options: Mapping[str, Any]) -> Iterator[Example]:
     _check_options(str(path), options, ())
     for location, row in rows.of_file(path):
-        yield _example(row, location)
+        yield row_formats.example_of(row, location)
 
 
 def _hub(name: str, options: Mapping[str, Any]) -> Iterator[Example]:
@@ -162,7 +161,9 @@ def _hub(name: str, options: Mapping[str, Any]) -> Iterator[Example]:
     )
     columns = {options.get(k, k): k for k in ("prompt", "completion")}
     for location, row in hub_rows:
-        yield _example({columns.get(key, key): value for key, value in row.items()}, location)
+        yield row_formats.example_of(
+            {columns.get(key, key): value for key, value in row.items()}, location
+        )
 
 
 def _check_options(name: str, options: Mapping[str, Any], known: tuple[str, ...]) -> None:
@@ -172,31 +173,3 @@ def _check_options(name: str, options: Mapping[str, Any], known: tuple[str, ...]
             f"{name} does not take {', '.join(unknown)}; it takes "
             f"{', '.join(known) or 'no options'}"
         )
-
-
-def _example(row: Any, location: str) -> Example:
-    if isinstance(row, dict):
-        if "messages" in row:
-            messages = _messages(row["messages"], location)
-            if len(messages) > 1 and messages[-1]["role"] == "assistant":
-                return Example(messages[:-1], messages[-1]["content"].strip())
-        elif "prompt" in row and "completion" in row:
-            completion = row["completion"]
-            if not isinstance(completion, str):
-                completion = _messages(completion, location)[-1]["content"]
-            prompt, demonstration = row["prompt"], row.get("demonstration")
-            if demonstration is not None and not isinstance(demonstration, str):
-                raise DataError(f"{location}: `demonstration` must be text")
-            turns = chat(prompt) if isinstance(prompt, str) else _messages(prompt, location)
-            return Example(turns, completion.strip(), demonstration)
-    raise DataError(f"{location}: expected {_ROW_FORMS}, a chat that ends with the assistant")
-
-
-def _messages(value: Any, location: str) -> tuple[Message, ...]:
-    ok = isinstance(value, list) and value
-    if ok and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-        for m in value
-    ):
-        return tuple({"role": m["role"], "content": m["content"]} for m in value)
-    raise DataError(f"{location}: chat messages are a list of {{'role': …, 'content': …}}")
