@@ -31,7 +31,7 @@ SERVER, TRAINER = PACKAGES["bmt_server"], PACKAGES["bmt_trainer"]
 # The rooms of a package, each with the rooms whose modules it may import besides its own.
 # A module at a package's root is a room of its own.
 _TRAINER_FLOOR = {"errors", "settings", "console", "process", "distributed"}
-_TRAINER_BASE = _TRAINER_FLOOR | {"data", "models"}
+_TRAINER_BASE = _TRAINER_FLOOR | {"data", "models", "templates"}
 _SERVER_FLOOR = {"settings", "errors", "ipc"}
 ROOMS = {
     "bmt_trainer": {
@@ -40,7 +40,8 @@ ROOMS = {
         "console": {"process"},
         "process": set(),
         "distributed": {"errors", "process"},
-        "models": {"errors", "settings", "distributed"},
+        "templates": set(),
+        "models": {"errors", "settings", "distributed", "templates"},
         "data": _TRAINER_FLOOR,
         "masking": {"errors", "models"},
         "evaluation": _TRAINER_BASE | {"masking"},

@@ -58,6 +58,7 @@ def test_metadata(wheel):
     assert set(metadata.get_all("Provides-Extra")) == set(PROJECT["optional-dependencies"])
     for package in ("bmt_core", "bmt_trainer", "bmt_server", "bmt_client"):
         assert f"{package}/py.typed" in files
+    assert {f"bmt_trainer/templates/tools.{kind}" for kind in ("jinja", "response.json")} <= files
     # What the CPU kernel is compiled from goes along.
     assert any(f.endswith("kernels/native/bmt.cpp") for f in files)
     assert not [f for f in files if f.startswith(("tests/", "benchmarks/", "tools/"))]
