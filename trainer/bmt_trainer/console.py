@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from transformers import TrainerCallback
 from transformers.utils import logging
 
@@ -34,6 +35,16 @@ class Display:
     def say(self, text: str) -> None:
         """Print one line without markup."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    @property
+    def color(self) -> bool:
+        """True if colors are shown: on a terminal that has them, and NO_COLOR is not set."""
+        console = self.console
+        return console.is_terminal and console.color_system is not None and not console.no_color
+
+    def show(self, text: Text) -> None:
+        """Print styled text; without colors each of its lines stays one line."""
+        self.console.print(text, highlight=False, soft_wrap=not self.color)
 
     @contextmanager
     def stage(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:

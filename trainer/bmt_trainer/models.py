@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from bmt_core import Base, fingerprint
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jinja2 import TemplateError, meta
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from bmt_trainer.errors import ModelNotFound
+from bmt_trainer.errors import ConfigError, ModelError, ModelNotFound
+from bmt_trainer.templates import shipped
 
 #: Files of a Hub snapshot to download: not a second copy of the weights in another format.
 _FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "tokenizer*"]
@@ -113,12 +120,132 @@ def slow_in_16_bits(device: torch.device | str) -> bool:
     return torch.device(device).type == "cpu" and x86 and level in ("DEFAULT", "NO AVX", "AVX2")
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer; its padding token is the EOS token unless the checkpoint sets one."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer; its padding token is the EOS token unless the checkpoint sets one.
+
+    chat_template: a file, or a name for `read_template`, used instead of the checkpoint's own.
+    Raises ModelError, and ConfigError for a template that cannot be used.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(": ")
+        raise ModelError(
+            f"{folder} has no tokenizer that transformers loads ({reason}); a checkpoint has its "
+            "tokenizer.json next to its weights"
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if chat_template is not None:
+        tokenizer.chat_template = read_template(chat_template)
+    if isinstance(tokenizer.chat_template, str):
+        # For readers of tool calls in answers; the checkpoint's own stays.
+        read = shipped.response_template(tokenizer.chat_template)
+        if read is not None:
+            tokenizer.response_template = read
     return tokenizer
+
+
+def read_template(name: str) -> str:
+    """The text of a chat template: of a file, or of this package's by name. Raises ConfigError."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        try:
+            # Line ends are translated, as vLLM does when it reads its --chat-template.
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"chat_template: {name} is not UTF-8 ({error.reason})") from None
+        except OSError as error:
+            raise ConfigError(f"chat_template: {name} cannot be read ({error.strerror})") from None
+    elif name in shipped.NAMES:
+        text = shipped.text_of(name)
+    else:
+        raise ConfigError(
+            f"chat_template: {name!r} is neither a file nor one of this package's templates "
+            f"({', '.join(shipped.NAMES)})"
+        )
+    if not text.strip():
+        raise ConfigError(f"chat_template: {name} is empty")
+    template_variables(text, name)
+    return text
+
+
+def template_variables(template: str, name: str = "the template") -> set[str]:
+    """The variables that a chat template reads. Raises ConfigError if it is no Jinja template."""
+    try:
+        # The environment in which transformers renders templates.
+        environment = _compile_jinja_template(template).environment
+        found = meta.find_undeclared_variables(environment.parse(template))
+        return set(found) - environment.globals.keys()
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        where = f", line {line}" if line else ""
+        raise ConfigError(
+            f"chat_template: {name} is not a Jinja template ({error.message}{where})"
+        ) from None
+
+
+#: Variables that rendering sets itself.
+_RENDERED = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+
+
+def check_template_kwargs(
+    tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any] | None
+) -> None:
+    """Raise ConfigError for arguments that the tokenizer's chat template does not read."""
+    if not kwargs:
+        return
+    templates = _templates(tokenizer)
+    if not templates:
+        raise ConfigError("chat_template_kwargs: the model has no chat template; set chat_template")
+    known = set[str]().union(*(template_variables(text) for text in templates.values()))
+    known -= _RENDERED | set(tokenizer.special_tokens_map)
+    if unknown := sorted(kwargs.keys() - known):
+        raise ConfigError(
+            f"chat_template_kwargs: the chat template does not read {', '.join(unknown)}; it reads "
+            f"{', '.join(sorted(known)) or 'no arguments'}"
+        )
+
+
+def _templates(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, str]:
+    template = tokenizer.chat_template
+    if not template:
+        return {}
+    return {"default": template} if isinstance(template, str) else dict(template)
+
+
+def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """SHA-256 of the tokenizer's chat template, in hex; None without one.
+
+    Of several templates: of them as JSON, by name. `bmt-server` computes the same digest of the
+    template that it serves.
+    """
+    templates = _templates(tokenizer)
+    if not templates:
+        return None
+    if templates.keys() == {"default"}:
+        return hashlib.sha256(templates["default"].encode()).hexdigest()
+    return hashlib.sha256(json.dumps(templates, sort_keys=True).encode()).hexdigest()
+
+
+def context_length(folder: Path) -> int | None:
+    """The most tokens that a checkpoint's `config.json` allows in a sequence; None if it says none.
+
+    `max_position_embeddings`, or the length that its scaled rotary embedding reaches.
+    """
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    stated = getattr(config, "max_position_embeddings", None)
+    if not isinstance(stated, int) or stated <= 0:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    # One set of parameters, or one for each kind of layer.
+    several = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    lengths = [
+        int(entry["factor"] * entry["original_max_position_embeddings"])
+        for entry in several
+        if entry.get("factor") and entry.get("original_max_position_embeddings")
+    ]
+    return max(stated, *lengths) if lengths else stated
 
 
 def pick_device(device: str) -> torch.device:

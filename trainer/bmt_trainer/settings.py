@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -96,6 +97,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         kinds = [a for a in typing.get_args(hint) if a is not type(None)]
         return None if value is None else _convert(name, value, kinds[0])
+    if origin is Mapping:
+        return _object(name, value)
     if origin is Literal:
         choices = typing.get_args(hint)
         if value not in choices:
@@ -117,6 +120,26 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     except (TypeError, ValueError):
         pass
     raise ConfigError(f"{name}: {value!r} is not {_TYPES[hint]}")
+
+
+def _object(name: str, value: Any) -> dict[str, Any]:
+    """A JSON object, given as one or as its text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {value!r} is not JSON ({error})") from None
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"{name}: {value!r} is not a JSON object")
+    return dict(value)
+
+
+def flag_type(hint: Any) -> Any:
+    """The type of a setting's flag on a command line: a mapping is given as the text of JSON."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        kinds = [a for a in typing.get_args(hint) if a is not type(None)]
+        return flag_type(kinds[0])
+    return str if typing.get_origin(hint) is Mapping else hint
 
 
 def _bound(name: str, value: Any, bounds: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from bmt_trainer.cli.tables import print_table
 from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig, TrainConfig
 from bmt_trainer.process import is_main_process, keep_freed_memory
-from bmt_trainer.settings import build, read_yaml
+from bmt_trainer.settings import build, flag_type, read_yaml
 
 C = TypeVar("C", bound=TrainConfig)
 
@@ -97,7 +97,7 @@ def settings_command(kind: type[Any], run: Callable[[Any], None]) -> Callable[..
         note = "required" if default is dataclasses.MISSING else f"default: {default}"
         text = field.metadata["help"] + ("" if default is None else f" [{note}]")
         # Optional in the type too: None is "not given", and the file's value counts.
-        flag: Any = Annotated[hints[field.name] | None, typer.Option(help=text)]  # type: ignore[valid-type]
+        flag: Any = Annotated[flag_type(hints[field.name]) | None, typer.Option(help=text)]
         parameters.append(inspect.Parameter(field.name, only, default=None, annotation=flag))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}

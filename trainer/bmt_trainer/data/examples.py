@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 #: A chat message as in OpenAI's API: `role`, `content`, and perhaps `tool_calls` (with arguments as
@@ -45,6 +45,15 @@ class Example:
     def messages(self) -> tuple[Message, ...]:
         """The prompt as a chat: text is one user message."""
         return chat(self.prompt) if isinstance(self.prompt, str) else self.prompt
+
+
+def with_template_kwargs(
+    examples: Iterable[Example], kwargs: Mapping[str, Any] | None
+) -> list[Example]:
+    """The examples with arguments of the chat template; those of a row of its own stay."""
+    if not kwargs:
+        return list(examples)
+    return [replace(e, template_kwargs={**kwargs, **e.template_kwargs}) for e in examples]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ TrainConfig
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.process import world_size
@@ -28,8 +29,8 @@ TEACHER_PROMPT = (
 )
 
 _GRADER_HELP = (
-    "What is right in evaluation: words, number, gsm8k, math, letter, bbeh, tools, tool-calls, or "
-    "FILE.py:FUNCTION; default: by the data set's form, else words, or tool-calls if it has any."
+    "What is right in evaluation: words, number, gsm8k, math, letter, bbeh, tools, or "
+    "FILE.py:FUNCTION; default: by the data set's form, else words."
 )
 
 
@@ -44,6 +45,14 @@ class TrainConfig:
     )
     output: Path = option("The mask file to write (.bmt).")  # noqa: RUF009
     system: str | None = option("System message before each prompt that has none.", None)
+    chat_template: str | None = option(
+        "Jinja file of the chat template, or the name of one of this package's; default: the "
+        "checkpoint's own.",
+        None,
+    )
+    chat_template_kwargs: Mapping[str, Any] | None = option(
+        'Arguments of the chat template as JSON, such as {"enable_thinking": false}.', None
+    )
     heldout: int = option("Examples set aside for evaluation; 0 for none.", 400, least=0)
     heldout_share: float | None = option(
         "Instead: this share of a file's examples, rounded up; the paper's SFT: 0.25.",
@@ -106,7 +115,23 @@ class SftConfig(TrainConfig):
     group_by_length: bool = option(
         "Put examples of like length in one step: less padding, so faster steps.", False
     )
+    packing: bool = option(
+        "Put several examples into one sequence of max_length, without attention across them.",
+        False,
+    )
+    overlong: Literal["drop", "truncate-left", "truncate-right", "error"] = option(
+        "Examples above max_length: leave out, cut at the beginning, cut at the end, or fail.",
+        "drop",
+    )
     grader: str | None = option(_GRADER_HELP, None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.packing and self.group_by_length:
+            raise ConfigError(
+                "packing: it fills sequences with examples of any length, so it excludes "
+                "group_by_length; set one of them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +186,7 @@ class GrpoConfig(OnPolicyConfig):
         "How tokens are averaged: Eq. 3, or verl's default.", "sequence-mean"
     )
     reward: str = option(
-        "What is right: words, number, gsm8k, math, letter, bbeh, tools, tool-calls, or "
-        "FILE.py:FUNCTION.",
+        "What is right: words, number, gsm8k, math, letter, bbeh, tools, or FILE.py:FUNCTION.",
         "words",
     )
     server: str | None = option(

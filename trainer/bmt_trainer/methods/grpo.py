@@ -97,7 +97,7 @@ def fit(
         steps_per_generation=passes,
         num_iterations=1,
         num_generations=config.completions,
-        max_completion_length=config.max_new_tokens,
+        max_completion_length=loaded.config.max_new_tokens,
         temperature=config.temperature,
         top_p=1.0,
         top_k=0,
@@ -107,6 +107,7 @@ def fit(
         scale_rewards="group",
         use_bias_correction_kl=False,
         use_vllm=False,
+        chat_template_kwargs=dict(config.chat_template_kwargs or {}),
     )
     with server_rollouts(config, loaded, attached) as rollouts:
         return fit_with_trl(
@@ -162,7 +163,7 @@ def server_rollouts(
             partial(pipeline.current_mask, loaded, attached),
             partial(_prompt_ids, loaded),
             completions=config.completions,
-            max_tokens=config.max_new_tokens,
+            max_tokens=loaded.config.max_new_tokens,
             temperature=config.temperature,
         )
         try:

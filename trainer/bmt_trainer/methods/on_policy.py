@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from bmt_trainer.console import Display
+from bmt_trainer.data import preview
 from bmt_trainer.data.encoding import plain, render
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import DataError
@@ -44,24 +45,41 @@ def load(
         reading="lenient" if config.reading == "lenient" else "exact",
         heldout_dataset=config.heldout_dataset,
         scored=scored,
+        answered=longest,
+        unbounded=config.validation,
     )
-    examples = [
-        e
-        for e in loaded.split.train[config.validation :]
-        if len(render(loaded.tokenizer, longest(e))) <= config.max_length
-    ]
+    most = loaded.config.max_length
+    of_length = zip(loaded.split.train, loaded.lengths, strict=True)
+    usable = list(of_length)[config.validation :]
+    examples = [e for e, length in usable if length <= most]
     if len(examples) < config.prompts_per_step:
         raise DataError(
             f"{config.dataset} leaves {len(examples)} training prompts of at most "
-            f"{config.max_length} tokens, demonstrations included, and a step takes "
+            f"{most} tokens, demonstrations included, and a step takes "
             f"{config.prompts_per_step}; raise max_length, or set aside fewer"
+        )
+    if len(examples) < len(usable):
+        display.say(
+            f"left out {len(usable) - len(examples):,} prompts: longer than max_length, {most:,} "
+            "tokens"
         )
     display.say(
         f"{loaded.base.model_id} on {loaded.model.device}: {len(examples)} training prompts, "
         f"{len(_validation_examples(config, loaded))} for validation, "
         f"{len(loaded.split.heldout)} held out, of {config.dataset}"
     )
+    first = examples[0]
+    _show_prompt(loaded, first, "first prompt")
+    if (taught := longest(first)) is not first:
+        _show_prompt(loaded, taught, "the teacher's prompt")
     return loaded, examples
+
+
+def _show_prompt(loaded: Loaded, example: Example, title: str) -> None:
+    named = f"{title} ({example.location})" if example.location else title
+    row = {"input_ids": render(loaded.tokenizer, example)}
+    display = loaded.display
+    display.show(preview.of_row(loaded.tokenizer, row, named, color=display.color))
 
 
 def validation(config: OnPolicyConfig, loaded: Loaded, attached: Attached) -> Validation:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from bmt_trainer import models
 from bmt_trainer.console import Display
 from bmt_trainer.data import sources
 from bmt_trainer.data.encoding import batches, render
-from bmt_trainer.data.examples import Split
+from bmt_trainer.data.examples import Example, Split, with_template_kwargs
 from bmt_trainer.distributed import assign_sharded, barrier, full_tensor
 from bmt_trainer.evaluation.graders import Grader
 from bmt_trainer.evaluation.intervals import wilson
@@ -35,6 +35,7 @@ from bmt_trainer.masking.export import export, library_versions
 from bmt_trainer.masking.initialization import init_gates
 from bmt_trainer.masking.masked_linear import ParameterAccess
 from bmt_trainer.methods.config import TrainConfig
+from bmt_trainer.methods.lengths import prompt_lengths, within_context
 from bmt_trainer.methods.rollouts.local import sample_texts
 from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, settings_of
 from bmt_trainer.process import is_main_process, world_size
@@ -58,7 +59,8 @@ class Loaded:
     """A run's settings, data, tokenizer, model and folder.
 
     folder: of the base's checkpoint; geometry: [d_out, d_in] of its tensors by name; reading: the
-    count by which masks are selected.
+    count by which masks are selected; lengths: of the training examples' prompts in tokens, if the
+    run answers them. The configuration's lengths are within the model's context.
     """
 
     config: TrainConfig
@@ -73,6 +75,7 @@ class Loaded:
     score: HeldoutScores
     grader: Grader
     reading: Reading
+    lengths: Sequence[int]
 
     @property
     def start_file(self) -> Path:
@@ -89,11 +92,15 @@ def load(
     reading: Reading = "exact",
     heldout_dataset: str | None = None,
     scored: bool = True,
+    answered: Callable[[Example], Example] | None = None,
+    unbounded: int = 0,
 ) -> Loaded:
     """Load data, tokenizer and model, and open the run's folder. Raises TrainerError.
 
     heldout_dataset: another data set to hold out from; scored: without it, held-out examples stay
     held out, but the run does not score on them: the caller does.
+    answered: the longest prompt that is made of a training example, if the run answers those;
+    unbounded: the number of the first ones that are answered even above max_length.
     """
     folder = models.checkpoint_folder(config.model)
     base = models.base_of(config.model, folder)
@@ -114,9 +121,23 @@ def load(
             system=config.system,
         )
         split = Split(split.train, other.heldout)
+    tokenizer = models.load_tokenizer(folder, config.chat_template)
+    models.check_template_kwargs(tokenizer, config.chat_template_kwargs)
+    split = Split(
+        with_template_kwargs(split.train, config.chat_template_kwargs),
+        with_template_kwargs(split.heldout, config.chat_template_kwargs),
+    )
     settings = {**settings_of(config), "base": base.fingerprint}
+    longest = answered or _as_it_is
+    trained = prompt_lengths(tokenizer, [longest(e) for e in split.train] if answered else [])
+    heldout = prompt_lengths(tokenizer, [longest(e) for e in split.heldout])
+
+    def prompts(max_length: int) -> list[tuple[str, int]]:
+        taken = [p for p in trained[unbounded:] if p[1] <= max_length]
+        return [*heldout, *trained[:unbounded], *taken]
+
+    config = within_context(config, folder, display, prompts)
     run = RunFolder(config.output, settings, resume=config.resume)
-    tokenizer = models.load_tokenizer(folder)
     model = models.load_model(folder, models.pick_device(config.device))
     score = HeldoutScores(
         model,
@@ -141,7 +162,12 @@ def load(
         score=score,
         grader=grader,
         reading=reading,
+        lengths=[length for _, length in trained],
     )
+
+
+def _as_it_is(example: Example) -> Example:
+    return example
 
 
 def initialize(loaded: Loaded, attached: Attached, *, live_alpha: float | None = None) -> None:
@@ -315,6 +341,9 @@ def _metadata(loaded: Loaded, metadata: Mapping[str, Any]) -> dict[str, Any]:
         "seed": config.seed,
         "steps": config.steps,
         "config": {k: v for k, v in settings.items() if k not in ("model", "device")},
+        "chat_template": models.template_digest(loaded.tokenizer),
+        "chat_template_kwargs": dict(config.chat_template_kwargs or {}),
+        "end_of_turn": loaded.tokenizer.eos_token,
         "init_sparsity": notes["init_sparsity"],
         "scores": scores,
         "versions": library_versions(*libraries),

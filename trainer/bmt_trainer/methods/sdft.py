@@ -107,7 +107,7 @@ def fit(
         num_iterations=1,
         num_generations=1,
         max_prompt_length=None,  # by default prompts would be cut at their beginning
-        max_completion_length=config.max_new_tokens,
+        max_completion_length=loaded.config.max_new_tokens,
         temperature=config.temperature,
         top_p=1.0,
         top_k=0,
@@ -121,5 +121,6 @@ def fit(
         distillation_is_clip=None,
         num_loss_tokens_to_skip=config.skip_tokens,
         use_vllm=False,
+        chat_template_kwargs=dict(config.chat_template_kwargs or {}),
     )
     return fit_with_trl(MaskedSDFTTrainer, arguments, loaded, attached, rows, callbacks)

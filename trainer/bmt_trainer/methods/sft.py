@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from bmt_core import Mask
@@ -10,7 +11,9 @@ from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
 from bmt_trainer.console import Display, hide_library_progress
+from bmt_trainer.data import preview
 from bmt_trainer.data.encoding import grouped_by_length, training_rows
+from bmt_trainer.data.fitting import fit as fit_rows
 from bmt_trainer.distributed import join
 from bmt_trainer.errors import DataError
 from bmt_trainer.evaluation.graders import find_for
@@ -53,19 +56,26 @@ def load(config: SftConfig, display: Display, *, scored: bool = True) -> tuple[L
         scored=scored,
     )
     split = loaded.split
-    rows = training_rows(loaded.tokenizer, split.train, config.max_length)
-    if not rows:
+    tokenizer, most = loaded.tokenizer, loaded.config.max_length
+    locations = [example.location for example in split.train]
+    fitted = fit_rows(
+        training_rows(tokenizer, split.train, sys.maxsize), most, config.overlong, locations
+    )
+    for line in fitted.notes(most):
+        display.say(line)
+    if not fitted.rows:
         raise DataError(
-            f"{config.dataset} leaves no training example of at most {config.max_length} tokens; "
+            f"{config.dataset} leaves no training example of at most {most} tokens; "
             "raise max_length or hold out fewer"
         )
-    if len(rows) < len(split.train):
-        display.say(f"left out {len(split.train) - len(rows)} examples that exceed max_length")
     display.say(
-        f"{loaded.base.model_id} on {loaded.model.device}: {len(rows)} training and "
+        f"{loaded.base.model_id} on {loaded.model.device}: {len(fitted.rows)} training and "
         f"{len(split.heldout)} held-out examples of {config.dataset}"
     )
-    return loaded, rows
+    first = locations[fitted.kept[0]]
+    title = f"first example ({first})" if first else "first example"
+    display.show(preview.of_row(tokenizer, fitted.rows[0], title, color=display.color))
+    return loaded, fitted.rows
 
 
 class MaskedSFTTrainer(MaskedTraining, SFTTrainer):
@@ -87,7 +97,7 @@ def fit(
         **trl_arguments(config, loaded.run.folder, loaded.model.device.type == "cpu"),
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
-        max_length=config.max_length,
+        max_length=loaded.config.max_length,
         completion_only_loss=True,
         train_sampling_strategy="sequential" if config.group_by_length else "random",
     )
