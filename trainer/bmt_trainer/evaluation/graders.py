@@ -1,8 +1,8 @@
 """Graders: comparison of a completion with the right answer, each with two readings.
 
 The strict reading requires the requested form; the lenient one accepts any form.
-`find` names them on the command line: words, number, gsm8k, math, letter, bbeh, tools, or
-FILE.py:FUNCTION.
+`find` names them on the command line: words, number, gsm8k, math, letter, bbeh, tools, tool-calls,
+or FILE.py:FUNCTION.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation import answer_parsing as parse
+from bmt_trainer.evaluation.tool_calls import calls_in
 
 #: (completion, answer) -> score, 0 to 1.
 Judge = Callable[[str, str], float]
@@ -135,8 +136,29 @@ def _tools_named(completion: str, answer: str) -> bool:
     return parse.tool_names(completion) == parse.tool_names(answer)
 
 
+def _calls(completion: str, answer: str) -> bool:
+    """The answer's calls in its order, arguments equal as JSON values, and nothing malformed.
+
+    An answer without calls must be given as it is.
+    """
+    wanted, given = calls_in(answer), calls_in(completion)
+    if not wanted.items:
+        return is_exact(completion, answer)
+    return given.items == wanted.items and (given.whole or not wanted.whole)
+
+
+def _calls_named(completion: str, answer: str) -> bool:
+    """The answer's calls in its order, with any arguments; the words of an answer without calls."""
+    wanted = calls_in(answer)
+    if not wanted.items:
+        return is_lenient(completion, answer)
+    return calls_in(completion).names == wanted.names
+
+
 #: The whole answer, as supervised training teaches it.
 WORDS = Grader("words", is_exact, is_lenient)
+#: The same, but of an answer with tool calls the calls alone, whatever their layout.
+TOOL_CALLS = Grader("tool-calls", _calls, _calls_named)
 
 GRADERS: Mapping[str, Grader] = {
     grader.name: grader
@@ -148,16 +170,21 @@ GRADERS: Mapping[str, Grader] = {
         Grader("letter", _letter, _letter_anywhere),
         Grader("bbeh", _bbeh, _bbeh_anywhere),
         Grader("tools", _tools, _tools_named),
+        TOOL_CALLS,
     )
 }
 
-#: Default graders of benchmark forms; all other data sets: words.
+#: The default of all data sets that are no benchmark: words, but calls of an answer that has any.
+_DEFAULT = Grader("words", TOOL_CALLS.strict, TOOL_CALLS.lenient)
+
+#: Default graders of benchmark forms.
 BY_FORM = {"mmlu-pro": "letter", "bbeh": "bbeh", "tools": "tools"}
 
 
 def find_for(dataset: str, name: str | None) -> Grader:
     """The grader `name`, or the default of the data set's form. Raises ConfigError."""
-    return find(name or BY_FORM.get(dataset.partition(":")[0], "words"))
+    name = name or BY_FORM.get(dataset.partition(":")[0])
+    return _DEFAULT if name is None else find(name)
 
 
 def find(name: str) -> Grader:

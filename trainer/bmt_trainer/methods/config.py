@@ -29,8 +29,8 @@ TEACHER_PROMPT = (
 )
 
 _GRADER_HELP = (
-    "What is right in evaluation: words, number, gsm8k, math, letter, bbeh, tools, or "
-    "FILE.py:FUNCTION; default: by the data set's form, else words."
+    "What is right in evaluation: words, number, gsm8k, math, letter, bbeh, tools, tool-calls, or "
+    "FILE.py:FUNCTION; default: by the data set's form, else words, or tool-calls if it has any."
 )
 
 
@@ -186,7 +186,8 @@ class GrpoConfig(OnPolicyConfig):
         "How tokens are averaged: Eq. 3, or verl's default.", "sequence-mean"
     )
     reward: str = option(
-        "What is right: words, number, gsm8k, math, letter, bbeh, tools, or FILE.py:FUNCTION.",
+        "What is right: words, number, gsm8k, math, letter, bbeh, tools, tool-calls, or "
+        "FILE.py:FUNCTION.",
         "words",
     )
     server: str | None = option(
