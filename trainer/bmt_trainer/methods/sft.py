@@ -18,7 +18,7 @@ from bmt_trainer.distributed import join
 from bmt_trainer.errors import DataError
 from bmt_trainer.evaluation.graders import find_for
 from bmt_trainer.masking.attach import Attached, attach
-from bmt_trainer.methods import pipeline
+from bmt_trainer.methods import packing, pipeline
 from bmt_trainer.methods.config import SftConfig
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import SHARDED, Loaded, Logs, Rows
@@ -48,6 +48,8 @@ def load(config: SftConfig, display: Display, *, scored: bool = True) -> tuple[L
     """Load the run, and encode its training examples. scored: as in `pipeline.load`."""
     join(config.device, writes_checkpoints=bool(config.checkpoint_every or config.resume))
     used = config.steps * config.batch_size * config.gradient_accumulation * world_size()
+    if config.packing:
+        used *= packing.ROWS_OF_A_SEQUENCE
     loaded = pipeline.load(
         config,
         display,
@@ -63,6 +65,8 @@ def load(config: SftConfig, display: Display, *, scored: bool = True) -> tuple[L
     )
     for line in fitted.notes(most):
         display.say(line)
+    if config.packing:
+        packing.require_separation(loaded.model)
     if not fitted.rows:
         raise DataError(
             f"{config.dataset} leaves no training example of at most {most} tokens; "
@@ -72,6 +76,8 @@ def load(config: SftConfig, display: Display, *, scored: bool = True) -> tuple[L
         f"{loaded.base.model_id} on {loaded.model.device}: {len(fitted.rows)} training and "
         f"{len(split.heldout)} held-out examples of {config.dataset}"
     )
+    if config.packing:
+        display.say(packing.summary(packing.sequences(fitted.rows, most), most))
     first = locations[fitted.kept[0]]
     title = f"first example ({first})" if first else "first example"
     display.show(preview.of_row(tokenizer, fitted.rows[0], title, color=display.color))
@@ -99,6 +105,8 @@ def fit(
         gradient_accumulation_steps=config.gradient_accumulation,
         max_length=loaded.config.max_length,
         completion_only_loss=True,
+        packing=config.packing,
+        packing_strategy=packing.STRATEGY,
         train_sampling_strategy="sequential" if config.group_by_length else "random",
     )
     return fit_with_trl(MaskedSFTTrainer, arguments, loaded, attached, rows, callbacks)
