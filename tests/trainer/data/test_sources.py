@@ -162,7 +162,7 @@ def test_a_system_message_goes_before_prompts_that_have_none(tmp_path):
     "row",
     [
         "text",
-        {"prompt": "a"},
+        {"completion": "a"},
         {"prompt": 3, "completion": "b"},
         {"messages": [{"role": "user", "content": "a"}]},
         {"messages": [{"role": "user"}, {"role": "assistant", "content": "a"}]},

@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 #: A chat message as in OpenAI's API: `role`, `content`, and perhaps `tool_calls` (with arguments as
 #: objects), `tool_call_id`, `name`, `reasoning_content`.
 Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A row that is tokenized already: ids [S], and for each token if it is learnt [S]."""
+
+    ids: tuple[int, ...]
+    learnt: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,9 @@ class Example:
     indices of earlier assistant turns in `prompt` that supervised training learns too.
     tools, template_kwargs: arguments of the chat template; columns: all columns of the row, for
     rewards; location: of the row, for error messages.
+    plain: how a model without a chat template reads messages: as lines; as one text, exactly as the
+    row gave it; or not at all. tokens: the row instead of prompt and answer. A row of text alone
+    has the prompt "" as text, and the text as its answer.
     """
 
     prompt: tuple[Message, ...] | str
@@ -34,12 +45,21 @@ class Example:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
     location: str = ""
+    plain: Literal["lines", "exact", "no"] = "lines"
+    tokens: Tokens | None = None
 
     @property
     def key(self) -> str:
-        """The prompt as JSON: equal for equal prompts."""
+        """The prompt as JSON: equal for equal prompts. A row without a prompt is its own key."""
+        if not self.has_prompt:
+            return json.dumps(self.tokens.ids if self.tokens else self.answer)
         parts = (self.prompt, self.tools) if self.tools else self.prompt
         return json.dumps(parts, sort_keys=True)
+
+    @property
+    def has_prompt(self) -> bool:
+        """False for a row of text or of tokens: nothing asks, so no answer can be graded."""
+        return self.tokens is None and self.prompt != ""
 
     @property
     def messages(self) -> tuple[Message, ...]:

@@ -1,39 +1,343 @@
-"""Conversion of rows of data sets, in the forms that are in use, into examples."""
+"""Conversion of rows of data sets, in the forms that are in use, into examples.
+
+The first form whose columns a row has is taken; a column that is null counts as absent::
+
+    input_ids [labels | completion_mask | assistant_masks]     tokens
+    messages | conversations [tools] [system]                  a chat
+    chosen, rejected [prompt]                                  a preference pair: chosen is learnt
+    prompt, completion [demonstration]                         texts, or chats of several turns
+    instruction, output [input] [system] [history]             Alpaca
+    text                                                       text
+    prompt [answer | solution | ground_truth]                  a prompt without a completion
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, Literal
 
-from bmt_trainer.data.examples import Example, Message, chat
+from trl.data_utils import maybe_convert_to_chatml, maybe_extract_prompt
+
+from bmt_trainer.data import messages
+from bmt_trainer.data.examples import Example, Message, Tokens, chat
+from bmt_trainer.data.messages import Chat, text
 from bmt_trainer.errors import DataError
 
-_ROW_FORMS = '{"prompt": …, "completion": …} or {"messages": […]}'
+_CHATS = ("messages", "conversations")
+_MASKS = ("labels", "completion_mask", "assistant_masks")
+# Columns of a row without a completion that a grader may compare with.
+_ANSWERS = ("answer", "solution", "ground_truth")
+# Not text: such a row is about more than its messages.
+_MEDIA = ("images", "image", "audios", "audio", "videos", "video")
+_RESERVED = {"tools", "messages", "conversation", "chat_template", "tokenize"}
+_RESERVED |= {"add_generation_prompt", "continue_final_message"}
+_FORMS = (
+    "messages, conversations, prompt and completion, chosen and rejected, instruction and output, "
+    "text, input_ids, or prompt alone"
+)
 
 
-def example_of(row: Any, location: str) -> Example:
-    """The example of one row. location: of the row, for error messages. Raises DataError."""
-    if isinstance(row, dict):
-        if "messages" in row:
-            messages = _messages(row["messages"], location)
-            if len(messages) > 1 and messages[-1]["role"] == "assistant":
-                return Example(messages[:-1], messages[-1]["content"].strip())
-        elif "prompt" in row and "completion" in row:
-            completion = row["completion"]
-            if not isinstance(completion, str):
-                completion = _messages(completion, location)[-1]["content"]
-            prompt, demonstration = row["prompt"], row.get("demonstration")
-            if demonstration is not None and not isinstance(demonstration, str):
-                raise DataError(f"{location}: `demonstration` must be text")
-            turns = chat(prompt) if isinstance(prompt, str) else _messages(prompt, location)
-            return Example(turns, completion.strip(), demonstration)
-    raise DataError(f"{location}: expected {_ROW_FORMS}, a chat that ends with the assistant")
+def example_of(row: Any, location: str, form: Literal["auto", "text"] = "auto") -> Example:
+    """The example of one row.
+
+    location: of the row, for error messages; form: text takes `prompt` and `completion` as raw
+    text, whatever the model's chat template. Raises DataError.
+    """
+    if not isinstance(row, Mapping):
+        raise DataError(f"{location}: expected an object with columns, not {type(row).__name__}")
+    given = {key: value for key, value in row.items() if value is not None}
+    for key in _MEDIA:
+        value = given.get(key)
+        if value and isinstance(value, bytes | Mapping | Sequence) and not isinstance(value, str):
+            raise DataError(f"{location}: {key}: cannot be kept, only text is learnt")
+    example = _read(given, location, form)
+    return replace(example, columns=dict(row), location=location)
 
 
-def _messages(value: Any, location: str) -> tuple[Message, ...]:
-    ok = isinstance(value, list) and value
-    if ok and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-        for m in value
-    ):
-        return tuple({"role": m["role"], "content": m["content"]} for m in value)
-    raise DataError(f"{location}: chat messages are a list of {{'role': …, 'content': …}}")
+def _read(row: Mapping[str, Any], location: str, form: str) -> Example:
+    if form == "text":
+        return _raw(row, location)
+    if "input_ids" in row:
+        return _tokens(row, location)
+    if any(key in row for key in _CHATS):
+        return _chat(row, location)
+    if "chosen" in row and "rejected" in row:
+        return _preference(row, location)
+    if "prompt" in row and "completion" in row:
+        return _completion(row, location)
+    if "instruction" in row and "output" in row:
+        return _alpaca(row, location)
+    if "text" in row:
+        return _text(row, location)
+    if "prompt" in row:
+        return _prompt(row, location)
+    hint = ""
+    if {"question", "answer"} <= row.keys():
+        hint = "; name the columns: ?prompt=question&completion=answer"
+    raise DataError(
+        f"{location}: columns {', '.join(map(str, row)) or '(none)'} are no known form; expected "
+        f"{_FORMS}{hint}"
+    )
+
+
+def _raw(row: Mapping[str, Any], location: str) -> Example:
+    """Text exactly as it is: `prompt` and `completion`, or `text`."""
+    if "prompt" in row and "completion" in row:
+        prompt = text(row["prompt"], f"{location}: prompt")
+        completion = _answer(row["completion"], f"{location}: completion")
+        return Example(prompt, completion, _demonstration(row, location))
+    if "text" in row:
+        return _text(row, location)
+    if "prompt" in row:
+        return Example(text(row["prompt"], f"{location}: prompt"), _reference(row, location))
+    raise DataError(f"{location}: format=text takes prompt and completion, or text")
+
+
+def _text(row: Mapping[str, Any], location: str) -> Example:
+    return Example("", _answer(row["text"], f"{location}: text"))
+
+
+def _tokens(row: Mapping[str, Any], location: str) -> Example:
+    """TRL's tokenized rows. Ids are compared with the vocabulary when they are encoded."""
+    ids = _integers(row["input_ids"], f"{location}: input_ids")
+    if not ids:
+        raise DataError(f"{location}: input_ids: no tokens")
+    learnt = [True] * len(ids)
+    for key in (key for key in (*_MASKS, "attention_mask") if key in row):
+        values = _integers(row[key], f"{location}: {key}")
+        if len(values) != len(ids):
+            raise DataError(
+                f"{location}: {key}: {len(values)} values for {len(ids)} tokens of input_ids"
+            )
+        for at, (token, value) in enumerate(zip(ids, values, strict=True)):
+            if key != "labels" and value not in (0, 1):
+                raise DataError(f"{location}: {key}[{at}]: {value} is neither 0 nor 1")
+            if key == "labels" and value not in (-100, token):
+                raise DataError(
+                    f"{location}: labels[{at}]: {value} is neither -100 nor input_ids[{at}], "
+                    f"{token}; labels are not shifted"
+                )
+            if key == "attention_mask" and not value:
+                raise DataError(
+                    f"{location}: attention_mask[{at}]: 0; leave padding out of input_ids"
+                )
+            learnt[at] &= value != -100 if key == "labels" else bool(value)
+    # The first token is predicted by nothing.
+    if not any(learnt[1:]):
+        raise DataError(f"{location}: {_masks(row)}: no token is learnt")
+    return Example("", "", tokens=Tokens(tuple(ids), tuple(learnt)))
+
+
+def _masks(row: Mapping[str, Any]) -> str:
+    return ", ".join(key for key in _MASKS if key in row) or "input_ids"
+
+
+def _integers(value: Any, where: str) -> list[int]:
+    ok = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    if not ok or any(isinstance(v, bool) or not isinstance(v, int) for v in value):
+        raise DataError(f"{where}: expected a list of integers")
+    return list(value)
+
+
+def _chat(row: Mapping[str, Any], location: str) -> Example:
+    key = next(key for key in _CHATS if key in row)
+    parsed = _parse(row, key, location)
+    if parsed.messages[-1]["role"] != "assistant":
+        raise DataError(
+            f"{location}: {key}: the last turn is of the {parsed.messages[-1]['role']}; expected a "
+            "chat that ends with the assistant"
+        )
+    return _of_chat(parsed, row, location, key)
+
+
+def _preference(row: Mapping[str, Any], location: str) -> Example:
+    """A preference pair, whose prompt may stand in both of its chats: the chosen answer."""
+    keys = [key for key in ("prompt", "chosen", "rejected") if key in row]
+    pair = {key: row[key] for key in keys}
+    for key in ("chosen", "rejected"):
+        if not isinstance(pair[key], str | list) or not pair[key]:
+            raise DataError(f"{location}: {key}: expected text or a list of messages")
+    if pair["chosen"] == pair["rejected"]:
+        raise DataError(f"{location}: chosen: equal to rejected, so neither is preferred")
+    if "prompt" not in pair and isinstance(pair["chosen"], str):
+        raise DataError(f"{location}: prompt: missing; chosen and rejected as text need one")
+    if isinstance(pair["chosen"], list) and isinstance(pair["rejected"], list):
+        pair = maybe_extract_prompt(deepcopy(pair))
+        # TRL finds no prompt in chats that hold the answers alone, after a prompt as text.
+        pair["prompt"] = pair["prompt"] or row.get("prompt")
+    if not pair["chosen"] or not pair["prompt"]:
+        raise DataError(f"{location}: chosen: has no prompt in common with rejected")
+    columns = {key: value for key, value in row.items() if key not in pair}
+    columns |= {"prompt": pair["prompt"], "completion": pair["chosen"]}
+    return _completion(columns, location, "chosen")
+
+
+def _completion(row: Mapping[str, Any], location: str, field: str = "completion") -> Example:
+    """`prompt` and `completion`, each a text or a chat. field: the completion's column."""
+    demonstration = _demonstration(row, location)
+    both = isinstance(row["prompt"], str) and isinstance(row["completion"], str)
+    before = _turns(row, "prompt", location, "user")
+    _check_prompt(before.messages, location)
+    if isinstance(row["completion"], str):
+        answer = _answer(row["completion"], f"{location}: {field}")
+        after = Chat(({"role": "assistant", "content": answer},), (True,))
+    else:
+        after = _parse({field: row["completion"]}, field, location)
+    if (last := after.messages[-1]["role"]) != "assistant":
+        raise DataError(
+            f"{location}: {field}: the last turn is of the {last}; a completion ends with the "
+            "assistant's turn"
+        )
+    parsed = Chat(
+        (*before.messages, *after.messages), (*[False] * len(before.messages), *after.learnable)
+    )
+    example = _of_chat(parsed, row, location, field)
+    return replace(example, demonstration=demonstration, plain=_plain(example, both))
+
+
+def _alpaca(row: Mapping[str, Any], location: str) -> Example:
+    """Alpaca's columns: the user's turn is the instruction, and the input on the next line."""
+    instruction = text(row["instruction"], f"{location}: instruction")
+    given = text(row.get("input", ""), f"{location}: input")
+    history = row.get("history") or []
+    turns: list[Message] = []
+    if not isinstance(history, Sequence) or isinstance(history, str):
+        raise DataError(f"{location}: history: expected a list of [question, answer]")
+    for number, pair in enumerate(history):
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            raise DataError(f"{location}: history[{number}]: expected [question, answer]")
+        for role, value in zip(("user", "assistant"), pair, strict=True):
+            turns.append({"role": role, "content": text(value, f"{location}: history[{number}]")})
+    turns.append({"role": "user", "content": f"{instruction}\n{given}" if given else instruction})
+    answer = _answer(row["output"], f"{location}: output")
+    turns.append({"role": "assistant", "content": answer})
+    parsed = Chat(tuple(turns), tuple(m["role"] == "assistant" for m in turns))
+    example = _of_chat(parsed, row, location, "output")
+    return replace(example, plain=_plain(example, True))
+
+
+def _prompt(row: Mapping[str, Any], location: str) -> Example:
+    """A prompt without a completion, and perhaps the text that a grader compares with."""
+    turns = _turns(row, "prompt", location, "user").messages
+    _check_prompt(turns, location)
+    exact = isinstance(row["prompt"], str)
+    example = Example(turns, _reference(row, location), _demonstration(row, location))
+    example = _with_options(example, row, location)
+    return replace(example, plain=_plain(example, exact))
+
+
+def _reference(row: Mapping[str, Any], location: str) -> str:
+    for key in _ANSWERS:
+        value = row.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+        if isinstance(value, str):
+            return text(value, f"{location}: {key}")
+    return ""
+
+
+def _of_chat(parsed: Chat, row: Mapping[str, Any], location: str, field: str) -> Example:
+    """The last turn that may be learnt as the answer, after everything before it."""
+    chosen = [at for at, learnt in enumerate(parsed.learnable) if learnt]
+    if not chosen:
+        raise DataError(
+            f"{location}: {field}: every assistant turn has weight 0; nothing is learnt"
+        )
+    last = chosen[-1]
+    if not last:
+        raise DataError(f"{location}: {field}: the assistant answers no turn; put one before it")
+    reply = parsed.messages[last]
+    if not reply["content"].strip() and not reply.get("tool_calls"):
+        raise DataError(
+            f"{location}: {field}: the answer (turn {last + 1}) is empty, so the model would learn "
+            "to say nothing; give it text or tool_calls, weight 0, or remove the row"
+        )
+    more = reply.keys() - {"role", "content"}
+    example = Example(
+        parsed.messages[:last],
+        reply["content"],
+        _demonstration(row, location),
+        reply=reply if more else None,
+        learnt=tuple(chosen[:-1]),
+        plain="no",
+    )
+    return _with_options(example, row, location)
+
+
+def _with_options(example: Example, row: Mapping[str, Any], location: str) -> Example:
+    """`example` with the row's `system`, `tools` and `chat_template_kwargs`."""
+    if system := row.get("system"):
+        first = example.messages[0]
+        given = text(system, f"{location}: system")
+        if first["role"] not in ("system", "developer"):
+            turns = ({"role": "system", "content": given}, *example.messages)
+            learnt = tuple(at + 1 for at in example.learnt)
+            example = replace(example, prompt=turns, learnt=learnt)
+        elif first["content"] != given:
+            raise DataError(
+                f"{location}: system: differs from the chat's own {first['role']} message; keep one"
+            )
+    kwargs = row.get("chat_template_kwargs") or {}
+    if isinstance(kwargs, str):
+        kwargs = messages.strict_json(kwargs, f"{location}: chat_template_kwargs")
+    if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+        raise DataError(f"{location}: chat_template_kwargs: expected an object")
+    if taken := sorted(_RESERVED & kwargs.keys()):
+        raise DataError(f"{location}: chat_template_kwargs: {taken[0]} is not the row's to set")
+    given_tools = row.get("tools", row.get("functions"))
+    return replace(
+        example,
+        tools=messages.tools(given_tools, f"{location}: tools"),
+        template_kwargs=messages.encodable(dict(kwargs), f"{location}: chat_template_kwargs"),
+    )
+
+
+def _plain(example: Example, texts: bool) -> Literal["exact", "no"]:
+    """The way in which a model without a chat template reads a row: texts as they are, no chats."""
+    return "exact" if texts and len(example.prompt) == 1 and not example.tools else "no"
+
+
+def _turns(row: Mapping[str, Any], key: str, location: str, role: str) -> Chat:
+    """A column that is a chat, or the text of one turn of `role`."""
+    if isinstance(row[key], str):
+        return Chat(chat(text(row[key], f"{location}: {key}")), (False,))
+    return _parse(row, key, location)
+
+
+def _parse(row: Mapping[str, Any], key: str, location: str) -> Chat:
+    """The chat of a column, in OpenAI's form or in ShareGPT's (from and value)."""
+    value = row[key]
+    if isinstance(value, str):
+        value = messages.strict_json(value, f"{location}: {key}")
+    if not isinstance(value, list | tuple):
+        raise DataError(f"{location}: {key}: expected a list of messages")
+    listed = list(deepcopy(value))
+    sharegpt = key == "conversations" or any(isinstance(m, dict) and "from" in m for m in listed)
+    # TRL renames the keys of a chat in place, and leaves its roles as they are.
+    renamed = maybe_convert_to_chatml({"messages": listed})["messages"]
+    return messages.parse(renamed, f"{location}: {key}", conversations=sharegpt)
+
+
+def _check_prompt(turns: Sequence[Message], location: str) -> None:
+    last = turns[-1]["role"]
+    if last == "assistant":
+        raise DataError(
+            f"{location}: prompt: ends with the assistant's turn, which the answer would have to "
+            "continue; put that turn into the completion"
+        )
+
+
+def _answer(value: Any, where: str) -> str:
+    answer = text(value, where)
+    if not answer.strip():
+        raise DataError(
+            f"{where}: empty, so the model would learn to say nothing; remove the row or fill it"
+        )
+    return answer
+
+
+def _demonstration(row: Mapping[str, Any], location: str) -> str | None:
+    value = row.get("demonstration")
+    return None if value is None else text(value, f"{location}: demonstration")

@@ -45,6 +45,8 @@ def is_lenient(completion: str, answer: str) -> bool:
     bound of a base model's accuracy, because it forgives explanations.
     """
     wanted, given = parse.words(answer), parse.words(completion)
+    if not wanted or not given:  # nothing is contained in everything
+        return bool(answer.strip()) and is_exact(completion, answer)
     if all(word.isdigit() for word in wanted):
         given = [word for word in given if word.isdigit()]
     elif not any(word.isdigit() for word in wanted):

@@ -1,0 +1,288 @@
+"""A tokenizer's chat template, found out by rendering: its turns, and all that it leaves out."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from bmt_trainer.data.examples import Example, Message
+from bmt_trainer.errors import DataError
+
+# Stands for a text in a probe; no template contains it.
+_MARK = "Zq7"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn of the assistant as a template writes it.
+
+    before: the text that the turn follows; text: the turn with its end, without white space that
+    the template puts after the end; ends: the template ends the turn by a token, so that the
+    tokenizer's eos is not needed.
+    """
+
+    before: str
+    text: str
+    ends: bool
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer that has one.
+
+    notes: counts of turns of which the template changed more than their learnt text, by a line
+    for the display.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self.notes: Counter[str] = Counter()
+        self._found: dict[str, str | None] = {}
+
+    @cached_property
+    def _tokens(self) -> re.Pattern[str]:
+        """A pattern of the tokens that stand for themselves in a text."""
+        added = {str(token) for token in self._tokenizer.get_added_vocab()}
+        added |= {str(token) for token in self._tokenizer.all_special_tokens}
+        listed = sorted(filter(None, added), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, listed)) or r"(?!)")
+
+    def render(self, messages: Sequence[Message], example: Example, *, generation: bool) -> str:
+        """The text of `messages` with the example's tools and arguments.
+
+        generation: with the header of an answer after them. Raises DataError.
+        """
+        try:
+            return self._text(messages, example, generation=generation)
+        except _TEMPLATE_FAILS as error:
+            raise DataError(
+                f"{_row(example)}the chat template refuses the chat ({error})"
+                f"{self._fix(messages, example, generation)}"
+            ) from None
+
+    def turn(self, example: Example, messages: Sequence[Message], at: int) -> Turn:
+        """The assistant's turn `messages[at]`, checked: all that the turn says is in its text.
+
+        Raises DataError.
+        """
+        message = messages[at]
+        before = self.render(messages[:at], example, generation=True)
+        full = self.render(messages[: at + 1], example, generation=False)
+        begin = self._begin(example, messages, at, before, full)
+        body = full[begin:]
+        self._check(example, messages, at)
+        after = self._check_turn(example, message, at, body)
+        end = after + len(body[after:].rstrip())
+        ends = False
+        if self.end and (found := body.rfind(self.end, after)) >= 0:
+            end = found + len(self.end)
+        if last := [match.end() for match in self._tokens.finditer(body, after, end)]:
+            ends = last[-1] == end
+        return Turn(full[:begin], body[:end], ends)
+
+    def check_prompt(self, example: Example) -> None:
+        """Raise DataError if the template leaves out a part of the example's prompt."""
+        self._check(example, example.messages, None)
+
+    def _begin(
+        self, example: Example, messages: Sequence[Message], at: int, before: str, full: str
+    ) -> int:
+        """The position in `full` at which the turn's text begins."""
+        if full.startswith(before):
+            return len(before)
+        begin = self._alike(before, full)
+        # Only the header of an answer may differ, such as an opening of thoughts.
+        header = len(before) - self._alike(
+            before, self.render(messages[:at], example, generation=False)
+        )
+        if len(before) - begin > header:
+            raise DataError(
+                f"{_row(example)}turn {at + 1} (assistant): the chat template writes the turns "
+                "before it in another way once it follows, so its text has no beginning"
+            )
+        left = before[begin:].strip()
+        self.notes[f"the chat template opens answers with {left!r}, and learnt turns lack it"] += 1
+        return begin
+
+    def _alike(self, one: str, other: str) -> int:
+        """Length of the common beginning of two texts, not inside of a token of either."""
+        size = sum(
+            1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+        )
+        for text in (one, other):
+            for match in self._tokens.finditer(text):
+                if match.start() < size < match.end():
+                    size = match.start()
+        return size
+
+    def _check_turn(self, example: Example, message: Message, at: int, body: str) -> int:
+        """The position in `body` after all that the turn says. Raises DataError."""
+        content, thoughts = message["content"], message.get("reasoning_content", "")
+        place = f"{_row(example)}turn {at + 1} (assistant), "
+        after = 0
+        for field, text in (("reasoning_content", thoughts), ("content", content)):
+            if self.end and self.end in text:
+                raise DataError(f"{place}{field}: contains {self.end!r}, the end of a turn")
+            found = body.find(text.strip(), after)
+            if found < 0:
+                raise DataError(f"{place}{field}: the chat template changes its text; {_OTHER}")
+            after = found + len(text.strip())
+            if text.strip() and text not in body:
+                self.notes["the chat template trims white space of turns"] += 1
+            elif text.strip():
+                after = body.find(text) + len(text)
+        return after
+
+    def _check(self, example: Example, messages: Sequence[Message], learnt: int | None) -> None:
+        """Raise DataError if the template leaves out a part of the chat up to the turn `learnt`.
+
+        Texts are replaced by marks, which cannot be found by accident. Chats of one shape are
+        checked once.
+        """
+        chat = list(messages if learnt is None else messages[: learnt + 1])
+        shape = json.dumps([_shape(chat), _shape(example.tools), example.template_kwargs, learnt])
+        if shape not in self._found:
+            self._found[shape] = self._left_out(example, chat, learnt)
+        if (missing := self._found[shape]) is not None:
+            raise DataError(f"{_row(example)}{missing}: the chat template leaves it out; {_OTHER}")
+
+    def _left_out(self, example: Example, chat: list[Message], learnt: int | None) -> str | None:
+        """The first field that the template leaves out of a chat of marks, or None."""
+        marks: dict[str, str] = {}
+
+        def mark(field: str) -> str:
+            name = f"{_MARK}x{len(marks)}z"
+            marks[name] = field
+            return name
+
+        probe: list[dict[str, Any]] = []
+        for at, message in enumerate(chat):
+            place, made = f"turn {at + 1} ({message['role']})", dict(message)
+            if message["content"].strip():
+                made["content"] = mark(f"{place}, content")
+            if "reasoning_content" in message and at == learnt:
+                made["reasoning_content"] = mark(f"{place}, reasoning_content")
+            made |= _marked_calls(message, place, mark)
+            probe.append(made)
+        tools = [_marked_tool(tool, f"tools[{n}]", mark) for n, tool in enumerate(example.tools)]
+        try:
+            text = self._text(probe, example, generation=learnt is None, tools=tools)
+        except _TEMPLATE_FAILS:
+            return None  # a template that reads its texts; the turns' own text is checked
+        return next((field for name, field in marks.items() if name not in text), None)
+
+    def _fix(self, messages: Sequence[Message], example: Example, generation: bool) -> str:
+        """The fix of a chat that the template refuses, if leaving out system messages helps."""
+        rest = [m for m in messages if m["role"] not in ("system", "developer")]
+        if len(rest) == len(messages):
+            return "; roles must come in the template's order, or choose another --chat-template"
+        try:
+            self._text(rest, example, generation=generation)
+        except _TEMPLATE_FAILS:
+            return ""
+        return (
+            "; it takes no system message: move its text into the user's first turn (and leave out "
+            "--system), or choose another --chat-template"
+        )
+
+    @cached_property
+    def end(self) -> str | None:
+        """The text that ends a turn of the assistant, or None if the template has none."""
+        ask: list[Message] = [{"role": "user", "content": f"{_MARK}a"}]
+        ask.append({"role": "assistant", "content": f"{_MARK}b"})
+        bare = Example("", "")
+        try:
+            last = self._text(ask, bare, generation=False).rpartition(f"{_MARK}b")[2]
+            more: list[Message] = [*ask, {"role": "user", "content": f"{_MARK}c"}]
+            within = self._text(more, bare, generation=False).rpartition(f"{_MARK}b")[2]
+        except _TEMPLATE_FAILS:
+            return None
+        # A template may end the whole text as well, which is no end of a turn.
+        common = last[: self._alike(last, within)].rstrip()
+        return common or last.rstrip() or None
+
+    def _text(
+        self,
+        messages: Sequence[Message],
+        example: Example,
+        *,
+        generation: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        tools = example.tools if tools is None else tools
+        listed = copy.deepcopy([dict(tool) for tool in tools]) or None
+        source = str(self._tokenizer.get_chat_template(None, listed))
+        return str(
+            self._tokenizer.apply_chat_template(
+                [_for_template(message, source) for message in messages],
+                tools=listed,
+                add_generation_prompt=generation,
+                tokenize=False,
+                **example.template_kwargs,
+            )
+        )
+
+
+# Whatever Jinja and the expressions in a template raise.
+_TEMPLATE_FAILS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+_OTHER = "choose another template with --chat-template, or remove the field"
+
+
+def _row(example: Example) -> str:
+    return f"{example.location}: " if example.location else ""
+
+
+def _for_template(message: Message, source: str) -> dict[str, Any]:
+    """A message with the names that the template's source has: older ones, or no developer."""
+    made = copy.deepcopy(dict(message))
+    if made["role"] == "developer" and "developer" not in source:
+        made["role"] = "system"
+    if "reasoning_content" in made and "reasoning_content" not in source:
+        made |= dict.fromkeys(("thinking", "reasoning"), made["reasoning_content"])
+    return made
+
+
+def _shape(value: Any) -> Any:
+    """A value with each text replaced by whether it is blank, except roles and ids."""
+    if isinstance(value, Mapping):
+        return {k: v if k in ("role", "id") else _shape(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shape(part) for part in value]
+    return bool(value.strip()) if isinstance(value, str) else type(value).__name__
+
+
+def _marked_calls(message: Message, place: str, mark: Any) -> dict[str, Any]:
+    """The calls of a message with marks for their functions' names and arguments."""
+    calls = []
+    for number, call in enumerate(message.get("tool_calls", ())):
+        where = f"{place}, tool_calls[{number}].function"
+        arguments = {
+            mark(f"{where}.arguments"): mark(f"{where}.arguments")
+            for _ in call["function"]["arguments"]
+        }
+        function = {"name": mark(f"{where}.name"), "arguments": arguments}
+        calls.append({**call, "function": function})
+    return {"tool_calls": calls} if calls else {}
+
+
+def _marked_tool(tool: Mapping[str, Any], where: str, mark: Any) -> dict[str, Any]:
+    """A tool with marks for its name, its description and its parameters' names."""
+    function = dict(tool["function"])
+    function["name"] = mark(f"{where}.function.name")
+    if function.get("description"):
+        function["description"] = mark(f"{where}.function.description")
+    parameters = function.get("parameters")
+    if isinstance(parameters, Mapping) and parameters.get("properties"):
+        name = mark(f"{where}.function.parameters")
+        made: dict[str, Any] = {"type": "object", "properties": {name: {"type": "string"}}}
+        function["parameters"] = made | ({"required": [name]} if "required" in parameters else {})
+    return {**tool, "function": function}
