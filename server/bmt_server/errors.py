@@ -134,9 +134,18 @@ class Unavailable(ApiError):
 
 
 class RegistryDown(Unavailable):
-    """Registry that does not answer."""
+    """Registry that does not answer, or refuses writes for now.
+
+    detail: the cause with its address, for the operator's log; clients do not see it.
+    """
 
     code = "registry_unavailable"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, retry_after: int = 2, detail: str = ""
+    ) -> None:
+        super().__init__(message, code=code, retry_after=retry_after)
+        self.detail = detail
 
 
 class CacheFull(Unavailable):

@@ -125,11 +125,20 @@ class Settings:
     stats_dir: str = _option("Folder of statistics that workers write and /metrics reads.", "")
 
     registry_url: str = _option(
-        "redis://, rediss:// or unix:// URL of Redis or Valkey. Default: an embedded Valkey that "
-        "keeps the masks in the data folder.",
+        "URL of Redis or Valkey: redis://, rediss://, unix://, redis+sentinel:// or "
+        "redis+cluster://. Default: an embedded Valkey that keeps the masks in the data folder.",
         "",
         flag="--registry",
         env="BMT_REGISTRY",
+    )
+    registry_replicas: int = _option(
+        "Replicas of the registry that must have a change before it is acknowledged; else 503 "
+        "`not_durable`. 0: a failover may lose the last changes.",
+        0,
+        unit="replicas",
+        flag="--registry-replicas",
+        least=0,
+        most=16,
     )
     mask_mode: MaskMode = _option(  # noqa: RUF009
         "How masks are applied. delta: a correction of the output, any mix of masks per step. "

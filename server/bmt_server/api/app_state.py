@@ -21,15 +21,17 @@ from bmt_server.api.metrics.collectors import StatsCollectors
 from bmt_server.api.metrics.counters import Metrics
 from bmt_server.api.model_list import ModelList
 from bmt_server.api.shutdown import Shutdown
-from bmt_server.errors import ApiError
+from bmt_server.errors import ApiError, RegistryDown
 from bmt_server.registry.api_keys import ApiKeyStore
 from bmt_server.registry.connection import RegistryConnection
+from bmt_server.registry.housekeeping import Housekeeper
 from bmt_server.registry.registry import Registry
 from bmt_server.registry.replica import RegistryReplica
 from bmt_server.settings import Settings
 
 _FIRST_SYNC_S = 5.0
 _CONCURRENT_UPLOADS = 4
+_KEY_CONNECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,10 @@ class AppState:
     limits: bmt_core.Limits
     engine: Engine
     connection: RegistryConnection
+    key_connection: RegistryConnection
     registry: Registry
     replica: RegistryReplica
+    housekeeper: Housekeeper
     keys: ApiKeyStore
     cache: MaskCache
     lifecycle: MaskLifecycle
@@ -73,15 +77,16 @@ class AppState:
         """
         state = cls._build(settings, engine, metrics_registry, scraped, removal_delay_s)
         try:
-            await state.registry.check_eviction_policy()
+            await state.registry.check_server()
         except ApiError as error:
-            if error.code == "registry_may_evict":
+            if not isinstance(error, RegistryDown):
                 await state.close()
                 raise
         state.cache.trim()
         state.lifecycle.start()
         state.replica.start()
         state.keys.start()
+        state.housekeeper.start()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(state.replica.synced.wait(), _FIRST_SYNC_S)
         return state
@@ -97,8 +102,9 @@ class AppState:
     ) -> AppState:
         metrics = Metrics(settings.max_mask_labels, metrics_registry)
         connection = RegistryConnection(settings.registry_url)
-        registry = Registry(connection)
-        keys = ApiKeyStore(connection)
+        registry = Registry(connection, settings.registry_replicas)
+        key_connection = RegistryConnection(settings.registry_url, _KEY_CONNECTIONS)
+        keys = ApiKeyStore(key_connection)
         limits = bmt_core.Limits.for_geometry(settings.gates, settings.max_sparsity)
         cache = MaskCache(
             Path(settings.cache_dir),
@@ -123,8 +129,10 @@ class AppState:
             limits=limits,
             engine=engine,
             connection=connection,
+            key_connection=key_connection,
             registry=registry,
             replica=replica,
+            housekeeper=Housekeeper(registry),
             keys=keys,
             cache=cache,
             lifecycle=lifecycle,
@@ -143,11 +151,13 @@ class AppState:
     async def close(self) -> None:
         """Stop background tasks, close connections, unregister metrics."""
         await self.replica.close()
+        await self.housekeeper.close()
         await self.keys.close()
         await self.lifecycle.close()
         await self.cache.close()
         await self.engine.close()
         await self.connection.close()
+        await self.key_connection.close()
         self.collectors.close()
         self.metrics.close()
 

@@ -103,7 +103,7 @@ class RequestMiddleware:
         state = find_app_state(scope["app"])
         if state is None:
             raise Unavailable("the server is starting; retry shortly", code="starting")
-        principal = await _authenticate(state, route, headers)
+        principal = await _authenticate(state, route, headers, _peer(scope))
         record.set_principal(principal)
         route = _authorize(principal, route, scope["method"], scope["path"])
         scope.setdefault("state", {})
@@ -137,10 +137,16 @@ def _request_id(headers: Mapping[str, str]) -> str:
     return given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
 
 
+def _peer(scope: Message) -> str:
+    """Address of the client; uvicorn takes it from a header of trusted proxies alone."""
+    client = scope.get("client")
+    return client[0] if client else ""
+
+
 async def _authenticate(
-    state: AppState, route: Route | None, headers: Mapping[str, str]
+    state: AppState, route: Route | None, headers: Mapping[str, str], peer: str
 ) -> Principal:
-    """Principal of the request's key. Raises Unauthorized, RegistryDown."""
+    """Principal of the request's key. Raises Unauthorized, RateLimited, RegistryDown."""
     if state.settings.no_auth:
         return _ANONYMOUS
     if route is not None and state.settings.metrics_open and route.path.match("/metrics"):
@@ -150,7 +156,7 @@ async def _authenticate(
     key = key.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
     if not key or len(key) > MAX_KEY_CHARACTERS:
         raise Unauthorized("no API key; send `Authorization: Bearer bmt_…`")
-    return await state.keys.verify(key)
+    return await state.keys.verify(key, peer)
 
 
 def _authorize(principal: Principal, route: Route | None, method: str, path: str) -> Route:

@@ -16,8 +16,8 @@ RegistryUrl = Annotated[
     typer.Option(
         "--registry",
         envvar="BMT_REGISTRY",
-        help="redis://, rediss:// or unix:// URL. A running server prints the URL of its embedded "
-        "registry.",
+        help="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL. A running "
+        "server prints the URL of its embedded registry.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -37,7 +37,7 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 def with_connection(url: str, work: Callable[[Any], Awaitable[T]]) -> T:
     """Result of `work` on a `RegistryConnection`. An error of the registry ends the process."""
-    from bmt_server.errors import ApiError
+    from bmt_server.errors import ApiError, RegistryDown
     from bmt_server.registry.connection import RegistryConnection
 
     async def run() -> T:
@@ -49,5 +49,7 @@ def with_connection(url: str, work: Callable[[Any], Awaitable[T]]) -> T:
 
     try:
         return asyncio.run(run())
+    except RegistryDown as error:
+        fail(f"{error} ({error.detail})" if error.detail else str(error))
     except (ApiError, ValueError) as error:
         fail(str(error))

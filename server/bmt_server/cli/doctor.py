@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -221,22 +222,28 @@ def _valkey() -> Finding:
 
 
 def _registry(url: str) -> Finding:
-    import redis
+    from bmt_server.errors import ApiError
+    from bmt_server.registry.connection import RegistryConnection
+    from bmt_server.registry.server_state import ServerState, read_state
+
+    async def look() -> ServerState:
+        connection = RegistryConnection(url, connections=1)
+        try:
+            return await read_state(connection)
+        finally:
+            await connection.close()
 
     try:
-        client = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
-        info = client.info("server")
-        policy = client.config_get("maxmemory-policy").get("maxmemory-policy") or "?"
-    except redis.RedisError as error:
-        return Finding(
-            "Registry", "fail", str(error), "check the URL, the network and the password"
-        )
-    name = f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])}"
-    if policy != "noeviction" and not policy.startswith("volatile-"):
-        return Finding(
-            "Registry",
-            "fail",
-            f"{name}, maxmemory-policy {policy}",
-            "set maxmemory-policy to noeviction",
-        )
-    return Finding("Registry", "ok", f"{name}, maxmemory-policy {policy}")
+        state = asyncio.run(look())
+    except (ApiError, ValueError) as error:
+        why = getattr(error, "detail", "") or str(error)
+        return Finding("Registry", "fail", why, "check the URL, the network and the password")
+    version = ".".join(map(str, state.version)) if state.version else "?"
+    value = f"Redis {version} or compatible, maxmemory-policy {state.policy or '?'}"
+    try:
+        state.check()
+    except ApiError as error:
+        return Finding("Registry", "fail", value, str(error))
+    if warnings := state.warnings():
+        return Finding("Registry", "warn", value, "; ".join(warnings))
+    return Finding("Registry", "ok", value)

@@ -30,7 +30,9 @@ def create(
     scope: Annotated[list[str], typer.Option(help="infer, upload or admin; repeatable.")],
     tenant: Annotated[str, typer.Option(help="Tenant whose masks the key can see.")] = "default",
     label: Annotated[str, typer.Option(help="Free-text note shown by `keys list`.")] = "",
-    expires: Annotated[str | None, typer.Option(help="ISO 8601 time with time zone.")] = None,
+    expires: Annotated[
+        str | None, typer.Option(help="Duration (90m, 12h, 30d, 4w) or ISO 8601 time with a zone.")
+    ] = None,
 ) -> None:
     """Create a key and print it. It is never shown again."""
     made = _with_keys(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import os
 import tempfile
@@ -72,6 +71,10 @@ def run(
 
     Raises before vLLM starts if flags, host, registry or checkpoint do not fit.
     """
+    from bmt_server.cli.first_key import check_url, contact_registry
+
+    if chosen["registry_url"]:
+        check_url(chosen["registry_url"])
     _require_plugin()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     args = _parse_vllm_flags(model, vllm_flags)
@@ -84,8 +87,7 @@ def run(
         chosen["registry_url"] = chosen["registry_url"] or _embedded_registry(stack, data_dir, args)
         chosen["stats_dir"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="bmt-stats-"))
         settings = _build_settings(model, args.model, data_dir, chosen)
-        if not settings.no_auth:
-            _ensure_first_key(settings, key_file)
+        contact_registry(settings.registry_url, key_file, no_auth=settings.no_auth)
         _prepare_cpu(settings, args, vllm_flags)
         _run_vllm(settings, args)
 
@@ -195,28 +197,6 @@ def _build_settings(
             "model of the Llama, Qwen or Mistral architecture"
         )
     return settings
-
-
-def _ensure_first_key(settings: Settings, key_file: Path | None) -> None:
-    """Print the registry's first administrator key if it has none yet."""
-    from bmt_server.errors import BadRequest
-    from bmt_server.registry.api_keys import ensure_first_key
-
-    # Removed from the environment, because the engine's processes have no use for it.
-    given = os.environ.pop("BMT_ADMIN_KEY", "").strip()
-    try:
-        key = asyncio.run(ensure_first_key(settings.registry_url, given))
-    except BadRequest as error:
-        raise SettingsError(f"BMT_ADMIN_KEY: {error}") from None
-    if key is None:
-        return
-    # The registry stores only the key's hash, so it cannot be printed again.
-    print(f"API key (admin): {key}", flush=True)
-    print("It is shown only once. Set it as BMT_API_KEY for bmt-client.", flush=True)
-    if key_file is not None:
-        handle = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(key + "\n")
 
 
 def _prepare_cpu(settings: Settings, args: Namespace, flags: Sequence[str]) -> None:

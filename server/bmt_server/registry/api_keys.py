@@ -22,13 +22,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
+import bmt_core
 from redis.exceptions import RedisError
 
 from bmt_server.errors import ApiError, BadRequest, NotFound, RegistryDown, Unauthorized
 from bmt_server.ipc.blob import PREFIX
 from bmt_server.registry.connection import RegistryConnection
+from bmt_server.registry.expiry import has_expired, parse_expiry
+from bmt_server.registry.lua import REVOKE_KEY
 from bmt_server.registry.registry import EVENTS
 from bmt_server.registry.schemas import DEFAULT_TENANT, Principal
+from bmt_server.registry.unknown_keys import UnknownKeyLimit
 
 KEYS = PREFIX + "keys"
 SCOPES = ("infer", "upload", "admin")
@@ -46,7 +50,7 @@ _CANCEL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """A key's record in the registry, without the secret. Times are ISO 8601."""
+    """A key's record in the registry, without the secret. Times are ISO 8601, in UTC."""
 
     key_id: str
     tenant: str
@@ -92,7 +96,11 @@ def _hash(key: str) -> str:
 
 
 class ApiKeyStore:
-    """API keys in the registry, with a cache of known keys for times when Redis is down."""
+    """API keys in the registry, with a cache of known keys for times when Redis is down.
+
+    A server gives it a connection of its own, so that look-ups of keys and reads of masks do not
+    wait for each other, and made-up keys delay only keys.
+    """
 
     def __init__(self, connection: RegistryConnection) -> None:
         self._connection = connection
@@ -101,6 +109,9 @@ class ApiKeyStore:
         # Known keys that may have changed: looked up before their next use.
         self._stale: set[str] = set()
         self._polling: asyncio.Task[None] | None = None
+        # One look-up per key at a time, whose result all its requests share.
+        self._looking_up: dict[str, asyncio.Task[KeyRecord | None]] = {}
+        self._limit = UnknownKeyLimit()
 
     def start(self) -> None:
         """Keep known keys current until `close`, on the running event loop."""
@@ -125,8 +136,14 @@ class ApiKeyStore:
     ) -> tuple[str, KeyRecord] | None:
         """Create a key. Returns (secret, record), or None if `only_if_first` and keys exist.
 
-        expires: ISO 8601. Raises BadRequest for unknown scopes.
+        expires: an ISO 8601 time with zone, or a duration such as `30d`. Raises BadRequest for
+        unknown scopes, a tenant that is no name, and a time that is unreadable or past.
         """
+        expires = parse_expiry(expires) if expires is not None else None
+        try:
+            bmt_core.validate_name(tenant)
+        except bmt_core.InvalidName as error:
+            raise BadRequest(f"tenant: {error}", code=error.code, param="tenant") from None
         if not scopes or not set(scopes) <= set(SCOPES):
             raise BadRequest(f"scopes are {list(scopes)}; choose from {', '.join(SCOPES)}")
         key = make_key(scopes)
@@ -172,10 +189,7 @@ class ApiKeyStore:
         for field, value in values.items():
             record = _record(value)
             if record.key_id == key_id:
-                await self._connection.call(partial(quick.hdel, KEYS, field))
-                await self._connection.call(
-                    lambda: quick.xadd(EVENTS, {"where": "", "kind": "keys", "generation": 0})
-                )
+                await self._connection.call(partial(quick.eval, REVOKE_KEY, 2, KEYS, EVENTS, field))
                 return record
         raise NotFound(f"no key {key_id}", code="key_unknown")
 
@@ -194,21 +208,49 @@ class ApiKeyStore:
         for digest, value in zip(known, values, strict=True):
             self._take(digest, value)
 
-    async def verify(self, key: str) -> Principal:
-        """Authenticate a key. Raises Unauthorized, or RegistryDown if the key is not known yet."""
+    async def verify(self, key: str, peer: str = "") -> Principal:
+        """Authenticate a key that `peer`, an address, has sent.
+
+        Raises Unauthorized, RateLimited if the peer has sent many unknown keys, or RegistryDown if
+        the key is not known yet.
+        """
         if not well_formed(key):
             raise Unauthorized("the API key is not valid; set BMT_API_KEY or the Bearer header")
         digest = _hash(key)
         record = self._known.get(digest)
         if record is None or digest in self._stale:
-            record = await self._look_up(digest)
-        if record.expires is not None and record.expires <= _now():
+            record = await self._look_up(digest, peer)
+        if record.expires is not None and has_expired(record.expires):
             raise Unauthorized(f"the API key expired at {record.expires}")
+        if not _is_name(record.tenant):
+            raise Unauthorized(
+                "the API key's tenant is not a valid name; the operator must create another key"
+            )
         return Principal(record.key_id, record.tenant, frozenset(record.scopes))
 
-    async def _look_up(self, digest: str) -> KeyRecord:
+    async def _look_up(self, digest: str, peer: str) -> KeyRecord:
         if time.monotonic() - self._unknown.get(digest, -_UNKNOWN_S) < _UNKNOWN_S:
             raise Unauthorized("the API key is not known, or was revoked")
+        task = self._looking_up.get(digest)
+        if task is None:
+            if digest not in self._known:
+                self._limit.take(peer)
+            task = asyncio.create_task(self._read(digest), name="bmt-key")
+            self._looking_up[digest] = task
+            task.add_done_callback(lambda _: self._looking_up.pop(digest, None))
+            task.add_done_callback(partial(self._settle, peer))
+        # A request that is canceled does not end the look-up of the others.
+        record = await asyncio.shield(task)
+        if record is None:
+            raise Unauthorized("the API key is not known, or was revoked")
+        return record
+
+    def _settle(self, peer: str, task: asyncio.Task[KeyRecord | None]) -> None:
+        """Charge the peer for an unknown key alone, and not for an outage."""
+        if task.cancelled() or task.exception() is not None or task.result() is not None:
+            self._limit.give_back(peer)
+
+    async def _read(self, digest: str) -> KeyRecord | None:
         try:
             value = await self._connection.call(lambda: self._connection.quick.hget(KEYS, digest))
         except RegistryDown:
@@ -222,7 +264,6 @@ class ApiKeyStore:
             if len(self._unknown) >= _MAX_CACHED:
                 self._unknown.clear()
             self._unknown[digest] = time.monotonic()
-            raise Unauthorized("the API key is not known, or was revoked")
         return record
 
     def _take(self, digest: str, value: bytes | None) -> KeyRecord | None:
@@ -252,6 +293,14 @@ def _record(value: bytes) -> KeyRecord:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _is_name(text: str) -> bool:
+    try:
+        bmt_core.validate_name(text)
+    except bmt_core.InvalidName:
+        return False
+    return True
 
 
 async def ensure_first_key(url: str, given: str = "") -> str | None:

@@ -1,14 +1,23 @@
 """Lua scripts of the registry's writes: atomic for readers, checks before writes.
 
-KEYS: name hash, versions hash, set of names, events, id counter, generation [, blob].
+KEYS: name hash, versions hash, set of names, events, id counter, generation, written [, blob].
 ARGV[1] is `<tenant>/<name>`, called `path` here. Each script returns {outcome, detail}.
+
+A script that succeeds writes, even if it changes nothing: `durability.py` waits for that write.
+All scripts but PUBLISH run on a full server too, or it could not be emptied.
 """
+
+# Redis 7.0: a script with a first line of flags may write where memory is used up.
+ALLOW_OOM = "#!lua flags=allow-oom\n"
 
 _ADD_EVENT = """
 local function add_event(kind)
   local generation = redis.call('INCR', KEYS[6])
   redis.call('XADD', KEYS[4], 'MAXLEN', '~', 10000, '*',
              'where', ARGV[1], 'kind', kind, 'generation', generation)
+end
+local function touch()
+  redis.call('HSET', KEYS[7], 'path', ARGV[1])
 end
 """
 
@@ -18,7 +27,7 @@ PUBLISH = (
     + """
 local digest = ARGV[2]
 local current = redis.call('HGET', KEYS[1], 'latest') or ''
-if redis.call('EXISTS', KEYS[7]) == 0 then return {'blob_unknown', ''} end
+if redis.call('EXISTS', KEYS[8]) == 0 then return {'blob_unknown', ''} end
 if ARGV[4] ~= '' and current ~= ARGV[4] then return {'conflict', current} end
 if ARGV[5] ~= '' and current ~= '' then return {'conflict', current} end
 local outcome = 'unchanged'
@@ -45,14 +54,15 @@ for i = 6, #ARGV do
     moved = true
   end
 end
-if moved then add_event('publish') end
+if moved then add_event('publish') else touch() end
 return {outcome, current}
 """
 )
 
 # ARGV: path, alias, digest ('' removes), if-match
 SET_ALIAS = (
-    _ADD_EVENT
+    ALLOW_OOM
+    + _ADD_EVENT
     + """
 local field = 'alias:' .. ARGV[2]
 if ARGV[2] == 'latest' then field = 'latest' end
@@ -64,7 +74,7 @@ if ARGV[3] == '' then
   redis.call('HDEL', KEYS[1], field)
 else
   if redis.call('HEXISTS', KEYS[2], ARGV[3]) == 0 then return {'unknown', ''} end
-  if current == ARGV[3] then return {'ok', current} end
+  if current == ARGV[3] then touch() return {'ok', current} end
   if field == 'latest' then redis.call('HINCRBY', KEYS[1], 'rev', 1) end
   redis.call('HSET', KEYS[1], field, ARGV[3])
 end
@@ -75,7 +85,8 @@ return {'ok', current}
 
 # ARGV: path, if-match
 DELETE_NAME = (
-    _ADD_EVENT
+    ALLOW_OOM
+    + _ADD_EVENT
     + """
 if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 0 then return {'unknown', ''} end
 local current = redis.call('HGET', KEYS[1], 'latest') or ''
@@ -91,7 +102,8 @@ return {'ok', current}
 
 # ARGV: path, digest
 DELETE_VERSION = (
-    _ADD_EVENT
+    ALLOW_OOM
+    + _ADD_EVENT
     + """
 if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 0 then return {'unknown', ''} end
 local head = redis.call('HGETALL', KEYS[1])
@@ -110,11 +122,31 @@ return {'ok', ''}
 
 # ARGV: path, '1' or ''
 SET_PIN = (
-    _ADD_EVENT
+    ALLOW_OOM
+    + _ADD_EVENT
     + """
 if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 0 then return {'unknown', ''} end
 redis.call('HSET', KEYS[1], 'pinned', ARGV[2])
 add_event('pin')
 return {'ok', ''}
+"""
+)
+
+# KEYS: hash of API keys, events. ARGV: field.
+REVOKE_KEY = (
+    ALLOW_OOM
+    + """
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', 10000, '*',
+           'where', '', 'kind', 'keys', 'generation', 0)
+return 1
+"""
+)
+
+# KEYS: lease. ARGV: milliseconds.
+TAKE_LEASE = (
+    ALLOW_OOM
+    + """
+return redis.call('SET', KEYS[1], '1', 'NX', 'PX', ARGV[1]) and 1 or 0
 """
 )

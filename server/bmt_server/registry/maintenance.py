@@ -3,7 +3,8 @@
 `check_consistency` only reads. `collect_orphans` removes blobs that no version names, in two runs:
 the first one records the time at which it saw an orphan, and a later one removes the blob if it is
 still an orphan. An upload, which stores its blob before it moves a name to it, therefore has
-`min_age_s` to finish.
+`min_age_s` to finish. On a full registry orphans are removed at once and nothing is recorded: an
+upload that loses its blob stores it again, or learns that the registry is full.
 """
 
 from __future__ import annotations
@@ -16,22 +17,28 @@ from functools import partial
 
 import bmt_core
 
-from bmt_server.errors import NotFound, Unavailable
+from bmt_server.errors import NotFound, RegistryFull, Unavailable
 from bmt_server.ipc.blob import PREFIX, blob_key
 from bmt_server.registry.connection import BULK_S
-from bmt_server.registry.registry import GENERATION, Registry
+from bmt_server.registry.lua import ALLOW_OOM
+from bmt_server.registry.registry import GENERATION, WRITTEN, Registry
 from bmt_server.registry.schemas import NameState, Version
 
 ORPHANS = PREFIX + "orphans"  # hash: file digest -> time first seen, seconds since 1970
 _ATTEMPTS = 20
+# Names per read, so that other calls of the registry wait milliseconds for each.
+_BATCH = 200
 
 # KEYS: generation, blob, orphans. ARGV: generation at which the blob was an orphan, file digest.
 # Removes nothing if the registry changed since: a new version may name the blob.
-_REMOVE = """
+_REMOVE = (
+    ALLOW_OOM
+    + """
 if (redis.call('GET', KEYS[1]) or '0') ~= ARGV[1] then return 0 end
 redis.call('HDEL', KEYS[3], ARGV[2])
 return 1 + redis.call('UNLINK', KEYS[2])
 """
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,12 @@ async def check_consistency(registry: Registry, *, deep: bool = True) -> Consist
     names = await registry.names()
     by_id: dict[int, str] = {}
     wanted: set[str] = set()
-    for state in await registry.states(names):
+    states = [
+        state
+        for at in range(0, len(names), _BATCH)
+        for state in await registry.states(names[at : at + _BATCH])
+    ]
+    for state in states:
         report.names += 1
         report.problems += _dangling(state)
         for version in state.versions.values():
@@ -172,16 +184,17 @@ async def collect_orphans(
     removed = freed = 0
     for _ in range(_ATTEMPTS):
         generation = await registry.generation()
-        states = await registry.states(await registry.names())
-        wanted = {v.file_digest for state in states for v in state.versions.values()}
+        wanted = await _wanted(registry)
+        full = not dry_run and await _is_full(registry)
         seen = {
             k.decode(): float(v)
             for k, v in (await registry.connection.call(lambda: quick.hgetall(ORPHANS))).items()
         }
         orphans = {digest: size async for digest, size in _orphans(registry, wanted)}
-        if not dry_run:
+        if not dry_run and not full:
             await _record_orphans(registry, seen, orphans)
-        due = [d for d in orphans if time.time() - seen.get(d, time.time()) >= min_age_s]
+        now = time.time()
+        due = [d for d in orphans if full or now - seen.get(d, now) >= min_age_s]
         if dry_run:
             return OrphanReport(len(orphans), 0, sum(orphans[d] for d in due))
         script = quick.register_script(_REMOVE)
@@ -198,6 +211,26 @@ async def collect_orphans(
         "published",
         code="registry_busy",
     )
+
+
+async def _wanted(registry: Registry) -> set[str]:
+    """File digests that versions name. A change meanwhile changes the generation."""
+    names: list[tuple[str, str]] = await registry.names()
+    wanted: set[str] = set()
+    for at in range(0, len(names), _BATCH):
+        for state in await registry.states(names[at : at + _BATCH]):
+            wanted |= {v.file_digest for v in state.versions.values()}
+    return wanted
+
+
+async def _is_full(registry: Registry) -> bool:
+    """True if the registry refuses a write for lack of memory."""
+    quick = registry.connection.quick
+    try:
+        await registry.connection.call(lambda: quick.hset(WRITTEN, "path", ""))
+    except RegistryFull:
+        return True
+    return False
 
 
 async def _record_orphans(

@@ -9,6 +9,7 @@ Keys share one hash slot (`{bmt}`), so that a script may use several of them::
     {bmt}:ids                       counter of adapter ids
     {bmt}:generation                counter of changes, which reveals missed events to a replica
     {bmt}:events                    stream of changes
+    {bmt}:written                   hash: path of the last write that changed nothing else
 
 Each write is one script that checks first and writes last, because neither scripts nor MULTI roll
 back. `rev` stays in the name's hash when the last version is deleted, so it grows across a delete.
@@ -16,50 +17,77 @@ back. `rev` stays in the name's hash when the last version is deleted, so it gro
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from redis.exceptions import ResponseError
-
-from bmt_server.errors import BadRequest, Conflict, NotFound, Unavailable
+from bmt_server.errors import (
+    ApiError,
+    BadRequest,
+    Conflict,
+    NotFound,
+    RegistryDown,
+    RegistryFull,
+    Unavailable,
+)
 from bmt_server.ipc.blob import PREFIX, blob_key, blob_ranges
 from bmt_server.registry.connection import BULK_S, QUICK_S, RegistryConnection
+from bmt_server.registry.durability import Durability
 from bmt_server.registry.lua import DELETE_NAME, DELETE_VERSION, PUBLISH, SET_ALIAS, SET_PIN
 from bmt_server.registry.schemas import NameState, Version
+from bmt_server.registry.server_state import read_state
+
+logger = logging.getLogger("vllm.bmt_server")
 
 EVENTS = PREFIX + "events"
 NAMES = PREFIX + "names"
 IDS = PREFIX + "ids"
 GENERATION = PREFIX + "generation"
+WRITTEN = PREFIX + "written"
 _CHUNK = 256 * 1024
-_DURABLE_MS = 2000
 _FEW_NAMES = 16
 _PUBLISH_ATTEMPTS = 3
+# Outcomes of scripts that changed something, or found that an earlier one had.
+_WROTE = {"created", "moved", "unchanged", "ok"}
 
 
 class Registry:
     """Reads and writes of the registry. All methods raise RegistryDown if Redis does not answer."""
 
-    def __init__(self, connection: RegistryConnection) -> None:
+    def __init__(self, connection: RegistryConnection, replicas: int = 0) -> None:
+        """replicas: number of replicas that must have a write before it is acknowledged."""
         self.connection = connection
-        self._wait_aof = True
+        # Set when an upload finds no memory; the housekeeper waits for it.
+        self.full = asyncio.Event()
+        self._durability = Durability(connection, replicas)
+        self._unfit: ApiError | None = None
+        self._warned: list[str] = []
 
-    async def check_eviction_policy(self) -> None:
-        """Refuse a Redis that may evict masks. Raises Unavailable with the setting to change."""
-        quick = self.connection.quick
+    async def check_server(self) -> None:
+        """Look at the server's role, eviction policy and durability; for each new connection.
+
+        Raises RegistryDown, and Unavailable with the setting to change if it may drop masks. Until
+        a later check passes, `publish` raises that too.
+        """
+        state = await read_state(self.connection)
         try:
-            config = await self.connection.call(lambda: quick.config_get("maxmemory-policy"))
-        except ResponseError:
-            return  # CONFIG may be forbidden to this user; the policy is the operator's choice then
-        policy = next(iter(config.values()), "noeviction")
-        policy = policy.decode() if isinstance(policy, bytes) else policy
-        if policy != "noeviction" and not policy.startswith("volatile-"):
-            raise Unavailable(
-                f"the registry's maxmemory-policy is {policy}, which may drop masks; set it to "
-                "noeviction",
-                code="registry_may_evict",
-            )
+            state.check()
+        except RegistryDown:
+            self.connection.leave()
+            await self.connection.drop()
+            raise
+        except ApiError as error:
+            self._unfit = error
+            raise
+        self._unfit = None
+        self._durability.learn(state)
+        warnings = state.warnings()
+        for warning in warnings:
+            if warning not in self._warned:
+                logger.warning("%s.", warning[0].upper() + warning[1:])
+        self._warned = warnings
 
     async def publish(
         self,
@@ -85,11 +113,17 @@ class Registry:
             "1" if if_none_match else "",
             *aliases,
         ]
-        for _ in range(_PUBLISH_ATTEMPTS):
-            await self.connection.call(lambda: bulk.set(key, blob, nx=True), BULK_S)
-            outcome, current = await self._script(PUBLISH, path, [key], arguments)
-            if outcome != "blob_unknown":
-                break  # else garbage collection removed an old orphan of the same bytes in between
+        if self._unfit is not None:
+            raise self._unfit
+        try:
+            for _ in range(_PUBLISH_ATTEMPTS):
+                await self.connection.call(lambda: bulk.set(key, blob, nx=True), BULK_S)
+                outcome, current = await self._script(PUBLISH, path, [key], arguments)
+                if outcome != "blob_unknown":
+                    break  # else an old orphan of the same bytes was removed in between
+        except RegistryFull:
+            self.full.set()
+            raise
         if outcome == "conflict":
             raise _precondition_failed(version.name, current)
         if outcome == "blob_unknown":
@@ -97,7 +131,6 @@ class Registry:
                 "the registry lost the mask's bytes right after the upload; upload it again",
                 code="not_durable",
             )
-        await self._durable()
         return outcome, version.digest
 
     async def set_alias(
@@ -108,13 +141,11 @@ class Registry:
             SET_ALIAS, f"{tenant}/{name}", [], [alias, digest or "", if_match or ""]
         )
         self._expect_ok(outcome, name, alias, current)
-        await self._durable()
 
     async def delete_name(self, tenant: str, name: str, if_match: str | None = None) -> None:
         """Remove all versions and aliases of a name; its rev is kept. Raises NotFound, Conflict."""
         outcome, current = await self._script(DELETE_NAME, f"{tenant}/{name}", [], [if_match or ""])
         self._expect_ok(outcome, name, None, current)
-        await self._durable()
 
     async def delete_version(self, tenant: str, name: str, digest: str) -> None:
         """Remove one version. Raises NotFound, and Conflict if an alias points at it."""
@@ -124,7 +155,6 @@ class Registry:
                 f"{name}@{digest[:12]} is {name}:{alias}; move that alias first", code="in_use"
             )
         self._expect_ok(outcome, name, None, alias)
-        await self._durable()
 
     async def set_pin(self, tenant: str, name: str, pinned: bool) -> None:
         """Exempt a name's latest version from eviction, or end the exemption. Raises NotFound."""
@@ -207,27 +237,16 @@ class Registry:
     async def _script(
         self, source: str, path: str, keys: list[str], args: list[str]
     ) -> tuple[str, str]:
-        """Run a script of `lua.py` on a name. Returns (outcome, detail)."""
-        all_keys = [_name_key(path), _versions_key(path), NAMES, EVENTS, IDS, GENERATION, *keys]
-        script = self.connection.quick.register_script(source)
-        reply = await self.connection.call(lambda: script(keys=all_keys, args=[path, *args]))
-        outcome, detail = (r.decode() for r in reply)
-        return outcome, detail
+        """Run a script of `lua.py` on a name. Returns (outcome, detail), once it is durable.
 
-    async def _durable(self) -> None:
-        """Wait until the write is on the server's disk, if it keeps an append-only file."""
-        if not self._wait_aof:
-            return
-        bulk = self.connection.bulk
-        try:
-            local, _ = await self.connection.call(
-                lambda: bulk.execute_command("WAITAOF", 1, 0, _DURABLE_MS), BULK_S
-            )
-        except ResponseError:
-            self._wait_aof = False  # an older server, or one without an append-only file
-            return
-        if not local:
-            raise Unavailable("the registry did not confirm the write on disk", code="not_durable")
+        Raises Unavailable (`not_durable`) if that is not confirmed in time.
+        """
+        all_keys = [_name_key(path), _versions_key(path), NAMES, EVENTS, IDS, GENERATION, WRITTEN]
+        reply, confirmed = await self._durability.run(source, [*all_keys, *keys], [path, *args])
+        outcome, detail = (r.decode() for r in reply)
+        if outcome in _WROTE:
+            self._durability.check(confirmed)
+        return outcome, detail
 
     def _expect_ok(self, outcome: str, name: str, alias: str | None, current: str) -> None:
         if outcome == "conflict":

@@ -18,7 +18,6 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from bmt_server.errors import ApiError
-from bmt_server.registry.connection import blocking_client
 from bmt_server.registry.registry import EVENTS, Registry
 from bmt_server.registry.schemas import NameState
 
@@ -57,6 +56,7 @@ class RegistryReplica:
         self._task: asyncio.Task[None] | None = None
         self.synced = asyncio.Event()
         self._connected = False
+        self._logged = ""
 
     def get(self, tenant: str, name: str) -> NameState | None:
         """State of a name, or None if it has no version."""
@@ -121,8 +121,9 @@ class RegistryReplica:
 
     async def _follow(self) -> None:
         while True:
-            client = blocking_client(self._registry.connection.url, _BLOCK_S)
+            client = self._registry.connection.blocking_client(_BLOCK_S)
             try:
+                await self._registry.check_server()
                 await self.sync()
                 last = self._cursor[1]
                 self._set_connected(True)
@@ -133,22 +134,30 @@ class RegistryReplica:
                         last = entries[-1][0]
                         await self._apply([fields for _, fields in entries], last)
                     if time.monotonic() - reconciled > _RECONCILE_S:
+                        await self._registry.check_server()
                         await self.sync()
                         # After a failover it may precede the last event that was read.
                         last, reconciled = self._cursor[1], time.monotonic()
             except (TimeoutError, RedisError, OSError, ApiError) as error:
-                if self._connected or not self.synced.is_set():
-                    logger.warning(
-                        "The mask registry does not answer (%s); known masks are still served.",
-                        error,
-                    )
+                self._log(error)
                 self._set_connected(False)
                 await asyncio.sleep(_PAUSE_S)
             finally:
                 with contextlib.suppress(RedisError, OSError):
                     await client.aclose()
 
+    def _log(self, error: Exception) -> None:
+        """One line per cause, not one per attempt."""
+        cause = getattr(error, "detail", "") or str(error)
+        if self._connected or cause != self._logged:
+            so = "known masks are still served" if self.synced.is_set() else "waiting for it"
+            logger.warning("The mask registry cannot be used (%s); %s.", cause, so)
+        self._logged = cause
+
     def _set_connected(self, connected: bool) -> None:
+        if connected and not self._connected and self._logged:
+            logger.info("The mask registry answers again.")
+            self._logged = ""
         self._connected = connected
         self._on_connection(int(connected))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import signal
 import time
 
@@ -153,9 +154,36 @@ async def test_known_keys_are_refreshed_in_the_background(api, valkey):
         valkey.process.send_signal(signal.SIGCONT)
 
 
+async def rewrite(api, record, **fields):
+    """Change a key's record in the registry, as an earlier build or time would have it."""
+    quick = api.state.connection.quick
+    for digest, value in (await quick.hgetall("{bmt}:keys")).items():
+        if (raw := json.loads(value))["key_id"] == record.key_id:
+            await quick.hset("{bmt}:keys", digest, json.dumps({**raw, **fields}))
+    api.state.keys.invalidate()
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("expires", ["30d", "tomorrow", "2999-01-01T00:00:00"])
+async def test_a_stored_expiry_that_is_no_time_has_expired(api, expires):
+    made = await api.state.keys.create(("infer",))
+    await rewrite(api, made[1], expires=expires)
+    assert await status(api, "GET", "/v1/masks", made[0]) == 401
+
+
+@pytest.mark.found
+async def test_a_stored_tenant_that_is_no_name_reads_nothing(api):
+    made = await api.state.keys.create(("admin",), tenant="acme")
+    assert await status(api, "GET", "/v1/masks", made[0]) == 200
+    await rewrite(api, made[1], tenant="acme/sub")
+    assert await status(api, "GET", "/v1/masks", made[0]) == 401
+
+
 async def test_revoked_and_expired_keys(api):
     keys = api.state.keys
-    made = await keys.create(("infer",), expires="2020-01-01T00:00:00+00:00")
+    made = await keys.create(("infer",), expires="1h")
+    assert await status(api, "GET", "/v1/masks", made[0]) == 200
+    await rewrite(api, made[1], expires="2020-01-01T00:00:00+00:00")
     assert await status(api, "GET", "/v1/masks", made[0]) == 401
     made = await keys.create(("infer",))
     assert await status(api, "GET", "/v1/masks", made[0]) == 200

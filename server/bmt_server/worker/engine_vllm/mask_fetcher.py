@@ -24,6 +24,7 @@ from bmt_server.ipc.cold_path import ColdPath, map_cached
 from bmt_server.ipc.disk_cache import DiskCache, DiskError, DiskFull
 from bmt_server.ipc.mask_layout import Layout, LayoutError, map_layout
 from bmt_server.ipc.mask_source import MaskSource
+from bmt_server.ipc.registry_address import RegistryAddress
 from bmt_server.ipc.worker_channel import Code
 from bmt_server.settings import Settings
 
@@ -54,7 +55,7 @@ class MaskFetcher:
         self.folder = Path(folder or settings.cache_dir)
         self._limits = bmt_core.Limits.for_geometry(settings.gates, settings.max_sparsity)
         self._cold_path: ColdPath | None = None
-        self._client: redis.Redis | None = None
+        self._client: Any = None
         self.fetches = 0
 
     def open(self, source: str) -> Layout:
@@ -122,10 +123,9 @@ class MaskFetcher:
             raise FetchError(f"the registry has no {what}; upload the mask again", "unavailable")
         return data
 
-    def _connected(self, url: str) -> redis.Redis:
+    def _connected(self, url: str) -> Any:
         if self._client is None:
-            self._client = redis.Redis.from_url(
-                url,
+            self._client = RegistryAddress.parse(url).blocking_client(
                 socket_timeout=_ANSWER_S,
                 socket_connect_timeout=_CONNECT_S,
                 retry=Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.1), 1),

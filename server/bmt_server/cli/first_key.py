@@ -1,0 +1,102 @@
+"""First contact of `bmt-server serve` with its registry: suitability, and the first API key.
+
+A registry that does not answer yet is no error: the server loads its model meanwhile and is not
+ready before the registry is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from threading import Thread
+
+from bmt_server.cli.common import say
+from bmt_server.errors import ApiError, BadRequest, RegistryDown
+from bmt_server.ipc.registry_address import RegistryAddress
+from bmt_server.registry.api_keys import SCOPES, ApiKeyStore
+from bmt_server.registry.connection import RegistryConnection
+from bmt_server.registry.registry import Registry
+from bmt_server.settings import SettingsError
+
+_RETRY_S = 0.5
+
+
+def check_url(url: str) -> None:
+    """Raise SettingsError for text that is no registry's URL."""
+    try:
+        RegistryAddress.parse(url)
+    except ValueError as error:
+        raise SettingsError(f"--registry: {error}") from None
+
+
+def contact_registry(url: str, key_file: Path | None, *, no_auth: bool) -> None:
+    """Check the registry, and print its first administrator key if it has none yet.
+
+    While the registry does not answer, a background thread goes on trying. Raises SettingsError if
+    it refuses the server's user, may drop masks, or if BMT_ADMIN_KEY is not a key.
+    """
+    # Removed from the environment, because the engine's processes have no use for it.
+    given = os.environ.pop("BMT_ADMIN_KEY", "").strip()
+    try:
+        _announce(asyncio.run(_contact(url, given, no_auth)), key_file)
+    except BadRequest as error:
+        raise SettingsError(f"BMT_ADMIN_KEY: {error}") from None
+    except RegistryDown as error:
+        why = f" ({error.detail})" if error.detail else ""
+        if error.code == "registry_refused":
+            raise SettingsError(f"--registry: {error}{why}") from None
+        say(
+            f"the registry at {RegistryAddress.parse(url)} does not answer{why}; the server starts "
+            "and is not ready until it does"
+        )
+        Thread(
+            target=_keep_trying, args=(url, given, no_auth, key_file), name="bmt-key", daemon=True
+        ).start()
+    except ApiError as error:
+        raise SettingsError(f"--registry: {error}") from None
+
+
+def _keep_trying(url: str, given: str, no_auth: bool, key_file: Path | None) -> None:
+    said = ""
+    while True:
+        time.sleep(_RETRY_S)
+        try:
+            _announce(asyncio.run(_contact(url, given, no_auth)), key_file)
+            return
+        except RegistryDown:
+            continue
+        except (ApiError, OSError) as error:
+            if str(error) != said:
+                said = str(error)
+                say(f"no first key: {said}")
+
+
+async def _contact(url: str, given: str, no_auth: bool) -> str | None:
+    """Secret of a new first key, or None. given: an admin key that is stored instead."""
+    connection = RegistryConnection(url, connections=1)
+    keys = ApiKeyStore(connection)
+    try:
+        await Registry(connection).check_server()
+        if no_auth:
+            return None
+        if given:
+            await keys.import_key(given, label="BMT_ADMIN_KEY")
+            return None
+        made = await keys.create(SCOPES, label="first", only_if_first=True)
+    finally:
+        await connection.close()
+    return made[0] if made else None
+
+
+def _announce(key: str | None, key_file: Path | None) -> None:
+    if key is None:
+        return
+    # The registry stores only the key's hash, so it cannot be printed again.
+    print(f"API key (admin): {key}", flush=True)
+    print("It is shown only once. Set it as BMT_API_KEY for bmt-client.", flush=True)
+    if key_file is not None:
+        handle = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(key + "\n")
