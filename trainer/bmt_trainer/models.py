@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from bmt_trainer import hub
 from bmt_trainer.errors import ConfigError, ModelError, ModelNotFound
 from bmt_trainer.templates import shipped
 
@@ -40,12 +41,16 @@ def checkpoint_folder(model: str | Path) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
+    offline = hub.unreachable()
     try:
-        return Path(snapshot_download(str(model), allow_patterns=_FILES))
+        found = snapshot_download(
+            str(model), allow_patterns=_FILES, local_files_only=offline is not None
+        )
+        return Path(found)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelNotFound(
             f"model {str(model)!r} is not a folder, and the Hub does not provide it "
-            f"({type(error).__name__}); name a folder or a model such as "
+            f"({offline or type(error).__name__}); name a folder or a model such as "
             "HuggingFaceTB/SmolLM2-135M-Instruct"
         ) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -17,6 +18,14 @@ from bmt_trainer.errors import ConfigError
 
 T = TypeVar("T")
 
+_BOOLEANS = {
+    "true": True,
+    "True": True,
+    "TRUE": True,
+    "false": False,
+    "False": False,
+    "FALSE": False,
+}
 # Types of settings, as error messages name them.
 _TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path"}
 
@@ -28,10 +37,14 @@ def option(
     least: float | None = None,
     most: float | None = None,
     above: float | None = None,
+    joined: bool = False,
 ) -> Any:
-    """A dataclass field with a help text and bounds; `above` excludes its bound."""
+    """A dataclass field with a help text and bounds; `above` excludes its bound.
+
+    joined: a list of texts is taken as one text with ` + ` between them.
+    """
     bounds = {"least": least, "most": most, "above": above}
-    return dataclasses.field(default=default, metadata={"help": help, **bounds})
+    return dataclasses.field(default=default, metadata={"help": help, "joined": joined, **bounds})
 
 
 def redefined(kind: type[Any], name: str, default: Any, help: str | None = None) -> Any:
@@ -48,28 +61,116 @@ def redefined(kind: type[Any], name: str, default: Any, help: str | None = None)
 def check(config: Any, skip: Collection[str] = ()) -> None:
     """Convert each field of a dataclass of `option`s, except `skip`, and check its bounds.
 
-    Text becomes a number if the field is one: YAML reads 5e-4 as text. Raises ConfigError.
+    Text becomes a number if the field is one, and a number of a YAML file the text that it was
+    written as if the field is text. Raises ConfigError.
     """
     hints = typing.get_type_hints(type(config))
     for item in dataclasses.fields(config):
         if item.name in skip:
             continue
-        value = _convert(item.name, getattr(config, item.name), hints[item.name])
+        value = getattr(config, item.name)
+        if item.metadata["joined"] and isinstance(value, list | tuple):
+            value = _join(item.name, value)
+        value = _convert(item.name, value, hints[item.name])
         _bound(item.name, value, item.metadata)
         object.__setattr__(config, item.name, value)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file. Raises ConfigError."""
+    """The settings in a YAML file, by the rules of `parse_yaml`. Raises ConfigError."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error})") from None
+    try:
+        values = parse_yaml(text)
+    except ConfigError as error:
         raise ConfigError(f"{path} cannot be read ({error})") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path} must hold `setting: value` lines")
     return values
+
+
+class Integer(int):
+    """An integer of a YAML file; text: as it is written there."""
+
+    text: str
+
+
+class Number(float):
+    """A number of a YAML file; text: as it is written there."""
+
+    text: str
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the core schema of YAML 1.2: `no`, `on`, 1:30 and dates are text, 5e-4 a number."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+    def pairs(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; a key that is given twice raises ConstructorError."""
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if isinstance(key, str | int | float | None) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is set twice, in lines {seen[key]} and {line}"
+                )
+            if isinstance(key, str | int | float | None):
+                seen[key] = line
+        self.flatten_mapping(node)
+        return self.construct_mapping(node, deep)
+
+    def scalar(self, node: yaml.ScalarNode) -> Any:
+        """A boolean or a number, which keeps its text."""
+        text = node.value
+        if node.tag.endswith(":bool"):
+            return _BOOLEANS[text]
+        if node.tag.endswith(":int"):
+            value: Any = Integer(text, 0 if text[:2] in ("0x", "0o") else 10)
+        else:
+            value = Number(re.sub(r"(?i)\.(inf|nan)", r"\1", text))
+        value.text = text
+        return value
+
+
+_TAG = "tag:yaml.org,2002:"
+for _kind, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", "|".join(_BOOLEANS), list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    ("merge", "<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(f"(?:{_pattern})\\Z"), _first)
+for _kind in ("bool", "int", "float"):
+    _Loader.add_constructor(_TAG + _kind, _Loader.scalar)
+_Loader.add_constructor(_TAG + "map", _Loader.pairs)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text by YAML 1.2's core schema, in which `no`, `on` and dates are text.
+
+    Numbers keep the text they were written as (`Integer`, `Number`). A key that is given twice
+    raises ConfigError with its lines, as other malformed text does.
+    """
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    finally:
+        loader.dispose()
 
 
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -92,6 +193,12 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
     return kind(**values)
 
 
+def _join(name: str, values: Collection[Any]) -> str:
+    if not values or not all(isinstance(value, str | Integer | Number) for value in values):
+        raise ConfigError(f"{name}: {values!r} is not text or a list of texts")
+    return " + ".join(getattr(value, "text", value) for value in values)
+
+
 def _convert(name: str, value: Any, hint: Any) -> Any:
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
@@ -101,9 +208,14 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         return _object(name, value)
     if origin is Literal:
         choices = typing.get_args(hint)
+        value = _as_written(value)
         if value not in choices:
             raise ConfigError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
         return value
+    if hint in (str, Path):
+        value = _as_written(value)
+    elif hint is bool and isinstance(value, str):
+        value = _BOOLEANS.get(value, value)
     if hint is bool or isinstance(value, bool):
         if hint is bool and isinstance(value, bool):
             return value
@@ -140,6 +252,13 @@ def flag_type(hint: Any) -> Any:
         kinds = [a for a in typing.get_args(hint) if a is not type(None)]
         return flag_type(kinds[0])
     return str if typing.get_origin(hint) is Mapping else hint
+
+
+def _as_written(value: Any) -> Any:
+    """The text of a YAML file's number or boolean; any other value as it is."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return getattr(value, "text", value)
 
 
 def _bound(name: str, value: Any, bounds: Mapping[str, Any]) -> None:

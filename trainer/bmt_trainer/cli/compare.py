@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from bmt_trainer.cli.tables import print_table
 from bmt_trainer.comparison import plan as plans
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.process import is_main_process, keep_freed_memory
+from bmt_trainer.settings import parse_yaml
 
 
 def compare(
@@ -78,7 +78,9 @@ def _settings(texts: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {text!r}: write name=value")
-        settings[name] = yaml.safe_load(value)
+        if name in settings:
+            raise ConfigError(f"--set {name} is given twice")
+        settings[name] = parse_yaml(value)
     return settings
 
 

@@ -103,7 +103,9 @@ class Plan:
 
     def _check_seeds(self) -> None:
         seeds = self.seeds
-        if not isinstance(seeds, list | tuple) or any(type(s) is not int or s < 0 for s in seeds):
+        if not isinstance(seeds, list | tuple) or any(
+            not isinstance(s, int) or isinstance(s, bool) or s < 0 for s in seeds
+        ):
             raise ConfigError(f"seeds: {seeds!r} must be a list of integers of at least 0")
         if seeds and ("seed" in self.settings or "seed" in self.sweep):
             raise ConfigError("seeds: the recipe sets seed too; leave one of them out")

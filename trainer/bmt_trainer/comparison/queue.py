@@ -18,13 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bmt_trainer.comparison import plan as plans
 from bmt_trainer.comparison.plan import Cell, Plan
 from bmt_trainer.comparison.runner import locked, read_result, run_and_keep
 from bmt_trainer.console import Display
 from bmt_trainer.errors import ConfigError
+from bmt_trainer.settings import parse_yaml
 
 
 def read(path: Path, root: Path, display: Display) -> list[Plan]:
@@ -34,8 +33,8 @@ def read(path: Path, root: Path, display: Display) -> list[Plan]:
     without that variable the entry is left out, with a message. Raises ConfigError.
     """
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8")) or []
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        entries = parse_yaml(path.read_text(encoding="utf-8")) or []
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path} cannot be read ({error})") from None
     if not isinstance(entries, list):
         raise ConfigError(f"{path} must hold a list of entries")

@@ -1,7 +1,7 @@
 """Readers of benchmarks' own files, by the form of their rows: `FORM:SOURCE?option=value`.
 
-SOURCE is a file (.jsonl, .json, each perhaps also .gz), or a Hub data set with the options `config`
-and `split`. Files are read as published, without conversion.
+SOURCE is a file, a URL, or a Hub data set with the options `config`, `split` and `revision`. Files
+are read as published, without conversion.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bmt_trainer.data import rows
 from bmt_trainer.data.examples import Example, chat
-from bmt_trainer.data.rows import Rows
+from bmt_trainer.data.names import check_options
+from bmt_trainer.data.rows import Rows, files, places, repositories
 from bmt_trainer.errors import DataError
 
 Row = Mapping[str, Any]
@@ -35,16 +35,14 @@ Action Input: its arguments as JSON
 Request: {request}"""
 
 
-def examples(form: str, source: str, options: Mapping[str, Any]) -> Iterator[Example]:
+def examples(form: str, source: str, options: Mapping[str, str]) -> Iterator[Example]:
     """Examples of the file or Hub data set `source`, whose rows have the form. Raises DataError."""
     read = FORMS[form]
-    known = {"config", "split"} | ({"subject"} if form == "mmlu-pro" else set())
-    unknown = sorted(options.keys() - known)
-    if unknown:
-        raise DataError(
-            f"{form}: does not take {', '.join(unknown)}; it takes {', '.join(sorted(known))}"
-        )
+    known = (*repositories.OPTIONS, *(("subject",) if form == "mmlu-pro" else ()))
+    check_options(f"{form}:", options, known)
     subject, seen = options.get("subject"), set[str]()
+    if subject is not None:
+        subject = subject.replace("+", " ")  # as recipes write `computer+science`
     for location, row in _rows(source, options):
         if not isinstance(row, Mapping):
             raise DataError(f"{location}: expected an object")
@@ -64,14 +62,17 @@ def examples(form: str, source: str, options: Mapping[str, Any]) -> Iterator[Exa
         )
 
 
-def _rows(source: str, options: Mapping[str, Any]) -> Rows:
-    path = Path(source).expanduser()
-    if path.is_dir():
+def _rows(source: str, options: Mapping[str, str]) -> Rows:
+    if Path(source).expanduser().is_dir():
         raise DataError(f"{source} is a folder; name one of its files")
-    if path.exists() or {".jsonl", ".json", ".gz"} & set(path.suffixes):
-        return rows.of_file(path)
-    config, split = options.get("config"), options.get("split", "test")
-    return rows.of_hub(source, config, split, otherwise="not a file")
+    if places.is_url(source):
+        return files.of_url(source, {})
+    found = places.local(source)
+    if found is not None:
+        return files.of_places(found, {})
+    if places.is_path(source):
+        return files.of_file(Path(source))
+    return repositories.of_hub(source, options, default_split="test", otherwise="not a file")
 
 
 def _gsm8k(row: Row) -> Iterator[Example]:

@@ -77,11 +77,43 @@ def with_template_kwargs(
 
 
 @dataclass(frozen=True)
+class Counts:
+    """Rows of a data set: how many were read, and where they went.
+
+    rows: read; prompts: different ones among them; repeated: rows equal to an earlier row in
+    prompt and answer; dropped: rows in neither part of the split, by reason; notes: further lines
+    on how rows were read.
+    """
+
+    rows: int = 0
+    prompts: int = 0
+    repeated: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Split:
-    """Training and held-out examples. No prompt occurs twice, in one part or in both."""
+    """Training and held-out examples.
+
+    No prompt is in both parts or twice among the held-out ones. A prompt with several rows is
+    several times in training.
+    """
 
     train: list[Example]
     heldout: list[Example]
+    counts: Counts = field(default_factory=Counts)
+
+    def lines(self) -> list[str]:
+        """The counts as lines of text, such as `data: 24 rows, 3 different prompts, …`."""
+        counts = self.counts
+        parts = [f"{counts.rows:,} rows", f"{counts.prompts:,} different prompts"]
+        if counts.repeated:
+            parts.append(f"{counts.repeated:,} repeated rows")
+        parts.append(f"{len(self.train):,} for training")
+        parts.append(f"{len(self.heldout):,} held out")
+        dropped = [f"{n:,} left out: {why}" for why, n in counts.dropped.items() if n]
+        return ["data: " + ", ".join([*parts, *dropped]), *counts.notes]
 
 
 def chat(question: str) -> tuple[Message, ...]:

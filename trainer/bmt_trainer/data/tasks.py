@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from random import Random
-from typing import Any
 
 from bmt_trainer.data.examples import Example, chat
+from bmt_trainer.data.names import keyword_types, typed
 from bmt_trainer.errors import DataError
 
 #: Common nouns.
@@ -111,14 +111,15 @@ TASKS: dict[str, Callable[..., Question]] = {
 }
 
 
-def examples(name: str, options: Mapping[str, Any], seed: int) -> Iterator[Example]:
+def examples(name: str, options: Mapping[str, str], seed: int) -> Iterator[Example]:
     """Endless examples of the task `name`; prompts may repeat. Raises DataError."""
     if name not in TASKS:
         raise DataError(f"task {name!r} is not built in; there are {', '.join(sorted(TASKS))}")
     random = Random(seed)
+    values = typed(f"task {name!r}", options, keyword_types(TASKS[name]))
     while True:
         try:
-            question, answer = TASKS[name](random, **options)
+            question, answer = TASKS[name](random, **values)
         except (TypeError, ValueError) as error:
             raise DataError(f"task {name!r} does not take {dict(options)} ({error})") from None
         yield Example(chat(question), answer)

@@ -41,7 +41,9 @@ class TrainConfig:
     model: str = option("Folder of a safetensors checkpoint, or a model of the Hub.")
     dataset: str = option(
         "task:NAME, reasoning-gym:NAME, a benchmark's FORM:FILE (gsm8k, math, mmlu-pro, bbeh, "
-        "tools), a .jsonl file or a Hub data set, each with ?key=value&…"
+        "tools), a file, a folder, a URL or a Hub data set, each with ?key=value&…; several are "
+        "joined by ' + ', each perhaps with ?weight=.",
+        joined=True,
     )
     output: Path = option("The mask file to write (.bmt).")  # noqa: RUF009
     system: str | None = option("System message before each prompt that has none.", None)
@@ -148,7 +150,7 @@ class OnPolicyConfig(TrainConfig):
     reading: Literal["strict", "lenient"] = option(
         "Which reading of the grader chooses masks; both are reported.", "strict"
     )
-    heldout_dataset: str | None = option("Hold out from this data set instead.", None)
+    heldout_dataset: str | None = option("Hold out from this data set instead.", None, joined=True)
     validation: int = option(
         "Training examples set aside to choose the best mask by; 0 for none.", 100, least=0
     )

@@ -120,12 +120,15 @@ def load(
             seed=config.seed,
             system=config.system,
         )
-        split = Split(split.train, other.heldout)
+        split = Split(split.train, other.heldout, split.counts)
+    for line in split.lines():
+        display.say(line)
     tokenizer = models.load_tokenizer(folder, config.chat_template)
     models.check_template_kwargs(tokenizer, config.chat_template_kwargs)
     split = Split(
         with_template_kwargs(split.train, config.chat_template_kwargs),
         with_template_kwargs(split.heldout, config.chat_template_kwargs),
+        split.counts,
     )
     settings = {**settings_of(config), "base": base.fingerprint}
     longest = answered or _as_it_is

@@ -1,0 +1,173 @@
+"""Places of files: local paths, globs, folders and URLs of any file system that fsspec knows."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import fsspec
+from datasets.data_files import get_data_patterns, resolve_pattern
+from fsspec.implementations.local import LocalFileSystem
+
+from bmt_trainer import hub
+from bmt_trainer.data.rows.streams import COMPRESSIONS
+from bmt_trainer.errors import DataError
+
+#: Format of a file by its extension.
+EXTENSIONS = {
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    ".json": "json",
+    ".csv": "csv",
+    **dict.fromkeys((".tsv", ".tab"), "tsv"),
+    ".txt": "txt",
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".arrow", ".feather", ".ipc"), "arrow"),
+}
+_GLOB = re.compile(r"[*?\[]")
+_HTTP = ("http", "https")
+# Packages of file systems, by the scheme of their URLs.
+_PACKAGES = {
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
+}
+_CONNECT_SECONDS, _READ_SECONDS = 10, 60
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file: its file system, its path there, and its name as the user knows it."""
+
+    system: Any
+    path: str
+    name: str
+
+    @property
+    def extensions(self) -> tuple[str, str]:
+        """The extension that names the format, and that of the compression, in lower case."""
+        path = urlsplit(self.name).path if is_url(self.name) else self.name
+        endings = [ending.lower() for ending in PurePosixPath(path).suffixes[-2:]]
+        compression = endings.pop() if endings and endings[-1] in COMPRESSIONS else ""
+        return (endings[-1] if endings else ""), compression
+
+    def open(self) -> IO[bytes]:
+        """The file's bytes, as they are stored. Raises what the file system raises."""
+        return self.system.open(self.path, "rb")  # type: ignore[no-any-return]
+
+
+def is_url(name: str) -> bool:
+    """True for a name such as s3://bucket/file.jsonl."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE) is not None
+
+
+def is_path(name: str) -> bool:
+    """True for a name that can only be a path: it ends like a data file, or is no Hub id."""
+    return Place(None, "", name).extensions[0] in EXTENSIONS or not hub.is_id(name)
+
+
+def local(name: str) -> list[Place] | None:
+    """The local files of a path or a glob; None if there are none, or for a folder."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [Place(LocalFileSystem(), str(path), name)]
+    if path.exists() or not _GLOB.search(name):
+        return None
+    found = sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+    return [Place(LocalFileSystem(), p, p) for p in found] or None
+
+
+def missing(name: str) -> str:
+    """Explain that there is no file `name`, with the names near it."""
+    path = Path(name).expanduser()
+    folder = path.parent
+    while not folder.exists() and folder != folder.parent:
+        path, folder = folder, folder.parent
+    if _GLOB.search(name):
+        return "no such file: the pattern matches nothing"
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    folded = {n.lower(): n for n in sorted(names, reverse=True)}
+    near = [folded[n] for n in difflib.get_close_matches(path.name.lower(), folded, 3, 0.5)]
+    if not near:
+        near = [n for n in sorted(names) if Path(n).stem == path.stem][:3]
+    what = "no such file" if path == Path(name).expanduser() else f"no such folder {path}"
+    return what + (f"; near it: {', '.join(near)}" if near else "")
+
+
+def remote(url: str) -> tuple[list[Place], bool]:
+    """The files of a URL or of its pattern, and True if it is a folder instead. Raises DataError.
+
+    A `?` that belongs to the URL is written %3F, since `?` begins the options.
+    """
+    scheme = urlsplit(url).scheme.lower()
+    address = re.sub("%3f", "?", url, flags=re.IGNORECASE) if scheme in _HTTP else url
+    try:
+        system, path = fsspec.core.url_to_fs(address, **_options(scheme))
+    except ImportError as error:
+        package = _PACKAGES.get(scheme)
+        hint = f"pip install {package}" if package else str(error)
+        raise DataError(f"{url}: {scheme}:// needs another package: {hint}") from None
+    except ValueError as error:
+        raise DataError(f"{url} cannot be read ({error})") from None
+    if scheme in _HTTP:
+        return [Place(system, path, address)], False
+    if _GLOB.search(path):
+        found = sorted(system.glob(path))
+        if not found:
+            raise DataError(f"{url} cannot be read: no such file: the pattern matches nothing")
+        return [Place(system, p, f"{scheme}://{p}") for p in found], False
+    if system.isdir(path):
+        return [], True
+    return [Place(system, path, url)], False
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    if scheme in _HTTP:
+        # Without a limit on the whole: a large file takes its time.
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS
+        )
+        return {"client_kwargs": {"trust_env": True, "timeout": timeout}}
+    if scheme in ("s3", "s3a"):
+        return {
+            "config_kwargs": {"connect_timeout": _CONNECT_SECONDS, "retries": {"max_attempts": 2}}
+        }
+    return {}
+
+
+def of_folder(
+    folder: str, patterns: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, list[Place]]:
+    """The data files of a folder by split, found by `datasets`' rules for their names.
+
+    folder: a local path or a URL; patterns: of the files of each split, if they are known.
+    Raises DataError.
+    """
+    base = folder if is_url(folder) else str(Path(folder).expanduser().resolve())
+    system = fsspec.core.url_to_fs(base)[0] if is_url(folder) else LocalFileSystem()
+    splits = {}
+    try:
+        for split, chosen in (patterns or get_data_patterns(base)).items():
+            found = sorted({path for p in chosen for path in resolve_pattern(p, base)})
+            places = [Place(system, path, _shown(path, base, folder)) for path in found]
+            splits[str(split)] = [p for p in places if p.extensions[0] in EXTENSIONS]
+    except FileNotFoundError as error:  # EmptyDatasetError is one
+        reason = " ".join(str(error).split())
+        raise DataError(f"the folder {folder} holds no data files ({reason})") from None
+    splits = {split: places for split, places in splits.items() if places}
+    if not splits:
+        raise DataError(
+            f"the folder {folder} holds no data files; they end in {', '.join(EXTENSIONS)}"
+        )
+    return splits
+
+
+def _shown(path: str, base: str, folder: str) -> str:
+    inside = path.removeprefix(base).lstrip("/")
+    return f"{folder.rstrip('/')}/{inside}" if path.startswith(base) else path

@@ -1,0 +1,194 @@
+"""Splits of examples by prompt, of a list or of a stream, and mixtures of several data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from random import Random
+
+from bmt_trainer.data.examples import Counts, Example, Split
+from bmt_trainer.errors import DataError
+
+# Reasons for which a row is in neither part of a split.
+ANOTHER_ANSWER = "other answers of held-out prompts"
+NOT_NEEDED = "beyond the run's training examples"
+SHARES = "so that the sources have their shares"
+
+
+def of_list(
+    examples: Iterable[Example],
+    *,
+    heldout: int,
+    train: int,
+    seed: int,
+    share: float | None,
+    name: str,
+) -> Split:
+    """Shuffle the prompts, hold out `heldout` of them, and take at most `train` rows of the others.
+
+    Of a held-out prompt with several rows the last one counts. share: fraction of the prompts to
+    hold out instead. Raises DataError.
+    """
+    by_prompt: dict[str, list[Example]] = {}
+    rows = 0
+    for example in examples:
+        by_prompt.setdefault(example.key, []).append(example)
+        rows += 1
+    groups = list(by_prompt.values())
+    if share is not None:
+        heldout = len(groups) - int(len(groups) * (1 - share))
+    if len(groups) < heldout + (train > 0):
+        raise DataError(
+            f"{name} has {len(groups)} different prompts, and {heldout} are to be held out; "
+            "hold out fewer (the paper: a quarter)"
+        )
+    Random(seed).shuffle(groups)
+    held = [group[-1] for group in groups[:heldout]]
+    kept = list(_in_turn(groups[heldout:]))
+    dropped = {
+        ANOTHER_ANSWER: sum(len(group) - 1 for group in groups[:heldout]),
+        NOT_NEEDED: max(0, len(kept) - train),
+    }
+    repeated = sum(len(group) - len({_value(e) for e in group}) for group in groups)
+    return Split(kept[:train], held, Counts(rows, len(groups), repeated, dropped))
+
+
+def _value(example: Example) -> str:
+    """The answer as text, equal for equal answers."""
+    return repr((example.answer, example.reply, example.demonstration, example.learnt))
+
+
+def _in_turn(groups: Sequence[Sequence[Example]]) -> Iterator[Example]:
+    """A row of each prompt, then a second row of each that has one, and so on."""
+    at = 0
+    while groups:
+        yield from (group[at] for group in groups)
+        at += 1
+        groups = [group for group in groups if len(group) > at]
+
+
+def of_stream(
+    examples: Iterator[Example],
+    *,
+    heldout: int,
+    train: int,
+    seed: int,
+    buffer: int,
+    name: str,
+) -> Split:
+    """Hold out the first prompts of a shuffled stream, and take the rows after them for training.
+
+    Reads `heldout` prompts, `train` rows of others and `buffer` rows ahead, from which the next
+    row is drawn. Raises DataError.
+    """
+    count = _Counted(examples)
+    held: dict[str, Example] = {}
+    kept: list[Example] = []
+    prompts: set[str] = set()
+    others = 0
+    for example in _shuffled(count, buffer, Random(seed)):
+        if len(held) == heldout and len(kept) == train:
+            break
+        key = example.key
+        prompts.add(key)
+        if key in held:
+            others += 1
+        elif len(held) < heldout:
+            held[key] = example
+        else:
+            kept.append(example)
+        if len(held) == heldout and len(kept) == train:
+            break
+    if len(held) < heldout or (train and not kept):
+        raise DataError(
+            f"{name} has {len(prompts)} different prompts, and {heldout} are to be held out; hold "
+            "out fewer"
+        )
+    taken = len(held) + len(kept) + others
+    note = f"data: streamed {name}, {count.rows:,} rows read, drawn from {buffer:,} rows at a time"
+    dropped = {ANOTHER_ANSWER: others, "read ahead for the shuffle": count.rows - taken}
+    return Split(kept, list(held.values()), Counts(count.rows, len(prompts), 0, dropped, (note,)))
+
+
+class _Counted:
+    """An iterator that counts."""
+
+    def __init__(self, examples: Iterator[Example]) -> None:
+        self._examples, self.rows = examples, 0
+
+    def __iter__(self) -> Iterator[Example]:
+        return self
+
+    def __next__(self) -> Example:
+        example = next(self._examples)
+        self.rows += 1
+        return example
+
+
+def _shuffled(examples: Iterable[Example], buffer: int, random: Random) -> Iterator[Example]:
+    """The examples, each drawn from the next `buffer` ones; 0: in their order."""
+    waiting: list[Example] = []
+    for example in examples:
+        if len(waiting) < buffer:
+            waiting.append(example)
+            continue
+        if not waiting:
+            yield example
+            continue
+        at = random.randrange(len(waiting))
+        waiting[at], example = example, waiting[at]
+        yield example
+    random.shuffle(waiting)
+    yield from waiting
+
+
+def apportion(total: int, weights: Sequence[float]) -> list[int]:
+    """`total` in integer parts in proportion to the weights, by largest remainders."""
+    exact = [total * weight / sum(weights) for weight in weights]
+    parts = [int(value) for value in exact]
+    order = sorted(range(len(weights)), key=lambda i: parts[i] - exact[i])
+    for i in order[: total - sum(parts)]:
+        parts[i] += 1
+    return parts
+
+
+def mixed(
+    splits: Sequence[Split], weights: Sequence[float], names: Sequence[str], train: int, seed: int
+) -> Split:
+    """One split of several: training rows in proportion to the weights, in random order.
+
+    A source with too few rows gives them several times. A row whose prompt another source holds
+    out is left out. Raises DataError.
+    """
+    heldout = {e.key: e for split in splits for e in split.heldout}
+    sources = [[e for e in split.train if e.key not in heldout] for split in splits]
+    both = sum(len(s.train) for s in splits) - sum(map(len, sources))
+    total = min(train, sum(map(len, sources)))
+    counts = apportion(total, weights)
+    kept: list[Example] = []
+    notes = [note for split in splits for note in split.counts.notes]
+    unused = 0
+    for source, rows, wanted in zip(names, sources, counts, strict=True):
+        if wanted and not rows:
+            raise DataError(f"{source} has no rows for training, and its weight asks for {wanted}")
+        kept += [rows[i % len(rows)] for i in range(wanted)]
+        times = f", each up to {-(-wanted // len(rows))} times" if wanted > len(rows) else ""
+        share = wanted / total if total else 0.0
+        used = min(wanted, len(rows))
+        notes.append(
+            f"data: {wanted:,} training rows ({share:.1%}) of {used:,} rows of {source}{times}"
+        )
+        unused += len(rows) - used
+    Random(seed).shuffle(kept)
+    dropped = {"held out in another source": both}
+    for split in splits:
+        for why, n in split.counts.dropped.items():
+            dropped[why] = dropped.get(why, 0) + n
+    dropped[SHARES] = unused
+    prompts = len({e.key for s in splits for e in s.train} | heldout.keys())
+    rows_read = sum(split.counts.rows for split in splits)
+    repeated = sum(split.counts.repeated for split in splits)
+    return Split(
+        kept,
+        list(heldout.values()),
+        Counts(rows_read, prompts, repeated, dropped, tuple(notes)),
+    )
