@@ -65,8 +65,8 @@ class ChatTemplate:
             return self._text(messages, example, generation=generation)
         except _TEMPLATE_FAILS as error:
             raise DataError(
-                f"{_row(example)}the chat template refuses the chat ({error})"
-                f"{self._fix(messages, example, generation)}"
+                f"{_row(example)}{self._refused(messages, example, generation)}the chat template "
+                f"refuses the chat ({error}){self._fix(messages, example, generation)}"
             ) from None
 
     def turn(self, example: Example, messages: Sequence[Message], at: int) -> Turn:
@@ -79,6 +79,9 @@ class ChatTemplate:
         full = self.render(messages[: at + 1], example, generation=False)
         begin = self._begin(example, messages, at, before, full)
         body = full[begin:]
+        for earlier in messages[:at]:
+            if earlier.get("reasoning_content", "").strip() not in full:
+                self.notes["the chat template leaves out thoughts of turns before an answer"] += 1
         self._check(example, messages, at)
         after = self._check_turn(example, message, at, body)
         end = after + len(body[after:].rstrip())
@@ -130,8 +133,11 @@ class ChatTemplate:
         place = f"{_row(example)}turn {at + 1} (assistant), "
         after = 0
         for field, text in (("reasoning_content", thoughts), ("content", content)):
-            if self.end and self.end in text:
-                raise DataError(f"{place}{field}: contains {self.end!r}, the end of a turn")
+            for end in filter(None, (self.end, self._tokenizer.eos_token)):
+                if end in text:
+                    raise DataError(
+                        f"{place}{field}: contains {end!r}, the end of a turn; remove it"
+                    )
             found = body.find(text.strip(), after)
             if found < 0:
                 raise DataError(f"{place}{field}: the chat template changes its text; {_OTHER}")
@@ -179,6 +185,15 @@ class ChatTemplate:
         except _TEMPLATE_FAILS:
             return None  # a template that reads its texts; the turns' own text is checked
         return next((field for name, field in marks.items() if name not in text), None)
+
+    def _refused(self, messages: Sequence[Message], example: Example, generation: bool) -> str:
+        """The first turn with which the template refuses a chat."""
+        for size in range(1, len(messages) + 1):
+            try:
+                self._text(messages[:size], example, generation=generation)
+            except _TEMPLATE_FAILS:
+                return f"turn {size} ({messages[size - 1]['role']}): "
+        return ""
 
     def _fix(self, messages: Sequence[Message], example: Example, generation: bool) -> str:
         """The fix of a chat that the template refuses, if leaving out system messages helps."""
@@ -265,11 +280,12 @@ def _marked_calls(message: Message, place: str, mark: Any) -> dict[str, Any]:
     calls = []
     for number, call in enumerate(message.get("tool_calls", ())):
         where = f"{place}, tool_calls[{number}].function"
+        name = mark(f"{where}.name")
         arguments = {
             mark(f"{where}.arguments"): mark(f"{where}.arguments")
             for _ in call["function"]["arguments"]
         }
-        function = {"name": mark(f"{where}.name"), "arguments": arguments}
+        function = {"name": name, "arguments": arguments}
         calls.append({**call, "function": function})
     return {"tool_calls": calls} if calls else {}
 

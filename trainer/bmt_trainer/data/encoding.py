@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from bmt_trainer.data.chat_template import ChatTemplate, Turn
 from bmt_trainer.data.examples import Example, Message
-from bmt_trainer.errors import DataError
+from bmt_trainer.errors import DataError, ModelError
 
 #: The assistant's turns that supervised training learns: all that the row lets, or the last one.
 Learn = Literal["all", "last"]
@@ -38,7 +38,7 @@ class Encoded:
     pieces: tuple[tuple[str, bool], ...]
 
     @property
-    def row(self) -> dict[str, list[int]]:
+    def columns(self) -> dict[str, list[int]]:
         """The columns of TRL's trainer."""
         return {"input_ids": self.input_ids, "completion_mask": self.completion_mask}
 
@@ -53,6 +53,10 @@ class Encoder:
         self._tokenizer, self._learn = tokenizer, learn
         self.template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
         self.notes: Counter[str] = self.template.notes if self.template else Counter()
+
+    def lines(self) -> list[str]:
+        """The notes as lines, each with its count."""
+        return [f"{line} ({count:,} times)" for line, count in self.notes.items()]
 
     def prompt(self, example: Example) -> list[int]:
         """Token ids of the prompt, with the header of an answer. Raises DataError."""
@@ -80,7 +84,8 @@ class Encoder:
             return example
         if self.template is not None and not isinstance(example.prompt, str):
             self.template.check_prompt(example)
-        if example.has_prompt and not self.prompt(example):
+        empty = example.prompt == "" or (self.template is None and not plain(example))
+        if example.has_prompt and empty and not self.prompt(example):
             raise DataError(f"{_row(example)}prompt: has no tokens, so nothing can be generated")
         if example.reply is None:
             return example
@@ -145,7 +150,7 @@ class Encoder:
         one = all(whole.startswith(t.before + t.text) and t.ends for t in turns[:-1])
         if one:
             return [self._row(example, _pieces(turns), eos=not turns[-1].ends)]
-        self.notes["a chat is several rows, because its template writes earlier turns anew"] += 1
+        self.notes[_SEVERAL] += 1
         return [self._row(example, _pieces([t]), eos=not t.ends) for t in turns]
 
     def _row(
@@ -212,6 +217,10 @@ class Encoder:
                 )
 
 
+_SEVERAL = (
+    "a chat is one training row per learnt turn, because its template writes a turn in another way "
+    "once others follow"
+)
 # The empty thoughts that some templates write into an answer without thoughts.
 _NO_THOUGHTS = re.compile(r"^\s*<think>\s*</think>\s*")
 
@@ -244,6 +253,30 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
     return Encoder(tokenizer).prompt(example)
 
 
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token by which the chat template ends the assistant's turns; None without one."""
+    end = ChatTemplate(tokenizer).end if tokenizer.chat_template else None
+    ids = tokenizer(end, add_special_tokens=False)["input_ids"] if end else []
+    return int(ids[-1]) if ids and ids[-1] in tokenizer.added_tokens_decoder else None
+
+
+def complete_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a tokenizer without eos the token that ends a turn, and one without padding a token.
+
+    Padding is never attended to, so that any token can be it. Raises ModelError.
+    """
+    if tokenizer.eos_token_id is None:
+        if (end := end_of_turn(tokenizer)) is None:
+            raise ModelError(
+                "the tokenizer has no eos_token, and no chat template ends a turn by a token, so "
+                "nothing would end an answer; set eos_token in the model's tokenizer_config.json, "
+                "or give a --chat-template"
+            )
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
 def plain(example: Example) -> str:
     """A prompt for a model without a chat template: its text, or its messages, one per line.
 
@@ -266,7 +299,7 @@ def training_rows(
 ) -> list[dict[str, list[int]]]:
     """`input_ids` and `completion_mask`, both [S], of each row of at most `max_length` tokens."""
     encoder = Encoder(tokenizer)
-    rows = [row.row for example in examples for row in encoder.encode(example)]
+    rows = [row.columns for example in examples for row in encoder.encode(example)]
     return [row for row in rows if len(row["input_ids"]) <= max_length]
 
 

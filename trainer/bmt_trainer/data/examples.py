@@ -126,9 +126,11 @@ def with_shots(example: Example, shots: Sequence[Example]) -> Example:
 
     Only the first system message is kept.
     """
+    if not shots:
+        return example
     before: list[Message] = []
     for shot in shots:
         turns = shot.messages if not before else [m for m in shot.messages if m["role"] != "system"]
-        before += [*turns, {"role": "assistant", "content": shot.answer}]
+        before += [*turns, shot.reply or {"role": "assistant", "content": shot.answer}]
     last = [m for m in example.messages if not before or m["role"] != "system"]
-    return Example((*before, *last), example.answer)
+    return replace(example, prompt=(*before, *last), learnt=())

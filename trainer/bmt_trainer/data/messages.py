@@ -211,7 +211,7 @@ def _tool_calls(fields: Mapping[str, Any], at: str) -> list[dict[str, Any]]:
         listed = strict_json(listed, f"{at}.tool_calls")
     if legacy := fields.get("function_call"):
         if listed:
-            raise DataError(f"{at}.function_call: given beside tool_calls; keep one")
+            raise DataError(f"{at}.function_call: given as well as tool_calls; keep one")
         return [_call(legacy, f"{at}.function_call")]
     if not isinstance(listed, Sequence):
         raise DataError(f"{at}.tool_calls: expected a list of calls, not {_shown(listed)}")

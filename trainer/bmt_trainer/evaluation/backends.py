@@ -20,10 +20,15 @@ from transformers import PreTrainedModel
 
 from bmt_trainer import models
 from bmt_trainer.console import Display
-from bmt_trainer.data.encoding import render
+from bmt_trainer.data.encoding import complete_special_tokens, end_of_turn, render
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError, RolloutError
-from bmt_trainer.evaluation.generate import NEUTRAL_SAMPLING, Generate, generate
+from bmt_trainer.evaluation.generate import (
+    NEUTRAL_SAMPLING,
+    Generate,
+    generate,
+    stop_at_end_of_turn,
+)
 from bmt_trainer.masking.apply import apply
 
 #: Entry point group of engines in this process, each (folder, max_num_seqs=) -> an object with
@@ -72,11 +77,14 @@ def by_transformers(
     folder, torch_device = models.checkpoint_folder(model), models.pick_device(device)
     loaded = _load(mask, folder)
     tokenizer = models.load_tokenizer(folder)
+    complete_special_tokens(tokenizer)
     display = Display()
 
     @cache
     def network(masked: bool) -> PreTrainedModel:
         made = models.load_model(folder, torch_device)
+        if (line := stop_at_end_of_turn(made, tokenizer)) is not None:
+            display.say(line)
         if masked and loaded is not None:
             apply(loaded, made, base_fingerprint=loaded.base.fingerprint)
         return made
@@ -134,6 +142,7 @@ class _Vllm:
     def __init__(self, folder: Path, batch_size: int) -> None:
         self.folder, self._batch_size = folder, batch_size
         self._tokenizer = models.load_tokenizer(folder)
+        self._end = end_of_turn(self._tokenizer)
 
     @cached_property
     def _engine(self) -> Any:
@@ -155,7 +164,13 @@ class _Vllm:
                 f"vLLM did not answer ({type(error).__name__}: {error}); --engine transformers "
                 "runs without it"
             ) from error
-        return [str(self._tokenizer.decode(ids, skip_special_tokens=True)) for ids in completions]
+        return [self._text(list(ids)) for ids in completions]
+
+    def _text(self, ids: list[int]) -> str:
+        # The engine ends answers where the checkpoint's settings say, which may not know the turn.
+        if self._end in ids:
+            ids = ids[: ids.index(self._end) + 1]
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def by_server(url: str, names: Mapping[str, str], *, concurrency: int) -> dict[str, Generate]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from bmt_trainer.data.encoding import pad, render
+from bmt_trainer.data.encoding import end_of_turn, pad, render
 from bmt_trainer.data.examples import Example
 from bmt_trainer.models import evaluating
 
@@ -28,6 +28,27 @@ NEUTRAL_SAMPLING = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
+
+
+def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Make answers end at the chat template's end of a turn; a line if they did not before.
+
+    Changes the generation settings of the loaded model. A base model's own may name the end of a
+    text alone.
+    """
+    end, settings = end_of_turn(tokenizer), model.generation_config
+    if end is None or settings is None:
+        return None
+    given = settings.eos_token_id
+    stops = [given] if isinstance(given, int) else list(given or [])
+    if end in (*stops, tokenizer.eos_token_id):
+        return None
+    settings.eos_token_id = [*stops, end]
+    return (
+        f"the chat template ends turns with {tokenizer.convert_ids_to_tokens(end)!r}, which is no "
+        f"end for the model: answers end there here, and a server needs it as a stop token "
+        f"(stop_token_ids: [{end}])"
+    )
 
 
 @torch.no_grad()

@@ -10,8 +10,9 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer.data.examples import Example
+from bmt_trainer.errors import DataError
 from bmt_trainer.evaluation.generate import generate
-from bmt_trainer.evaluation.graders import WORDS, Grader
+from bmt_trainer.evaluation.graders import GRADERS, WORDS, Grader
 from bmt_trainer.evaluation.intervals import wilson
 
 
@@ -52,6 +53,22 @@ class Score:
             f"{self.accuracy:6.1%} [{low:.1%}, {high:.1%}] exact, "
             f"{self.lenient / self.total:6.1%} lenient, n = {self.total}"
         )
+
+
+def require_answers(examples: Sequence[Example], grader: Grader, fix: str) -> None:
+    """Raise DataError for a row that cannot be answered, or whose answer cannot be graded.
+
+    A grader of a user's own may need no answer. fix: what to set instead.
+    """
+    for example in examples:
+        where = f"{example.location}: " if example.location else ""
+        if not example.has_prompt:
+            raise DataError(f"{where}text and tokens have no prompt to answer; {fix}")
+        if grader.name in GRADERS and not example.answer.strip():
+            raise DataError(
+                f"{where}the row has no answer that the grader {grader.name} can compare with; "
+                f"add a column `answer`, or {fix}"
+            )
 
 
 def grade(completions: Sequence[str], examples: Sequence[Example], grader: Grader = WORDS) -> Score:

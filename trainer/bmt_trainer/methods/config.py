@@ -117,6 +117,9 @@ class SftConfig(TrainConfig):
     group_by_length: bool = option(
         "Put examples of like length in one step: less padding, so faster steps.", False
     )
+    learn: Literal["all", "last"] = option(
+        "The turns of a chat that are learnt: every one of the assistant, or its last one.", "all"
+    )
     packing: bool = option(
         "Put several examples into one sequence of max_length, without attention across them.",
         False,

@@ -14,6 +14,7 @@ from bmt_trainer.data.encoding import plain, render
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import DataError
 from bmt_trainer.evaluation.graders import Grader
+from bmt_trainer.evaluation.score import require_answers
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import pipeline
 from bmt_trainer.methods.config import OnPolicyConfig
@@ -52,6 +53,7 @@ def load(
     of_length = zip(loaded.split.train, loaded.lengths, strict=True)
     usable = list(of_length)[config.validation :]
     examples = [e for e, length in usable if length <= most]
+    require_answers(loaded.split.train, grader, "use a reward of your own, or sft")
     if len(examples) < config.prompts_per_step:
         raise DataError(
             f"{config.dataset} leaves {len(examples)} training prompts of at most "

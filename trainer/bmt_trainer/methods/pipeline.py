@@ -21,13 +21,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bmt_trainer import models
 from bmt_trainer.console import Display
 from bmt_trainer.data import sources
-from bmt_trainer.data.encoding import batches, render
+from bmt_trainer.data.encoding import Encoder, batches, complete_special_tokens, render
 from bmt_trainer.data.examples import Example, Split, with_template_kwargs
 from bmt_trainer.distributed import assign_sharded, barrier, full_tensor
+from bmt_trainer.evaluation.generate import stop_at_end_of_turn
 from bmt_trainer.evaluation.graders import Grader
 from bmt_trainer.evaluation.intervals import wilson
 from bmt_trainer.evaluation.kl import forward_kl
-from bmt_trainer.evaluation.score import best_guess
+from bmt_trainer.evaluation.score import best_guess, require_answers
 from bmt_trainer.masking import live_gates
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.calibration import input_norms
@@ -130,6 +131,13 @@ def load(
         with_template_kwargs(split.heldout, config.chat_template_kwargs),
         split.counts,
     )
+    complete_special_tokens(tokenizer)
+    encoder = Encoder(tokenizer)
+    split = Split(
+        [encoder.checked(example) for example in split.train],
+        [encoder.checked(example) for example in split.heldout],
+    )
+    require_answers(split.heldout if scored else [], grader, "set heldout: 0")
     settings = {**settings_of(config), "base": base.fingerprint}
     longest = answered or _as_it_is
     trained = prompt_lengths(tokenizer, [longest(e) for e in split.train] if answered else [])
@@ -142,6 +150,8 @@ def load(
     config = within_context(config, folder, display, prompts)
     run = RunFolder(config.output, settings, resume=config.resume)
     model = models.load_model(folder, models.pick_device(config.device))
+    if (line := stop_at_end_of_turn(model, tokenizer)) is not None:
+        display.say(line)
     score = HeldoutScores(
         model,
         tokenizer,

@@ -22,6 +22,7 @@ from trl.experimental.sdft import SDFTTrainer
 from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.data.examples import Example, Message
 from bmt_trainer.distributed import join
+from bmt_trainer.errors import DataError
 from bmt_trainer.evaluation.graders import find_for
 from bmt_trainer.masking.attach import Attached, attach
 from bmt_trainer.methods import on_policy, pipeline
@@ -68,9 +69,29 @@ def load(config: SdftConfig, display: Display, *, scored: bool = True) -> tuple[
 
 
 def teacher_example(example: Example, template: str) -> Example:
-    """`example` with the teacher's last turn, `template` filled with prompt and demonstration."""
+    """`example` with the teacher's last turn, `template` filled with prompt and demonstration.
+
+    Raises DataError for a row that has no user's turn to fill, nothing to demonstrate, or tools.
+    """
+    where = f"{example.location}: " if example.location else ""
+    if not example.has_prompt:
+        raise DataError(f"{where}sdft needs a prompt, and the row is text or tokens; use sft")
+    if example.tools or any("tool_calls" in message for message in example.messages):
+        raise DataError(f"{where}tools: sdft trains on chats without tools; use sft or grpo")
     *before, last = example.messages
+    if last["role"] != "user":
+        raise DataError(
+            f"{where}the turn before the answer is of the {last['role']}; sdft writes the "
+            "demonstration into a user's turn, so a prompt must end with one"
+        )
+    if not _demonstration(example).strip():
+        raise DataError(
+            f"{where}the row has neither demonstration nor completion for the teacher; add one, "
+            "or train by rewards (grpo)"
+        )
     text = template.format(prompt=last["content"], demonstration=_demonstration(example))
+    if isinstance(example.prompt, str):
+        return replace(example, prompt=text)
     turn: Message = {"role": last["role"], "content": text}
     return replace(example, prompt=(*before, turn))
 

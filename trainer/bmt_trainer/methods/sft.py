@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from bmt_core import Mask
@@ -12,7 +11,7 @@ from trl import SFTTrainer
 
 from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.data import preview
-from bmt_trainer.data.encoding import grouped_by_length, training_rows
+from bmt_trainer.data.encoding import Encoder, grouped_by_length
 from bmt_trainer.data.fitting import fit as fit_rows
 from bmt_trainer.distributed import join
 from bmt_trainer.errors import DataError
@@ -59,11 +58,13 @@ def load(config: SftConfig, display: Display, *, scored: bool = True) -> tuple[L
     )
     split = loaded.split
     tokenizer, most = loaded.tokenizer, loaded.config.max_length
-    locations = [example.location for example in split.train]
-    fitted = fit_rows(
-        training_rows(tokenizer, split.train, sys.maxsize), most, config.overlong, locations
-    )
-    for line in fitted.notes(most):
+    encoder = Encoder(tokenizer, config.learn)
+    encoded = [
+        (example.location, row) for example in split.train for row in encoder.encode(example)
+    ]
+    locations = [location for location, _ in encoded]
+    fitted = fit_rows([row.columns for _, row in encoded], most, config.overlong, locations)
+    for line in (*encoder.lines(), *fitted.notes(most)):
         display.say(line)
     if config.packing:
         packing.require_separation(loaded.model)
