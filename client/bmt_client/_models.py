@@ -64,6 +64,8 @@ class Version(Model):
     parent: str | None = None  # mask digest of the latest version before this one
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pinned: bool = False
+    # False: the server renders chats by another template than the mask's training; None: unknown.
+    same_chat_template: bool | None = None
 
     @classmethod
     def from_json(cls, raw: Any) -> Self:

@@ -121,6 +121,11 @@ class Settings:
     gates: dict[str, tuple[int, int]] = _option(  # noqa: RUF009
         "Shapes [d_out, d_in] of the maskable tensors, by their names in the checkpoint."
     )
+    chat_template: str = _option(
+        "SHA-256 of the chat template that renders chats, 64 hex digits; `none` without one, empty "
+        "if it is unknown.",
+        "",
+    )
     cache_dir: str = _option("Folder of laid-out masks, addressed by content.", "")
     stats_dir: str = _option("Folder of statistics that workers write and /metrics reads.", "")
 

@@ -26,6 +26,7 @@ FULL = {
     "metadata": {"eval": {"accuracy": 0.9}},
     "model": "math@3f3f3f3f3f3f",
     "pinned": True,
+    "same_chat_template": False,
 }
 
 

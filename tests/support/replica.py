@@ -67,7 +67,10 @@ class Api:
 
 
 @asynccontextmanager
-async def replica(url: str, folder: Path, keys: dict[str, str] | None = None) -> AsyncIterator[Api]:
+async def replica(
+    url: str, folder: Path, keys: dict[str, str] | None = None, **changes: Any
+) -> AsyncIterator[Api]:
+    """One replica. changes: of its settings."""
     settings = Settings(
         model_id="tiny",
         model_path="tiny",
@@ -77,6 +80,7 @@ async def replica(url: str, folder: Path, keys: dict[str, str] | None = None) ->
         cache_dir=str(folder),
         stats_dir=str(folder),
         max_sparsity=0.05,
+        **changes,
     )
     engine, hold = FakeEngine(folder), asyncio.Event()
     state = await AppState.create(settings, engine, CollectorRegistry(), removal_delay_s=0.05)

@@ -115,7 +115,11 @@ class AppState:
             metrics.cold_load,
         )
         lifecycle = MaskLifecycle(
-            cache, engine, count_holds=metrics.holds.inc, removal_delay_s=removal_delay_s
+            cache,
+            engine,
+            count_holds=metrics.holds.inc,
+            chat_template=settings.chat_template,
+            removal_delay_s=removal_delay_s,
         )
         replica = RegistryReplica(
             registry,

@@ -72,6 +72,7 @@ def run(
     Raises before vLLM starts if flags, host, registry or checkpoint do not fit.
     """
     from bmt_server.cli.first_key import check_url, contact_registry
+    from bmt_server.vllm_integration.chat_template import served_digest
 
     if chosen["registry_url"]:
         check_url(chosen["registry_url"])
@@ -79,6 +80,7 @@ def run(
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     args = _parse_vllm_flags(model, vllm_flags)
     chosen = {**chosen, **_take_over_flags(args)}
+    chosen["chat_template"] = served_digest(args.chat_template, args.tokenizer or args.model)
     if chosen["no_auth"]:
         _require_loopback(args.host)
     _prepare_kernel()

@@ -13,6 +13,9 @@ from bmt_server.ipc.mask_source import MaskSource
 
 DEFAULT_TENANT = "default"
 DIGEST_SHOWN = 12
+#: A server's chat template if it has none, as in `Settings.chat_template`.
+NO_TEMPLATE = "none"
+_TEMPLATE = "chat_template"  # key of a mask's metadata: SHA-256 of the template, or null
 
 
 class BaseRef(BaseModel):
@@ -65,6 +68,16 @@ class Version(BaseModel):
         """Value of a request's `model` that selects exactly this version."""
         return f"{self.name}@{self.digest[:DIGEST_SHOWN]}"
 
+    def same_template(self, served: str) -> bool | None:
+        """True if the mask was trained with the chat template of a server, False if not.
+
+        served: the server's `Settings.chat_template`. None if the mask's metadata or the server
+        does not say.
+        """
+        if not served or _TEMPLATE not in self.metadata:
+            return None
+        return bool((self.metadata[_TEMPLATE] or NO_TEMPLATE) == served)
+
     @property
     def source(self) -> MaskSource:
         """Identity of the mask for workers."""
@@ -99,8 +112,11 @@ class NameState:
     def newest_first(self) -> list[Version]:
         return sorted(self.versions.values(), key=lambda v: -v.rev)
 
-    def response(self, version: Version) -> dict[str, Any]:
-        """A version's JSON in responses."""
+    def response(self, version: Version, served_template: str = "") -> dict[str, Any]:
+        """A version's JSON in responses. served_template: the server's chat template, as SHA-256.
+
+        same_chat_template: false if chats are rendered by another template than in training.
+        """
         aliases = sorted(a for a, d in self.aliases.items() if d == version.digest)
         if self.latest == version.digest:
             aliases.insert(0, "latest")
@@ -109,6 +125,7 @@ class NameState:
             "model": version.model,
             "aliases": aliases,
             "pinned": self.pinned,
+            "same_chat_template": version.same_template(served_template),
         }
 
 

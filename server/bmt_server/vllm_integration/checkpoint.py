@@ -6,7 +6,8 @@ import os
 
 from huggingface_hub import snapshot_download
 
-_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
+# A chat template may be a file of its own.
+_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
 def checkpoint_folder(model: str, revision: str | None = None) -> str:

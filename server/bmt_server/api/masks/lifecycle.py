@@ -47,6 +47,7 @@ class MaskLifecycle:
     """Loads versions into the workers, once each, and unloads those that no request needs.
 
     count_holds: called with 1 when a request begins on a version and with -1 when it ends.
+    chat_template: SHA-256 of the server's; a version that was trained with another is warned of.
     removal_delay_s: time without requests before an evicted or deleted version is unloaded.
     """
 
@@ -56,11 +57,13 @@ class MaskLifecycle:
         engine: Engine,
         *,
         count_holds: Callable[[int], None],
+        chat_template: str = "",
         removal_delay_s: float = REMOVAL_DELAY_S,
     ) -> None:
         self._cache = cache
         self._engine = engine
         self._count_holds = count_holds
+        self._chat_template = chat_template
         self._removal_delay_s = removal_delay_s
         self._tracked: dict[int, TrackedVersion] = {}  # by adapter id
         self._ids: dict[tuple[str, str], set[int]] = {}  # tenant and name -> adapter ids
@@ -80,10 +83,24 @@ class MaskLifecycle:
         if tracked is None:
             tracked = self._tracked[version.id] = TrackedVersion(version)
             self._ids.setdefault((version.tenant, version.name), set()).add(version.id)
+            self._check_template(version)
         self._add_user(tracked)
         if load:
             self._start_loading(tracked)
         return tracked
+
+    def _check_template(self, version: Version) -> None:
+        """Warn of a mask that answers chats which another template renders than in its training."""
+        if version.same_template(self._chat_template) is False:
+            trained = str(version.metadata["chat_template"] or "none")
+            logger.warning(
+                "%s was trained with the chat template %s, and this server renders chats with %s; "
+                "start it with the template of the training (--chat-template), or expect worse "
+                "answers to chats",
+                version.internal_name,
+                trained[:12],
+                self._chat_template[:12],
+            )
 
     def release(self, tracked: TrackedVersion) -> None:
         """End a request on this version."""

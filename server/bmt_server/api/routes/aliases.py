@@ -30,7 +30,8 @@ async def put_alias(request: Request, name: str, alias: str) -> dict[str, Any]:
         stored.tenant, name, valid_alias(alias), version.digest, if_match(request)
     )
     stored = await state.replica.refresh(stored.tenant, name) or stored
-    return stored.response(stored.versions.get(version.digest, version))
+    changed = stored.versions.get(version.digest, version)
+    return stored.response(changed, state.settings.chat_template)
 
 
 async def delete_alias(request: Request, name: str, alias: str) -> Response:

@@ -33,7 +33,7 @@ async def list_masks(
     page = following[:limit]
     return {
         "object": "list",
-        "data": [{**_latest(n), "versions": len(n.versions)} for n in page],
+        "data": [{**_latest(request, n), "versions": len(n.versions)} for n in page],
         "has_more": len(following) > limit,
         "last": page[-1].name if page else None,
     }
@@ -46,7 +46,7 @@ async def show_mask(request: Request, name: str) -> dict[str, Any]:
     stored = state.replica.get(tenant, version.name)
     if stored is None:
         raise mask_not_found(name)
-    return stored.response(version)
+    return stored.response(version, state.settings.chat_template)
 
 
 async def delete_mask(request: Request, name: str) -> Response:
@@ -60,7 +60,8 @@ async def delete_mask(request: Request, name: str) -> Response:
 async def list_versions(request: Request, name: str) -> dict[str, Any]:
     """Versions of a name, newest first."""
     stored = await state_of(request, name)
-    return {"object": "list", "data": [stored.response(v) for v in stored.newest_first()]}
+    served = app_state(request).settings.chat_template
+    return {"object": "list", "data": [stored.response(v, served) for v in stored.newest_first()]}
 
 
 async def delete_version(request: Request, name: str, digest: str) -> Response:
@@ -88,8 +89,9 @@ async def _set_pin(request: Request, name: str, pinned: bool) -> dict[str, Any]:
     if latest is not None:
         await state.lifecycle.pin(latest, pinned)
     await state.registry.set_pin(stored.tenant, name, pinned)
-    return _latest(await state.replica.refresh(stored.tenant, name) or stored)
+    return _latest(request, await state.replica.refresh(stored.tenant, name) or stored)
 
 
-def _latest(stored: NameState) -> dict[str, Any]:
-    return stored.response(stored.resolve(None, None) or stored.newest_first()[0])
+def _latest(request: Request, stored: NameState) -> dict[str, Any]:
+    latest = stored.resolve(None, None) or stored.newest_first()[0]
+    return stored.response(latest, app_state(request).settings.chat_template)

@@ -138,7 +138,7 @@ async def _publish(
     if current is None or stored is None:
         raise Conflict(f"{name} was deleted while it was published", code="deleted")
     return JSONResponse(
-        {**current.response(stored), "outcome": outcome},
+        {**current.response(stored, state.settings.chat_template), "outcome": outcome},
         201 if outcome == "created" else 200,
         headers={"ETag": f'"{stored.digest}"'},
     )
