@@ -20,6 +20,8 @@ from fractions import Fraction
 from typing import Any, Literal
 
 ENV = "BMT_SERVER_SETTINGS"
+#: `Settings.chat_template` of a server without one.
+NO_TEMPLATE = "none"
 
 MaskMode = Literal["auto", "delta", "scatter"]
 # Units of flags, in the unit of the field.

@@ -10,11 +10,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from bmt_server.ipc.mask_source import MaskSource
+from bmt_server.settings import NO_TEMPLATE
 
 DEFAULT_TENANT = "default"
 DIGEST_SHOWN = 12
-#: A server's chat template if it has none, as in `Settings.chat_template`.
-NO_TEMPLATE = "none"
 _TEMPLATE = "chat_template"  # key of a mask's metadata: SHA-256 of the template, or null
 
 

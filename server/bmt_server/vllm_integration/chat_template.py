@@ -11,8 +11,7 @@ from transformers import AutoTokenizer
 from vllm.exceptions import VLLMError
 from vllm.renderers.chat_utils import load_chat_template
 
-from bmt_server.registry.schemas import NO_TEMPLATE
-from bmt_server.settings import SettingsError
+from bmt_server.settings import NO_TEMPLATE, SettingsError
 
 
 def served_digest(chat_template: str | None, tokenizer: str) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bmt_server.registry.schemas import NO_TEMPLATE
-from bmt_server.settings import SettingsError
+from bmt_server.settings import NO_TEMPLATE, SettingsError
 
 from tests.support.tiny_model import TEMPLATE, byte_tokenizer
 

@@ -136,6 +136,7 @@ def load(
     split = Split(
         [encoder.checked(example) for example in split.train],
         [encoder.checked(example) for example in split.heldout],
+        split.counts,
     )
     require_answers(split.heldout if scored else [], grader, "set heldout: 0")
     settings = {**settings_of(config), "base": base.fingerprint}
