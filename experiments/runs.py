@@ -41,7 +41,7 @@ def settings_of(recipe: str, name: str, **changes: Any) -> dict[str, Any]:
     """Settings of `recipes/RECIPE.yaml` for the demo's model, with changes; name: mask file."""
     folder = WORK / "paper"
     folder.mkdir(parents=True, exist_ok=True)
-    own = {"model": str(demo_model()), "output": folder / name}
+    own = {"model": str(demo_model()), "output": folder / name, "overwrite": True}
     return {**read_yaml(ROOT / "recipes" / f"{recipe}.yaml"), **own, **changes}
 
 

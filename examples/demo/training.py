@@ -55,7 +55,7 @@ def train(task: Task, model: str) -> None:
     # An interrupted demo leaves an unfinished run; this one starts afresh.
     shutil.rmtree(task.mask.with_name(task.mask.name + ".run"), ignore_errors=True)
     command = [program("bmt-train"), "sft", "--config", str(task.config)]
-    command += ["--model", model, "--output", str(task.mask)]
+    command += ["--model", model, "--output", str(task.mask), "--overwrite"]
     code = run(command).returncode
     if code:
         raise DemoError(f"training {task.name} failed (exit code {code}); its output is above")

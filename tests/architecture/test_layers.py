@@ -42,7 +42,7 @@ ROOMS = {
         "distributed": {"errors", "process"},
         "templates": set(),
         "hub": set(),
-        "models": {"errors", "settings", "distributed", "templates", "hub"},
+        "models": {"errors", "settings", "distributed", "process", "templates", "hub"},
         "data": _TRAINER_FLOOR | {"hub"},
         "masking": {"errors", "models"},
         "evaluation": _TRAINER_BASE | {"masking"},

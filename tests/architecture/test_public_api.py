@@ -18,8 +18,8 @@ SURFACE = {
         symmetric_difference union validate_alias validate_digest validate_name
     """,
     "bmt_trainer": """
-        ConfigError DataError ExpertTensors FusedGate ModelError ModelNotFound NoTargets
-        OutputError QuantizedModel ResumeError RolloutError TrainerError UnknownBase
+        ConfigError DataError EmptyMask ExpertTensors FusedGate ModelError ModelNotFound NoTargets
+        NonFinite OutputError QuantizedModel ResumeError RolloutError TrainerError UnknownBase
     """,
     "bmt_server.offline": "mask_request masked_llm",
     "bmt_client": """

@@ -11,7 +11,9 @@ TrainerError
 │   └── UnknownBase         a loaded model of unknown checkpoint
 ├── RolloutError            a server's response cannot be used as rollouts
 ├── DataError               examples that are missing, malformed or too few
-├── ResumeError             nothing to resume, or a run with other settings
+├── ResumeError             nothing to resume, or a run with other settings or contents
+├── NonFinite               NaN or infinity in weights, gates, a loss, a gradient or logits
+├── EmptyMask               a trained mask that deletes nothing
 └── OutputError             an output that exists or cannot be written
 
 A mask for another base raises `bmt_core.BaseMismatch`, and a bad `.bmt` file the other errors of
@@ -66,7 +68,15 @@ class DataError(TrainerError):
 
 
 class ResumeError(TrainerError):
-    """A run that cannot be resumed: it does not exist, or was started with other settings."""
+    """A run that cannot be resumed: it was started with other settings, data or rewards."""
+
+
+class NonFinite(TrainerError):
+    """NaN or infinity in weights, gates, a loss, a gradient norm, calibration norms or logits."""
+
+
+class EmptyMask(TrainerError):
+    """A trained mask that deletes no weight: it is the base."""
 
 
 class OutputError(TrainerError):

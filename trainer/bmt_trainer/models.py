@@ -15,6 +15,7 @@ from bmt_core import Base, fingerprint
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jinja2 import TemplateError, meta
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -26,11 +27,18 @@ from transformers import (
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from bmt_trainer import hub
-from bmt_trainer.errors import ConfigError, ModelError, ModelNotFound
+from bmt_trainer.distributed import any_rank
+from bmt_trainer.errors import ConfigError, ModelError, ModelNotFound, NonFinite, QuantizedModel
+from bmt_trainer.process import world_size
 from bmt_trainer.templates import shipped
 
 #: Files of a Hub snapshot to download: not a second copy of the weights in another format.
 _FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "tokenizer*"]
+
+# Dtypes of weights that masks apply to, by safetensors name.
+_FLOATING = ("F64", "F32", "F16", "BF16")
+# Ends of the names of tensors that hold a layer's weight, packed or not.
+_WEIGHTS = (".weight", ".qweight", ".weight_packed", "_blocks")
 
 
 def checkpoint_folder(model: str | Path) -> Path:
@@ -61,13 +69,126 @@ def base_of(model: str | Path, folder: Path) -> Base:
     return Base(model_id=name, fingerprint=fingerprint(folder))
 
 
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a checkpoint by its config.json, the names of its files and their headers.
+
+    Loads no weight. Raises QuantizedModel for quantized weights, and ModelError for a folder that
+    is no complete checkpoint in safetensors form.
+    """
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        what = "it is an adapter: merge it into its base first" if adapter else "name the folder of"
+        raise ModelError(
+            f"{folder} has no config.json; {what}{'' if adapter else ' a Hugging Face checkpoint'}"
+        )
+    config = _read_json(folder / "config.json")
+    method = _quantization(config) or _old_quantization(folder)
+    if method is not None:
+        raise QuantizedModel(
+            f"{folder} is quantized ({method}), and a mask deletes single weights; train on the "
+            "unquantized checkpoint that it was made from"
+        )
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        others = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf")]
+        found = f", only {', '.join(sorted(others)[:3])}" if others else ""
+        raise ModelError(
+            f"{folder} has no *.safetensors{found}; convert it: load it with transformers and "
+            "save_pretrained it to a new folder"
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = _read_json(index).get("weight_map")
+        named = set(shards.values()) if isinstance(shards, dict) else set()
+        if missing := sorted(str(n) for n in named if not (folder / str(n)).is_file()):
+            raise ModelError(f"{folder} lacks {missing[0]}, which {index.name} names; download it")
+    for file in files:
+        _check_dtypes(file)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error})") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{path} is no JSON object")
+    return values
+
+
+def _quantization(config: Mapping[str, Any]) -> str | None:
+    """The method by which a configuration, or one inside it, says that weights are quantized."""
+    for key, value in config.items():
+        if key in ("quantization_config", "compression_config") and value:
+            method = value.get("quant_method") if isinstance(value, dict) else None
+            return str(method or key)
+        if isinstance(value, dict) and (inner := _quantization(value)):
+            return inner
+    return None
+
+
+def _old_quantization(folder: Path) -> str | None:
+    """The settings of a quantizer in a file of its own, as AutoGPTQ and AutoAWQ wrote them."""
+    names = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+    return next((name for name in names if (folder / name).is_file()), None)
+
+
+def _check_dtypes(file: Path) -> None:
+    try:
+        with safe_open(file, "pt") as tensors:
+            kinds = {
+                name: tensors.get_slice(name).get_dtype()
+                for name in tensors.keys()  # noqa: SIM118
+                if name.endswith(_WEIGHTS)
+            }
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file} cannot be read ({error})") from None
+    for name, kind in kinds.items():
+        if kind not in _FLOATING:
+            raise QuantizedModel(
+                f"{name} in {file} is stored as {kind}, so it is quantized; train on the "
+                "unquantized checkpoint that it was made from"
+            )
+
+
+def outline(folder: Path) -> nn.Module:
+    """The causal model without weights, on torch's meta device: its layers and their shapes.
+
+    Raises ModelError.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # whatever a model's code raises for a configuration that it rejects
+        raise _not_loaded(folder, "a causal language model", error) from error
+    return model
+
+
+def _not_loaded(folder: Path, what: str, error: Exception) -> ModelError:
+    first = (str(error).strip().splitlines() or [""])[0][:300]
+    return ModelError(f"{folder} cannot be loaded as {what} ({type(error).__name__}: {first})")
+
+
 def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
     """Load the causal model in eval mode.
 
     In the checkpoint's dtype, or in fp32 if the device is a CPU without instructions for 16 bits:
-    fp32 is several times faster there.
+    fp32 is several times faster there. Raises ModelError, and QuantizedModel for quantized weights.
     """
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    check_checkpoint(folder)
+    try:
+        made: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", output_loading_info=True
+        )
+    except Exception as error:  # of any kind: KeyError, ImportError, SafetensorError, …
+        raise _not_loaded(folder, "a causal language model", error) from error
+    model, info = made
+    if missing := sorted(info.get("missing_keys", ())):
+        raise ModelError(
+            f"{folder} lacks {len(missing)} tensors of its model, {missing[0]} among them, which "
+            "would start at random; use the complete checkpoint"
+        )
     if slow_in_16_bits(device) and model.dtype in (torch.bfloat16, torch.float16):
         model.float()
     model.to(device)  # type: ignore[arg-type]
@@ -86,13 +207,47 @@ def contiguous(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...
 
 
 @contextmanager
+def finite_logits(model: nn.Module) -> Iterator[None]:
+    """Raise NonFinite for logits in the block that have NaN, or infinity above.
+
+    In several processes the block is left to its end, and all raise; a rollout that draws from
+    such logits then draws from zeros.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    alone, found = world_size() == 1, []
+
+    def look(_module: nn.Module, _inputs: Any, logits: Tensor) -> Tensor | None:
+        # The largest of values with NaN among them is NaN.
+        if bool(torch.isfinite(logits.detach().amax())):
+            return None
+        found.append(True)
+        if alone:
+            raise NonFinite(_LOGITS)
+        return torch.zeros_like(logits)
+
+    hook = head.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
+    if any_rank(bool(found), next(model.parameters()).device):
+        raise NonFinite(_LOGITS)
+
+
+_LOGITS = (
+    "the model's logits are not finite; weights in float16 overflow at 65,504: convert the "
+    "checkpoint to bfloat16 (dtype=torch.bfloat16, then save_pretrained)"
+)
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode in the block, and for 16-bit weights a server's arithmetic, in their dtype.
 
     accelerate leaves its autocast around the forward pass of a model that it trains (accelerate
     1.15, accelerator.py, `prepare_model`). fp32 weights that were trained under autocast keep it:
     rounded to bf16 they are the model that was trained and is served, unrounded they are another
-    one (docs/log.md).
+    one (docs/log.md). Raises NonFinite for logits that are not finite.
     """
     training, autocast = model.training, model.__dict__.get("forward")
     original = model.__dict__.get("_original_forward")
@@ -102,7 +257,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     if original is not None:
         model.forward = original
     try:
-        yield
+        with finite_logits(model):
+            yield
     finally:
         if original is not None:
             model.forward = autocast
@@ -133,7 +289,7 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrained
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of any kind: OSError, ValueError, ImportError, …
         reason = str(error).strip().split("\n")[0].rstrip(": ")
         raise ModelError(
             f"{folder} has no tokenizer that transformers loads ({reason}); a checkpoint has its "

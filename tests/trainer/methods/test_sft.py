@@ -87,9 +87,9 @@ def test_a_run_from_data_to_mask(checkpoint, tmp_path, spied):
     config = settings(checkpoint, tmp_path / "m.bmt", gradient_accumulation=2)
     mask = train(config, quiet())
 
-    # The file is the mask, made for this base, and no other file is left.
+    # The file is the mask, made for this base; only the history of its steps is beside it.
     assert bmt_core.load(tmp_path / "m.bmt", expect_base=before) == mask
-    assert [p.name for p in tmp_path.iterdir()] == ["m.bmt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bmt", "m.bmt.history.json"]
     assert set(bmt_core.geometry(checkpoint)) == {t.name for t in mask.tensors}
     assert mask.zeros == sum(int((g <= 0).sum()) for g in spied.gates)
 
@@ -160,9 +160,9 @@ def test_a_resumed_run_is_bit_identical(checkpoint, tmp_path, spied, monkeypatch
             train(cut, quiet())
     assert not (tmp_path / "cut.bmt").exists()
 
-    # The checkpoint is of step 4 and holds only gates.
-    [folder] = (tmp_path / "cut.bmt.run").glob("checkpoint-*")
-    assert folder.name == "checkpoint-4"
+    # The newest checkpoint is of step 4 and holds only gates; the one before it is kept.
+    before, folder = sorted((tmp_path / "cut.bmt.run").glob("checkpoint-*"))
+    assert (before.name, folder.name) == ("checkpoint-2", "checkpoint-4")
     with safe_open(folder / "model.safetensors", "pt") as kept:
         keys = list(kept.keys())
     assert len(keys) == 2

@@ -1,6 +1,6 @@
 """The `bmt-train` program: all commands and its exit codes.
 
-Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations

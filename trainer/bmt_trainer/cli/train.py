@@ -16,6 +16,7 @@ from rich.console import Console
 
 from bmt_trainer.cli.tables import print_table
 from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig, TrainConfig
+from bmt_trainer.methods.guards.interruption import Interrupted, Interruption
 from bmt_trainer.process import is_main_process, keep_freed_memory
 from bmt_trainer.settings import build, flag_type, read_yaml
 
@@ -44,16 +45,27 @@ def sdft(config: SdftConfig) -> None:
 
 
 def run(train: Callable[[C], Mask], config: C) -> None:
-    """Train and print the scores; an interrupted run with a checkpoint prints how to resume."""
+    """Train and print the scores; an interrupted run with a checkpoint prints how to resume.
+
+    A signal ends the program with 128 plus its number: 130 for SIGINT, 143 for SIGTERM.
+    """
     keep_freed_memory()
     try:
-        mask = train(config)
-    except KeyboardInterrupt:
+        with Interruption().handled():
+            mask = train(config)
+    except KeyboardInterrupt as error:
         if any(config.output.parent.glob(f"{config.output.name}.run/checkpoint-*")):
             print(
                 "bmt-train: interrupted; add --resume to the same command to continue",
                 file=sys.stderr,
             )
+        else:
+            print(
+                "bmt-train: interrupted before the first checkpoint; nothing is lost but time",
+                file=sys.stderr,
+            )
+        if isinstance(error, Interrupted):
+            raise SystemExit(error.exit_code) from None
         raise
     if is_main_process():
         _report(mask, config.output)

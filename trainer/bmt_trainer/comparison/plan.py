@@ -167,6 +167,7 @@ class Cell:
             "output": self.file.with_suffix(".bmt"),
             "lean": "off",  # the paper's masks keep all deletions
             "resume": self.resumes,
+            "overwrite": True,  # a run whose result exists is not run again
         }
         if self.seed is not None:
             values["seed"] = self.seed

@@ -29,13 +29,13 @@ from bmt_trainer.comparison.tracking import Track
 from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.distributed import barrier
 from bmt_trainer.evaluation.kl import Texts
-from bmt_trainer.masking.attach import Attached, attach
+from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.export import library_versions
 from bmt_trainer.masking.initialization import init_gates
 from bmt_trainer.masking.masked_linear import MaskState
 from bmt_trainer.methods import grpo, pipeline, sdft, sft
 from bmt_trainer.methods.config import GrpoConfig
-from bmt_trainer.methods.pipeline import SHARDED, Loaded, Logs, Rows
+from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.run_folder import settings_of
 from bmt_trainer.process import is_main_process, world_size
 
@@ -165,7 +165,7 @@ def run_cell(cell: Cell, display: Display) -> Result:
 def _wanda(cell: Cell, loaded: Loaded) -> Result:
     """The best of one-shot masks at the paper's levels, G = ±0.03 without noise."""
     config = loaded.config
-    attached = attach(loaded.model, config.targets, SHARDED)
+    attached = pipeline.attach(loaded)
     norms = pipeline.calibrate(loaded, attached)
     levels = []
     for eta in WANDA:
@@ -183,7 +183,7 @@ def _wanda(cell: Cell, loaded: Loaded) -> Result:
 
 def _train_mask(cell: Cell, loaded: Loaded, rows: Rows, texts: Texts) -> Result:
     config = loaded.config
-    attached = attach(loaded.model, config.targets, SHARDED)
+    attached = pipeline.attach(loaded)
     live_alpha = config.live_alpha if isinstance(config, GrpoConfig) else None
     pipeline.initialize(loaded, attached, live_alpha=live_alpha)
     tuned = baselines.masked(

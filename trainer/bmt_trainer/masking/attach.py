@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -69,36 +69,86 @@ class Attached:
         return [m.gate_logits for m in self.layers.values()]
 
 
-def attach(
-    model: nn.Module, targets: str = GATE_PROJECTIONS, access: ParameterAccess | None = None
-) -> Attached:
-    """Freeze `model` and mask, in place, each linear layer whose module name matches `targets`.
+def select(model: nn.Module, targets: str | None = None) -> dict[str, nn.Linear]:
+    """The linear layers whose module name matches `targets`, by name; `model` may be on meta.
 
-    targets: a regular expression, searched for in the name. access: for a model that a wrapper
-    shards later. Raises ConfigError for an invalid pattern, and NoTargets, FusedGate,
-    QuantizedModel or ExpertTensors for a model that cannot be masked; the model is then unchanged.
+    targets: a regular expression, searched for in the name; None: `GATE_PROJECTIONS`, which must
+    match in every block and leave no experts out, because a model that is masked in part is to be
+    asked for. Raises ConfigError for an invalid pattern, and NoTargets, FusedGate, QuantizedModel
+    or ExpertTensors for a model that cannot be masked.
     """
+    pattern = GATE_PROJECTIONS if targets is None else targets
     try:
-        pattern = re.compile(targets)
+        expression = re.compile(pattern)
     except re.error as error:
         raise ConfigError(
-            f"targets: {targets!r} is not a regular expression ({error}); an example is "
+            f"targets: {pattern!r} is not a regular expression ({error}); an example is "
             f"{GATE_PROJECTIONS!r}"
         ) from None
     if getattr(getattr(model, "config", None), "quantization_config", None) is not None:
         raise QuantizedModel("the model is quantized; train on its unquantized checkpoint")
-    matches = {name: m for name, m in model.named_modules() if pattern.search(name)}
+    matches = {name: m for name, m in model.named_modules() if expression.search(name)}
     for name, module in matches.items():
         _check(name, module)
     if not matches:
-        raise _no_match(model, targets)
+        raise _no_match(model, pattern)
+    if targets is None:
+        _refuse_part(model, list(matches))
+    return {name: m for name, m in matches.items() if isinstance(m, nn.Linear)}
+
+
+def attach(
+    model: nn.Module, targets: str | None = None, access: ParameterAccess | None = None
+) -> Attached:
+    """Freeze `model` and mask, in place, each linear layer that `select` finds.
+
+    access: for a model that a wrapper shards later. Raises the errors of `select`, and
+    QuantizedModel for a weight on the meta device; the model is then unchanged.
+    """
+    chosen = select(model, targets)
+    for name, module in chosen.items():
+        if module.weight.is_meta:
+            raise QuantizedModel(f"{name}.weight is on the meta device; load it on a real one")
     model.requires_grad_(False)
     state = MaskState(access=access or ParameterAccess())
-    layers: dict[str, MaskedLinear] = {}
-    for name, module in matches.items():
-        assert isinstance(module, nn.Linear)
-        layers[name] = MaskedLinear.wrap(module, state)
-    return Attached(state, layers)
+    return Attached(state, {n: MaskedLinear.wrap(m, state) for n, m in chosen.items()})
+
+
+def coverage(model: nn.Module, names: Iterable[str]) -> tuple[int, int]:
+    """The number of blocks with a layer of these names, and of all blocks in the same lists."""
+    lists = {n: len(m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    blocks: dict[str, set[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        for at in range(1, len(parts)):
+            if (outer := ".".join(parts[:at])) in lists:  # the outermost: a list of blocks
+                blocks.setdefault(outer, set()).add(parts[at])
+                break
+    return sum(map(len, blocks.values())), sum(lists[name] for name in blocks)
+
+
+def _refuse_part(model: nn.Module, names: list[str]) -> None:
+    covered, blocks = coverage(model, names)
+    experts = _experts(model)
+    if covered == blocks and experts is None:
+        return
+    part = f"targets: {GATE_PROJECTIONS!r} matches in {covered} of {blocks} layers"
+    advice = f"to mask these alone, set targets to a pattern of them, such as {names[0]!r}"
+    if experts is None:
+        raise NoTargets(f"{part}, {names[0]} among them; {advice}")
+    name, shape = experts
+    raise ExpertTensors(
+        f"{part}, and {name} {shape} holds all experts in one tensor, which a mask cannot name; "
+        f"{advice}"
+    )
+
+
+def _experts(model: nn.Module) -> tuple[str, list[int]] | None:
+    """Name and shape of a tensor that holds the gates of all experts, if there is one."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 3 and re.search(r"(gate|w1|w13)", name.rsplit(".", 1)[-1]):
+            return name, list(parameter.shape)
+    return None
 
 
 def _check(name: str, module: nn.Module) -> None:
@@ -110,21 +160,19 @@ def _check(name: str, module: nn.Module) -> None:
             f"{name} is a {type(module).__name__}, not a plain nn.Linear; load the unquantized "
             "checkpoint, without adapters"
         )
-    if not torch.is_floating_point(module.weight) or module.weight.is_meta:
+    if not torch.is_floating_point(module.weight):
         raise QuantizedModel(
-            f"{name}.weight is {module.weight.dtype} on {module.weight.device}; load it as a "
-            "floating-point tensor on a real device"
+            f"{name}.weight is {module.weight.dtype}; load it as a floating-point tensor"
         )
 
 
 def _no_match(model: nn.Module, targets: str) -> Exception:
     """The error that names the reason why no layer matches."""
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 3 and re.search(r"(gate|w1|w13)", name.rsplit(".", 1)[-1]):
-            return ExpertTensors(
-                f"{name} {list(parameter.shape)} holds all experts in one tensor; a mask needs "
-                "one matrix per gate, so this architecture is not supported"
-            )
+    if (experts := _experts(model)) is not None:
+        return ExpertTensors(
+            f"{experts[0]} {experts[1]} holds all experts in one tensor; a mask needs one matrix "
+            "per gate, so this architecture is not supported"
+        )
     linears = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     for name in linears:
         if re.search(r"gate_up|up_gate", name.rsplit(".", 1)[-1]):

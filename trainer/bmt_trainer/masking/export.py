@@ -32,18 +32,27 @@ def export(
     for name, layer in attached.layers.items():
         tensor = f"{name}.weight"
         shape = (layer.out_features, layer.in_features)
-        if geometry is not None and geometry.get(tensor) != shape:
-            raise BaseMismatch(
-                f"{tensor} {shape} is {geometry.get(tensor, 'absent')} in the checkpoint of "
-                f"{base.model_id}; choose targets that the checkpoint stores under these names",
-                field="tensors",
-                value=tensor,
-            )
+        if geometry is not None:
+            check_stored(name, shape, geometry, base.model_id)
         zeros = layer.zero_positions()
         positions = zeros[full_tensor(layer.weight).view(-1)[zeros] != 0].cpu().numpy()
         dtype = np.uint32 if layer.weight.numel() <= 1 << 32 else np.uint64
         tensors.append(TensorMask(tensor, shape, positions.astype(dtype)))
     return Mask(base, tuple(tensors), dict(metadata or {}))
+
+
+def check_stored(
+    layer: str, shape: tuple[int, int], geometry: Mapping[str, tuple[int, int]], model_id: str
+) -> None:
+    """Raise BaseMismatch for a layer whose weight the checkpoint stores otherwise, or not."""
+    tensor = f"{layer}.weight"
+    if geometry.get(tensor) != shape:
+        raise BaseMismatch(
+            f"{tensor} {shape} is {geometry.get(tensor, 'absent')} in the checkpoint of "
+            f"{model_id}; choose targets that the checkpoint stores under these names",
+            field="tensors",
+            value=tensor,
+        )
 
 
 def library_versions(*names: str) -> dict[str, str]:

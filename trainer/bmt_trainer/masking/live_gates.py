@@ -9,6 +9,7 @@ moves.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -39,7 +40,9 @@ def train_only(attached: Attached, positions: dict[str, Tensor]) -> None:
 
 def save(positions: dict[str, Tensor], path: Path) -> None:
     """Write the positions to a safetensors file; the gates in a run's checkpoints are theirs."""
-    save_file({name: flat.contiguous() for name, flat in positions.items()}, path)
+    scratch = path.with_name(f".{path.name}.tmp")  # the file is whole or absent
+    save_file({name: flat.contiguous() for name, flat in positions.items()}, scratch)
+    os.replace(scratch, path)
 
 
 def load(path: Path) -> dict[str, Tensor]:

@@ -81,7 +81,9 @@ class TrainConfig:
     calibration_prompts: int = option(
         "Training prompts for the Wanda scores, or all if there are fewer.", 2048, least=1
     )
-    targets: str = option("Pattern of the module names to mask.", r"\.mlp\.gate_proj$")
+    targets: str | None = option(
+        r"Pattern of the module names to mask; default: \.mlp\.gate_proj$, in every layer.", None
+    )
     max_length: int = option("Longer examples are left out, in tokens.", 1024, least=1)
     max_new_tokens: int = option("Length of an answer in evaluation, in tokens.", 64, least=1)
     eval_batch_size: int = option("Prompts at once in evaluation and calibration.", 64, least=1)
@@ -103,6 +105,7 @@ class TrainConfig:
     )
     checkpoint_every: int = option("Steps between checkpoints; 0 for none.", 100, least=0)
     resume: bool = option("Resume the unfinished run of this output, if there is one.", False)
+    overwrite: bool = option("Replace the mask and the history of an earlier run.", False)
 
     def __post_init__(self) -> None:
         check(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from bmt_trainer.distributed import keep_gates_fp32
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods.callbacks import SharpenMask
 from bmt_trainer.methods.config import TrainConfig
-from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
+from bmt_trainer.methods.guards.interruption import Interrupted
+from bmt_trainer.methods.guards.training import Guard
+from bmt_trainer.methods.pipeline import Loaded, Logs, Rows, write_history
 from bmt_trainer.methods.trl_mixins import save_gates_only
 from bmt_trainer.methods.trl_setup import prepare_trl
 from bmt_trainer.models import slow_in_16_bits
@@ -44,8 +47,10 @@ def trl_arguments(config: TrainConfig, folder: Path, on_cpu: bool) -> dict[str, 
         "gradient_checkpointing": config.gradient_checkpointing,
         "save_strategy": "steps" if config.checkpoint_every else "no",
         "save_steps": config.checkpoint_every or config.steps,
-        "save_total_limit": 1,
+        "save_total_limit": None,  # `guards.checkpoints` keeps two
         "logging_steps": 1,
+        # `guards.training` ends a run whose loss is not finite; the filter would log 0 instead.
+        "logging_nan_inf_filter": False,
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
@@ -73,6 +78,12 @@ def fit_with_trl(
     if attached.layers:
         save_gates_only(loaded.model, attached)
     checkpoint = run.last_checkpoint()
+    guard = Guard(
+        run.checkpoints,
+        loaded.interruption,
+        partial(_write_history, loaded, metric) if loaded.scored else None,
+        loaded.display.say,
+    )
     _use_one_device(arguments)
     with loaded.display.stage("train", config.steps, run.steps_done()) as advance:
         trainer = trainer_class(
@@ -87,14 +98,36 @@ def fit_with_trl(
             ],
             attached=attached,
             reg_lambda=config.reg_lambda,
+            guard=guard,
             **options,
         )
         keep_gates_fp32(trainer)
         trainer.remove_callback(PrinterCallback)
         # With equal seeds all processes would sample the same completions.
         transformers.set_seed(config.seed + rank())
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return [dict(entry) for entry in trainer.state.log_history if metric in entry]
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            loaded.interruption.allow()
+        except Interrupted:
+            step = trainer.keep()
+            if step is not None:
+                loaded.display.say(f"interrupted; a checkpoint of step {step} is written")
+            raise
+    logs = _steps(trainer.state.log_history, metric)
+    if loaded.scored:
+        _write_history(loaded, metric, logs)
+    return logs
+
+
+def _steps(logs: Sequence[dict[str, Any]], metric: str) -> Logs:
+    """The entries of steps: the last one of a run sums it up."""
+    return [dict(entry) for entry in logs if metric in entry]
+
+
+def _write_history(loaded: Loaded, metric: str, logs: Sequence[dict[str, Any]]) -> None:
+    validation = loaded.run.notes.get("validation")
+    history: dict[str, Any] = {"steps": _steps(logs, metric)}
+    write_history(loaded, history if validation is None else {**history, "validation": validation})
 
 
 def _use_one_device(arguments: Any) -> None:

@@ -24,11 +24,11 @@ from bmt_trainer.data.encoding import render
 from bmt_trainer.data.examples import Example
 from bmt_trainer.distributed import join
 from bmt_trainer.evaluation.graders import Judge, find
-from bmt_trainer.masking.attach import Attached, attach
+from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import on_policy, pipeline
 from bmt_trainer.methods.config import GrpoConfig
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
-from bmt_trainer.methods.pipeline import SHARDED, Loaded, Logs, Rows
+from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.rollouts.server import ServerRollouts
 from bmt_trainer.methods.trl_mixins import BaseReference, HardRollouts, MaskedTraining
 from bmt_trainer.models import load_model
@@ -43,12 +43,11 @@ def train(config: GrpoConfig, display: Display | None = None) -> Mask:
     """
     with hide_library_progress():
         loaded, rows = load(config, display or Display())
-        loaded.score("base")
-        attached = attach(loaded.model, config.targets, SHARDED)
+        attached = pipeline.attach(loaded)
+        pipeline.score_base(loaded, attached)
         pipeline.initialize(loaded, attached, live_alpha=config.live_alpha)
         validation = on_policy.validation(config, loaded, attached)
-        logs = fit(config, loaded, attached, rows, [validation])
-        pipeline.write_history(loaded, {"steps": logs, "validation": validation.scores})
+        fit(config, loaded, attached, rows, [validation])
         metadata: dict[str, Any] = {"method": "grpo", "train_examples": len(rows)}
         if config.select == "best" and (step := validation.load_best()) is not None:
             metadata["step"] = step

@@ -7,7 +7,6 @@ only the gates in the model.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,21 +23,26 @@ from bmt_trainer.data import sources
 from bmt_trainer.data.encoding import Encoder, batches, complete_special_tokens, render
 from bmt_trainer.data.examples import Example, Split, with_template_kwargs
 from bmt_trainer.distributed import assign_sharded, barrier, full_tensor
+from bmt_trainer.errors import EmptyMask, OutputError
 from bmt_trainer.evaluation.generate import stop_at_end_of_turn
 from bmt_trainer.evaluation.graders import Grader
 from bmt_trainer.evaluation.intervals import wilson
 from bmt_trainer.evaluation.kl import forward_kl
 from bmt_trainer.evaluation.score import best_guess, require_answers
 from bmt_trainer.masking import live_gates
-from bmt_trainer.masking.attach import Attached
+from bmt_trainer.masking.attach import Attached, coverage, select
+from bmt_trainer.masking.attach import attach as attach_gates
 from bmt_trainer.masking.calibration import input_norms
-from bmt_trainer.masking.export import export, library_versions
+from bmt_trainer.masking.export import check_stored, export, library_versions
 from bmt_trainer.masking.initialization import init_gates
 from bmt_trainer.masking.masked_linear import ParameterAccess
 from bmt_trainer.methods.config import TrainConfig
+from bmt_trainer.methods.guards import contents, interruption, outputs
+from bmt_trainer.methods.guards.finite import check_gates, check_norms, check_weights
+from bmt_trainer.methods.guards.interruption import Interruption
 from bmt_trainer.methods.lengths import prompt_lengths, within_context
 from bmt_trainer.methods.rollouts.local import sample_texts
-from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, settings_of
+from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, is_writing, settings_of
 from bmt_trainer.process import is_main_process, world_size
 
 # Held-out prompts on whose answers by the base a mask's KL divergence is measured.
@@ -61,7 +65,8 @@ class Loaded:
 
     folder: of the base's checkpoint; geometry: [d_out, d_in] of its tensors by name; reading: the
     count by which masks are selected; lengths: of the training examples' prompts in tokens, if the
-    run answers them. The configuration's lengths are within the model's context.
+    run answers them. The configuration's lengths are within the model's context;
+    scored: False in a comparison, which scores by itself and keeps no history.
     """
 
     config: TrainConfig
@@ -77,6 +82,8 @@ class Loaded:
     grader: Grader
     reading: Reading
     lengths: Sequence[int]
+    interruption: Interruption
+    scored: bool
 
     @property
     def start_file(self) -> Path:
@@ -98,13 +105,22 @@ def load(
 ) -> Loaded:
     """Load data, tokenizer and model, and open the run's folder. Raises TrainerError.
 
+    What the files' names and headers show to be impossible is refused before anything is read.
+
     heldout_dataset: another data set to hold out from; scored: without it, held-out examples stay
     held out, but the run does not score on them: the caller does.
     answered: the longest prompt that is made of a training example, if the run answers those;
     unbounded: the number of the first ones that are answered even above max_length.
     """
+    may_replace = config.overwrite or (config.resume and is_writing(config.output))
+    outputs.check(config.output, overwrite=may_replace, resume=config.resume)
     folder = models.checkpoint_folder(config.model)
+    models.check_checkpoint(folder)
+    geometry = dict(bmt_core.geometry(folder, ""))
+    gates = _masked_weights(folder, config.targets, geometry)
     base = models.base_of(config.model, folder)
+    tokenizer = models.load_tokenizer(folder, config.chat_template)
+    models.check_template_kwargs(tokenizer, config.chat_template_kwargs)
     split = sources.load(
         config.dataset,
         heldout=0 if heldout_dataset else config.heldout,
@@ -124,8 +140,6 @@ def load(
         split = Split(split.train, other.heldout, split.counts)
     for line in split.lines():
         display.say(line)
-    tokenizer = models.load_tokenizer(folder, config.chat_template)
-    models.check_template_kwargs(tokenizer, config.chat_template_kwargs)
     split = Split(
         with_template_kwargs(split.train, config.chat_template_kwargs),
         with_template_kwargs(split.heldout, config.chat_template_kwargs),
@@ -139,7 +153,6 @@ def load(
         split.counts,
     )
     require_answers(split.heldout if scored else [], grader, "set heldout: 0")
-    settings = {**settings_of(config), "base": base.fingerprint}
     longest = answered or _as_it_is
     trained = prompt_lengths(tokenizer, [longest(e) for e in split.train] if answered else [])
     heldout = prompt_lengths(tokenizer, [longest(e) for e in split.heldout])
@@ -148,9 +161,20 @@ def load(
         taken = [p for p in trained[unbounded:] if p[1] <= max_length]
         return [*heldout, *trained[:unbounded], *taken]
 
+    settings = {**settings_of(config), "base": base.fingerprint}
     config = within_context(config, folder, display, prompts)
-    run = RunFolder(config.output, settings, resume=config.resume)
+    run = RunFolder(
+        config.output,
+        settings,
+        resume=config.resume,
+        contents=contents.of_run(folder, tokenizer, split, _graders(config)),
+        say=display.say,
+    )
+    if config.checkpoint_every and is_main_process():
+        # Gates and AdamW's two moments, in fp32.
+        outputs.check_space(run.folder, 12 * gates)
     model = models.load_model(folder, models.pick_device(config.device))
+    check_weights(model)
     if (line := stop_at_end_of_turn(model, tokenizer)) is not None:
         display.say(line)
     score = HeldoutScores(
@@ -168,7 +192,7 @@ def load(
         display=display,
         folder=folder,
         base=base,
-        geometry=dict(bmt_core.geometry(folder, "")),
+        geometry=geometry,
         split=split,
         run=run,
         tokenizer=tokenizer,
@@ -177,11 +201,52 @@ def load(
         grader=grader,
         reading=reading,
         lengths=[length for _, length in trained],
+        interruption=interruption.current(),
+        scored=scored,
     )
 
 
 def _as_it_is(example: Example) -> Example:
     return example
+
+
+def _masked_weights(
+    folder: Path, targets: str | None, geometry: Mapping[str, tuple[int, int]]
+) -> int:
+    """The number of weights that will be masked. Raises the errors of `attach` and of `export`."""
+    chosen = select(models.outline(folder), targets)
+    for name, layer in chosen.items():
+        check_stored(name, (layer.out_features, layer.in_features), geometry, folder.name)
+    return sum(layer.weight.numel() for layer in chosen.values())
+
+
+def _graders(config: TrainConfig) -> dict[str, str | None]:
+    """Names of the reward and the grader of the settings, by setting."""
+    values = settings_of(config)
+    return {name: values[name] for name in ("reward", "grader") if name in values}
+
+
+def attach(loaded: Loaded) -> Attached:
+    """Attach gates to the model's target layers, and show how much of it they cover.
+
+    Under the state's mode "off" the model is the base, bit for bit.
+    """
+    model, display = loaded.model, loaded.display
+    total = sum(p.numel() for p in model.parameters())
+    attached = attach_gates(model, loaded.config.targets, SHARDED)
+    covered, blocks = coverage(model, attached.layers)
+    display.say(f"masking {covered} of {blocks} layers, {attached.numel:,} of {total:,} weights")
+    return attached
+
+
+def score_base(
+    loaded: Loaded, attached: Attached, *, teacher: Sequence[Example] | None = None
+) -> None:
+    """Score the base: the model with its mask off; before it, as `teacher`, on those examples."""
+    with attached.state.use("off"):
+        if teacher is not None:
+            loaded.score("teacher", teacher)
+        loaded.score("base")
 
 
 def initialize(loaded: Loaded, attached: Attached, *, live_alpha: float | None = None) -> None:
@@ -228,7 +293,9 @@ def calibrate(loaded: Loaded, attached: Attached) -> dict[str, torch.Tensor]:
                 yield batch
                 advance(len(batch["input_ids"]))
 
-        return input_norms(loaded.model, attached, counted())
+        norms = input_norms(loaded.model, attached, counted())
+    check_norms(norms)
+    return norms
 
 
 def _memory(model: PreTrainedModel, attached: Attached) -> str:
@@ -253,23 +320,28 @@ def current_mask(
 
 
 def write_mask(mask: Mask, path: Path) -> None:
-    """Save from the first process; return when the file is there for all."""
+    """Save from the first process; return when the file is there for all. Raises OutputError."""
     if is_main_process():
-        bmt_core.save(mask, path)
+        try:
+            bmt_core.save(mask, path)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written ({error.strerror})") from None
     barrier()
 
 
 def write_history(loaded: Loaded, history: Mapping[str, Any]) -> None:
-    """Write the logs of steps and validations to `<output>.history.json`."""
-    output = loaded.config.output
+    """Write the logs of steps and validations to `<output>.history.json`. Raises OutputError."""
     if is_main_process():
         written = {"reading": loaded.reading, **history}
-        path = output.with_name(output.name + ".history.json")
-        path.write_text(json.dumps(written, indent=1) + "\n")
+        outputs.write_json(outputs.history_file(loaded.config.output), written)
 
 
 def finish(loaded: Loaded, attached: Attached, metadata: Mapping[str, Any]) -> Mask:
-    """Score the trained mask, write it to the output, and remove the run's folder."""
+    """Score the trained mask, write it to the output, and remove the run's folder.
+
+    Raises EmptyMask for one that deletes nothing.
+    """
+    check_gates(attached, loaded.config.steps)
     full = current_mask(loaded, attached)
     lean: Mapping[str, Any] = {}
     if loaded.config.lean == "off":
@@ -277,7 +349,17 @@ def finish(loaded: Loaded, attached: Attached, metadata: Mapping[str, Any]) -> M
         mask = full
     else:
         mask, lean = _choose_lean(loaded, attached, full)
+    if not mask.zeros:
+        raise EmptyMask(
+            "the trained mask deletes no weight, so it is the base; nothing is written. "
+            + (
+                "Training learned no deletion: pass --lean off for those that it started from"
+                if full.zeros
+                else "Raise eta, learning_rate or steps"
+            )
+        )
     mask = dataclasses.replace(mask, metadata=_metadata(loaded, {**metadata, **lean}))
+    loaded.run.note_writing()
     write_mask(mask, loaded.config.output)
     loaded.run.finish()
     return mask
@@ -297,7 +379,7 @@ def _choose_lean(loaded: Loaded, attached: Attached, full: Mask) -> tuple[Mask, 
         _score_mask(loaded, attached, "full", full)
         counts, reading = run.notes, loaded.reading
         low, _ = wilson(counts["full"][reading], counts["full"]["total"])
-        if counts["lean"][reading] < low * counts["lean"]["total"]:
+        if not lean.zeros or counts["lean"][reading] < low * counts["lean"]["total"]:
             chosen = full
         metadata["forward_kl"] = _forward_kl(loaded, attached, {"full": full, "lean": lean})
     if heldout:

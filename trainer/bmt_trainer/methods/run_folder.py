@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,33 +15,51 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bmt_trainer.console import Display
 from bmt_trainer.data.examples import Example
 from bmt_trainer.distributed import barrier
-from bmt_trainer.errors import OutputError, ResumeError
+from bmt_trainer.errors import NonFinite, OutputError, ResumeError
 from bmt_trainer.evaluation.graders import Grader
 from bmt_trainer.evaluation.score import Score, evaluate
+from bmt_trainer.masking.attach import GATE_PROJECTIONS
+from bmt_trainer.methods.guards import outputs
+from bmt_trainer.methods.guards.checkpoints import Checkpoints, steps_of
 from bmt_trainer.process import is_main_process
 
 _FILE = "run.json"
 # Settings that do not change what a run computes.
-_NEUTRAL = ("output", "resume", "checkpoint_every")
+_NEUTRAL = ("output", "resume", "checkpoint_every", "overwrite")
+# The note that the output is being written: a file of this name is then the run's own.
+_WRITING = "writing_output"
 
 
 def settings_of(config: Any) -> dict[str, Any]:
     """The settings that decide a run's result, as JSON."""
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NEUTRAL}
+    if values.get("targets", "") is None:
+        values["targets"] = GATE_PROJECTIONS
     return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
 
 class RunFolder:
     """`<output>.run`, kept until the mask is written.
 
-    Raises ResumeError if the folder belongs to a run with other settings, and OutputError if it
-    holds a checkpoint and `resume` is not set.
+    contents: digests of what the run depends on beside its settings, by name; say: shows a line.
+    Raises ResumeError if the folder belongs to a run with other settings or contents, and
+    OutputError if it holds a checkpoint and `resume` is not set, or cannot be written.
     """
 
-    def __init__(self, output: Path, settings: dict[str, Any], *, resume: bool) -> None:
-        self.folder = output.with_name(output.name + ".run")
-        self._settings = settings
+    def __init__(
+        self,
+        output: Path,
+        settings: dict[str, Any],
+        *,
+        resume: bool,
+        contents: Mapping[str, str] = MappingProxyType({}),
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.folder = outputs.run_folder(output)
+        self._settings, self._contents, self._say = settings, dict(contents), say
         self.notes: dict[str, Any] = {}
+        self.checkpoints = Checkpoints(self.folder, say)
+        self._last: Path | None = None
         if output.is_dir():
             raise OutputError(f"output {output} is a folder; name a file")
         if not is_main_process():
@@ -50,7 +68,7 @@ class RunFolder:
             before = self._read()
             if resume:
                 self._restore(before)
-            elif self.last_checkpoint() is not None:
+            elif self.checkpoints.candidates():
                 raise OutputError(
                     f"{self.folder} holds an unfinished run; go on with --resume, or remove it"
                 )
@@ -63,45 +81,66 @@ class RunFolder:
     def _read(self) -> dict[str, Any]:
         try:
             kept = json.loads((self.folder / _FILE).read_text())
-            return {"settings": dict(kept["settings"]), "notes": dict(kept["notes"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            contents = kept.get("contents")
+            return {
+                "settings": dict(kept["settings"]),
+                "notes": dict(kept["notes"]),
+                "contents": None if contents is None else dict(contents),
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ResumeError(f"{self.folder} is no run of ours ({error}); remove it") from None
 
     def _restore(self, kept: dict[str, Any]) -> None:
         before, now = kept["settings"], json.loads(json.dumps(self._settings))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
+                if key == "base":
+                    raise ResumeError(
+                        f"{self.folder} was started on another base: the weights of the model have "
+                        "changed since; use those, or remove it"
+                    )
                 raise ResumeError(
                     f"{self.folder} was started with {key} = {before.get(key)!r}, not "
                     f"{now.get(key)!r}; use its settings, or remove it"
                 )
+        contents = kept["contents"]
+        if contents is None:  # written by a build before 0.1.0
+            self._say(f"{self.folder} has no digests: if data or rewards changed is not known")
+            self.checkpoints = Checkpoints(self.folder, self._say, unchecked=True)
+        else:
+            for key in sorted(contents.keys() & self._contents.keys()):
+                if contents[key] != self._contents[key]:
+                    raise ResumeError(
+                        f"{self.folder} was started with another {key}: its content has changed "
+                        "since; restore it, or remove the folder to start over"
+                    )
         self.notes = kept["notes"]
         if "init_density" in self.notes:  # written by a build before 0.1.0
             self.notes["init_sparsity"] = self.notes.pop("init_density")
+        self._last = self.checkpoints.newest_whole()
 
     def note(self, key: str, value: Any) -> None:
-        """Keep an intermediate result of this run across interruptions."""
+        """Keep an intermediate result of this run across interruptions. Raises OutputError."""
         self.notes[key] = value
         self._write()
+
+    def note_writing(self) -> None:
+        """Note that the output is about to be written; a run that is killed then may resume."""
+        self.note(_WRITING, True)
 
     def _write(self) -> None:
         if not is_main_process():
             return
-        scratch = self.folder / f"{_FILE}.tmp"
-        scratch.write_text(json.dumps({"settings": self._settings, "notes": self.notes}, indent=1))
-        os.replace(scratch, self.folder / _FILE)
+        kept = {"settings": self._settings, "contents": self._contents, "notes": self.notes}
+        outputs.write_json(self.folder / _FILE, kept)
 
     def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that is complete."""
-        return max(self._checkpoints(), key=_steps, default=None)
+        """The checkpoint that this run resumes from: the newest whole one when it started."""
+        return self._last
 
     def steps_done(self) -> int:
-        """Optimizer steps of the newest complete checkpoint; 0 without one."""
-        return max(map(_steps, self._checkpoints()), default=0)
-
-    def _checkpoints(self) -> list[Path]:
-        # The trainer's state is the last file that it writes.
-        return [p.parent for p in self.folder.glob("checkpoint-*/trainer_state.json")]
+        """Optimizer steps of `last_checkpoint`; 0 without one."""
+        return steps_of(self._last) if self._last is not None else 0
 
     def finish(self) -> None:
         """Remove the folder; the mask is written."""
@@ -110,8 +149,13 @@ class RunFolder:
             shutil.rmtree(self.folder)
 
 
-def _steps(checkpoint: Path) -> int:
-    return int(checkpoint.name.rsplit("-", 1)[1])
+def is_writing(output: Path) -> bool:
+    """True if the unfinished run of this output was killed while it wrote it."""
+    try:
+        kept = json.loads((outputs.run_folder(output) / _FILE).read_text())
+        return bool(kept["notes"].get(_WRITING))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _no_progress(count: int) -> None:
@@ -146,8 +190,11 @@ class HeldoutScores:
         chosen = self._heldout if examples is None else examples
         if not chosen or name in self._run.notes:
             return
-        with self._display.stage(f"evaluate {name}", len(chosen)) as advance:
-            score = self.of(chosen, advance)
+        try:
+            with self._display.stage(f"evaluate {name}", len(chosen)) as advance:
+                score = self.of(chosen, advance)
+        except NonFinite as error:
+            raise NonFinite(f"evaluate {name}: {error}") from None
         self._run.note(name, score.to_json())
         self._display.say(f"{name:<5}{score}")
 

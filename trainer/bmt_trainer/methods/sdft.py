@@ -24,11 +24,11 @@ from bmt_trainer.data.examples import Example, Message
 from bmt_trainer.distributed import join
 from bmt_trainer.errors import DataError
 from bmt_trainer.evaluation.graders import find_for
-from bmt_trainer.masking.attach import Attached, attach
+from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import on_policy, pipeline
 from bmt_trainer.methods.config import SdftConfig
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
-from bmt_trainer.methods.pipeline import SHARDED, Loaded, Logs, Rows
+from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.trl_mixins import MaskedTraining, MaskTeacher
 
 
@@ -41,13 +41,12 @@ def train(config: SdftConfig, display: Display | None = None) -> Mask:
     """
     with hide_library_progress():
         loaded, rows = load(config, display or Display())
-        loaded.score("teacher", [teacher_example(e, config.template) for e in loaded.split.heldout])
-        loaded.score("base")
-        attached = attach(loaded.model, config.targets, SHARDED)
+        attached = pipeline.attach(loaded)
+        teacher = [teacher_example(e, config.template) for e in loaded.split.heldout]
+        pipeline.score_base(loaded, attached, teacher=teacher)
         pipeline.initialize(loaded, attached)
         validation = on_policy.validation(config, loaded, attached)
-        logs = fit(config, loaded, attached, rows, [validation])
-        pipeline.write_history(loaded, {"steps": logs, "validation": validation.scores})
+        fit(config, loaded, attached, rows, [validation])
         metadata: dict[str, Any] = {"method": "sdft", "train_examples": len(rows)}
         if config.select == "best" and (step := validation.load_best()) is not None:
             metadata["step"] = step

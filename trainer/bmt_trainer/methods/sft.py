@@ -16,11 +16,11 @@ from bmt_trainer.data.fitting import fit as fit_rows
 from bmt_trainer.distributed import join
 from bmt_trainer.errors import DataError
 from bmt_trainer.evaluation.graders import find_for
-from bmt_trainer.masking.attach import Attached, attach
+from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import packing, pipeline
 from bmt_trainer.methods.config import SftConfig
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
-from bmt_trainer.methods.pipeline import SHARDED, Loaded, Logs, Rows
+from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.trl_mixins import MaskedTraining
 from bmt_trainer.process import world_size
 
@@ -28,14 +28,15 @@ from bmt_trainer.process import world_size
 def train(config: SftConfig, display: Display | None = None) -> Mask:
     """Train a mask, evaluate it, and write it to `config.output`.
 
-    Its metadata holds the settings, the held-out scores of the base, of the first mask and of the
-    trained one, and the versions of the libraries. The same settings on the same machine give the
-    same mask, resumed or not. Raises TrainerError and bmt_core.BmtError.
+    `<output>.history.json` holds each step's loss. The mask's metadata holds the settings, the
+    held-out scores of the base, of the first mask and of the trained one, and the versions of the
+    libraries. The same settings on the same machine give the same mask, resumed or not. Raises
+    TrainerError and bmt_core.BmtError.
     """
     with hide_library_progress():
         loaded, rows = load(config, display or Display())
-        loaded.score("base")
-        attached = attach(loaded.model, config.targets, SHARDED)
+        attached = pipeline.attach(loaded)
+        pipeline.score_base(loaded, attached)
         pipeline.initialize(loaded, attached)
         logs = fit(config, loaded, attached, rows)
         # No selection: SFT does not validate, so its last mask is the one to write.

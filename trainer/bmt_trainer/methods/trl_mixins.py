@@ -9,15 +9,17 @@ from transformers import TrainerCallback
 
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.masked_linear import MaskState
+from bmt_trainer.methods.guards.training import GuardedTraining
 from bmt_trainer.methods.rollouts.local import sample
 from bmt_trainer.methods.rollouts.shared_prefix import SharedPrompts
+from bmt_trainer.models import finite_logits
 
 
-class MaskedTraining:
+class MaskedTraining(GuardedTraining):
     """Mixin before a `transformers.Trainer` in a class's bases.
 
     Sets the regularizer, and evaluates under the hard mask (Eq. 8). Training runs under the soft
-    one, the state's default.
+    one, the state's default. guard: see `GuardedTraining`.
     """
 
     def __init__(self, *args: Any, attached: Attached, reg_lambda: float, **kwargs: Any) -> None:
@@ -29,7 +31,7 @@ class MaskedTraining:
         # The backward of each micro-batch adds the term; their sum must have it once.
         accumulated = self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
         self.attached.state.regularizer = self.reg_lambda / accumulated
-        return super().training_step(*args, **kwargs)  # type: ignore[misc]
+        return super().training_step(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         with self.attached.state.use("hard"):
@@ -48,7 +50,7 @@ class HardSampling:
     def sampled(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         """A completion of each prompt under the hard mask (Eq. 8), with the trainer's settings."""
         trainer: Any = self
-        with self.attached.state.use("hard"):
+        with self.attached.state.use("hard"), finite_logits(trainer.model):
             return sample(
                 trainer.model,
                 prompt_ids,

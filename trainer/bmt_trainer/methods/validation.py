@@ -57,9 +57,17 @@ class Validation(TrainerCallback):
         done = state.global_step
         self._run.note("validation", [v for v in self.scores if v["step"] <= done])
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._validate_once(state)  # a signal may have come between a step and its validation
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # Not at the step's end: once it is logged, all of it is done, and a checkpoint of it can be
+        # written if a signal interrupts the validation.
+        self._validate_once(state)
+
+    def _validate_once(self, state: Any) -> None:
         step = state.global_step
-        if self._examples and (step % self._every == 0 or step == state.max_steps):
+        due = step and (step % self._every == 0 or step == state.max_steps)
+        if self._examples and due and all(v["step"] != step for v in self.scores):
             self._validate(step)
 
     def _validate(self, step: int) -> None:

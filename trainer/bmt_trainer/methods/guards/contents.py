@@ -1,0 +1,73 @@
+"""Digests of what a run depends on beside its settings: a resumed run must find the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from bmt_trainer.data.examples import Example, Split
+
+# Files beside the weights that change what a model computes, or how text becomes tokens.
+_TOKENIZER = ("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json")
+_SETTINGS = ("config.json", "generation_config.json")
+
+
+def of_run(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    graders: Mapping[str, str | None],
+) -> dict[str, str]:
+    """A SHA-256 by the name that an error gives it.
+
+    folder: of the checkpoint; graders: the names of rewards and graders by setting.
+    """
+    found = {
+        "training data": _of_examples(split.train),
+        "held-out data": _of_examples(split.heldout),
+        "chat template": _of_json(tokenizer.chat_template),
+        "tokenizer": _of_files(folder, _TOKENIZER),
+        "base's configuration": _of_files(folder, _SETTINGS),
+    }
+    for setting, name in graders.items():
+        if name is not None:
+            found[setting] = of_grader(name)
+    return found
+
+
+def of_grader(name: str) -> str:
+    """SHA-256 of a grader's name, and of the file that it names, if any."""
+    path = Path(name.partition("?")[0].rpartition(":")[0]).expanduser()
+    content = path.read_bytes() if path.is_file() else b""
+    return hashlib.sha256(name.encode() + b"\0" + content).hexdigest()
+
+
+def _of_examples(examples: Iterable[Example]) -> str:
+    sha = hashlib.sha256()
+    for example in examples:
+        values = {f.name: getattr(example, f.name) for f in dataclasses.fields(example)}
+        del values["location"]  # a file may have moved
+        sha.update(_json(values) + b"\n")
+    return sha.hexdigest()
+
+
+def _of_files(folder: Path, patterns: Iterable[str]) -> str:
+    sha = hashlib.sha256()
+    for path in sorted({p for pattern in patterns for p in folder.glob(pattern) if p.is_file()}):
+        sha.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return sha.hexdigest()
+
+
+def _of_json(value: Any) -> str:
+    return hashlib.sha256(_json(value)).hexdigest()
+
+
+def _json(value: Any) -> bytes:
+    # Columns of a data set may hold dates or bytes, which JSON lacks; lone surrogates stay escaped.
+    return json.dumps(value, sort_keys=True, default=repr).encode()

@@ -1,0 +1,183 @@
+"""A trainer whose run loses no work: finite values, checkpoints that are whole, signals."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from bmt_trainer.distributed import any_rank, full_tensor
+from bmt_trainer.errors import NonFinite, OutputError
+from bmt_trainer.masking.attach import Attached
+from bmt_trainer.methods.guards.checkpoints import Checkpoints
+from bmt_trainer.methods.guards.finite import check_gates
+from bmt_trainer.methods.guards.interruption import Interruption
+
+#: Writes the logs of the steps so far.
+History = Callable[[list[dict[str, Any]]], None]
+
+
+@dataclass
+class Guard:
+    """Where a trainer's checkpoints go, and the signals that it heeds.
+
+    Without checkpoints, the trainer's own are written unchecked; history: called at each
+    checkpoint; say: shows a line.
+    """
+
+    checkpoints: Checkpoints | None = None
+    interruption: Interruption = field(default_factory=Interruption)
+    history: History | None = None
+    say: Callable[[str], None] = print
+
+
+class GuardedTraining:
+    """Mixin before a `transformers.Trainer` in a class's bases.
+
+    Raises NonFinite for a loss, a gradient norm or gates that are not finite, before the optimizer
+    spoils anything. A signal ends a step before the optimizer has begun, in rollouts too, or after
+    the step is logged; `keep` then writes a checkpoint of the last whole step.
+
+    transformers 5.19, trainer.py: `training_step`, `_get_grad_norm`, `_save_checkpoint`, `_save`.
+    """
+
+    attached: Attached
+
+    def __init__(self, *args: Any, guard: Guard | None = None, **kwargs: Any) -> None:
+        self.guard = guard or Guard()
+        self._loss_is_finite: Tensor | None = None
+        self._after_step = _AfterStep(self.guard.interruption)
+        super().__init__(*args, **kwargs)
+        # First, so that a validation, which another callback runs, can be interrupted.
+        self.callback_handler.callbacks.insert(0, self._after_step)  # type: ignore[attr-defined]
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write none: a run's folder is removed in the end."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        self.guard.interruption.allow()
+        loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        finite = torch.isfinite(loss.detach()).all()
+        before = self._loss_is_finite
+        self._loss_is_finite = finite if before is None else before & finite
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        self.guard.interruption.defer()
+        norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
+        loss, self._loss_is_finite = self._loss_is_finite, None
+        self._check("loss", loss)
+        if norm is not None:
+            self._check("gradient norm", torch.isfinite(full_tensor(torch.as_tensor(norm))))
+        return norm
+
+    def _check(self, what: str, finite: Tensor | None) -> None:
+        """Raise NonFinite in all processes if it is not finite in one."""
+        trainer: Any = self
+        if finite is not None and any_rank(not bool(finite), finite.device):
+            raise NonFinite(
+                f"step {trainer.state.global_step + 1}: the {what} is not finite; the gates are "
+                f"those of step {trainer.state.global_step}. {_remedy(trainer)}"
+            )
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        trainer: Any = self
+        check_gates(self.attached, trainer.state.global_step)
+        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        super().log(*args, **kwargs)  # type: ignore[misc]
+        # Callbacks have validated, which signals may interrupt; what follows they may not.
+        self.guard.interruption.defer()
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        trainer: Any = self
+        step = trainer.state.global_step
+        self.guard.interruption.defer()
+
+        def write() -> None:
+            super(GuardedTraining, self)._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+
+        if self.guard.checkpoints is None:
+            write()
+            return
+        self.guard.checkpoints.save(step, write)
+        if self.guard.history is not None:
+            try:
+                self.guard.history(trainer.state.log_history)
+            except OutputError as error:
+                self.guard.say(f"{error}; training goes on")
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        """Save without the tokenizer: it is the base's, and most of a checkpoint's bytes."""
+        trainer: Any = self
+        kept, trainer.processing_class = trainer.processing_class, _Unsaved()
+        try:
+            super()._save(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            trainer.processing_class = kept
+
+    def keep(self) -> int | None:
+        """Write a checkpoint of the last whole step after a signal; its step, or None.
+
+        Until the optimizer has begun the next step, only generators and counts have moved on.
+        """
+        trainer: Any = self
+        step, checkpoints = trainer.state.global_step, self.guard.checkpoints
+        if checkpoints is None or trainer.args.save_strategy == "no" or not step:
+            return None
+        if any(p.name == f"checkpoint-{step}" for p in checkpoints.candidates()):
+            return int(step)
+        if not self._after_step.restore(trainer.state):
+            return None
+        self._save_checkpoint(trainer.model, None)
+        done = any(p.name == f"checkpoint-{step}" for p in checkpoints.candidates())
+        return int(step) if done else None
+
+
+class _Unsaved:
+    """A tokenizer's place while a checkpoint is saved."""
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write nothing."""
+
+
+class _AfterStep(TrainerCallback):
+    """Remembers, once a step is logged, the random generators and counts that it left."""
+
+    def __init__(self, interruption: Interruption) -> None:
+        self._interruption = interruption
+        self._step, self._tokens = -1, 0
+        self._generators: tuple[Any, ...] = ()
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        self._generators = random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+        self._step, self._tokens = state.global_step, state.num_input_tokens_seen
+        self._interruption.allow()
+
+    def restore(self, state: Any) -> bool:
+        """Set what was remembered of the step in `state`; False if it is another step's."""
+        if self._step != state.global_step:
+            return False
+        python, numpy, cpu, cuda = self._generators
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+        state.num_input_tokens_seen = self._tokens
+        return True
+
+
+def _remedy(trainer: Any) -> str:
+    """The likely reason, by the precision of the weights and of the forward pass."""
+    if trainer.model.dtype == torch.float16 and not trainer.args.bf16:
+        return "Weights in float16 overflow at 65,504: pass --precision bf16"
+    return "Lower learning_rate, or look at the data and rewards of this step"
