@@ -46,9 +46,10 @@ ROOMS = {
         "data": _TRAINER_FLOOR | {"hub"},
         "masking": {"errors", "models"},
         "evaluation": _TRAINER_BASE | {"masking"},
-        "methods": _TRAINER_BASE | {"masking", "evaluation"},
-        "comparison": _TRAINER_BASE | {"masking", "evaluation", "methods"},
-        "cli": _TRAINER_BASE | {"masking", "evaluation", "methods", "comparison"},
+        "rewards": _TRAINER_BASE | {"evaluation"},
+        "methods": _TRAINER_BASE | {"masking", "evaluation", "rewards"},
+        "comparison": _TRAINER_BASE | {"masking", "evaluation", "rewards", "methods"},
+        "cli": _TRAINER_BASE | {"masking", "evaluation", "rewards", "methods", "comparison"},
         "__main__": {"cli"},
     },
     "bmt_server": {

@@ -19,7 +19,8 @@ SURFACE = {
     """,
     "bmt_trainer": """
         ConfigError DataError EmptyMask ExpertTensors FusedGate ModelError ModelNotFound NoTargets
-        NonFinite OutputError QuantizedModel ResumeError RolloutError TrainerError UnknownBase
+        NonFinite OutputError QuantizedModel ResumeError RewardError RolloutError TrainerError
+        UnknownBase
     """,
     "bmt_server.offline": "mask_request masked_llm",
     "bmt_client": """

@@ -10,6 +10,7 @@ TrainerError
 │   ├── ModelNotFound       neither a folder nor a model of the Hub
 │   └── UnknownBase         a loaded model of unknown checkpoint
 ├── RolloutError            a server's response cannot be used as rollouts
+├── RewardError             a reward that fails, or gives what cannot be trained on
 ├── DataError               examples that are missing, malformed or too few
 ├── ResumeError             nothing to resume, or a run with other settings or contents
 ├── NonFinite               NaN or infinity in weights, gates, a loss, a gradient or logits
@@ -61,6 +62,10 @@ class UnknownBase(ModelError):
 
 class RolloutError(TrainerError):
     """A server's responses cannot be used as rollouts."""
+
+
+class RewardError(TrainerError):
+    """A reward that raises, is not finite, or gives another number of values than of answers."""
 
 
 class DataError(TrainerError):

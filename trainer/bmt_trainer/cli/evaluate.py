@@ -45,7 +45,12 @@ def evaluate(
     dataset: Annotated[str, typer.Option(help="Data set, as in `bmt-train sft`.")],
     mask: MaskFile = None,
     heldout: Annotated[int, typer.Option(min=1, help="Held-out examples.")] = 400,
-    grader: Annotated[str | None, typer.Option(help="Grader, as in `bmt-train sft`.")] = None,
+    grader: Annotated[
+        str | None,
+        typer.Option(
+            help="Grader or rewards, as --reward of `bmt-train grpo`; see docs/rewards.md."
+        ),
+    ] = None,
     shots: Annotated[int, typer.Option(min=0, help="Solved examples before each prompt.")] = 0,
     system: Annotated[
         str | None, typer.Option(help="System message of prompts that have none.")
@@ -61,16 +66,21 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a base or a mask on the held-out examples."""
+    from bmt_trainer.console import Display
     from bmt_trainer.data import sources
     from bmt_trainer.data.examples import with_shots
     from bmt_trainer.evaluation.backends import by_options
-    from bmt_trainer.evaluation.graders import find_for
     from bmt_trainer.evaluation.score import grade
+    from bmt_trainer.models import checkpoint_folder, load_tokenizer
+    from bmt_trainer.rewards.find import find_for
 
     keep_freed_memory()
-    judge = find_for(dataset, grader)
+    rewards = find_for(dataset, grader)
     split = sources.load(dataset, heldout=heldout, train=shots, seed=seed, system=system)
     examples = [with_shots(example, split.train) for example in split.heldout]
+    if rewards.needs_tokenizer:
+        rewards = rewards.for_model(load_tokenizer(checkpoint_folder(model)), max_new_tokens)
+    rewards.try_on(examples, Display().say)
     models = by_options(
         model,
         mask,
@@ -82,7 +92,7 @@ def evaluate(
         device=device,
     )
     generate = models.get("mask", models["base"])
-    score = grade(generate(examples, max_new_tokens), examples, judge)
+    score = grade(generate(examples, max_new_tokens), examples, rewards)
     print(json.dumps(score.to_json()) if as_json else score)
 
 

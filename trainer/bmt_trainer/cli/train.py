@@ -20,6 +20,8 @@ from bmt_trainer.methods.guards.interruption import Interrupted, Interruption
 from bmt_trainer.process import is_main_process, keep_freed_memory
 from bmt_trainer.settings import build, flag_type, read_yaml
 
+_HEADER = ("", "exact match", "95 % interval", "lenient", "n")
+
 C = TypeVar("C", bound=TrainConfig)
 
 
@@ -72,14 +74,25 @@ def run(train: Callable[[C], Mask], config: C) -> None:
 
 
 def _report(mask: Mask, output: Path) -> None:
+    scores = mask.metadata.get("scores", {})
+    rewarded = mask.metadata["method"] == "grpo"
     rows = []
-    for name, score in mask.metadata.get("scores", {}).items():
+    for name, score in scores.items():
         low, high = score["interval95"]
-        lenient = score["lenient"] / score["total"]
-        cells = (f"{score['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", f"{lenient:.1%}")
+        cells = [
+            f"{score['accuracy']:.1%}",
+            f"{low:.1%} to {high:.1%}",
+            f"{score['lenient'] / score['total']:.1%}",
+        ]
+        if rewarded:
+            low, high = score["mean_interval95"]
+            cells = [f"{score['mean']:.4g}", f"{low:.4g} to {high:.4g}", *cells]
         rows.append((name, *cells, str(score["total"])))
     if rows:
-        print_table(("", "exact match", "95 % interval", "lenient", "n"), rows)
+        mean = ("mean reward", "95 % interval") if rewarded else ()
+        print_table(("", *mean, *_HEADER[1:]), rows)
+    for warning in mask.metadata.get("warnings", ()):
+        Console().print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     size = output.stat().st_size
     Console().print(
         f"{output}: {size:,} bytes, {mask.zeros:,} of {mask.numel:,} weights deleted "

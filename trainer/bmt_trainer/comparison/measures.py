@@ -19,10 +19,10 @@ from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation import retention, suites, update_geometry
 from bmt_trainer.evaluation.generate import generate
-from bmt_trainer.evaluation.graders import find
 from bmt_trainer.evaluation.kl import Policy
-from bmt_trainer.evaluation.score import Score, outcomes
+from bmt_trainer.evaluation.score import grade, is_right, score_of
 from bmt_trainer.methods.pipeline import Loaded
+from bmt_trainer.rewards.find import find
 
 Result = dict[str, Any]
 
@@ -45,12 +45,11 @@ def score_heldout(loaded: Loaded, model: nn.Module, label: str) -> Result:
             batch_size=loaded.config.eval_batch_size,
             advance=advance,
         )
-    exact = outcomes(texts, examples, grader)
-    lenient = outcomes(texts, examples, grader, lenient=True)
-    right = lenient if loaded.reading == "lenient" else exact
+    marks = grader.marks(texts, examples)
+    right = list(map(is_right, marks.chosen))
     loaded.display.say(f"{label}: {sum(right)} of {len(right)} right")
     return {
-        "score": Score(sum(exact), sum(lenient), len(examples)).to_json(),
+        "score": score_of(marks, grader.name).to_json(),
         "reading": loaded.reading,
         "right": "".join("01"[one] for one in right),
     }
@@ -101,7 +100,7 @@ def retention_score(plan: Plan, loaded: Loaded, tuned: Tuned) -> Callable[[], Ro
         return by_lm_eval
     count = plan.retention_examples
     examples = sources.load(plan.retention, heldout=count, train=0, seed=config.seed).heldout
-    grader = find(plan.retention_grader)
+    grader = find(plan.retention_grader).for_model(loaded.tokenizer, config.max_new_tokens)
 
     def by_answers() -> Row:
         with tuned.tuned():
@@ -112,9 +111,9 @@ def retention_score(plan: Plan, loaded: Loaded, tuned: Tuned) -> Callable[[], Ro
                 max_new_tokens=config.max_new_tokens,
                 batch_size=config.eval_batch_size,
             )
-        exact = sum(outcomes(texts, examples, grader)) / len(examples)
-        lenient = sum(outcomes(texts, examples, grader, lenient=True)) / len(examples)
-        return {"retention": exact, "retention_lenient": lenient, "n": len(examples)}
+        score = grade(texts, examples, grader)
+        shares = {"retention": score.accuracy, "retention_lenient": score.lenient / score.total}
+        return {**shares, "n": score.total}
 
     return by_answers
 

@@ -1,23 +1,50 @@
 """Graders: comparison of a completion with the right answer, each with two readings.
 
-The strict reading requires the requested form; the lenient one accepts any form.
-`find` names them on the command line: words, number, gsm8k, math, letter, bbeh, tools, tool-calls,
-or FILE.py:FUNCTION.
+The strict reading requires the requested form; the lenient one accepts any form. A grader is a
+`Scorer`, what answers are scored by; rewards of users are others, see `bmt_trainer.rewards`.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
+from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation import answer_parsing as parse
 from bmt_trainer.evaluation.tool_calls import calls_in
 
 #: (completion, answer) -> score, 0 to 1.
 Judge = Callable[[str, str], float]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Values of completions in the strict and the lenient reading; 1 and more is right.
+
+    None: the value of a completion that no reward applies to. chosen: the reading whose mean
+    counts; graded: the values are a grader's, 0 or 1.
+    """
+
+    strict: Sequence[float | None]
+    lenient: Sequence[float | None]
+    chosen: Sequence[float | None]
+    graded: bool = True
+
+
+class Scorer(Protocol):
+    """Values completions of examples, one completion each."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def comparing(self) -> str:
+        """Names of the graders that compare with an answer, so that rows must have one."""
+
+    def marks(self, completions: Sequence[str], examples: Sequence[Example]) -> Marks: ...
 
 
 @dataclass(frozen=True)
@@ -28,9 +55,16 @@ class Grader:
     strict: Judge
     lenient: Judge
 
-    def judge(self, reading: str) -> Judge:
-        """The strict or the lenient reading, by name."""
-        return self.lenient if reading == "lenient" else self.strict
+    @property
+    def comparing(self) -> str:
+        """Its own name: it compares with an answer."""
+        return self.name
+
+    def marks(self, completions: Sequence[str], examples: Sequence[Example]) -> Marks:
+        """Values of the completions; the strict reading counts."""
+        pairs = [(text, e.answer) for text, e in zip(completions, examples, strict=True)]
+        strict = [float(self.strict(*pair)) for pair in pairs]
+        return Marks(strict, [float(self.lenient(*pair)) for pair in pairs], strict)
 
 
 def is_exact(completion: str, answer: str) -> bool:
@@ -177,7 +211,7 @@ GRADERS: Mapping[str, Grader] = {
 }
 
 #: The default of all data sets that are no benchmark: words, but calls of an answer that has any.
-_DEFAULT = Grader("words", TOOL_CALLS.strict, TOOL_CALLS.lenient)
+DEFAULT = Grader("words", TOOL_CALLS.strict, TOOL_CALLS.lenient)
 
 #: Default graders of benchmark forms.
 BY_FORM = {"mmlu-pro": "letter", "bbeh": "bbeh", "tools": "tools"}
@@ -186,38 +220,13 @@ BY_FORM = {"mmlu-pro": "letter", "bbeh": "bbeh", "tools": "tools"}
 def find_for(dataset: str, name: str | None) -> Grader:
     """The grader `name`, or the default of the data set's form. Raises ConfigError."""
     name = name or BY_FORM.get(dataset.partition(":")[0])
-    return _DEFAULT if name is None else find(name)
+    return DEFAULT if name is None else find(name)
 
 
 def find(name: str) -> Grader:
-    """A grader by name, or a user's function as FILE.py:FUNCTION. Raises ConfigError.
-
-    The function takes a completion and the answer, both text, and returns a number from 0 to 1;
-    evaluation counts an answer as right from 1 on.
-    """
-    if ".py:" in name:
-        path, _, function = name.rpartition(":")
-        judge = _load(Path(path).expanduser(), function)
-        return Grader(name, judge, judge)
+    """A grader by name. Raises ConfigError."""
     if name not in GRADERS:
-        raise ConfigError(
-            f"reward: {name!r} is not one of {', '.join(GRADERS)} and not FILE.py:FUNCTION"
-        )
+        raise ConfigError(f"grader: {name!r} is not one of {', '.join(GRADERS)}")
     if name == "math" and importlib.util.find_spec("math_verify") is None:
         raise ConfigError("reward: math needs the package math-verify: pip install math-verify")
     return GRADERS[name]
-
-
-def _load(path: Path, function: str) -> Judge:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    try:
-        if spec is None or spec.loader is None:
-            raise ImportError("not a Python file")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        judge: Judge = getattr(module, function)
-    except Exception as error:  # whatever a user's file raises
-        raise ConfigError(f"reward: {path}:{function} cannot be loaded ({error})") from error
-    if not callable(judge):
-        raise ConfigError(f"reward: {path}:{function} is not a function")
-    return judge

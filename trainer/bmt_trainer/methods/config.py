@@ -28,9 +28,13 @@ TEACHER_PROMPT = (
     "Now answer with a response of your own, including the thinking process.\n"
 )
 
+_REWARD_HELP = (
+    "words, number, gsm8k, math, letter, bbeh, tools, tool-calls, FILE.py:FUNCTION, a dotted path "
+    "or judge:URL?model=NAME, each with ?key=value&…, several joined by ' + '"
+)
 _GRADER_HELP = (
-    "What is right in evaluation: words, number, gsm8k, math, letter, bbeh, tools, tool-calls, or "
-    "FILE.py:FUNCTION; default: by the data set's form, else words, or tool-calls if it has any."
+    f"What is right in evaluation: {_REWARD_HELP}; default: by the data set's form, else words, or "
+    "tool-calls if it has any."
 )
 
 
@@ -194,9 +198,25 @@ class GrpoConfig(OnPolicyConfig):
         "How tokens are averaged: Eq. 3, or verl's default.", "sequence-mean"
     )
     reward: str = option(
-        "What is right: words, number, gsm8k, math, letter, bbeh, tools, tool-calls, or "
-        "FILE.py:FUNCTION.",
-        "words",
+        f"What is right: {_REWARD_HELP} with ?weight=…; see docs/rewards.md.", "words", joined=True
+    )
+    overlong_penalty: int = option(
+        "Last tokens of max_new_tokens in which a penalty grows to -1 (DAPO, Eq. 13); 0 for none.",
+        0,
+        least=0,
+    )
+    mask_truncated_completions: bool = option(
+        "Leave answers that were cut off at max_new_tokens out of the loss.", False
+    )
+    top_p: float = option(
+        "Sample from the most likely tokens of this total probability.", 1.0, above=0, most=1
+    )
+    top_k: int = option("Sample from this many most likely tokens; 0 for all.", 0, least=0)
+    min_p: float = option(
+        "Sample tokens of at least this share of the likeliest one's probability.",
+        0.0,
+        least=0,
+        most=1,
     )
     server: str | None = option(
         "URL of a bmt-server of the same base that samples rollouts; its key: BMT_API_KEY.", None
@@ -209,6 +229,11 @@ class GrpoConfig(OnPolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.accumulation(1)
+        if self.overlong_penalty > self.max_new_tokens:
+            raise ConfigError(
+                f"overlong_penalty: {self.overlong_penalty} exceeds max_new_tokens "
+                f"{self.max_new_tokens}"
+            )
         if self.live_set == "on" and self.alpha_start < LIVE_SET_MIN_ALPHA:
             raise ConfigError(
                 f"live_set: on needs alpha_start of at least {LIVE_SET_MIN_ALPHA:g}, not "

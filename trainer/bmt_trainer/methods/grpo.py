@@ -7,7 +7,7 @@ is the base itself: the same model with its mask off.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -23,7 +23,6 @@ from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.data.encoding import render
 from bmt_trainer.data.examples import Example
 from bmt_trainer.distributed import join
-from bmt_trainer.evaluation.graders import Judge, find
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import on_policy, pipeline
 from bmt_trainer.methods.config import GrpoConfig
@@ -33,6 +32,9 @@ from bmt_trainer.methods.rollouts.server import ServerRollouts
 from bmt_trainer.methods.trl_mixins import BaseReference, HardRollouts, MaskedTraining
 from bmt_trainer.models import load_model
 from bmt_trainer.process import world_size
+from bmt_trainer.rewards.find import find
+from bmt_trainer.rewards.trl_functions import trl_functions, trl_rows
+from bmt_trainer.rewards.watch import Limits, Watch
 
 
 def train(config: GrpoConfig, display: Display | None = None) -> Mask:
@@ -46,9 +48,11 @@ def train(config: GrpoConfig, display: Display | None = None) -> Mask:
         attached = pipeline.attach(loaded)
         pipeline.score_base(loaded, attached)
         pipeline.initialize(loaded, attached, live_alpha=config.live_alpha)
-        validation = on_policy.validation(config, loaded, attached)
-        fit(config, loaded, attached, rows, [validation])
+        validation, watch = on_policy.validation(config, loaded, attached), _watch(config, loaded)
+        fit(config, loaded, attached, rows, [validation, watch])
         metadata: dict[str, Any] = {"method": "grpo", "train_examples": len(rows)}
+        if warnings := [*watch.warnings, *validation.warnings()]:
+            metadata["warnings"] = warnings
         if config.select == "best" and (step := validation.load_best()) is not None:
             metadata["step"] = step
         return pipeline.finish(loaded, attached, metadata)
@@ -58,8 +62,23 @@ def load(config: GrpoConfig, display: Display, *, scored: bool = True) -> tuple[
     """Load the run, and its prompts and answers as rows. scored: as in `pipeline.load`."""
     join(config.device, writes_checkpoints=bool(config.checkpoint_every or config.resume))
     config.accumulation(world_size())
-    loaded, examples = on_policy.load(config, display, find(config.reward), scored=scored)
-    return loaded, on_policy.prompt_rows(loaded.tokenizer, examples, answer=lambda e: e.answer)
+    rewards = find(config.reward, overlong=config.overlong_penalty)
+    loaded, examples = on_policy.load(config, display, rewards, scored=scored)
+    loaded.grader.try_on(examples, display.say)
+    rows = on_policy.prompt_rows(
+        loaded.tokenizer, examples, answer=lambda e: e.answer, columns=lambda e: e.columns
+    )
+    return loaded, rows
+
+
+def _watch(config: GrpoConfig, loaded: Loaded) -> Watch:
+    """The callback that warns of a run that does not learn."""
+    return Watch(
+        Limits(config.completions, loaded.config.max_new_tokens, config.reg_lambda > 0),
+        say=loaded.display.say,
+        keep=partial(loaded.run.note, "warnings"),
+        before=loaded.run.notes.get("warnings", {}),
+    )
 
 
 class MaskedGRPOTrainer(HardRollouts, MaskedTraining, GRPOTrainer):
@@ -98,8 +117,11 @@ def fit(
         num_generations=config.completions,
         max_completion_length=loaded.config.max_new_tokens,
         temperature=config.temperature,
-        top_p=1.0,
-        top_k=0,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        mask_truncated_completions=config.mask_truncated_completions,
+        reward_weights=loaded.grader.weights,
         beta=0.0,  # see MaskedGRPOTrainer
         epsilon=config.clip,
         loss_type="grpo" if config.loss == "sequence-mean" else "dapo",
@@ -114,24 +136,14 @@ def fit(
             arguments,
             loaded,
             attached,
-            rows,
+            trl_rows(rows),
             callbacks,
             metric="reward",
             beta=config.beta,
             reference=_reference(loaded, attached) if config.beta else None,
-            reward_funcs=_reward(loaded.grader.judge(config.reading)),
+            reward_funcs=trl_functions(loaded.grader, rows),
             rollout_func=rollouts,
         )
-
-
-def _reward(judge: Judge) -> Callable[..., list[float]]:
-    """TRL's reward function of a grader's reading."""
-
-    def reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        return [float(judge(text, a)) for text, a in zip(texts, answer, strict=True)]
-
-    return reward
 
 
 def _reference(loaded: Loaded, attached: Attached) -> Any:
@@ -163,7 +175,12 @@ def server_rollouts(
             partial(_prompt_ids, loaded),
             completions=config.completions,
             max_tokens=loaded.config.max_new_tokens,
-            temperature=config.temperature,
+            sampling={
+                "temperature": config.temperature,
+                "top_p": config.top_p,
+                "top_k": config.top_k,
+                "min_p": config.min_p,
+            },
         )
         try:
             yield rollouts

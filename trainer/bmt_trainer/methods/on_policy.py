@@ -13,19 +13,19 @@ from bmt_trainer.data import preview
 from bmt_trainer.data.encoding import plain, render
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import DataError
-from bmt_trainer.evaluation.graders import Grader
 from bmt_trainer.evaluation.score import require_answers
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import pipeline
 from bmt_trainer.methods.config import OnPolicyConfig
 from bmt_trainer.methods.pipeline import Loaded
 from bmt_trainer.methods.validation import Validation
+from bmt_trainer.rewards.combined import Rewards
 
 
 def load(
     config: OnPolicyConfig,
     display: Display,
-    grader: Grader,
+    grader: Rewards,
     *,
     scored: bool,
     longest: Callable[[Example], Example] = lambda example: example,
@@ -91,7 +91,6 @@ def validation(config: OnPolicyConfig, loaded: Loaded, attached: Attached) -> Va
         every=config.validate_every,
         attached=attached,
         run=loaded.run,
-        reading=loaded.reading,
         score=loaded.score.of,
         export=partial(pipeline.current_mask, loaded, attached),
         write=pipeline.write_mask,
@@ -106,7 +105,7 @@ def _validation_examples(config: OnPolicyConfig, loaded: Loaded) -> list[Example
 def prompt_rows(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
-    **columns: Callable[[Example], str],
+    **columns: Callable[[Example], Any],
 ) -> list[dict[str, Any]]:
     """Rows of TRL's trainers: a prompt each, and a column per function of `columns`.
 

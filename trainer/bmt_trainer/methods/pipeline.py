@@ -25,8 +25,6 @@ from bmt_trainer.data.examples import Example, Split, with_template_kwargs
 from bmt_trainer.distributed import assign_sharded, barrier, full_tensor
 from bmt_trainer.errors import EmptyMask, OutputError
 from bmt_trainer.evaluation.generate import stop_at_end_of_turn
-from bmt_trainer.evaluation.graders import Grader
-from bmt_trainer.evaluation.intervals import wilson
 from bmt_trainer.evaluation.kl import forward_kl
 from bmt_trainer.evaluation.score import best_guess, require_answers
 from bmt_trainer.masking import live_gates
@@ -44,6 +42,7 @@ from bmt_trainer.methods.lengths import prompt_lengths, within_context
 from bmt_trainer.methods.rollouts.local import sample_texts
 from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, is_writing, settings_of
 from bmt_trainer.process import is_main_process, world_size
+from bmt_trainer.rewards.combined import Rewards
 
 # Held-out prompts on whose answers by the base a mask's KL divergence is measured.
 _KL_PROMPTS = 64
@@ -79,7 +78,7 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     score: HeldoutScores
-    grader: Grader
+    grader: Rewards
     reading: Reading
     lengths: Sequence[int]
     interruption: Interruption
@@ -96,7 +95,7 @@ def load(
     display: Display,
     *,
     train_examples: int,
-    grader: Grader,
+    grader: Rewards,
     reading: Reading = "exact",
     heldout_dataset: str | None = None,
     scored: bool = True,
@@ -173,6 +172,9 @@ def load(
     if config.checkpoint_every and is_main_process():
         # Gates and AdamW's two moments, in fp32.
         outputs.check_space(run.folder, 12 * gates)
+    grader = grader.for_model(
+        tokenizer, config.max_new_tokens, "lenient" if reading == "lenient" else "strict"
+    )
     model = models.load_model(folder, models.pick_device(config.device))
     check_weights(model)
     if (line := stop_at_end_of_turn(model, tokenizer)) is not None:
@@ -368,8 +370,8 @@ def finish(loaded: Loaded, attached: Attached, metadata: Mapping[str, Any]) -> M
 def _choose_lean(loaded: Loaded, attached: Attached, full: Mask) -> tuple[Mask, dict[str, Any]]:
     """The lean mask, which has only the learned deletions, or the full one; and its metadata.
 
-    With `lean: auto` both are scored, and the lean mask is taken unless its count of right answers
-    is below the 95 % interval of the full one's.
+    With `lean: auto` both are scored, and the lean mask is taken unless its mean reward is below
+    the 95 % interval of the full one's.
     """
     run, heldout = loaded.run, loaded.split.heldout
     lean = bmt_core.difference(full, bmt_core.load(loaded.start_file))
@@ -377,9 +379,8 @@ def _choose_lean(loaded: Loaded, attached: Attached, full: Mask) -> tuple[Mask, 
     chosen, metadata = lean, dict[str, Any]()
     if loaded.config.lean == "auto" and heldout:
         _score_mask(loaded, attached, "full", full)
-        counts, reading = run.notes, loaded.reading
-        low, _ = wilson(counts["full"][reading], counts["full"]["total"])
-        if not lean.zeros or counts["lean"][reading] < low * counts["lean"]["total"]:
+        scores = run.notes
+        if not lean.zeros or scores["lean"]["mean"] < scores["full"]["mean_interval95"][0]:
             chosen = full
         metadata["forward_kl"] = _forward_kl(loaded, attached, {"full": full, "lean": lean})
     if heldout:

@@ -16,7 +16,7 @@ from bmt_trainer.console import Display
 from bmt_trainer.data.examples import Example
 from bmt_trainer.distributed import barrier
 from bmt_trainer.errors import NonFinite, OutputError, ResumeError
-from bmt_trainer.evaluation.graders import Grader
+from bmt_trainer.evaluation.graders import Scorer
 from bmt_trainer.evaluation.score import Score, evaluate
 from bmt_trainer.masking.attach import GATE_PROJECTIONS
 from bmt_trainer.methods.guards import outputs
@@ -175,7 +175,7 @@ class HeldoutScores:
         *,
         max_new_tokens: int,
         batch_size: int,
-        grader: Grader,
+        grader: Scorer,
     ) -> None:
         self._grader = grader
         self._model, self._tokenizer, self._heldout = model, tokenizer, heldout
@@ -208,6 +208,6 @@ class HeldoutScores:
             examples,
             max_new_tokens=self._max_new_tokens,
             batch_size=self._batch_size,
-            grader=self._grader,
+            scorer=self._grader,
             advance=advance,
         )

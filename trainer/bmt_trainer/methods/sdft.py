@@ -23,13 +23,13 @@ from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.data.examples import Example, Message
 from bmt_trainer.distributed import join
 from bmt_trainer.errors import DataError
-from bmt_trainer.evaluation.graders import find_for
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import on_policy, pipeline
 from bmt_trainer.methods.config import SdftConfig
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.trl_mixins import MaskedTraining, MaskTeacher
+from bmt_trainer.rewards.find import find_for
 
 
 def train(config: SdftConfig, display: Display | None = None) -> Mask:

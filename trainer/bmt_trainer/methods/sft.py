@@ -15,7 +15,6 @@ from bmt_trainer.data.encoding import Encoder, grouped_by_length
 from bmt_trainer.data.fitting import fit as fit_rows
 from bmt_trainer.distributed import join
 from bmt_trainer.errors import DataError
-from bmt_trainer.evaluation.graders import find_for
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import packing, pipeline
 from bmt_trainer.methods.config import SftConfig
@@ -23,6 +22,7 @@ from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.trl_mixins import MaskedTraining
 from bmt_trainer.process import world_size
+from bmt_trainer.rewards.find import find_for
 
 
 def train(config: SftConfig, display: Display | None = None) -> Mask:

@@ -58,6 +58,9 @@ class HardSampling:
                 temperature=trainer.args.temperature,
                 eos_token_ids=trainer.eos_token_ids,
                 pad_token_id=trainer._tokenizer.pad_token_id,
+                top_p=trainer.args.top_p,
+                top_k=trainer.args.top_k,
+                min_p=trainer.args.min_p or 0.0,
             )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

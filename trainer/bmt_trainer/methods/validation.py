@@ -1,4 +1,4 @@
-"""Greedy accuracy of the hard mask in training, and the best mask so far."""
+"""Mean reward of the hard mask's greedy answers in training, and the best mask so far."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from bmt_core import Mask
 from transformers import TrainerCallback
 
 from bmt_trainer.data.examples import Example
+from bmt_trainer.errors import RewardError
 from bmt_trainer.evaluation.score import Score
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods.run_folder import RunFolder
+from bmt_trainer.rewards.watch import equal_validations
 
 
 class Export(Protocol):
@@ -25,7 +27,7 @@ class Export(Protocol):
 class Validation(TrainerCallback):
     """Every `every` steps, and at the last: score `examples`, save the mask if it is the best.
 
-    reading: the count of a score that decides, "exact" or "lenient". The scores are the run's note
+    The best has the greatest mean reward; of equal ones, the latest. The scores are the run's note
     `validation`: step, zeros and score of each, so that a resumed run has those before it.
     """
 
@@ -36,16 +38,16 @@ class Validation(TrainerCallback):
         every: int,
         attached: Attached,
         run: RunFolder,
-        reading: str,
         score: Callable[[Sequence[Example]], Score],
         export: Export,
         write: Callable[[Mask, Path], None],
         say: Callable[[str], None],
     ) -> None:
         self._examples, self._every, self._attached = examples, every, attached
-        self._run, self._reading = run, reading
+        self._run = run
         self._score, self._export, self._write, self._say = score, export, write, say
         self._best_file = run.folder / "best.bmt"
+        self._warned = False
 
     @property
     def scores(self) -> list[dict[str, Any]]:
@@ -72,20 +74,34 @@ class Validation(TrainerCallback):
 
     def _validate(self, step: int) -> None:
         with self._attached.state.use("hard"):
-            score = self._score(self._examples)
+            try:
+                score = self._score(self._examples)
+            except RewardError as error:
+                raise RewardError(f"validation of step {step}: {error}") from error
         before, result = self.scores, score.to_json()
-        if all(result[self._reading] > v[self._reading] for v in before):
+        if all(result["mean"] >= v["mean"] for v in before):
             self._write(self._export({"step": step}), self._best_file)
         zeros = self._attached.zeros
         self._run.note("validation", [*before, {"step": step, "zeros": zeros, **result}])
         self._say(f"step {step}: {score}")
+        if not self._warned and (warning := self._equal(final=False)):
+            self._warned = True
+            self._say(f"warning: {warning}")
+
+    def warnings(self) -> list[str]:
+        """A warning if no validation of the finished run differs from another."""
+        warning = self._equal(final=True)
+        return [] if warning is None else [warning]
+
+    def _equal(self, *, final: bool) -> str | None:
+        return equal_validations([v["mean"] for v in self.scores], final=final)
 
     def load_best(self) -> int | None:
-        """Set the gates to the mask of the best score, the earlier of equals, and return its step.
+        """Set the gates to the mask of the best score, the later of equals, and return its step.
 
         None without a validation: the gates stay.
         """
         if not self.scores:
             return None
         self._attached.load_mask(bmt_core.load(self._best_file))
-        return int(max(self.scores, key=lambda v: v[self._reading])["step"])
+        return int(max(self.scores, key=lambda v: (v["mean"], v["step"]))["step"])

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from bmt_trainer.data.examples import Example, Split
+from bmt_trainer.rewards.digests import digest
 
 # Files beside the weights that change what a model computes, or how text becomes tokens.
 _TOKENIZER = ("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json")
@@ -37,15 +38,8 @@ def of_run(
     }
     for setting, name in graders.items():
         if name is not None:
-            found[setting] = of_grader(name)
+            found[setting] = digest(name)
     return found
-
-
-def of_grader(name: str) -> str:
-    """SHA-256 of a grader's name, and of the file that it names, if any."""
-    path = Path(name.partition("?")[0].rpartition(":")[0]).expanduser()
-    content = path.read_bytes() if path.is_file() else b""
-    return hashlib.sha256(name.encode() + b"\0" + content).hexdigest()
 
 
 def _of_examples(examples: Iterable[Example]) -> str:

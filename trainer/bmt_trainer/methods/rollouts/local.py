@@ -11,7 +11,15 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from bmt_trainer.data.encoding import pad, render
 from bmt_trainer.data.examples import Example
@@ -37,13 +45,20 @@ def sample(
     temperature: float,
     eos_token_ids: Collection[int],
     pad_token_id: int,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
 ) -> list[list[int]]:
     """A completion of each of `prompts`, token ids, drawn from softmax(logits / temperature).
+
+    top_k, top_p, min_p: only among the tokens that these leave, in this order, as
+    `transformers.generate` applies them; 0, 1 and 0 leave all.
 
     Equal prompts must be adjacent. A completion ends after one of `eos_token_ids`, which it keeps,
     or at `max_new_tokens`.
     """
     device, training = model.device, model.training
+    truncate = _truncation(top_p, top_k, min_p)
     model.eval()  # in training, gradient checkpointing would drop the cache
     groups = [(list(ids), len(list(same))) for ids, same in groupby(prompts)]
     rows, attend = (t.to(device) for t in pad([ids for ids, _ in groups], pad_token_id, "left"))
@@ -64,7 +79,8 @@ def sample(
     left = torch.arange(len(prompts), device=device)  # [B]: the completion that each row extends
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for step in range(max_new_tokens):
-        drawn = torch.multinomial(torch.softmax(logits.float() / temperature, -1), 1)
+        scores = truncate(None, logits.float() / temperature)
+        drawn = torch.multinomial(torch.softmax(scores, -1), 1)
         for at, token, over in zip(
             left.tolist(), drawn[:, 0].tolist(), ended.tolist(), strict=True
         ):
@@ -89,6 +105,18 @@ def sample(
         ).logits[:, -1]
     model.train(training)
     return completions
+
+
+def _truncation(top_p: float, top_k: int, min_p: float) -> LogitsProcessorList:
+    """What sets the scores of unlikely tokens to -inf; empty if all three are neutral."""
+    chosen = LogitsProcessorList()
+    if top_k > 0:
+        chosen.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        chosen.append(TopPLogitsWarper(top_p))
+    if min_p > 0:
+        chosen.append(MinPLogitsWarper(min_p))
+    return chosen
 
 
 def _positions(attend: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -28,7 +28,8 @@ _KEPT = 1
 class ServerRollouts:
     """TRL's `rollout_func` on a server.
 
-    mask: returns the hard mask of the gates' current values; render: a prompt's token ids.
+    mask: returns the hard mask of the gates' current values; render: a prompt's token ids;
+    sampling: temperature, and top_p, top_k and min_p if they are not neutral.
     """
 
     def __init__(
@@ -40,12 +41,13 @@ class ServerRollouts:
         *,
         completions: int,
         max_tokens: int,
-        temperature: float,
+        sampling: Mapping[str, float],
     ) -> None:
         self._client, self._name = client, name
         self._mask, self._render = mask, render
         self._completions = completions
-        self._sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+        self._max_tokens = max_tokens
+        self._sampling = {**NEUTRAL_SAMPLING, **sampling}
         self._pushed: list[Mask] = []
         self.push_seconds, self.push_bytes, self.flips = 0.0, 0, 0
         self._openai = client.openai()
@@ -112,8 +114,8 @@ class ServerRollouts:
             n=self._completions,
             logprobs=0,
             seed=seed,
-            extra_body={"return_token_ids": True, **NEUTRAL_SAMPLING},
-            **self._sampling,
+            max_tokens=self._max_tokens,
+            extra_body={"return_token_ids": True, **self._sampling},
         )
         if answer.model != model:
             raise RolloutError(

@@ -1,0 +1,52 @@
+"""Rewards as text: `NAME?key=value&key=value`, several joined by ` + `."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bmt_trainer.errors import ConfigError
+
+#: What stands between two rewards of one text.
+JOINED = " + "
+#: The option of every reward, which the reward itself does not get.
+WEIGHT = "weight"
+
+
+@dataclass(frozen=True)
+class Specification:
+    """One reward's text, its name, its options without the weight, and its weight in the sum."""
+
+    text: str
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    weight: float = 1.0
+
+
+def parse(text: str) -> list[Specification]:
+    """The rewards of `A?key=value + B?weight=0.2`. Option values are text. Raises ConfigError."""
+    parts = [part.strip() for part in text.split(JOINED)]
+    if not all(parts):
+        raise ConfigError(f"reward: {text!r} has an empty part; rewards are joined by {JOINED!r}")
+    return [_one(part) for part in parts]
+
+
+def _one(text: str) -> Specification:
+    name, mark, rest = text.partition("?")
+    options: dict[str, str] = {}
+    for pair in rest.split("&") if mark else ():
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"reward {text}: option {pair!r} is not key=value")
+        if key in options:
+            raise ConfigError(f"reward {text}: option {key!r} is given twice")
+        options[key] = value
+    weight = options.pop(WEIGHT, "1")
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"reward {text}: weight {weight!r} is not a finite number")
+    return Specification(text, name, options, number)

@@ -1,0 +1,91 @@
+"""Rewards as TRL's trainers call them.
+
+TRL 1.16, trainer/grpo_trainer.py, `_calculate_rewards`: by name, asynchronous functions together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bmt_trainer.rewards.combined import ROW, Loop, Rewards, columns_of
+from bmt_trainer.rewards.reward import Batch, Reward, Values
+
+
+def trl_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a trainer's data set: the prompts, and the positions of the rows.
+
+    The other columns stay in Python: Arrow, which holds a trainer's data set, refuses columns of
+    mixed types, and adds to objects the keys that others have.
+    """
+    return [{"prompt": row["prompt"], ROW: at} for at, row in enumerate(rows)]
+
+
+def trl_functions(rewards: Rewards, rows: Sequence[Mapping[str, Any]]) -> list[Callable[..., Any]]:
+    """TRL's `reward_funcs` for a data set of `trl_rows(rows)`; `rewards.weights` are the weights.
+
+    rows: each with `prompt`, `answer`, and the data's `columns`. The functions raise RewardError.
+    """
+    names = columns_of([row["columns"] for row in rows])
+    made: list[Callable[..., Any]] = []
+    labels: dict[str, int] = {}
+    for reward in rewards.rewards:
+        labels[reward.label] = labels.get(reward.label, 0) + 1
+        count = labels[reward.label]
+        # Logs are by name, so two rewards may not share one.
+        label = reward.label if count == 1 else f"{reward.label}-{count}"
+        lenient = rewards.reading == "lenient"
+        kind = _Awaited if reward.asynchronous else _Called
+        made.append(kind(reward, label, rows, tuple(names), lenient, rewards.loop))
+    return made
+
+
+class _Called:
+    """A reward as a function of TRL's arguments."""
+
+    def __init__(
+        self,
+        reward: Reward,
+        label: str,
+        rows: Sequence[Mapping[str, Any]],
+        names: Sequence[str],
+        lenient: bool,
+        loop: Loop,
+    ) -> None:
+        self.__name__ = label
+        self._reward, self._rows, self._names = reward, rows, names
+        self._lenient, self._loop = lenient, loop
+
+    def __call__(self, **given: Any) -> Values:
+        return self._reward.values(self.batch(**given), lenient=self._lenient)
+
+    def batch(
+        self,
+        *,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        trainer_state: Any,
+        **others: Any,
+    ) -> Batch:
+        """TRL's arguments with the columns of their rows."""
+        rows = [self._rows[at] for at in others.pop(ROW)]
+        return Batch(
+            prompts=prompts,
+            completions=completions,
+            completion_ids=completion_ids,
+            answers=[row["answer"] for row in rows],
+            columns={n: [row["columns"].get(n) for row in rows] for n in self._names},
+            options={"trainer_state": trainer_state, **others},
+            place=f"at step {trainer_state.global_step + 1}",
+        )
+
+
+class _Awaited(_Called):
+    """The same of an asynchronous reward; its calls run in the rewards' own event loop."""
+
+    async def __call__(self, **given: Any) -> Values:  # type: ignore[override]
+        future = self._loop.submit(self._reward.awaited(self.batch(**given)))
+        values: Values = await asyncio.wrap_future(future)
+        return values
