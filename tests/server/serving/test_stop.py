@@ -20,11 +20,25 @@ HANG_S = 3
 
 
 @pytest.fixture(scope="module")
-def server(smol, valkey, tmp_path_factory):
+def running(smol, valkey, tmp_path_factory):
+    """A function that returns a server that runs: a test that ends one may come first."""
     flags = ("--enforce-eager", "--hang-seconds", str(HANG_S), "--shutdown-timeout", "120")
-    served = Served(smol, tmp_path_factory.mktemp("stop"), *flags, registry=valkey.url)
-    yield served
-    served.stop()
+    started: list[Served] = []
+
+    def server() -> Served:
+        if not started or started[-1].process.poll() is not None:
+            folder = tmp_path_factory.mktemp("stop")
+            started.append(Served(smol, folder, *flags, registry=valkey.url))
+        return started[-1]
+
+    yield server
+    for one in started:
+        one.stop()
+
+
+@pytest.fixture
+def server(running):
+    return running()
 
 
 @pytest.fixture
