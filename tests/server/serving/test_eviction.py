@@ -73,7 +73,7 @@ def test_eviction_under_load_gives_no_wrong_answer_and_no_error(server, smol):
     off = [float(np.abs(p - alone[n]).max()) for n, p in zip(order, together, strict=True)]
     assert max(off) < TOLERANCE
     evictions = 'bmt_mask_evictions_total{rank="0"}'
-    # Workers write their figures a few times a second: wait until the last ones under load are gone.
+    # Workers write their figures a few times a second: the last ones under load must be gone.
     time.sleep(0.6)
     until(lambda: server.metrics()[evictions] > 2 * MASKS)
     found = server.metrics()
