@@ -6,7 +6,7 @@ import copy
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -36,6 +36,18 @@ class Turn:
     ends: bool
 
 
+@dataclass(frozen=True)
+class _Probe:
+    """A chat of marks, rendered.
+
+    missing: the first field that the template leaves out, if any; gaps: the text before each part
+    of the learnt turn, thoughts and content, from the header of an answer on, or None if unknown.
+    """
+
+    missing: str | None
+    gaps: Mapping[str, str | None]
+
+
 class ChatTemplate:
     """The chat template of a tokenizer that has one.
 
@@ -46,7 +58,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self.notes: Counter[str] = Counter()
-        self._found: dict[str, str | None] = {}
+        self._probes: dict[str, _Probe] = {}
 
     @cached_property
     def _tokens(self) -> re.Pattern[str]:
@@ -82,8 +94,8 @@ class ChatTemplate:
         for earlier in messages[:at]:
             if earlier.get("reasoning_content", "").strip() not in full:
                 self.notes["the chat template leaves out thoughts of turns before an answer"] += 1
-        self._check(example, messages, at)
-        after = self._check_turn(example, message, at, body)
+        probe = self._check(example, messages, at)
+        after = self._check_turn(example, message, at, body, probe)
         end = after + len(body[after:].rstrip())
         ends = False
         if self.end and (found := body.rfind(self.end, after)) >= 0:
@@ -127,42 +139,54 @@ class ChatTemplate:
                     size = match.start()
         return size
 
-    def _check_turn(self, example: Example, message: Message, at: int, body: str) -> int:
-        """The position in `body` after all that the turn says. Raises DataError."""
-        content, thoughts = message["content"], message.get("reasoning_content", "")
+    def _check_turn(
+        self, example: Example, message: Message, at: int, body: str, probe: _Probe
+    ) -> int:
+        """The position in `body` after the turn's thoughts and content. Raises DataError."""
         place = f"{_row(example)}turn {at + 1} (assistant), "
         after = 0
-        for field, text in (("reasoning_content", thoughts), ("content", content)):
+        for field, gap in probe.gaps.items():
+            text = message[field]
             for end in filter(None, (self.end, self._tokenizer.eos_token)):
                 if end in text:
                     raise DataError(
                         f"{place}{field}: contains {end!r}, the end of a turn; remove it"
                     )
-            found = body.find(text.strip(), after)
-            if found < 0:
+            # As it is, or without white space at its ends.
+            for part in (text, text.strip(), text.rstrip(), text.lstrip()):
+                begin = body.find(part, after) if gap is None else after + len(gap)
+                if begin >= 0 and body.startswith((gap or "") + part, begin - len(gap or "")):
+                    break
+            else:
                 raise DataError(f"{place}{field}: the chat template changes its text; {_OTHER}")
-            after = found + len(text.strip())
-            if text.strip() and text not in body:
+            if part != text:
                 self.notes["the chat template trims white space of turns"] += 1
-            elif text.strip():
-                after = body.find(text) + len(text)
+            after = begin + len(part)
+        for number, call in enumerate(message.get("tool_calls", ())):
+            for value in (call["function"]["name"], *_leaves(call["function"]["arguments"])):
+                if not any(form in body[after:] for form in _written(value)):
+                    raise DataError(
+                        f"{place}tool_calls[{number}].function: the chat template changes "
+                        f"{value!r}; {_OTHER}"
+                    )
         return after
 
-    def _check(self, example: Example, messages: Sequence[Message], learnt: int | None) -> None:
+    def _check(self, example: Example, messages: Sequence[Message], learnt: int | None) -> _Probe:
         """Raise DataError if the template leaves out a part of the chat up to the turn `learnt`.
 
-        Texts are replaced by marks, which cannot be found by accident. Chats of one shape are
-        checked once.
+        learnt: None for a chat that is a prompt. Texts are replaced by marks, which cannot be
+        found by accident. Chats of one shape are checked once.
         """
         chat = list(messages if learnt is None else messages[: learnt + 1])
         shape = json.dumps([_shape(chat), _shape(example.tools), example.template_kwargs, learnt])
-        if shape not in self._found:
-            self._found[shape] = self._left_out(example, chat, learnt)
-        if (missing := self._found[shape]) is not None:
+        if shape not in self._probes:
+            self._probes[shape] = self._probe(example, chat, learnt)
+        if (missing := self._probes[shape].missing) is not None:
             raise DataError(f"{_row(example)}{missing}: the chat template leaves it out; {_OTHER}")
+        return self._probes[shape]
 
-    def _left_out(self, example: Example, chat: list[Message], learnt: int | None) -> str | None:
-        """The first field that the template leaves out of a chat of marks, or None."""
+    def _probe(self, example: Example, chat: list[Message], learnt: int | None) -> _Probe:
+        """What the template makes of a chat of marks."""
         marks: dict[str, str] = {}
 
         def mark(field: str) -> str:
@@ -171,20 +195,34 @@ class ChatTemplate:
             return name
 
         probe: list[dict[str, Any]] = []
+        own: dict[str, str] = {}
         for at, message in enumerate(chat):
             place, made = f"turn {at + 1} ({message['role']})", dict(message)
-            if message["content"].strip():
-                made["content"] = mark(f"{place}, content")
-            if "reasoning_content" in message and at == learnt:
-                made["reasoning_content"] = mark(f"{place}, reasoning_content")
+            for field in ("reasoning_content", "content"):
+                # Templates may leave out thoughts of turns before an answer.
+                wanted = field == "content" or at == learnt
+                if wanted and message.get(field, "").strip():
+                    made[field] = mark(f"{place}, {field}")
+                    if at == learnt:
+                        own[field] = made[field]
             made |= _marked_calls(message, place, mark)
             probe.append(made)
         tools = [_marked_tool(tool, f"tools[{n}]", mark) for n, tool in enumerate(example.tools)]
         try:
             text = self._text(probe, example, generation=learnt is None, tools=tools)
+            before = self._text(probe[:learnt], example, generation=True, tools=tools)
         except _TEMPLATE_FAILS:
-            return None  # a template that reads its texts; the turns' own text is checked
-        return next((field for name, field in marks.items() if name not in text), None)
+            self.render(chat, example, generation=learnt is None)
+            # A template that reads texts takes no marks: the turn's own are looked for.
+            return _Probe(None, dict.fromkeys(own))
+        missing = next((field for name, field in marks.items() if name not in text), None)
+        gaps: dict[str, str | None] = {}
+        at = self._alike(before, text)
+        for field, name in own.items():
+            found = text.find(name, at)
+            gaps[field] = text[at:found]
+            at = found + len(name)
+        return _Probe(missing, gaps)
 
     def _refused(self, messages: Sequence[Message], example: Example, generation: bool) -> str:
         """The first turn with which the template refuses a chat."""
@@ -254,6 +292,28 @@ _OTHER = "choose another template with --chat-template, or remove the field"
 
 def _row(example: Example) -> str:
     return f"{example.location}: " if example.location else ""
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The keys, texts and numbers of a call's arguments."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield key
+            yield from _leaves(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _leaves(part)
+    elif isinstance(value, str | int | float) and not isinstance(value, bool):
+        yield value
+
+
+def _written(value: Any) -> Iterator[str]:
+    """The forms in which templates write a text or a number."""
+    yield str(value)
+    for ascii_only in (False, True):
+        written = json.dumps(value, ensure_ascii=ascii_only)
+        yield written[1:-1] if isinstance(value, str) else written
+    yield repr(value)[1:-1] if isinstance(value, str) else repr(value)
 
 
 def _for_template(message: Message, source: str) -> dict[str, Any]:
