@@ -129,7 +129,7 @@ LOSSES = [
     ("{{ t | tojson }}", "", r"tools\[0\]\.function\.name"),
     ("{{ c.function | tojson }}", "{{ c.function.name }}", r"turn 3 .*calls\[0\].*\.arguments"),
     ("{{ c.function | tojson }}", "{{ c.function.arguments }}", r"turn 3 .*calls\[0\].*\.name"),
-    ("{{ c.function | tojson }}", "{{ c.function | tojson | replace('7', '') }}", "turn 3 .*77"),
+    ("{{ c.function | tojson }}", "{{ c.function | tojson | replace('99', '') }}", "turn 3 .*99"),
     ("{{ m.reasoning_content }}", "", "turn 3 .*reasoning_content"),
 ]
 
@@ -138,7 +138,7 @@ LOSSES = [
 def test_what_a_template_loses_is_named(there, then, part):
     tokenizer = tokenizer_of("chatml-tools")
     function = {"name": "f", "parameters": {"type": "object", "properties": {"p": {}}}}
-    call = {"function": {"name": "f", "arguments": {"p": [77]}}}
+    call = {"function": {"name": "f", "arguments": {"p": [99]}}}
     row = {
         "messages": [SYSTEM, USER, {**REPLY, "tool_calls": [call], "thinking": "t"}],
         "tools": [{"type": "function", "function": function}],
