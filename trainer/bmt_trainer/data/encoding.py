@@ -115,14 +115,16 @@ class Encoder:
             self._check_tokens(example)
             mask = [int(learnt) for learnt in example.tokens.learnt]
             ids = list(example.tokens.ids)
-            pieces = [(ids[a:b], on) for a, b, on in _runs(example.tokens.learnt)]
-            decode = self._tokenizer.decode
-            return [Encoded(ids, mask, tuple((str(decode(part)), on) for part, on in pieces))]
+            runs = _runs(example.tokens.learnt)
+            texts = [(str(self._tokenizer.decode(ids[a:b])), on) for a, b, on in runs]
+            return [Encoded(ids, mask, tuple(texts))]
         if example.reply is None and not example.answer.strip():
             raise DataError(
                 f"{_row(example)}the row has no completion, so there is nothing to learn; add one, "
                 "or train by rewards (grpo)"
             )
+        if {"chosen", "rejected"} <= example.columns.keys():
+            self.notes[_PREFERENCE] += 1
         if self.template is None or isinstance(example.prompt, str):
             pieces = [(self.prompt_text(example), False), (example.answer, True)]
             end = self._tokenizer.eos_token
@@ -162,9 +164,9 @@ class Encoder:
         end = ""
         for at, (text, learnt) in enumerate(pieces):
             if not at:
-                made = self._context(text, example) if not learnt else self._ids(text)
+                made = self._context(text, example) if not learnt else self._ids(text, example)
             else:
-                made = self._ids(text, after=end)
+                made = self._ids(text, example, after=end)
             end = self.template.end or "" if self.template and learnt else ""
             ids += made
             mask += [int(learnt)] * len(made)
@@ -177,27 +179,38 @@ class Encoder:
     def _context(self, text: str, example: Example) -> list[int]:
         """Token ids of a prompt. A template writes the special tokens itself."""
         if self.template is not None and not isinstance(example.prompt, str):
-            return self._ids(text)
-        ids = list(self._tokenizer(text)["input_ids"])
+            return self._ids(text, example)
+        ids = self._encoded(text, example, special=True)
         # Some tokenizers end every text, also one that goes on.
-        if ids and ids[-1] == self._tokenizer.eos_token_id and self._ids(text)[-1:] != ids[-1:]:
+        if (
+            ids
+            and ids[-1] == self._tokenizer.eos_token_id
+            and self._ids(text, example)[-1:] != ids[-1:]
+        ):
             ids.pop()
         return ids
 
-    def _ids(self, text: str, after: str = "") -> list[int]:
+    def _encoded(self, text: str, example: Example, *, special: bool = False) -> list[int]:
+        try:
+            return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
+        except (TypeError, UnicodeError):
+            raise DataError(
+                f"{_row(example)}half of a surrogate pair, such as \\ud83d, is no text that can be "
+                "encoded; repair or remove it"
+            ) from None
+
+    def _ids(self, text: str, example: Example, after: str = "") -> list[int]:
         """Token ids of a text that follows `after`, a token.
 
         Tokenizers that put a space before a text would put it inside of a chat.
         """
         if not text:
             return []
-        made = list(self._tokenizer(after + text, add_special_tokens=False)["input_ids"])
-        if after:
-            before = list(self._tokenizer(after, add_special_tokens=False)["input_ids"])
-            if made[: len(before)] == before:
-                return made[len(before) :]
-            made = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-        return made
+        made = self._encoded(after + text, example)
+        before = self._encoded(after, example) if after else []
+        if made[: len(before)] == before:
+            return made[len(before) :]
+        return self._encoded(text, example)
 
     def _eos(self, example: Example) -> int:
         if self._tokenizer.eos_token_id is None:
@@ -217,6 +230,7 @@ class Encoder:
                 )
 
 
+_PREFERENCE = "preference pairs: the chosen answer is learnt, the rejected one is not used"
 _SEVERAL = (
     "a chat is one training row per learnt turn, because its template writes a turn in another way "
     "once others follow"

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from bmt_trainer.errors import DataError
+
 #: A chat message as in OpenAI's API: `role`, `content`, and perhaps `tool_calls` (with arguments as
 #: objects), `tool_call_id`, `name`, `reasoning_content`.
 Message = Mapping[str, Any]
@@ -65,6 +67,22 @@ class Example:
     def messages(self) -> tuple[Message, ...]:
         """The prompt as a chat: text is one user message."""
         return chat(self.prompt) if isinstance(self.prompt, str) else self.prompt
+
+
+def with_system(example: Example, system: str) -> Example:
+    """`example` with a system message, unless it has one or one of the developer.
+
+    Raises DataError for raw text and for tokens, which have no turns.
+    """
+    if isinstance(example.prompt, str):
+        where = f"{example.location}: " if example.location else ""
+        raise DataError(f"{where}system: text and tokens have no turns; leave the setting out")
+    if example.prompt[0]["role"] in ("system", "developer"):
+        return example
+    first: Message = {"role": "system", "content": system}
+    learnt = tuple(at + 1 for at in example.learnt)
+    plain = example.plain if example.plain == "lines" else "no"
+    return replace(example, prompt=(first, *example.prompt), learnt=learnt, plain=plain)
 
 
 def with_template_kwargs(

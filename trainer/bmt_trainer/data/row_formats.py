@@ -21,7 +21,7 @@ from typing import Any, Literal
 from trl.data_utils import maybe_convert_to_chatml, maybe_extract_prompt
 
 from bmt_trainer.data import messages
-from bmt_trainer.data.examples import Example, Message, Tokens, chat
+from bmt_trainer.data.examples import Example, Message, Tokens, chat, with_system
 from bmt_trainer.data.messages import Chat, text
 from bmt_trainer.errors import DataError
 
@@ -272,9 +272,7 @@ def _with_options(example: Example, row: Mapping[str, Any], location: str) -> Ex
         first = example.messages[0]
         given = text(system, f"{location}: system")
         if first["role"] not in ("system", "developer"):
-            turns = ({"role": "system", "content": given}, *example.messages)
-            learnt = tuple(at + 1 for at in example.learnt)
-            example = replace(example, prompt=turns, learnt=learnt)
+            example = with_system(example, given)
         elif first["content"] != given:
             raise DataError(
                 f"{location}: system: differs from the chat's own {first['role']} message; keep one"

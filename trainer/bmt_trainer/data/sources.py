@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 from bmt_trainer.data import benchmark_formats, row_formats, split, tasks
-from bmt_trainer.data.examples import Counts, Example, Split, chat
+from bmt_trainer.data.examples import Counts, Example, Split, chat, with_system
 from bmt_trainer.data.names import (
     check_options,
     convert,
@@ -218,12 +218,7 @@ def _examples(source: Source, seed: int) -> Iterator[Example]:
 
 
 def _with_system(examples: Iterable[Example], system: str | None) -> Iterator[Example]:
-    for example in examples:
-        if system is None or example.messages[0]["role"] == "system":
-            yield example
-        else:
-            first = {"role": "system", "content": system}
-            yield replace(example, prompt=(first, *example.messages))
+    return (example if system is None else with_system(example, system) for example in examples)
 
 
 def _distinct(stream: Iterable[Example], wanted: int, dataset: str) -> list[Example]:

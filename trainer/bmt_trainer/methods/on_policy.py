@@ -53,6 +53,7 @@ def load(
     of_length = zip(loaded.split.train, loaded.lengths, strict=True)
     usable = list(of_length)[config.validation :]
     examples = [e for e, length in usable if length <= most]
+    _require_plain(loaded.split.train, config)
     require_answers(loaded.split.train, grader, "use a reward of your own, or sft")
     if len(examples) < config.prompts_per_step:
         raise DataError(
@@ -75,6 +76,32 @@ def load(
     if (taught := longest(first)) is not first:
         _show_prompt(loaded, taught, "the teacher's prompt")
     return loaded, examples
+
+
+def _require_plain(examples: Sequence[Example], config: OnPolicyConfig) -> None:
+    """Raise DataError for a prompt that rollouts would change.
+
+    TRL writes all prompts of a run with the same functions and arguments, and reads them from a
+    table, in which all calls have the arguments of all others.
+    """
+    of_run = dict(config.chat_template_kwargs or {})
+    texts = {isinstance(example.prompt, str) for example in examples}
+    for example in examples:
+        where = f"{example.location}: " if example.location else ""
+        if example.tools:
+            raise DataError(
+                f"{where}tools: rollouts describe the run's functions, not a row's; leave the "
+                "column out, or learn by sft"
+            )
+        if any("tool_calls" in message for message in example.messages):
+            raise DataError(f"{where}tool_calls: a prompt with calls is learnt by sft alone")
+        if example.template_kwargs != of_run:
+            raise DataError(
+                f"{where}chat_template_kwargs: rollouts take the run's setting, not a row's; give "
+                "all rows the same by --chat-template-kwargs, or learn by sft"
+            )
+        if len(texts) > 1 and isinstance(example.prompt, str):
+            raise DataError(f"{where}prompt: raw text, and other rows are chats; train on one kind")
 
 
 def _show_prompt(loaded: Loaded, example: Example, title: str) -> None:
@@ -110,11 +137,14 @@ def prompt_rows(
     """Rows of TRL's trainers: a prompt each, and a column per function of `columns`.
 
     A prompt is messages if the tokenizer has a chat template, else their text, a line each.
+    Raw text stays as it is.
     """
     chat = bool(tokenizer.chat_template)
     return [
         {
-            "prompt": [dict(m) for m in e.messages] if chat else plain(e),
+            "prompt": [dict(m) for m in e.prompt]
+            if chat and not isinstance(e.prompt, str)
+            else plain(e),
             **{name: value(e) for name, value in columns.items()},
         }
         for e in examples

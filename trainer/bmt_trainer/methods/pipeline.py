@@ -177,8 +177,8 @@ def load(
     )
     model = models.load_model(folder, models.pick_device(config.device))
     check_weights(model)
-    if (line := stop_at_end_of_turn(model, tokenizer)) is not None:
-        display.say(line)
+    if (stop := stop_at_end_of_turn(model, tokenizer)) is not None:
+        display.say(stop)
     score = HeldoutScores(
         model,
         tokenizer,
