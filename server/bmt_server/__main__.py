@@ -7,6 +7,7 @@ EXTRAS = dict.fromkeys(
     (
         "fastapi",
         "huggingface_hub",
+        "msgspec",
         "opentelemetry",
         "prometheus_client",
         "pydantic",

@@ -31,9 +31,9 @@ class ApiError(Exception):
     code: machine-readable; param: the request's field; retry_after: seconds, or None.
     """
 
-    status = 500
-    type = "server_error"
-    code = "internal"
+    status: int = 500
+    type: str = "server_error"
+    code: str = "internal"
 
     def __init__(
         self,
@@ -164,6 +164,25 @@ class RegistryFull(ApiError):
     """Registry out of memory; it must not evict masks."""
 
     status, type, code = 507, "server_error", "registry_full"
+
+
+#: Status -> class with the type and code of the app's own error responses.
+_BY_STATUS: dict[int, type[ApiError]] = {
+    kind.status: kind
+    for kind in (
+        *(BadRequest, Unauthorized, Forbidden, NotFound, LengthRequired, Conflict),
+        *(PayloadTooLarge, UnsupportedMedia, Invalid, RateLimited, Unavailable),
+    )
+}
+
+
+def from_status(status: int, message: str, param: str | None) -> ApiError:
+    """The API error for an error response of vLLM's app."""
+    kind = _BY_STATUS.get(status, BadRequest if status < 500 else ApiError)
+    # Their defaults of Retry-After are for this server's own refusals.
+    error = ApiError(message, code=kind.code, param=param)
+    error.status, error.type = status, kind.type
+    return error
 
 
 def from_core(error: bmt_core.BmtError) -> ApiError:

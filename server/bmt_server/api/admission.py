@@ -1,12 +1,16 @@
-"""Admission control in one API process: per-key concurrency and rate, and a limit for all keys."""
+"""Admission control in one API process: limits of each key, and of all keys together."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from bmt_server.errors import RateLimited, Unavailable
+from bmt_server.errors import BadRequest, RateLimited, Unavailable
+
+_CONCURRENT_UPLOADS = 4
+_UPLOADS_OF_A_KEY = 64
 
 
 class KeyLimiter:
@@ -73,7 +77,16 @@ class SequenceLimiter:
 
     @contextmanager
     def admit(self, sequences: int) -> Iterator[None]:
-        """Sequences of one request, from its admission to its end. Raises Unavailable."""
+        """Sequences of one request, from its admission to its end.
+
+        Raises Unavailable, and BadRequest for more sequences than there are places.
+        """
+        if sequences > self._limit:
+            raise BadRequest(
+                f"this request needs {sequences} places, prompts times choices, and this server "
+                f"has {self._limit}; send fewer",
+                code="too_many_sequences",
+            )
         if self._admitted + sequences > self._limit:
             raise Unavailable(
                 f"{self._admitted} of {self._limit} places are taken and this request needs "
@@ -86,3 +99,63 @@ class SequenceLimiter:
             yield
         finally:
             self._admitted -= sequences
+
+
+class UploadLimiter:
+    """Bounds on uploads: of each key while they arrive, of all keys while they are worked on.
+
+    A connection that sends nothing takes memory and a place from nobody: bytes count when they have
+    arrived, and the places for work are taken when a body is complete.
+
+    work: places for decoding and storing. max_bytes: the largest upload.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.work = asyncio.Semaphore(_CONCURRENT_UPLOADS)
+        self._all_bytes = 2 * _CONCURRENT_UPLOADS * max_bytes
+        self._key_bytes = _CONCURRENT_UPLOADS * max_bytes
+        self._arrived = 0
+        self._of_key: dict[str, tuple[int, int]] = {}  # key id -> (uploads, bytes that arrived)
+
+    @contextmanager
+    def receive(self, key_id: str) -> Iterator[Callable[[int], None]]:
+        """One upload, from its head to its end; call the yielded function with each part's size.
+
+        Raises RateLimited for a key beyond its share, Unavailable if all keys' share is taken.
+        """
+        if self._of_key.get(key_id, (0, 0))[0] >= _UPLOADS_OF_A_KEY:
+            raise RateLimited(
+                f"this key has {_UPLOADS_OF_A_KEY} uploads open, which is its limit; wait for one "
+                "to end",
+                code="too_many_at_once",
+            )
+        arrived = 0
+
+        def add(size: int) -> None:
+            nonlocal arrived
+            uploads, of_key = self._of_key[key_id]
+            if of_key + size > self._key_bytes:
+                raise RateLimited(
+                    f"the open uploads of this key have more than {self._key_bytes} bytes; wait "
+                    "for one to end",
+                    code="too_many_at_once",
+                )
+            if self._arrived + size > self._all_bytes:
+                raise Unavailable(
+                    f"the open uploads have more than {self._all_bytes} bytes; retry shortly",
+                    code="uploads_full",
+                )
+            arrived += size
+            self._arrived += size
+            self._of_key[key_id] = (uploads, of_key + size)
+
+        uploads, of_key = self._of_key.get(key_id, (0, 0))
+        self._of_key[key_id] = (uploads + 1, of_key)
+        try:
+            yield add
+        finally:
+            self._arrived -= arrived
+            uploads, of_key = self._of_key[key_id]
+            self._of_key[key_id] = (uploads - 1, of_key - arrived)
+            if uploads == 1:
+                del self._of_key[key_id]

@@ -11,7 +11,9 @@ from typing import Any
 import bmt_core
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from bmt_server.api.admission import KeyLimiter, SequenceLimiter
+from bmt_server.api.admission import KeyLimiter, SequenceLimiter, UploadLimiter
+from bmt_server.api.body.schemas import RequestSchemas
+from bmt_server.api.body.turns import Turns
 from bmt_server.api.engine import Engine
 from bmt_server.api.masks.lifecycle import REMOVAL_DELAY_S, MaskLifecycle
 from bmt_server.api.masks.local_cache import MaskCache
@@ -30,7 +32,6 @@ from bmt_server.registry.replica import RegistryReplica
 from bmt_server.settings import Settings
 
 _FIRST_SYNC_S = 5.0
-_CONCURRENT_UPLOADS = 4
 _KEY_CONNECTIONS = 8
 
 
@@ -56,7 +57,9 @@ class AppState:
     shutdown: Shutdown
     key_limiter: KeyLimiter
     sequence_limiter: SequenceLimiter
-    upload_slots: asyncio.Semaphore
+    uploads: UploadLimiter
+    schemas: RequestSchemas
+    turns: Turns
 
     @classmethod
     async def create(
@@ -66,16 +69,24 @@ class AppState:
         metrics_registry: CollectorRegistry = REGISTRY,
         *,
         scraped: CollectorRegistry | None = None,
+        schemas: RequestSchemas | None = None,
         removal_delay_s: float = REMOVAL_DELAY_S,
     ) -> AppState:
         """Build all parts, connect to the registry and read it.
 
         If Redis does not answer within seconds, the server starts without it, and `ready` is False
         until it does. metrics_registry: of this process's metrics. scraped: read by `/metrics`, if
-        that is another one (`metrics/multiprocess.py`). Raises Unavailable if Redis may evict
-        masks.
+        that is another one (`metrics/multiprocess.py`). schemas: of the app's request bodies.
+        Raises Unavailable if Redis may evict masks.
         """
-        state = cls._build(settings, engine, metrics_registry, scraped, removal_delay_s)
+        state = cls._build(
+            settings,
+            engine,
+            metrics_registry,
+            scraped,
+            schemas or RequestSchemas({}),
+            removal_delay_s,
+        )
         try:
             await state.registry.check_server()
         except ApiError as error:
@@ -98,6 +109,7 @@ class AppState:
         engine: Engine,
         metrics_registry: CollectorRegistry,
         scraped: CollectorRegistry | None,
+        schemas: RequestSchemas,
         removal_delay_s: float,
     ) -> AppState:
         metrics = Metrics(settings.max_mask_labels, metrics_registry)
@@ -149,7 +161,9 @@ class AppState:
             shutdown=Shutdown(settings.drain_s),
             key_limiter=KeyLimiter(settings.key_concurrency, settings.key_rate),
             sequence_limiter=SequenceLimiter(settings.queue),
-            upload_slots=asyncio.Semaphore(_CONCURRENT_UPLOADS),
+            uploads=UploadLimiter(settings.max_upload_bytes or limits.max_file_bytes),
+            schemas=schemas,
+            turns=Turns(),
         )
 
     async def close(self) -> None:

@@ -1,20 +1,25 @@
-"""ASGI messages of one HTTP request: headers, JSON body, and the response with its error form."""
+"""ASGI messages of one HTTP request: headers, and the response with its error form."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from bmt_server.api.access_log import RequestRecord
-from bmt_server.errors import ApiError, BadRequest, PayloadTooLarge, UnsupportedMedia
+from bmt_server.errors import ApiError, from_status
+
+logger = logging.getLogger("vllm.bmt_server")
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-MAX_BODY_BYTES = 32 << 20
+# vLLM quotes values of the request in its messages.
+_MAX_MESSAGE_CHARACTERS = 1000
+_BODY_HEADERS = (b"content-type", b"content-length", b"transfer-encoding")
 _CREDENTIALS = ("authorization", "x-api-key")
 
 
@@ -31,60 +36,21 @@ def read_headers(scope: Message) -> dict[str, str]:
     return headers
 
 
-async def read_json_body(headers: Mapping[str, str], receive: Receive) -> dict[str, Any]:
-    """The JSON object of a request. Raises UnsupportedMedia, PayloadTooLarge, BadRequest."""
-    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json" and not content_type.endswith("+json"):
-        raise UnsupportedMedia(f"content type is {content_type!r}; send application/json")
-    length = headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
-        raise _too_large()
-    data = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise BadRequest("the client closed the connection", code="disconnected")
-        data += message.get("body", b"")
-        if len(data) > MAX_BODY_BYTES:
-            raise _too_large()
-        if not message.get("more_body"):
-            break
-    try:
-        value = json.loads(bytes(data))
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is not JSON: {str(error)[:200]}", code="bad_json") from None
-    if not isinstance(value, dict):
-        raise BadRequest("the body must be a JSON object", code="bad_json")
-    return value
+def _read_error(body: bytes) -> tuple[str, str | None]:
+    """Message and field of an error response of vLLM, FastAPI or Starlette, in any of their forms.
 
-
-def _too_large() -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes; send a shorter one")
-
-
-def replace_body(
-    scope: Message, receive: Receive, body: Mapping[str, Any], headers: Mapping[str, str]
-) -> tuple[Message, Receive]:
-    """Scope and receive of the same request with another body and further headers.
-
-    The body is serialized again, so that vLLM reads exactly what was checked here: two parsers may
-    differ on the original bytes, for example on repeated keys.
+    Other responses are their own message.
     """
-    data = json.dumps(body).encode()
-    added = {"content-length": str(len(data)), **headers}
-    replaced = {name.encode() for name in (*added, "transfer-encoding")}
-    kept = [h for h in scope["headers"] if h[0].lower() not in replaced]
-    kept += [(name.encode(), value.encode()) for name, value in added.items()]
-    sent = False
-
-    async def receive_body() -> Message:
-        nonlocal sent
-        if not sent:
-            sent = True
-            return {"type": "http.request", "body": data, "more_body": False}
-        return await receive()
-
-    return {**scope, "headers": kept}, receive_body
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return body.decode(errors="replace"), None
+    if isinstance(value, dict) and isinstance(value.get("error"), dict):
+        param = value["error"].get("param")
+        return str(value["error"].get("message", "")), param if isinstance(param, str) else None
+    if isinstance(value, dict) and value.get("detail"):
+        return str(value["detail"]), None
+    return "" if value in ({}, None) else str(value), None
 
 
 class ResponseReplaced(Exception):
@@ -92,7 +58,11 @@ class ResponseReplaced(Exception):
 
 
 class ResponseSender:
-    """Sends one response: adds headers, waits for the mask, and turns errors into responses."""
+    """Sends one response: adds headers, waits for the mask, and gives all errors one form.
+
+    vLLM's app has three forms of errors, by route; its responses with an error status are sent in
+    this server's form instead. Its 500 are logged, because vLLM logs only some of them.
+    """
 
     def __init__(self, send: Send, record: RequestRecord) -> None:
         self._send = send
@@ -100,6 +70,8 @@ class ResponseSender:
         self._ready: Callable[[], Awaitable[None]] | None = None
         self._started = False
         self._replaced: ResponseReplaced | None = None
+        # The app's response, if it is an error: its start, and its body as far as it has come.
+        self._error: tuple[Message, bytearray] | None = None
 
     @property
     def replaced(self) -> bool:
@@ -123,26 +95,54 @@ class ResponseSender:
                 await self.send_error(error)
                 self._replaced = ResponseReplaced(str(error))
                 raise self._replaced from None
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            self._error = (message, bytearray())
+            return
+        if self._error is not None:
+            start, body = self._error
+            body += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            self._error = None
+            await self._send_app_error(start, bytes(body))
+            return
+        await self._forward(message)
+
+    async def _send_app_error(self, start: Message, body: bytes) -> None:
+        """Send an error response of the app in this server's form."""
+        message, param = _read_error(body)
+        if start["status"] == 500:
+            logger.error("Request %s failed: %s", self._record.request_id, message or "no message")
+            message = "internal error; see the server's log"
+        error = from_status(start["status"], message[:_MAX_MESSAGE_CHARACTERS], param)
+        kept = [(n, v) for n, v in start.get("headers", []) if n.lower() not in _BODY_HEADERS]
+        await self.send_error(error, kept)
+
+    async def _forward(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._started = True
             self._record.status = message["status"]
             message = {**message, "headers": self._headers(message)}
         await self._send(message)
 
-    async def send_error(self, error: ApiError) -> None:
+    async def send_error(
+        self, error: ApiError, more_headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
         """Send an error in OpenAI's form, or raise it if a response has already started."""
-        self._ready = None
+        self._ready = self._error = None
         self._record.error = error.code
         if self._started:
             raise error
         body = json.dumps(error.body(self._record.request_id)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        headers += more_headers
         if error.retry_after is not None:
             headers.append((b"retry-after", b"%d" % error.retry_after))
         if error.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
-        await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
+        start = {"type": "http.response.start", "status": error.status, "headers": headers}
+        await self._forward(start)
+        await self._forward({"type": "http.response.body", "body": body})
 
     def _headers(self, message: Message) -> list[tuple[bytes, bytes]]:
         headers = [h for h in message.get("headers", []) if h[0].lower() != b"x-request-id"]

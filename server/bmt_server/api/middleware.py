@@ -5,9 +5,10 @@ The steps of a generation request, in order::
     find_route        allow-list of routes; anything else is denied
     authenticate      API key -> principal (key id, tenant, scopes)
     authorize         the route's scope
-    read_json_body    32 MiB at most
-    check_body        refused fields and bounds (`request_limits.py`)
-    admit             shutdown, limits of the key, limit of the server (`admission.py`)
+    admit             shutdown, limits of the key (`admission.py`)
+    read_body         within the bounds that follow from the model's context (`body/`)
+    check_body        refused fields and bounds (`request_limits.py`), shape (`body/schemas.py`)
+    admit             limit of the server on sequences, for routes that run the engine
     resolve           `model` -> base model or one version of a mask, held until the response ends
     app               vLLM's handlers, while the workers load the mask
     response          sent when the mask is loaded (`asgi.py`)
@@ -36,9 +37,15 @@ from bmt_server.api.asgi import (
     ResponseSender,
     Send,
     read_headers,
-    read_json_body,
+)
+from bmt_server.api.body.bounds import BodyBounds
+from bmt_server.api.body.reader import (
+    SMALL_BODY_BYTES,
+    parse_json,
+    read_body,
     replace_body,
 )
+from bmt_server.api.isolation import isolate
 from bmt_server.api.masks.resolver import Lease
 from bmt_server.api.permissions import Route, find_route
 from bmt_server.api.tracing import Span
@@ -111,22 +118,22 @@ class RequestMiddleware:
         if not route.names_model:
             await self.app(scope, receive, response.send)
             return
-        body = await read_json_body(headers, receive)
-        request_limits.check_body(body)
-        request_limits.set_cache_salt(body, scope["path"], principal.tenant)
         with ExitStack() as admitted:
+            admitted.enter_context(state.shutdown.track_request())
+            admitted.enter_context(state.key_limiter.admit(principal.key_id))
+            body = await _read_checked_body(state, route, scope["path"], headers, receive)
             if route.runs_engine:
-                admitted.enter_context(state.shutdown.track_request())
-                admitted.enter_context(state.key_limiter.admit(principal.key_id))
                 sequences = request_limits.count_sequences(body)
                 admitted.enter_context(state.sequence_limiter.admit(sequences))
+            isolate(principal.tenant)
             lease = await _resolve(state, principal, body, load=route.runs_engine)
             record.set_model(lease.model, lease.version)
             # The app prepares the request, above all its tokens, while the workers load the mask.
             response.wait_for(lease.ready)
             traced = record.span.headers() if record.span.is_recording else {}
             try:
-                await self.app(*replace_body(scope, receive, body, traced), response.send)
+                replaced = replace_body(scope, receive, body, traced, state.turns)
+                await self.app(*replaced, response.send)
             finally:
                 lease.release()
 
@@ -169,6 +176,25 @@ def _authorize(principal: Principal, route: Route | None, method: str, path: str
             f"{', '.join(sorted(principal.scopes))}"
         )
     return route
+
+
+async def _read_checked_body(
+    state: AppState, route: Route, path: str, headers: Mapping[str, str], receive: Receive
+) -> dict[str, Any]:
+    """The body of a request that names a model, as vLLM may see it. Raises ApiError."""
+    bounds = BodyBounds.of_context(state.engine.max_model_len, route.prompts)
+    data = await read_body(headers, receive, bounds)
+    if len(data) > SMALL_BODY_BYTES:
+        await state.turns.take()
+    bounds.check_structure(data)
+    body = parse_json(data)
+    request_limits.check_body(body)
+    schema = state.schemas.get(path)
+    if schema is not None:
+        # A copy, because checks of vLLM's models replace parts of what they read.
+        schema.check(parse_json(data))
+        request_limits.pin_fields(body, schema.fields)
+    return body
 
 
 async def _resolve(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from bmt_server.api.request_limits import MAX_PROMPTS
 
 # open: no key; any: a key of any scope.
 Scope = Literal["open", "any", "infer", "upload", "admin"]
@@ -18,8 +20,10 @@ Scope = Literal["open", "any", "infer", "upload", "admin"]
 class Route:
     """One allowed route.
 
-    names_model: the JSON body names a model, which is resolved before vLLM sees the request.
-    runs_engine: the engine runs the request, so it needs admission and a loaded mask.
+    names_model: the JSON body names a model, which is resolved before vLLM sees the request. The
+    limits of the key, the bounds of the body and graceful shutdown apply.
+    runs_engine: the engine runs the request, so it also needs its places and a loaded mask.
+    prompts: the largest number of prompts in one body, each as long as the model's context.
     probe: called every few seconds by machines; not written to the access log.
     """
 
@@ -29,9 +33,10 @@ class Route:
     names_model: bool = False
     runs_engine: bool = False
     probe: bool = False
+    prompts: int = 1
 
 
-def _route(methods: str, path: str, scope: Scope, **flags: bool) -> Route:
+def _route(methods: str, path: str, scope: Scope, **flags: Any) -> Route:
     return Route(frozenset(methods.split()), re.compile(path), scope, **flags)
 
 
@@ -53,10 +58,18 @@ ROUTES: tuple[Route, ...] = (
     _route("GET HEAD", r"/v1/blobs/[^/]+", "any"),
     _route(
         "POST",
-        r"/v1/(chat/completions|completions|responses|messages|embeddings)",
+        r"/v1/(chat/completions|responses|messages)",
         "infer",
         names_model=True,
         runs_engine=True,
+    ),
+    _route(
+        "POST",
+        r"/v1/(completions|embeddings)",
+        "infer",
+        names_model=True,
+        runs_engine=True,
+        prompts=MAX_PROMPTS,
     ),
     _route("POST", r"/v1/messages/count_tokens|/(tokenize|detokenize)", "infer", names_model=True),
 )

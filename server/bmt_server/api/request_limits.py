@@ -8,22 +8,36 @@ CVE-2026-105756 (cache_salt), CVE-2026-34756 (n).
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from math import inf
 from typing import Any
 
 from bmt_server.errors import BadRequest
-from bmt_server.registry.schemas import DEFAULT_TENANT
 
-#: Refused field -> reason.
+_STORE = "this server keeps no responses; send the whole conversation as `input`"
+#: Refused field -> reason. Refused at any depth, except in objects whose names the user chooses.
 REFUSED_FIELDS: Mapping[str, str] = {
     "chat_template": "the server's own template is used; send messages",
     "prompt_embeds": "prompts are text or token ids",
     "cache_salt": "the server sets it by tenant",
     "kv_transfer_params": "the server decides where keys and values are stored",
+    "ec_transfer_params": "the server decides where encodings are stored",
     "media_io_kwargs": "this server takes text only",
     "mm_processor_kwargs": "this server takes text only",
+    "mm_payload": "this server takes text only",
+    "previous_response_id": _STORE,
+    "conversation": _STORE,
+    "store": _STORE,
+    "background": "a response ends with its connection; use `stream`",
 }
+#: Values of refused fields that ask for nothing.
+_UNSET = (None, False)
+#: Field -> value, set in each body whose route has the field: vLLM's default differs.
+PINNED_FIELDS: Mapping[str, Any] = {"store": False, "background": False}
+# Objects whose names the user chooses: JSON schemas, and arguments of tools.
+_USERS_OBJECTS = frozenset(
+    ("parameters", "input_schema", "schema", "json", "json_schema", "arguments", "metadata")
+)
 #: Field -> largest number; the smallest is 0, because vLLM reads -1 log-probabilities as all.
 MAX_VALUES: Mapping[str, int] = {
     "n": 64,
@@ -42,8 +56,11 @@ MAX_ENTRIES: Mapping[str, int] = {
     "logit_bias": 1024,
     "messages": 4096,
     "tools": 128,
+    "documents": 1024,
 }
 MAX_PROMPTS = 64
+#: Items of a conversation in `input`.
+MAX_INPUT_ITEMS = 1024
 MAX_STOP_CHARACTERS = 1024
 # Types and keys of content other than text.
 _MEDIA = frozenset(
@@ -53,7 +70,6 @@ _MEDIA = frozenset(
 # Types of such content if the object has one of _SOURCES: arguments of tools have types too.
 _MEDIA_WITH_SOURCE = frozenset(("image", "document", "file"))
 _SOURCES = ("source", "file")
-_SALTED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
 
 def check_body(body: Mapping[str, Any]) -> None:
@@ -62,11 +78,6 @@ def check_body(body: Mapping[str, Any]) -> None:
     The message names the field, the value and the bound. vLLM itself refuses fields of a wrong
     type.
     """
-    for field, reason in REFUSED_FIELDS.items():
-        if body.get(field) is not None:
-            raise BadRequest(
-                f"`{field}` is not accepted: {reason}", code="field_refused", param=field
-            )
     for field, maximum in MAX_VALUES.items():
         number = _number(body.get(field))
         if number is not None and not 0 <= number <= maximum:
@@ -75,35 +86,24 @@ def check_body(body: Mapping[str, Any]) -> None:
         value = body.get(field)
         if isinstance(value, (list, dict)) and len(value) > maximum:
             raise _out_of_bounds(field, f"{len(value)} entries", f"at most {maximum}")
-    _check_prompts(body.get("prompt", body.get("input")))
-    stops = body.get("stop") or body.get("stop_sequences") or ()
-    for stop in [stops] if isinstance(stops, str) else stops:
-        if isinstance(stop, str) and len(stop) > MAX_STOP_CHARACTERS:
-            raise _out_of_bounds(
-                "stop", f"{len(stop)} characters", f"at most {MAX_STOP_CHARACTERS}"
-            )
-    for kind in _media_types(body.get("messages"), body.get("input")):
-        raise BadRequest(
-            f"content of type {kind!r} is not accepted: this server takes text only",
-            code="field_refused",
-            param="messages",
-        )
+    for field in ("prompt", "input"):
+        _check_prompts(field, body.get(field))
+    for field in ("stop", "stop_sequences"):
+        _check_stops(field, body.get(field))
+    for item in _objects(body):
+        _check_object(item)
 
 
-def set_cache_salt(body: dict[str, Any], path: str, tenant: str) -> None:
-    """Separate the prefix caches of tenants, because response times reveal cache hits.
-
-    Masks are separated by their names, which vLLM hashes; the salt does so for the base model.
-    """
-    if tenant != DEFAULT_TENANT and path in _SALTED_PATHS:
-        body["cache_salt"] = hashlib.sha256(f"tenant:{tenant}".encode()).hexdigest()
+def pin_fields(body: dict[str, Any], fields: Collection[str]) -> None:
+    """Set the fields of PINNED_FIELDS that a route has. fields: all fields of the route."""
+    body.update((field, value) for field, value in PINNED_FIELDS.items() if field in fields)
 
 
 def count_sequences(body: Mapping[str, Any]) -> int:
     """Sequences that the engine runs for a checked request: prompts times choices."""
-    prompt = body.get("prompt", body.get("input"))
-    prompts = len(prompt) if _is_prompt_list(prompt) else 1
-    return prompts * max(1, int(_number(body.get("n")) or 1))
+    prompts = [body[field] for field in ("prompt", "input") if _is_prompt_list(body.get(field))]
+    most = max(map(len, prompts), default=1)
+    return most * max(1, int(_number(body.get("n")) or 1))
 
 
 def _is_prompt_list(prompt: Any) -> bool:
@@ -119,28 +119,60 @@ def _number(value: Any) -> float | None:
         return float(value)
     except ValueError:
         return None
+    except OverflowError:
+        return inf
 
 
-def _check_prompts(prompt: Any) -> None:
+def _check_prompts(field: str, prompt: Any) -> None:
     if _is_prompt_list(prompt) and len(prompt) > MAX_PROMPTS:
-        raise _out_of_bounds("prompt", f"{len(prompt)} prompts", f"at most {MAX_PROMPTS}")
+        raise _out_of_bounds(field, f"{len(prompt)} prompts", f"at most {MAX_PROMPTS}")
+    if isinstance(prompt, list) and len(prompt) > MAX_INPUT_ITEMS and isinstance(prompt[0], dict):
+        raise _out_of_bounds(field, f"{len(prompt)} entries", f"at most {MAX_INPUT_ITEMS}")
 
 
-def _media_types(*roots: Any) -> Iterator[str]:
-    """Types of content other than text, at any depth."""
-    pending = list(roots)
+def _check_stops(field: str, stops: Any) -> None:
+    for stop in stops if isinstance(stops, list) else [stops]:
+        if isinstance(stop, str) and len(stop) > MAX_STOP_CHARACTERS:
+            raise _out_of_bounds(field, f"{len(stop)} characters", f"at most {MAX_STOP_CHARACTERS}")
+
+
+def _objects(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """All objects of a body, at any depth, except those whose names the user chooses."""
+    pending: list[Any] = [body]
     while pending:
         item = pending.pop()
         if isinstance(item, list):
-            pending += item
-        elif isinstance(item, dict):
-            kind = item.get("type")
-            if isinstance(kind, str) and (
-                kind in _MEDIA or (kind in _MEDIA_WITH_SOURCE and any(s in item for s in _SOURCES))
-            ):
-                yield kind
-            yield from (key for key in item if key in _MEDIA and isinstance(item[key], (dict, str)))
-            pending += [v for v in item.values() if isinstance(v, (list, dict))]
+            pending += [v for v in item if isinstance(v, (list, dict))]
+        else:
+            yield item
+            # A tool's call has its arguments in `input`, which elsewhere is the prompt.
+            users = {*_USERS_OBJECTS, "input"} if item.get("type") == "tool_use" else _USERS_OBJECTS
+            pending += [
+                v for k, v in item.items() if isinstance(v, (list, dict)) and k not in users
+            ]
+
+
+def _check_object(item: Mapping[str, Any]) -> None:
+    """Raise BadRequest for a field that is refused, or content other than text."""
+    for field in REFUSED_FIELDS.keys() & item.keys():
+        if not any(item[field] is unset for unset in _UNSET):
+            raise BadRequest(
+                f"`{field}` is not accepted: {REFUSED_FIELDS[field]}",
+                code="field_refused",
+                param=field,
+            )
+    kind = item.get("type")
+    media = [key for key in _MEDIA & item.keys() if isinstance(item[key], (dict, str))]
+    if isinstance(kind, str) and (
+        kind in _MEDIA or (kind in _MEDIA_WITH_SOURCE and any(s in item for s in _SOURCES))
+    ):
+        media.append(kind)
+    if media:
+        raise BadRequest(
+            f"content of type {media[0]!r} is not accepted: this server takes text only",
+            code="field_refused",
+            param="messages",
+        )
 
 
 def _out_of_bounds(field: str, value: str, bound: str) -> BadRequest:

@@ -60,6 +60,7 @@ class MaskEndpoints:
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Build the AppState that routes and middleware read; requests get 503 before that."""
         from bmt_server.api.app_state import AppState
+        from bmt_server.api.body.schemas import RequestSchemas
         from bmt_server.api.engine_vllm.engine import VllmEngine
         from bmt_server.api.engine_vllm.request_hooks import install_request_hooks
 
@@ -70,7 +71,8 @@ class MaskEndpoints:
         settings = replace(settings, queue=-(-settings.queue // (args.api_server_count or 1)))
         heartbeat = process_context().heartbeat
         engine = VllmEngine(engine_client, state.openai_serving_models, settings, heartbeat)
-        ours = await AppState.create(settings, engine, scraped=self._scraped)
+        schemas = RequestSchemas.of_routes(self._app.routes)
+        ours = await AppState.create(settings, engine, scraped=self._scraped, schemas=schemas)
         install_request_hooks(
             engine_client, ours.metrics.request_finished, ours.lifecycle.hold_for_engine, heartbeat
         )

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from bmt_server.api.admission import KeyLimiter, SequenceLimiter
+from bmt_server.api.body.schemas import RequestSchemas
+from bmt_server.api.body.turns import Turns
 from bmt_server.api.middleware import RequestMiddleware
 from bmt_server.api.permissions import find_route
 from bmt_server.api.shutdown import Shutdown
@@ -90,6 +92,9 @@ def client():
         shutdown=Shutdown(1),
         key_limiter=KeyLimiter(0, 0),
         sequence_limiter=SequenceLimiter(8),
+        engine=SimpleNamespace(max_model_len=128),
+        schemas=RequestSchemas({}),
+        turns=Turns(),
         resolver=SimpleNamespace(acquire=acquire),
         metrics=SimpleNamespace(
             errors=SimpleNamespace(labels=lambda code: SimpleNamespace(inc=int))

@@ -1,7 +1,8 @@
-"""Hooks around vLLM's engine client: mask residency, heartbeat and metrics of each request.
+"""Hooks around vLLM's engine client: isolation, mask residency, heartbeat and metrics.
 
 One place for all routes of vLLM: chat, completions, responses and the others reach the engine
-through `EngineClient.generate` or `encode` (vLLM 0.32.0, `v1/engine/async_llm.py`).
+through `EngineClient.generate` or `encode`, and the engine's process through
+`EngineCoreClient.add_request_async` (vLLM 0.32.0, `v1/engine/async_llm.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 from vllm.sampling_params import RequestOutputKind
 
 from bmt_server.api.engine_vllm.heartbeat import Heartbeat
+from bmt_server.api.isolation import current_salt
 
 # Context manager for one engine call with an adapter, by adapter id.
 AdapterHold = Callable[[int], AbstractAsyncContextManager[None]]
@@ -38,15 +40,28 @@ class RequestObserver(Protocol):
 def install_request_hooks(
     engine_client: Any, on_finished: RequestObserver, hold: AdapterHold, heartbeat: Heartbeat
 ) -> None:
-    """Wrap `generate` and `encode` of vLLM's engine client.
+    """Wrap `generate`, `encode` and the sending of requests of vLLM's engine client.
 
     hold: entered around each call with an adapter; the mask is resident when the call reaches the
-    engine. on_finished: called once for each `generate`, however it ends. heartbeat: tracks the
-    calls, with a beat for each output.
+    engine. on_finished: called once for each call, however it ends. heartbeat: tracks the calls,
+    with a beat for each output. Whatever route a request comes from, it has the salt of its tenant.
     """
     generate = _with_mask_and_heartbeat(engine_client.generate, hold, heartbeat)
     engine_client.generate = _with_metrics(generate, on_finished)
-    engine_client.encode = _with_mask_and_heartbeat(engine_client.encode, hold, heartbeat)
+    encode = _with_mask_and_heartbeat(engine_client.encode, hold, heartbeat)
+    engine_client.encode = _with_metrics(encode, on_finished)
+    core = engine_client.engine_core
+    core.add_request_async = _with_salt(core.add_request_async)
+
+
+def _with_salt(original: Any) -> Any:
+    async def add_request_async(request: Any, *args: Any, **kwargs: Any) -> Any:
+        salt = current_salt()
+        if salt is not None:
+            request.cache_salt = salt
+        return await original(request, *args, **kwargs)
+
+    return add_request_async
 
 
 def _with_mask_and_heartbeat(original: Any, hold: AdapterHold, heartbeat: Heartbeat) -> Any:
@@ -66,12 +81,14 @@ def _with_mask_and_heartbeat(original: Any, hold: AdapterHold, heartbeat: Heartb
 
 
 def _with_metrics(original: Any, on_finished: RequestObserver) -> Any:
-    async def generate(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
+    async def call(*args: Any, **kwargs: Any) -> Any:
         lora = kwargs.get("lora_request")
-        cumulative = sampling_params.output_kind != RequestOutputKind.DELTA
+        # The parameters of `encode` have other names and no kind of output.
+        sampling = kwargs.get("sampling_params", args[1] if len(args) > 1 else None)
+        cumulative = getattr(sampling, "output_kind", None) != RequestOutputKind.DELTA
         tokens, outcome = _TokenCount(), "cancelled"
         try:
-            async with aclosing(original(prompt, sampling_params, *args, **kwargs)) as outputs:
+            async with aclosing(original(*args, **kwargs)) as outputs:
                 async for output in outputs:
                     tokens.add(output, cumulative)
                     if output.finished:
@@ -91,12 +108,15 @@ def _with_metrics(original: Any, on_finished: RequestObserver) -> Any:
                 ttft_s=tokens.ttft_s,
             )
 
-    return generate
+    return call
 
 
 @dataclass(slots=True)
 class _TokenCount:
-    """Tokens of one request and its time to first token, from vLLM's RequestOutputs."""
+    """Tokens of one request and its time to first token, from vLLM's outputs.
+
+    The output of `encode` has no completions.
+    """
 
     started: float = field(default_factory=time.perf_counter)
     ttft_s: float | None = None
@@ -104,7 +124,7 @@ class _TokenCount:
     completions: dict[int, int] = field(default_factory=dict)  # index of a choice -> tokens
 
     def add(self, output: Any, cumulative: bool) -> None:
-        for completion in output.outputs:
+        for completion in output.outputs if isinstance(output.outputs, list) else ():
             count = len(completion.token_ids)
             before = 0 if cumulative else self.completions.get(completion.index, 0)
             self.completions[completion.index] = before + count

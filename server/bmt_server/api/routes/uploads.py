@@ -6,7 +6,8 @@ import asyncio
 import base64
 import binascii
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import bmt_core
@@ -36,7 +37,7 @@ from bmt_server.errors import (
     from_core,
 )
 from bmt_server.ipc.blob import BlobError, decode_blob
-from bmt_server.registry.schemas import AliasTarget, BaseRef, Version
+from bmt_server.registry.schemas import AliasTarget, BaseRef, Principal, Version
 
 
 async def put_mask(
@@ -56,8 +57,7 @@ async def put_mask(
     if name in state.engine.base_names:
         raise BadRequest(f"{name!r} is the base model's name; choose another", code="name_reserved")
     aliases = [valid_alias(a) for a in alias if a != bmt_core.LATEST]
-    async with state.upload_slots:
-        data = await _read_upload(request, state.max_upload_bytes)
+    async with _received(request, state) as data:
         stated = _stated_digest(request, digest)
         version, mask = await asyncio.to_thread(_decode, state, tenant, name, data, stated)
         return await _publish(request, version, mask, data, aliases=aliases, resident=resident)
@@ -80,8 +80,7 @@ async def patch_mask(
     state, stored = app_state(request), await state_of(request, name)
     before = version_of(stored, AliasTarget(digest=parent))
     expected = valid_digest(digest)
-    async with state.upload_slots:
-        flips = await _read_upload(request, state.max_upload_bytes)
+    async with _received(request, state) as flips:
         blob = await state.registry.blob(before.file_digest, before.bytes)
         version, mask, data = await asyncio.to_thread(_apply_flips, state, before, blob, flips)
         if mask.digest != expected:
@@ -144,8 +143,21 @@ async def _publish(
     )
 
 
-async def _read_upload(request: Request, max_bytes: int) -> bytes:
-    """The body, whose length the client must state. Raises ApiError."""
+@asynccontextmanager
+async def _received(request: Request, state: AppState) -> AsyncIterator[bytes]:
+    """The complete body, with a place for the work on it. Raises ApiError."""
+    principal: Principal = request.scope["bmt.principal"]
+    with state.uploads.receive(principal.key_id) as received:
+        data = await _read_upload(request, state.max_upload_bytes, received)
+        async with state.uploads.work:
+            yield data
+
+
+async def _read_upload(request: Request, max_bytes: int, received: Callable[[int], None]) -> bytes:
+    """The body, whose length the client must state. Raises ApiError.
+
+    received: called with the size of each part that arrives.
+    """
     kind = request.headers.get("content-type", OCTETS).partition(";")[0].strip().lower()
     if kind != OCTETS:
         raise UnsupportedMedia(f"content type is {kind!r}; send the file itself as {OCTETS}")
@@ -159,9 +171,10 @@ async def _read_upload(request: Request, max_bytes: int) -> bytes:
     data = bytearray()
     try:
         async for chunk in request.stream():
+            if len(data) + len(chunk) > max_bytes:
+                raise _too_large(len(data) + len(chunk), max_bytes)
+            received(len(chunk))
             data += chunk
-            if len(data) > max_bytes:
-                raise _too_large(len(data), max_bytes)
     except ClientDisconnect:
         raise BadRequest("the client closed the connection", code="disconnected") from None
     return bytes(data)
