@@ -106,7 +106,7 @@ class ResponseSender:
             self._error = None
             await self._send_app_error(start, bytes(body))
             return
-        await self._forward(message)
+        await self.pass_on(message)
 
     async def _send_app_error(self, start: Message, body: bytes) -> None:
         """Send an error response of the app in this server's form."""
@@ -118,7 +118,8 @@ class ResponseSender:
         kept = [(n, v) for n, v in start.get("headers", []) if n.lower() not in _BODY_HEADERS]
         await self.send_error(error, kept)
 
-    async def _forward(self, message: Message) -> None:
+    async def pass_on(self, message: Message) -> None:
+        """Send a message with this server's headers and nothing else changed, as for probes."""
         if message["type"] == "http.response.start":
             self._started = True
             self._record.status = message["status"]
@@ -141,8 +142,8 @@ class ResponseSender:
         if error.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         start = {"type": "http.response.start", "status": error.status, "headers": headers}
-        await self._forward(start)
-        await self._forward({"type": "http.response.body", "body": body})
+        await self.pass_on(start)
+        await self.pass_on({"type": "http.response.body", "body": body})
 
     def _headers(self, message: Message) -> list[tuple[bytes, bytes]]:
         headers = [h for h in message.get("headers", []) if h[0].lower() != b"x-request-id"]

@@ -105,7 +105,7 @@ class RequestMiddleware:
         response: ResponseSender,
     ) -> None:
         if route is not None and route.scope == "open":
-            await self.app(scope, receive, response.send)
+            await self.app(scope, receive, response.pass_on)
             return
         state = find_app_state(scope["app"])
         if state is None:
@@ -116,7 +116,7 @@ class RequestMiddleware:
         scope.setdefault("state", {})
         scope["bmt.principal"] = principal
         if not route.names_model:
-            await self.app(scope, receive, response.send)
+            await self.app(scope, receive, response.pass_on if route.probe else response.send)
             return
         with ExitStack() as admitted:
             admitted.enter_context(state.shutdown.track_request())

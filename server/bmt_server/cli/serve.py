@@ -228,6 +228,9 @@ def _run_vllm(settings: Settings, args: Namespace) -> None:
     os.environ["VLLM_PLUGINS"] = f"{plugin.GENERAL},{plugin.ENDPOINTS}"
     os.environ.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
     os.environ.pop("VLLM_API_KEY", None)
+    # Its store belongs to no tenant and never forgets; requests that need it are refused.
+    if os.environ.pop("VLLM_ENABLE_RESPONSES_API_STORE", None):
+        say("VLLM_ENABLE_RESPONSES_API_STORE is ignored: this server keeps no responses")
     # vLLM's loader logs a plugin that fails to import and serves without it; this call raises.
     plugin.register()
     from vllm.entrypoints.cli.serve import ServeSubcommand

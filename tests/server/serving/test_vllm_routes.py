@@ -75,7 +75,7 @@ class Inner:
 
 @pytest.fixture
 def client():
-    async def verify(key: str) -> Principal:
+    async def verify(key: str, peer: str) -> Principal:
         if key not in KEYS:
             raise Unauthorized("no")
         return Principal(key, "default", KEYS[key])
