@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 from bmt_server.api.body.schemas import RequestSchemas
 
-from tests.support.vllm_app import add_stub_routes, body_schemas, build_vllm_app, request_models
+from tests.support.requests.vllm_app import (
+    add_stub_routes,
+    body_schemas,
+    build_vllm_app,
+    request_models,
+)
 
 
 @pytest.fixture(scope="session")

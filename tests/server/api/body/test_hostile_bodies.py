@@ -12,7 +12,7 @@ from bmt_server.api.body.bounds import MAX_CONTAINERS, BodyBounds
 from bmt_server.api.permissions import find_route
 from bmt_server.api.request_limits import MAX_ENTRIES, MAX_INPUT_ITEMS
 
-from tests.support.hostile_bodies import hostile_bodies
+from tests.support.requests.bodies import hostile_bodies
 
 JSON = {"Content-Type": "application/json"}
 # CPU of the largest admitted body, of gate and validation together.

@@ -12,7 +12,7 @@ from bmt_server.api.permissions import find_route
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 
-from tests.support.hostile_bodies import BodySchema
+from tests.support.requests.bodies import BodySchema
 
 
 def build_vllm_app(*, plugins: str = "bmt_routes") -> Any:
