@@ -208,12 +208,12 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         return _object(name, value)
     if origin is Literal:
         choices = typing.get_args(hint)
-        value = _as_written(value)
+        value = as_written(value)
         if value not in choices:
             raise ConfigError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
         return value
     if hint in (str, Path):
-        value = _as_written(value)
+        value = as_written(value)
     elif hint is bool and isinstance(value, str):
         value = _BOOLEANS.get(value, value)
     if hint is bool or isinstance(value, bool):
@@ -254,7 +254,7 @@ def flag_type(hint: Any) -> Any:
     return str if typing.get_origin(hint) is Mapping else hint
 
 
-def _as_written(value: Any) -> Any:
+def as_written(value: Any) -> Any:
     """The text of a YAML file's number or boolean; any other value as it is."""
     if isinstance(value, bool):
         return str(value).lower()

@@ -31,8 +31,8 @@ def split_names(dataset: str) -> list[str]:
 
     A ` + ` within an option's value is written `%20+ `.
     """
-    path = Path(dataset.partition("?")[0]).expanduser()
-    if " + " not in dataset or path.exists():
+    name = dataset.partition("?")[0]
+    if " + " not in dataset or (" + " in name and Path(name).expanduser().exists()):
         return [dataset.strip()]
     names = [part.strip() for part in dataset.split(" + ")]
     if not all(names):

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bmt_trainer.data import benchmark_formats, row_formats, split, tasks
 from bmt_trainer.data.examples import Counts, Example, Split, chat, with_system
@@ -42,11 +42,13 @@ _MOST_REPEATS = 1000
 _BUFFER = 1000
 #: Columns that `?prompt=question` and the like take from columns of other names.
 COLUMNS = (
-    *("prompt", "completion", "messages", "text", "answer", "demonstration", "tools", "system"),
-    *("chosen", "rejected", "input_ids", "labels"),
+    *("messages", "conversations", "prompt", "completion", "chosen", "rejected"),
+    *("instruction", "input", "output", "text", "input_ids", "labels", "completion_mask"),
+    *("answer", "demonstration", "tools", "system", "chat_template_kwargs"),
 )
 # Columns that a row may lack.
-_OPTIONAL = ("demonstration", "tools", "system", "labels")
+_OPTIONAL = ("input", "labels", "demonstration", "tools", "system", "chat_template_kwargs")
+Form = Literal["auto", "text"]
 _GENERATED = ("task", "reasoning-gym")
 
 
@@ -109,7 +111,14 @@ def load(
         _one(source, held, n if _reads_ahead(source) else train, seed, system, share)
         for source, held, n in zip(sources, split.apportion(heldout, weights), wanted, strict=True)
     ]
-    return split.mixed(splits, weights, [s.dataset for s in sources], train, seed)
+    return split.mixed(
+        splits,
+        weights,
+        [source.dataset for source in sources],
+        train=train,
+        endless=any(map(_reads_ahead, sources)),
+        seed=seed,
+    )
 
 
 def source_of(dataset: str) -> Source:
@@ -266,15 +275,16 @@ def _stored(source: Source) -> Iterator[Example]:
     """Examples of files, of a folder or of a Hub data set."""
     mapped = {key: value for key, value in source.options.items() if key in COLUMNS}
     options = {key: value for key, value in source.options.items() if key not in COLUMNS}
+    form: Form = convert(f"{source.name}: format", options.pop("format", "auto"), Form)
     for location, row in _rows(source, options):
         renamed = _renamed(row, mapped, location) if mapped else row
-        yield row_formats.example_of(renamed, location)
+        yield row_formats.example_of(renamed, location, form)
 
 
 def _rows(source: Source, options: Mapping[str, str]) -> Rows:
     """The rows of files, of a folder or of a Hub data set."""
     name = source.name
-    every = (*COLUMNS, "limit", "weight", "streaming", "buffer")
+    every = ("format", "limit", "weight", "streaming", "buffer", *COLUMNS)
     of_files = (*files.FILE_OPTIONS, *every)
     if places.is_url(name):
         check_options(name, options, (*files.FOLDER_OPTIONS, *of_files))

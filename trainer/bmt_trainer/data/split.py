@@ -152,17 +152,24 @@ def apportion(total: int, weights: Sequence[float]) -> list[int]:
 
 
 def mixed(
-    splits: Sequence[Split], weights: Sequence[float], names: Sequence[str], train: int, seed: int
+    splits: Sequence[Split],
+    weights: Sequence[float],
+    names: Sequence[str],
+    *,
+    train: int,
+    endless: bool,
+    seed: int,
 ) -> Split:
     """One split of several: training rows in proportion to the weights, in random order.
 
-    A source with too few rows gives them several times. A row whose prompt another source holds
-    out is left out. Raises DataError.
+    endless: a source gives as many rows as it is asked for, so there are `train` rows, and not only
+    as many as the sources have together. A source with too few rows gives them several times. A row
+    whose prompt another source holds out is left out. Raises DataError.
     """
     heldout = {e.key: e for split in splits for e in split.heldout}
     sources = [[e for e in split.train if e.key not in heldout] for split in splits]
     both = sum(len(s.train) for s in splits) - sum(map(len, sources))
-    total = min(train, sum(map(len, sources)))
+    total = train if endless else min(train, sum(map(len, sources)))
     counts = apportion(total, weights)
     kept: list[Example] = []
     notes = [note for split in splits for note in split.counts.notes]

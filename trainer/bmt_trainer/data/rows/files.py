@@ -18,7 +18,7 @@ from bmt_trainer.data.rows.places import EXTENSIONS, Place
 from bmt_trainer.data.rows.slices import sliced
 from bmt_trainer.data.rows.streams import COMPRESSIONS, text_lines
 from bmt_trainer.errors import ConfigError, DataError
-from bmt_trainer.settings import parse_yaml
+from bmt_trainer.settings import as_written, parse_yaml
 
 #: Options of files; those of folders are in `FOLDER_OPTIONS`.
 FILE_OPTIONS = ("field", "delimiter")
@@ -139,6 +139,8 @@ def of_folder(folder: str, options: Mapping[str, str]) -> Rows:
 def _saved(folder: str, path: Path, spec: str | None) -> Rows:
     try:
         data = datasets.load_from_disk(str(path))
+    except IndexError:  # of the list of its files, which is empty
+        raise DataError(f"{folder}: empty, with no rows") from None
     except Exception as error:  # whatever its readers raise
         raise DataError(f"{folder} cannot be read ({reason(error)})") from error
     parts = dict(data) if isinstance(data, dict) else {str(data.split or "train"): data}
@@ -161,7 +163,7 @@ def _card(folder: str, config: str | None) -> dict[str, list[Place]]:
     """The files of a configuration of the folder's dataset card, or of the folder."""
     configs = _configs(folder)
     if config is None:
-        names = [n for n, c in configs.items() if c.get("default") == "true"]
+        names = [n for n, c in configs.items() if c.get("default") is True]
         names += [n for n in configs if n == "default"]
         if not names and len(configs) > 1:
             raise DataError(
@@ -192,6 +194,6 @@ def _configs(folder: str) -> dict[str, dict[str, Any]]:
         _, _, rest = text.partition("---\n") if text.startswith("---") else ("", "", "")
         head = parse_yaml(rest.partition("\n---")[0])
         entries = head.get("configs", []) if isinstance(head, dict) else []
-        return {str(entry["config_name"]): entry for entry in entries}
+        return {str(as_written(entry["config_name"])): entry for entry in entries}
     except (OSError, UnicodeDecodeError, ConfigError, KeyError, TypeError) as error:
         raise DataError(f"{card} cannot be read ({reason(error)})") from None

@@ -152,20 +152,35 @@ def of_folder(
     base = folder if is_url(folder) else str(Path(folder).expanduser().resolve())
     system = fsspec.core.url_to_fs(base)[0] if is_url(folder) else LocalFileSystem()
     splits = {}
-    try:
-        for split, chosen in (patterns or get_data_patterns(base)).items():
-            found = sorted({path for p in chosen for path in resolve_pattern(p, base)})
-            places = [Place(system, path, _shown(path, base, folder)) for path in found]
-            splits[str(split)] = [p for p in places if p.extensions[0] in EXTENSIONS]
-    except FileNotFoundError as error:  # EmptyDatasetError is one
-        reason = " ".join(str(error).split())
-        raise DataError(f"the folder {folder} holds no data files ({reason})") from None
+    for split, chosen in (patterns or _default_patterns(base, folder)).items():
+        found: set[str] = set()
+        for pattern in chosen:
+            try:
+                found.update(resolve_pattern(pattern, base))
+            except FileNotFoundError:
+                # Of `datasets`' own patterns, only one has to match.
+                if patterns:
+                    raise DataError(
+                        f"the folder {folder} has no file {pattern}, which its README.md names for "
+                        f"the split {split}"
+                    ) from None
+        made = [Place(system, path, _shown(path, base, folder)) for path in sorted(found)]
+        splits[str(split)] = [place for place in made if place.extensions[0] in EXTENSIONS]
     splits = {split: places for split, places in splits.items() if places}
     if not splits:
         raise DataError(
             f"the folder {folder} holds no data files; they end in {', '.join(EXTENSIONS)}"
         )
     return splits
+
+
+def _default_patterns(base: str, folder: str) -> dict[str, list[str]]:
+    try:
+        return get_data_patterns(base)  # type: ignore[no-any-return]
+    except FileNotFoundError:  # EmptyDatasetError is one
+        raise DataError(
+            f"the folder {folder} holds no data files; they end in {', '.join(EXTENSIONS)}"
+        ) from None
 
 
 def _shown(path: str, base: str, folder: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 
 from bmt_trainer import hub
 from bmt_trainer.data.rows import Rows, places, tables
@@ -45,7 +47,22 @@ def of_hub(
         here = places.missing(name)
         near = f"; {here}" if "near it" in here else ""
         raise DataError(f"{name!r} is {otherwise}, and {why}{near}") from error
+    if offline is not None and "revision" in options:
+        _check_revision(data, name, options["revision"], offline)
     return _guarded(tables.dataset_rows(data, name), name)
+
+
+def _check_revision(data: Any, name: str, revision: str, offline: str) -> None:
+    """Raise DataError if the cached `data` is of another revision: `datasets` takes the newest."""
+    cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    reference = cache / f"datasets--{name.replace('/', '--')}" / "refs" / revision
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    folders = {Path(file["filename"]).parent.name for file in data.cache_files}
+    if folders != {commit}:
+        raise DataError(
+            f"{name}: the Hub cannot be asked ({offline}), and the cached copy is not known to be "
+            f"of revision {revision}; leave it out to take the copy ({', '.join(folders)})"
+        )
 
 
 def _guarded(rows: Rows, name: str) -> Rows:
