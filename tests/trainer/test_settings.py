@@ -1,10 +1,11 @@
 """Settings from YAML and flags."""
 
+import json
 from pathlib import Path
 
 import pytest
 from bmt_trainer.errors import ConfigError, TrainerError
-from bmt_trainer.methods.config import SftConfig
+from bmt_trainer.methods.config import GrpoConfig, SftConfig
 from bmt_trainer.settings import build, read_yaml
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -83,3 +84,121 @@ def test_examples_are_valid(path):
     config = build(SftConfig, {**NEEDED, **read_yaml(path)})
     for name in ("learning_rate", "alpha_start", "alpha_end", "reg_lambda", "eta", "seed"):
         assert getattr(config, name) == getattr(build(SftConfig, NEEDED), name)
+
+
+def settings(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return build(SftConfig, {**NEEDED, **read_yaml(path)})
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("value", ["off", "on", "auto"])
+def test_choices_are_what_is_written(tmp_path, value):
+    """YAML 1.1 reads off and on as booleans."""
+    assert settings(tmp_path, f"lean: {value}\n").lean == value
+    path = tmp_path / "c.yaml"
+    path.write_text("live_set: on\n")
+    assert build(GrpoConfig, {**NEEDED, **read_yaml(path)}).live_set == "on"
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    "text",
+    ["off", "no", "yes", "y", "1.0", "1.10", "007", "1e3", "0x10", "2024-01-01", "12:30", "true"]
+    + ["1_000", "+1", ".5", "=", "2024-01-01 10:00:00"],
+)
+def test_text_is_what_is_written(tmp_path, text):
+    made = settings(tmp_path, f"system: {text}\ndataset: {text}\noutput: {text}\n")
+    assert (made.system, made.dataset, str(made.output)) == (text, text, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("5e-4", "learning_rate", 5e-4),
+        ("1E-3", "learning_rate", 1e-3),
+        (".5", "learning_rate", 0.5),
+        ("1", "learning_rate", 1.0),
+        ("'0.5'", "learning_rate", 0.5),
+        ("010", "steps", 10),
+        ("0x10", "steps", 16),
+        ("1e2", "steps", 100),
+        ("true", "resume", True),
+        ("False", "resume", False),
+        ("null", "system", None),
+        ("~", "system", None),
+        ("", "system", None),
+        ("'null'", "system", "null"),
+        ("'off'", "lean", "off"),
+        ('"a\\nb"', "system", "a\nb"),
+    ],
+)
+def test_values_by_the_settings_type(tmp_path, text, name, value):
+    found = getattr(settings(tmp_path, f"{name}: {text}\n"), name)
+    assert found == value
+    assert type(found) in (type(value), type(None))
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("steps: 1\nlean: off\nsteps: 2\n", "'steps' is set twice, in lines 1 and 3"),
+        ("{a: 1, a: 2}", "'a' is set twice, in lines 1 and 1"),
+        ("sweep:\n  eta: [1]\n  eta: [2]\n", "'eta' is set twice, in lines 2 and 3"),
+    ],
+)
+def test_a_setting_given_twice_is_an_error(tmp_path, text, says):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"c\\.yaml cannot be read .*{says}"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("resume: yes", "'yes' is not true or false"),
+        ("resume: 1", "1 is not true or false"),
+        ("steps: off", "'off' is not an integer"),
+        ("steps: 1.5", "1.5 is not an integer"),
+        ("steps: 2024-01-01", "is not an integer"),
+        ("learning_rate: .nan", "nan"),
+        ("steps: .inf", "inf"),
+        ("lean: maybe", "is not one of"),
+        ("model: [a]", "not text"),
+        ("dataset: {a: b}", "dataset"),
+        ("dataset: []", "list of texts"),
+        ("dataset: [[a]]", "list of texts"),
+        ("? [a]\n: b", "cannot be read"),
+        ("a: !!python/object:os.system x", "cannot be read"),
+        ("a: *b", "cannot be read"),
+    ],
+)
+def test_wrong_values_in_a_file(tmp_path, text, says):
+    with pytest.raises(ConfigError, match=says) as raised:
+        settings(tmp_path, text)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_list_of_data_sets_is_a_mixture(tmp_path):
+    made = settings(tmp_path, "dataset:\n- a.jsonl?weight=3\n- org/b?weight=1\n- 1.10\n")
+    assert made.dataset == "a.jsonl?weight=3 + org/b?weight=1 + 1.10"
+    assert settings(tmp_path, "dataset: [a.jsonl]\n").dataset == "a.jsonl"
+
+
+def test_files_with_a_byte_order_mark_and_merged_anchors(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"\xef\xbb\xbfsteps: 3\n")
+    assert read_yaml(path) == {"steps": 3}
+    path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n")
+    assert read_yaml(path)["b"] == {"x": 1, "y": 3}
+
+
+def test_numbers_of_a_file_are_numbers(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("a: [1, 2.5, 1e-3, -.inf]\nb: {c: 0o17}\n")
+    values = read_yaml(path)
+    assert values == {"a": [1, 2.5, 1e-3, float("-inf")], "b": {"c": 15}}
+    assert json.dumps(values["a"][:3]) == "[1, 2.5, 0.001]"
