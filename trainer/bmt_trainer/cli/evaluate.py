@@ -68,9 +68,10 @@ def evaluate(
     """Score a base or a mask on the held-out examples."""
     from bmt_trainer.console import Display
     from bmt_trainer.data import sources
+    from bmt_trainer.data.encoding import Encoder
     from bmt_trainer.data.examples import with_shots
     from bmt_trainer.evaluation.backends import by_options
-    from bmt_trainer.evaluation.score import grade
+    from bmt_trainer.evaluation.score import grade, require_answers
     from bmt_trainer.models import checkpoint_folder, load_tokenizer
     from bmt_trainer.rewards.find import find_for
 
@@ -78,6 +79,10 @@ def evaluate(
     rewards = find_for(dataset, grader)
     split = sources.load(dataset, heldout=heldout, train=shots, seed=seed, system=system)
     examples = [with_shots(example, split.train) for example in split.heldout]
+    if server is None:
+        encoder = Encoder(load_tokenizer(checkpoint_folder(model)))
+        examples = [encoder.checked(example) for example in examples]
+    require_answers(examples, rewards, "score it by a reward of your own (--grader)")
     if rewards.needs_tokenizer:
         rewards = rewards.for_model(load_tokenizer(checkpoint_folder(model)), max_new_tokens)
     rewards.try_on(examples, Display().say)

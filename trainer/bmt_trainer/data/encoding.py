@@ -62,6 +62,10 @@ class Encoder:
         """Token ids of the prompt, with the header of an answer. Raises DataError."""
         return self._context(self.prompt_text(example), example)
 
+    def calibration(self, example: Example) -> list[int]:
+        """Token ids of the prompt, or of the whole row if it has none. Raises DataError."""
+        return self.prompt(example) if example.has_prompt else self.encode(example)[0].input_ids
+
     def prompt_text(self, example: Example) -> str:
         """The prompt as the model reads it. Raises DataError.
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bmt_trainer import models
 from bmt_trainer.console import Display
 from bmt_trainer.data import sources
-from bmt_trainer.data.encoding import Encoder, batches, complete_special_tokens, render
+from bmt_trainer.data.encoding import Encoder, batches, complete_special_tokens
 from bmt_trainer.data.examples import Example, Split, with_template_kwargs
 from bmt_trainer.distributed import assign_sharded, barrier, full_tensor
 from bmt_trainer.errors import EmptyMask, OutputError
@@ -286,7 +286,8 @@ def calibrate(loaded: Loaded, attached: Attached) -> dict[str, torch.Tensor]:
     """‖X_j‖ [d_in] of each masked layer's inputs over training prompts, for the Wanda scores."""
     config, tokenizer = loaded.config, loaded.tokenizer
     chosen = loaded.split.train[: config.calibration_prompts]
-    prompts = [render(tokenizer, e)[: config.max_length] for e in chosen]
+    encoder = Encoder(tokenizer)
+    prompts = [encoder.calibration(e)[: config.max_length] for e in chosen]
     with loaded.display.stage("calibrate", len(prompts)) as advance:
 
         def counted() -> Iterator[dict[str, Any]]:
