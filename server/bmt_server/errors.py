@@ -182,6 +182,8 @@ def from_status(status: int, message: str, param: str | None) -> ApiError:
     # Their defaults of Retry-After are for this server's own refusals.
     error = ApiError(message, code=kind.code, param=param)
     error.status, error.type = status, kind.type
+    if status == 501:
+        error.code = "not_implemented"
     return error
 
 

@@ -93,6 +93,9 @@ class RequestMiddleware:
             state = find_app_state(scope["app"])
             if record.error and state is not None:
                 state.metrics.errors.labels(record.error).inc()
+            if route is not None and route.names_model and state is not None:
+                # Such a route's path has no variable part.
+                state.metrics.http_request(path, record.status)
             record.end(quiet=route is not None and route.probe)
 
     async def _handle(

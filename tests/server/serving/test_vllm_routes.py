@@ -97,7 +97,8 @@ def client():
         turns=Turns(),
         resolver=SimpleNamespace(acquire=acquire),
         metrics=SimpleNamespace(
-            errors=SimpleNamespace(labels=lambda code: SimpleNamespace(inc=int))
+            errors=SimpleNamespace(labels=lambda code: SimpleNamespace(inc=int)),
+            http_request=lambda route, status: None,
         ),
     )
     middleware = RequestMiddleware(Inner())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from bmt_server.api.isolation import current_salt
 from bmt_server.api.permissions import find_route
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import TypeAdapter
 
 from tests.support.requests.bodies import BodySchema
@@ -52,18 +55,44 @@ def body_schemas(models: dict[str, Any]) -> dict[str, BodySchema]:
         }
 
 
-def add_stub_routes(app: FastAPI, models: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Add routes that validate as vLLM's do, with its error handlers; return their calls."""
+@dataclass
+class Call:
+    """One call of a stub: the validated request, and the salt of engine calls at that point."""
+
+    path: str
+    request: Any
+    salt: str | None
+
+
+class StubRoutes(list[Call]):
+    """Calls of stub routes, and `answer`: a status and a body, or an error, for the next calls."""
+
+    answer: tuple[int, Any] | None = None
+
+    def respond(self, path: str, request: Any) -> Any:
+        """Keep the call, and answer it."""
+        self.append(Call(path, request, current_salt()))
+        if self.answer is None:
+            return {"object": path, "model": getattr(request, "model", None)}
+        status, content = self.answer
+        if isinstance(content, Exception):
+            raise content
+        if isinstance(content, str):
+            return PlainTextResponse(content, status)
+        return JSONResponse(content, status)
+
+
+def add_stub_routes(app: FastAPI, models: dict[str, Any]) -> StubRoutes:
+    """Add routes that validate as vLLM's do, with its error handlers."""
     from vllm.entrypoints.serve.exception_handling.register import (
         init_exception_handler,
     )
 
-    calls: list[tuple[str, Any]] = []
+    calls = StubRoutes()
 
     def add(path: str, model: Any) -> None:
         async def handler(request: Any) -> Any:
-            calls.append((path, request))
-            return {"object": path, "model": getattr(request, "model", None)}
+            return calls.respond(path, request)
 
         handler.__annotations__["request"] = model
         app.post(path)(handler)

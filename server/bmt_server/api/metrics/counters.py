@@ -64,6 +64,12 @@ class Metrics:
             ["code"],
             registry=registry,
         )
+        self.http_requests = Counter(
+            "bmt_http_requests",
+            "Requests that name a model, by route and outcome; those that no key sent included.",
+            ["route", "outcome"],
+            registry=registry,
+        )
         self.cold_loads = Counter(
             "bmt_cold_loads",
             "Masks made ready on the local disk, by source.",
@@ -96,6 +102,7 @@ class Metrics:
             self.tokens,
             self.ttft,
             self.errors,
+            self.http_requests,
             self.cold_loads,
             self.cold_seconds,
             self.uploads,
@@ -119,6 +126,13 @@ class Metrics:
         self.tokens.labels(label, "completion").inc(completion_tokens)
         if ttft_s is not None:
             self.ttft.labels(label).observe(ttft_s)
+
+    def http_request(self, route: str, status: int) -> None:
+        """Count a request by its response's status; 0: the client left before there was one."""
+        outcome = "server_error"
+        if status < 500:
+            outcome = "client_error" if status >= 400 else "ok" if status else "cancelled"
+        self.http_requests.labels(route, outcome).inc()
 
     def cold_load(self, source: str, seconds: float) -> None:
         """Count a mask that was made ready from `disk` or `registry`."""

@@ -1,0 +1,88 @@
+"""Hooks around the engine client: the tenant's salt and metrics, whatever call it is."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import pytest
+from bmt_server.api.engine_vllm.heartbeat import Heartbeat
+from bmt_server.api.engine_vllm.request_hooks import install_request_hooks
+from bmt_server.api.isolation import isolate, salt_of
+
+
+class Client:
+    """Stands for AsyncLLM: both calls send one request to the engine's process."""
+
+    def __init__(self) -> None:
+        self.sent: list[SimpleNamespace] = []
+        self.engine_core = SimpleNamespace(add_request_async=self._send)
+
+    async def _send(self, request) -> None:
+        self.sent.append(request)
+
+    async def generate(self, prompt, sampling_params, request_id, **more):
+        await self.engine_core.add_request_async(SimpleNamespace(cache_salt=prompt["salt"]))
+        completion = SimpleNamespace(index=0, token_ids=[1, 2])
+        yield SimpleNamespace(
+            outputs=[completion], prompt_token_ids=[1, 2, 3], finished=True, metrics=None
+        )
+
+    async def encode(self, prompt, pooling_params, request_id, **more):
+        await self.engine_core.add_request_async(SimpleNamespace(cache_salt=prompt["salt"]))
+        vector = SimpleNamespace(data=[0.5])
+        yield SimpleNamespace(outputs=vector, prompt_token_ids=[1, 2, 3], finished=True)
+
+
+@pytest.fixture
+def hooked():
+    client, finished = Client(), []
+
+    @asynccontextmanager
+    async def hold(adapter_id):
+        yield
+
+    def on_finished(mask, **figures):
+        finished.append((mask, figures))
+
+    install_request_hooks(client, on_finished, hold, Heartbeat())
+    return client, finished
+
+
+async def call(client, name: str, **more) -> None:
+    parameters = {"generate": "sampling_params", "encode": "pooling_params"}[name]
+    prompt = {"salt": None}
+    async for _ in getattr(client, name)(
+        prompt=prompt, request_id="r", **{parameters: SimpleNamespace()}, **more
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["generate", "encode"])
+async def test_each_tenant_has_its_own_cache_salt(hooked, name):
+    client, _ = hooked
+
+    async def request(tenant: str) -> None:
+        isolate(tenant)
+        # Handlers of vLLM start tasks of their own.
+        await asyncio.create_task(call(client, name))
+
+    for tenant in ("default", "a", "b", "a"):
+        await asyncio.create_task(request(tenant))
+    salts = [sent.cache_salt for sent in client.sent]
+    assert salts[0] is None
+    assert salts[1] == salts[3] == salt_of("a")
+    assert salts[2] == salt_of("b") != salt_of("a")
+
+
+@pytest.mark.parametrize(("name", "completion"), [("generate", 2), ("encode", 0)])
+async def test_both_calls_are_counted(hooked, name, completion):
+    client, finished = hooked
+    lora = SimpleNamespace(lora_int_id=1, lora_name="m@0123456789ab")
+    await call(client, name, lora_request=lora)
+    ((mask, figures),) = finished
+    assert mask == "m@0123456789ab"
+    assert figures["outcome"] == "ok"
+    assert (figures["prompt_tokens"], figures["completion_tokens"]) == (3, completion)
+    assert (figures["ttft_s"] is not None) == bool(completion)
