@@ -46,7 +46,6 @@ class Validation(TrainerCallback):
         self._examples, self._every, self._attached = examples, every, attached
         self._run = run
         self._score, self._export, self._write, self._say = score, export, write, say
-        self._best_file = run.folder / "best.bmt"
         self._warned = False
 
     @property
@@ -80,7 +79,7 @@ class Validation(TrainerCallback):
                 raise RewardError(f"validation of step {step}: {error}") from error
         before, result = self.scores, score.to_json()
         if all(result["mean"] >= v["mean"] for v in before):
-            self._write(self._export({"step": step}), self._best_file)
+            self._write(self._export({"step": step}), self._file(step))
         zeros = self._attached.zeros
         self._run.note("validation", [*before, {"step": step, "zeros": zeros, **result}])
         self._say(f"step {step}: {score}")
@@ -103,5 +102,11 @@ class Validation(TrainerCallback):
         """
         if not self.scores:
             return None
-        self._attached.load_mask(bmt_core.load(self._best_file))
-        return int(max(self.scores, key=lambda v: (v["mean"], v["step"]))["step"])
+        step = int(max(self.scores, key=lambda v: (v["mean"], v["step"]))["step"])
+        self._attached.load_mask(bmt_core.load(self._file(step)))
+        return step
+
+    def _file(self, step: int) -> Path:
+        # A file per step: a resumed run may score the steps after its checkpoint differently, with
+        # rollouts from a server, and the best mask before them must still be there.
+        return self._run.folder / f"best-{step}.bmt"

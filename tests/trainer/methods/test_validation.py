@@ -1,0 +1,103 @@
+"""The mask that validations choose: the best mean reward, the later of equal ones."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import bmt_core
+import pytest
+from bmt_trainer.data.examples import Example, chat
+from bmt_trainer.errors import RewardError
+from bmt_trainer.evaluation.score import Score
+from bmt_trainer.methods.validation import Validation
+
+from tests.support.masks import make_mask
+
+EXAMPLES = [Example(chat(str(n)), str(n)) for n in range(4)]
+
+
+class Run(SimpleNamespace):
+    def note(self, key, value):
+        self.notes[key] = value
+
+
+def validated(folder, means, *, exact=0, notes=None):
+    """(the validation after steps of these means, the step whose mask is loaded, lines)."""
+    masks = {step: make_mask(step) for step in range(1, len(means) + 1)}
+    loaded, said, now = [], [], {"step": 0}
+    run = Run(folder=folder, notes={} if notes is None else notes)
+    attached = SimpleNamespace(
+        state=SimpleNamespace(use=lambda mode: nullcontext()), zeros=3, load_mask=loaded.append
+    )
+
+    def score(examples):
+        mean = means[now["step"] - 1]
+        return Score(exact, exact, len(examples), mean, (mean, mean), graded=False)
+
+    validation = Validation(
+        EXAMPLES,
+        every=1,
+        attached=attached,
+        run=run,
+        score=score,
+        export=lambda metadata: masks[metadata["step"]],
+        write=bmt_core.save,
+        say=said.append,
+    )
+    start = len(run.notes.get("validation", []))
+    validation.on_train_begin(None, SimpleNamespace(global_step=start, max_steps=9), None)
+    for step in range(start + 1, len(means) + 1):
+        now["step"] = step
+        validation.on_log(None, SimpleNamespace(global_step=step, max_steps=9), None)
+    step = validation.load_best()
+    [mask] = loaded
+    assert mask == masks[step]
+    return validation, step, said
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    ("means", "best"),
+    [
+        ([0.1, 0.5, 0.3], 2),
+        ([-9.0, -3.0, -5.0], 2),
+        ([0.0, 0.0, 0.0], 3),
+        ([5.0, 7.0, 7.0, 6.0], 3),
+        ([1e-7, 3e-7, 2e-7], 2),
+        ([0.9, 0.9 - 1e-9], 1),
+    ],
+)
+def test_the_best_mean_is_taken_and_the_later_of_equals(tmp_path, means, best):
+    assert validated(tmp_path, means)[1] == best
+
+
+def test_a_resumed_run_chooses_as_an_uninterrupted_one(tmp_path):
+    notes: dict = {}
+    validated(tmp_path, [0.2, 0.7], notes=notes)
+    assert validated(tmp_path, [0.2, 0.7, 0.7], notes=notes)[1] == 3
+    # The run had validated step 3 before it was interrupted at the checkpoint of step 2.
+    assert (
+        validated(tmp_path, [0.2, 0.7, 0.4], notes={"validation": notes["validation"][:2]})[1] == 2
+    )
+
+
+@pytest.mark.found
+def test_equal_means_are_warned_of_once_and_no_longer_if_a_later_one_differs(tmp_path):
+    validation, _, said = validated(tmp_path, [0.25] * 4)
+    assert [line for line in said if line.startswith("warning")] == [said[3]]
+    assert "all 3 validations" in said[3]
+    assert "all 4 validations" in validation.warnings()[0]
+    validation, _, said = validated(tmp_path, [0.25] * 3 + [0.5])
+    assert validation.warnings() == []
+    assert validated(tmp_path, [0.5])[0].warnings() == []
+
+
+def test_an_error_of_a_reward_names_the_step(tmp_path):
+    def fails(examples):
+        raise RewardError("reward r.py:f: returned nan")
+
+    validation, _, _ = validated(tmp_path, [0.5])
+    validation._score = fails
+    with pytest.raises(RewardError, match=r"validation of step 2: reward r\.py:f"):
+        validation.on_log(None, SimpleNamespace(global_step=2, max_steps=9), None)
