@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -97,17 +98,21 @@ def test_s3(tmp_path):
         "b/d/two.jsonl": lines(ROWS[half:]),
         "b/x.parquet": parquet(),
     }
+    datasets.Dataset.from_list([{"prompt": p, "completion": c} for p, c in ROWS]).save_to_disk(
+        tmp_path / "saved"
+    )
+    files |= {f"b/saved/{f.name}": f.read_bytes() for f in (tmp_path / "saved").iterdir()}
     with serving(Bucket, files) as (url, asked):
         found = loaded(
             tmp_path,
             *("s3://b/d/one.jsonl", "s3://b/d/*.jsonl", "s3://b/d", "s3://b/x.parquet"),
-            *("s3://b/none.jsonl", "s3://b/none*.jsonl"),
+            *("s3://b/saved", "s3://b/none.jsonl", "s3://b/none*.jsonl"),
             AWS_ENDPOINT_URL=url,
         )
     assert found[0]["rows"] == ROWS[:half]
-    assert [result["rows"] for result in found[1:4]] == [ROWS] * 3
-    assert "s3://b/none.jsonl" in found[4]["error"]
-    assert "no such file" in found[5]["error"]
+    assert [result["rows"] for result in found[1:5]] == [ROWS] * 4
+    assert "s3://b/none.jsonl" in found[5]["error"]
+    assert "no such file" in found[6]["error"]
 
 
 @pytest.mark.found

@@ -43,11 +43,12 @@ _BUFFER = 1000
 #: Columns that `?prompt=question` and the like take from columns of other names.
 COLUMNS = (
     *("messages", "conversations", "prompt", "completion", "chosen", "rejected"),
-    *("instruction", "input", "output", "text", "input_ids", "labels", "completion_mask"),
-    *("answer", "demonstration", "tools", "system", "chat_template_kwargs"),
+    *("instruction", "input", "output", "history", "text", "input_ids", "labels"),
+    *("completion_mask", "assistant_masks", "answer", "solution", "ground_truth"),
+    *("demonstration", "tools", "system", "chat_template_kwargs"),
 )
 # Columns that a row may lack.
-_OPTIONAL = ("input", "labels", "demonstration", "tools", "system", "chat_template_kwargs")
+_OPTIONAL = ("input", "history", "demonstration", "tools", "system", "chat_template_kwargs")
 Form = Literal["auto", "text"]
 _GENERATED = ("task", "reasoning-gym")
 

@@ -123,22 +123,19 @@ def of_folder(folder: str, options: Mapping[str, str]) -> Rows:
     configurations of a dataset card (README.md).
     """
     config, spec = options.get("config"), options.get("split", "train")
-    path = Path(folder).expanduser()
-    saved = not places.is_url(folder) and any(
-        (path / name).exists() for name in ("dataset_dict.json", "state.json")
-    )
-    if saved:
+    if places.is_saved(folder):
         if config is not None:
             raise DataError(f"{folder} is a saved data set and does not take config")
-        return _saved(folder, path, options.get("split"))
+        return _saved(folder, options.get("split"))
     splits = _card(folder, config)
     readers = {split: partial(of_places, found, options) for split, found in splits.items()}
     return sliced(readers, spec, folder)
 
 
-def _saved(folder: str, path: Path, spec: str | None) -> Rows:
+def _saved(folder: str, spec: str | None) -> Rows:
+    path = folder if places.is_url(folder) else str(Path(folder).expanduser())
     try:
-        data = datasets.load_from_disk(str(path))
+        data = datasets.load_from_disk(path)
     except IndexError:  # of the list of its files, which is empty
         raise DataError(f"{folder}: empty, with no rows") from None
     except Exception as error:  # whatever its readers raise

@@ -141,6 +141,14 @@ def _options(scheme: str) -> dict[str, Any]:
     return {}
 
 
+def is_saved(folder: str) -> bool:
+    """True for a folder, local or remote, that `save_to_disk` of `datasets` wrote."""
+    system, path = LocalFileSystem(), str(Path(folder).expanduser())
+    if is_url(folder):
+        system, path = fsspec.core.url_to_fs(folder)
+    return any(system.exists(f"{path}/{name}") for name in ("dataset_dict.json", "state.json"))
+
+
 def of_folder(
     folder: str, patterns: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, list[Place]]:
