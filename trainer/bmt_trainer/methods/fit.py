@@ -85,6 +85,8 @@ def fit_with_trl(
         loaded.display.say,
     )
     _use_one_device(arguments)
+    if checkpoint is not None:
+        loaded.display.say(f"resuming at step {run.steps_done()} of {config.steps}")
     with loaded.display.stage("train", config.steps, run.steps_done()) as advance:
         trainer = trainer_class(
             model=loaded.model,

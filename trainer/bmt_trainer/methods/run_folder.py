@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -146,7 +147,10 @@ class RunFolder:
         """Remove the folder; the mask is written."""
         barrier()
         if is_main_process():
-            shutil.rmtree(self.folder)
+            done = self.folder.with_name(f".{self.folder.name}.done")
+            # At once: a folder that is half removed would be no run.
+            os.replace(self.folder, done)
+            shutil.rmtree(done)
 
 
 def is_writing(output: Path) -> bool:
