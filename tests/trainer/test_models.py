@@ -1,0 +1,154 @@
+"""Checkpoints that are refused by their files, before a weight is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from bmt_trainer import models
+from bmt_trainer.errors import ModelError, NonFinite, QuantizedModel
+from safetensors.torch import load_file, save_file
+
+from tests.support.tiny_model import tiny_llama
+
+
+@pytest.fixture
+def base(checkpoint, tmp_path):
+    """A copy of the checkpoint, to be spoilt."""
+    return shutil.copytree(checkpoint, tmp_path / "base")
+
+
+def configure(base, **values):
+    path = base / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.fixture
+def weights_stay_on_disk(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", fail)
+
+
+QUANTIZERS = [
+    {"quant_method": "gptq", "bits": 4, "group_size": 128},
+    {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True},
+    {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+    {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    {"quant_method": "fbgemm_fp8"},
+    {"quant_method": "mxfp4"},
+    {"quant_method": "hqq"},
+    {"quant_method": "a method of next year"},
+]
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("config", QUANTIZERS, ids=lambda c: c["quant_method"])
+def test_a_quantized_base_is_refused_by_its_configuration(base, weights_stay_on_disk, config):
+    configure(base, quantization_config=config)
+    for refuse in (models.check_checkpoint, models.load_model):
+        with pytest.raises(QuantizedModel, match=config["quant_method"]):
+            refuse(base)
+
+
+@pytest.mark.parametrize("place", ["compression_config", "text_config"])
+def test_other_places_of_a_quantizer(base, weights_stay_on_disk, place):
+    inner = {"quant_method": "gptq"}
+    value = {"quantization_config": inner} if place == "text_config" else inner
+    configure(base, **{place: value})
+    with pytest.raises(QuantizedModel, match="gptq"):
+        models.check_checkpoint(base)
+
+
+def test_a_quantizers_own_file_and_packed_tensors(base, weights_stay_on_disk):
+    (base / "quantize_config.json").write_text("{}")
+    with pytest.raises(QuantizedModel, match=r"quantize_config\.json"):
+        models.check_checkpoint(base)
+    (base / "quantize_config.json").unlink()
+    tensors = load_file(base / "model.safetensors")
+    name = "model.layers.0.mlp.gate_proj.weight"
+    for kind in (torch.int8, torch.float8_e4m3fn, torch.int32):
+        save_file({**tensors, name: tensors[name].to(kind)}, base / "model.safetensors")
+        with pytest.raises(QuantizedModel, match=name):
+            models.check_checkpoint(base)
+
+
+def test_a_null_quantizer_is_none(base):
+    configure(base, quantization_config=None)
+    models.check_checkpoint(base)
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json"),
+        (lambda f: (f / "config.json").write_text("[]"), "config.json"),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pytorch_model.bin"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 64), "model.safetensors"),
+        (
+            lambda f: (f / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "model-00002-of-00002.safetensors"}}'
+            ),
+            "model-00002-of-00002.safetensors",
+        ),
+    ],
+)
+def test_an_incomplete_folder_is_one_line(base, weights_stay_on_disk, spoil, says):
+    spoil(base)
+    with pytest.raises(ModelError, match=says) as raised:
+        models.check_checkpoint(base)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["no such kind", None, 7])
+def test_an_unknown_architecture_is_one_line(base, kind):
+    configure(base, model_type=kind)
+    for load in (models.outline, models.load_model):
+        with pytest.raises(ModelError) as raised:
+            load(base)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_folder_without_a_tokenizer(base):
+    for path in base.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ModelError) as raised:
+        models.load_tokenizer(base)
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_tensors_do_not_start_at_random(base):
+    tensors = load_file(base / "model.safetensors")
+    del tensors["model.layers.1.mlp.gate_proj.weight"]
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.gate_proj"):
+        models.load_model(base)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error(value):
+    model = tiny_llama()
+    tokens = torch.tensor([[3, 4, 5]])
+    with models.finite_logits(model):
+        model(tokens)
+    model.model.norm.weight.data[3] = value
+    with pytest.raises(NonFinite), models.finite_logits(model):
+        model(tokens)
+    model(tokens)  # outside of the block nothing looks
+
+
+def test_excluded_tokens_are_finite_enough():
+    """A head may exclude tokens by minus infinity."""
+    model = tiny_llama()
+    with models.finite_logits(model):
+        hook = model.lm_head.register_forward_hook(
+            lambda _m, _i, y: y.index_fill(-1, torch.tensor([5]), -torch.inf), prepend=True
+        )
+        model(torch.tensor([[3, 4, 5]]))
+        hook.remove()
