@@ -109,12 +109,12 @@ class RunFolder:
             self._say(f"{self.folder} has no digests: if data or rewards changed is not known")
             self.checkpoints = Checkpoints(self.folder, self._say, unchecked=True)
         else:
-            for key in sorted(contents.keys() & self._contents.keys()):
-                if contents[key] != self._contents[key]:
-                    raise ResumeError(
-                        f"{self.folder} was started with another {key}: its content has changed "
-                        "since; restore it, or remove the folder to start over"
-                    )
+            both = sorted(contents.keys() & self._contents.keys())
+            if changed := [key for key in both if contents[key] != self._contents[key]]:
+                raise ResumeError(
+                    f"{self.folder} was started with another {', '.join(changed)}: the content has "
+                    "changed since; restore it, or remove the folder to start over"
+                )
         self.notes = kept["notes"]
         if "init_density" in self.notes:  # written by a build before 0.1.0
             self.notes["init_sparsity"] = self.notes.pop("init_density")

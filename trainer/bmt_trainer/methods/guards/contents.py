@@ -63,5 +63,13 @@ def _of_json(value: Any) -> str:
 
 
 def _json(value: Any) -> bytes:
-    # Columns of a data set may hold dates or bytes, which JSON lacks; lone surrogates stay escaped.
-    return json.dumps(value, sort_keys=True, default=repr).encode()
+    # Lone surrogates stay escaped.
+    return json.dumps(value, sort_keys=True, default=_shown).encode()
+
+
+def _shown(value: Any) -> Any:
+    """Dates, bytes and other values of columns that JSON lacks; objects by their type alone."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    shown = repr(value)
+    return type(value).__name__ if " at 0x" in shown else shown
