@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.scenarios.figures import Figures, scaled
 from tests.support.tiny_model import byte_tokenizer, tiny_llama
-from tests.support.training_kills import KINDS, storm
+from tests.support.training.kills import KINDS, storm
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(3600)]
 

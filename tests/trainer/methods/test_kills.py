@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.support.training_kills import KINDS, storm
+from tests.support.training.kills import KINDS, storm
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit(2)")
 

@@ -16,8 +16,8 @@ from bmt_trainer.methods.guards.finite import check_gates, check_norms, check_we
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.support.display import quiet
 from tests.support.tiny_model import byte_tokenizer, tiny_llama
+from tests.support.training.display import quiet
 
 METHODS = {
     "sft": (sft.train, SftConfig, {"batch_size": 2}),

@@ -13,8 +13,8 @@ from bmt_trainer.methods import grpo, sft
 from bmt_trainer.methods.config import GrpoConfig, SftConfig
 from safetensors.torch import load_file, save_file
 
-from tests.support.display import Lines, quiet
 from tests.support.tiny_model import interrupt_after
+from tests.support.training.display import Lines, quiet
 
 
 @pytest.fixture
