@@ -56,6 +56,8 @@ class FakeServer:
         self.extra: dict[str, Any] = {"field_of_a_newer_server": {"x": 1}}
         self.page_limit = 1000
         self.chat: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None
+        # The text of an answer that is not streamed, by the request's fields.
+        self.reply: Callable[[dict[str, Any]], str] | None = None
         self.url = ""
 
     # What the handler calls: (method, path, query, headers, body) -> (status, JSON or bytes)
@@ -216,8 +218,14 @@ class FakeServer:
         if headers.get("If-None-Match") == "*" and current is not None:
             raise Problem(412, "conflict", f"the name exists, at {current}")
 
-    def _chat(self, body: dict[str, Any]) -> bytes:
+    def _chat(self, body: dict[str, Any]) -> Any:
         model = body["model"]
+        if self.reply is not None:
+            message = {"role": "assistant", "content": self.reply(body)}
+            choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": "stop"}
+            return {"id": "c", "object": "chat.completion", "created": 1, "model": model} | {
+                "choices": [choice]
+            }
         if model != "base":
             model = self._find(model)["model"]
         words = f"You said {body['messages'][-1]['content']}".split(" ")

@@ -63,6 +63,68 @@ def test_samples_have_the_models_probabilities(model):
     assert distance(8.0) < 0.3 < distance(4.0)
 
 
+def kept(probabilities, top_k, top_p, min_p):
+    """Probabilities after truncation, by loops: by rank, by mass, by share of the greatest."""
+    order = sorted(range(len(probabilities)), key=lambda i: -probabilities[i])
+    order = order[: top_k or None]
+    left = [probabilities[i] for i in order]
+    mass, chosen = 0.0, []
+    for i, p in zip(order, left, strict=True):
+        if mass < top_p * sum(left):
+            chosen.append(i)
+        mass += p
+    most = probabilities[order[0]]
+    chosen = [i for i in chosen if probabilities[i] >= min_p * most]
+    total = sum(probabilities[i] for i in chosen)
+    return {i: probabilities[i] / total for i in chosen}
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p"),
+    [(5, 1.0, 0.0), (0, 0.6, 0.0), (0, 1.0, 0.5), (20, 0.7, 0.2), (1, 1.0, 0.0)],
+)
+def test_truncated_samples_have_the_probabilities_of_what_is_left(model, top_k, top_p, min_p):
+    ids, draws, temperature = [5, 6, 7], 4000, 4.0
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, -1].double()
+    expected = kept(torch.softmax(logits / temperature, -1).tolist(), top_k, top_p, min_p)
+    assert 1 <= len(expected) < model.config.vocab_size / 2
+    torch.manual_seed(0)
+    options = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "temperature": temperature}
+    drawn = run(model, [ids] * draws, max_new_tokens=1, **options)
+    counts = torch.bincount(torch.tensor(drawn).flatten(), minlength=len(logits)) / draws
+    assert set(counts.nonzero().flatten().tolist()) <= set(expected)
+    distance = sum(abs(float(counts[i]) - p) for i, p in expected.items())
+    assert distance < 2 * (len(expected) / draws) ** 0.5
+
+
+def test_truncation_is_that_of_transformers_generate(model):
+    """The same draws from the same seed, over several tokens and prompts of one length."""
+    ids = [5, 6, 7, 8]
+    options = {"temperature": 2.0, "top_k": 12, "top_p": 0.8, "min_p": 0.05}
+    torch.manual_seed(1)
+    ours = run(model, [ids], max_new_tokens=10, eos_token_ids=[], **options)
+    torch.manual_seed(1)
+    theirs = model.generate(
+        torch.tensor([ids]),
+        max_new_tokens=10,
+        do_sample=True,
+        pad_token_id=PAD,
+        eos_token_id=None,
+        **options,
+    )
+    assert ours == [theirs[0, len(ids) :].tolist()]
+
+
+def test_neutral_truncation_changes_no_draw(model):
+    torch.manual_seed(2)
+    plain = run(model)
+    torch.manual_seed(2)
+    assert run(model, top_k=0, top_p=1.0, min_p=0.0) == plain
+    torch.manual_seed(2)
+    assert run(model, top_k=2) != plain
+
+
 def test_modes_and_seeds(model):
     model.train()
     torch.manual_seed(3)

@@ -8,8 +8,8 @@ from bmt_trainer.methods.rollouts.server import ServerRollouts
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 
-def test_requests_override_the_checkpoints_sampling_settings():
-    """Llama-3.2-Instruct recommends top_p 0.9, whose samples are not the policy's."""
+def sent_with(**settings):
+    """The fields of the request that rollouts send."""
     requests = []
 
     def create(**fields):
@@ -21,13 +21,26 @@ def test_requests_override_the_checkpoints_sampling_settings():
         openai=lambda: SimpleNamespace(completions=SimpleNamespace(create=create))
     )
     rollouts = ServerRollouts(
-        client, "m", lambda: None, list, completions=2, max_tokens=3, temperature=0.7
+        client, "m", lambda: None, list, completions=2, max_tokens=3, temperature=0.7, **settings
     )
     rollouts._complete("m@1", [5, 6], seed=0)
     [sent] = requests
+    return sent
+
+
+def test_requests_override_the_checkpoints_sampling_settings():
+    """Llama-3.2-Instruct recommends top_p 0.9, whose samples are not the policy's."""
+    sent = sent_with()
     recommended = {"repetition_penalty": 1.1, "presence_penalty": 1.5, "frequency_penalty": 0.5}
     recommended |= {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1}
     taken = CompletionRequest(**sent).to_sampling_params(3, recommended)
     assert (taken.temperature, taken.top_p, taken.top_k, taken.min_p) == (0.7, 1.0, 0, 0.0)
     assert taken.repetition_penalty == 1.0
     assert taken.presence_penalty == taken.frequency_penalty == 0.0
+
+
+def test_requests_have_the_runs_own_truncation():
+    sent = sent_with(sampling={"top_p": 0.8, "top_k": 5, "min_p": 0.05})
+    taken = CompletionRequest(**sent).to_sampling_params(3, {"top_p": 0.9, "top_k": 20})
+    assert (taken.temperature, taken.top_p, taken.top_k, taken.min_p) == (0.7, 0.8, 5, 0.05)
+    assert taken.repetition_penalty == 1.0

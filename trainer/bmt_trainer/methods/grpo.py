@@ -175,12 +175,8 @@ def server_rollouts(
             partial(_prompt_ids, loaded),
             completions=config.completions,
             max_tokens=loaded.config.max_new_tokens,
-            sampling={
-                "temperature": config.temperature,
-                "top_p": config.top_p,
-                "top_k": config.top_k,
-                "min_p": config.min_p,
-            },
+            temperature=config.temperature,
+            sampling={"top_p": config.top_p, "top_k": config.top_k, "min_p": config.min_p},
         )
         try:
             yield rollouts

@@ -29,7 +29,7 @@ class ServerRollouts:
     """TRL's `rollout_func` on a server.
 
     mask: returns the hard mask of the gates' current values; render: a prompt's token ids;
-    sampling: temperature, and top_p, top_k and min_p if they are not neutral.
+    sampling: top_p, top_k and min_p, if they are not neutral.
     """
 
     def __init__(
@@ -41,13 +41,14 @@ class ServerRollouts:
         *,
         completions: int,
         max_tokens: int,
-        sampling: Mapping[str, float],
+        temperature: float,
+        sampling: Mapping[str, float] = NEUTRAL_SAMPLING,
     ) -> None:
         self._client, self._name = client, name
         self._mask, self._render = mask, render
         self._completions = completions
         self._max_tokens = max_tokens
-        self._sampling = {**NEUTRAL_SAMPLING, **sampling}
+        self._temperature, self._sampling = temperature, {**NEUTRAL_SAMPLING, **sampling}
         self._pushed: list[Mask] = []
         self.push_seconds, self.push_bytes, self.flips = 0.0, 0, 0
         self._openai = client.openai()
@@ -115,6 +116,7 @@ class ServerRollouts:
             logprobs=0,
             seed=seed,
             max_tokens=self._max_tokens,
+            temperature=self._temperature,
             extra_body={"return_token_ids": True, **self._sampling},
         )
         if answer.model != model:
