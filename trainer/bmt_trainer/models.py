@@ -389,6 +389,38 @@ def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return hashlib.sha256(json.dumps(templates, sort_keys=True).encode()).hexdigest()
 
 
+def template_for(
+    metadata: Mapping[str, Any], folder: Path, chat_template: str | None
+) -> tuple[str | None, str | None]:
+    """The chat template to write into a mask's checkpoint, None for its own; and a line on it.
+
+    metadata: of the mask, which names the template of its training by its digest; chat_template: a
+    name for `read_template` that the user gave. Raises ConfigError.
+    """
+    own = template_digest(load_tokenizer(folder))
+    trained = metadata.get("chat_template", own)
+    if chat_template is not None:
+        text = read_template(chat_template)
+        given = hashlib.sha256(text.encode()).hexdigest()
+        if given == trained:
+            return text, None
+        return text, (
+            f"warning: {chat_template} is not the chat template of the mask's training, whose "
+            f"SHA-256 is {trained or 'none: it had no template'}"
+        )
+    if trained == own:
+        return None, None
+    for name in shipped.NAMES:
+        text = shipped.text_of(name)
+        if hashlib.sha256(text.encode()).hexdigest() == trained:
+            return text, f"the checkpoint gets the chat template {name}, as in the mask's training"
+    return None, (
+        "warning: the mask was trained with another chat template than the checkpoint's, SHA-256 "
+        f"{trained or 'none: it had no template'}; give it by --chat-template, or chats are "
+        "rendered differently than in training"
+    )
+
+
 def context_length(folder: Path) -> int | None:
     """The most tokens that a checkpoint's `config.json` allows in a sequence; None if it says none.
 

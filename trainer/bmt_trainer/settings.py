@@ -205,7 +205,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         kinds = [a for a in typing.get_args(hint) if a is not type(None)]
         return None if value is None else _convert(name, value, kinds[0])
     if origin is Mapping:
-        return _object(name, value)
+        return check_object(name, value)
     if origin is Literal:
         choices = typing.get_args(hint)
         value = as_written(value)
@@ -234,8 +234,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     raise ConfigError(f"{name}: {value!r} is not {_TYPES[hint]}")
 
 
-def _object(name: str, value: Any) -> dict[str, Any]:
-    """A JSON object, given as one or as its text."""
+def check_object(name: str, value: Any) -> dict[str, Any]:
+    """A JSON object, given as one or as its text. Raises ConfigError."""
     if isinstance(value, str):
         try:
             value = json.loads(value)

@@ -13,12 +13,24 @@ def apply(
     mask: Annotated[Path, typer.Argument(help="Mask file (.bmt).", exists=True, dir_okay=False)],
     model: Annotated[str, typer.Option(help="The base: a folder or a model of the Hub.")],
     output: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            help="Chat template of the checkpoint: a Jinja file, or the name of a shipped one. "
+            "Default: that of the mask's training, if it can be found."
+        ),
+    ] = None,
 ) -> None:
     """Write the masked model as a plain checkpoint that any engine loads."""
+    from bmt_trainer.console import Display
     from bmt_trainer.masking.apply import write_checkpoint
-    from bmt_trainer.models import checkpoint_folder
+    from bmt_trainer.models import checkpoint_folder, template_for
 
-    print(write_checkpoint(bmt_core.load(mask), checkpoint_folder(model), output))
+    loaded, folder = bmt_core.load(mask), checkpoint_folder(model)
+    template, line = template_for(loaded.metadata, folder, chat_template)
+    if line is not None:
+        Display().say(line)
+    print(write_checkpoint(loaded, folder, output, chat_template=template))
 
 
 def add(app: typer.Typer) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import bmt_core
 import typer
 
 from bmt_trainer.cli.tables import print_table
 from bmt_trainer.process import keep_freed_memory
+from bmt_trainer.settings import check_object
 
 Model = Annotated[str, typer.Option(help="The base: a folder or a model of the Hub.")]
 MaskFile = Annotated[
@@ -37,7 +38,18 @@ MaskName = Annotated[str | None, typer.Option(help="Name of the mask on the serv
 Device = Annotated[str, typer.Option(help="Device for the transformers backend.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts in a batch.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the split; use that of the training run.")]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(help="Chat template of the prompts: a Jinja file, or the name of a shipped one."),
+]
+TemplateKwargs = Annotated[
+    str | None, typer.Option(help="Arguments of the chat template, as JSON.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def _object(text: str | None) -> dict[str, Any] | None:
+    return None if text is None else check_object("chat_template_kwargs", text)
 
 
 def evaluate(
@@ -62,6 +74,8 @@ def evaluate(
     base_name: BaseName = None,
     mask_name: MaskName = None,
     device: Device = "auto",
+    chat_template: ChatTemplate = None,
+    chat_template_kwargs: TemplateKwargs = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -95,6 +109,8 @@ def evaluate(
         mask_name=mask_name,
         batch_size=batch_size,
         device=device,
+        chat_template=chat_template,
+        template_kwargs=_object(chat_template_kwargs),
     )
     generate = models.get("mask", models["base"])
     score = grade(generate(examples, max_new_tokens), examples, rewards)
@@ -127,6 +143,8 @@ def suites(
     base_name: BaseName = None,
     mask_name: MaskName = None,
     device: Device = "auto",
+    chat_template: ChatTemplate = None,
+    chat_template_kwargs: TemplateKwargs = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -147,6 +165,8 @@ def suites(
         mask_name=mask_name,
         batch_size=batch_size,
         device=device,
+        chat_template=chat_template,
+        template_kwargs=_object(chat_template_kwargs),
     )
     results = []
     for result in sets.run(

@@ -12,7 +12,7 @@ import typer
 from bmt_core import BmtError
 from bmt_core.console_script import TYPER_SETTINGS, version_line
 
-from bmt_trainer.cli import apply, compare, evaluate, train
+from bmt_trainer.cli import apply, compare, data, evaluate, train
 from bmt_trainer.errors import ConfigError, TrainerError
 
 app = typer.Typer(
@@ -37,7 +37,7 @@ def _root(
 ) -> None: ...
 
 
-for group in (train, compare, evaluate, apply):
+for group in (data, train, compare, evaluate, apply):
     group.add(app)
 
 

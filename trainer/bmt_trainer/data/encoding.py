@@ -278,6 +278,12 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return int(ids[-1]) if ids and ids[-1] in tokenizer.added_tokens_decoder else None
 
 
+def end_of_turn_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The token that ends an answer, as text: the template's end of a turn, else the eos."""
+    end = end_of_turn(tokenizer)
+    return str(tokenizer.eos_token if end is None else tokenizer.convert_ids_to_tokens(end))
+
+
 def complete_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     """Give a tokenizer without eos the token that ends a turn, and one without padding a token.
 

@@ -132,8 +132,8 @@ def _within(row: Sequence[Piece], characters: int) -> list[Piece]:
 
 
 def _left_out(row: Sequence[Piece]) -> str:
-    count = sum(piece.count for piece in row)
-    learnt = sum(piece.count for piece in row if piece.learnt)
+    count = _count(row)
+    learnt = _count(piece for piece in row if piece.learnt)
     kind = "" if learnt in (0, count) else f", {learnt:,} of them learnt"
     return f"… {count:,} tokens{kind} …"
 
@@ -159,6 +159,19 @@ def _sign(character: str, spaces: bool) -> str:
             f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
         )
     return character
+
+
+def stretches(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Text, kind and number of tokens of each stretch of a row, as JSON."""
+    row_pieces = pieces(tokenizer, row["input_ids"], row["completion_mask"])
+    return [
+        {"text": "".join(p.text for p in group), "learnt": learnt, "tokens": _count(group)}
+        for learnt, group in ((k, list(g)) for k, g in groupby(row_pieces, lambda p: p.learnt))
+    ]
+
+
+def _count(row: Iterable[Piece]) -> int:
+    return sum(piece.count for piece in row)
 
 
 def of_row(

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import bmt_core
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer import models
 from bmt_trainer.console import Display
 from bmt_trainer.data.encoding import complete_special_tokens, end_of_turn, render
-from bmt_trainer.data.examples import Example
+from bmt_trainer.data.examples import Example, with_template_kwargs
+from bmt_trainer.data.fitting import answer_room
 from bmt_trainer.errors import ConfigError, RolloutError
 from bmt_trainer.evaluation.generate import (
     NEUTRAL_SAMPLING,
@@ -46,13 +47,56 @@ def by_options(
     mask_name: str | None,
     batch_size: int,
     device: str,
+    chat_template: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Generate]:
     """The backend that a command's options choose. Raises ConfigError.
 
     engine: auto, vllm or transformers; auto is vLLM if it is installed and `device` is auto.
     server: URL, whose models `base_name` (by default `model`) and `mask_name` are used instead.
+    chat_template: as in `models.load_tokenizer`; template_kwargs: its arguments.
     """
+    made = _by_options(
+        model,
+        mask,
+        engine=engine,
+        server=server,
+        base_name=base_name,
+        mask_name=mask_name,
+        batch_size=batch_size,
+        device=device,
+        chat_template=chat_template,
+    )
+    if not template_kwargs:
+        return made
+    if server is None:
+        tokenizer = models.load_tokenizer(models.checkpoint_folder(model), chat_template)
+        models.check_template_kwargs(tokenizer, template_kwargs)
+
+    def with_kwargs(generate: Generate, examples: Sequence[Example], tokens: int) -> list[str]:
+        return generate(with_template_kwargs(examples, template_kwargs), tokens)
+
+    return {name: partial(with_kwargs, generate) for name, generate in made.items()}
+
+
+def _by_options(
+    model: str,
+    mask: Path | None,
+    *,
+    engine: str,
+    server: str | None,
+    base_name: str | None,
+    mask_name: str | None,
+    batch_size: int,
+    device: str,
+    chat_template: str | None,
+) -> dict[str, Generate]:
     if server is not None:
+        if chat_template is not None:
+            raise ConfigError(
+                f"chat_template: {server} renders chats by its own template; start it with "
+                "bmt-server serve --chat-template FILE, and leave out --chat-template here"
+            )
         if mask is not None:
             raise ConfigError(
                 f"mask: {server} serves only masks of its registry; publish {mask.name} there "
@@ -63,12 +107,19 @@ def by_options(
     if base_name is not None or mask_name is not None:
         raise ConfigError("--base-name and --mask-name are names on a server; add --server URL")
     if engine == "vllm" or (engine == "auto" and device == "auto" and has_vllm()):
-        return by_vllm(model, mask, batch_size=batch_size)
-    return by_transformers(model, mask, batch_size=batch_size, device=device)
+        return by_vllm(model, mask, batch_size=batch_size, chat_template=chat_template)
+    return by_transformers(
+        model, mask, batch_size=batch_size, device=device, chat_template=chat_template
+    )
 
 
 def by_transformers(
-    model: str, mask: Path | None, *, batch_size: int, device: str
+    model: str,
+    mask: Path | None,
+    *,
+    batch_size: int,
+    device: str,
+    chat_template: str | None = None,
 ) -> dict[str, Generate]:
     """Base and mask as two transformers models, each loaded at its first prompts.
 
@@ -76,7 +127,8 @@ def by_transformers(
     """
     folder, torch_device = models.checkpoint_folder(model), models.pick_device(device)
     loaded = _load(mask, folder)
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = models.load_tokenizer(folder, chat_template)
+    warn_of_template(loaded, tokenizer)
     complete_special_tokens(tokenizer)
     display = Display()
 
@@ -90,6 +142,7 @@ def by_transformers(
         return made
 
     def answer(name: str, examples: Sequence[Example], tokens: int) -> list[str]:
+        tokens = _room(tokenizer, folder, examples, tokens, display)
         model = network(name == "mask")
         with display.stage(f"answers of {name}", len(examples)) as advance:
             return generate(
@@ -111,13 +164,43 @@ def _load(mask: Path | None, folder: Path) -> bmt_core.Mask | None:
     return bmt_core.load(mask, expect_base=bmt_core.fingerprint(folder))
 
 
+def _room(
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    examples: Sequence[Example],
+    tokens: int,
+    display: Display,
+) -> int:
+    """New tokens that the model's context leaves to all answers. Raises DataError for none."""
+    prompts = ((e.location, len(render(tokenizer, e))) for e in examples)
+    room, line = answer_room(prompts, tokens, models.context_length(folder))
+    if line is not None:
+        display.say(line)
+    return room
+
+
+def warn_of_template(mask: bmt_core.Mask | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say so if a mask was trained with another chat template than the tokenizer's."""
+    if mask is None or "chat_template" not in mask.metadata:
+        return
+    trained, used = mask.metadata["chat_template"], models.template_digest(tokenizer)
+    if trained != used:
+        Display().say(
+            f"warning: the mask was trained with the chat template {str(trained)[:12]}, and prompts "
+            f"are rendered with {str(used)[:12]}; give the template of the training by "
+            "--chat-template"
+        )
+
+
 def has_vllm() -> bool:
     """True if vLLM and the server's engine for it are installed."""
     registered = importlib.metadata.entry_points(group=ENGINES, name="vllm")
     return bool(registered) and importlib.util.find_spec("vllm") is not None
 
 
-def by_vllm(model: str, mask: Path | None, *, batch_size: int) -> dict[str, Generate]:
+def by_vllm(
+    model: str, mask: Path | None, *, batch_size: int, chat_template: str | None = None
+) -> dict[str, Generate]:
     """Base and mask on one vLLM engine with at most `batch_size` sequences in flight.
 
     The engine starts at the first prompts. Raises ConfigError without vLLM, and
@@ -129,9 +212,10 @@ def by_vllm(model: str, mask: Path | None, *, batch_size: int) -> dict[str, Gene
             "engine: vllm is not installed; pip install 'bmt-adapters[cpu]' or [gpu], or use "
             "--engine transformers"
         )
-    engine = _Vllm(models.checkpoint_folder(model), batch_size)
+    engine = _Vllm(models.checkpoint_folder(model), batch_size, chat_template)
     backend: dict[str, Generate] = {"base": engine.answers}
     if (loaded := _load(mask, engine.folder)) is not None:
+        warn_of_template(loaded, engine.tokenizer)
         backend["mask"] = partial(engine.answers, mask=loaded)
     return backend
 
@@ -139,10 +223,10 @@ def by_vllm(model: str, mask: Path | None, *, batch_size: int) -> dict[str, Gene
 class _Vllm:
     """The registered vLLM engine, with the tokenization of training before and after it."""
 
-    def __init__(self, folder: Path, batch_size: int) -> None:
+    def __init__(self, folder: Path, batch_size: int, chat_template: str | None = None) -> None:
         self.folder, self._batch_size = folder, batch_size
-        self._tokenizer = models.load_tokenizer(folder)
-        self._end = end_of_turn(self._tokenizer)
+        self.tokenizer = models.load_tokenizer(folder, chat_template)
+        self._end = end_of_turn(self.tokenizer)
 
     @cached_property
     def _engine(self) -> Any:
@@ -156,7 +240,8 @@ class _Vllm:
     def answers(
         self, examples: Sequence[Example], tokens: int, mask: bmt_core.Mask | None = None
     ) -> list[str]:
-        ids = [render(self._tokenizer, example) for example in examples]
+        tokens = _room(self.tokenizer, self.folder, examples, tokens, Display())
+        ids = [render(self.tokenizer, example) for example in examples]
         try:
             completions = self._engine.generate(ids, tokens, mask)
         except Exception as error:  # whatever vLLM's processes raise
@@ -170,7 +255,15 @@ class _Vllm:
         # The engine ends answers where the checkpoint's settings say, which may not know the turn.
         if self._end in ids:
             ids = ids[: ids.index(self._end) + 1]
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _body(example: Example) -> dict[str, Any]:
+    """Fields of a request that OpenAI's client does not have."""
+    body: dict[str, Any] = dict(NEUTRAL_SAMPLING)
+    if example.template_kwargs:
+        body["chat_template_kwargs"] = dict(example.template_kwargs)
+    return body
 
 
 def by_server(url: str, names: Mapping[str, str], *, concurrency: int) -> dict[str, Generate]:
@@ -192,7 +285,7 @@ def by_server(url: str, names: Mapping[str, str], *, concurrency: int) -> dict[s
                     messages=[dict(m) for m in example.messages],  # type: ignore[misc]
                     temperature=0.0,
                     max_tokens=tokens,
-                    extra_body=NEUTRAL_SAMPLING,
+                    extra_body=_body(example),
                 )
                 return done.choices[0].message.content or ""
 

@@ -54,12 +54,17 @@ def apply(mask: Mask, model: PreTrainedModel, *, base_fingerprint: str | None = 
 
 
 def write_checkpoint(
-    mask: Mask, model_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str]
+    mask: Mask,
+    model_dir: str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    *,
+    chat_template: str | None = None,
 ) -> Path:
     """Copy a checkpoint's folder to `out_dir` with the mask's positions zeroed; returns `out_dir`.
 
     The bytes are zeroed in the copied safetensors files: that works for any sharding and
-    floating-point dtype, loads no tensor, and leaves everything else unchanged. Raises
+    floating-point dtype, loads no tensor, and leaves everything else unchanged, except for the
+    chat template if one is given. Raises
     BaseMismatch, CheckpointError, and OutputError if `out_dir` exists and is not empty.
     """
     source, target = Path(model_dir), Path(out_dir)
@@ -79,10 +84,30 @@ def write_checkpoint(
             _zero(file, remaining)
         if remaining:
             _check_shape(next(iter(remaining.values())), None)
+        if chat_template is not None:
+            _write_template(work, chat_template)
         if target.exists():
             target.rmdir()
         os.replace(work, target)
     return target
+
+
+def _write_template(folder: Path, template: str) -> None:
+    """Make `template` the only chat template of a checkpoint.
+
+    transformers reads `chat_template.jinja`, next to it others by name, and before those files
+    existed an entry of `tokenizer_config.json` (5.19, tokenization_utils_base.py).
+    """
+    shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
+    (folder / "chat_template.json").unlink(missing_ok=True)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
+    config = folder / "tokenizer_config.json"
+    if config.is_file():
+        entries = json.loads(config.read_text(encoding="utf-8"))
+        if entries.pop("chat_template", None) is not None:
+            config.unlink()
+            config.write_text(json.dumps(entries, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def _zero(file: Path, remaining: dict[str, TensorMask]) -> None:

@@ -31,12 +31,16 @@ def sequences(rows: Sequence[Mapping[str, Any]], max_length: int) -> list[list[i
     return [list(packed) for packed in pack_dataset(lengths, max_length, STRATEGY)["seq_lengths"]]
 
 
+def fill(packed: Sequence[Sequence[int]], max_length: int) -> float:
+    """The share of the sequences' length that rows take."""
+    return sum(map(sum, packed)) / (len(packed) * max_length)
+
+
 def summary(packed: Sequence[Sequence[int]], max_length: int) -> str:
     """A line on packed sequences: their number, and how full they are."""
-    tokens = sum(map(sum, packed))
     return (
         f"packed {sum(map(len, packed)):,} examples into {len(packed):,} sequences, "
-        f"{tokens / (len(packed) * max_length):.0%} full at max_length {max_length:,}"
+        f"{fill(packed, max_length):.0%} full at max_length {max_length:,}"
     )
 
 

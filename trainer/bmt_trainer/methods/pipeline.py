@@ -441,7 +441,7 @@ def _metadata(loaded: Loaded, metadata: Mapping[str, Any]) -> dict[str, Any]:
         "config": {k: v for k, v in settings.items() if k not in ("model", "device")},
         "chat_template": models.template_digest(loaded.tokenizer),
         "chat_template_kwargs": dict(config.chat_template_kwargs or {}),
-        "end_of_turn": loaded.tokenizer.eos_token,
+        "end_of_turn": end_of_turn_text(loaded.tokenizer),
         "init_sparsity": notes["init_sparsity"],
         "scores": scores,
         "versions": library_versions(*libraries),
