@@ -186,8 +186,8 @@ def warn_of_template(mask: bmt_core.Mask | None, tokenizer: PreTrainedTokenizerB
     trained, used = mask.metadata["chat_template"], models.template_digest(tokenizer)
     if trained != used:
         Display().say(
-            f"warning: the mask was trained with the chat template {str(trained)[:12]}, and prompts "
-            f"are rendered with {str(used)[:12]}; give the template of the training by "
+            f"warning: the mask was trained with the chat template {str(trained)[:12]}, and "
+            f"prompts are rendered with {str(used)[:12]}; give the template of the training by "
             "--chat-template"
         )
 

@@ -20,7 +20,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bmt_trainer import models
 from bmt_trainer.console import Display
 from bmt_trainer.data import sources
-from bmt_trainer.data.encoding import Encoder, batches, complete_special_tokens
+from bmt_trainer.data.encoding import (
+    Encoder,
+    batches,
+    complete_special_tokens,
+    end_of_turn_text,
+)
 from bmt_trainer.data.examples import Example, Split, with_template_kwargs
 from bmt_trainer.distributed import assign_sharded, barrier, full_tensor
 from bmt_trainer.errors import EmptyMask, OutputError
