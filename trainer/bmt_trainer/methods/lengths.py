@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,38 +12,63 @@ from transformers import PreTrainedTokenizerBase
 
 from bmt_trainer import models
 from bmt_trainer.console import Display
-from bmt_trainer.data.encoding import render
-from bmt_trainer.data.examples import Example
+from bmt_trainer.data.encoding import Encoder
+from bmt_trainer.data.examples import Example, Split
 from bmt_trainer.data.fitting import answer_room
 from bmt_trainer.methods.config import TrainConfig
 
 C = TypeVar("C", bound=TrainConfig)
 
 
-def prompt_lengths(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Example]
-) -> list[tuple[str, int]]:
-    """Location and number of tokens of each prompt."""
-    return [(prompt.location, len(render(tokenizer, prompt))) for prompt in prompts]
+@dataclass(frozen=True)
+class Prompts:
+    """Location and number of tokens of each prompt that a run answers.
 
-
-def within_context(
-    config: C, folder: Path, display: Display, prompts: Callable[[int], Sequence[tuple[str, int]]]
-) -> C:
-    """`config` with the lengths that the model's context allows, which is said if they change.
-
-    prompts: location and tokens of each prompt that the run answers, by max_length. Raises
-    DataError for a prompt that leaves no room for an answer.
+    trained: of the training examples, if the run answers those; unbounded: the number of the first
+    ones that are answered even above max_length; heldout: of the held-out examples.
     """
-    context = models.context_length(folder)
-    if context is not None and config.max_length > context:
-        display.say(
-            f"max_length: {context:,} tokens, not {config.max_length:,}, which is beyond the "
-            "model's context"
-        )
-        config = dataclasses.replace(config, max_length=context)
-    room, line = answer_room(prompts(config.max_length), config.max_new_tokens, context)
-    if line is not None:
-        display.say(line)
-        config = dataclasses.replace(config, max_new_tokens=room)
-    return config
+
+    trained: Sequence[tuple[str, int]]
+    heldout: Sequence[tuple[str, int]]
+    unbounded: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        split: Split,
+        answered: Callable[[Example], Example] | None,
+        unbounded: int,
+    ) -> Prompts:
+        """The prompts of a split. answered: the longest prompt that is made of an example; None:
+        the run answers held-out examples only, as they are.
+        """
+        encoder = Encoder(tokenizer)
+
+        def lengths(examples: Iterable[Example]) -> list[tuple[str, int]]:
+            made = ((e.location, answered(e) if answered else e) for e in examples)
+            return [(location, len(encoder.prompt(prompt))) for location, prompt in made]
+
+        # Rows of text or of tokens have no prompt.
+        asked = [example for example in split.heldout if example.has_prompt]
+        return cls(lengths(split.train if answered else ()), lengths(asked), unbounded)
+
+    def within_context(self, config: C, folder: Path, display: Display) -> C:
+        """`config` with the lengths that the model's context allows, which is said if they change.
+
+        folder: of the checkpoint. Raises DataError for a prompt that leaves no room for an answer.
+        """
+        context = models.context_length(folder)
+        if context is not None and config.max_length > context:
+            display.say(
+                f"max_length: {context:,} tokens, not {config.max_length:,}, which is beyond the "
+                "model's context"
+            )
+            config = dataclasses.replace(config, max_length=context)
+        taken = [p for p in self.trained[self.unbounded :] if p[1] <= config.max_length]
+        prompts = (*self.heldout, *self.trained[: self.unbounded], *taken)
+        room, line = answer_room(prompts, config.max_new_tokens, context)
+        if line is not None:
+            display.say(line)
+            config = dataclasses.replace(config, max_new_tokens=room)
+        return config

@@ -43,7 +43,7 @@ from bmt_trainer.methods.config import TrainConfig
 from bmt_trainer.methods.guards import contents, interruption, outputs
 from bmt_trainer.methods.guards.finite import check_gates, check_norms, check_weights
 from bmt_trainer.methods.guards.interruption import Interruption
-from bmt_trainer.methods.lengths import prompt_lengths, within_context
+from bmt_trainer.methods.lengths import Prompts
 from bmt_trainer.methods.rollouts.local import sample_texts
 from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, is_writing, settings_of
 from bmt_trainer.process import is_main_process, world_size
@@ -157,16 +157,9 @@ def load(
         split.counts,
     )
     require_answers(split.heldout if scored else [], grader, "set heldout: 0")
-    longest = answered or _as_it_is
-    trained = prompt_lengths(tokenizer, [longest(e) for e in split.train] if answered else [])
-    heldout = prompt_lengths(tokenizer, [longest(e) for e in split.heldout])
-
-    def prompts(max_length: int) -> list[tuple[str, int]]:
-        taken = [p for p in trained[unbounded:] if p[1] <= max_length]
-        return [*heldout, *trained[:unbounded], *taken]
-
     settings = {**settings_of(config), "base": base.fingerprint}
-    config = within_context(config, folder, display, prompts)
+    prompts = Prompts.of(tokenizer, split, answered, unbounded)
+    config = prompts.within_context(config, folder, display)
     run = RunFolder(
         config.output,
         settings,
@@ -207,14 +200,10 @@ def load(
         score=score,
         grader=grader,
         reading=reading,
-        lengths=[length for _, length in trained],
+        lengths=[length for _, length in prompts.trained],
         interruption=interruption.current(),
         scored=scored,
     )
-
-
-def _as_it_is(example: Example) -> Example:
-    return example
 
 
 def _masked_weights(
