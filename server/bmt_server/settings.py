@@ -203,6 +203,11 @@ class Settings:
     no_auth: bool = _option(
         "Serve without API keys. Allowed only on a loopback address.", False, flag="--no-auth"
     )
+    base_by_default: bool = _option(
+        "Answer requests that name no model with the base model. Default: they get 400.",
+        False,
+        flag="--base-by-default",
+    )
     metrics_open: bool = _option("Serve /metrics without a key.", False, flag="--metrics-open")
     max_mask_labels: int = _option(
         "Largest number of values of the `mask` label in metrics.", 100, unit="labels", least=0

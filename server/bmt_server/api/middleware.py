@@ -205,11 +205,18 @@ async def _resolve(
 ) -> Lease:
     """Hold the model that the body names, and write vLLM's name of it into the body.
 
-    A body without a model is vLLM's to answer: it has one base model. Raises ApiError.
+    Raises ApiError.
     """
     model = body.get("model")
     if model is None:
-        return Lease("", state.lifecycle)
+        if not state.settings.base_by_default:
+            raise BadRequest(
+                "`model` is missing; name a mask, or the base model "
+                f"{state.engine.base_names[0]!r}",
+                code="model_missing",
+                param="model",
+            )
+        model = state.engine.base_names[0]
     if not isinstance(model, str):
         raise BadRequest("`model` must be a string", param="model")
     lease = await state.resolver.acquire(principal.tenant, model, load=load)

@@ -45,6 +45,8 @@ MAX_VALUES: Mapping[str, int] = {
     "logprobs": 20,
     "top_logprobs": 20,
     "prompt_logprobs": 20,
+    # Lower is earlier, and the default is 0: a request may step back, and never ahead of others.
+    "priority": 2**31,
 }
 #: Field -> largest number of entries.
 MAX_ENTRIES: Mapping[str, int] = {
@@ -57,6 +59,15 @@ MAX_ENTRIES: Mapping[str, int] = {
     "messages": 4096,
     "tools": 128,
     "documents": 1024,
+    "logprob_token_ids": 1024,
+    "choice": 1024,
+}
+#: Field of `structured_outputs` -> largest number of characters: each is compiled to a grammar.
+MAX_GRAMMAR_CHARACTERS: Mapping[str, int] = {
+    "regex": 4096,
+    "grammar": 16_384,
+    "structural_tag": 65_536,
+    "json": 65_536,
 }
 MAX_PROMPTS = 64
 #: Items of a conversation in `input`.
@@ -82,8 +93,14 @@ def check_body(body: Mapping[str, Any]) -> None:
         number = _number(body.get(field))
         if number is not None and not 0 <= number <= maximum:
             raise _out_of_bounds(field, f"{number:g}", f"0 to {maximum}")
+    grammar = body.get("structured_outputs")
+    grammar = grammar if isinstance(grammar, dict) else {}
+    for field, maximum in MAX_GRAMMAR_CHARACTERS.items():
+        text = grammar.get(field)
+        if isinstance(text, str) and len(text) > maximum:
+            raise _out_of_bounds(field, f"{len(text)} characters", f"at most {maximum}")
     for field, maximum in MAX_ENTRIES.items():
-        value = body.get(field)
+        value = body.get(field, grammar.get(field))
         if isinstance(value, (list, dict)) and len(value) > maximum:
             raise _out_of_bounds(field, f"{len(value)} entries", f"at most {maximum}")
     for field in ("prompt", "input"):

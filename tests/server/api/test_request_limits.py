@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 from bmt_server.api.admission import KeyLimiter, SequenceLimiter
 from bmt_server.api.request_limits import (
     MAX_ENTRIES,
+    MAX_GRAMMAR_CHARACTERS,
     MAX_PROMPTS,
     MAX_VALUES,
     REFUSED_FIELDS,
@@ -35,7 +37,7 @@ def test_refused_fields_are_named(field):
 def test_numbers_are_bounded_in_every_notation(field, write):
     """vLLM reads 65.0 and "65" as 65, and -1 as no limit."""
     check_body({field: write(MAX_VALUES[field])})
-    for value in (MAX_VALUES[field] + 1, -1, 10**9):
+    for value in (MAX_VALUES[field] + 1, -1, 10**300):
         with pytest.raises(BadRequest, match=f"`{field}` is .*0 to {MAX_VALUES[field]}") as caught:
             check_body({field: write(value)})
         assert caught.value.code == "field_out_of_bounds"
@@ -74,6 +76,67 @@ def test_media_are_refused_at_any_depth(part):
     for body in ({"messages": [{"role": "user", "content": [part]}]}, {"input": [part]}):
         with pytest.raises(BadRequest, match="text only"):
             check_body(body)
+
+
+def nested(field, value):
+    """Places where vLLM or a template would find a field besides the top of a body."""
+    user = {"role": "user", "content": [{"type": "text", "text": "x", field: value}]}
+    yield {"messages": [{**USER, field: value}]}
+    yield {"messages": [user]}
+    yield {"messages": [USER], "chat_template_kwargs": {field: value}}
+    yield {"messages": [USER], "vllm_xargs": {field: value}}
+    yield {"messages": [USER], "extra_body": {field: value}}
+    yield {"input": [{"role": "user", "content": [{"type": "input_text", field: value}]}]}
+    yield {"messages": [USER], "tools": [{"type": "function", "function": {field: value}}]}
+
+
+@pytest.mark.parametrize("field", REFUSED_FIELDS)
+def test_what_is_refused_is_refused_at_every_depth(field):
+    for body in nested(field, {"a": 1}):
+        with pytest.raises(BadRequest, match=field) as caught:
+            check_body(body)
+        assert caught.value.code == "field_refused"
+    for body in nested(field, None):
+        check_body(body)
+
+
+@pytest.mark.parametrize("field", [*REFUSED_FIELDS, "image_url"])
+def test_users_name_what_they_describe_as_they_like(field):
+    schema = {"type": "object", "properties": {field: {"type": "string"}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    check_body({"messages": [USER], "tools": [tool]})
+    check_body({"messages": [USER], "tools": [{"name": "f", "input_schema": schema}]})
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    check_body({"messages": [USER], "response_format": form})
+    check_body({"messages": [USER], "structured_outputs": {"json": schema}})
+    use = {"type": "tool_use", "name": "f", "input": {field: {"a": 1}}}
+    check_body({"messages": [{"role": "assistant", "content": [use]}]})
+
+
+@pytest.mark.found
+def test_no_one_steps_ahead_of_others():
+    check_body({"messages": [USER], "priority": 5})
+    for priority in (-1, -(10**9), "-1", -0.5):
+        with pytest.raises(BadRequest, match="priority"):
+            check_body({"messages": [USER], "priority": priority})
+
+
+def test_grammars_are_bounded():
+    for field, most in MAX_GRAMMAR_CHARACTERS.items():
+        check_body({"structured_outputs": {field: "a" * most}})
+        with pytest.raises(BadRequest, match=f"`{field}` is {most + 1} characters"):
+            check_body({"structured_outputs": {field: "a" * (most + 1)}})
+    with pytest.raises(BadRequest, match="`choice` is 1025 entries"):
+        check_body({"structured_outputs": {"choice": ["a"] * 1025}})
+
+
+@pytest.mark.parametrize("field", ["stop", "prompt", "input", "messages", "n", "priority"])
+@pytest.mark.parametrize("value", [5, 0.5, True, {}, [], "", [{}], [[]], {"a": []}, 10**400])
+def test_no_type_of_a_field_breaks_the_check(field, value):
+    """Types are vLLM's to refuse; the check itself never fails."""
+    with suppress(BadRequest):
+        check_body({field: value})
+        assert count_sequences({field: value}) >= 1
 
 
 def test_text_about_images_is_text():
@@ -140,6 +203,14 @@ def test_the_rate_is_a_token_bucket():
     assert [ask() for _ in range(2)] == [True, False]
     now[0] += 60
     assert [ask() for _ in range(3)] == [True, True, False]
+
+
+def test_embeddings_count_their_inputs():
+    with pytest.raises(BadRequest, match="`input` is 65 prompts"):
+        check_body({"prompt": "x", "input": ["a"] * 65})
+    assert count_sequences({"prompt": "x", "input": ["a"] * 64}) == 64
+    with pytest.raises(BadRequest, match="`input` is 1025 entries"):
+        check_body({"input": [USER] * 1025})
 
 
 async def test_shutdown_finishes_running_requests_and_refuses_new_ones(api):

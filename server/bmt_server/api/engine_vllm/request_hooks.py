@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from vllm.sampling_params import RequestOutputKind
 
 from bmt_server.api.engine_vllm.heartbeat import Heartbeat
+from bmt_server.api.engine_vllm.sampling_buffers import check_sampling_buffers
 from bmt_server.api.isolation import current_salt
 
 # Context manager for one engine call with an adapter, by adapter id.
@@ -40,7 +41,7 @@ class RequestObserver(Protocol):
 def install_request_hooks(
     engine_client: Any, on_finished: RequestObserver, hold: AdapterHold, heartbeat: Heartbeat
 ) -> None:
-    """Wrap `generate`, `encode` and the sending of requests of vLLM's engine client.
+    """Wrap `generate`, `encode`, the check and the sending of requests of vLLM's engine client.
 
     hold: entered around each call with an adapter; the mask is resident when the call reaches the
     engine. on_finished: called once for each call, however it ends. heartbeat: tracks the calls,
@@ -50,8 +51,19 @@ def install_request_hooks(
     engine_client.generate = _with_metrics(generate, on_finished)
     encode = _with_mask_and_heartbeat(engine_client.encode, hold, heartbeat)
     engine_client.encode = _with_metrics(encode, on_finished)
+    processor = engine_client.input_processor
+    processor.assign_request_id = _with_check(processor.assign_request_id)
     core = engine_client.engine_core
     core.add_request_async = _with_salt(core.add_request_async)
+
+
+def _with_check(original: Any) -> Any:
+    # The first call with a request's final parameters, and the last before anything keeps it.
+    def assign_request_id(request: Any) -> Any:
+        check_sampling_buffers(request.params)
+        return original(request)
+
+    return assign_request_id
 
 
 def _with_salt(original: Any) -> Any:

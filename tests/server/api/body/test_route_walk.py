@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+from dataclasses import replace
 
 import pytest
 from bmt_server.api.admission import KeyLimiter, SequenceLimiter
@@ -230,3 +232,34 @@ async def test_a_disconnect_ends_the_reading_of_a_body(api, calls):
         slow.cancel()
         await asyncio.gather(slow, return_exceptions=True)
         assert (await post(client, "/v1/completions")).status_code == 200
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("path", BODIES)
+async def test_the_base_answers_for_no_model_only_if_the_operator_says_so(api, calls, path):
+    async with api.client("infer") as client:
+        for body in (BODIES[path], {**BODIES[path], "model": None}):
+            refused = await client.post(path, json=body)
+            assert refused.status_code == 400
+            error = refused.json()["error"]
+            assert error["param"] == "model"
+            api.replace(settings=replace(api.state.settings, base_by_default=True))
+            # Anthropic's schema requires a model, which an operator cannot change.
+            answer = await client.post(path, json=body)
+            api.replace(settings=replace(api.state.settings, base_by_default=False))
+            if "messages" in path:
+                assert answer.status_code == 400
+            else:
+                assert (answer.status_code, answer.json()["model"]) == (200, "tiny")
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("text", [rb'"\udc00"', rb'"a\ud83d"', b"NaN", b"-Infinity", b"1e999"])
+@pytest.mark.parametrize("path", BODIES)
+async def test_what_no_text_can_hold_is_the_clients_fault(api, calls, path, text):
+    data = json.dumps({"model": "tiny", **BODIES[path], "stop": ["?"]}).encode()
+    async with api.client("infer") as client:
+        headers = {"content-type": "application/json"}
+        answer = await client.post(path, content=data.replace(b'"?"', text), headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_json")
+    assert calls == []

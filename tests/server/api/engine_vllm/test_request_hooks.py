@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from bmt_server.api.engine_vllm.heartbeat import Heartbeat
 from bmt_server.api.engine_vllm.request_hooks import install_request_hooks
+from bmt_server.api.engine_vllm.sampling_buffers import STATES
 from bmt_server.api.isolation import isolate, salt_of
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams
+from vllm.v1.worker.gpu import sample
 
 
 class Client:
@@ -17,7 +23,9 @@ class Client:
 
     def __init__(self) -> None:
         self.sent: list[SimpleNamespace] = []
+        self.assigned: list[SimpleNamespace] = []
         self.engine_core = SimpleNamespace(add_request_async=self._send)
+        self.input_processor = SimpleNamespace(assign_request_id=self.assigned.append)
 
     async def _send(self, request) -> None:
         self.sent.append(request)
@@ -86,3 +94,56 @@ async def test_both_calls_are_counted(hooked, name, completion):
     assert figures["outcome"] == "ok"
     assert (figures["prompt_tokens"], figures["completion_tokens"]) == (3, completion)
     assert (figures["ttft_s"] is not None) == bool(completion)
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    ("fits", "more"),
+    [
+        ({"allowed_token_ids": [*range(1024)]}, {"allowed_token_ids": [*range(1025)]}),
+        (
+            {"stop_token_ids": [*range(100, 227)], "min_tokens": 1},
+            {"stop_token_ids": [*range(100, 228)], "min_tokens": 1},
+        ),
+        (
+            {"logit_bias": dict.fromkeys(range(1024), 1.0)},
+            {"logit_bias": dict.fromkeys(range(1025), 1.0)},
+        ),
+        ({"bad_words": [*map(str, range(128))]}, {"bad_words": [*map(str, range(129))]}),
+        ({"bad_words": ["x" * 512, "y" * 512]}, {"bad_words": ["x" * 512, "y" * 513]}),
+        ({"logprob_token_ids": [*range(128)]}, {"logprob_token_ids": [*range(129)]}),
+        ({"stop_token_ids": [*range(100, 228)]}, None),
+    ],
+    ids=["allowed", "stop", "bias", "bad words", "their tokens", "logprobs", "stop, no minimum"],
+)
+def test_what_the_runners_buffers_cannot_hold_is_refused(hooked, fits, more):
+    """The model's own end of sequence takes one of the places of stop ids."""
+    client, _ = hooked
+
+    def assign(fields) -> None:
+        params = SamplingParams(**fields)
+        params._all_stop_token_ids.add(2)
+        # As vLLM's tokenizer would set them: one token for each character.
+        params._bad_words_token_ids = [[7] * len(word) for word in params.bad_words or ()]
+        client.input_processor.assign_request_id(SimpleNamespace(params=params))
+
+    assign(fits)
+    assert len(client.assigned) == 1
+    if more is not None:
+        with pytest.raises(VLLMValidationError, match=r"Too many|max"):
+            assign(more)
+        assert len(client.assigned) == 1
+
+
+def test_no_other_state_of_the_runner_raises():
+    """Read from the installed vLLM: a further buffer with a bound fails here."""
+    folder = Path(next(iter(sample.__path__)))
+    found = set()
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                for method in node.body:
+                    raises = any(isinstance(n, ast.Raise) for n in ast.walk(method))
+                    if raises and getattr(method, "name", "") == "add_request":
+                        found.add(node.name)
+    assert found == {state.__name__ for state in STATES}
