@@ -1,7 +1,11 @@
 """Tokenization, ordering and padding of examples."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+import trl
 from bmt_trainer.data.encoding import (
     Encoder,
     batches,
@@ -163,6 +167,53 @@ def test_a_template_that_changes_earlier_turns_makes_a_row_of_each():
     ]
     assert "s</think>" not in rows[1].pieces[0][0]
     assert any("one training row per learnt turn" in line for line in encoder.lines())
+
+
+#: The templates that TRL knows, of some thirty families.
+KNOWN = sorted(Path(trl.__file__).parent.glob("chat_templates/*.jinja"))
+TOKEN = re.compile(
+    r"<\|[\w▁ ]+\|>|<｜[\w▁]+｜>|</?s>|<(?:start|end)_of_\w+>|<\|?turn\|?>|</?think>"
+)
+
+
+@pytest.mark.parametrize("path", KNOWN, ids=lambda path: path.stem)
+def test_templates_in_use_teach_the_turns_or_name_the_field(path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = path.read_text()
+    found = sorted(set(TOKEN.findall(tokenizer.chat_template)))
+    tokenizer.add_special_tokens({"additional_special_tokens": [*found, "<E>", "<B>"]})
+    tokenizer.eos_token, tokenizer.bos_token = "</s>" if "</s>" in found else "<E>", "<B>"
+    first, second = ({**REPLY, "content": f"answer {n}"} for n in (1, 2))
+    call = {"id": "abcdefgh1", "function": {"name": "fun", "arguments": {"city": "Oslo", "n": 7}}}
+    calling = {**REPLY, "content": None, "tool_calls": [call]}
+    result = {"role": "tool", "content": "rain", "tool_call_id": "abcdefgh1"}
+    tools = [{"type": "function", "function": {"name": "fun", "description": "F."}}]
+    rows = {
+        ("answer 1", "answer 2"): {"messages": [USER, first, USER, second]},
+        ("thought", "answer 1"): {"messages": [USER, {**first, "thinking": "thought"}]},
+        ("fun", "Oslo", "7", "answer 1"): {
+            "messages": [USER, calling, result, first],
+            "tools": tools,
+        },
+    }
+    encoder = Encoder(tokenizer)
+    for number, (said, row) in enumerate(rows.items()):
+        try:
+            encoded = encoder.encode(encoder.checked(example_of(row, "line 7")))
+        except DataError as error:
+            # Every family has two turns; functions and thoughts are not everywhere.
+            assert number
+            assert re.match(r"line 7: (turn \d|tools\[0\])", str(error)), error  # noqa: PT017
+            continue
+        learnt = "".join(text for part in encoded for text, on in part.pieces if on)
+        at = 0
+        for text in said:
+            at = learnt.index(text, at) + len(text)
+        for part in encoded:
+            assert part.pieces[-1][1]
+            last = tokenizer.decode(part.input_ids[-1])
+            assert last in (*found, "<E>", "<|im_end|>"), part.pieces[-1]
+            assert "rain" not in "".join(text for text, on in part.pieces if on)
 
 
 def test_the_template_reads_the_arguments_of_its_row():

@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, UndefinedError
 from transformers import PreTrainedTokenizerBase
 
 from bmt_trainer.data.examples import Example, Message
@@ -78,7 +78,7 @@ class ChatTemplate:
         except _TEMPLATE_FAILS as error:
             raise DataError(
                 f"{_row(example)}{self._refused(messages, example, generation)}the chat template "
-                f"refuses the chat ({error}){self._fix(messages, example, generation)}"
+                f"refuses the chat ({error}); {self._fix(messages, example, generation, error)}"
             ) from None
 
     def turn(self, example: Example, messages: Sequence[Message], at: int) -> Turn:
@@ -100,7 +100,8 @@ class ChatTemplate:
         ends = False
         if self.end and (found := body.rfind(self.end, after)) >= 0:
             end = found + len(self.end)
-        if last := [match.end() for match in self._tokens.finditer(body, after, end)]:
+        last = [match.end() for match in self._tokens.finditer(body, after, end)]
+        if self.end and last:  # a token that closes a call ends no turn
             ends = last[-1] == end
         return Turn(full[:begin], body[:end], ends)
 
@@ -124,7 +125,7 @@ class ChatTemplate:
                 f"{_row(example)}turn {at + 1} (assistant): the chat template writes the turns "
                 "before it in another way once it follows, so its text has no beginning"
             )
-        left = before[begin:].strip()
+        left = before[begin:]
         self.notes[f"the chat template opens answers with {left!r}, and learnt turns lack it"] += 1
         return begin
 
@@ -233,19 +234,38 @@ class ChatTemplate:
                 return f"turn {size} ({messages[size - 1]['role']}): "
         return ""
 
-    def _fix(self, messages: Sequence[Message], example: Example, generation: bool) -> str:
-        """The fix of a chat that the template refuses, if leaving out system messages helps."""
+    def _fix(
+        self, messages: Sequence[Message], example: Example, generation: bool, error: Exception
+    ) -> str:
+        """The fix of a chat that the template refuses: does leaving out system messages help?"""
+        other = "choose another --chat-template"
         rest = [m for m in messages if m["role"] not in ("system", "developer")]
         if len(rest) == len(messages):
-            return "; roles must come in the template's order, or choose another --chat-template"
+            raised = isinstance(error, TemplateError) and not isinstance(error, UndefinedError)
+            return f"bring the roles into the template's order, or {other}" if raised else other
         try:
             self._text(rest, example, generation=generation)
         except _TEMPLATE_FAILS:
-            return ""
+            return other
         return (
-            "; it takes no system message: move its text into the user's first turn (and leave out "
-            "--system), or choose another --chat-template"
+            "it takes no system message: move its text into the user's first turn (and leave out "
+            f"--system), or {other}"
         )
+
+    @cached_property
+    def _parts(self) -> bool:
+        """True if the template takes content as a list of parts alone."""
+        ask: Message = {"role": "user", "content": f"{_MARK}a"}
+        listed: Message = {"role": "user", "content": [{"type": "text", "text": f"{_MARK}a"}]}
+        for message in (ask, listed):
+            try:
+                text = self._tokenizer.apply_chat_template([dict(message)], tokenize=False)
+            except _TEMPLATE_FAILS:
+                continue
+            # Not the list itself, written as it is.
+            if f"{_MARK}a" in str(text) and "'type'" not in str(text):
+                return message is listed
+        return False
 
     @cached_property
     def end(self) -> str | None:
@@ -276,7 +296,7 @@ class ChatTemplate:
         source = str(self._tokenizer.get_chat_template(None, listed))
         return str(
             self._tokenizer.apply_chat_template(
-                [_for_template(message, source) for message in messages],
+                [_for_template(message, source, parts=self._parts) for message in messages],
                 tools=listed,
                 add_generation_prompt=generation,
                 tokenize=False,
@@ -316,9 +336,14 @@ def _written(value: Any) -> Iterator[str]:
     yield repr(value)[1:-1] if isinstance(value, str) else repr(value)
 
 
-def _for_template(message: Message, source: str) -> dict[str, Any]:
-    """A message with the names that the template's source has: older ones, or no developer."""
+def _for_template(message: Message, source: str, *, parts: bool) -> dict[str, Any]:
+    """A message with the names that the template's source has: older ones, or no developer.
+
+    parts: content is a list of parts.
+    """
     made = copy.deepcopy(dict(message))
+    if parts:
+        made["content"] = [{"type": "text", "text": made["content"]}]
     if made["role"] == "developer" and "developer" not in source:
         made["role"] = "system"
     if "reasoning_content" in made and "reasoning_content" not in source:
