@@ -49,7 +49,7 @@ def checkpoint_folder(model: str | Path) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
-    offline = hub.unreachable()
+    offline = hub.unreachable() if hub.is_id(str(model)) else "no such folder"
     try:
         found = snapshot_download(
             str(model), allow_patterns=_FILES, local_files_only=offline is not None

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from bmt_trainer.comparison import adapter_sizes, baselines, plan, tables
+from bmt_trainer.comparison import adapter_sizes, baselines, plan, provenance, tables
 from bmt_trainer.comparison.runner import WANDA, run
 from bmt_trainer.console import Display
 from bmt_trainer.errors import ConfigError, DataError
@@ -263,6 +263,24 @@ def test_results_are_keyed_by_content_not_by_path(checkpoint, tmp_path):
     changed = planned(tmp_path / "c" / "model", tmp_path, methods=["base"])
     unchanged = planned(tmp_path / "a" / "model", tmp_path, methods=["base"])
     assert next(changed.cells()).file != next(unchanged.cells()).file
+
+
+def test_data_sets_of_several_files_are_known_by_content(tmp_path):
+    def made(folder, text):
+        (tmp_path / folder / "d").mkdir(parents=True)
+        for name in ("a.jsonl", "b.csv"):
+            (tmp_path / folder / "d" / name).write_text(name + text)
+        names = ("d", "d/*", "d/a.jsonl?limit=1")
+        return [provenance.of_dataset(str(tmp_path / folder / name)) for name in names]
+
+    first, moved, other = made("x", "1"), made("y", "1"), made("z", "2")
+    assert first == moved
+    assert not set(first) & set(other)
+    both = f"{tmp_path}/x/d/a.jsonl?weight=1 + org/name?weight=2"
+    name, digest, *rest = provenance.of_dataset(both).split(" ")
+    assert (name, len(digest), rest) == ("a.jsonl?weight=1", 64, ["+", "org/name?weight=2"])
+    assert provenance.of_dataset("s3://b/x.jsonl?limit=1") == "s3://b/x.jsonl?limit=1"
+    assert provenance.of_dataset("task:initials?least=3") == "task:initials?least=3"
 
 
 def test_processes_share_the_runs_of_a_folder(checkpoint, tmp_path, monkeypatch):

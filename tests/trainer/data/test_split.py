@@ -111,6 +111,7 @@ def test_weights_are_shares_of_the_training_rows(tmp_path, weights):
     assert len([k for k, _ in itertools.groupby(answers(made.train))]) > 4
 
 
+@pytest.mark.found
 def test_rows_of_a_small_source_repeat_and_it_is_said(tmp_path):
     first = write(tmp_path / "a.jsonl", [(f"a{i}", "a") for i in range(10)])
     second = write(tmp_path / "b.jsonl", [(f"b{i}", "b") for i in range(90)])
@@ -126,6 +127,7 @@ def test_rows_of_a_small_source_repeat_and_it_is_said(tmp_path):
     assert sum(q[0] == "a" and q[1:].isdigit() for q in asked(endless.train)) == 50
 
 
+@pytest.mark.found
 def test_without_weights_all_rows_are_taken(tmp_path):
     first = write(tmp_path / "a.jsonl", [(f"a{i}", "a") for i in range(5)])
     second = write(tmp_path / "b.jsonl", [("a0", "other"), ("b0", "b"), ("b1", "b")])
@@ -165,6 +167,7 @@ def test_parts_add_up(total, weights):
         assert abs(part - total * weight / sum(weights)) < 1
 
 
+@pytest.mark.found
 def test_a_stream_is_read_only_as_far_as_the_run_needs(tmp_path, monkeypatch):
     path = write(tmp_path / "x.jsonl", [(f"q{i}", f"a{i}") for i in range(500)])
     read = []
@@ -205,6 +208,17 @@ def test_streams_with_equal_prompts(tmp_path):
         load(f"{path}?streaming=true", heldout=6, train=1)
     with pytest.raises(DataError, match="streamed, so no share"):
         load(f"{path}?streaming=true", heldout=0, train=1, share=0.5)
+
+
+def test_prompts_that_another_data_set_holds_out_are_not_trained_on(tmp_path):
+    first = load(
+        write(tmp_path / "a.jsonl", [(f"q{i}", "a") for i in range(9)]), heldout=0, train=9
+    )
+    other = load(write(tmp_path / "b.jsonl", [("q1", "b"), ("r", "b")]), heldout=2, train=0)
+    made = split.with_heldout(first, other)
+    assert made.heldout == other.heldout
+    assert sorted(asked(made.train)) == sorted(f"q{i}" for i in range(9) if i != 1)
+    assert "1 left out: prompts that another source holds out" in made.lines()[0]
 
 
 def test_an_endless_stream_ends():

@@ -260,3 +260,14 @@ def test_evaluation_is_in_the_weights_own_dtype(checkpoint, tmp_path, monkeypatc
     monkeypatch.setattr(MaskedLinear, "forward", forward)
     train(settings(checkpoint, tmp_path / "m.bmt", heldout=2, steps=1, precision="bf16"), quiet())
     assert seen == {("off", False), ("soft", True), ("hard", False)}
+
+
+@pytest.mark.found
+def test_a_run_says_how_many_rows_and_prompts_it_has(checkpoint, tmp_path):
+    rows = [{"prompt": f"q{i % 3}", "completion": f"a{i}"} for i in range(24)]
+    data = tmp_path / "x.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = io.StringIO()
+    config = settings(checkpoint, tmp_path / "o.bmt", dataset=str(data), heldout=0, steps=1)
+    train(config, Display(Console(file=shown, width=200)))
+    assert "24 rows, 3 different prompts" in shown.getvalue()

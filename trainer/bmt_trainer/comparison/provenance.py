@@ -11,6 +11,9 @@ from pathlib import Path
 
 from bmt_core import fingerprint
 
+from bmt_trainer.data.names import split_names
+from bmt_trainer.data.rows.places import is_url, local
+
 
 def of_model(model: str) -> str:
     """A folder's fingerprint, or the name of a model of the Hub. Raises CheckpointError."""
@@ -19,27 +22,51 @@ def of_model(model: str) -> str:
 
 
 def of_dataset(dataset: str) -> str:
-    """A file's name without folder and its SHA-256, or the name of another data set."""
+    """Names without folders and SHA-256 of files; of another data set, its name.
+
+    A folder or a pattern has the digest of its files' names and digests.
+    """
+    return " + ".join(map(_of_one, split_names(dataset)))
+
+
+def _of_one(dataset: str) -> str:
     name, _, _ = dataset.partition("?")
-    file = _file(name)
-    if file is None:
+    files = _files(name)
+    if not files:
         return dataset
+    digests = [_digest(file) for file in files]
+    if len(files) == 1:
+        return f"{_without_folder(dataset)} {digests[0]}"
+    whole = "".join(f"{f.name} {d}\n" for f, d in zip(files, digests, strict=True))
+    return f"{_without_folder(dataset)} {hashlib.sha256(whole.encode()).hexdigest()}"
+
+
+def _digest(file: Path) -> str:
     with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return f"{without_folder(dataset)} {digest}"
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def without_folder(dataset: str) -> str:
     """A data set's name without folders, which differ between machines."""
+    return " + ".join(map(_without_folder, split_names(dataset)))
+
+
+def _without_folder(dataset: str) -> str:
     location, mark, query = dataset.partition("?")
+    if is_url(location):
+        return dataset
     kind, colon, path = location.rpartition(":")
-    name = Path(path).name if path.endswith((".jsonl", ".json", ".gz")) else path
+    local_file = path.endswith((".jsonl", ".json", ".gz")) or Path(path).is_absolute()
+    name = Path(path).name if local_file else path
     return f"{kind}{colon}{name}{mark}{query}"
 
 
-def _file(location: str) -> Path | None:
-    """The file of FORM:FILE or FILE; None if it does not exist."""
+def _files(location: str) -> list[Path]:
+    """The files of FORM:FILE, FILE, a folder or a pattern; none if they do not exist."""
     for name in (location, location.partition(":")[2]):
-        if name and Path(name).is_file():
-            return Path(name)
-    return None
+        path = Path(name).expanduser()
+        if name and path.is_dir():
+            return sorted(file for file in path.rglob("*") if file.is_file())
+        if name and (found := local(name)):
+            return [Path(place.path) for place in found]
+    return []

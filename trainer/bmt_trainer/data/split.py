@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from random import Random
 
 from bmt_trainer.data.examples import Counts, Example, Split
@@ -11,6 +12,7 @@ from bmt_trainer.errors import DataError
 # Reasons for which a row is in neither part of a split.
 ANOTHER_ANSWER = "other answers of held-out prompts"
 NOT_NEEDED = "beyond the run's training examples"
+ALSO_HELD_OUT = "prompts that another source holds out"
 SHARES = "so that the sources have their shares"
 
 
@@ -186,7 +188,7 @@ def mixed(
         )
         unused += len(rows) - used
     Random(seed).shuffle(kept)
-    dropped = {"held out in another source": both}
+    dropped = {ALSO_HELD_OUT: both}
     for split in splits:
         for why, n in split.counts.dropped.items():
             dropped[why] = dropped.get(why, 0) + n
@@ -199,3 +201,11 @@ def mixed(
         list(heldout.values()),
         Counts(rows_read, prompts, repeated, dropped, tuple(notes)),
     )
+
+
+def with_heldout(split: Split, other: Split) -> Split:
+    """The training rows of `split`, without prompts of the held-out ones of `other`, and those."""
+    keys = {example.key for example in other.heldout}
+    train = [example for example in split.train if example.key not in keys]
+    dropped = {**split.counts.dropped, ALSO_HELD_OUT: len(split.train) - len(train)}
+    return Split(train, other.heldout, replace(split.counts, dropped=dropped))

@@ -27,6 +27,7 @@ from bmt_trainer.data.encoding import (
     end_of_turn_text,
 )
 from bmt_trainer.data.examples import Example, Split, with_template_kwargs
+from bmt_trainer.data.split import with_heldout
 from bmt_trainer.distributed import assign_sharded, barrier, full_tensor
 from bmt_trainer.errors import EmptyMask, OutputError
 from bmt_trainer.evaluation.generate import stop_at_end_of_turn
@@ -141,7 +142,7 @@ def load(
             seed=config.seed,
             system=config.system,
         )
-        split = Split(split.train, other.heldout, split.counts)
+        split = with_heldout(split, other)
     for line in split.lines():
         display.say(line)
     split = Split(

@@ -106,7 +106,9 @@ def remote(url: str) -> tuple[list[Place], bool]:
     A `?` that belongs to the URL is written %3F, since `?` begins the options.
     """
     scheme = urlsplit(url).scheme.lower()
-    address = re.sub("%3f", "?", url, flags=re.IGNORECASE) if scheme in _HTTP else url
+    address = scheme + url[len(scheme) :]
+    if scheme in _HTTP:
+        address = re.sub("%3f", "?", address, flags=re.IGNORECASE)
     try:
         system, path = fsspec.core.url_to_fs(address, **_options(scheme))
     except ImportError as error:
