@@ -61,8 +61,9 @@ class Judge:
                 f"reward judge:{url}: timeout {timeout}, retries {retries}, concurrency "
                 f"{concurrency} and max_tokens {max_tokens} must be positive"
             )
-        client = BmtClient(url, os.environ.get(key))
-        self._openai = client.openai(timeout=timeout, max_retries=retries)
+        BmtClient(url, os.environ.get(key)).close()  # an address or a key that it refuses
+        self._key = key
+        self._limits: dict[str, Any] = {"timeout": timeout, "max_retries": retries}
         self._max_tokens, self._threads = max_tokens, concurrency
 
     def __call__(
@@ -73,8 +74,12 @@ class Judge:
             self._filled(prompt=transcript(p), completion=transcript(c), answer=str(a))
             for p, c, a in zip(prompts, completions, answer, strict=True)
         ]
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="judge") as pool:
-            futures = [pool.submit(self._one, text) for text in asked]
+        with (
+            BmtClient(self._url, os.environ.get(self._key)) as client,
+            client.openai(**self._limits) as api,
+            ThreadPoolExecutor(self._threads, thread_name_prefix="judge") as pool,
+        ):
+            futures = [pool.submit(self._one, api, text) for text in asked]
             try:
                 return [future.result() for future in futures]
             except BaseException:
@@ -85,9 +90,9 @@ class Judge:
         # In one pass: a completion that contains "{answer}" is not filled in itself.
         return _FIELDS.sub(lambda match: values[match[1]], self._template)
 
-    def _one(self, text: str) -> float | None:
+    def _one(self, api: Any, text: str) -> float | None:
         try:
-            reply = self._openai.chat.completions.create(
+            reply = api.chat.completions.create(
                 model=self._model,
                 messages=[{"role": "user", "content": text}],
                 temperature=0.0,

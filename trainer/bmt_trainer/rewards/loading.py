@@ -80,7 +80,7 @@ def neighbors_of(folder: Path) -> Iterator[None]:
     beside = _names_in(folder)
     hidden = {
         name: module
-        for name, module in list(sys.modules.items())
+        for name, module in sys.modules.copy().items()
         if name.partition(".")[0] in beside and _is_of_users(module, folder)
     }
     for name in hidden:
@@ -96,7 +96,6 @@ def neighbors_of(folder: Path) -> Iterator[None]:
 def on_path(folder: Path) -> Iterator[None]:
     """Import from `folder` too in the block, and from there first."""
     sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
     try:
         yield
     finally:
@@ -155,6 +154,7 @@ def _plain_file(path: Path) -> ModuleType:
 def _imported(
     name: str, folder: Path, load: Callable[[], ModuleType], *, own: bool = True
 ) -> ModuleType:
+    importlib.invalidate_caches()  # for files that were written a moment ago
     try:
         with (neighbors_of if own else on_path)(folder):
             module: ModuleType = load()

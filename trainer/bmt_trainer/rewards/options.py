@@ -7,11 +7,12 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from bmt_trainer.errors import ConfigError
+from bmt_trainer.data.names import convert
+from bmt_trainer.errors import ConfigError, DataError
 
 _EMPTY = inspect.Parameter.empty
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -44,8 +45,9 @@ def arguments(
         by_default = str if default is _EMPTY or default is None else type(default)
         try:
             values[key] = _convert(value, hints.get(key, by_default))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"reward {text}: option {key}={value}: {error}") from None
+        except (ValueError, DataError) as error:
+            why = str(error).removeprefix(": ")
+            raise ConfigError(f"reward {text}: option {key}: {why}") from None
     return values
 
 
@@ -58,51 +60,30 @@ def _hints(taker: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _convert(value: str, hint: Any) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (types.UnionType, typing.Union):
+    """`value` as `hint`: as options of data sets are, and paths. Raises ValueError, DataError."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return _convert_union(value, typing.get_args(hint))
-    if origin is Literal:
-        for choice in typing.get_args(hint):
-            if str(choice) == value:
-                return choice
-        raise ValueError(f"not one of {', '.join(map(str, typing.get_args(hint)))}")
-    if origin in (list, tuple) or hint in (list, tuple):
-        kind = (typing.get_args(hint) or (str,))[0]
-        parts = [_convert(part.strip(), kind) for part in value.split(",")]
-        return parts if (origin or hint) is list else tuple(parts)
-    if hint is bool:
-        if value.lower() not in ("true", "false"):
-            raise ValueError("not true or false")
-        return value.lower() == "true"
-    if hint is int:
-        return _number(value, int, "an integer")
-    if hint is float:
-        return _number(value, float, "a finite number")
     if hint is Path:
         return Path(value).expanduser()
     if hint in (str, Any, object):
         return value
-    raise TypeError(f"a parameter of type {getattr(hint, '__name__', hint)} takes no text")
+    plain = (bool, int, float, list, tuple, set, frozenset)
+    if hint not in plain and typing.get_origin(hint) not in (*plain, Sequence, Literal):
+        raise ValueError(f"a parameter of type {getattr(hint, '__name__', hint)} takes no text")
+    number = convert("", value, hint)
+    if isinstance(number, float) and not math.isfinite(number):
+        raise ValueError(f"{value!r} is not a finite number")
+    return number
 
 
 def _convert_union(value: str, kinds: tuple[Any, ...]) -> Any:
-    if type(None) in kinds and str not in kinds and value.lower() in ("none", "null"):
+    if type(None) in kinds and str not in kinds and value in ("null", "none"):
         return None
     failed = ""
     # Text last: it takes everything.
     for kind in sorted((k for k in kinds if k is not type(None)), key=lambda k: k is str):
         try:
             return _convert(value, kind)
-        except (ValueError, TypeError) as error:
+        except (ValueError, DataError) as error:
             failed = failed or str(error)
     raise ValueError(failed)
-
-
-def _number(value: str, kind: type[int] | type[float], name: str) -> int | float:
-    try:
-        number = kind(value)
-    except ValueError:
-        raise ValueError(f"not {name}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"not {name}")
-    return number

@@ -1,4 +1,4 @@
-"""Rewards as text: `NAME?key=value&key=value`, several joined by ` + `."""
+"""Rewards as text: `NAME?key=value&key=value`, several joined by ` + `, as data sets are named."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bmt_trainer.errors import ConfigError
+from bmt_trainer.data.names import parse_name
+from bmt_trainer.errors import ConfigError, DataError
 
 #: What stands between two rewards of one text.
 JOINED = " + "
@@ -33,15 +34,10 @@ def parse(text: str) -> list[Specification]:
 
 
 def _one(text: str) -> Specification:
-    name, mark, rest = text.partition("?")
-    options: dict[str, str] = {}
-    for pair in rest.split("&") if mark else ():
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise ConfigError(f"reward {text}: option {pair!r} is not key=value")
-        if key in options:
-            raise ConfigError(f"reward {text}: option {key!r} is given twice")
-        options[key] = value
+    try:
+        name, options = parse_name(text)
+    except DataError as error:
+        raise ConfigError(f"reward {error}") from None
     weight = options.pop(WEIGHT, "1")
     try:
         number = float(weight)
