@@ -66,12 +66,9 @@ class Api:
             return await client.post("/v1/chat/completions", json={"model": model})
 
 
-@asynccontextmanager
-async def replica(
-    url: str, folder: Path, keys: dict[str, str] | None = None, **changes: Any
-) -> AsyncIterator[Api]:
-    """One replica. changes: of its settings."""
-    settings = Settings(
+def settings_of(url: str, folder: Path, **changes: Any) -> Settings:
+    """Settings of a server of the tiny base."""
+    return Settings(
         model_id="tiny",
         model_path="tiny",
         fingerprint=BASE.fingerprint,
@@ -82,6 +79,14 @@ async def replica(
         max_sparsity=0.05,
         **changes,
     )
+
+
+@asynccontextmanager
+async def replica(
+    url: str, folder: Path, keys: dict[str, str] | None = None, **changes: Any
+) -> AsyncIterator[Api]:
+    """One replica. changes: of its settings."""
+    settings = settings_of(url, folder, **changes)
     engine, hold = FakeEngine(folder), asyncio.Event()
     state = await AppState.create(settings, engine, CollectorRegistry(), removal_delay_s=0.05)
     app = FastAPI()

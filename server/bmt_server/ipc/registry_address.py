@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, urlencode
 
@@ -118,6 +118,10 @@ class RegistryAddress:
         )
         return sentinels.master_for(self.service, ssl=self.tls, **merged)
 
+    def as_cluster(self) -> RegistryAddress:
+        """The cluster of a server that turned out to be a node of one."""
+        return replace(self, kind="cluster")
+
     def tls_options(self) -> dict[str, Any]:
         """Arguments for a client of the same TLS and no user."""
         return {
@@ -127,12 +131,15 @@ class RegistryAddress:
 
 
 def _node(text: str, port: int) -> Node:
-    """Host and port; an IPv6 address is in brackets."""
-    host, _, given = text.rpartition(":") if re.search(r":\d+$", text) else (text, "", "")
-    host = unquote(host.removeprefix("[").removesuffix("]"))
-    if not host or int(given or port) > 65535:
-        raise ValueError(f"{text!r} in the registry's URL is not a host with an optional port")
-    return host, int(given or port)
+    """Host and port; an IPv6 address is in brackets. Raises ValueError."""
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]+))(?::([0-9]{1,5}))?", text)
+    if found is None or int(found[3] or port) > 65535:
+        # Without the text: it is part of a password that contains an unencoded slash.
+        raise ValueError(
+            "a host in the registry's URL is not host, host:port or [IPv6]:port; encode special "
+            "characters of a user or password, as in %2F"
+        )
+    return found[1] or unquote(found[2]), int(found[3] or port)
 
 
 def _rest(found: re.Match[str], query: Mapping[str, str]) -> str:

@@ -17,7 +17,7 @@ def parse_expiry(text: str, now: datetime | None = None) -> str:
     """
     now = now or datetime.now(UTC)
     try:
-        if duration := re.fullmatch(r"(\d{1,6})([mhdw])", text.strip()):
+        if duration := re.fullmatch(r"([0-9]{1,6})([mhdw])", text.strip()):
             at = now + timedelta(**{_UNITS[duration[2]]: int(duration[1])})
         else:
             at = datetime.fromisoformat(text.strip())

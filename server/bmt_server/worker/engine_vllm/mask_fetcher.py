@@ -8,6 +8,7 @@ a step.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from contextlib import suppress
@@ -27,6 +28,8 @@ from bmt_server.ipc.mask_source import MaskSource
 from bmt_server.ipc.registry_address import RegistryAddress
 from bmt_server.ipc.worker_channel import Code
 from bmt_server.settings import Settings
+
+logger = logging.getLogger("vllm.bmt_server")
 
 # Overrides the settings' cache folder for the workers of this node. `{rank}` stands for the
 # worker's rank, for workers that share a host but must not share a folder.
@@ -99,8 +102,7 @@ class MaskFetcher:
             raise FetchError(f"{what} is not on this node, and no registry is set", "unavailable")
         key, data, deadline = blob_key(source.file_digest), bytearray(), time.monotonic() + FETCH_S
         try:
-            client = self._connected(self._settings.registry_url)
-            size: Any = client.strlen(key)
+            client, size = self._find(key)
             if size > self._limits.max_file_bytes:
                 raise FetchError(
                     f"{what} is {size} bytes; a mask of this base has at most "
@@ -116,16 +118,29 @@ class MaskFetcher:
                 piece: Any = client.getrange(key, start, end)
                 data += piece
         except (redis.RedisError, OSError) as error:
+            # The cause has the registry's address, and the message reaches clients.
+            logger.warning("%s: the registry does not answer this worker (%s).", what, error)
             raise FetchError(
-                f"{what}: the registry does not answer this worker ({error})", "unavailable"
+                f"{what}: the registry does not answer this worker", "unavailable"
             ) from None
         if not data:
             raise FetchError(f"the registry has no {what}; upload the mask again", "unavailable")
         return data
 
-    def _connected(self, url: str) -> Any:
+    def _find(self, key: str) -> tuple[Any, int]:
+        """A client that may read the key, and the blob's size; 0 if it does not exist."""
+        address = RegistryAddress.parse(self._settings.registry_url)
+        client = self._connected(address)
+        try:
+            return client, client.strlen(key)
+        except redis.exceptions.MovedError:
+            self._client = None
+            client = self._connected(address.as_cluster())
+            return client, client.strlen(key)
+
+    def _connected(self, address: RegistryAddress) -> Any:
         if self._client is None:
-            self._client = RegistryAddress.parse(url).blocking_client(
+            self._client = address.blocking_client(
                 socket_timeout=_ANSWER_S,
                 socket_connect_timeout=_CONNECT_S,
                 retry=Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.1), 1),
