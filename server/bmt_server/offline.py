@@ -24,7 +24,7 @@ from vllm.platforms import current_platform
 
 from bmt_server.ipc.mask_layout import SUFFIX, write_layout
 from bmt_server.settings import MaskMode, Settings, SettingsError
-from bmt_server.vllm_integration import cpu_environment, plugin
+from bmt_server.vllm_integration import cpu_environment, plugin, process_lifetime
 from bmt_server.vllm_integration.checkpoint import checkpoint_folder
 from bmt_server.vllm_integration.platform_limits import eager_reason, float32_reason
 
@@ -66,6 +66,7 @@ def masked_llm(
             f"this process already serves masks on {present.model_id!r} in mode "
             f"{present.mask_mode!r}; use one process for each base model and mode"
         )
+    process_lifetime.mark_root()
     settings.export_env()
     options: dict[str, Any] = {"enable_lora": True, **vllm_options}
     if options.get("dtype", "auto") == "auto" and float32_reason():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from bmt_server.api.masks.resolver import Resolver
 from bmt_server.api.metrics.collectors import StatsCollectors
 from bmt_server.api.metrics.counters import Metrics
 from bmt_server.api.model_list import ModelList
-from bmt_server.api.shutdown import Shutdown
+from bmt_server.api.shutdown import Shutdown, interrupt_process
 from bmt_server.errors import ApiError, RegistryDown
 from bmt_server.registry.api_keys import ApiKeyStore
 from bmt_server.registry.connection import RegistryConnection
@@ -71,13 +72,15 @@ class AppState:
         scraped: CollectorRegistry | None = None,
         schemas: RequestSchemas | None = None,
         removal_delay_s: float = REMOVAL_DELAY_S,
+        stop: Callable[[], None] = interrupt_process,
     ) -> AppState:
         """Build all parts, connect to the registry and read it.
 
         If Redis does not answer within seconds, the server starts without it, and `ready` is False
         until it does. metrics_registry: of this process's metrics. scraped: read by `/metrics`, if
-        that is another one (`metrics/multiprocess.py`). schemas: of the app's request bodies.
-        Raises Unavailable if Redis may evict masks.
+        that is another one (`metrics/multiprocess.py`). schemas: of the app's request bodies. stop:
+        ends the server when a signal asked for it and no request runs. Raises Unavailable if Redis
+        may evict masks.
         """
         state = cls._build(
             settings,
@@ -86,6 +89,7 @@ class AppState:
             scraped,
             schemas or RequestSchemas({}),
             removal_delay_s,
+            stop,
         )
         try:
             await state.registry.check_server()
@@ -111,6 +115,7 @@ class AppState:
         scraped: CollectorRegistry | None,
         schemas: RequestSchemas,
         removal_delay_s: float,
+        stop: Callable[[], None],
     ) -> AppState:
         metrics = Metrics(settings.max_mask_labels, metrics_registry)
         connection = RegistryConnection(settings.registry_url)
@@ -158,7 +163,7 @@ class AppState:
             collectors=StatsCollectors(
                 scraped or metrics_registry, settings.stats_dir, resolver.public_names
             ),
-            shutdown=Shutdown(settings.drain_s),
+            shutdown=Shutdown(settings.drain_s, stop),
             key_limiter=KeyLimiter(settings.key_concurrency, settings.key_rate),
             sequence_limiter=SequenceLimiter(settings.queue),
             uploads=UploadLimiter(settings.max_upload_bytes or limits.max_file_bytes),

@@ -1,9 +1,10 @@
-"""Graceful shutdown on SIGTERM: turn unready, refuse new requests, finish running ones, stop.
+"""Graceful shutdown on SIGTERM or SIGINT: turn unready, refuse new requests, finish running ones.
 
 vLLM's own handler aborts running requests at once, or with --shutdown-timeout keeps accepting
 connections while the engine drains and its utility calls fail (vLLM 0.32.0,
-`entrypoints/launchers/launcher.py`, `handle_shutdown`). It is therefore called only when no request
-runs any more, by SIGINT, which it handles like SIGTERM.
+`entrypoints/launchers/launcher.py`, `handle_shutdown`). The handlers here replace its own, and the
+server ends when no request runs any more. A second signal ends it at once. The signals that a
+server ignores are in `vllm_integration/process_lifetime.py`.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ class Shutdown:
         self._stopping: asyncio.Task[None] | None = None
 
     def install(self) -> None:
-        """Replace vLLM's SIGTERM handler, on the running loop and after vLLM has set its own."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.start)
+        """Replace vLLM's handlers, on the running loop and after vLLM has set its own."""
+        loop = asyncio.get_running_loop()
+        for one in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(one, self.start)
 
     @contextmanager
     def track_request(self) -> Iterator[None]:

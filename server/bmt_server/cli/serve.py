@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 from bmt_server.cli.common import fail, say
 from bmt_server.cli.options import with_settings
 from bmt_server.settings import Settings, SettingsError
-from bmt_server.vllm_integration import plugin
+from bmt_server.vllm_integration import plugin, process_lifetime
 from bmt_server.vllm_integration.process_context import process_context
 
 MIDDLEWARE = "bmt_server.api.middleware.RequestMiddleware"
@@ -76,6 +76,8 @@ def run(
 
     if chosen["registry_url"]:
         check_url(chosen["registry_url"])
+    process_lifetime.ignore_signals()
+    process_lifetime.mark_root()
     _require_plugin()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     args = _parse_vllm_flags(model, vllm_flags)

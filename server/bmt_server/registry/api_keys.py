@@ -26,15 +26,13 @@ import bmt_core
 from redis.exceptions import RedisError
 
 from bmt_server.errors import ApiError, BadRequest, NotFound, RegistryDown, Unauthorized
-from bmt_server.ipc.blob import PREFIX
 from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.expiry import has_expired, parse_expiry
+from bmt_server.registry.key_reader import KEYS, KeyReader
 from bmt_server.registry.lua import REVOKE_KEY
 from bmt_server.registry.registry import EVENTS
 from bmt_server.registry.schemas import DEFAULT_TENANT, Principal
-from bmt_server.registry.unknown_keys import UnknownKeyLimit
 
-KEYS = PREFIX + "keys"
 SCOPES = ("infer", "upload", "admin")
 _KIND = {"infer": "inf", "upload": "upl", "admin": "adm"}
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -109,16 +107,15 @@ class ApiKeyStore:
         # Known keys that may have changed: looked up before their next use.
         self._stale: set[str] = set()
         self._polling: asyncio.Task[None] | None = None
-        # One look-up per key at a time, whose result all its requests share.
-        self._looking_up: dict[str, asyncio.Task[KeyRecord | None]] = {}
-        self._limit = UnknownKeyLimit()
+        self._reader = KeyReader(connection)
 
     def start(self) -> None:
         """Keep known keys current until `close`, on the running event loop."""
         self._polling = asyncio.create_task(self._poll(), name="bmt-keys")
 
     async def close(self) -> None:
-        """Stop the background task."""
+        """Stop the background tasks."""
+        await self._reader.close()
         task, self._polling = self._polling, None
         # Repeated until it ends; see RegistryReplica.close.
         while task is not None and not task.done():
@@ -211,7 +208,7 @@ class ApiKeyStore:
     async def verify(self, key: str, peer: str = "") -> Principal:
         """Authenticate a key that `peer`, an address, has sent.
 
-        Raises Unauthorized, RateLimited if the peer has sent many unknown keys, or RegistryDown if
+        Raises Unauthorized, RateLimited if many unknown keys of the peer wait, or RegistryDown if
         the key is not known yet.
         """
         if not well_formed(key):
@@ -231,28 +228,8 @@ class ApiKeyStore:
     async def _look_up(self, digest: str, peer: str) -> KeyRecord:
         if time.monotonic() - self._unknown.get(digest, -_UNKNOWN_S) < _UNKNOWN_S:
             raise Unauthorized("the API key is not known, or was revoked")
-        task = self._looking_up.get(digest)
-        if task is None:
-            if digest not in self._known:
-                self._limit.take(peer)
-            task = asyncio.create_task(self._read(digest), name="bmt-key")
-            self._looking_up[digest] = task
-            task.add_done_callback(lambda _: self._looking_up.pop(digest, None))
-            task.add_done_callback(partial(self._settle, peer))
-        # A request that is canceled does not end the look-up of the others.
-        record = await asyncio.shield(task)
-        if record is None:
-            raise Unauthorized("the API key is not known, or was revoked")
-        return record
-
-    def _settle(self, peer: str, task: asyncio.Task[KeyRecord | None]) -> None:
-        """Charge the peer for an unknown key alone, and not for an outage."""
-        if task.cancelled() or task.exception() is not None or task.result() is not None:
-            self._limit.give_back(peer)
-
-    async def _read(self, digest: str) -> KeyRecord | None:
         try:
-            value = await self._connection.call(lambda: self._connection.quick.hget(KEYS, digest))
+            value = await self._reader.read(digest, peer)
         except RegistryDown:
             known = self._known.get(digest)
             if known is None:
@@ -264,6 +241,7 @@ class ApiKeyStore:
             if len(self._unknown) >= _MAX_CACHED:
                 self._unknown.clear()
             self._unknown[digest] = time.monotonic()
+            raise Unauthorized("the API key is not known, or was revoked")
         return record
 
     def _take(self, digest: str, value: bytes | None) -> KeyRecord | None:

@@ -6,13 +6,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from bmt_server.settings import Settings
 from bmt_server.vllm_integration.process_context import process_context
+from bmt_server.vllm_integration.process_lifetime import end_with_parent
 from bmt_server.vllm_integration.version import check_version
 
 GENERAL = "bmt"
@@ -24,6 +27,7 @@ def register() -> None:
     settings = Settings.from_env()
     if settings is None:
         return
+    end_with_parent()
     check_version()
     from bmt_server.vllm_integration import patches
 
@@ -71,8 +75,13 @@ class MaskEndpoints:
         settings = replace(settings, queue=-(-settings.queue // (args.api_server_count or 1)))
         heartbeat = process_context().heartbeat
         engine = VllmEngine(engine_client, state.openai_serving_models, settings, heartbeat)
-        schemas = RequestSchemas.of_routes(self._app.routes)
-        ours = await AppState.create(settings, engine, scraped=self._scraped, schemas=schemas)
+        ours = await AppState.create(
+            settings,
+            engine,
+            scraped=self._scraped,
+            schemas=RequestSchemas.of_routes(self._app.routes),
+            stop=_Stop(self._app),
+        )
         install_request_hooks(
             engine_client, ours.metrics.request_finished, ours.lifecycle.hold_for_engine, heartbeat
         )
@@ -96,6 +105,29 @@ class MaskEndpoints:
                     await ours.close()
 
         router.lifespan_context = lifespan
+
+
+class _Stop:
+    """Ends the engine, then vLLM's HTTP server; called on the event loop.
+
+    As vLLM 0.32.0 does on a signal (`entrypoints/launchers/launcher.py`, `handle_shutdown`), whose
+    handlers `api/shutdown.py` replaces.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._task: asyncio.Task[None] | None = None
+
+    def __call__(self) -> None:
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="bmt-stop")
+
+    async def _run(self) -> None:
+        end_engine = partial(self._app.state.engine_client.shutdown, timeout=0)
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, end_engine)
+        finally:
+            self._app.state.server.should_exit = True
 
 
 def endpoints() -> MaskEndpoints:
