@@ -70,11 +70,11 @@ class KeyReader:
         self._pending.clear()
 
     async def _run(self) -> None:
+        quick = self._connection.quick
         while batch := self._take():
             values: list[bytes | None] = []
             error: ApiError | None = None
             try:
-                quick = self._connection.quick
                 values = await self._connection.call(lambda b=batch: quick.hmget(KEYS, b))
             except ApiError as refused:
                 error = refused

@@ -19,6 +19,6 @@ async def test_nothing_acknowledged_is_lost(tmp_path, deployment):
     with deployment(tmp_path / "r") as available:
         found = await through_failover(available, tmp_path / "cache", writers=4, before_s=1)
     assert not found.lost
-    assert len(found.acknowledged) > 20
+    assert len(found.acknowledged) > 8
     assert found.served_after_s < 10
     assert {code for _, code in found.refused} <= CODES
