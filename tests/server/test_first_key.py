@@ -10,7 +10,7 @@ from bmt_server.cli.first_key import check_url, contact_registry
 from bmt_server.registry.api_keys import make_key, well_formed
 from bmt_server.settings import SettingsError
 
-from tests.support.registries import Node, node
+from tests.support.scenarios.nodes import Node, node
 from tests.support.served import until
 
 pytestmark = pytest.mark.found

@@ -24,8 +24,8 @@ from bmt_server.registry.server_state import read_state
 from bmt_server.worker.engine_vllm.mask_fetcher import MaskFetcher
 from redis.exceptions import RedisError
 
-from tests.support.registries import REDIS, RIGHTS, Node, cluster, node, sentinels
 from tests.support.replica import make_mask, replica, settings_of
+from tests.support.scenarios.nodes import REDIS, RIGHTS, Node, cluster, node, sentinels
 from tests.support.scenarios.registry import new_key
 
 needs_redis = pytest.mark.skipif(REDIS is None, reason="no redis-server on this host")

@@ -6,8 +6,8 @@ import contextlib
 
 import pytest
 
-from tests.support.registries import RIGHTS, node, replicated, until
 from tests.support.replica import make_mask, replica
+from tests.support.scenarios.nodes import RIGHTS, node, replicated, until
 from tests.support.scenarios.registry import new_key
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.registries import cluster, sentinels
 from tests.support.scenarios.failover import through_failover
+from tests.support.scenarios.nodes import cluster, sentinels
 
 CODES = {"registry_unavailable", "not_durable", "registry_busy"}
 

@@ -8,8 +8,8 @@ import pytest
 from bmt_server.registry.housekeeping import Housekeeper
 from bmt_server.registry.maintenance import collect_orphans
 
-from tests.support.registries import node
 from tests.support.replica import make_mask, replica
+from tests.support.scenarios.nodes import node
 from tests.support.scenarios.registry import new_key
 
 pytestmark = pytest.mark.found

@@ -13,8 +13,8 @@ from bmt_server.errors import ApiError, RegistryDown
 from bmt_server.registry.api_keys import make_key
 from bmt_server.registry.connection import RegistryConnection
 
-from tests.support.registries import Node, node, replicated, until
 from tests.support.replica import make_mask, replica
+from tests.support.scenarios.nodes import Node, node, replicated, until
 from tests.support.scenarios.registry import new_key
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import bmt_core
 
-from tests.support.registries import HighlyAvailable
 from tests.support.replica import Api, make_mask, replica
+from tests.support.scenarios.nodes import HighlyAvailable
 from tests.support.scenarios.registry import new_key
 
 

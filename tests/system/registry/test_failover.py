@@ -7,9 +7,9 @@ import asyncio
 
 import pytest
 
-from tests.support.registries import cluster, sentinels
 from tests.support.scenarios.failover import through_failover
 from tests.support.scenarios.figures import Figures, scaled
+from tests.support.scenarios.nodes import cluster, sentinels
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(1800)]
 
