@@ -9,7 +9,7 @@ TrainerError
 │   ├── ExpertTensors       all experts in one 3-D tensor
 │   ├── ModelNotFound       neither a folder nor a model of the Hub
 │   └── UnknownBase         a loaded model of unknown checkpoint
-├── RolloutError            a server's response cannot be used as rollouts
+├── RolloutError            a server's response or an environment that cannot be used
 ├── RewardError             a reward that fails, or gives what cannot be trained on
 ├── DataError               examples that are missing, malformed or too few
 ├── ResumeError             nothing to resume, or a run with other settings or contents
@@ -61,7 +61,7 @@ class UnknownBase(ModelError):
 
 
 class RolloutError(TrainerError):
-    """A server's responses cannot be used as rollouts."""
+    """A server's responses cannot be used as rollouts, or an environment fails in them."""
 
 
 class RewardError(TrainerError):

@@ -221,6 +221,17 @@ class GrpoConfig(OnPolicyConfig):
     server: str | None = option(
         "URL of a bmt-server of the same base that samples rollouts; its key: BMT_API_KEY.", None
     )
+    environment: str | None = option(
+        "FILE.py:CLASS or a dotted path: what a model acts in over several turns, by calling its "
+        "methods (TRL's environment_factory); see docs/rewards.md.",
+        None,
+    )
+    tools: str | None = option(
+        "FILE.py:f,g or a dotted path: functions that a model may call in rollouts.", None
+    )
+    max_tool_calling_iterations: int | None = option(
+        "Turns with calls of one rollout at most; default: until max_new_tokens.", None, least=1
+    )
     live_set: Literal["auto", "on", "off"] = option(
         "Train only gates that can flip; auto: if that is exact, from alpha_start 1000 on.",
         "auto",

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from bmt_trainer.masking.attach import Attached
-from bmt_trainer.masking.masked_linear import MaskState
+from bmt_trainer.masking.masked_linear import MaskState, Mode
 from bmt_trainer.methods.guards.training import GuardedTraining
 from bmt_trainer.methods.rollouts.local import sample
 from bmt_trainer.methods.rollouts.shared_prefix import SharedPrompts
@@ -47,15 +47,23 @@ class HardSampling:
 
     attached: Attached
 
-    def sampled(self, prompt_ids: list[list[int]]) -> list[list[int]]:
-        """A completion of each prompt under the hard mask (Eq. 8), with the trainer's settings."""
+    def sampled(
+        self,
+        prompt_ids: list[list[int]],
+        mode: Mode = "hard",
+        temperature: float | None = None,
+    ) -> list[list[int]]:
+        """A completion of each prompt under the hard mask (Eq. 8), with the trainer's settings.
+
+        mode: instead of the hard one; temperature: instead of the trainer's, 0 is greedy.
+        """
         trainer: Any = self
-        with self.attached.state.use("hard"), finite_logits(trainer.model):
+        with self.attached.state.use(mode), finite_logits(trainer.model):
             return sample(
                 trainer.model,
                 prompt_ids,
                 max_new_tokens=trainer.args.max_completion_length,
-                temperature=trainer.args.temperature,
+                temperature=trainer.args.temperature if temperature is None else temperature,
                 eos_token_ids=trainer.eos_token_ids,
                 pad_token_id=trainer._tokenizer.pad_token_id,
                 top_p=trainer.args.top_p,

@@ -51,6 +51,7 @@ def sample(
 ) -> list[list[int]]:
     """A completion of each of `prompts`, token ids, drawn from softmax(logits / temperature).
 
+    Temperature 0 takes the likeliest token.
     top_k, top_p, min_p: only among the tokens that these leave, in this order, as
     `transformers.generate` applies them; 0, 1 and 0 leave all.
 
@@ -79,8 +80,11 @@ def sample(
     left = torch.arange(len(prompts), device=device)  # [B]: the completion that each row extends
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for step in range(max_new_tokens):
-        scores = truncate(None, logits.float() / temperature)
-        drawn = torch.multinomial(torch.softmax(scores, -1), 1)
+        if temperature:
+            scores = truncate(None, logits.float() / temperature)
+            drawn = torch.multinomial(torch.softmax(scores, -1), 1)
+        else:
+            drawn = logits.argmax(-1, keepdim=True)
         for at, token, over in zip(
             left.tolist(), drawn[:, 0].tolist(), ended.tolist(), strict=True
         ):

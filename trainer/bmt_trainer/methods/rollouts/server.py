@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from bmt_client import BmtClient, NotFound
@@ -21,6 +22,8 @@ from bmt_trainer.evaluation.generate import NEUTRAL_SAMPLING
 
 # Concurrent requests; each is for all completions of one prompt.
 _CONCURRENCY = 64
+# More than a step has prompts, and more than a run has steps; vLLM's seeds end at 2^63.
+_SEEDS_OF_A_STEP, _SEEDS_OF_A_TURN = 1 << 20, 1 << 48
 # Versions kept on the server besides the newest, for rollouts that may still run.
 _KEPT = 1
 
@@ -50,6 +53,7 @@ class ServerRollouts:
         self._max_tokens = max_tokens
         self._temperature, self._sampling = temperature, {**NEUTRAL_SAMPLING, **sampling}
         self._pushed: list[Mask] = []
+        self._model, self._turns = "", 0
         self.push_seconds, self.push_bytes, self.flips = 0.0, 0, 0
         self._openai = client.openai()
         self._threads = ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="rollout")
@@ -84,9 +88,7 @@ class ServerRollouts:
 
         TRL repeats each prompt, in adjacent entries, once per completion. Raises RolloutError.
         """
-        model = self.push()
-        for metric in ("push_seconds", "push_bytes", "flips"):
-            trainer._log_metric(metric, getattr(self, metric))
+        model = self._pushed_for(trainer)
         count = self._completions
         if len(prompts) % count:
             raise RolloutError(
@@ -96,7 +98,8 @@ class ServerRollouts:
         # Derived from the step, so that a resumed run samples as an uninterrupted one would.
         first = trainer.state.global_step * len(distinct)
         seeds = range(first, first + len(distinct))
-        answers = list(self._threads.map(partial(self._complete, model), distinct, seeds))
+        counts = [count] * len(distinct)
+        answers = list(self._threads.map(partial(self._complete, model), distinct, counts, seeds))
         rollouts: dict[str, Any] = {"prompt_ids": [], "completion_ids": [], "logprobs": []}
         for ids, choices in zip(distinct, answers, strict=True):
             for tokens, logprobs in choices:
@@ -105,14 +108,40 @@ class ServerRollouts:
                 rollouts["logprobs"].append(logprobs)
         return rollouts
 
+    def turn(
+        self, prompts: Sequence[list[int]], trainer: Any, *, first: bool
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """One turn of rollouts of several: a completion, and its log-probabilities, of each prompt.
+
+        Equal prompts must be adjacent; first: the turn begins rollouts, with the mask of the step.
+        Raises RolloutError.
+        """
+        if first:
+            self._model, self._turns = self._pushed_for(trainer), 0
+        groups = [(ids, len(list(same))) for ids, same in groupby(prompts)]
+        # Of the step, as in `__call__`; later turns draw from seeds of their own.
+        start = trainer.state.global_step * _SEEDS_OF_A_STEP + self._turns * _SEEDS_OF_A_TURN
+        self._turns += 1
+        seeds = range(start, start + len(groups))
+        ids, counts = zip(*groups, strict=True)
+        answers = self._threads.map(partial(self._complete, self._model), ids, counts, seeds)
+        choices = [choice for group in answers for choice in group]
+        return [tokens for tokens, _ in choices], [logprobs for _, logprobs in choices]
+
+    def _pushed_for(self, trainer: Any) -> str:
+        model = self.push()
+        for metric in ("push_seconds", "push_bytes", "flips"):
+            trainer._log_metric(metric, getattr(self, metric))
+        return model
+
     def _complete(
-        self, model: str, ids: list[int], seed: int
+        self, model: str, ids: list[int], count: int, seed: int
     ) -> list[tuple[list[int], list[float]]]:
-        """Token ids and log-probabilities of each completion of one prompt."""
+        """Token ids and log-probabilities of each of `count` completions of one prompt."""
         answer = self._openai.completions.create(
             model=model,
             prompt=ids,
-            n=self._completions,
+            n=count,
             logprobs=0,
             seed=seed,
             max_tokens=self._max_tokens,

@@ -1,0 +1,58 @@
+"""Scores of runs in an environment: rewards of greedy rollouts of several turns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from bmt_trainer.data.examples import Example
+from bmt_trainer.errors import RewardError
+from bmt_trainer.evaluation.intervals import interval_of_mean
+from bmt_trainer.evaluation.score import Score, is_right
+from bmt_trainer.masking.masked_linear import MaskState
+from bmt_trainer.methods.run_folder import HeldoutScores
+
+
+class Judge(Protocol):
+    """The reward of a greedy rollout of each example; None: no reward applies."""
+
+    def __call__(
+        self, examples: Sequence[Example], advance: Callable[[int], None]
+    ) -> list[float | None]: ...
+
+
+class RolloutScores(HeldoutScores):
+    """Held-out scores by the loop of the run's trainer.
+
+    Base and first mask are scored when there is a trainer, before its first step; calls before
+    that are left out.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._judge: Judge | None = None
+
+    def start(self, judge: Judge, state: MaskState) -> None:
+        """Score by `judge` from now on, and note base and first mask, if they are not."""
+        self._judge = judge
+        for name, mode in (("base", "off"), ("init", "hard")):
+            with state.use(mode):  # type: ignore[arg-type]
+                self(name)
+
+    def __call__(self, name: str, examples: Sequence[Example] | None = None) -> None:
+        if self._judge is not None:
+            super().__call__(name, examples)
+
+    def of(
+        self, examples: Sequence[Example], advance: Callable[[int], None] = lambda n: None
+    ) -> Score:
+        """The score of the mask in its current mode. Raises RewardError."""
+        assert self._judge is not None
+        given = self._judge(examples, advance)
+        values = [value for value in given if value is not None]
+        if not values:
+            raise RewardError(f"no reward applies to any of {len(examples)} rollouts")
+        right = sum(map(is_right, given))
+        mean = math.fsum(values) / len(values)
+        return Score(right, right, len(given), mean, interval_of_mean(values), graded=False)
