@@ -49,8 +49,8 @@ def serve() -> None:
     """The same rows through /v1/chat/completions with `tools`, answers parsed by vLLM."""
     ran = _ran()
     examples = _heldout(ran)
-    flags = ("--chat-template", str(shipped.path_of("tools")))
-    flags += ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    flags = ["--chat-template", str(shipped.path_of("tools"))]
+    flags += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     with masks_server(demo_model(), WORK / "paper" / "server", *flags) as server:
         upload(server, [_mask_file()], ["calls"])
         figures = []

@@ -218,26 +218,24 @@ def test_rollouts_are_of_the_version_that_was_pushed(client, bmt, masks):
         bmt,
         "policy",
         lambda: current[0],
-        lambda prompt: prompt,
-        completions=4,
         max_tokens=24,
-        temperature=1.0,
+        sampling={"temperature": 1.0},
     )
     prompts = [[504, 2654, 314]] * 4 + [[1348, 327, 260]] * 4
     with ThreadPoolExecutor(2) as pool:
-        earlier = pool.submit(rollouts, prompts, Step())
+        earlier = pool.submit(rollouts.turn, prompts, Step(), first=True)
         while not rollouts.push_seconds:
             time.sleep(0.01)
         current[0] = masks[3]  # while the first step's answers still run
-        later = pool.submit(rollouts, prompts, Step())
+        later = pool.submit(rollouts.turn, prompts, Step(), first=True)
         found = earlier.result(), later.result()
     assert bmt.get("policy").digest == masks[3].digest
     names = [bmt.upload(masks[k], f"alone-{k}").model for k in (2, 3)]
     for step, own in enumerate(names):
-        assert found[step]["prompt_ids"] == prompts
-        ids = zip(prompts, found[step]["completion_ids"], strict=True)
+        completions, logprobs = found[step]
+        ids = zip(prompts, completions, strict=True)
         rows = [prompt + completion for prompt, completion in ids]
-        reported = np.concatenate(found[step]["logprobs"])
+        reported = np.concatenate(logprobs)
         errors = {name: np.abs(reported - scored(client, name, rows)).max() for name in names}
         assert errors.pop(own) < 1e-3
         assert min(errors.values()) > 0.5, "another version's samples would look the same"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 
 import pytest
 import torch
+from bmt_trainer.console import Display
 from bmt_trainer.errors import ConfigError, RolloutError
 from bmt_trainer.masking.masked_linear import MaskedLinear
 from bmt_trainer.methods import trl_mixins
 from bmt_trainer.methods.config import GrpoConfig
 from bmt_trainer.methods.grpo import MaskedGRPOTrainer, train
+from rich.console import Console
 
-from tests.support.tiny_model import byte_tokenizer, interrupt_after, quiet
+from tests.support.tiny_model import byte_tokenizer, interrupt_after
 
 ENVIRONMENT = '''
 import random
@@ -68,9 +71,15 @@ def seen(completions, environments, name, **rest):
 NAMES = ("Ada", "Ben", "Cy", "Dee", "Eve", "Fay", "Gus", "Hal", "Ida", "Joe", "Kim", "Lou")
 
 
+def quiet():
+    return Display(Console(file=io.StringIO()))
+
+
 def call(name, function="lookup"):
     arguments = json.dumps({"name": name})
-    return f'<tool_call>\n{{"name": "{function}", "arguments": {arguments}}}\n</tool_call><|im_end|>'
+    return (
+        f'<tool_call>\n{{"name": "{function}", "arguments": {arguments}}}\n</tool_call><|im_end|>'
+    )
 
 
 @pytest.fixture
@@ -143,8 +152,8 @@ def test_the_model_calls_and_learns_its_own_tokens_alone(
 
     monkeypatch.setattr(MaskedGRPOTrainer, "_compute_loss", losing)
     monkeypatch.setattr(MaskedLinear, "forward", spying)
-    config = settings(checkpoint, tmp_path)
-    mask = train(config, quiet())
+    config, shown = settings(checkpoint, tmp_path), io.StringIO()
+    mask = train(config, Display(Console(file=shown, width=500)))
     assert modes == {("off", False), ("hard", False), ("soft", True)}
     answers, failures = 0, 0
     for inputs in seen:
@@ -168,6 +177,11 @@ def test_the_model_calls_and_learns_its_own_tokens_alone(
     history = json.loads((tmp_path / "m.bmt.history.json").read_text())
     assert [s["tools/call_frequency"] for s in history["steps"]] == pytest.approx([2 / 3] * 4)
     assert [s["tools/failure_frequency"] for s in history["steps"]] == pytest.approx([0.5] * 4)
+    assert shown.getvalue().count("nobody is called nobody") == 1
+    assert (
+        "tools: 0.67 calls a rollout in the last 4 steps, 50.0% of them failed" in shown.getvalue()
+    )
+    assert not [w for w in mask.metadata.get("warnings", []) if "called anything" in w]
     # Prompts describe the function, and end with what reset adds.
     first = next(text for text in calling if "Question Ada." in text)
     assert '"name": "lookup"' in first
@@ -213,6 +227,12 @@ def test_an_environment_may_own_the_reward(checkpoint, tmp_path, calling):
     assert [s["rewards/Paid/mean"] for s in history["steps"]] == pytest.approx([0.25 * 2 / 3] * 4)
     assert mask.metadata["scores"]["mask"]["mean"] in (0.0, 0.125, 0.25)
     assert '"name": "shout"' in calling[0]
+
+
+def test_a_model_that_never_calls_is_warned_of(checkpoint, tmp_path):
+    few = {"max_new_tokens": 8, "steps": 2, "validation": 0, "heldout": 0, "reward": "words"}
+    mask = train(settings(checkpoint, tmp_path, **few), quiet())
+    assert [w for w in mask.metadata["warnings"] if "called anything" in w]
 
 
 def test_prompts_may_hold_calls_of_different_arguments(checkpoint, tmp_path, calling):

@@ -21,7 +21,7 @@ def sent_with(**settings):
         openai=lambda: SimpleNamespace(completions=SimpleNamespace(create=create))
     )
     rollouts = ServerRollouts(
-        client, "m", lambda: None, list, completions=2, max_tokens=3, temperature=0.7, **settings
+        client, "m", lambda: None, max_tokens=3, temperature=0.7, **settings
     )
     rollouts._complete("m@1", [5, 6], 1, seed=0)
     [sent] = requests

@@ -20,7 +20,6 @@ from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from bmt_trainer.console import Display, hide_library_progress
-from bmt_trainer.data.encoding import render
 from bmt_trainer.data.examples import Example
 from bmt_trainer.distributed import join
 from bmt_trainer.masking.attach import Attached
@@ -28,13 +27,21 @@ from bmt_trainer.methods import on_policy, pipeline
 from bmt_trainer.methods.config import GrpoConfig
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
+from bmt_trainer.methods.rollouts import environments
+from bmt_trainer.methods.rollouts.environments import Environments
+from bmt_trainer.methods.rollouts.scores import RolloutScores
 from bmt_trainer.methods.rollouts.server import ServerRollouts
+from bmt_trainer.methods.rollouts.turns import Turns
 from bmt_trainer.methods.trl_mixins import BaseReference, HardRollouts, MaskedTraining
 from bmt_trainer.models import load_model
 from bmt_trainer.process import world_size
+from bmt_trainer.rewards.combined import ROW, Rewards
 from bmt_trainer.rewards.find import find
 from bmt_trainer.rewards.trl_functions import trl_functions, trl_rows
 from bmt_trainer.rewards.watch import Limits, Watch
+
+# Steps whose calls are summed up at the end of a run.
+_LAST = 10
 
 
 def train(config: GrpoConfig, display: Display | None = None) -> Mask:
@@ -49,9 +56,10 @@ def train(config: GrpoConfig, display: Display | None = None) -> Mask:
         pipeline.score_base(loaded, attached)
         pipeline.initialize(loaded, attached, live_alpha=config.live_alpha)
         validation, watch = on_policy.validation(config, loaded, attached), _watch(config, loaded)
-        fit(config, loaded, attached, rows, [validation, watch])
+        logs = fit(config, loaded, attached, rows, [validation, watch])
         metadata: dict[str, Any] = {"method": "grpo", "train_examples": len(rows)}
-        if warnings := [*watch.warnings, *validation.warnings()]:
+        called = _calls(loaded, logs) if loaded.environments else []
+        if warnings := [*watch.warnings, *validation.warnings(), *called]:
             metadata["warnings"] = warnings
         if config.select == "best" and (step := validation.load_best()) is not None:
             metadata["step"] = step
@@ -62,13 +70,51 @@ def load(config: GrpoConfig, display: Display, *, scored: bool = True) -> tuple[
     """Load the run, and its prompts and answers as rows. scored: as in `pipeline.load`."""
     join(config.device, writes_checkpoints=bool(config.checkpoint_every or config.resume))
     config.accumulation(world_size())
-    rewards = find(config.reward, overlong=config.overlong_penalty)
-    loaded, examples = on_policy.load(config, display, rewards, scored=scored)
-    loaded.grader.try_on(examples, display.say)
-    rows = on_policy.prompt_rows(
-        loaded.tokenizer, examples, answer=lambda e: e.answer, columns=lambda e: e.columns
+    acting = environments.named(config.environment, config.tools)
+    rewards = _rewards(config, acting)
+    loaded, examples = on_policy.load(config, display, rewards, scored=scored, acting=acting)
+    made = [environments.try_reset(acting, e.columns) for e in loaded.grader.tried(examples)]
+    loaded.grader.try_on(examples, display.say, made if acting.factory else None)
+    return loaded, _rows(loaded, examples)
+
+
+def _rewards(config: GrpoConfig, acting: Environments) -> Rewards:
+    """The rewards of the settings; none if the environment rewards, and no others are named."""
+    unnamed = config.reward == GrpoConfig.__dataclass_fields__["reward"].default
+    if acting.rewards_itself and unnamed and not config.overlong_penalty:
+        return Rewards(acting.name, ())
+    return find(config.reward, overlong=config.overlong_penalty)
+
+
+def _rows(loaded: Loaded, examples: Sequence[Example]) -> Rows:
+    """Rows of the trainer's table, with the example of each."""
+    return on_policy.prompt_rows(
+        loaded.tokenizer,
+        examples,
+        answer=lambda e: e.answer,
+        columns=lambda e: e.columns,
+        example=lambda e: e,
     )
-    return loaded, rows
+
+
+def _calls(loaded: Loaded, logs: Logs) -> list[str]:
+    """Show how often the last steps' rollouts called; a warning if they did not."""
+    last = logs[-_LAST:]
+    calls, failed = (
+        sum(entry.get(f"tools/{name}_frequency", 0.0) for entry in last) / len(last)
+        for name in ("call", "failure")
+    )
+    steps = f"the last {len(last)} steps"
+    loaded.display.say(
+        f"tools: {calls:.2f} calls a rollout in {steps}, {failed:.1%} of them failed"
+    )
+    if calls:
+        return []
+    warning = (
+        f"no rollout of {steps} called anything; show a call in the prompt, or train it by sft"
+    )
+    loaded.display.say(f"warning: {warning}")
+    return [warning]
 
 
 def _watch(config: GrpoConfig, loaded: Loaded) -> Watch:
@@ -81,14 +127,23 @@ def _watch(config: GrpoConfig, loaded: Loaded) -> Watch:
     )
 
 
-class MaskedGRPOTrainer(HardRollouts, MaskedTraining, GRPOTrainer):
+class MaskedGRPOTrainer(Turns, HardRollouts, MaskedTraining, GRPOTrainer):
     """TRL's trainer under masks. beta: weight of the KL divergence to `reference` (Eq. 3).
 
     TRL's own `beta` stays 0: with another one it would load a second copy of the base.
+    scores: of a run in an environment, which this trainer's loop makes.
     """
 
-    def __init__(self, *args: Any, beta: float, reference: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        beta: float,
+        reference: Any,
+        scores: RolloutScores | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._scores = scores
         if not beta:
             return
         if isinstance(reference, PreTrainedModel):
@@ -96,6 +151,11 @@ class MaskedGRPOTrainer(HardRollouts, MaskedTraining, GRPOTrainer):
             add_fused_lm_head(reference, temperature=self.temperature)
             reference = self.accelerator.prepare_model(reference, evaluation_mode=True)
         self.beta, self.ref_model = beta, reference
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        if self._scores is not None:
+            self._scores.start(self.judged, self.table, self.attached.state)
+        return super().train(*args, **kwargs)
 
 
 def fit(
@@ -129,7 +189,11 @@ def fit(
         use_bias_correction_kl=False,
         use_vllm=False,
         chat_template_kwargs=dict(config.chat_template_kwargs or {}),
+        max_tool_calling_iterations=config.max_tool_calling_iterations,
     )
+    acting, scores = loaded.environments, loaded.score
+    scored = [*on_policy.validation_examples(config, loaded), *loaded.split.heldout]
+    table = [*rows, *_rows(loaded, scored if acting else [])]
     with server_rollouts(config, loaded, attached) as rollouts:
         return fit_with_trl(
             MaskedGRPOTrainer,
@@ -141,8 +205,13 @@ def fit(
             metric="reward",
             beta=config.beta,
             reference=_reference(loaded, attached) if config.beta else None,
-            reward_funcs=trl_functions(loaded.grader, rows),
-            rollout_func=rollouts,
+            reward_funcs=trl_functions(loaded.grader, table),
+            table=table,
+            rollouts=rollouts,
+            say=loaded.display.say,
+            tools=list(acting.tools) or None,
+            environment_factory=acting.for_rows(lambda row: table[row[ROW]]["columns"]),
+            scores=scores if isinstance(scores, RolloutScores) else None,
         )
 
 
@@ -151,12 +220,6 @@ def _reference(loaded: Loaded, attached: Attached) -> Any:
     if attached.layers:
         return BaseReference(loaded.model, attached.state)
     return load_model(loaded.folder, loaded.model.device)
-
-
-def _prompt_ids(loaded: Loaded, prompt: Any) -> list[int]:
-    """Token ids of a prompt as `on_policy.prompt_rows` gives it."""
-    turns = prompt if isinstance(prompt, str) else tuple(prompt)
-    return render(loaded.tokenizer, Example(turns, ""))
 
 
 @contextmanager
@@ -172,8 +235,6 @@ def server_rollouts(
             client,
             f"rollout-{uuid.uuid4().hex[:12]}",
             partial(pipeline.current_mask, loaded, attached),
-            partial(_prompt_ids, loaded),
-            completions=config.completions,
             max_tokens=loaded.config.max_new_tokens,
             temperature=config.temperature,
             sampling={"top_p": config.top_p, "top_k": config.top_k, "min_p": config.min_p},

@@ -18,6 +18,7 @@ from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import pipeline
 from bmt_trainer.methods.config import OnPolicyConfig
 from bmt_trainer.methods.pipeline import Loaded
+from bmt_trainer.methods.rollouts.environments import Environments
 from bmt_trainer.methods.validation import Validation
 from bmt_trainer.rewards.combined import Rewards
 
@@ -29,10 +30,12 @@ def load(
     *,
     scored: bool,
     longest: Callable[[Example], Example] = lambda example: example,
+    acting: Environments = Environments(),  # noqa: B008
 ) -> tuple[Loaded, list[Example]]:
     """Load the run; its training examples, without those for validation. Raises TrainerError.
 
-    longest: the form of an example whose prompt max_length bounds; scored: as in `pipeline.load`.
+    acting: the environment and the tools of its rollouts; longest: the form of an example whose
+    prompt max_length bounds; scored: as in `pipeline.load`.
     """
     used = config.steps * config.prompts_per_step
     wanted = config.train_examples or max(used, config.calibration_prompts)
@@ -48,6 +51,7 @@ def load(
         scored=scored,
         answered=longest,
         unbounded=config.validation,
+        acting=acting,
     )
     most = loaded.config.max_length
     of_length = zip(loaded.split.train, loaded.lengths, strict=True)
@@ -68,7 +72,7 @@ def load(
         )
     display.say(
         f"{loaded.base.model_id} on {loaded.model.device}: {len(examples)} training prompts, "
-        f"{len(_validation_examples(config, loaded))} for validation, "
+        f"{len(validation_examples(config, loaded))} for validation, "
         f"{len(loaded.split.heldout)} held out, of {config.dataset}"
     )
     first = examples[0]
@@ -114,7 +118,7 @@ def _show_prompt(loaded: Loaded, example: Example, title: str) -> None:
 def validation(config: OnPolicyConfig, loaded: Loaded, attached: Attached) -> Validation:
     """The callback that scores the mask on the examples set aside for it."""
     return Validation(
-        _validation_examples(config, loaded),
+        validation_examples(config, loaded),
         every=config.validate_every,
         attached=attached,
         run=loaded.run,
@@ -125,7 +129,8 @@ def validation(config: OnPolicyConfig, loaded: Loaded, attached: Attached) -> Va
     )
 
 
-def _validation_examples(config: OnPolicyConfig, loaded: Loaded) -> list[Example]:
+def validation_examples(config: OnPolicyConfig, loaded: Loaded) -> list[Example]:
+    """The training examples that are set aside for validation."""
     return list(loaded.split.train[: config.validation])
 
 

@@ -45,10 +45,14 @@ from bmt_trainer.methods.guards import contents, interruption, outputs
 from bmt_trainer.methods.guards.finite import check_gates, check_norms, check_weights
 from bmt_trainer.methods.guards.interruption import Interruption
 from bmt_trainer.methods.lengths import Prompts
+from bmt_trainer.methods.rollouts.environments import Environments, tool_texts
 from bmt_trainer.methods.rollouts.local import sample_texts
+from bmt_trainer.methods.rollouts.scores import RolloutScores
 from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, is_writing, settings_of
+from bmt_trainer.methods.trl_setup import prepare_tool_calls
 from bmt_trainer.process import is_main_process, world_size
 from bmt_trainer.rewards.combined import Rewards
+from bmt_trainer.rewards.specification import JOINED
 
 # Held-out prompts on whose answers by the base a mask's KL divergence is measured.
 _KL_PROMPTS = 64
@@ -71,7 +75,8 @@ class Loaded:
     folder: of the base's checkpoint; geometry: [d_out, d_in] of its tensors by name; reading: the
     count by which masks are selected; lengths: of the training examples' prompts in tokens, if the
     run answers them. The configuration's lengths are within the model's context;
-    scored: False in a comparison, which scores by itself and keeps no history.
+    scored: False in a comparison, which scores by itself and keeps no history; environments: what
+    a model may call in rollouts.
     """
 
     config: TrainConfig
@@ -89,6 +94,7 @@ class Loaded:
     lengths: Sequence[int]
     interruption: Interruption
     scored: bool
+    environments: Environments
 
     @property
     def start_file(self) -> Path:
@@ -107,6 +113,7 @@ def load(
     scored: bool = True,
     answered: Callable[[Example], Example] | None = None,
     unbounded: int = 0,
+    acting: Environments = Environments(),  # noqa: B008
 ) -> Loaded:
     """Load data, tokenizer and model, and open the run's folder. Raises TrainerError.
 
@@ -115,7 +122,8 @@ def load(
     heldout_dataset: another data set to hold out from; scored: without it, held-out examples stay
     held out, but the run does not score on them: the caller does.
     answered: the longest prompt that is made of a training example, if the run answers those;
-    unbounded: the number of the first ones that are answered even above max_length.
+    unbounded: the number of the first ones that are answered even above max_length;
+    acting: the environment and the tools of rollouts.
     """
     may_replace = config.overwrite or (config.resume and is_writing(config.output))
     outputs.check(config.output, overwrite=may_replace, resume=config.resume)
@@ -126,6 +134,8 @@ def load(
     base = models.base_of(config.model, folder)
     tokenizer = models.load_tokenizer(folder, config.chat_template)
     models.check_template_kwargs(tokenizer, config.chat_template_kwargs)
+    if acting:
+        prepare_tool_calls(tokenizer)
     split = sources.load(
         config.dataset,
         heldout=0 if heldout_dataset else config.heldout,
@@ -153,8 +163,8 @@ def load(
     complete_special_tokens(tokenizer)
     encoder = Encoder(tokenizer)
     split = Split(
-        [encoder.checked(example) for example in split.train],
-        [encoder.checked(example) for example in split.heldout],
+        [encoder.checked(acting.shown_to(example)) for example in split.train],
+        [encoder.checked(acting.shown_to(example)) for example in split.heldout],
         split.counts,
     )
     require_answers(split.heldout if scored else [], grader, "set heldout: 0")
@@ -178,7 +188,7 @@ def load(
     check_weights(model)
     if (stop := stop_at_end_of_turn(model, tokenizer)) is not None:
         display.say(stop)
-    score = HeldoutScores(
+    score = (RolloutScores if acting else HeldoutScores)(
         model,
         tokenizer,
         split.heldout if scored else [],
@@ -204,6 +214,7 @@ def load(
         lengths=[length for _, length in prompts.trained],
         interruption=interruption.current(),
         scored=scored,
+        environments=acting,
     )
 
 
@@ -218,9 +229,10 @@ def _masked_weights(
 
 
 def _graders(config: TrainConfig) -> dict[str, str | None]:
-    """Names of the reward and the grader of the settings, by setting."""
+    """Names of what the settings take from Python files or grade by, by setting."""
     values = settings_of(config)
-    return {name: values[name] for name in ("reward", "grader") if name in values}
+    names = {n: values[n] for n in ("reward", "grader", "environment") if n in values}
+    return names | {"tools": JOINED.join(tool_texts(values.get("tools"))) or None}
 
 
 def attach(loaded: Loaded) -> Attached:
@@ -422,7 +434,7 @@ def _metadata(loaded: Loaded, metadata: Mapping[str, Any]) -> dict[str, Any]:
     config, notes = loaded.config, loaded.run.notes
     names = ("base", "teacher", "init", "mask", "full", "lean")
     scores: dict[str, Any] = {n: notes[n] for n in names if n in notes}
-    if scores:
+    if scores and not loaded.environments:
         guess = best_guess(loaded.split.train, loaded.split.heldout, loaded.grader)
         scores["guess"] = guess.to_json()
     libraries = ["torch", "transformers", "trl"]

@@ -69,6 +69,8 @@ class Rewards:
     @property
     def graded(self) -> bool:
         """True if the values are one grader's, 0 or 1, in the strict reading."""
+        if not self.rewards:  # an environment rewards by itself
+            return False
         [first, *others] = self.rewards
         simple = first.lenient is not None and first.weight == 1 and not others
         return simple and self.reading == "strict"
@@ -164,14 +166,27 @@ class Rewards:
         rows = zip(*values, strict=True)
         return [weighted_sum(row, self.weights) for row in rows]
 
-    def try_on(self, examples: Sequence[Example], say: Callable[[str], None]) -> None:
-        """Call each reward once, with a few of `examples` and their answers. Raises ConfigError."""
-        step = max(1, len(examples) // _TRIED)
-        chosen = examples[::step][:_TRIED]
+    def tried(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """The few of `examples` that the rewards are tried on."""
+        return examples[:: max(1, len(examples) // _TRIED)][:_TRIED]
+
+    def try_on(
+        self,
+        examples: Sequence[Example],
+        say: Callable[[str], None],
+        environments: Sequence[Any] | None = None,
+    ) -> None:
+        """Call each reward once, with a few of `examples` and their answers. Raises ConfigError.
+
+        environments: of the examples of `tried`, if the run has any.
+        """
+        chosen = self.tried(examples)
         if not chosen:
             return
         texts = [example.answer or "placeholder" for example in chosen]
         batch = self.batch(texts, chosen, place="when tried before training")
+        if environments is not None:
+            batch = replace(batch, options={**batch.options, "environments": environments})
         # Columns that only some rows have are None in the others.
         batch = replace(batch, columns=_widened(batch.columns, examples, len(chosen)))
         try:

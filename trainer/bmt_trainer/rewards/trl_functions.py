@@ -14,12 +14,18 @@ from bmt_trainer.rewards.reward import Batch, Reward, Values
 
 
 def trl_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of a trainer's data set: the prompts, and the positions of the rows.
+    """Rows of a trainer's data set: the positions of the rows, and prompts in their form alone.
 
-    The other columns stay in Python: Arrow, which holds a trainer's data set, refuses columns of
-    mixed types, and adds to objects the keys that others have.
+    Columns stay in Python, and prompts too: Arrow, which holds a trainer's data set, refuses
+    columns of mixed types, and adds to objects, such as a call's arguments, the keys that others
+    have. `methods.rollouts.turns` puts the prompts back.
     """
-    return [{"prompt": row["prompt"], ROW: at} for at, row in enumerate(rows)]
+    return [{"prompt": _form(row["prompt"]), ROW: at} for at, row in enumerate(rows)]
+
+
+def _form(prompt: Any) -> Any:
+    """A chat, or a text, without content: TRL looks which of them a prompt is."""
+    return "" if isinstance(prompt, str) else [{"role": "user", "content": ""}]
 
 
 def trl_functions(rewards: Rewards, rows: Sequence[Mapping[str, Any]]) -> list[Callable[..., Any]]:

@@ -67,6 +67,31 @@ class Environments:
         return replace(example, tools=self.schemas)
 
 
+def named(environment: str | None, tools: str | None) -> Environments:
+    """The environment and the functions of the settings' texts. Raises ConfigError.
+
+    tools: names behind one file or module, separated by commas.
+    """
+    functions = [(text, _loaded("tools", text)) for text in tool_texts(tools)]
+    made = None if environment is None else (environment, _loaded("environment", environment))
+    return prepare(made, functions)
+
+
+def tool_texts(tools: str | None) -> list[str]:
+    """The setting's functions, each with its file or module."""
+    if tools is None:
+        return []
+    place, colon, names = tools.rpartition(":")
+    return [f"{place}{colon}{name.strip()}" for name in names.split(",")]
+
+
+def _loaded(setting: str, text: str) -> Any:
+    try:
+        return load(text)[0]
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("reward", setting, 1)) from error
+
+
 def prepare(environment: tuple[str, Any] | None, tools: Sequence[tuple[str, Any]]) -> Environments:
     """Check what the settings name: (name, object) of each. Raises ConfigError.
 
@@ -101,16 +126,17 @@ def prepare(environment: tuple[str, Any] | None, tools: Sequence[tuple[str, Any]
     return Environments(name, factory, tuple(tool for _, tool in tools), schemas, rewards)
 
 
-def try_reset(environments: Environments, row: Mapping[str, Any]) -> None:
-    """Reset an environment with a row, before anything is generated. Raises ConfigError."""
-    if environments.factory is None:
-        return
+def try_reset(environments: Environments, row: Mapping[str, Any]) -> Any:
+    """An environment reset with a row, before anything is generated. Raises ConfigError."""
+    factory = environments.for_rows(dict)
+    if factory is None:
+        return None
+    made = factory()
     try:
-        _guarded(_new(environments.factory, environments.name), environments.name, dict).reset(
-            **row
-        )
+        made.reset(**row)
     except RolloutError as error:
         raise ConfigError(str(error)) from error
+    return made
 
 
 def names_of(schemas: Sequence[Mapping[str, Any]]) -> list[str]:

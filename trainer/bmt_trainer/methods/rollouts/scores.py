@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import RewardError
 from bmt_trainer.evaluation.intervals import interval_of_mean
 from bmt_trainer.evaluation.score import Score, is_right
-from bmt_trainer.masking.masked_linear import MaskState
+from bmt_trainer.masking.masked_linear import MaskState, Mode
 from bmt_trainer.methods.run_folder import HeldoutScores
 
 
 class Judge(Protocol):
-    """The reward of a greedy rollout of each example; None: no reward applies."""
+    """The reward of a greedy rollout of each row, by its place; None: no reward applies."""
 
     def __call__(
-        self, examples: Sequence[Example], advance: Callable[[int], None]
+        self, places: Sequence[int], batch_size: int, advance: Callable[[int], None]
     ) -> list[float | None]: ...
 
 
@@ -32,13 +32,22 @@ class RolloutScores(HeldoutScores):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._judge: Judge | None = None
+        self._places: dict[int, int] = {}
 
-    def start(self, judge: Judge, state: MaskState) -> None:
-        """Score by `judge` from now on, and note base and first mask, if they are not."""
+    def start(self, judge: Judge, table: Sequence[Mapping[str, Any]], state: MaskState) -> None:
+        """Score by `judge` from now on, and note base and first mask, if they are not.
+
+        table: the rows that `judge` numbers, each with its `example`.
+        """
         self._judge = judge
-        for name, mode in (("base", "off"), ("init", "hard")):
-            with state.use(mode):  # type: ignore[arg-type]
-                self(name)
+        self._places = {id(row["example"]): at for at, row in enumerate(table)}
+        modes: dict[str, Mode] = {"base": "off", "init": "hard"}
+        for name, mode in modes.items():
+            if self._heldout and name not in self._run.notes:
+                with state.use(mode):  # in the stage of training: no progress of its own
+                    score = self.of(self._heldout)
+                self._run.note(name, score.to_json())
+                self._display.say(f"{name:<5}{score}")
 
     def __call__(self, name: str, examples: Sequence[Example] | None = None) -> None:
         if self._judge is not None:
@@ -49,7 +58,8 @@ class RolloutScores(HeldoutScores):
     ) -> Score:
         """The score of the mask in its current mode. Raises RewardError."""
         assert self._judge is not None
-        given = self._judge(examples, advance)
+        places = [self._places[id(example)] for example in examples]
+        given = self._judge(places, self._batch_size, advance)
         values = [value for value in given if value is not None]
         if not values:
             raise RewardError(f"no reward applies to any of {len(examples)} rollouts")

@@ -29,9 +29,9 @@ _KEPT = 1
 
 
 class ServerRollouts:
-    """TRL's `rollout_func` on a server.
+    """Completions of prompts by a server, in one turn or in several.
 
-    mask: returns the hard mask of the gates' current values; render: a prompt's token ids;
+    mask: returns the hard mask of the gates' current values;
     sampling: top_p, top_k and min_p, if they are not neutral.
     """
 
@@ -40,17 +40,13 @@ class ServerRollouts:
         client: BmtClient,
         name: str,
         mask: Callable[[], Mask],
-        render: Callable[[Any], list[int]],
         *,
-        completions: int,
         max_tokens: int,
         temperature: float,
         sampling: Mapping[str, float] = NEUTRAL_SAMPLING,
     ) -> None:
         self._client, self._name = client, name
-        self._mask, self._render = mask, render
-        self._completions = completions
-        self._max_tokens = max_tokens
+        self._mask, self._max_tokens = mask, max_tokens
         self._temperature, self._sampling = temperature, {**NEUTRAL_SAMPLING, **sampling}
         self._pushed: list[Mask] = []
         self._model, self._turns = "", 0
@@ -83,48 +79,26 @@ class ServerRollouts:
         with contextlib.suppress(NotFound):  # another client has deleted it
             self._client.delete_version(self._name, mask.digest)
 
-    def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
-        """`prompt_ids`, `completion_ids` and `logprobs` of each of `prompts`, in order.
-
-        TRL repeats each prompt, in adjacent entries, once per completion. Raises RolloutError.
-        """
-        model = self._pushed_for(trainer)
-        count = self._completions
-        if len(prompts) % count:
-            raise RolloutError(
-                f"{len(prompts)} prompts are not a multiple of {count} completions each"
-            )
-        distinct = [self._render(prompt) for prompt in prompts[::count]]
-        # Derived from the step, so that a resumed run samples as an uninterrupted one would.
-        first = trainer.state.global_step * len(distinct)
-        seeds = range(first, first + len(distinct))
-        counts = [count] * len(distinct)
-        answers = list(self._threads.map(partial(self._complete, model), distinct, counts, seeds))
-        rollouts: dict[str, Any] = {"prompt_ids": [], "completion_ids": [], "logprobs": []}
-        for ids, choices in zip(distinct, answers, strict=True):
-            for tokens, logprobs in choices:
-                rollouts["prompt_ids"].append(ids)
-                rollouts["completion_ids"].append(tokens)
-                rollouts["logprobs"].append(logprobs)
-        return rollouts
-
     def turn(
         self, prompts: Sequence[list[int]], trainer: Any, *, first: bool
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """One turn of rollouts of several: a completion, and its log-probabilities, of each prompt.
+        """One turn of rollouts: a completion of each prompt, and its tokens' log-probabilities.
 
-        Equal prompts must be adjacent; first: the turn begins rollouts, with the mask of the step.
-        Raises RolloutError.
+        TRL repeats each prompt, in adjacent entries, once per completion; first: the turn begins
+        the step's rollouts, and pushes its mask. Raises RolloutError.
         """
         if first:
             self._model, self._turns = self._pushed_for(trainer), 0
-        groups = [(ids, len(list(same))) for ids, same in groupby(prompts)]
-        # Of the step, as in `__call__`; later turns draw from seeds of their own.
-        start = trainer.state.global_step * _SEEDS_OF_A_STEP + self._turns * _SEEDS_OF_A_TURN
+        model, turn = self._model, self._turns
         self._turns += 1
+        groups = [(ids, len(list(same))) for ids, same in groupby(prompts)]
+        # Derived from the step, so that a resumed run samples as an uninterrupted one would; later
+        # turns, which have other numbers of prompts, draw from ranges of their own.
+        step = trainer.state.global_step
+        start = step * _SEEDS_OF_A_STEP + turn * _SEEDS_OF_A_TURN if turn else step * len(groups)
         seeds = range(start, start + len(groups))
         ids, counts = zip(*groups, strict=True)
-        answers = self._threads.map(partial(self._complete, self._model), ids, counts, seeds)
+        answers = self._threads.map(partial(self._complete, model), ids, counts, seeds)
         choices = [choice for group in answers for choice in group]
         return [tokens for tokens, _ in choices], [logprobs for _, logprobs in choices]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,30 +13,65 @@ import torch
 import transformers
 from torch import Tensor
 
+from bmt_trainer.data.encoding import render
+from bmt_trainer.data.examples import Example
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.masked_linear import Mode
 from bmt_trainer.methods.rollouts.server import ServerRollouts
 from bmt_trainer.models import evaluating
+from bmt_trainer.rewards.combined import ROW
 
 # An answer of TRL's tool loop to a call that failed begins so.
 _FAILED = "{'error': "
 
 
-class ToolRollouts:
-    """Mixin before `HardRollouts` and TRL's `GRPOTrainer`: turns on a server, and scores.
+class Turns:
+    """Mixin before `HardRollouts` and TRL's `GRPOTrainer`: prompts as they are evaluated and
+    served, turns on a server, and scores of rollouts.
 
-    TRL 1.16, trainer/grpo_trainer.py: `_tool_call_loop` asks `_generate_single_turn` for each turn
-    after the first with num_generations=1. rollouts: the server that generates; None: the model.
+    TRL 1.16, trainer/grpo_trainer.py: `_generate_and_score_completions`, `_tokenize_prompts`, and
+    `_tool_call_loop`, which asks `_generate_single_turn` for each turn after the first with
+    num_generations=1.
+    table: the rows that the trainer's data set numbers, each with `prompt` and `example`;
+    rollouts: the server that generates; None: the model; say: shows the first call that fails.
     """
 
     attached: Attached
 
-    def __init__(self, *args: Any, rollouts: ServerRollouts | None = None, **kwargs: Any) -> None:
-        self.rollouts = rollouts
-        self.tool_error = ""
+    def __init__(
+        self,
+        *args: Any,
+        table: Sequence[Mapping[str, Any]],
+        rollouts: ServerRollouts | None = None,
+        say: Callable[[str], None] = lambda text: None,
+        **kwargs: Any,
+    ) -> None:
+        self.table, self.rollouts = table, rollouts
+        self._say, self._said = say, False
+        self._current: list[Example] = []
         self._judging: Mode | None = None
         self._rewards: Tensor | None = None
         super().__init__(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
+        rows = [self.table[row[ROW]] for row in inputs]
+        self._current = [row["example"] for row in rows]
+        given = [{**one, "prompt": row["prompt"]} for one, row in zip(inputs, rows, strict=True)]
+        return super()._generate_and_score_completions(given)  # type: ignore[misc]
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Token ids as evaluation and servers have them: with the row's functions and options."""
+        trainer: Any = self
+        ids: list[list[int]] = []
+        before: tuple[Example, Any] | None = None
+        for example, prompt in zip(self._current, prompts, strict=True):
+            if before is None or before[0] is not example or before[1] != prompt:
+                before = example, prompt
+                # An environment may have added to the last message.
+                told = example if isinstance(example.prompt, str) else _with(example, prompt)
+                rendered = render(trainer._tokenizer, told)
+            ids.append(list(rendered))
+        return ids, None, {}
 
     def _generate_single_turn(
         self,
@@ -57,9 +93,12 @@ class ToolRollouts:
 
     def _tool_call_loop(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._tool_call_loop(*args, **kwargs)  # type: ignore[misc]
-        for message in (m for completion in result[1] for m in completion):
-            if message["role"] == "tool" and str(message["content"]).startswith(_FAILED):
-                self.tool_error = f"{message['name']}: {message['content']}"
+        told = [m for completion in result[1] for m in completion if m["role"] == "tool"]
+        failed = [m for m in told if str(m["content"]).startswith(_FAILED)]
+        if failed and not self._said:
+            self._said = True
+            name, error = failed[0]["name"], failed[0]["content"]
+            self._say(f"a call of {name} failed, and the model reads {error} (shown once)")
         return result
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -68,26 +107,22 @@ class ToolRollouts:
         return rewards
 
     def judged(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        *,
-        mode: Mode,
-        batch_size: int,
-        advance: Callable[[int], None] = lambda n: None,
+        self, places: Sequence[int], batch_size: int, advance: Callable[[int], None]
     ) -> list[float | None]:
-        """The weighted reward of one greedy rollout of each of `rows`, in the mask's `mode`.
+        """The weighted reward of one greedy rollout of each of some rows, in the mask's mode.
 
-        rows: of the trainer's data set; None: no reward applies. Environments draw the same random
+        places: of the rows in `table`; None: no reward applies. Environments draw the same random
         numbers in each call, and training draws its own as if there were none.
         """
         trainer: Any = self
         values: list[float | None] = []
         kept = trainer.num_generations_eval, trainer.beta
-        trainer.num_generations_eval, trainer.beta, self._judging = 1, 0.0, mode
+        trainer.num_generations_eval, trainer.beta = 1, 0.0
+        self._judging = self.attached.state.mode
         try:
             with _same_randomness(trainer.args.seed), evaluating(trainer.model):
-                for at in range(0, len(rows), batch_size):
-                    inputs = [dict(row) for row in rows[at : at + batch_size]]
+                for at in range(0, len(places), batch_size):
+                    inputs = [{ROW: place} for place in places[at : at + batch_size]]
                     trainer._generate_and_score_completions(inputs)
                     values += self._weighted(len(inputs))
                     advance(len(inputs))
@@ -108,6 +143,10 @@ class ToolRollouts:
             value if some else None
             for value, some in zip(sums.tolist(), applies.tolist(), strict=True)
         ]
+
+
+def _with(example: Example, prompt: Any) -> Example:
+    return replace(example, prompt=tuple(prompt)) if isinstance(prompt, list) else example
 
 
 @contextmanager
