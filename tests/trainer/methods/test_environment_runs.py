@@ -255,6 +255,28 @@ def test_prompts_may_hold_calls_of_different_arguments(checkpoint, tmp_path, cal
         assert f'"arguments": {arguments}}}\n</tool_call>' in text
 
 
+def test_rows_may_have_functions_and_options_of_their_own(checkpoint, tmp_path, calling):
+    """Without an environment: what a row describes stands in its prompts, as in evaluation."""
+    config = settings(
+        checkpoint, tmp_path, environment=None, reward="words", steps=1, validation=2, heldout=0
+    )
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Question {name}."}],
+            "answer": "x",
+            "tools": [{"type": "function", "function": {"name": f"only_{name}"}}],
+        }
+        for name in NAMES
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(config, quiet())
+    sampled = [t for t in calling if t.endswith(".<|im_end|>\n<|im_start|>assistant\n")]
+    assert sampled
+    for text in sampled:
+        name = text.partition("Question ")[2].partition(".")[0]
+        assert f'{{"name": "only_{name}"}}' in text
+
+
 def test_what_cannot_run_is_refused_before_anything_is_generated(checkpoint, tmp_path, calling):
     for changes, message in (
         ({"chat_template": None}, "leaves out calls.*--chat-template tools"),

@@ -92,6 +92,8 @@ def test_methods_and_functions_are_described_in_prompts():
     own = Example(chat("q"), "a", tools=environments.schemas, location="r.jsonl:7")
     with pytest.raises(DataError, match=r"r\.jsonl:7: tools: .*add, now"):
         environments.shown_to(own)
+    with pytest.raises(DataError, match=r"r\.jsonl:8: prompt: raw text"):
+        environments.shown_to(Example("def f():", "", location="r.jsonl:8"))
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,13 @@ def load(
     *,
     scored: bool,
     longest: Callable[[Example], Example] = lambda example: example,
-    acting: Environments = Environments(),  # noqa: B008
+    acting: Environments | None = None,
 ) -> tuple[Loaded, list[Example]]:
     """Load the run; its training examples, without those for validation. Raises TrainerError.
 
-    acting: the environment and the tools of its rollouts; longest: the form of an example whose
-    prompt max_length bounds; scored: as in `pipeline.load`.
+    acting: the environment and the tools of rollouts whose prompts are rendered one by one, as in
+    evaluation; without it TRL renders them together, and rows that it would change are refused.
+    longest: the form of an example whose prompt max_length bounds; scored: as in `pipeline.load`.
     """
     used = config.steps * config.prompts_per_step
     wanted = config.train_examples or max(used, config.calibration_prompts)
@@ -51,13 +52,15 @@ def load(
         scored=scored,
         answered=longest,
         unbounded=config.validation,
-        acting=acting,
+        acting=acting or Environments(),
     )
     most = loaded.config.max_length
     of_length = zip(loaded.split.train, loaded.lengths, strict=True)
     usable = list(of_length)[config.validation :]
     examples = [e for e, length in usable if length <= most]
-    _require_plain(loaded.split.train, config)
+    _require_one_form(loaded.split.train)
+    if acting is None:
+        _require_plain(loaded.split.train, config)
     require_answers(loaded.split.train, grader, "use a reward of your own, or sft")
     if len(examples) < config.prompts_per_step:
         raise DataError(
@@ -82,6 +85,15 @@ def load(
     return loaded, examples
 
 
+def _require_one_form(examples: Sequence[Example]) -> None:
+    """Raise DataError for raw text among chats: TRL reads the first prompt's form."""
+    if len({isinstance(example.prompt, str) for example in examples}) < 2:
+        return
+    where = next(e.location for e in examples if isinstance(e.prompt, str))
+    place = f"{where}: " if where else ""
+    raise DataError(f"{place}prompt: raw text, and other rows are chats; train on one kind")
+
+
 def _require_plain(examples: Sequence[Example], config: OnPolicyConfig) -> None:
     """Raise DataError for a prompt that rollouts would change.
 
@@ -89,7 +101,6 @@ def _require_plain(examples: Sequence[Example], config: OnPolicyConfig) -> None:
     table, in which all calls have the arguments of all others.
     """
     of_run = dict(config.chat_template_kwargs or {})
-    texts = {isinstance(example.prompt, str) for example in examples}
     for example in examples:
         where = f"{example.location}: " if example.location else ""
         if example.tools:
@@ -104,8 +115,6 @@ def _require_plain(examples: Sequence[Example], config: OnPolicyConfig) -> None:
                 f"{where}chat_template_kwargs: rollouts take the run's setting, not a row's; give "
                 "all rows the same by --chat-template-kwargs, or learn by sft"
             )
-        if len(texts) > 1 and isinstance(example.prompt, str):
-            raise DataError(f"{where}prompt: raw text, and other rows are chats; train on one kind")
 
 
 def _show_prompt(loaded: Loaded, example: Example, title: str) -> None:

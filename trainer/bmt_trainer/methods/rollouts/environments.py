@@ -59,9 +59,14 @@ class Environments:
         """`example` with the functions that its prompt describes. Raises DataError."""
         if not self:
             return example
+        where = example.location or "a row"
+        if isinstance(example.prompt, str):
+            raise DataError(
+                f"{where}: prompt: raw text has no turns, which calls need; give a chat"
+            )
         if example.tools:
             raise DataError(
-                f"{example.location or 'a row'}: tools: the run's own are described in each "
+                f"{where}: tools: the run's own are described in each "
                 f"prompt ({', '.join(names_of(self.schemas))}); remove the row's, or the setting"
             )
         return replace(example, tools=self.schemas)
