@@ -45,14 +45,13 @@ from bmt_trainer.methods.guards import contents, interruption, outputs
 from bmt_trainer.methods.guards.finite import check_gates, check_norms, check_weights
 from bmt_trainer.methods.guards.interruption import Interruption
 from bmt_trainer.methods.lengths import Prompts
-from bmt_trainer.methods.rollouts.environments import Environments, tool_texts
+from bmt_trainer.methods.rollouts.environments import Environments
 from bmt_trainer.methods.rollouts.local import sample_texts
 from bmt_trainer.methods.rollouts.scores import RolloutScores
 from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, is_writing, settings_of
 from bmt_trainer.methods.trl_setup import prepare_tool_calls
 from bmt_trainer.process import is_main_process, world_size
 from bmt_trainer.rewards.combined import Rewards
-from bmt_trainer.rewards.specification import JOINED
 
 # Held-out prompts on whose answers by the base a mask's KL divergence is measured.
 _KL_PROMPTS = 64
@@ -175,7 +174,7 @@ def load(
         config.output,
         settings,
         resume=config.resume,
-        contents=contents.of_run(folder, tokenizer, split, _graders(config)),
+        contents=contents.of_run(folder, tokenizer, split, settings),
         say=display.say,
     )
     if config.checkpoint_every and is_main_process():
@@ -226,13 +225,6 @@ def _masked_weights(
     for name, layer in chosen.items():
         check_stored(name, (layer.out_features, layer.in_features), geometry, folder.name)
     return sum(layer.weight.numel() for layer in chosen.values())
-
-
-def _graders(config: TrainConfig) -> dict[str, str | None]:
-    """Names of what the settings take from Python files or grade by, by setting."""
-    values = settings_of(config)
-    names = {n: values[n] for n in ("reward", "grader", "environment") if n in values}
-    return names | {"tools": JOINED.join(tool_texts(values.get("tools"))) or None}
 
 
 def attach(loaded: Loaded) -> Attached:

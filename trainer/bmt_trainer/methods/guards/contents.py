@@ -12,7 +12,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from bmt_trainer.data.examples import Example, Split
+from bmt_trainer.methods.rollouts.environments import tool_texts
 from bmt_trainer.rewards.digests import digest
+from bmt_trainer.rewards.specification import JOINED
+
+# Settings that name Python code.
+_CODE = ("reward", "grader", "environment", "tools")
 
 # Files beside the weights that change what a model computes, or how text becomes tokens.
 _TOKENIZER = ("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json")
@@ -23,11 +28,11 @@ def of_run(
     folder: Path,
     tokenizer: PreTrainedTokenizerBase,
     split: Split,
-    graders: Mapping[str, str | None],
+    settings: Mapping[str, Any],
 ) -> dict[str, str]:
     """A SHA-256 by the name that an error gives it.
 
-    folder: of the checkpoint; graders: the names of rewards and graders by setting.
+    folder: of the checkpoint; settings: of the run, which name rewards, graders and environments.
     """
     found = {
         "training data": _of_examples(split.train),
@@ -36,8 +41,9 @@ def of_run(
         "tokenizer": _of_files(folder, _TOKENIZER),
         "base's configuration": _of_files(folder, _SETTINGS),
     }
-    for setting, name in graders.items():
-        if name is not None:
+    tools = JOINED.join(tool_texts(settings.get("tools")))
+    for setting, name in {**settings, "tools": tools}.items():
+        if setting in _CODE and name:
             found[setting] = digest(name)
     return found
 
