@@ -219,7 +219,7 @@ def test_rollouts_are_of_the_version_that_was_pushed(client, bmt, masks):
         "policy",
         lambda: current[0],
         max_tokens=24,
-        sampling={"temperature": 1.0},
+        temperature=1.0,
     )
     prompts = [[504, 2654, 314]] * 4 + [[1348, 327, 260]] * 4
     with ThreadPoolExecutor(2) as pool:

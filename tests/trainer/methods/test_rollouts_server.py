@@ -20,9 +20,7 @@ def sent_with(**settings):
     client = SimpleNamespace(
         openai=lambda: SimpleNamespace(completions=SimpleNamespace(create=create))
     )
-    rollouts = ServerRollouts(
-        client, "m", lambda: None, max_tokens=3, temperature=0.7, **settings
-    )
+    rollouts = ServerRollouts(client, "m", lambda: None, max_tokens=3, temperature=0.7, **settings)
     rollouts._complete("m@1", [5, 6], 1, seed=0)
     [sent] = requests
     return sent

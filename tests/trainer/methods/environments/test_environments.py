@@ -182,9 +182,7 @@ def test_turns_on_a_server_use_one_mask_and_seeds_of_their_own():
     client = SimpleNamespace(
         openai=lambda: SimpleNamespace(completions=SimpleNamespace(create=create))
     )
-    rollouts = ServerRollouts(
-        client, "m", lambda: None, max_tokens=3, sampling={"temperature": 1.0}
-    )
+    rollouts = ServerRollouts(client, "m", lambda: None, max_tokens=3, temperature=1.0)
     pushed = iter(("m@1", "m@2"))
     rollouts.push = lambda: next(pushed)
     trainer = SimpleNamespace(
