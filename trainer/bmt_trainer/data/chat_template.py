@@ -6,7 +6,7 @@ import copy
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -15,11 +15,9 @@ from typing import Any
 from jinja2.exceptions import TemplateError, UndefinedError
 from transformers import PreTrainedTokenizerBase
 
+from bmt_trainer.data import marks
 from bmt_trainer.data.examples import Example, Message
 from bmt_trainer.errors import DataError
-
-# Stands for a text in a probe; no template contains it.
-_MARK = "Zq7"
 
 
 @dataclass(frozen=True)
@@ -164,8 +162,8 @@ class ChatTemplate:
                 self.notes["the chat template trims white space of turns"] += 1
             after = begin + len(part)
         for number, call in enumerate(message.get("tool_calls", ())):
-            for value in (call["function"]["name"], *_leaves(call["function"]["arguments"])):
-                if not any(form in body[after:] for form in _written(value)):
+            for value in (call["function"]["name"], *marks.leaves(call["function"]["arguments"])):
+                if not any(form in body[after:] for form in marks.written(value)):
                     raise DataError(
                         f"{place}tool_calls[{number}].function: the chat template changes "
                         f"{value!r}; {_OTHER}"
@@ -179,7 +177,9 @@ class ChatTemplate:
         found by accident. Chats of one shape are checked once.
         """
         chat = list(messages if learnt is None else messages[: learnt + 1])
-        shape = json.dumps([_shape(chat), _shape(example.tools), example.template_kwargs, learnt])
+        shape = json.dumps(
+            [marks.shape(chat), marks.shape(example.tools), example.template_kwargs, learnt]
+        )
         if shape not in self._probes:
             self._probes[shape] = self._probe(example, chat, learnt)
         if (missing := self._probes[shape].missing) is not None:
@@ -188,13 +188,7 @@ class ChatTemplate:
 
     def _probe(self, example: Example, chat: list[Message], learnt: int | None) -> _Probe:
         """What the template makes of a chat of marks."""
-        marks: dict[str, str] = {}
-
-        def mark(field: str) -> str:
-            name = f"{_MARK}x{len(marks)}z"
-            marks[name] = field
-            return name
-
+        mark = marks.Marks()
         probe: list[dict[str, Any]] = []
         own: dict[str, str] = {}
         for at, message in enumerate(chat):
@@ -206,9 +200,11 @@ class ChatTemplate:
                     made[field] = mark(f"{place}, {field}")
                     if at == learnt:
                         own[field] = made[field]
-            made |= _marked_calls(message, place, mark)
+            made |= marks.marked_calls(message, place, mark)
             probe.append(made)
-        tools = [_marked_tool(tool, f"tools[{n}]", mark) for n, tool in enumerate(example.tools)]
+        tools = [
+            marks.marked_tool(tool, f"tools[{n}]", mark) for n, tool in enumerate(example.tools)
+        ]
         try:
             text = self._text(probe, example, generation=learnt is None, tools=tools)
             before = self._text(probe[:learnt], example, generation=True, tools=tools)
@@ -216,7 +212,7 @@ class ChatTemplate:
             self.render(chat, example, generation=learnt is None)
             # A template that reads texts takes no marks: the turn's own are looked for.
             return _Probe(None, dict.fromkeys(own))
-        missing = next((field for name, field in marks.items() if name not in text), None)
+        missing = mark.missing(text)
         gaps: dict[str, str | None] = {}
         at = self._alike(before, text)
         for field, name in own.items():
@@ -255,28 +251,28 @@ class ChatTemplate:
     @cached_property
     def _parts(self) -> bool:
         """True if the template takes content as a list of parts alone."""
-        ask: Message = {"role": "user", "content": f"{_MARK}a"}
-        listed: Message = {"role": "user", "content": [{"type": "text", "text": f"{_MARK}a"}]}
+        ask: Message = {"role": "user", "content": f"{marks.MARK}a"}
+        listed: Message = {"role": "user", "content": [{"type": "text", "text": f"{marks.MARK}a"}]}
         for message in (ask, listed):
             try:
                 text = self._tokenizer.apply_chat_template([dict(message)], tokenize=False)
             except _TEMPLATE_FAILS:
                 continue
             # Not the list itself, written as it is.
-            if f"{_MARK}a" in str(text) and "'type'" not in str(text):
+            if f"{marks.MARK}a" in str(text) and "'type'" not in str(text):
                 return message is listed
         return False
 
     @cached_property
     def end(self) -> str | None:
         """The text that ends a turn of the assistant, or None if the template has none."""
-        ask: list[Message] = [{"role": "user", "content": f"{_MARK}a"}]
-        ask.append({"role": "assistant", "content": f"{_MARK}b"})
+        ask: list[Message] = [{"role": "user", "content": f"{marks.MARK}a"}]
+        ask.append({"role": "assistant", "content": f"{marks.MARK}b"})
         bare = Example("", "")
         try:
-            last = self._text(ask, bare, generation=False).rpartition(f"{_MARK}b")[2]
-            more: list[Message] = [*ask, {"role": "user", "content": f"{_MARK}c"}]
-            within = self._text(more, bare, generation=False).rpartition(f"{_MARK}b")[2]
+            last = self._text(ask, bare, generation=False).rpartition(f"{marks.MARK}b")[2]
+            more: list[Message] = [*ask, {"role": "user", "content": f"{marks.MARK}c"}]
+            within = self._text(more, bare, generation=False).rpartition(f"{marks.MARK}b")[2]
         except _TEMPLATE_FAILS:
             return None
         # A template may end the whole text as well, which is no end of a turn.
@@ -314,28 +310,6 @@ def _row(example: Example) -> str:
     return f"{example.location}: " if example.location else ""
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """The keys, texts and numbers of a call's arguments."""
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield key
-            yield from _leaves(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _leaves(part)
-    elif isinstance(value, str | int | float) and not isinstance(value, bool):
-        yield value
-
-
-def _written(value: Any) -> Iterator[str]:
-    """The forms in which templates write a text or a number."""
-    yield str(value)
-    for ascii_only in (False, True):
-        written = json.dumps(value, ensure_ascii=ascii_only)
-        yield written[1:-1] if isinstance(value, str) else written
-    yield repr(value)[1:-1] if isinstance(value, str) else repr(value)
-
-
 def _for_template(message: Message, source: str, *, parts: bool) -> dict[str, Any]:
     """A message with the names that the template's source has: older ones, or no developer.
 
@@ -349,41 +323,3 @@ def _for_template(message: Message, source: str, *, parts: bool) -> dict[str, An
     if "reasoning_content" in made and "reasoning_content" not in source:
         made |= dict.fromkeys(("thinking", "reasoning"), made["reasoning_content"])
     return made
-
-
-def _shape(value: Any) -> Any:
-    """A value with each text replaced by whether it is blank, except roles and ids."""
-    if isinstance(value, Mapping):
-        return {k: v if k in ("role", "id") else _shape(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_shape(part) for part in value]
-    return bool(value.strip()) if isinstance(value, str) else type(value).__name__
-
-
-def _marked_calls(message: Message, place: str, mark: Any) -> dict[str, Any]:
-    """The calls of a message with marks for their functions' names and arguments."""
-    calls = []
-    for number, call in enumerate(message.get("tool_calls", ())):
-        where = f"{place}, tool_calls[{number}].function"
-        name = mark(f"{where}.name")
-        arguments = {
-            mark(f"{where}.arguments"): mark(f"{where}.arguments")
-            for _ in call["function"]["arguments"]
-        }
-        function = {"name": name, "arguments": arguments}
-        calls.append({**call, "function": function})
-    return {"tool_calls": calls} if calls else {}
-
-
-def _marked_tool(tool: Mapping[str, Any], where: str, mark: Any) -> dict[str, Any]:
-    """A tool with marks for its name, its description and its parameters' names."""
-    function = dict(tool["function"])
-    function["name"] = mark(f"{where}.function.name")
-    if function.get("description"):
-        function["description"] = mark(f"{where}.function.description")
-    parameters = function.get("parameters")
-    if isinstance(parameters, Mapping) and parameters.get("properties"):
-        name = mark(f"{where}.function.parameters")
-        made: dict[str, Any] = {"type": "object", "properties": {name: {"type": "string"}}}
-        function["parameters"] = made | ({"required": [name]} if "required" in parameters else {})
-    return {**tool, "function": function}
