@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 
 class Echo(BaseHTTPRequestHandler):
-    """Chat server that answers with the model's name and the last turn."""
+    """Server that answers with the model's name and the last turn, or with a call of a function."""
 
     requests: list = []  # noqa: RUF012
 
@@ -28,9 +28,14 @@ class Echo(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         Echo.requests.append(body)
         known = body["model"] in ("smol", "reverse")
-        text = f"{body['model']} {body['messages'][-1]['content']}"
+        asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+        text = f"{body['model']} {asked}"
         message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        if body.get("tools"):
+            function = {**body["tools"][0]["function"], "arguments": '{"p": 1}'}
+            call = {"id": "c", "type": "function", "function": function}
+            message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        choice = {"index": 0, "message": message, "text": text, "finish_reason": "stop"}
         found = {"id": "1", "object": "chat.completion", "created": 0, "choices": [choice]}
         answer = {**found, "model": body["model"]} if known else {"error": {"message": "unknown"}}
         data = json.dumps(answer).encode()
@@ -62,6 +67,21 @@ def test_answers_keep_the_prompts_order(url):
     assert models["base"](examples[:1], 7) == ["smol 0"]
     assert all(body["temperature"] == 0 and body["max_tokens"] == 7 for body in Echo.requests)
     assert all(body["repetition_penalty"] == 1 for body in Echo.requests)
+
+
+def test_functions_calls_and_raw_text_reach_the_server(url):
+    answer = by_server(url, {"base": "smol"}, concurrency=2)["base"]
+    tools = ({"type": "function", "function": {"name": "f"}},)
+    call = {"function": {"name": "f", "arguments": {"p": 1}}}
+    turns = (*chat("q"), {"role": "assistant", "content": "", "tool_calls": [call]}, *chat("r"))
+    [text] = answer([Example(turns, "", tools=tools)], 7)
+    assert text == '<tool_call>\n{"name": "f", "arguments": {"p": 1}}\n</tool_call>'
+    [body] = Echo.requests
+    assert body["tools"] == list(tools)
+    [sent] = body["messages"][1]["tool_calls"]
+    assert json.loads(sent["function"]["arguments"]) == {"p": 1}
+    assert answer([Example("as it is ", "")], 7) == ["smol as it is "]
+    assert Echo.requests[-1]["prompt"] == "as it is "
 
 
 def test_a_failed_request_raises_a_rollout_error(url):

@@ -83,7 +83,7 @@ def evaluate(
     from bmt_trainer.console import Display
     from bmt_trainer.data import sources
     from bmt_trainer.data.encoding import Encoder
-    from bmt_trainer.data.examples import with_shots
+    from bmt_trainer.data.examples import with_shots, with_template_kwargs
     from bmt_trainer.evaluation.backends import by_options
     from bmt_trainer.evaluation.score import grade, require_answers
     from bmt_trainer.models import checkpoint_folder, load_tokenizer
@@ -93,9 +93,11 @@ def evaluate(
     rewards = find_for(dataset, grader)
     split = sources.load(dataset, heldout=heldout, train=shots, seed=seed, system=system)
     examples = [with_shots(example, split.train) for example in split.heldout]
-    if server is None:
-        encoder = Encoder(load_tokenizer(checkpoint_folder(model)))
-        examples = [encoder.checked(example) for example in examples]
+    if server is None or any(example.reply for example in examples):
+        # Answers with calls are compared as the chat template writes them.
+        encoder = Encoder(load_tokenizer(checkpoint_folder(model), chat_template))
+        kwargs = _object(chat_template_kwargs)
+        examples = [encoder.checked(e) for e in with_template_kwargs(examples, kwargs)]
     require_answers(examples, rewards, "score it by a reward of your own (--grader)")
     if rewards.needs_tokenizer:
         rewards = rewards.for_model(load_tokenizer(checkpoint_folder(model)), max_new_tokens)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bmt_trainer import models
 from bmt_trainer.console import Display
 from bmt_trainer.data.encoding import complete_special_tokens, end_of_turn, render
-from bmt_trainer.data.examples import Example, with_template_kwargs
+from bmt_trainer.data.examples import Example, Message, with_template_kwargs
 from bmt_trainer.data.fitting import answer_room
 from bmt_trainer.errors import ConfigError, RolloutError
 from bmt_trainer.evaluation.generate import (
@@ -263,7 +264,37 @@ def _body(example: Example) -> dict[str, Any]:
     body: dict[str, Any] = dict(NEUTRAL_SAMPLING)
     if example.template_kwargs:
         body["chat_template_kwargs"] = dict(example.template_kwargs)
+    if example.tools:
+        body["tools"] = [dict(tool) for tool in example.tools]
     return body
+
+
+def _sent(message: Message) -> dict[str, Any]:
+    """A message as OpenAI's API takes it, with the arguments of calls as JSON text."""
+    sent = dict(message)
+    if "tool_calls" in message:
+        sent["tool_calls"] = [
+            {
+                "id": call.get("id", f"call{number}"),
+                "type": "function",
+                "function": {
+                    "name": call["function"]["name"],
+                    "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+                },
+            }
+            for number, call in enumerate(message["tool_calls"])
+        ]
+    return sent
+
+
+def _received(message: Any) -> str:
+    """The text of an answer, with the calls that the server's parser has taken out of it."""
+    calls = [
+        f'<tool_call>\n{{"name": {json.dumps(call.function.name)}, '
+        f'"arguments": {call.function.arguments}}}\n</tool_call>'
+        for call in message.tool_calls or ()
+    ]
+    return "\n".join(filter(None, [message.content, *calls]))
 
 
 def by_server(url: str, names: Mapping[str, str], *, concurrency: int) -> dict[str, Generate]:
@@ -280,14 +311,23 @@ def by_server(url: str, names: Mapping[str, str], *, concurrency: int) -> dict[s
             api = client.openai()
 
             def one(example: Example) -> str:
+                if isinstance(example.prompt, str):
+                    raw = api.completions.create(
+                        model=name,
+                        prompt=example.prompt,
+                        temperature=0.0,
+                        max_tokens=tokens,
+                        extra_body=NEUTRAL_SAMPLING,
+                    )
+                    return raw.choices[0].text
                 done = api.chat.completions.create(
                     model=name,
-                    messages=[dict(m) for m in example.messages],  # type: ignore[misc]
+                    messages=[_sent(m) for m in example.messages],  # type: ignore[misc]
                     temperature=0.0,
                     max_tokens=tokens,
                     extra_body=_body(example),
                 )
-                return done.choices[0].message.content or ""
+                return _received(done.choices[0].message)
 
             texts = []
             try:
