@@ -84,6 +84,7 @@ def server(
         tmp_path_factory.mktemp("served"),
         *("--enforce-eager", "--dtype", "float32", "--max-num-seqs", "32"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+        "--enable-prompt-tokens-details",
         *("--otlp-traces-endpoint", collector.endpoint, "--logging-config.formatter", "json"),
         registry=registry.url,
         env=TRACES,

@@ -19,7 +19,6 @@ class FakeEngine:
     folder: Path = Path()
     base_names: list[str] = field(default_factory=lambda: ["tiny"])
     max_model_len: int | None = 128
-    model_path: str = "tiny"
     evictions: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
     published: dict[str, tuple[int, MaskSource]] = field(default_factory=dict)
     seen: list[tuple[str, int, MaskSource]] = field(default_factory=list)

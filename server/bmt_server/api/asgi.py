@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 # vLLM quotes values of the request in its messages.
 _MAX_MESSAGE_CHARACTERS = 1000
+# A path of two parts or more in a message of vLLM; routes of the API stay readable.
+_FOLDER = re.compile(r"(?<![\w:/.])/(?!v\d/)[\w.+-]+(?:/[\w.+-]+)+")
 _BODY_HEADERS = (b"content-type", b"content-length", b"transfer-encoding")
 _CREDENTIALS = ("authorization", "x-api-key")
 
@@ -114,7 +117,8 @@ class ResponseSender:
         if start["status"] == 500:
             logger.error("Request %s failed: %s", self._record.request_id, message or "no message")
             message = "internal error; see the server's log"
-        error = from_status(start["status"], message[:_MAX_MESSAGE_CHARACTERS], param)
+        message = _FOLDER.sub("<path>", message[:_MAX_MESSAGE_CHARACTERS])
+        error = from_status(start["status"], message, param)
         kept = [(n, v) for n, v in start.get("headers", []) if n.lower() not in _BODY_HEADERS]
         await self.send_error(error, kept)
 

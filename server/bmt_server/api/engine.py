@@ -23,10 +23,6 @@ class Engine(Protocol):
     def max_model_len(self) -> int | None:
         """Context length of the base model, tokens."""
 
-    @property
-    def model_path(self) -> str:
-        """Local folder of the base model's checkpoint."""
-
     def publish(self, internal_name: str, adapter_id: int, source: MaskSource) -> None:
         """Let requests name this mask. Idempotent."""
 

@@ -45,7 +45,8 @@ class ModelList:
             "object": "model",
             "created": self._started,
             "owned_by": "bmt",
-            "root": self._engine.model_path,
+            # Not the checkpoint's folder, which is the server's own affair.
+            "root": name,
             "parent": None,
             "max_model_len": self._engine.max_model_len,
         }

@@ -64,10 +64,6 @@ class VllmEngine:
         length: int | None = self._client.model_config.max_model_len
         return length
 
-    @property
-    def model_path(self) -> str:
-        return str(self._models.base_model_paths[0].model_path)
-
     def publish(self, internal_name: str, adapter_id: int, source: MaskSource) -> None:
         self._models.lora_requests[internal_name] = LoRARequest(
             lora_name=internal_name, lora_int_id=adapter_id, lora_path=str(source)

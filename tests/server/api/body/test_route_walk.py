@@ -263,3 +263,17 @@ async def test_what_no_text_can_hold_is_the_clients_fault(api, calls, path, text
         answer = await client.post(path, content=data.replace(b'"?"', text), headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_json")
     assert calls == []
+
+
+async def test_no_answer_names_a_folder_or_an_address(api, calls, valkey):
+    """Neither the list of models, nor an error that vLLM words."""
+    await api.put("m", make_mask())
+    secrets = (api.state.settings.cache_dir, valkey.url, valkey.socket_dir)
+    message = f"cannot read {secrets[0]}/x.bin"
+    calls.answer = 400, {"error": {"message": message, "code": 400}}
+    async with api.client("infer") as client:
+        answers = [await client.get(p) for p in ("/v1/models", "/v1/models/tiny", "/v1/models/m")]
+        answers.append(await post(client, "/v1/completions"))
+    assert answers[1].json()["root"] == "tiny"
+    for answer in answers:
+        assert not any(secret in answer.text for secret in secrets), answer.text

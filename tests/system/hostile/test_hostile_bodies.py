@@ -1,0 +1,139 @@
+"""Hostile bodies at a real server: probes are answered all the while, and memory comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+
+import httpx
+import psutil
+import pytest
+from bmt_server.api.body.bounds import BodyBounds
+from bmt_server.api.permissions import find_route
+from bmt_server.api.request_limits import MAX_INPUT_ITEMS
+
+from tests.support.requests.bodies import HostileBody, hostile_bodies
+from tests.support.requests.vllm_app import body_schemas, build_vllm_app, request_models
+from tests.support.scenarios.figures import Figures, scaled
+from tests.support.scenarios.servers import server
+
+pytestmark = [pytest.mark.operate, pytest.mark.timeout(7200)]
+
+CONTEXT = 2048
+BODIES = scaled(4000, 200)
+AT_ONCE = 64
+FOUND = [
+    ("/v1/responses", {"input": [{}] * 1000}),
+    ("/v1/responses", {"input": [{}] * 3000}),
+    ("/v1/responses", {"input": [{}] * 10_000}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{}] * (1 << 20)}]}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{}] * (11 << 20)}]}),
+    ("/tokenize", {"prompt": "a" * (8 << 20)}),
+]
+# The dearest one that is admitted: every item is valid, and the union's last members match.
+ITEM = {"type": "shell_call", "call_id": "x", "action": {"commands": ["ls"]}}
+DEAREST = {"input": [ITEM] * MAX_INPUT_ITEMS, "max_output_tokens": 1}
+
+
+def chosen() -> list[tuple[str, HostileBody]]:
+    """Bodies of three sizes at any position of any route, the same ones in each run."""
+    made = []
+    chance = random.Random(20)
+    models = request_models(build_vllm_app())
+    del models["/v1/embeddings"]  # which a server that generates does not have
+    for path, schema in body_schemas(models).items():
+        route = find_route("POST", path)
+        assert route is not None
+        bound = BodyBounds.of_context(CONTEXT, route.prompts).max_bytes
+        for size in (600, 16 << 10, bound * 15 // 16):
+            positions = [p for p in schema.positions().items() if size < 1024 or len(p[0]) < 3]
+            for position, kinds in chance.sample(positions, min(len(positions), 40)):
+                bodies = list(hostile_bodies(schema, position, kinds, size, "smol"))
+                made += [(path, body) for body in chance.sample(bodies, min(len(bodies), 8))]
+    return chance.sample(made, min(len(made), BODIES))
+
+
+class Probes:
+    """The longest answer of `/livez` and `/readyz` while the block runs."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+        self.longest_s, self.asked = 0.0, 0
+
+    async def __aenter__(self) -> Probes:
+        self._task = asyncio.create_task(self._ask())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _ask(self) -> None:
+        while True:
+            for path in ("/livez", "/readyz"):
+                started = time.monotonic()
+                answer = await self._client.get(path, timeout=120)
+                self.longest_s = max(self.longest_s, time.monotonic() - started)
+                self.asked += 1
+                assert answer.status_code == 200, (path, answer.text)
+            await asyncio.sleep(0.02)
+
+
+def test_hostile_bodies(smol, valkey, admin_key, tmp_path):
+    figures = Figures("hostile_body", "hostile_bodies")
+    bodies = chosen()
+    flags = ("--max-model-len", str(CONTEXT))
+    statuses: Counter[int] = Counter()
+    broken: list[str] = []
+    slowest: list[tuple[float, str]] = []
+
+    async def run(url: str, process: psutil.Process) -> tuple[float, int, float]:
+        limits = httpx.Limits(max_connections=AT_ONCE + 8)
+        key = {"Authorization": f"Bearer {admin_key}", "Content-Type": "application/json"}
+        async with (
+            httpx.AsyncClient(base_url=url, headers=key, limits=limits, timeout=300) as client,
+            # A client of its own, because the others' take all connections.
+            httpx.AsyncClient(base_url=url) as prober,
+        ):
+
+            async def send(path: str, name: str, data: bytes) -> None:
+                started = time.monotonic()
+                answer = await client.post(path, content=data)
+                slowest.append((time.monotonic() - started, f"{path} {name}"))
+                statuses[answer.status_code] += 1
+                if answer.status_code >= 500:
+                    broken.append(f"{answer.status_code} {path} {name} {answer.text[:200]}")
+
+            dearest = json.dumps({"model": "smol", **DEAREST}).encode()
+            await asyncio.gather(*(send("/v1/responses", "warm", dearest) for _ in range(8)))
+            before = process.memory_info().rss
+            async with Probes(prober) as probes:
+                for path, more in FOUND:
+                    data = json.dumps({"model": "smol", "max_tokens": 1, **more}).encode()
+                    await send(path, "found", data)
+                for path, body in bodies:
+                    await send(path, body.name, body.data)
+                print("one at a time:", f"{probes.longest_s:.3f} s", flush=True)
+                jobs = [send("/v1/responses", "dearest", dearest) for _ in range(AT_ONCE)]
+                await asyncio.gather(*jobs)
+                large = sorted(bodies, key=lambda b: -len(b[1].data))[:AT_ONCE]
+                await asyncio.gather(*(send(p, b.name, b.data) for p, b in large))
+            await asyncio.sleep(2)
+            grown = (process.memory_info().rss - before) / (1 << 20)
+            return probes.longest_s, probes.asked, grown
+
+    with server(smol, tmp_path, valkey.url, admin_key, *flags) as served:
+        process = psutil.Process(served.process.pid)
+        longest, asked, grown = asyncio.run(run(served.url, process))
+    total = sum(statuses.values())
+    size = f"{total} bodies, {2 * AT_ONCE} of them {AT_ONCE} at once; {asked} probes; context "
+    size += f"{CONTEXT}; " + ", ".join(f"{n} of {s}" for s, n in sorted(statuses.items()))
+    slowest.sort(reverse=True)
+    print(*slowest[:10], *broken[:30], sep="\n")
+    figures.record("readyz_max_s", longest, "s", "<= 1", size=size)
+    figures.record("answers_5xx", len(broken), "answers", "== 0", size=size)
+    figures.record("memory_grown", grown, "MiB", "<= 300", size=size)
+    figures.end()
