@@ -20,8 +20,6 @@ from bmt_trainer.methods.guards.interruption import Interrupted, Interruption
 from bmt_trainer.process import is_main_process, keep_freed_memory
 from bmt_trainer.settings import build, flag_type, read_yaml
 
-_HEADER = ("", "exact match", "95 % interval", "lenient", "n")
-
 C = TypeVar("C", bound=TrainConfig)
 
 
@@ -78,19 +76,18 @@ def _report(mask: Mask, output: Path) -> None:
     rewarded = mask.metadata["method"] == "grpo"
     rows = []
     for name, score in scores.items():
-        low, high = score["interval95"]
-        cells = [
-            f"{score['accuracy']:.1%}",
-            f"{low:.1%} to {high:.1%}",
-            f"{score['lenient'] / score['total']:.1%}",
-        ]
+        share, lenient = f"{score['accuracy']:.1%}", f"{score['lenient'] / score['total']:.1%}"
         if rewarded:
             low, high = score["mean_interval95"]
-            cells = [f"{score['mean']:.4g}", f"{low:.4g} to {high:.4g}", *cells]
+            cells = (f"{score['mean']:.4g}", f"{low:.4g} to {high:.4g}", share, lenient)
+        else:
+            low, high = score["interval95"]
+            cells = (share, f"{low:.1%} to {high:.1%}", lenient)
         rows.append((name, *cells, str(score["total"])))
     if rows:
-        mean = ("mean reward", "95 % interval") if rewarded else ()
-        print_table(("", *mean, *_HEADER[1:]), rows)
+        first = ("mean reward", "95 % interval", "exact match")
+        header = first if rewarded else ("exact match", "95 % interval")
+        print_table(("", *header, "lenient", "n"), rows)
     for warning in mask.metadata.get("warnings", ()):
         Console().print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     size = output.stat().st_size
