@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import ipaddress
 from collections import deque
+from functools import partial
 
 from bmt_server.errors import ApiError, RateLimited
 from bmt_server.ipc.blob import PREFIX
@@ -75,7 +76,7 @@ class KeyReader:
             values: list[bytes | None] = []
             error: ApiError | None = None
             try:
-                values = await self._connection.call(lambda b=batch: quick.hmget(KEYS, b))
+                values = await self._connection.call(partial(quick.hmget, KEYS, batch))
             except ApiError as refused:
                 error = refused
             for i, digest in enumerate(batch):
