@@ -32,7 +32,10 @@ LEAST = {"replicas": 0, "tensorParallelSize": 1, "drain.seconds": 0}
 FREE = {"valkey.resources", "trainingJob.resources", "trainingJob.config", "resources"}
 # Former names of values, accepted until 0.2.0.
 FORMER = {"masks.maxDensity": "masks.maxSparsity"}
-PATTERNS = {"image.digest": "^(sha256:[0-9a-f]{64})?$", "registry.url": "^((rediss?|valkeys?)([+](sentinel|cluster))?://.+)?$"}
+PATTERNS = {
+    "image.digest": "^(sha256:[0-9a-f]{64})?$",
+    "registry.url": "^((rediss?|valkeys?)([+](sentinel|cluster))?://.+)?$",
+}
 
 
 def described(text: str) -> dict[str, str]:
