@@ -34,11 +34,14 @@ def test_requests_override_the_checkpoints_sampling_settings():
     taken = CompletionRequest(**sent).to_sampling_params(3, recommended)
     assert (taken.temperature, taken.top_p, taken.top_k, taken.min_p) == (0.7, 1.0, 0, 0.0)
     assert taken.repetition_penalty == 1.0
+    assert not taken.stop_token_ids
     assert taken.presence_penalty == taken.frequency_penalty == 0.0
 
 
 def test_requests_have_the_runs_own_truncation():
-    sent = sent_with(sampling={"top_p": 0.8, "top_k": 5, "min_p": 0.05})
+    sent = sent_with(sampling={"top_p": 0.8, "top_k": 5, "min_p": 0.05, "stop_token_ids": [2, 7]})
     taken = CompletionRequest(**sent).to_sampling_params(3, {"top_p": 0.9, "top_k": 20})
     assert (taken.temperature, taken.top_p, taken.top_k, taken.min_p) == (0.7, 0.8, 5, 0.05)
     assert taken.repetition_penalty == 1.0
+    # The template's end of a turn, which the checkpoint may not know.
+    assert taken.stop_token_ids == [2, 7]

@@ -29,6 +29,7 @@ from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.rollouts import environments
 from bmt_trainer.methods.rollouts.environments import Environments
+from bmt_trainer.methods.rollouts.local import eos_token_ids
 from bmt_trainer.methods.rollouts.scores import RolloutScores
 from bmt_trainer.methods.rollouts.server import ServerRollouts
 from bmt_trainer.methods.rollouts.turns import Turns
@@ -237,7 +238,12 @@ def server_rollouts(
             partial(pipeline.current_mask, loaded, attached),
             max_tokens=loaded.config.max_new_tokens,
             temperature=config.temperature,
-            sampling={"top_p": config.top_p, "top_k": config.top_k, "min_p": config.min_p},
+            sampling={
+                "top_p": config.top_p,
+                "top_k": config.top_k,
+                "min_p": config.min_p,
+                "stop_token_ids": sorted(eos_token_ids(loaded.model, loaded.tokenizer)),
+            },
         )
         try:
             yield rollouts

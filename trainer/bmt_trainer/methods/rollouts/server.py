@@ -32,7 +32,8 @@ class ServerRollouts:
     """Completions of prompts by a server, in one turn or in several.
 
     mask: returns the hard mask of the gates' current values;
-    sampling: top_p, top_k and min_p, if they are not neutral.
+    sampling: top_p, top_k and min_p, if they are not neutral, and stop_token_ids: the tokens that
+    end an answer, which the server's own settings may lack.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class ServerRollouts:
         *,
         max_tokens: int,
         temperature: float,
-        sampling: Mapping[str, float] = NEUTRAL_SAMPLING,
+        sampling: Mapping[str, Any] = NEUTRAL_SAMPLING,
     ) -> None:
         self._client, self._name = client, name
         self._mask, self._max_tokens = mask, max_tokens
