@@ -81,13 +81,7 @@ def check_checkpoint(folder: Path) -> None:
         raise ModelError(
             f"{folder} has no config.json; {what}{'' if adapter else ' a Hugging Face checkpoint'}"
         )
-    config = _read_json(folder / "config.json")
-    method = _quantization(config) or _old_quantization(folder)
-    if method is not None:
-        raise QuantizedModel(
-            f"{folder} is quantized ({method}), and a mask deletes single weights; train on the "
-            "unquantized checkpoint that it was made from"
-        )
+    check_unquantized(folder)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         others = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf")]
@@ -104,6 +98,17 @@ def check_checkpoint(folder: Path) -> None:
             raise ModelError(f"{folder} lacks {missing[0]}, which {index.name} names; download it")
     for file in files:
         _check_dtypes(file)
+
+
+def check_unquantized(folder: Path) -> None:
+    """Raise QuantizedModel for a checkpoint whose settings name a quantizer."""
+    path = folder / "config.json"
+    method = _quantization(_read_json(path) if path.is_file() else {}) or _old_quantization(folder)
+    if method is not None:
+        raise QuantizedModel(
+            f"{folder} is quantized ({method}), and a mask deletes single weights; use the "
+            "unquantized checkpoint that it was made from"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from bmt_core import BaseMismatch, CheckpointError, Mask, TensorMask, fingerprin
 from transformers import PreTrainedModel
 
 from bmt_trainer.errors import OutputError, UnknownBase
-from bmt_trainer.models import checkpoint_folder
+from bmt_trainer.models import check_unquantized, checkpoint_folder
 
 # Bytes per element of the floating-point dtypes whose zero is all-zero bytes, by safetensors name.
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -64,12 +64,13 @@ def write_checkpoint(
 
     The bytes are zeroed in the copied safetensors files: that works for any sharding and
     floating-point dtype, loads no tensor, and leaves everything else unchanged, except for the
-    chat template if one is given. Raises
-    BaseMismatch, CheckpointError, and OutputError if `out_dir` exists and is not empty.
+    chat template if one is given. Raises BaseMismatch, CheckpointError, QuantizedModel, and
+    OutputError if `out_dir` exists and is not empty.
     """
     source, target = Path(model_dir), Path(out_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"{target} exists and is not empty; choose another folder or remove it")
+    check_unquantized(source)
     _check_base(mask, fingerprint(source))
     target.parent.mkdir(parents=True, exist_ok=True)
     # Complete or absent: a partly masked model would answer without an error.

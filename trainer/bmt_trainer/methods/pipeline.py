@@ -34,16 +34,17 @@ from bmt_trainer.evaluation.generate import stop_at_end_of_turn
 from bmt_trainer.evaluation.kl import forward_kl
 from bmt_trainer.evaluation.score import best_guess, require_answers
 from bmt_trainer.masking import live_gates
-from bmt_trainer.masking.attach import Attached, coverage, select
+from bmt_trainer.masking.attach import Attached, coverage
 from bmt_trainer.masking.attach import attach as attach_gates
 from bmt_trainer.masking.calibration import input_norms
-from bmt_trainer.masking.export import check_stored, export, library_versions
+from bmt_trainer.masking.export import export, library_versions
 from bmt_trainer.masking.initialization import init_gates
 from bmt_trainer.masking.masked_linear import ParameterAccess
 from bmt_trainer.methods.config import TrainConfig
 from bmt_trainer.methods.guards import contents, interruption, outputs
 from bmt_trainer.methods.guards.finite import check_gates, check_norms, check_weights
 from bmt_trainer.methods.guards.interruption import Interruption
+from bmt_trainer.methods.guards.targets import masked_weights
 from bmt_trainer.methods.lengths import Prompts
 from bmt_trainer.methods.rollouts.environments import Environments
 from bmt_trainer.methods.rollouts.local import sample_texts
@@ -129,7 +130,7 @@ def load(
     folder = models.checkpoint_folder(config.model)
     models.check_checkpoint(folder)
     geometry = dict(bmt_core.geometry(folder, ""))
-    gates = _masked_weights(folder, config.targets, geometry)
+    gates = masked_weights(folder, config.targets, geometry)
     base = models.base_of(config.model, folder)
     tokenizer = models.load_tokenizer(folder, config.chat_template)
     models.check_template_kwargs(tokenizer, config.chat_template_kwargs)
@@ -215,16 +216,6 @@ def load(
         scored=scored,
         environments=acting,
     )
-
-
-def _masked_weights(
-    folder: Path, targets: str | None, geometry: Mapping[str, tuple[int, int]]
-) -> int:
-    """The number of weights that will be masked. Raises the errors of `attach` and of `export`."""
-    chosen = select(models.outline(folder), targets)
-    for name, layer in chosen.items():
-        check_stored(name, (layer.out_features, layer.in_features), geometry, folder.name)
-    return sum(layer.weight.numel() for layer in chosen.values())
 
 
 def attach(loaded: Loaded) -> Attached:

@@ -48,7 +48,7 @@ class Checkpoints:
 
         Damaged newer ones are named in a line and removed.
         """
-        damaged = []
+        damaged: list[Path] = []
         for folder in self.candidates():
             fault = self._fault(folder)
             if fault is None:
