@@ -31,7 +31,7 @@ SERVER, TRAINER = PACKAGES["bmt_server"], PACKAGES["bmt_trainer"]
 # The rooms of a package, each with the rooms whose modules it may import besides its own.
 # A module at a package's root is a room of its own.
 _TRAINER_FLOOR = {"errors", "settings", "console", "process", "distributed"}
-_TRAINER_BASE = _TRAINER_FLOOR | {"data", "models", "templates"}
+_TRAINER_BASE = _TRAINER_FLOOR | {"checkpoint_files", "data", "models", "templates"}
 _SERVER_FLOOR = {"settings", "errors", "ipc"}
 ROOMS = {
     "bmt_trainer": {
@@ -42,9 +42,18 @@ ROOMS = {
         "distributed": {"errors", "process"},
         "templates": set(),
         "hub": set(),
-        "models": {"errors", "settings", "distributed", "process", "templates", "hub"},
+        "checkpoint_files": {"errors"},
+        "models": {
+            "checkpoint_files",
+            "errors",
+            "settings",
+            "distributed",
+            "process",
+            "templates",
+            "hub",
+        },
         "data": _TRAINER_FLOOR | {"hub"},
-        "masking": {"errors", "models"},
+        "masking": {"checkpoint_files", "errors", "models"},
         "evaluation": _TRAINER_BASE | {"masking"},
         "rewards": _TRAINER_BASE | {"evaluation"},
         "methods": _TRAINER_BASE | {"masking", "evaluation", "rewards"},

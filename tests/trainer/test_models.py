@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from bmt_trainer import models
+from bmt_trainer.checkpoint_files import check_checkpoint
 from bmt_trainer.errors import ModelError, NonFinite, QuantizedModel
 from safetensors.torch import load_file, save_file
 
@@ -50,7 +51,7 @@ QUANTIZERS = [
 @pytest.mark.parametrize("config", QUANTIZERS, ids=lambda c: c["quant_method"])
 def test_a_quantized_base_is_refused_by_its_configuration(base, weights_stay_on_disk, config):
     configure(base, quantization_config=config)
-    for refuse in (models.check_checkpoint, models.load_model):
+    for refuse in (check_checkpoint, models.load_model):
         with pytest.raises(QuantizedModel, match=config["quant_method"]):
             refuse(base)
 
@@ -61,25 +62,25 @@ def test_other_places_of_a_quantizer(base, weights_stay_on_disk, place):
     value = {"quantization_config": inner} if place == "text_config" else inner
     configure(base, **{place: value})
     with pytest.raises(QuantizedModel, match="gptq"):
-        models.check_checkpoint(base)
+        check_checkpoint(base)
 
 
 def test_a_quantizers_own_file_and_packed_tensors(base, weights_stay_on_disk):
     (base / "quantize_config.json").write_text("{}")
     with pytest.raises(QuantizedModel, match=r"quantize_config\.json"):
-        models.check_checkpoint(base)
+        check_checkpoint(base)
     (base / "quantize_config.json").unlink()
     tensors = load_file(base / "model.safetensors")
     name = "model.layers.0.mlp.gate_proj.weight"
     for kind in (torch.int8, torch.float8_e4m3fn, torch.int32):
         save_file({**tensors, name: tensors[name].to(kind)}, base / "model.safetensors")
         with pytest.raises(QuantizedModel, match=name):
-            models.check_checkpoint(base)
+            check_checkpoint(base)
 
 
 def test_a_null_quantizer_is_none(base):
     configure(base, quantization_config=None)
-    models.check_checkpoint(base)
+    check_checkpoint(base)
 
 
 @pytest.mark.found
@@ -102,7 +103,7 @@ def test_a_null_quantizer_is_none(base):
 def test_an_incomplete_folder_is_one_line(base, weights_stay_on_disk, spoil, says):
     spoil(base)
     with pytest.raises(ModelError, match=says) as raised:
-        models.check_checkpoint(base)
+        check_checkpoint(base)
     assert "\n" not in str(raised.value)
 
 

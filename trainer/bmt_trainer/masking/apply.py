@@ -13,8 +13,9 @@ import torch
 from bmt_core import BaseMismatch, CheckpointError, Mask, TensorMask, fingerprint
 from transformers import PreTrainedModel
 
+from bmt_trainer.checkpoint_files import check_unquantized
 from bmt_trainer.errors import OutputError, UnknownBase
-from bmt_trainer.models import check_unquantized, checkpoint_folder
+from bmt_trainer.models import checkpoint_folder
 
 # Bytes per element of the floating-point dtypes whose zero is all-zero bytes, by safetensors name.
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}

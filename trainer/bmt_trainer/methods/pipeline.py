@@ -18,6 +18,7 @@ from bmt_core import Base, Mask
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer import models
+from bmt_trainer.checkpoint_files import check_checkpoint
 from bmt_trainer.console import Display
 from bmt_trainer.data import sources
 from bmt_trainer.data.encoding import (
@@ -128,7 +129,7 @@ def load(
     may_replace = config.overwrite or (config.resume and is_writing(config.output))
     outputs.check(config.output, overwrite=may_replace, resume=config.resume)
     folder = models.checkpoint_folder(config.model)
-    models.check_checkpoint(folder)
+    check_checkpoint(folder)
     geometry = dict(bmt_core.geometry(folder, ""))
     gates = masked_weights(folder, config.targets, geometry)
     base = models.base_of(config.model, folder)
