@@ -335,6 +335,10 @@ def test_files_that_cannot_be_read_are_named_in_one_line(tmp_path, monkeypatch, 
         ("only", "holds no data files"),
         ("data/trian", "near it: train.jsonl"),
         ("bbeh:question.json", "no such file"),
+        ("link.jsonl", "a link to a file that does not exist"),
+        ("", "names no data set"),
+        (" ?limit=1", "names no data set"),
+        ("http://127.0.0.1:1/x.jsonl", "Cannot connect"),
     ],
 )
 def test_names_of_nothing(tmp_path, monkeypatch, name, says):
@@ -344,6 +348,7 @@ def test_names_of_nothing(tmp_path, monkeypatch, name, says):
     (tmp_path / "questions.jsonl").write_bytes(lines())
     (tmp_path / "data" / "train.jsonl").write_bytes(lines())
     (tmp_path / "only" / "model.bin").write_bytes(b"x")
+    (tmp_path / "link.jsonl").symlink_to("absent.jsonl")
     with pytest.raises(DataError, match=says) as raised:
         load(name, heldout=0, train=1)
     assert "\n" not in str(raised.value)

@@ -125,6 +125,8 @@ def load(
 def source_of(dataset: str) -> Source:
     """The data set of a name that is not a mixture's. Raises DataError."""
     name, options = parse_name(dataset)
+    if not name.strip():
+        raise DataError(f"{dataset!r} names no data set")
     kind, _, rest = name.partition(":")
     common: dict[str, Any] = {
         "weight": float,

@@ -92,6 +92,9 @@ _TEXT: Mapping[str, Callable[[text_formats.Lines, str, Mapping[str, str]], Rows]
 
 def reason(error: BaseException) -> str:
     """Another library's error in one line."""
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        # fsspec says so of a server that cannot be reached, too.
+        error = error.__cause__
     text = " ".join(str(error).split())[:_LONGEST_REASON]
     if isinstance(error, FileNotFoundError) and "o such file" not in text:
         text = f"no such file: {text}"
@@ -106,12 +109,12 @@ def of_url(url: str, options: Mapping[str, str]) -> Rows:
             raise DataError(f"{url} cannot be read: the Hub cannot be asked ({offline})")
     try:
         found, is_folder = places.remote(url)
+        if is_folder:
+            return of_folder(url, options)
     except DataError:
         raise
     except Exception as error:  # each file system has its own errors
         raise DataError(f"{url} cannot be read ({reason(error)})") from error
-    if is_folder:
-        return of_folder(url, options)
     check_options(url, options, FILE_OPTIONS)
     return of_places(found, options)
 

@@ -86,6 +86,8 @@ def local(name: str) -> list[Place] | None:
 def missing(name: str) -> str:
     """Explain that there is no file `name`, with the names near it."""
     path = Path(name).expanduser()
+    if path.is_symlink():
+        return "a link to a file that does not exist"
     folder = path.parent
     while not folder.exists() and folder != folder.parent:
         path, folder = folder, folder.parent

@@ -70,7 +70,7 @@ def _rows_of(value: dict[str, Any], name: str, field: str | None) -> Any:
     if not lists:
         raise DataError(
             f"{name} holds neither a list nor an object with a list of objects; its keys are "
-            f"{', '.join(list(value)[:10])}"
+            f"{', '.join(list(value)[:10]) or 'none'}"
         )
     return value[lists[0]]
 
