@@ -16,8 +16,9 @@ import httpx
 ROOT = Path(__file__).resolve().parents[3]
 _SCRIPT = ROOT / "tests" / "support" / "children" / "replica_server.py"
 _SOURCES = ("core", "trainer", "server", "client", ".")
-# Response fields whose name differs between revisions; `zeros` carries the same information.
-_RENAMED = ("density", "sparsity")
+# Response fields whose name differs between revisions, `zeros` carries the same information, and
+# fields that older revisions do not have.
+_RENAMED = ("density", "sparsity", "same_chat_template")
 
 
 def export(revision: str, folder: Path) -> str:
