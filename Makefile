@@ -6,7 +6,7 @@ BIN := $(ROOT)/.venv/bin
 PORT ?= 8000
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-PAPER := paper-sdft paper-table3 paper-forgetting paper-geometry paper-grpo paper-grpo-server paper-grpo-hard paper-grpo-no-tail paper-gsm8k paper-head paper-labels paper-lean-sft paper-live paper-prompts paper-steps paper-tool-calls paper-tool-calls-served
+PAPER := paper-environment paper-sdft paper-table3 paper-forgetting paper-geometry paper-grpo paper-grpo-server paper-grpo-hard paper-grpo-no-tail paper-gsm8k paper-head paper-labels paper-lean-sft paper-live paper-prompts paper-steps paper-tool-calls paper-tool-calls-served
 export GSM8K PAPER_DATA
 
 STRICT := core/bmt_core client/bmt_client $(addprefix server/bmt_server/,api registry ipc worker)
@@ -64,6 +64,7 @@ paper-head: ## time of answers on a CPU with the LM head's input made contiguous
 paper-labels: ## time of an SFT step's loss on a CPU with labels scored alone
 paper-prompts: ## time of a GRPO step's loss with each prompt read once
 paper-steps: ## time and memory of a step against LoRA and full fine-tuning
+paper-environment: ## GRPO in an environment: a function that must be called
 paper-tool-calls: ## SFT on function calls with the shipped chat template
 paper-tool-calls-served: ## the same rows through a server's tool parser
 $(PAPER): setup

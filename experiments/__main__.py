@@ -6,13 +6,14 @@ import argparse
 
 from bmt_trainer.process import keep_freed_memory
 
-from experiments import comparisons, grpo, live, sdft, sft, tool_calls
+from experiments import comparisons, environment, grpo, live, sdft, sft, tool_calls
 from experiments.costs import head_cost, label_cost, prompt_cost, step_cost
 
 EXPERIMENTS = {
     **grpo.EXPERIMENTS,
     **sdft.EXPERIMENTS,
     **comparisons.EXPERIMENTS,
+    **environment.EXPERIMENTS,
     **tool_calls.EXPERIMENTS,
     "lean-sft": sft.lean,
     "head": head_cost.compare,
