@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 from bmt_trainer.console import Display
-from bmt_trainer.errors import ConfigError, RolloutError
+from bmt_trainer.errors import ConfigError, ResumeError, RolloutError
 from bmt_trainer.masking.masked_linear import MaskedLinear
 from bmt_trainer.methods import trl_mixins
 from bmt_trainer.methods.config import GrpoConfig
@@ -202,6 +202,11 @@ def test_a_resumed_run_is_bit_identical(checkpoint, tmp_path, calling, monkeypat
         interrupt_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             train(cut, quiet())
+    changed = ENVIRONMENT.replace("Look up", "Look for")
+    (tmp_path / "env.py").write_text(changed)
+    with pytest.raises(ResumeError, match="environment"):
+        train(dataclasses.replace(cut, resume=True), quiet())
+    (tmp_path / "env.py").write_text(ENVIRONMENT)
     resumed = train(dataclasses.replace(cut, resume=True), quiet())
     assert resumed == whole == again
     histories = [
