@@ -11,8 +11,8 @@ import torch
 from bmt_trainer.cli.main import app
 from bmt_trainer.console import Display
 from bmt_trainer.errors import ConfigError, RewardError
-from bmt_trainer.methods import grpo
-from bmt_trainer.methods.config import GrpoConfig
+from bmt_trainer.methods import grpo, sdft, sft
+from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -239,15 +239,29 @@ def test_a_reward_of_another_length_later(settings, tmp_path):
 
 
 @pytest.mark.found
-def test_a_wrong_reward_is_refused_before_anything_is_generated(settings, tmp_path, monkeypatch):
-    (tmp_path / "wrong.py").write_text("def wrong(completion, answer): return None\n")
+@pytest.mark.parametrize("method", ["grpo", "sft", "sdft"])
+def test_a_wrong_reward_is_refused_before_anything_is_generated(
+    settings, tmp_path, monkeypatch, method
+):
+    path = tmp_path / "wrong.py"
+    path.write_text("def wrong(completion, answer): return None\n")
 
     def generated(*_, **__):
         raise AssertionError("the model answered")
 
     monkeypatch.setattr("bmt_trainer.evaluation.score.generate", generated)
+    config = settings("words")
+    common = {"model": config.model, "dataset": config.dataset, "output": config.output}
+    common |= {"heldout": 6, "device": "cpu", "steps": 2}
+    more = {"prompts_per_step": 4, "validation": 4}
+    wrong = f"{path}:wrong"
+    run = {
+        "grpo": lambda: trained(dataclasses.replace(config, reward=wrong)),
+        "sft": lambda: sft.train(SftConfig(**common, grader=wrong)),
+        "sdft": lambda: sdft.train(SdftConfig(**common, **more, grader=wrong)),
+    }[method]
     with pytest.raises(ConfigError, match=r"wrong\.py:wrong: returned None"):
-        trained(settings("wrong.py:wrong"))
+        run()
 
 
 def test_overlong_penalty_and_truncated_answers(settings):

@@ -63,6 +63,7 @@ def load(config: SdftConfig, display: Display, *, scored: bool = True) -> tuple[
         scored=scored,
         longest=partial(teacher_example, template=config.template),
     )
+    loaded.grader.try_on(examples, display.say)
     rows = on_policy.prompt_rows(loaded.tokenizer, examples, privileged_context=_demonstration)
     return loaded, rows
 
