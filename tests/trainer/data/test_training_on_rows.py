@@ -115,9 +115,6 @@ CALLED = [USER, {**REPLY, "tool_calls": [CALL]}, {"role": "tool", "content": "r"
     [
         ({"prompt": "q"}, "no answer that the grader words"),
         ({"text": "t"}, "text and tokens have no prompt"),
-        ({"prompt": "q", "answer": "a", "tools": TOOLS}, "tools"),
-        ({"prompt": CALLED, "answer": "a", "tools": TOOLS}, "tools"),
-        ({"prompt": "q", "answer": "a", "chat_template_kwargs": {"x": 1}}, "chat_template_kwargs"),
     ],
 )
 def test_grpo_refuses_rows_that_rollouts_cannot_use(checkpoint, tmp_path, row, part):
