@@ -78,6 +78,7 @@ def _report(mask: Mask, output: Path) -> None:
     cells: tuple[str, ...]
     for name, score in scores.items():
         share, lenient = f"{score['accuracy']:.1%}", f"{score['lenient'] / score['total']:.1%}"
+        cells: tuple[str, ...]
         if rewarded:
             low, high = score["mean_interval95"]
             cells = (f"{score['mean']:.4g}", f"{low:.4g} to {high:.4g}", share, lenient)
