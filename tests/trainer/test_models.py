@@ -9,7 +9,8 @@ import pytest
 import torch
 from bmt_trainer import models
 from bmt_trainer.checkpoint_files import check_checkpoint
-from bmt_trainer.errors import ModelError, NonFinite, QuantizedModel
+from bmt_trainer.errors import ConfigError, ModelError, NonFinite, QuantizedModel
+from bmt_trainer.templates import shipped
 from safetensors.torch import load_file, save_file
 
 from tests.support.tiny_model import tiny_llama
@@ -153,3 +154,69 @@ def test_excluded_tokens_are_finite_enough():
         )
         model(torch.tensor([[3, 4, 5]]))
         hook.remove()
+
+
+def template_file(folder, text):
+    path = folder / "t.jinja"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{% for m in messages %}", "not a Jinja template"),
+        ("{{ messages[", "not a Jinja template"),
+        ("{% unknown_tag %}", "not a Jinja template"),
+        ("{{ messages | no_such_filter }}", "not a Jinja template"),
+        (b"\xff\xfe{\x00", "not UTF-8"),
+        ("  \n", "empty"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_one_line(checkpoint, tmp_path, text, reason):
+    with pytest.raises(ConfigError, match=reason) as caught:
+        models.load_tokenizer(checkpoint, template_file(tmp_path, text))
+    assert "\n" not in str(caught.value)
+    assert "t.jinja" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["missing.jinja", "nosuch", "."])
+def test_a_template_that_is_not_there_lists_those_that_are(checkpoint, name):
+    with pytest.raises(ConfigError, match="tools"):
+        models.load_tokenizer(checkpoint, name)
+
+
+def test_a_shipped_template_by_name(checkpoint):
+    tokenizer = models.load_tokenizer(checkpoint, "tools")
+    assert tokenizer.chat_template == shipped.text_of("tools")
+    assert models.template_digest(tokenizer) != models.template_digest(
+        models.load_tokenizer(checkpoint)
+    )
+
+
+def test_arguments_that_the_template_does_not_read_are_refused(checkpoint, tmp_path):
+    text = "{{ bos_token }}{% if think %}{{ messages }}{% endif %}{{ strftime_now('%d') }}"
+    tokenizer = models.load_tokenizer(checkpoint, template_file(tmp_path, text))
+    models.check_template_kwargs(tokenizer, {"think": False})
+    models.check_template_kwargs(tokenizer, None)
+    for wrong in ("thinks", "messages", "add_generation_prompt"):
+        with pytest.raises(ConfigError, match=rf"{wrong}.*it reads think"):
+            models.check_template_kwargs(tokenizer, {wrong: 1})
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="no chat template"):
+        models.check_template_kwargs(tokenizer, {"think": False})
+
+
+def test_the_context_is_that_of_the_configuration(checkpoint, tmp_path):
+    config = json.loads((checkpoint / "config.json").read_text())
+
+    def context(**changes):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+        return models.context_length(tmp_path)
+
+    assert context(max_position_embeddings=512) == 512
+    scaled = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    assert context(max_position_embeddings=512, rope_parameters={**scaled, "rope_theta": 1e4}) == (
+        2048
+    )

@@ -5,16 +5,25 @@ import shutil
 from pathlib import Path
 
 import bmt_core
+import numpy as np
 import pytest
 import torch
 from bmt_core import Base, BaseMismatch
+from bmt_trainer.cli import main
 from bmt_trainer.errors import ModelNotFound, OutputError, UnknownBase
 from bmt_trainer.masking.apply import apply, write_checkpoint
 from bmt_trainer.masking.attach import attach
 from bmt_trainer.masking.export import export
-from bmt_trainer.models import base_of, checkpoint_folder, load_model
+from bmt_trainer.models import (
+    base_of,
+    checkpoint_folder,
+    load_model,
+    load_tokenizer,
+    template_digest,
+)
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from tests.support.tiny_model import tiny_llama
 
@@ -211,3 +220,52 @@ def test_a_model_that_does_not_exist(monkeypatch):
         checkpoint_folder("no/such-model")
     with pytest.raises(ModelNotFound, match="not a name"):
         checkpoint_folder("not a name/at/all")
+
+
+def applied(checkpoint, tmp_path, *options, **metadata):
+    """`bmt-train apply` of a mask with this metadata: its output, and the checkpoint's template."""
+    tensor = next(iter(bmt_core.geometry(checkpoint)))
+    shape = bmt_core.geometry(checkpoint)[tensor]
+    base = bmt_core.Base("tiny", bmt_core.fingerprint(checkpoint))
+    positions = np.arange(3, dtype=np.uint32)
+    mask = bmt_core.Mask(base, (bmt_core.TensorMask(tensor, shape, positions),), metadata)
+    bmt_core.save(mask, tmp_path / "m.bmt")
+    out = tmp_path / "out"
+    arguments = ["apply", str(tmp_path / "m.bmt"), "--model", str(checkpoint), "--output", str(out)]
+    done = CliRunner().invoke(main.app, [*arguments, *options])
+    assert done.exit_code == 0, done.output
+    return done.stderr, load_tokenizer(out).chat_template
+
+
+def test_apply_writes_the_template_of_the_training(checkpoint, tmp_path):
+    trained = load_tokenizer(checkpoint, "tools")
+    said, template = applied(checkpoint, tmp_path, chat_template=template_digest(trained))
+    assert template == trained.chat_template
+    assert "tools" in said
+
+
+def test_apply_says_so_if_it_does_not_know_the_template(checkpoint, tmp_path):
+    own = load_tokenizer(checkpoint).chat_template
+    said, template = applied(checkpoint, tmp_path, chat_template="ab" * 32)
+    assert template == own
+    assert "ab" * 32 in said
+    assert "--chat-template" in said
+
+
+def test_apply_takes_the_template_from_a_file(checkpoint, tmp_path):
+    file = tmp_path / "t.jinja"
+    file.write_text("{{ messages }}\n{# é #}")
+    digest = template_digest(load_tokenizer(checkpoint, str(file)))
+    said, template = applied(
+        checkpoint, tmp_path, "--chat-template", str(file), chat_template=digest
+    )
+    assert template == file.read_text()
+    assert said == ""
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_apply_keeps_the_checkpoints_own_template(checkpoint, tmp_path, known):
+    tokenizer = load_tokenizer(checkpoint)
+    metadata = {"chat_template": template_digest(tokenizer)} if known else {}
+    said, template = applied(checkpoint, tmp_path, **metadata)
+    assert (said, template) == ("", tokenizer.chat_template)
