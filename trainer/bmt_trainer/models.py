@@ -260,7 +260,10 @@ def template_variables(template: str, name: str = "the template") -> set[str]:
 
 
 #: Variables that rendering sets itself.
-_RENDERED = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+_RENDERED = {
+    *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
+    *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
+}
 
 
 def check_template_kwargs(
