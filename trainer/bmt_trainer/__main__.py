@@ -8,8 +8,11 @@ EXTRAS = {
     **dict.fromkeys(
         (
             "accelerate",
+            "aiohttp",
             "datasets",
+            "fsspec",
             "huggingface_hub",
+            "pyarrow",
             "reasoning_gym",
             "rich",
             "safetensors",

@@ -12,7 +12,7 @@ from pathlib import Path
 from bmt_core import fingerprint
 
 from bmt_trainer.data.names import split_names
-from bmt_trainer.data.rows.places import is_url, local
+from bmt_trainer.data.rows.local_files import is_url, local_paths
 
 
 def of_model(model: str) -> str:
@@ -67,6 +67,6 @@ def _files(location: str) -> list[Path]:
         path = Path(name).expanduser()
         if name and path.is_dir():
             return sorted(file for file in path.rglob("*") if file.is_file())
-        if name and (found := local(name)):
-            return [Path(place.path) for place in found]
+        if name and (found := local_paths(name)):
+            return [Path(file) for file in found]
     return []

@@ -14,7 +14,7 @@ from typing import Any
 
 from bmt_trainer.data.examples import Example, chat
 from bmt_trainer.data.names import check_options
-from bmt_trainer.data.rows import Rows, files, places, repositories
+from bmt_trainer.data.rows import Rows, files, local_files, places, repositories
 from bmt_trainer.errors import DataError
 
 Row = Mapping[str, Any]
@@ -65,7 +65,7 @@ def examples(form: str, source: str, options: Mapping[str, str]) -> Iterator[Exa
 def _rows(source: str, options: Mapping[str, str]) -> Rows:
     if Path(source).expanduser().is_dir():
         raise DataError(f"{source} is a folder; name one of its files")
-    if places.is_url(source):
+    if local_files.is_url(source):
         return files.of_url(source, {})
     found = places.local(source)
     if found is not None:

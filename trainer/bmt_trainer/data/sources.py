@@ -33,7 +33,7 @@ from bmt_trainer.data.names import (
     split_names,
     typed,
 )
-from bmt_trainer.data.rows import Rows, files, places, repositories
+from bmt_trainer.data.rows import Rows, files, local_files, places, repositories
 from bmt_trainer.errors import DataError
 
 # Repeated prompts in a row after which a generator counts as exhausted.
@@ -289,7 +289,7 @@ def _rows(source: Source, options: Mapping[str, str]) -> Rows:
     name = source.name
     every = ("format", "limit", "weight", "streaming", "buffer", *COLUMNS)
     of_files = (*files.FILE_OPTIONS, *every)
-    if places.is_url(name):
+    if local_files.is_url(name):
         check_options(name, options, (*files.FOLDER_OPTIONS, *of_files))
         return files.of_url(name, options)
     if Path(name).expanduser().is_dir():

@@ -13,7 +13,7 @@ from datasets.data_files import sanitize_patterns
 
 from bmt_trainer import hub
 from bmt_trainer.data.names import check_options
-from bmt_trainer.data.rows import Rows, places, tables, text_formats
+from bmt_trainer.data.rows import Rows, local_files, places, tables, text_formats
 from bmt_trainer.data.rows.places import EXTENSIONS, Place
 from bmt_trainer.data.rows.slices import sliced
 from bmt_trainer.data.rows.streams import COMPRESSIONS, text_lines
@@ -31,7 +31,7 @@ def of_file(path: Path) -> Rows:
     """The rows of one local file. Raises DataError."""
     found = places.local(str(path))
     if found is None:
-        raise DataError(f"{path} cannot be read: {places.missing(str(path))}")
+        raise DataError(f"{path} cannot be read: {local_files.missing(str(path))}")
     return of_places(found, {})
 
 
@@ -136,7 +136,7 @@ def of_folder(folder: str, options: Mapping[str, str]) -> Rows:
 
 
 def _saved(folder: str, spec: str | None) -> Rows:
-    path = folder if places.is_url(folder) else str(Path(folder).expanduser())
+    path = folder if local_files.is_url(folder) else str(Path(folder).expanduser())
     try:
         data = datasets.load_from_disk(path)
     except IndexError:  # of the list of its files, which is empty
@@ -187,7 +187,7 @@ def _card(folder: str, config: str | None) -> dict[str, list[Place]]:
 def _configs(folder: str) -> dict[str, dict[str, Any]]:
     """The configurations in the YAML head of a local README.md, by name, with text as values."""
     card = Path(folder).expanduser() / "README.md"
-    if places.is_url(folder) or not card.is_file():
+    if local_files.is_url(folder) or not card.is_file():
         return {}
     try:
         text = card.read_text(encoding="utf-8")

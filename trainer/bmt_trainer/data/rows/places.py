@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import glob
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from datasets.data_files import get_data_patterns, resolve_pattern
 from fsspec.implementations.local import LocalFileSystem
 
 from bmt_trainer import hub
+from bmt_trainer.data.rows.local_files import GLOB, is_url, local_paths
 from bmt_trainer.data.rows.streams import COMPRESSIONS
 from bmt_trainer.errors import DataError
 
@@ -30,7 +29,6 @@ EXTENSIONS = {
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
     **dict.fromkeys((".arrow", ".feather", ".ipc"), "arrow"),
 }
-_GLOB = re.compile(r"[*?\[]")
 _HTTP = ("http", "https")
 # Packages of file systems, by the scheme of their URLs.
 _PACKAGES = {
@@ -62,11 +60,6 @@ class Place:
         return self.system.open(self.path, "rb")  # type: ignore[no-any-return]
 
 
-def is_url(name: str) -> bool:
-    """True for a name such as s3://bucket/file.jsonl."""
-    return re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE) is not None
-
-
 def is_path(name: str) -> bool:
     """True for a name that can only be a path: it ends like a data file, or is no Hub id."""
     return Place(None, "", name).extensions[0] in EXTENSIONS or not hub.is_id(name)
@@ -74,32 +67,13 @@ def is_path(name: str) -> bool:
 
 def local(name: str) -> list[Place] | None:
     """The local files of a path or a glob; None if there are none, or for a folder."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return [Place(LocalFileSystem(), str(path), name)]
-    if path.exists() or not _GLOB.search(name):
+    paths = local_paths(name)
+    if paths is None:
         return None
-    found = sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-    return [Place(LocalFileSystem(), p, p) for p in found] or None
-
-
-def missing(name: str) -> str:
-    """Explain that there is no file `name`, with the names near it."""
-    path = Path(name).expanduser()
-    if path.is_symlink():
-        return "a link to a file that does not exist"
-    folder = path.parent
-    while not folder.exists() and folder != folder.parent:
-        path, folder = folder, folder.parent
-    if _GLOB.search(name):
-        return "no such file: the pattern matches nothing"
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    folded = {n.lower(): n for n in sorted(names, reverse=True)}
-    near = [folded[n] for n in difflib.get_close_matches(path.name.lower(), folded, 3, 0.5)]
-    if not near:
-        near = [n for n in sorted(names) if Path(n).stem == path.stem][:3]
-    what = "no such file" if path == Path(name).expanduser() else f"no such folder {path}"
-    return what + (f"; near it: {', '.join(near)}" if near else "")
+    # A file has the name that the user gave; a match of a pattern, its path.
+    names = [name] if Path(name).expanduser().is_file() else paths
+    system = LocalFileSystem()
+    return [Place(system, path, shown) for path, shown in zip(paths, names, strict=True)]
 
 
 def remote(url: str) -> tuple[list[Place], bool]:
@@ -121,7 +95,7 @@ def remote(url: str) -> tuple[list[Place], bool]:
         raise DataError(f"{url} cannot be read ({error})") from None
     if scheme in _HTTP:
         return [Place(system, path, address)], False
-    if _GLOB.search(path):
+    if GLOB.search(path):
         found = sorted(system.glob(path))
         if not found:
             raise DataError(f"{url} cannot be read: no such file: the pattern matches nothing")

@@ -10,7 +10,7 @@ import datasets
 import huggingface_hub
 
 from bmt_trainer import hub
-from bmt_trainer.data.rows import Rows, places, tables
+from bmt_trainer.data.rows import Rows, local_files, tables
 from bmt_trainer.data.rows.files import reason
 from bmt_trainer.errors import DataError
 
@@ -44,7 +44,7 @@ def of_hub(
             why = f"the Hub cannot be asked ({offline}) and there is no cached copy of it"
         else:
             why = f"the Hub does not provide it as a data set ({reason(error)})"
-        here = places.missing(name)
+        here = local_files.missing(name)
         near = f"; {here}" if "near it" in here else ""
         raise DataError(f"{name!r} is {otherwise}, and {why}{near}") from error
     if offline is not None and "revision" in options:

@@ -1,0 +1,45 @@
+"""Local paths, globs and URLs, distinguished by their text. Imports no library of data sets."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import re
+from pathlib import Path
+
+#: The characters that make a path a pattern.
+GLOB = re.compile(r"[*?\[]")
+
+
+def is_url(name: str) -> bool:
+    """True for a name such as s3://bucket/file.jsonl."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE) is not None
+
+
+def local_paths(name: str) -> list[str] | None:
+    """The files of a path or a glob; None if there are none, or for a folder."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [str(path)]
+    if path.exists() or not GLOB.search(name):
+        return None
+    return sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).is_file()) or None
+
+
+def missing(name: str) -> str:
+    """Explain that there is no file `name`, with the names near it."""
+    path = Path(name).expanduser()
+    if path.is_symlink():
+        return "a link to a file that does not exist"
+    folder = path.parent
+    while not folder.exists() and folder != folder.parent:
+        path, folder = folder, folder.parent
+    if GLOB.search(name):
+        return "no such file: the pattern matches nothing"
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    folded = {n.lower(): n for n in sorted(names, reverse=True)}
+    near = [folded[n] for n in difflib.get_close_matches(path.name.lower(), folded, 3, 0.5)]
+    if not near:
+        near = [n for n in sorted(names) if Path(n).stem == path.stem][:3]
+    what = "no such file" if path == Path(name).expanduser() else f"no such folder {path}"
+    return what + (f"; near it: {', '.join(near)}" if near else "")
