@@ -75,7 +75,6 @@ def _report(mask: Mask, output: Path) -> None:
     scores = mask.metadata.get("scores", {})
     rewarded = mask.metadata["method"] == "grpo"
     rows = []
-    cells: tuple[str, ...]
     for name, score in scores.items():
         share, lenient = f"{score['accuracy']:.1%}", f"{score['lenient'] / score['total']:.1%}"
         cells: tuple[str, ...]
