@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -11,7 +12,7 @@ import torch
 from bmt_trainer.console import Display
 from bmt_trainer.errors import ConfigError, ResumeError, RolloutError
 from bmt_trainer.masking.masked_linear import MaskedLinear
-from bmt_trainer.methods import trl_mixins
+from bmt_trainer.methods import grpo, trl_mixins
 from bmt_trainer.methods.config import GrpoConfig
 from bmt_trainer.methods.grpo import MaskedGRPOTrainer, train
 from rich.console import Console
@@ -215,6 +216,26 @@ def test_a_resumed_run_is_bit_identical(checkpoint, tmp_path, calling, monkeypat
     assert histories[0]["validation"] == histories[1]["validation"]
     still = settings(checkpoint, tmp_path, "still.bmt", learning_rate=1e-12)
     assert train(still, quiet()) != whole
+
+
+def test_each_turn_may_be_sampled_on_a_server(checkpoint, tmp_path, calling, monkeypatch):
+    tokenizer, turns = byte_tokenizer(), []
+
+    class Server:
+        def turn(self, prompts, trainer, *, first):
+            turns.append((len(prompts), first))
+            texts = [tokenizer.decode(p).rpartition("<|im_start|>user")[2] for p in prompts]
+            names = [t.partition("Ask for ")[2].partition(".")[0] for t in texts]
+            said = [call(n) if first and at % 3 else "ok<|im_end|>" for at, n in enumerate(names)]
+            ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in said]
+            return ids, [[-1.0] * len(one) for one in ids]
+
+    monkeypatch.setattr(grpo, "server_rollouts", lambda *_: contextlib.nullcontext(Server()))
+    train(settings(checkpoint, tmp_path), quiet())
+    assert turns == [(6, True), (4, False)] * 4
+    history = json.loads((tmp_path / "m.bmt.history.json").read_text())
+    assert [s["tools/call_frequency"] for s in history["steps"]] == pytest.approx([2 / 3] * 4)
+    assert [s["tools/failure_frequency"] for s in history["steps"]] == [0.0] * 4
 
 
 def test_an_environment_may_own_the_reward(checkpoint, tmp_path, calling):
