@@ -111,12 +111,12 @@ class RegistryAddress:
             return redis.Redis(ssl=self.tls, **merged)
         if self.kind == "cluster":
             merged.pop("db", None)
-            nodes = [ClusterNode(host, port) for host, port in self.nodes]
+            nodes = [ClusterNode(host, port) for host, port in self.nodes]  # type: ignore[no-untyped-call]
             return RedisCluster(startup_nodes=nodes, ssl=self.tls, **merged)
-        sentinels = Sentinel(
+        sentinels = Sentinel(  # type: ignore[no-untyped-call]
             self.nodes, sentinel_kwargs={**options, **self.tls_options(), **self.sentinel_options}
         )
-        return sentinels.master_for(self.service, ssl=self.tls, **merged)
+        return sentinels.master_for(self.service, ssl=self.tls, **merged)  # type: ignore[no-untyped-call]
 
     def as_cluster(self) -> RegistryAddress:
         """The cluster of a server that turned out to be a node of one."""
@@ -153,7 +153,7 @@ def _query(query: Mapping[str, str]) -> str:
 
 def _options(url: str) -> dict[str, Any]:
     """Arguments of redis-py's connections in the URL of one server. Raises ValueError."""
-    options = dict(parse_url(url))
+    options = dict(parse_url(url))  # type: ignore[no-untyped-call]
     for name in ("host", "port"):
         options.pop(name, None)
     kind = options.pop("connection_class", redis.Connection)

@@ -38,7 +38,7 @@ class Primary:
         self._nodes = list(address.nodes)
         self._asking = asyncio.Lock()
         self._sentinel = (
-            Sentinel(
+            Sentinel(  # type: ignore[no-untyped-call]
                 address.nodes,
                 sentinel_kwargs={
                     "socket_timeout": CONNECT_S,
@@ -113,7 +113,7 @@ class Primary:
             },
         )
         try:
-            ranges: Any = await client.execute_command("CLUSTER", "SLOTS")
+            ranges: Any = await client.execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]
         finally:
             await client.aclose()
         owner, nodes = None, [node]
