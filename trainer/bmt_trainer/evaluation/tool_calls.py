@@ -19,7 +19,7 @@ _PARAMETER = re.compile(r"<parameter=([^\s>]+)>\n?(.*?)\n?</parameter>", re.DOTA
 _REMAINS = re.compile(
     r'"(?:name|arguments|parameters)"\s*:|<function=|</function>|<parameter=|</parameter>'
 )
-# An empty wrapping is allowed to have white space, brackets of a list and commas of it.
+# What stands between the tags of a call.
 _WRAPPING = re.compile(r"<tool_call>([^<]*)</tool_call>")
 
 
