@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from bmt_trainer.data.examples import Example
 from bmt_trainer.evaluation.graders import find, find_for
 from bmt_trainer.evaluation.tool_calls import calls_in
+from bmt_trainer.rewards.find import find_for as rewards_for
 
 CALL = {"name": "get_weather", "arguments": {"city": "Zürich", "days": 2, "deep": {"x": [1, None]}}}
 OTHER = {"name": "now", "arguments": {}}
@@ -105,3 +107,13 @@ def test_answers_with_calls_are_compared_so_by_default():
         assert not grader.strict("Paris!", "Paris")
         assert grader.lenient("It is Paris!", "Paris")
     assert not find_for("rows.jsonl", "words").strict(text, hermes(CALL))
+
+
+def test_answers_in_chats_of_several_turns_are_graded_without_a_tokenizer():
+    """As `bmt-train eval` does it, for which no reward takes prompts."""
+    chat = ({"role": "system", "content": "S"}, {"role": "user", "content": "q"})
+    example = Example(chat, hermes(CALL), tools=({"type": "function"},))
+    grader = rewards_for("rows.jsonl", None)
+    grader.try_on([example], print)
+    assert grader.marks([hermes(CALL)], [example]).strict == [1.0]
+    assert grader.marks([""], [example]).strict == [0.0]

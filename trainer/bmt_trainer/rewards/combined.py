@@ -127,7 +127,8 @@ class Rewards:
         """
         chat = bool(self.tokenizer and self.tokenizer.chat_template)
         return Batch(
-            prompts=[_prompt(example, chat) for example in examples],
+            # Without a tokenizer no reward takes prompts; chats have no text then.
+            prompts=[_prompt(example, chat or self.tokenizer is None) for example in examples],
             completions=[_completion(text) if chat else text for text in completions],
             completion_ids=completion_ids or [self._ids(text) for text in completions],
             answers=[example.answer for example in examples],
