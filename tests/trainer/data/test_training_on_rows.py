@@ -175,6 +175,20 @@ def test_answers_end_where_the_template_ends_turns_whatever_the_checkpoint_says(
     assert len(ids) == 2  # the prompt's beginning, and one step
 
 
+@pytest.mark.parametrize("given", [0, None])
+def test_answers_end_at_the_tokenizers_eos_as_on_a_server(given):
+    """The checkpoint's generation settings name another token, or none."""
+    model, tokenizer = tiny_llama(), byte_tokenizer()
+    model.generation_config.eos_token_id = given
+    assert stop_at_end_of_turn(model, tokenizer) is None  # a server ends answers there by itself
+    stops = model.generation_config.eos_token_id
+    assert stops == [*([] if given is None else [given]), tokenizer.eos_token_id]
+    tokenizer.chat_template = None
+    model.generation_config.eos_token_id = given
+    assert stop_at_end_of_turn(model, tokenizer) is None
+    assert model.generation_config.eos_token_id == stops
+
+
 def test_a_template_that_ends_turns_with_eos_changes_nothing():
     model, tokenizer = tiny_llama(), byte_tokenizer()
     before = model.generation_config.eos_token_id

@@ -100,7 +100,8 @@ def evaluate(
         examples = [encoder.checked(e) for e in with_template_kwargs(examples, kwargs)]
     require_answers(examples, rewards, "score it by a reward of your own (--grader)")
     if rewards.needs_tokenizer:
-        rewards = rewards.for_model(load_tokenizer(checkpoint_folder(model)), max_new_tokens)
+        tokenizer = load_tokenizer(checkpoint_folder(model), chat_template)
+        rewards = rewards.for_model(tokenizer, max_new_tokens)
     rewards.try_on(examples, Display().say)
     models = by_options(
         model,

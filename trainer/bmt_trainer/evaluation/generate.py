@@ -31,19 +31,21 @@ NEUTRAL_SAMPLING = {
 
 
 def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Make answers end at the chat template's end of a turn; a line if they did not before.
+    """Make answers end at the chat template's end of a turn; a line if no server ends them there.
 
-    Changes the generation settings of the loaded model. A base model's own may name the end of a
-    text alone.
+    Changes the generation settings of the loaded model, which transformers alone heeds: they may
+    name the end of a text alone. Servers, and rollouts, end answers at the tokenizer's eos too.
     """
-    end, settings = end_of_turn(tokenizer), model.generation_config
-    if end is None or settings is None:
+    end, eos, settings = end_of_turn(tokenizer), tokenizer.eos_token_id, model.generation_config
+    if settings is None:
         return None
     given = settings.eos_token_id
     stops = [given] if isinstance(given, int) else list(given or [])
-    if end in (*stops, tokenizer.eos_token_id):
+    missing = [token for token in dict.fromkeys((eos, end)) if token not in (*stops, None)]
+    if missing:
+        settings.eos_token_id = [*stops, *missing]
+    if end is None or end in (*stops, eos):
         return None
-    settings.eos_token_id = [*stops, end]
     return (
         f"the chat template ends turns with {tokenizer.convert_ids_to_tokens(end)!r}, which is no "
         f"end for the model: answers end there here, and a server needs it as a stop token "

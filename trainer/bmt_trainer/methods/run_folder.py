@@ -148,6 +148,7 @@ class RunFolder:
         barrier()
         if is_main_process():
             done = self.folder.with_name(f".{self.folder.name}.done")
+            shutil.rmtree(done, ignore_errors=True)  # of a run that was killed here
             # At once: a folder that is half removed would be no run.
             os.replace(self.folder, done)
             shutil.rmtree(done)
