@@ -22,7 +22,7 @@ from bmt_trainer.masking.attach import attach
 from bmt_trainer.models import load_model
 from rich.console import Console
 
-from tests.support.tiny_model import tiny_llama
+from tests.support.tiny_model import TEMPLATE, tiny_llama
 
 SMALL = {
     "heldout": 6,
@@ -265,6 +265,46 @@ def test_results_are_keyed_by_content_not_by_path(checkpoint, tmp_path):
     assert next(changed.cells()).file != next(unchanged.cells()).file
 
 
+@pytest.mark.parametrize(
+    ("setting", "name", "texts"),
+    [
+        ("chat_template", "t.jinja", ("{{ messages }}", "{{ messages }} ")),
+        ("grader", "g.py", ("def f(completion, answer): return 1\n", "f = len\n")),
+    ],
+)
+def test_results_are_keyed_by_the_content_of_files_in_settings(
+    checkpoint, tmp_path, setting, name, texts
+):
+    file, keys = tmp_path / name, []
+    for text in (*texts, texts[0]):
+        file.write_text(text)
+        value = f"{file}:f" if setting == "grader" else str(file)
+        made = planned(checkpoint, tmp_path, methods=["base"], **{setting: value})
+        keys.append(next(made.cells()).file.name)
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_evaluation_sets_and_retention_are_rendered_as_the_run(checkpoint, tmp_path, monkeypatch):
+    seen = []
+
+    def generated(model, tokenizer, examples, **_):
+        seen.append({json.dumps(dict(e.template_kwargs)) for e in examples})
+        return [""] * len(examples)
+
+    monkeypatch.setattr("bmt_trainer.comparison.measures.generate", generated)
+    template = tmp_path / "t.jinja"
+    template.write_text(TEMPLATE + "{{ mood }}")
+    (tmp_path / "gsm8k").mkdir()
+    row = {"question": "1 + 1?", "answer": "2 #### 2"}
+    (tmp_path / "gsm8k" / "test.jsonl").write_text(json.dumps(row) + "\n")
+    changes = {"chat_template": str(template), "chat_template_kwargs": {"mood": "good"}}
+    changes |= {"suites": "gsm8k", "suites_data": tmp_path, "retention": "task:arithmetic"}
+    changes |= {"retention_examples": 2, "track_every": 3, "methods": ["bmt"]}
+    run(planned(checkpoint, tmp_path / "out", **changes), quiet())
+    assert len(seen) == 4  # retention before and after, held-out examples, the set
+    assert all(one == {'{"mood": "good"}'} for one in seen)
+
+
 def test_data_sets_of_several_files_are_known_by_content(tmp_path):
     def made(folder, text):
         (tmp_path / folder / "d").mkdir(parents=True)
@@ -279,6 +319,8 @@ def test_data_sets_of_several_files_are_known_by_content(tmp_path):
     both = f"{tmp_path}/x/d/a.jsonl?weight=1 + org/name?weight=2"
     name, digest, *rest = provenance.of_dataset(both).split(" ")
     assert (name, len(digest), rest) == ("a.jsonl?weight=1", 64, ["+", "org/name?weight=2"])
+    assert provenance.without_folder("d/a.csv.zst?limit=1") == "a.csv.zst?limit=1"
+    assert provenance.without_folder("org/name") == "org/name"
     assert provenance.of_dataset("s3://b/x.jsonl?limit=1") == "s3://b/x.jsonl?limit=1"
     assert provenance.of_dataset("task:initials?least=3") == "task:initials?least=3"
 
@@ -386,11 +428,27 @@ def test_a_mean_over_data_sets_is_unweighted():
         ({"sweep": {"eta": 0.1}}, "list of values"),
         ({"rates": {"full": "fast"}}, "not a number"),
         ({"trainer": "ppo"}, "trainer"),
+        ({"grader": "missing.py:f"}, "missing.py"),
     ],
 )
 def test_bad_plans(checkpoint, tmp_path, changes, words):
     with pytest.raises(ConfigError, match=words):
         planned(checkpoint, tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"environment": "codes.py:Codes"}, "environment: a comparison"),
+        ({"tools": "codes.py:f"}, "tools: a comparison"),
+        ({"methods": ["full"], "server": "http://there"}, "server: rollouts of full"),
+    ],
+)
+def test_rollouts_that_a_comparison_cannot_score_are_refused(checkpoint, tmp_path, changes, words):
+    values = {"trainer": "grpo", "methods": ["bmt"], "dataset": "task:initials"}
+    values |= {"model": str(checkpoint), "output": tmp_path, **changes}
+    with pytest.raises(ConfigError, match=words):
+        plan.read(None, values)
 
 
 def test_recipes_extend_each_other(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,8 @@ from bmt_trainer.comparison.baselines import Tuned, Weights
 from bmt_trainer.comparison.plan import Plan
 from bmt_trainer.comparison.tracking import Row
 from bmt_trainer.data import sources
-from bmt_trainer.data.examples import Example
+from bmt_trainer.data.encoding import Encoder
+from bmt_trainer.data.examples import Example, with_template_kwargs
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation import retention, suites, update_geometry
 from bmt_trainer.evaluation.generate import generate
@@ -37,14 +39,7 @@ def score_heldout(loaded: Loaded, model: nn.Module, label: str) -> Result:
     if not examples:
         return {"score": None, "right": ""}
     with loaded.display.stage(f"evaluate {label}", len(examples)) as advance:
-        texts = generate(
-            cast(PreTrainedModel, model),
-            loaded.tokenizer,
-            examples,
-            max_new_tokens=loaded.config.max_new_tokens,
-            batch_size=loaded.config.eval_batch_size,
-            advance=advance,
-        )
+        texts = _answers(loaded, model, examples, loaded.config.max_new_tokens, advance)
     marks = grader.marks(texts, examples)
     right = list(map(is_right, marks.chosen))
     loaded.display.say(f"{label}: {sum(right)} of {len(right)} right")
@@ -55,23 +50,35 @@ def score_heldout(loaded: Loaded, model: nn.Module, label: str) -> Result:
     }
 
 
+def _answers(
+    loaded: Loaded,
+    model: nn.Module,
+    examples: Sequence[Example],
+    tokens: int,
+    advance: Callable[[int], None] = lambda n: None,
+) -> list[str]:
+    """Greedy answers of at most `tokens` tokens, to prompts as those of the run are rendered."""
+    return generate(
+        cast(PreTrainedModel, model),
+        loaded.tokenizer,
+        _rendered(loaded, examples),
+        max_new_tokens=tokens,
+        batch_size=loaded.config.eval_batch_size,
+        advance=advance,
+    )
+
+
+def _rendered(loaded: Loaded, examples: Sequence[Example]) -> list[Example]:
+    return with_template_kwargs(examples, loaded.config.chat_template_kwargs)
+
+
 def score_suites(plan: Plan, loaded: Loaded, model: nn.Module) -> Result:
     """Scores on the plan's evaluation sets, under `suites`."""
     config = loaded.config
     assert plan.suites is not None
-
-    def answer(examples: Sequence[Example], tokens: int) -> list[str]:
-        return generate(
-            cast(PreTrainedModel, model),
-            loaded.tokenizer,
-            examples,
-            max_new_tokens=tokens,
-            batch_size=config.eval_batch_size,
-        )
-
     results = suites.run(
         suites.named(plan.suites),
-        {"tuned": answer},
+        {"tuned": partial(_answers, loaded, model)},
         folder=plan.suites_data,
         limit=plan.suites_limit,
         max_new_tokens=config.max_new_tokens,
@@ -99,18 +106,14 @@ def retention_score(plan: Plan, loaded: Loaded, tuned: Tuned) -> Callable[[], Ro
 
         return by_lm_eval
     count = plan.retention_examples
-    examples = sources.load(plan.retention, heldout=count, train=0, seed=config.seed).heldout
+    split = sources.load(plan.retention, heldout=count, train=0, seed=config.seed)
+    encoder = Encoder(loaded.tokenizer)
+    examples = [encoder.checked(example) for example in _rendered(loaded, split.heldout)]
     grader = find(plan.retention_grader).for_model(loaded.tokenizer, config.max_new_tokens)
 
     def by_answers() -> Row:
         with tuned.tuned():
-            texts = generate(
-                model,
-                loaded.tokenizer,
-                examples,
-                max_new_tokens=config.max_new_tokens,
-                batch_size=config.eval_batch_size,
-            )
+            texts = _answers(loaded, model, examples, config.max_new_tokens)
         score = grade(texts, examples, grader)
         shares = {"retention": score.accuracy, "retention_lenient": score.lenient / score.total}
         return {**shares, "n": score.total}

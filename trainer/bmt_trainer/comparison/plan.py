@@ -175,7 +175,19 @@ class Cell:
             values["learning_rate"] = self.rate
         if not self.resumes:
             values["checkpoint_every"] = 0
-        return build(CONFIGS[self.plan.trainer], values)
+        made = build(CONFIGS[self.plan.trainer], values)
+        for name in ("environment", "tools"):
+            if getattr(made, name, None) is not None:
+                raise ConfigError(
+                    f"{name}: a comparison scores one answer to each prompt, without calls; leave "
+                    "it out, or train by `bmt-train grpo`"
+                )
+        if getattr(made, "server", None) is not None and self.kind not in ("base", "wanda", "bmt"):
+            raise ConfigError(
+                f"server: rollouts of {self.kind} cannot be sampled on a server, which has masks "
+                "alone; leave it out, or compare bmt alone"
+            )
+        return made
 
     @property
     def resumes(self) -> bool:
@@ -207,14 +219,14 @@ class Cell:
         measured = ["track_every", "retention_grader", "retention_examples", "geometry"]
         measured += ["suites", "suites_limit"]
         contents, retention = self.plan.contents, self.plan.retention
+        settings = {**self.plan.settings, **self.changes}
         decisive = {
-            **{name: getattr(self.plan, name) for name in measured},
+            **{n: provenance.of_setting(n, getattr(self.plan, n)) for n in measured},
             "retention": retention and contents[retention],
             "trainer": self.plan.trainer,
             # Seed 0 is left out: results of builds without `seeds` are seed 0's.
             "settings": {
-                **self.plan.settings,
-                **self.changes,
+                **{n: provenance.of_setting(n, v) for n, v in settings.items()},
                 **({"seed": self.seed} if self.seed else {}),
             },
             "method": self.method,

@@ -1,4 +1,4 @@
-"""Content identity of models and data sets, independent of their location.
+"""Content identity of models, data sets and files that settings name, whatever their location.
 
 A result is identified by the bytes that it came from: a moved folder or a copy on another machine
 has the same identity, another model under the same name does not.
@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from bmt_core import fingerprint
 
 from bmt_trainer.data.names import split_names
-from bmt_trainer.data.rows.local_files import is_url, local_paths
+from bmt_trainer.data.rows.local_files import is_data_file, is_url, local_paths
+from bmt_trainer.evaluation.graders import GRADERS
+from bmt_trainer.rewards.digests import digest
+from bmt_trainer.rewards.specification import JOINED, parse
+
+# Settings that name graders or Python code.
+_REWARDS = ("reward", "grader", "retention_grader")
 
 
 def of_model(model: str) -> str:
@@ -27,6 +34,21 @@ def of_dataset(dataset: str) -> str:
     A folder or a pattern has the digest of its files' names and digests.
     """
     return " + ".join(map(_of_one, split_names(dataset)))
+
+
+def of_setting(name: str, value: Any) -> Any:
+    """A setting's value, with the digest of the files that it names. Raises ConfigError."""
+    if isinstance(value, list | tuple) and name in ("heldout_dataset", *_REWARDS):
+        value = JOINED.join(map(str, value))
+    if not isinstance(value, str):
+        return value
+    if name == "heldout_dataset":
+        return of_dataset(value)
+    if name == "chat_template" and (file := Path(value).expanduser()).is_file():
+        return f"{file.name} {_digest(file)}"
+    if name in _REWARDS and any(one.name not in GRADERS for one in parse(value)):
+        return f"{value} {digest(value)}"
+    return value
 
 
 def _of_one(dataset: str) -> str:
@@ -56,8 +78,7 @@ def _without_folder(dataset: str) -> str:
     if is_url(location):
         return dataset
     kind, colon, path = location.rpartition(":")
-    local_file = path.endswith((".jsonl", ".json", ".gz")) or Path(path).is_absolute()
-    name = Path(path).name if local_file else path
+    name = Path(path).name if is_data_file(path) or Path(path).is_absolute() else path
     return f"{kind}{colon}{name}{mark}{query}"
 
 

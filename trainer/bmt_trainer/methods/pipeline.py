@@ -168,7 +168,7 @@ def load(
         [encoder.checked(acting.shown_to(example)) for example in split.heldout],
         split.counts,
     )
-    require_answers(split.heldout if scored else [], grader, "set heldout: 0")
+    require_answers(split.heldout, grader, "set heldout: 0")
     settings = {**settings_of(config), "base": base.fingerprint}
     prompts = Prompts.of(tokenizer, split, answered, unbounded)
     config = prompts.within_context(config, folder, display)

@@ -59,7 +59,7 @@ def load(config: SftConfig, display: Display, *, scored: bool = True) -> tuple[L
     )
     split = loaded.split
     tokenizer, most = loaded.tokenizer, loaded.config.max_length
-    loaded.grader.try_on(split.heldout if scored else [], display.say)
+    loaded.grader.try_on(split.heldout, display.say)
     encoder = Encoder(tokenizer, config.learn)
     encoded = [
         (example.location, row) for example in split.train for row in encoder.encode(example)

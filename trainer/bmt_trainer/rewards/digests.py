@@ -1,4 +1,4 @@
-"""Digests of what rewards are made of: a resumed run must have the same ones."""
+"""Digests of what rewards are made of: a resumed run must have the same ones. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from pathlib import Path
 
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation import answer_parsing, graders
-from bmt_trainer.rewards import judge, loading
-from bmt_trainer.rewards.find import JUDGE
-from bmt_trainer.rewards.specification import Specification, parse
+from bmt_trainer.rewards import loading
+from bmt_trainer.rewards.specification import JUDGE, Specification, parse
 
 
 def digest(text: str) -> str:
@@ -35,7 +34,7 @@ def _contents(spec: Specification) -> Iterator[str]:
     if spec.name in graders.GRADERS:
         yield from (_of_file(Path(str(m.__file__))) for m in (graders, answer_parsing))
     elif spec.name.startswith(JUDGE):
-        yield _of_file(Path(str(judge.__file__)))
+        yield _of_file(Path(__file__).with_name("judge.py"))
     elif (of_file := loading.split_file(spec.name)) is not None:
         path = of_file[0].resolve()
         yield from _of_code(path, loading.package_root(path))

@@ -15,9 +15,7 @@ from bmt_trainer.rewards.combined import Rewards
 from bmt_trainer.rewards.judge import Judge
 from bmt_trainer.rewards.reward import Reward
 from bmt_trainer.rewards.signatures import TRL_ARGUMENTS, Form, form_of
-from bmt_trainer.rewards.specification import JOINED, Specification, parse
-
-JUDGE = "judge:"
+from bmt_trainer.rewards.specification import JOINED, JUDGE, Specification, parse
 
 # DAPO's soft overlong punishment (Eq. 13), by the name that gives `bmt-train eval` the same.
 _OVERLONG = (

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from bmt_trainer.data.names import parse_name
 from bmt_trainer.errors import ConfigError, DataError
 
-#: What stands between two rewards of one text.
+#: The text between two rewards.
 JOINED = " + "
+#: The beginning of the name of a judge on a server.
+JUDGE = "judge:"
 #: The option of every reward, which the reward itself does not get.
 WEIGHT = "weight"
 

@@ -14,7 +14,8 @@ from datasets.data_files import sanitize_patterns
 from bmt_trainer import hub
 from bmt_trainer.data.names import check_options
 from bmt_trainer.data.rows import Rows, local_files, places, tables, text_formats
-from bmt_trainer.data.rows.places import EXTENSIONS, Place
+from bmt_trainer.data.rows.local_files import COMPRESSED, EXTENSIONS
+from bmt_trainer.data.rows.places import Place
 from bmt_trainer.data.rows.slices import sliced
 from bmt_trainer.data.rows.streams import COMPRESSIONS, text_lines
 from bmt_trainer.errors import ConfigError, DataError
@@ -56,7 +57,7 @@ def _of_place(place: Place, options: Mapping[str, str]) -> Rows:
     if format is None:
         raise DataError(
             f"{place.name}: a data file's name ends in {', '.join(EXTENSIONS)}, each perhaps also "
-            f"in {', '.join(COMPRESSIONS)}"
+            f"in {', '.join(COMPRESSED)}"
         )
     try:
         with place.open() as raw:

@@ -5,8 +5,20 @@ from __future__ import annotations
 import difflib
 import glob
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+#: Format of a data file by its extension.
+EXTENSIONS = {
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    ".json": "json",
+    ".csv": "csv",
+    **dict.fromkeys((".tsv", ".tab"), "tsv"),
+    ".txt": "txt",
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".arrow", ".feather", ".ipc"), "arrow"),
+}
+#: Extensions of compressed files; `streams.COMPRESSIONS` reads them.
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 #: The characters that make a path a pattern.
 GLOB = re.compile(r"[*?\[]")
 
@@ -14,6 +26,18 @@ GLOB = re.compile(r"[*?\[]")
 def is_url(name: str) -> bool:
     """True for a name such as s3://bucket/file.jsonl."""
     return re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE) is not None
+
+
+def extensions(path: str) -> tuple[str, str]:
+    """The extension that names a file's format, and that of its compression, in lower case."""
+    endings = [ending.lower() for ending in PurePosixPath(path).suffixes[-2:]]
+    compression = endings.pop() if endings and endings[-1] in COMPRESSED else ""
+    return (endings[-1] if endings else ""), compression
+
+
+def is_data_file(name: str) -> bool:
+    """True for a name that ends like a data file."""
+    return extensions(name)[0] in EXTENSIONS
 
 
 def local_paths(name: str) -> list[str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
@@ -15,20 +15,16 @@ from datasets.data_files import get_data_patterns, resolve_pattern
 from fsspec.implementations.local import LocalFileSystem
 
 from bmt_trainer import hub
-from bmt_trainer.data.rows.local_files import GLOB, is_url, local_paths
-from bmt_trainer.data.rows.streams import COMPRESSIONS
+from bmt_trainer.data.rows.local_files import (
+    EXTENSIONS,
+    GLOB,
+    extensions,
+    is_data_file,
+    is_url,
+    local_paths,
+)
 from bmt_trainer.errors import DataError
 
-#: Format of a file by its extension.
-EXTENSIONS = {
-    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
-    ".json": "json",
-    ".csv": "csv",
-    **dict.fromkeys((".tsv", ".tab"), "tsv"),
-    ".txt": "txt",
-    **dict.fromkeys((".parquet", ".pq"), "parquet"),
-    **dict.fromkeys((".arrow", ".feather", ".ipc"), "arrow"),
-}
 _HTTP = ("http", "https")
 # Packages of file systems, by the scheme of their URLs.
 _PACKAGES = {
@@ -50,10 +46,7 @@ class Place:
     @property
     def extensions(self) -> tuple[str, str]:
         """The extension that names the format, and that of the compression, in lower case."""
-        path = urlsplit(self.name).path if is_url(self.name) else self.name
-        endings = [ending.lower() for ending in PurePosixPath(path).suffixes[-2:]]
-        compression = endings.pop() if endings and endings[-1] in COMPRESSIONS else ""
-        return (endings[-1] if endings else ""), compression
+        return extensions(urlsplit(self.name).path if is_url(self.name) else self.name)
 
     def open(self) -> IO[bytes]:
         """The file's bytes, as they are stored. Raises what the file system raises."""
@@ -62,7 +55,7 @@ class Place:
 
 def is_path(name: str) -> bool:
     """True for a name that can only be a path: it ends like a data file, or is no Hub id."""
-    return Place(None, "", name).extensions[0] in EXTENSIONS or not hub.is_id(name)
+    return is_data_file(name) or not hub.is_id(name)
 
 
 def local(name: str) -> list[Place] | None:
