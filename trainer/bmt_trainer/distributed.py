@@ -8,7 +8,7 @@ together. Rank 0 alone writes files and output.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -18,6 +18,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.process import world_size
+
+T = TypeVar("T")
 
 
 def join(device: str, *, writes_checkpoints: bool) -> None:
@@ -57,6 +59,15 @@ def any_rank(value: bool, device: torch.device) -> bool:
     flag = torch.tensor(int(value), device=device)
     torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
     return bool(flag)
+
+
+def of_main_process(value: T) -> T:
+    """Rank 0's value in all processes. Collective: every process must call it."""
+    if world_size() == 1:
+        return value
+    shared = [value]
+    torch.distributed.broadcast_object_list(shared, src=0)
+    return shared[0]
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -146,6 +146,31 @@ def test_grpo_under_fsdp2_trains_gates_and_writes_one_mask(exact, tmp_path):
     assert not (tmp_path / "grpo-2.bmt.run").exists()
 
 
+def test_the_first_process_chooses_the_best_mask(exact, tmp_path):
+    """A reward that rises in one process and falls in the other, as a judge's may."""
+    (tmp_path / "r.py").write_text(
+        "import os\ncalls = []\n"
+        "def drift(completions, **_):\n"
+        "    calls.append(1)\n"
+        "    return [len(calls) * (1 - 2 * int(os.environ['RANK']))] * len(completions)\n"
+    )
+    settings = {
+        **base(exact),
+        "validation": 2,
+        "validate_every": 1,
+        "reward": f"{tmp_path}/r.py:drift",
+    }
+    settings |= {
+        "prompts_per_step": 4,
+        "completions": 4,
+        "micro_batch": 4,
+        "steps": 3,
+        "heldout": 0,
+    }
+    mask, _ = run("grpo", 2, settings, tmp_path)
+    assert mask.metadata["step"] == 3
+
+
 @pytest.mark.parametrize(
     ("environment", "changes", "message"),
     [

@@ -11,6 +11,7 @@ from bmt_core import Mask
 from transformers import TrainerCallback
 
 from bmt_trainer.data.examples import Example
+from bmt_trainer.distributed import of_main_process
 from bmt_trainer.errors import RewardError
 from bmt_trainer.evaluation.score import Score
 from bmt_trainer.masking.attach import Attached
@@ -57,7 +58,6 @@ class Validation(TrainerCallback):
         # An interrupted run may have validated after its last checkpoint; those steps run again.
         done = state.global_step
         self._run.note("validation", [v for v in self.scores if v["step"] <= done])
-
         self._validate_once(state)  # a signal may have come between a step and its validation
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -74,7 +74,8 @@ class Validation(TrainerCallback):
     def _validate(self, step: int) -> None:
         with self._attached.state.use("hard"):
             try:
-                score = self._score(self._examples)
+                # A judge may answer each process differently, and all must choose one mask.
+                score = of_main_process(self._score(self._examples))
             except RewardError as error:
                 raise RewardError(f"validation of step {step}: {error}") from error
         before, result = self.scores, score.to_json()
