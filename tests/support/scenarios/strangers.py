@@ -1,4 +1,4 @@
-"""Clients without a key beside an honest one, on real connections to a replica of no engine."""
+"""Clients without a key next to an honest one, on real connections to a replica of no engine."""
 
 from __future__ import annotations
 

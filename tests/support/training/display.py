@@ -1,4 +1,4 @@
-"""Displays of a run whose lines a test reads, or nobody."""
+"""Displays of a run: one whose lines a test reads, and one that shows nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 
 
 def quiet() -> Display:
-    """A display that nobody sees."""
+    """A display that shows nothing."""
     return Display(Console(file=io.StringIO()))
 
 

@@ -17,6 +17,7 @@ from bmt_trainer.errors import ConfigError
 from rich.console import Console
 
 from tests.support.tiny_model import interrupt_after
+from tests.support.training.display import quiet
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE = {
@@ -24,10 +25,6 @@ RECIPE = {
     **{"heldout": 4, "steps": 4, "batch_size": 2, "checkpoint_every": 2, "device": "cpu"},
     **{"learning_rate": 0.01, "calibration_prompts": 4, "max_new_tokens": 4},
 }
-
-
-def quiet():
-    return Display(Console(file=io.StringIO()))
 
 
 @pytest.fixture
@@ -95,7 +92,7 @@ def test_processes_take_different_runs(root, monkeypatch):
     go_on.set()
     other.join(30)
     assert [(c.method, c.seed) for c in taken] == [("base", 0)]
-    # What the other one works on is left to it.
+    # The other one's work is left to it.
     assert [c and (c.method, c.seed) for c in here] == [("bmt", 0), ("base", 1), ("bmt", 1), None]
     assert queue.run_next(queued(root), quiet()) is None
 

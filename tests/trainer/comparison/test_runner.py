@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import threading
@@ -16,13 +15,12 @@ import torch
 import zstandard
 from bmt_trainer.comparison import adapter_sizes, baselines, plan, provenance, tables
 from bmt_trainer.comparison.runner import WANDA, run
-from bmt_trainer.console import Display
 from bmt_trainer.errors import ConfigError, DataError
 from bmt_trainer.masking.attach import attach
 from bmt_trainer.models import load_model
-from rich.console import Console
 
 from tests.support.tiny_model import TEMPLATE, tiny_llama
+from tests.support.training.display import quiet
 
 SMALL = {
     "heldout": 6,
@@ -34,10 +32,6 @@ SMALL = {
     "device": "cpu",
 }
 METHODS = ["base", "wanda", "full", "lora-1", "lora-4", "mth-99", "mth-99.95", "bmt"]
-
-
-def quiet():
-    return Display(Console(file=io.StringIO()))
 
 
 def planned(checkpoint, output, **changes):

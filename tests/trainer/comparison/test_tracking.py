@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -10,13 +9,12 @@ import pytest
 import torch
 from bmt_trainer.comparison import plan
 from bmt_trainer.comparison.runner import run
-from bmt_trainer.console import Display
 from bmt_trainer.evaluation.kl import divergence, forward_kl
 from bmt_trainer.masking.attach import attach
-from rich.console import Console
 from transformers import Trainer
 
 from tests.support.tiny_model import interrupt_after, tiny_llama
+from tests.support.training.display import quiet
 
 
 def planned(checkpoint, output, method="bmt"):
@@ -30,10 +28,6 @@ def planned(checkpoint, output, method="bmt"):
             **{"retention": "task:arithmetic", "retention_examples": 3},
         },
     )
-
-
-def quiet():
-    return Display(Console(file=io.StringIO()))
 
 
 @pytest.mark.parametrize("method", ["bmt", "full", "lora-1", "mth-99"])

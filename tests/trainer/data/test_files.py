@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 ROWS = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(6)]
-# What some readers of text take for the end of a line.
+# Characters that some readers of text take for the end of a line.
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
 
 

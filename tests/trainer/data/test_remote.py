@@ -150,7 +150,7 @@ def test_the_hub(tmp_path):
     }.items():
         assert says in by_name[name]["error"], by_name[name]
         assert "\n" not in by_name[name]["error"]
-    # What was loaded once is in the cache, and the Hub is away now.
+    # Once loaded, it is in the cache, and the Hub is away.
     gone, kept, absent = loaded(
         tmp_path, "org/other", "org/set?config=no", "org/set?config=de", HF_ENDPOINT=url
     )

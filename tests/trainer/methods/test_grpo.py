@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from itertools import groupby
 
 import bmt_core
 import pytest
 import torch
-from bmt_trainer.console import Display
 from bmt_trainer.errors import ConfigError, DataError
 from bmt_trainer.masking.equations import sharpness
 from bmt_trainer.masking.masked_linear import MaskedLinear
 from bmt_trainer.methods.config import GrpoConfig
 from bmt_trainer.methods.grpo import train
 from bmt_trainer.models import load_model
-from rich.console import Console
 
 from tests.support.tiny_model import interrupt_after
+from tests.support.training.display import quiet
 
 STEPS = 4
 # Rewards must differ within a group, or the advantages are 0.
@@ -50,10 +48,6 @@ def settings(checkpoint, output, **changes):
             **changes,
         }
     )
-
-
-def quiet():
-    return Display(Console(file=io.StringIO()))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 
@@ -13,7 +12,6 @@ import bmt_trainer.methods.sdft
 import bmt_trainer.methods.trl_mixins
 import pytest
 import torch
-from bmt_trainer.console import Display
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError, DataError
 from bmt_trainer.masking.equations import hard_weight, sharpness
@@ -21,10 +19,10 @@ from bmt_trainer.masking.masked_linear import MaskedLinear
 from bmt_trainer.methods.config import TEACHER_PROMPT, SdftConfig
 from bmt_trainer.methods.sdft import teacher_example, train
 from bmt_trainer.models import load_tokenizer
-from rich.console import Console
 from safetensors import safe_open
 
 from tests.support.tiny_model import interrupt_after
+from tests.support.training.display import quiet
 
 STEPS = 4
 SECRET = "Zebras: "
@@ -62,10 +60,6 @@ def settings(checkpoint, dataset, output, **changes):
             **changes,
         }
     )
-
-
-def quiet():
-    return Display(Console(file=io.StringIO()))
 
 
 @dataclasses.dataclass

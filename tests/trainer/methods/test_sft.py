@@ -23,6 +23,7 @@ from rich.console import Console
 from safetensors import safe_open
 
 from tests.support.tiny_model import interrupt_after
+from tests.support.training.display import quiet
 
 STEPS = 6
 
@@ -45,10 +46,6 @@ def settings(checkpoint, output, **changes):
             **changes,
         }
     )
-
-
-def quiet():
-    return Display(Console(file=io.StringIO()))
 
 
 @dataclasses.dataclass
@@ -87,7 +84,7 @@ def test_a_run_from_data_to_mask(checkpoint, tmp_path, spied):
     config = settings(checkpoint, tmp_path / "m.bmt", gradient_accumulation=2)
     mask = train(config, quiet())
 
-    # The file is the mask, made for this base; only the history of its steps is beside it.
+    # The file is the mask, made for this base; only the history of its steps is next to it.
     assert bmt_core.load(tmp_path / "m.bmt", expect_base=before) == mask
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bmt", "m.bmt.history.json"]
     assert set(bmt_core.geometry(checkpoint)) == {t.name for t in mask.tensors}

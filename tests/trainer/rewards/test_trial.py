@@ -68,7 +68,7 @@ def test_what_cannot_be_a_reward_is_refused_in_one_line(tmp_path, form, name, as
     start = "async def" if asynchronous else "def"
     path.write_text(f"# a reward\n{start} {name}({taken}):\n    {body}\n")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a coroutine that nobody awaits
+        warnings.simplefilter("error")  # a coroutine that is not awaited
         with pytest.raises(ConfigError, match=message) as raised:
             tried(f"{path}:{name}")
     assert f"{path}:{name}" in str(raised.value)

@@ -187,7 +187,7 @@ class ChatTemplate:
         return self._probes[shape]
 
     def _probe(self, example: Example, chat: list[Message], learnt: int | None) -> _Probe:
-        """What the template makes of a chat of marks."""
+        """A rendering of the chat with marks in place of its texts."""
         mark = marks.Marks()
         probe: list[dict[str, Any]] = []
         own: dict[str, str] = {}

@@ -55,7 +55,7 @@ def written(value: Any) -> Iterator[str]:
 
 
 def shape(value: Any) -> Any:
-    """A value with each text replaced by whether it is blank, except roles and ids."""
+    """A value with each text replaced by True, or False if it is blank, except roles and ids."""
     if isinstance(value, Mapping):
         return {k: v if k in ("role", "id") else shape(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

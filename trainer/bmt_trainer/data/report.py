@@ -33,7 +33,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Report:
-    """What becomes of a data set's rows.
+    """The use that a run makes of a data set's rows.
 
     counts: of the rows read; fitted: the training rows; locations: of each that was encoded;
     refused: the rows that cannot be kept, as error messages; turns: learnt stretches of the

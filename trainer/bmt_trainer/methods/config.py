@@ -33,7 +33,7 @@ _REWARD_HELP = (
     "or judge:URL?model=NAME, each with ?key=value&…, several joined by ' + '"
 )
 _GRADER_HELP = (
-    f"What is right in evaluation: {_REWARD_HELP}; default: by the data set's form, else words, or "
+    f"The measure of right answers in evaluation: {_REWARD_HELP}; default: by the data set's form, else words, or "
     "tool-calls if it has any."
 )
 
@@ -158,14 +158,14 @@ class OnPolicyConfig(TrainConfig):
     micro_batch: int = option("Completions per forward pass of the loss.", 16, least=1)
     temperature: float = option("Sampling temperature of the rollouts.", 1.0, above=0)
     reading: Literal["strict", "lenient"] = option(
-        "Which reading of the grader chooses masks; both are reported.", "strict"
+        "The reading of the grader that chooses masks; both are reported.", "strict"
     )
     heldout_dataset: str | None = option("Hold out from this data set instead.", None, joined=True)
     validation: int = option(
         "Training examples set aside to choose the best mask by; 0 for none.", 100, least=0
     )
     validate_every: int = option("Steps between validations, greedy, hard mask.", 25, least=1)
-    select: Literal["best", "last"] = option("Which mask is written.", "best")
+    select: Literal["best", "last"] = option("The mask that is written.", "best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,16 +189,18 @@ class GrpoConfig(OnPolicyConfig):
         OnPolicyConfig,
         "reading",
         "strict",
-        "Which reading of the reward is trained on; both are reported.",
+        "The reading of the reward that is trained on; both are reported.",
     )
     completions: int = option("Completions sampled of each prompt.", 4, least=2)
     beta: float = option("Weight β of the KL divergence to the base (Eq. 3).", 0.0, least=0)
     clip: float = option("Clip range ε of the ratio (Eq. 3).", 0.2, above=0)
     loss: Literal["sequence-mean", "token-mean"] = option(
-        "How tokens are averaged: Eq. 3, or verl's default.", "sequence-mean"
+        "The average over tokens: of Eq. 3, or verl's default.", "sequence-mean"
     )
     reward: str = option(
-        f"What is right: {_REWARD_HELP} with ?weight=…; see docs/rewards.md.", "words", joined=True
+        f"The value of an answer: {_REWARD_HELP} with ?weight=…; see docs/rewards.md.",
+        "words",
+        joined=True,
     )
     overlong_penalty: int = option(
         "Last tokens of max_new_tokens in which a penalty grows to -1 (DAPO, Eq. 13); 0 for none.",

@@ -42,7 +42,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 class RunFolder:
     """`<output>.run`, kept until the mask is written.
 
-    contents: digests of what the run depends on beside its settings, by name; say: shows a line.
+    contents: digests of what the run depends on besides its settings, by name; say: shows a line.
     Raises ResumeError if the folder belongs to a run with other settings or contents, and
     OutputError if it holds a checkpoint and `resume` is not set, or cannot be written.
     """

@@ -47,7 +47,7 @@ def load(name: str) -> tuple[Any, Path]:
         folder = package_root(path)
         module = _imported(name, folder, lambda: _file_module(name, path.resolve(), folder))
     elif (dotted := split_dotted(name)) is not None:
-        # As `python -m` does; the script of a console command looks beside itself alone.
+        # As `python -m` does; the script of a console command looks in its own folder alone.
         (module_name, attribute), folder = dotted, Path.cwd()
         module = _imported(name, folder, lambda: importlib.import_module(module_name), own=False)
     else:
@@ -77,11 +77,11 @@ def neighbors_of(folder: Path) -> Iterator[None]:
     Two reward files, each with a `helpers.py` of its own, get their own; modules of installed
     packages stay as they are.
     """
-    beside = _names_in(folder)
+    neighbors = _names_in(folder)
     hidden = {
         name: module
         for name, module in sys.modules.copy().items()
-        if name.partition(".")[0] in beside and _is_of_users(module, folder)
+        if name.partition(".")[0] in neighbors and _is_of_users(module, folder)
     }
     for name in hidden:
         del sys.modules[name]

@@ -189,7 +189,7 @@ class Reward:
 
     @staticmethod
     def _close(value: Any) -> None:
-        """Close a coroutine that nobody awaits, so that Python does not warn of it too."""
+        """Close a coroutine that is not awaited, so that Python does not warn of it too."""
         for one in value if isinstance(value, list | tuple) else [value]:
             if asyncio.iscoroutine(one):
                 one.close()

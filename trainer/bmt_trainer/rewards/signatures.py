@@ -31,7 +31,7 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 @dataclass(frozen=True)
 class Form:
-    """How a function is called.
+    """The way in which a function is called.
 
     single: with one completion and its answer; else with a batch, by name: those of `required` and
     `optional` that there are, or everything if it takes `anything`.

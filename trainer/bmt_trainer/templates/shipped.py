@@ -23,7 +23,7 @@ def text_of(name: str) -> str:
 
 
 def response_template(chat_template: str) -> dict[str, Any] | None:
-    """How to read an answer under a shipped template; None for any other template's text.
+    """The reader of an answer under a shipped template; None for any other template's text.
 
     The value of a tokenizer's `response_template` (transformers, utils/chat_parsing).
     """

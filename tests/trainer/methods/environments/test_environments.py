@@ -1,4 +1,4 @@
-"""What environments and tools must be, and what is refused before a run."""
+"""Requirements of environments and tools, and refusals before a run."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from bmt_trainer.methods.grpo import MaskedGRPOTrainer, train
 from rich.console import Console
 
 from tests.support.tiny_model import byte_tokenizer, interrupt_after
+from tests.support.training.display import quiet
 
 ENVIRONMENT = '''
 import random
@@ -70,10 +71,6 @@ def seen(completions, environments, name, **rest):
     return [len(e.asked) + value for e, value in zip(environments, odd)]
 """
 NAMES = ("Ada", "Ben", "Cy", "Dee", "Eve", "Fay", "Gus", "Hal", "Ida", "Joe", "Kim", "Lou")
-
-
-def quiet():
-    return Display(Console(file=io.StringIO()))
 
 
 def call(name, function="lookup"):
@@ -161,18 +158,18 @@ def test_the_model_calls_and_learns_its_own_tokens_alone(
         for ids, real, own in zip(
             inputs["completion_ids"], inputs["completion_mask"], inputs["tool_mask"], strict=True
         ):
-            told = tokenizer.decode(ids[(real == 1) & (own == 0)])
+            returned = tokenizer.decode(ids[(real == 1) & (own == 0)])
             learnt = tokenizer.decode(ids[(real == 1) & (own == 1)])
             assert "tool_response" not in learnt
-            if not told:
+            if not returned:
                 assert "<tool_call>" not in learnt
                 continue
             assert learnt.startswith("<tool_call>")
             start = "\n<|im_start|>tool\n<tool_response>\n"
-            assert told.startswith(start)
-            assert told.endswith("\n</tool_response><|im_end|>\n<|im_start|>assistant\n")
+            assert returned.startswith(start)
+            assert returned.endswith("\n</tool_response><|im_end|>\n<|im_start|>assistant\n")
             answers += 1
-            failures += "{'error': 'nobody is called nobody'}" in told
+            failures += "{'error': 'nobody is called nobody'}" in returned
     assert answers == 4 * 2 * 3 * 2 // 3
     assert failures == answers // 2
     history = json.loads((tmp_path / "m.bmt.history.json").read_text())

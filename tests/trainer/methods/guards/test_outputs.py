@@ -1,4 +1,4 @@
-"""What can be refused is refused before the base answers, and existing files stay."""
+"""Refusals before the base answers; existing files stay."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 All rows of an Arrow struct have all of its keys, those of other rows as nulls: two tools with
 different arguments each get the other's. Such nulls are left out, as TRL leaves them out; a null
-that the data meant cannot be told from them.
+that the data meant cannot be distinguished from them.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What keeps a run from losing or spoiling its work: checks of values, files and signals."""
+"""Guards of a run against the loss or damage of its work: values, files and signals."""

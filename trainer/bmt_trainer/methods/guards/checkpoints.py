@@ -76,7 +76,7 @@ class Checkpoints:
         """
         target = self._folder / f"checkpoint-{step}"
         try:
-            # What a killed run left of the same step.
+            # A killed run may have left a part of the same step.
             shutil.rmtree(target, ignore_errors=True)
             write()
             write_manifest(target)

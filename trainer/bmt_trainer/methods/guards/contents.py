@@ -1,4 +1,4 @@
-"""Digests of what a run depends on beside its settings: a resumed run must find the same."""
+"""Digests of what a run depends on besides its settings: a resumed run must find the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bmt_trainer.rewards.specification import JOINED
 # Settings that name Python code.
 _CODE = ("reward", "grader", "environment", "tools")
 
-# Files beside the weights that change what a model computes, or how text becomes tokens.
+# Files besides the weights that change what a model computes, or how text becomes tokens.
 _TOKENIZER = ("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json")
 _SETTINGS = ("config.json", "generation_config.json")
 

@@ -25,7 +25,7 @@ History = Callable[[list[dict[str, Any]]], None]
 
 @dataclass
 class Guard:
-    """Where a trainer's checkpoints go, and the signals that it heeds.
+    """The place of a trainer's checkpoints, and the signals that it heeds.
 
     Without checkpoints, the trainer's own are written unchecked; history: called at each
     checkpoint; say: shows a line.

@@ -25,7 +25,7 @@ _OWN = ("reset", "get_reward")
 
 @dataclass(frozen=True)
 class Environments:
-    """What a model may call in rollouts: an environment's methods, and functions.
+    """The functions that a model may call in rollouts: an environment's methods, and functions.
 
     factory: makes an environment; name: its text in settings; tools: functions of no environment.
     """

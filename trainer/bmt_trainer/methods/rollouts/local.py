@@ -112,7 +112,7 @@ def sample(
 
 
 def _truncation(top_p: float, top_k: int, min_p: float) -> LogitsProcessorList:
-    """What sets the scores of unlikely tokens to -inf; empty if all three are neutral."""
+    """The processors that set scores of unlikely tokens to -inf; none if all are neutral."""
     chosen = LogitsProcessorList()
     if top_k > 0:
         chosen.append(TopKLogitsWarper(top_k))

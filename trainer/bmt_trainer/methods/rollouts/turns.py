@@ -68,8 +68,8 @@ class Turns:
             if before is None or before[0] is not example or before[1] != prompt:
                 before = example, prompt
                 # An environment may have added to the last message.
-                told = example if isinstance(example.prompt, str) else _with(example, prompt)
-                rendered = render(trainer._tokenizer, told)
+                shown = example if isinstance(example.prompt, str) else _with(example, prompt)
+                rendered = render(trainer._tokenizer, shown)
             ids.append(list(rendered))
         return ids, None, {}
 
@@ -93,8 +93,8 @@ class Turns:
 
     def _tool_call_loop(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._tool_call_loop(*args, **kwargs)  # type: ignore[misc]
-        told = [m for completion in result[1] for m in completion if m["role"] == "tool"]
-        failed = [m for m in told if str(m["content"]).startswith(_FAILED)]
+        returned = [m for completion in result[1] for m in completion if m["role"] == "tool"]
+        failed = [m for m in returned if str(m["content"]).startswith(_FAILED)]
         if failed and not self._said:
             self._said = True
             name, error = failed[0]["name"], failed[0]["content"]
