@@ -40,7 +40,7 @@ ROOMS = {
         "console": {"process"},
         "process": set(),
         "distributed": {"errors", "process"},
-        "templates": set(),
+        "templates": {"errors"},
         "hub": set(),
         "checkpoint_files": {"errors"},
         "models": {

@@ -1,4 +1,4 @@
-"""Checkpoints that are refused by their files, before a weight is loaded."""
+"""Checkpoints refused by their files, chat templates, and the context of a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from bmt_trainer import models
 from bmt_trainer.checkpoint_files import check_checkpoint
 from bmt_trainer.errors import ConfigError, ModelError, NonFinite, QuantizedModel
-from bmt_trainer.templates import shipped
+from bmt_trainer.templates import chat_templates, shipped
 from safetensors.torch import load_file, save_file
 
 from tests.support.tiny_model import tiny_llama
@@ -190,7 +190,7 @@ def test_a_template_that_is_not_there_lists_those_that_are(checkpoint, name):
 def test_a_shipped_template_by_name(checkpoint):
     tokenizer = models.load_tokenizer(checkpoint, "tools")
     assert tokenizer.chat_template == shipped.text_of("tools")
-    assert models.template_digest(tokenizer) != models.template_digest(
+    assert chat_templates.template_digest(tokenizer) != chat_templates.template_digest(
         models.load_tokenizer(checkpoint)
     )
 
@@ -198,14 +198,14 @@ def test_a_shipped_template_by_name(checkpoint):
 def test_arguments_that_the_template_does_not_read_are_refused(checkpoint, tmp_path):
     text = "{{ bos_token }}{% if think %}{{ messages }}{% endif %}{{ strftime_now('%d') }}"
     tokenizer = models.load_tokenizer(checkpoint, template_file(tmp_path, text))
-    models.check_template_kwargs(tokenizer, {"think": False})
-    models.check_template_kwargs(tokenizer, None)
+    chat_templates.check_template_kwargs(tokenizer, {"think": False})
+    chat_templates.check_template_kwargs(tokenizer, None)
     for wrong in ("thinks", "messages", "add_generation_prompt"):
         with pytest.raises(ConfigError, match=rf"{wrong}.*it reads think"):
-            models.check_template_kwargs(tokenizer, {wrong: 1})
+            chat_templates.check_template_kwargs(tokenizer, {wrong: 1})
     tokenizer.chat_template = None
     with pytest.raises(ConfigError, match="no chat template"):
-        models.check_template_kwargs(tokenizer, {"think": False})
+        chat_templates.check_template_kwargs(tokenizer, {"think": False})
 
 
 def test_the_context_is_that_of_the_configuration(checkpoint, tmp_path):

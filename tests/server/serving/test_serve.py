@@ -246,7 +246,7 @@ def test_rollouts_are_of_the_version_that_was_pushed(client, bmt, masks):
 
 def test_evaluation_asks_what_is_served(server, client, two, monkeypatch):
     """`bmt-train eval --server`: in the prompts' order, what a stock client is answered."""
-    from bmt_trainer.evaluation.backends import by_server
+    from bmt_trainer.evaluation.server_backend import by_server
 
     monkeypatch.setenv("BMT_API_KEY", server.key)
     asked = [[{"role": "user", "content": f"What is {n} + {n}?"}] for n in range(6)]

@@ -9,7 +9,8 @@ from tests.support.tiny_model import TEMPLATE, byte_tokenizer
 
 pytest.importorskip("vllm.renderers.chat_utils")
 from bmt_server.vllm_integration.chat_template import digest, served_digest
-from bmt_trainer.models import load_tokenizer, template_digest
+from bmt_trainer.models import load_tokenizer
+from bmt_trainer.templates.chat_templates import template_digest
 
 CRLF = TEMPLATE.replace("\n", "\r\n") + "{# Grüße #}"
 

@@ -11,7 +11,8 @@ from bmt_trainer.console import Display
 from bmt_trainer.errors import ConfigError, DataError
 from bmt_trainer.methods import grpo, sdft, sft
 from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig
-from bmt_trainer.models import load_tokenizer, template_digest
+from bmt_trainer.models import load_tokenizer
+from bmt_trainer.templates.chat_templates import template_digest
 from rich.console import Console
 
 from tests.support.tiny_model import TEMPLATE, byte_tokenizer

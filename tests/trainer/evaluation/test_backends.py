@@ -14,7 +14,8 @@ from bmt_trainer.cli.main import app
 from bmt_trainer.data.examples import Example, chat
 from bmt_trainer.errors import ConfigError, RolloutError
 from bmt_trainer.evaluation import backends
-from bmt_trainer.evaluation.backends import ENGINES, by_options, by_server, by_vllm
+from bmt_trainer.evaluation.backends import ENGINES, by_options, by_vllm
+from bmt_trainer.evaluation.server_backend import by_server
 from bmt_trainer.models import load_tokenizer
 from typer.testing import CliRunner
 

@@ -19,8 +19,8 @@ from bmt_trainer.models import (
     checkpoint_folder,
     load_model,
     load_tokenizer,
-    template_digest,
 )
+from bmt_trainer.templates.chat_templates import template_digest
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner

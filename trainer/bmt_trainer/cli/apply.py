@@ -24,10 +24,12 @@ def apply(
     """Write the masked model as a plain checkpoint that any engine loads."""
     from bmt_trainer.console import Display
     from bmt_trainer.masking.apply import write_checkpoint
-    from bmt_trainer.models import checkpoint_folder, template_for
+    from bmt_trainer.models import checkpoint_folder, load_tokenizer
+    from bmt_trainer.templates.chat_templates import template_digest, template_for
 
     loaded, folder = bmt_core.load(mask), checkpoint_folder(model)
-    template, line = template_for(loaded.metadata, folder, chat_template)
+    own = template_digest(load_tokenizer(folder))
+    template, line = template_for(loaded.metadata, own, chat_template)
     if line is not None:
         Display().say(line)
     print(write_checkpoint(loaded, folder, output, chat_template=template))

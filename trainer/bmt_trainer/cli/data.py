@@ -58,13 +58,14 @@ def data(
     from bmt_trainer.data import preview, report, sources
     from bmt_trainer.data.encoding import Encoder, complete_special_tokens, end_of_turn_text
     from bmt_trainer.data.examples import with_template_kwargs
+    from bmt_trainer.templates.chat_templates import check_template_kwargs, template_digest
 
     kwargs = None
     if chat_template_kwargs is not None:
         kwargs = check_object("chat_template_kwargs", chat_template_kwargs)
     folder = models.checkpoint_folder(model)
     tokenizer = models.load_tokenizer(folder, chat_template)
-    models.check_template_kwargs(tokenizer, kwargs)
+    check_template_kwargs(tokenizer, kwargs)
     complete_special_tokens(tokenizer)
     context = models.context_length(folder)
     most = max_length if context is None else min(max_length, context)
@@ -82,7 +83,7 @@ def data(
     facts: dict[str, Any] = {
         "max_length": most,
         "model_context": context,
-        "chat_template": models.template_digest(tokenizer),
+        "chat_template": template_digest(tokenizer),
         "end_of_turn": end_of_turn_text(tokenizer),
         "packed_sequences": None,
     }

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bmt_trainer import models
 from bmt_trainer.console import Display
 from bmt_trainer.data.encoding import complete_special_tokens, end_of_turn, render
-from bmt_trainer.data.examples import Example, Message, with_template_kwargs
+from bmt_trainer.data.examples import Example, with_template_kwargs
 from bmt_trainer.data.fitting import answer_room
 from bmt_trainer.errors import ConfigError, RolloutError
-from bmt_trainer.evaluation.generate import (
-    NEUTRAL_SAMPLING,
-    Generate,
-    generate,
-    stop_at_end_of_turn,
-)
+from bmt_trainer.evaluation.generate import Generate, generate, stop_at_end_of_turn
+from bmt_trainer.evaluation.server_backend import by_server
 from bmt_trainer.masking.apply import apply
+from bmt_trainer.templates.chat_templates import check_template_kwargs, template_digest
 
 #: Entry point group of engines in this process, each (folder, max_num_seqs=) -> an object with
 #: generate(prompts, max_tokens, mask=None), token ids to token ids. The server registers `vllm`.
@@ -72,7 +67,7 @@ def by_options(
         return made
     if server is None:
         tokenizer = models.load_tokenizer(models.checkpoint_folder(model), chat_template)
-        models.check_template_kwargs(tokenizer, template_kwargs)
+        check_template_kwargs(tokenizer, template_kwargs)
 
     def with_kwargs(generate: Generate, examples: Sequence[Example], tokens: int) -> list[str]:
         return generate(with_template_kwargs(examples, template_kwargs), tokens)
@@ -184,7 +179,7 @@ def warn_of_template(mask: bmt_core.Mask | None, tokenizer: PreTrainedTokenizerB
     """Say so if a mask was trained with another chat template than the tokenizer's."""
     if mask is None or "chat_template" not in mask.metadata:
         return
-    trained, used = mask.metadata["chat_template"], models.template_digest(tokenizer)
+    trained, used = mask.metadata["chat_template"], template_digest(tokenizer)
     if trained != used:
         Display().say(
             f"warning: the mask was trained with the chat template {str(trained)[:12]}, and "
@@ -257,89 +252,3 @@ class _Vllm:
         if self._end in ids:
             ids = ids[: ids.index(self._end) + 1]
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def _body(example: Example) -> dict[str, Any]:
-    """Fields of a request that OpenAI's client does not have."""
-    body: dict[str, Any] = dict(NEUTRAL_SAMPLING)
-    if example.template_kwargs:
-        body["chat_template_kwargs"] = dict(example.template_kwargs)
-    if example.tools:
-        body["tools"] = [dict(tool) for tool in example.tools]
-    return body
-
-
-def _sent(message: Message) -> dict[str, Any]:
-    """A message as OpenAI's API takes it, with the arguments of calls as JSON text."""
-    sent = dict(message)
-    if "tool_calls" in message:
-        sent["tool_calls"] = [
-            {
-                "id": call.get("id", f"call{number}"),
-                "type": "function",
-                "function": {
-                    "name": call["function"]["name"],
-                    "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
-                },
-            }
-            for number, call in enumerate(message["tool_calls"])
-        ]
-    return sent
-
-
-def _received(message: Any) -> str:
-    """The text of an answer, with the calls that the server's parser has taken out of it."""
-    calls = [
-        f'<tool_call>\n{{"name": {json.dumps(call.function.name)}, '
-        f'"arguments": {call.function.arguments}}}\n</tool_call>'
-        for call in message.tool_calls or ()
-    ]
-    return "\n".join(filter(None, [message.content, *calls]))
-
-
-def by_server(url: str, names: Mapping[str, str], *, concurrency: int) -> dict[str, Generate]:
-    """Models of a running server, `concurrency` requests at a time, which vLLM batches.
-
-    names: this module's name -> the server's name of a model; the API key is BMT_API_KEY. The
-    functions raise RolloutError if a request fails.
-    """
-
-    def answers(name: str, examples: Sequence[Example], tokens: int) -> list[str]:
-        from bmt_client import BmtClient
-
-        with BmtClient(url) as client:
-            api = client.openai()
-
-            def one(example: Example) -> str:
-                if isinstance(example.prompt, str):
-                    raw = api.completions.create(
-                        model=name,
-                        prompt=example.prompt,
-                        temperature=0.0,
-                        max_tokens=tokens,
-                        extra_body=NEUTRAL_SAMPLING,
-                    )
-                    return raw.choices[0].text
-                done = api.chat.completions.create(
-                    model=name,
-                    messages=[_sent(m) for m in example.messages],  # type: ignore[misc]
-                    temperature=0.0,
-                    max_tokens=tokens,
-                    extra_body=_body(example),
-                )
-                return _received(done.choices[0].message)
-
-            texts = []
-            try:
-                with (
-                    Display().stage(f"answers of {name}", len(examples)) as advance,
-                    ThreadPoolExecutor(concurrency) as pool,
-                ):
-                    for text in pool.map(one, examples):
-                        texts.append(text)
-                        advance(1)
-                    return texts
-            except Exception as error:  # whatever the transport and the server raise
-                raise RolloutError(f"{url} did not answer for {name} ({error})") from error
-
-    return {ours: partial(answers, theirs) for ours, theirs in names.items()}

@@ -33,8 +33,8 @@ _REWARD_HELP = (
     "or judge:URL?model=NAME, each with ?key=value&…, several joined by ' + '"
 )
 _GRADER_HELP = (
-    f"The measure of right answers in evaluation: {_REWARD_HELP}; default: by the data set's form, else words, or "
-    "tool-calls if it has any."
+    f"The measure of right answers in evaluation: {_REWARD_HELP}; default: by the data set's form, "
+    "else words, or tool-calls if it has any."
 )
 
 

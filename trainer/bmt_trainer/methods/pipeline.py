@@ -54,6 +54,7 @@ from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, is_writing,
 from bmt_trainer.methods.trl_setup import prepare_tool_calls
 from bmt_trainer.process import is_main_process, world_size
 from bmt_trainer.rewards.combined import Rewards
+from bmt_trainer.templates.chat_templates import check_template_kwargs, template_digest
 
 # Held-out prompts on whose answers by the base a mask's KL divergence is measured.
 _KL_PROMPTS = 64
@@ -134,7 +135,7 @@ def load(
     gates = masked_weights(folder, config.targets, geometry)
     base = models.base_of(config.model, folder)
     tokenizer = models.load_tokenizer(folder, config.chat_template)
-    models.check_template_kwargs(tokenizer, config.chat_template_kwargs)
+    check_template_kwargs(tokenizer, config.chat_template_kwargs)
     if acting:
         prepare_tool_calls(tokenizer)
     split = sources.load(
@@ -430,7 +431,7 @@ def _metadata(loaded: Loaded, metadata: Mapping[str, Any]) -> dict[str, Any]:
         "seed": config.seed,
         "steps": config.steps,
         "config": {k: v for k, v in settings.items() if k not in ("model", "device")},
-        "chat_template": models.template_digest(loaded.tokenizer),
+        "chat_template": template_digest(loaded.tokenizer),
         "chat_template_kwargs": dict(config.chat_template_kwargs or {}),
         "end_of_turn": end_of_turn_text(loaded.tokenizer),
         "init_sparsity": notes["init_sparsity"],

@@ -1,1 +1,1 @@
-"""Chat templates that the package ships, each as NAME.jinja and NAME.response.json."""
+"""Chat templates, and those that the package ships, each as NAME.jinja and NAME.response.json."""
