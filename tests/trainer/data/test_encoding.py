@@ -1,22 +1,18 @@
-"""Tokenization, ordering and padding of examples."""
+"""Tokenization of examples."""
 
 import re
 from pathlib import Path
 
 import pytest
-import torch
 import trl
 from bmt_trainer.data.encoding import (
     Encoder,
-    batches,
     complete_special_tokens,
     end_of_turn,
-    grouped_by_length,
-    pad,
     render,
-    training_rows,
 )
 from bmt_trainer.data.examples import Example
+from bmt_trainer.data.fitting import fit
 from bmt_trainer.data.row_formats import example_of
 from bmt_trainer.data.sources import load
 from bmt_trainer.errors import DataError, ModelError
@@ -40,6 +36,11 @@ def test_render_is_the_chat_template_or_plain_lines():
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     tokenizer.chat_template = None
     assert tokenizer.decode(render(tokenizer, Example(user("hi"), ""))) == "hi\n"
+
+
+def training_rows(tokenizer, examples, max_length):
+    rows = [row.columns for example in examples for row in Encoder(tokenizer).encode(example)]
+    return fit(rows, max_length).rows
 
 
 def test_the_loss_covers_only_the_answer_and_the_end_of_turn():
@@ -261,35 +262,3 @@ def test_a_prompt_without_tokens_cannot_be_answered():
 def test_an_end_of_turn_within_an_answer_is_refused():
     with pytest.raises(DataError, match=r"turn 2 .*content: contains '<\|im_end\|>'"):
         Encoder(byte_tokenizer()).encode(Example((USER,), "a<|im_end|>b"))
-
-
-def test_grouping_by_length_takes_every_row_once_per_epoch():
-    rows = [{"input_ids": [n] * (1 + n * 7 % 40)} for n in range(40)]
-    order = grouped_by_length(rows, 4, 25, seed=1)
-    lengths = [len(row["input_ids"]) for row in order]
-    numbers = [row["input_ids"][0] for row in order]
-    assert len(order) == 100
-    assert sorted(numbers[:40]) == sorted(numbers[40:80]) == list(range(40))
-    assert numbers[:40] != numbers[40:80]
-
-    def padded(lengths):
-        return sum(4 * max(lengths[at : at + 4]) for at in range(0, len(lengths), 4))
-
-    assert padded(lengths) < 0.9 * padded([len(rows[n * 3 % 40]["input_ids"]) for n in range(100)])
-    assert grouped_by_length(rows, 4, 25, seed=1) == order != grouped_by_length(rows, 4, 25, seed=2)
-
-
-def test_pad_on_either_side():
-    ids, attend = pad([[5, 6, 7], [8]], 0, "left")
-    assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
-    assert attend.tolist() == [[1, 1, 1], [0, 0, 1]]
-    ids, attend = pad([[5, 6, 7], [8]], 0, "right")
-    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert attend.tolist() == [[1, 1, 1], [1, 0, 0]]
-
-
-def test_batches_hold_every_row_once():
-    rows = [[n] * n for n in (3, 1, 2)]
-    made = list(batches(rows, 2, 0, torch.device("cpu")))
-    assert [b["input_ids"].tolist() for b in made] == [[[1, 0], [2, 2]], [[3, 3, 3]]]
-    assert sum(int(b["attention_mask"].sum()) for b in made) == 6

@@ -1,23 +1,17 @@
-"""Tokenization, ordering and padding of examples.
-
-Legend: B rows of a batch, S tokens of its longest row.
-"""
+"""Tokenization of examples, and the tokens that end an answer. Legend: S tokens of a row."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from bmt_trainer.data.chat_template import ChatTemplate, Turn
+from bmt_trainer.data.chats.chat_template import ChatTemplate, Turn
 from bmt_trainer.data.examples import Example, Message
 from bmt_trainer.errors import DataError, ModelError
 
@@ -90,7 +84,7 @@ class Encoder:
             self.template.check_prompt(example)
         empty = example.prompt == "" or (self.template is None and not plain(example))
         if example.has_prompt and empty and not self.prompt(example):
-            raise DataError(f"{_row(example)}prompt: has no tokens, so nothing can be generated")
+            raise DataError(f"{example.where}prompt: has no tokens, so nothing can be generated")
         if example.reply is None:
             return example
         return replace(example, answer=self.reference(example))
@@ -124,7 +118,7 @@ class Encoder:
             return [Encoded(ids, mask, tuple(texts))]
         if example.reply is None and not example.answer.strip():
             raise DataError(
-                f"{_row(example)}the row has no completion, so there is nothing to learn; add one, "
+                f"{example.where}the row has no completion, so there is nothing to learn; add one, "
                 "or train by rewards (grpo)"
             )
         if {"chosen", "rejected"} <= example.columns.keys():
@@ -143,12 +137,12 @@ class Encoder:
         for at in (*earlier, len(messages) - 1):
             if not messages[at]["content"].strip() and not messages[at].get("tool_calls"):
                 raise DataError(
-                    f"{_row(example)}turn {at + 1} (assistant), content: empty, so the model would "
+                    f"{example.where}turn {at + 1} (assistant), content: empty, so the model would "
                     "learn to say nothing; give it text or tool_calls, or weight 0"
                 )
             if not at:
                 raise DataError(
-                    f"{_row(example)}turn 1 (assistant): answers no turn, so it cannot be learnt; "
+                    f"{example.where}turn 1 (assistant): answers no turn, so it cannot be learnt; "
                     "give it weight 0, or set learn: last"
                 )
             turns.append(template.turn(example, messages, at))
@@ -199,7 +193,7 @@ class Encoder:
             return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
         except (TypeError, UnicodeError):
             raise DataError(
-                f"{_row(example)}half of a surrogate pair, such as \\ud83d, is no text that can be "
+                f"{example.where}half of a surrogate pair, such as \\ud83d, is no text that can be "
                 "encoded; repair or remove it"
             ) from None
 
@@ -219,7 +213,7 @@ class Encoder:
     def _eos(self, example: Example) -> int:
         if self._tokenizer.eos_token_id is None:
             raise DataError(
-                f"{_row(example)}nothing ends an answer: the tokenizer has no eos_token, and no "
+                f"{example.where}nothing ends an answer: the tokenizer has no eos_token, and no "
                 "chat template ends the turn; set eos_token in the model's tokenizer_config.json"
             )
         return int(self._tokenizer.eos_token_id)
@@ -229,7 +223,7 @@ class Encoder:
         for at, token in enumerate(example.tokens.ids if example.tokens else ()):
             if not 0 <= token < size:
                 raise DataError(
-                    f"{_row(example)}input_ids[{at}]: {token} is outside of the vocabulary of "
+                    f"{example.where}input_ids[{at}]: {token} is outside of the vocabulary of "
                     f"{size} tokens; the row was tokenized for another model"
                 )
 
@@ -241,10 +235,6 @@ _SEVERAL = (
 )
 # The empty thoughts that some templates write into an answer without thoughts.
 _NO_THOUGHTS = re.compile(r"^\s*<think>\s*</think>\s*")
-
-
-def _row(example: Example) -> str:
-    return f"{example.location}: " if example.location else ""
 
 
 def _pieces(turns: Sequence[Turn]) -> list[tuple[str, bool]]:
@@ -312,57 +302,7 @@ def plain(example: Example) -> str:
         return str(example.prompt[0]["content"])
     if example.plain != "lines":
         raise DataError(
-            f"{_row(example)}the model has no chat template, and the row is a chat of "
+            f"{example.where}the model has no chat template, and the row is a chat of "
             f"{', '.join(m['role'] for m in example.prompt)}; give one with --chat-template FILE"
         )
     return "".join(f"{m['content']}\n" for m in example.prompt)
-
-
-def training_rows(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int
-) -> list[dict[str, list[int]]]:
-    """`input_ids` and `completion_mask`, both [S], of each row of at most `max_length` tokens."""
-    encoder = Encoder(tokenizer)
-    rows = [row.columns for example in examples for row in encoder.encode(example)]
-    return [row for row in rows if len(row["input_ids"]) <= max_length]
-
-
-def grouped_by_length(
-    rows: Sequence[Mapping[str, list[int]]], size: int, steps: int, seed: int
-) -> list[Mapping[str, list[int]]]:
-    """`size * steps` rows in batches of `size` rows of similar length, repeated over epochs.
-
-    The order is transformers' `group_by_length`. It is made here because transformers' sampler
-    draws from the global generator, whose state differs in a resumed run.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    lengths = [len(row["input_ids"]) for row in rows]
-    order: list[int] = []
-    while len(order) < size * steps:
-        order += get_length_grouped_indices(lengths, size, generator=generator)
-    return [rows[at] for at in order[: size * steps]]
-
-
-def pad(
-    rows: Sequence[Sequence[int]], token: int, side: Literal["left", "right"]
-) -> tuple[Tensor, Tensor]:
-    """(input_ids, attention_mask), both [B, S], of rows of unequal length, padded on `side`."""
-    size = max(map(len, rows))
-    gaps = [[token] * (size - len(row)) for row in rows]
-    if side == "left":
-        ids = [gap + list(row) for gap, row in zip(gaps, rows, strict=True)]
-        attend = [[0] * len(gap) + [1] * (size - len(gap)) for gap in gaps]
-    else:
-        ids = [list(row) + gap for gap, row in zip(gaps, rows, strict=True)]
-        attend = [[1] * (size - len(gap)) + [0] * len(gap) for gap in gaps]
-    return torch.tensor(ids), torch.tensor(attend)
-
-
-def batches(
-    rows: Sequence[Sequence[int]], size: int, token: int, device: torch.device
-) -> Iterator[dict[str, Tensor]]:
-    """Batches of `size` rows, shortest first, padded on the right so that positions stay."""
-    ordered = sorted(rows, key=len)
-    for at in range(0, len(ordered), size):
-        ids, attend = pad(ordered[at : at + size], token, "right")
-        yield {"input_ids": ids.to(device), "attention_mask": attend.to(device)}

@@ -59,6 +59,11 @@ class Example:
         return json.dumps(parts, sort_keys=True)
 
     @property
+    def where(self) -> str:
+        """The location as the beginning of an error message; empty without one."""
+        return f"{self.location}: " if self.location else ""
+
+    @property
     def has_prompt(self) -> bool:
         """False for a row of text or of tokens: nothing asks, so no answer can be graded."""
         return self.tokens is None and self.prompt != ""
@@ -75,8 +80,9 @@ def with_system(example: Example, system: str) -> Example:
     Raises DataError for raw text and for tokens, which have no turns.
     """
     if isinstance(example.prompt, str):
-        where = f"{example.location}: " if example.location else ""
-        raise DataError(f"{where}system: text and tokens have no turns; leave the setting out")
+        raise DataError(
+            f"{example.where}system: text and tokens have no turns; leave the setting out"
+        )
     if example.prompt[0]["role"] in ("system", "developer"):
         return example
     first: Message = {"role": "system", "content": system}

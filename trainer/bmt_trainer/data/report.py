@@ -144,7 +144,7 @@ def of_examples(
         fitted=fitted,
         locations=locations,
         refused=refused,
-        turns=sum(stretches(row["completion_mask"]) for row in fitted.rows),
+        turns=sum(_learnt_runs(row["completion_mask"]) for row in fitted.rows),
         context=Spread.of([size - n for size, n in zip(sizes, learnt, strict=True)]),
         learnt=Spread.of(learnt),
         notes=encoder.lines(),
@@ -159,6 +159,6 @@ def _prompts(rows: Sequence[Mapping[str, list[int]]], max_length: int) -> Fitted
     return Fitted([dict(rows[at]) for at in kept], kept, longer, 0, {reason: longer})
 
 
-def stretches(mask: Sequence[int]) -> int:
+def _learnt_runs(mask: Sequence[int]) -> int:
     """The number of runs of learnt tokens."""
     return sum(1 for learnt, _ in groupby(mask, bool) if learnt)

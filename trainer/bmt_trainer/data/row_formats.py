@@ -20,9 +20,10 @@ from typing import Any, Literal
 
 from trl.data_utils import maybe_convert_to_chatml, maybe_extract_prompt
 
-from bmt_trainer.data import messages
+from bmt_trainer.data.chats import messages
+from bmt_trainer.data.chats.messages import Chat, text
 from bmt_trainer.data.examples import Example, Message, Tokens, chat, with_system
-from bmt_trainer.data.messages import Chat, text
+from bmt_trainer.data.rows.text_formats import parse_json
 from bmt_trainer.errors import DataError
 
 _CHATS = ("messages", "conversations")
@@ -279,7 +280,7 @@ def _with_options(example: Example, row: Mapping[str, Any], location: str) -> Ex
             )
     kwargs = row.get("chat_template_kwargs") or {}
     if isinstance(kwargs, str):
-        kwargs = messages.strict_json(kwargs, f"{location}: chat_template_kwargs")
+        kwargs = parse_json(kwargs, f"{location}: chat_template_kwargs")
     if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
         raise DataError(f"{location}: chat_template_kwargs: expected an object")
     if taken := sorted(_RESERVED & kwargs.keys()):
@@ -308,7 +309,7 @@ def _parse(row: Mapping[str, Any], key: str, location: str) -> Chat:
     """The chat of a column, in OpenAI's form or in ShareGPT's (from and value)."""
     value = row[key]
     if isinstance(value, str):
-        value = messages.strict_json(value, f"{location}: {key}")
+        value = parse_json(value, f"{location}: {key}")
     if not isinstance(value, list | tuple):
         raise DataError(f"{location}: {key}: expected a list of messages")
     listed = list(deepcopy(value))

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from bmt_trainer.data.encoding import end_of_turn, pad, render
+from bmt_trainer.data.batching import pad
+from bmt_trainer.data.encoding import end_of_turn, render
 from bmt_trainer.data.examples import Example
 from bmt_trainer.models import evaluating
 

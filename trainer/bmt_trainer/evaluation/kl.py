@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bmt_trainer.data.encoding import pad
+from bmt_trainer.data.batching import pad
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.models import evaluating
 

@@ -77,13 +77,12 @@ def require_answers(examples: Sequence[Example], scorer: Scorer, fix: str) -> No
     A reward of a user's own may need no answer. fix: what to set instead.
     """
     for example in examples:
-        where = f"{example.location}: " if example.location else ""
         if not example.has_prompt:
-            raise DataError(f"{where}text and tokens have no prompt to answer; {fix}")
+            raise DataError(f"{example.where}text and tokens have no prompt to answer; {fix}")
         if scorer.comparing and not example.answer.strip():
             raise DataError(
-                f"{where}the row has no answer that the grader {scorer.comparing} can compare "
-                f"with; add a column `answer`, or {fix}"
+                f"{example.where}the row has no answer that the grader {scorer.comparing} can "
+                f"compare with; add a column `answer`, or {fix}"
             )
 
 

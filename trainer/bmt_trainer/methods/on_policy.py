@@ -89,9 +89,8 @@ def _require_one_form(examples: Sequence[Example]) -> None:
     """Raise DataError for raw text among chats: TRL reads the first prompt's form."""
     if len({isinstance(example.prompt, str) for example in examples}) < 2:
         return
-    where = next(e.location for e in examples if isinstance(e.prompt, str))
-    place = f"{where}: " if where else ""
-    raise DataError(f"{place}prompt: raw text, and other rows are chats; train on one kind")
+    text = next(e for e in examples if isinstance(e.prompt, str))
+    raise DataError(f"{text.where}prompt: raw text, and other rows are chats; train on one kind")
 
 
 def _require_plain(examples: Sequence[Example], config: OnPolicyConfig) -> None:
@@ -102,7 +101,7 @@ def _require_plain(examples: Sequence[Example], config: OnPolicyConfig) -> None:
     """
     of_run = dict(config.chat_template_kwargs or {})
     for example in examples:
-        where = f"{example.location}: " if example.location else ""
+        where = example.where
         if example.tools:
             raise DataError(
                 f"{where}tools: rollouts describe the run's functions, not a row's; leave the "

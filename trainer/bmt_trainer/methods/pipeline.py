@@ -21,12 +21,8 @@ from bmt_trainer import models
 from bmt_trainer.checkpoint_files import check_checkpoint
 from bmt_trainer.console import Display
 from bmt_trainer.data import sources
-from bmt_trainer.data.encoding import (
-    Encoder,
-    batches,
-    complete_special_tokens,
-    end_of_turn_text,
-)
+from bmt_trainer.data.batching import batches
+from bmt_trainer.data.encoding import Encoder, complete_special_tokens, end_of_turn_text
 from bmt_trainer.data.examples import Example, Split, with_template_kwargs
 from bmt_trainer.data.split import with_heldout
 from bmt_trainer.distributed import assign_sharded, barrier, full_tensor

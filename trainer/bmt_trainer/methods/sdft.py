@@ -73,7 +73,7 @@ def teacher_example(example: Example, template: str) -> Example:
 
     Raises DataError for a row that has no user's turn to fill, nothing to demonstrate, or tools.
     """
-    where = f"{example.location}: " if example.location else ""
+    where = example.where
     if not example.has_prompt:
         raise DataError(f"{where}sdft needs a prompt, and the row is text or tokens; use sft")
     if example.tools or any("tool_calls" in message for message in example.messages):

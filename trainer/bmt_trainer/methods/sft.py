@@ -11,7 +11,8 @@ from trl import SFTTrainer
 
 from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.data import preview
-from bmt_trainer.data.encoding import Encoder, grouped_by_length
+from bmt_trainer.data.batching import grouped_by_length
+from bmt_trainer.data.encoding import Encoder
 from bmt_trainer.data.fitting import fit as fit_rows
 from bmt_trainer.distributed import join
 from bmt_trainer.errors import DataError

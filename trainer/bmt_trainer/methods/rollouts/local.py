@@ -21,7 +21,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from bmt_trainer.data.encoding import pad, render
+from bmt_trainer.data.batching import pad
+from bmt_trainer.data.encoding import render
 from bmt_trainer.data.examples import Example
 from bmt_trainer.distributed import any_rank
 

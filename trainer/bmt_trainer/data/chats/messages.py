@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bmt_trainer.data.examples import Message
+from bmt_trainer.data.rows.text_formats import parse_json
 from bmt_trainer.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -97,27 +98,10 @@ def tools(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
     """Tools of a row, in OpenAI's form, from a list or its JSON text. Raises DataError."""
     if value is None or value == "":
         return ()
-    value = strict_json(value, where) if isinstance(value, str) else value
+    value = parse_json(value, where) if isinstance(value, str) else value
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise DataError(f"{where}: expected a list of tools, not {_shown(value)}")
     return tuple(_tool(tool, f"{where}[{number}]") for number, tool in enumerate(value))
-
-
-def strict_json(value: str, where: str) -> Any:
-    """The value of JSON text, without NaN and without keys given twice. Raises DataError."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in pairs}) < len(pairs):
-            raise ValueError("a key is given twice")
-        return dict(pairs)
-
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is no JSON")
-
-    try:
-        return json.loads(value, object_pairs_hook=once, parse_constant=refuse)
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON ({error})") from None
 
 
 def encodable(value: Any, where: str) -> Any:
@@ -152,7 +136,7 @@ def _role(role: Any, at: str, conversations: bool) -> str:
 def _message(fields: Mapping[str, Any], role: str, at: str) -> dict[str, Any]:
     """The message in one form; roles of `conversations` and the legacy `function` are mapped."""
     if role == "function_call":
-        value = strict_json(text(fields.get("content"), f"{at}.value"), f"{at}.value")
+        value = parse_json(text(fields.get("content"), f"{at}.value"), f"{at}.value")
         listed = value if isinstance(value, list) else [value]
         fields = {"role": "assistant", "content": "", "tool_calls": listed}
     message: dict[str, Any] = {"role": SPEAKERS.get(role, "tool")}
@@ -208,7 +192,7 @@ def _reasoning(fields: Mapping[str, Any], at: str) -> str:
 def _tool_calls(fields: Mapping[str, Any], at: str) -> list[dict[str, Any]]:
     listed = fields.get("tool_calls", [])
     if isinstance(listed, str):
-        listed = strict_json(listed, f"{at}.tool_calls")
+        listed = parse_json(listed, f"{at}.tool_calls")
     if legacy := fields.get("function_call"):
         if listed:
             raise DataError(f"{at}.function_call: given as well as tool_calls; keep one")
@@ -229,7 +213,7 @@ def _call(call: Any, at: str) -> dict[str, Any]:
     where = f"{at}.function.arguments" if "function" in call else f"{at}.arguments"
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        arguments = strict_json(text(arguments, where), where)
+        arguments = parse_json(text(arguments, where), where)
     if not isinstance(arguments, Mapping):
         raise DataError(f"{where}: expected an object or its JSON, not {_shown(arguments)}")
     named: dict[str, Any] = {

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError, UndefinedError
 from transformers import PreTrainedTokenizerBase
 
-from bmt_trainer.data import marks
+from bmt_trainer.data.chats import marks
 from bmt_trainer.data.examples import Example, Message
 from bmt_trainer.errors import DataError
 
@@ -75,7 +75,7 @@ class ChatTemplate:
             return self._text(messages, example, generation=generation)
         except _TEMPLATE_FAILS as error:
             raise DataError(
-                f"{_row(example)}{self._refused(messages, example, generation)}the chat template "
+                f"{example.where}{self._refused(messages, example, generation)}the chat template "
                 f"refuses the chat ({error}); {self._fix(messages, example, generation, error)}"
             ) from None
 
@@ -120,7 +120,7 @@ class ChatTemplate:
         )
         if len(before) - begin > header:
             raise DataError(
-                f"{_row(example)}turn {at + 1} (assistant): the chat template writes the turns "
+                f"{example.where}turn {at + 1} (assistant): the chat template writes the turns "
                 "before it in another way once it follows, so its text has no beginning"
             )
         left = before[begin:]
@@ -142,7 +142,7 @@ class ChatTemplate:
         self, example: Example, message: Message, at: int, body: str, probe: _Probe
     ) -> int:
         """The position in `body` after the turn's thoughts and content. Raises DataError."""
-        place = f"{_row(example)}turn {at + 1} (assistant), "
+        place = f"{example.where}turn {at + 1} (assistant), "
         after = 0
         for field, gap in probe.gaps.items():
             text = message[field]
@@ -183,7 +183,7 @@ class ChatTemplate:
         if shape not in self._probes:
             self._probes[shape] = self._probe(example, chat, learnt)
         if (missing := self._probes[shape].missing) is not None:
-            raise DataError(f"{_row(example)}{missing}: the chat template leaves it out; {_OTHER}")
+            raise DataError(f"{example.where}{missing}: the chat template leaves it out; {_OTHER}")
         return self._probes[shape]
 
     def _probe(self, example: Example, chat: list[Message], learnt: int | None) -> _Probe:
@@ -304,10 +304,6 @@ class ChatTemplate:
 # Whatever Jinja and the expressions in a template raise.
 _TEMPLATE_FAILS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 _OTHER = "choose another template with --chat-template, or remove the field"
-
-
-def _row(example: Example) -> str:
-    return f"{example.location}: " if example.location else ""
 
 
 def _for_template(message: Message, source: str, *, parts: bool) -> dict[str, Any]:
