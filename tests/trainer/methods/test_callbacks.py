@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from bmt_trainer.masking.equations import sharpness
 from bmt_trainer.masking.masked_linear import MaskState
-from bmt_trainer.methods.callbacks import SharpenMask
+from bmt_trainer.methods.trl_mixins import SharpenMask
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,13 @@ from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.distributed import barrier
 from bmt_trainer.evaluation.kl import Texts
 from bmt_trainer.masking.attach import Attached
+from bmt_trainer.masking.calibration import input_norms
 from bmt_trainer.masking.export import library_versions
 from bmt_trainer.masking.initialization import init_gates
 from bmt_trainer.masking.masked_linear import MaskState
 from bmt_trainer.methods import grpo, pipeline, sdft, sft
 from bmt_trainer.methods.config import GrpoConfig
+from bmt_trainer.methods.finish import base_texts, finish
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.run_folder import settings_of
 from bmt_trainer.process import is_main_process, world_size
@@ -134,7 +136,7 @@ def run_cell(cell: Cell, display: Display) -> Result:
     loaded, rows = METHODS[cell.plan.trainer].load(config, display, scored=False)
     # Before anything is added to them, or made fp32.
     parameters, dtype = baselines.count(loaded.model), str(loaded.model.dtype)
-    texts = pipeline.base_texts(loaded) if cell.plan.track_every else []
+    texts = base_texts(loaded) if cell.plan.track_every else []
     if cell.kind == "wanda":
         outcome = _wanda(cell, loaded)
     elif cell.kind == "base":
@@ -143,7 +145,7 @@ def run_cell(cell: Cell, display: Display) -> Result:
         outcome = _train_mask(cell, loaded, rows, texts)
     else:
         outcome = _train_baseline(cell, loaded, rows, texts)
-    if cell.kind != "bmt":  # whose run `pipeline.finish` ends
+    if cell.kind != "bmt":  # whose run `finish` ends
         loaded.run.finish()
     hidden = ("model", "dataset", "device", "heldout_dataset")
     return {
@@ -166,7 +168,7 @@ def _wanda(cell: Cell, loaded: Loaded) -> Result:
     """The best of one-shot masks at the paper's levels, G = ±0.03 without noise."""
     config = loaded.config
     attached = pipeline.attach(loaded)
-    norms = pipeline.calibrate(loaded, attached)
+    norms = input_norms(loaded.model, attached, pipeline.calibration_batches(loaded))
     levels = []
     for eta in WANDA:
         init_gates(attached, norms, eta=eta, mean=config.init_mean, std=0.0, seed=config.seed)
@@ -194,7 +196,7 @@ def _train_mask(cell: Cell, loaded: Loaded, rows: Rows, texts: Texts) -> Result:
     track = _track(cell, loaded, attached, tuned, texts)
     logs = METHODS[cell.plan.trainer].fit(config, loaded, attached, rows, track)
     metadata = {"method": cell.plan.trainer, "train_examples": len(rows)}
-    mask = pipeline.finish(loaded, attached, metadata)
+    mask = finish(loaded, attached, metadata)
     outcome = {
         "trained": tuned.trained,
         "logs": _short(logs),

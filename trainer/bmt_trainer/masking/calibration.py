@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bmt_trainer.errors import NonFinite
 from bmt_trainer.masking.attach import Attached
 
 
@@ -18,7 +19,8 @@ def input_norms(
 ) -> dict[str, Tensor]:
     """‖X_j‖₂ [d_in] in fp32 of each masked layer's inputs, on the unmasked model.
 
-    batches: `input_ids` and `attention_mask`, both [B, S]; padding does not count.
+    batches: `input_ids` and `attention_mask`, both [B, S]; padding does not count. Raises NonFinite
+    for norms that are not finite; it names the layer.
     """
     squares = {
         name: torch.zeros(m.in_features, device=m.weight.device)
@@ -44,4 +46,16 @@ def input_norms(
     finally:
         for handle in hooks:
             handle.remove()
-    return {name: total.sqrt() for name, total in squares.items()}
+    norms = {name: total.sqrt() for name, total in squares.items()}
+    check_norms(norms)
+    return norms
+
+
+def check_norms(norms: Mapping[str, Tensor]) -> None:
+    """Raise NonFinite for norms that are not finite; names the layer."""
+    for name, norm in norms.items():
+        if not bool(torch.isfinite(norm).all()):
+            raise NonFinite(
+                f"calibration: the inputs of {name} are not finite; weights in float16 overflow at "
+                "65,504: convert the checkpoint to bfloat16"
+            )

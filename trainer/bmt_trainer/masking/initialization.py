@@ -1,14 +1,35 @@
-"""Initialization of the gates from Wanda scores (paper, Eq. 9)."""
+"""Initialization of the gates: calibration, Wanda scores, and first values (paper, Eq. 9)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from bmt_trainer.masking.attach import Attached
+from bmt_trainer.masking.calibration import input_norms
 from bmt_trainer.masking.equations import initial_gates, unimportant, wanda_scores
+
+
+def initialize(
+    model: PreTrainedModel,
+    attached: Attached,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    eta: float,
+    mean: float,
+    std: float,
+    tail: bool,
+    seed: int,
+) -> None:
+    """Give all gates of `model` their first values, by the inputs of its layers on `batches`.
+
+    batches: as `input_norms` takes them; the others: as `init_gates`. Raises NonFinite.
+    """
+    norms = input_norms(model, attached, batches)
+    init_gates(attached, norms, eta=eta, mean=mean, std=std, tail=tail, seed=seed)
 
 
 @torch.no_grad()

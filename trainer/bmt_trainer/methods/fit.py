@@ -14,12 +14,11 @@ from transformers import PrinterCallback, TrainerCallback
 from bmt_trainer.console import StepProgress
 from bmt_trainer.distributed import keep_gates_fp32
 from bmt_trainer.masking.attach import Attached
-from bmt_trainer.methods.callbacks import SharpenMask
 from bmt_trainer.methods.config import TrainConfig
 from bmt_trainer.methods.guards.interruption import Interrupted
 from bmt_trainer.methods.guards.training import Guard
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows, write_history
-from bmt_trainer.methods.trl_mixins import save_gates_only
+from bmt_trainer.methods.trl_mixins import SharpenMask, save_gates_only
 from bmt_trainer.methods.trl_setup import prepare_trl
 from bmt_trainer.models import slow_in_16_bits
 from bmt_trainer.process import rank

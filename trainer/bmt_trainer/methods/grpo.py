@@ -25,6 +25,7 @@ from bmt_trainer.distributed import join
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import on_policy, pipeline
 from bmt_trainer.methods.config import GrpoConfig
+from bmt_trainer.methods.finish import finish
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.rollouts import environments
@@ -64,7 +65,7 @@ def train(config: GrpoConfig, display: Display | None = None) -> Mask:
             metadata["warnings"] = warnings
         if config.select == "best" and (step := validation.load_best()) is not None:
             metadata["step"] = step
-        return pipeline.finish(loaded, attached, metadata)
+        return finish(loaded, attached, metadata)
 
 
 def load(config: GrpoConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:

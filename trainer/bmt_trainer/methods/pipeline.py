@@ -1,4 +1,4 @@
-"""Stages that every training method shares: load, initialize, finish.
+"""Stages that every training method begins with; `methods.finish` has the last one.
 
 `Loaded` and `masking.attach.Attached` pass between the stages. Both are frozen; training changes
 only the gates in the model.
@@ -6,7 +6,6 @@ only the gates in the model.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,38 +21,31 @@ from bmt_trainer.checkpoint_files import check_checkpoint
 from bmt_trainer.console import Display
 from bmt_trainer.data import sources
 from bmt_trainer.data.batching import batches
-from bmt_trainer.data.encoding import Encoder, complete_special_tokens, end_of_turn_text
+from bmt_trainer.data.encoding import Encoder, complete_special_tokens
 from bmt_trainer.data.examples import Example, Split, with_template_kwargs
 from bmt_trainer.data.split import with_heldout
 from bmt_trainer.distributed import assign_sharded, barrier, full_tensor
-from bmt_trainer.errors import EmptyMask, OutputError
+from bmt_trainer.errors import OutputError
 from bmt_trainer.evaluation.generate import stop_at_end_of_turn
-from bmt_trainer.evaluation.kl import forward_kl
-from bmt_trainer.evaluation.score import best_guess, require_answers
-from bmt_trainer.masking import live_gates
+from bmt_trainer.evaluation.score import require_answers
+from bmt_trainer.masking import initialization, live_gates
 from bmt_trainer.masking.attach import Attached, coverage
 from bmt_trainer.masking.attach import attach as attach_gates
-from bmt_trainer.masking.calibration import input_norms
-from bmt_trainer.masking.export import export, library_versions
-from bmt_trainer.masking.initialization import init_gates
+from bmt_trainer.masking.export import export
 from bmt_trainer.masking.masked_linear import ParameterAccess
 from bmt_trainer.methods.config import TrainConfig
 from bmt_trainer.methods.guards import contents, interruption, outputs
-from bmt_trainer.methods.guards.finite import check_gates, check_norms, check_weights
+from bmt_trainer.methods.guards.finite import check_weights
 from bmt_trainer.methods.guards.interruption import Interruption
 from bmt_trainer.methods.guards.targets import masked_weights
 from bmt_trainer.methods.lengths import Prompts
 from bmt_trainer.methods.rollouts.environments import Environments
-from bmt_trainer.methods.rollouts.local import sample_texts
 from bmt_trainer.methods.rollouts.scores import RolloutScores
 from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, is_writing, settings_of
 from bmt_trainer.methods.trl_setup import prepare_tool_calls
 from bmt_trainer.process import is_main_process, world_size
 from bmt_trainer.rewards.combined import Rewards
-from bmt_trainer.templates.chat_templates import check_template_kwargs, template_digest
-
-# Held-out prompts on whose answers by the base a mask's KL divergence is measured.
-_KL_PROMPTS = 64
+from bmt_trainer.templates.chat_templates import check_template_kwargs
 
 #: Access of masked layers to parameters that FSDP2 may shard.
 SHARDED = ParameterAccess(full_tensor, assign_sharded)
@@ -134,37 +126,14 @@ def load(
     check_template_kwargs(tokenizer, config.chat_template_kwargs)
     if acting:
         prepare_tool_calls(tokenizer)
-    split = sources.load(
-        config.dataset,
-        heldout=0 if heldout_dataset else config.heldout,
-        train=train_examples,
-        seed=config.seed,
-        system=config.system,
-        share=None if heldout_dataset else config.heldout_share,
-    )
-    if heldout_dataset:
-        other = sources.load(
-            heldout_dataset,
-            heldout=config.heldout,
-            train=0,
-            seed=config.seed,
-            system=config.system,
-        )
-        split = with_heldout(split, other)
-    for line in split.lines():
-        display.say(line)
-    split = Split(
-        with_template_kwargs(split.train, config.chat_template_kwargs),
-        with_template_kwargs(split.heldout, config.chat_template_kwargs),
-        split.counts,
-    )
     complete_special_tokens(tokenizer)
-    encoder = Encoder(tokenizer)
-    split = Split(
-        [encoder.checked(acting.shown_to(example)) for example in split.train],
-        [encoder.checked(acting.shown_to(example)) for example in split.heldout],
-        split.counts,
+    split = _examples(config, train_examples, heldout_dataset, display)
+    encoder, kwargs = Encoder(tokenizer), config.chat_template_kwargs
+    train, heldout = (
+        [encoder.checked(acting.shown_to(e)) for e in with_template_kwargs(examples, kwargs)]
+        for examples in (split.train, split.heldout)
     )
+    split = Split(train, heldout, split.counts)
     require_answers(split.heldout, grader, "set heldout: 0")
     settings = {**settings_of(config), "base": base.fingerprint}
     prompts = Prompts.of(tokenizer, split, answered, unbounded)
@@ -216,6 +185,32 @@ def load(
     )
 
 
+def _examples(
+    config: TrainConfig, train: int, heldout_dataset: str | None, display: Display
+) -> Split:
+    """At most `train` training examples and the held-out ones, which is said. Raises DataError."""
+    split = sources.load(
+        config.dataset,
+        heldout=0 if heldout_dataset else config.heldout,
+        train=train,
+        seed=config.seed,
+        system=config.system,
+        share=None if heldout_dataset else config.heldout_share,
+    )
+    if heldout_dataset:
+        other = sources.load(
+            heldout_dataset,
+            heldout=config.heldout,
+            train=0,
+            seed=config.seed,
+            system=config.system,
+        )
+        split = with_heldout(split, other)
+    for line in split.lines():
+        display.say(line)
+    return split
+
+
 def attach(loaded: Loaded) -> Attached:
     """Attach gates to the model's target layers, and show how much of it they cover.
 
@@ -248,9 +243,10 @@ def initialize(loaded: Loaded, attached: Attached, *, live_alpha: float | None =
     run, positions = loaded.run, loaded.run.folder / "live.safetensors"
     if run.last_checkpoint() is None:
         config = loaded.config
-        init_gates(
+        initialization.initialize(
+            loaded.model,
             attached,
-            calibrate(loaded, attached),
+            calibration_batches(loaded),
             eta=config.eta,
             mean=config.init_mean,
             std=config.init_std,
@@ -270,23 +266,17 @@ def initialize(loaded: Loaded, attached: Attached, *, live_alpha: float | None =
     loaded.display.say(_memory(loaded.model, attached))
 
 
-def calibrate(loaded: Loaded, attached: Attached) -> dict[str, torch.Tensor]:
-    """‖X_j‖ [d_in] of each masked layer's inputs over training prompts, for the Wanda scores."""
+def calibration_batches(loaded: Loaded) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of training prompts for `masking.calibration`, with a bar of their progress."""
     config, tokenizer = loaded.config, loaded.tokenizer
     chosen = loaded.split.train[: config.calibration_prompts]
     encoder = Encoder(tokenizer)
     prompts = [encoder.calibration(e)[: config.max_length] for e in chosen]
+    size, pad = config.eval_batch_size, tokenizer.pad_token_id
     with loaded.display.stage("calibrate", len(prompts)) as advance:
-
-        def counted() -> Iterator[dict[str, Any]]:
-            size, pad = config.eval_batch_size, tokenizer.pad_token_id
-            for batch in batches(prompts, size, pad, loaded.model.device):
-                yield batch
-                advance(len(batch["input_ids"]))
-
-        norms = input_norms(loaded.model, attached, counted())
-    check_norms(norms)
-    return norms
+        for batch in batches(prompts, size, pad, loaded.model.device):
+            yield batch
+            advance(len(batch["input_ids"]))
 
 
 def _memory(model: PreTrainedModel, attached: Attached) -> str:
@@ -325,113 +315,3 @@ def write_history(loaded: Loaded, history: Mapping[str, Any]) -> None:
     if is_main_process():
         written = {"reading": loaded.reading, **history}
         outputs.write_json(outputs.history_file(loaded.config.output), written)
-
-
-def finish(loaded: Loaded, attached: Attached, metadata: Mapping[str, Any]) -> Mask:
-    """Score the trained mask, write it to the output, and remove the run's folder.
-
-    Raises EmptyMask for one that deletes nothing.
-    """
-    check_gates(attached, loaded.config.steps)
-    full = current_mask(loaded, attached)
-    lean: Mapping[str, Any] = {}
-    if loaded.config.lean == "off":
-        _score_mask(loaded, attached, "mask", full)
-        mask = full
-    else:
-        mask, lean = _choose_lean(loaded, attached, full)
-    if not mask.zeros:
-        raise EmptyMask(
-            "the trained mask deletes no weight, so it is the base; nothing is written. "
-            + (
-                "Training learned no deletion: pass --lean off for those that it started from"
-                if full.zeros
-                else "Raise eta, learning_rate or steps"
-            )
-        )
-    mask = dataclasses.replace(mask, metadata=_metadata(loaded, {**metadata, **lean}))
-    loaded.run.note_writing()
-    write_mask(mask, loaded.config.output)
-    loaded.run.finish()
-    return mask
-
-
-def _choose_lean(loaded: Loaded, attached: Attached, full: Mask) -> tuple[Mask, dict[str, Any]]:
-    """The lean mask, which has only the learned deletions, or the full one; and its metadata.
-
-    With `lean: auto` both are scored, and the lean mask is taken unless its mean reward is below
-    the 95 % interval of the full one's.
-    """
-    run, heldout = loaded.run, loaded.split.heldout
-    lean = bmt_core.difference(full, bmt_core.load(loaded.start_file))
-    _score_mask(loaded, attached, "lean", lean)
-    chosen, metadata = lean, dict[str, Any]()
-    if loaded.config.lean == "auto" and heldout:
-        _score_mask(loaded, attached, "full", full)
-        scores = run.notes
-        if not lean.zeros or scores["lean"]["mean"] < scores["full"]["mean_interval95"][0]:
-            chosen = full
-        metadata["forward_kl"] = _forward_kl(loaded, attached, {"full": full, "lean": lean})
-    if heldout:
-        run.note("mask", run.notes["lean" if chosen is lean else "full"])
-    metadata |= {"lean": chosen is lean, "zeros_full": full.zeros, "zeros_lean": lean.zeros}
-    return chosen, metadata
-
-
-def _score_mask(loaded: Loaded, attached: Attached, name: str, mask: Mask) -> None:
-    attached.load_mask(mask)
-    with attached.state.use("hard"):
-        loaded.score(name)
-
-
-def _forward_kl(
-    loaded: Loaded, attached: Attached, masks: Mapping[str, Mask]
-) -> dict[str, dict[str, float]]:
-    """Forward KL divergence of each mask from the base, on the base's held-out answers."""
-    with attached.state.use("off"):
-        texts = base_texts(loaded)
-    results = {}
-    for name, mask in masks.items():
-        attached.load_mask(mask)
-        kl = forward_kl(loaded.model, attached, texts, loaded.tokenizer.pad_token_id)
-        loaded.display.say(f"{name:<5}forward KL {kl.per_token:.4f} nats a token")
-        results[name] = kl.to_json()
-    return results
-
-
-def base_texts(loaded: Loaded) -> list[tuple[list[int], list[int]]]:
-    """Held-out prompts and completions of them by the model, which must be the base now."""
-    return sample_texts(
-        loaded.model,
-        loaded.tokenizer,
-        loaded.split.heldout[:_KL_PROMPTS],
-        max_new_tokens=loaded.config.max_new_tokens,
-        seed=loaded.config.seed,
-    )
-
-
-def _metadata(loaded: Loaded, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A mask's metadata: what all methods record of a run, and `metadata`."""
-    config, notes = loaded.config, loaded.run.notes
-    names = ("base", "teacher", "init", "mask", "full", "lean")
-    scores: dict[str, Any] = {n: notes[n] for n in names if n in notes}
-    if scores and not loaded.environments:
-        guess = best_guess(loaded.split.train, loaded.split.heldout, loaded.grader)
-        scores["guess"] = guess.to_json()
-    libraries = ["torch", "transformers", "trl"]
-    if config.dataset.startswith("reasoning-gym:"):
-        libraries.append("reasoning-gym")
-    settings = settings_of(config)
-    return {
-        "dataset": config.dataset,
-        "seed": config.seed,
-        "steps": config.steps,
-        "config": {k: v for k, v in settings.items() if k not in ("model", "device")},
-        "chat_template": template_digest(loaded.tokenizer),
-        "chat_template_kwargs": dict(config.chat_template_kwargs or {}),
-        "end_of_turn": end_of_turn_text(loaded.tokenizer),
-        "init_sparsity": notes["init_sparsity"],
-        "scores": scores,
-        "versions": library_versions(*libraries),
-        **metadata,
-    }

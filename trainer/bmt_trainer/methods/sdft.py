@@ -26,6 +26,7 @@ from bmt_trainer.errors import DataError
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import on_policy, pipeline
 from bmt_trainer.methods.config import SdftConfig
+from bmt_trainer.methods.finish import finish
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.trl_mixins import MaskedTraining, MaskTeacher
@@ -50,7 +51,7 @@ def train(config: SdftConfig, display: Display | None = None) -> Mask:
         metadata: dict[str, Any] = {"method": "sdft", "train_examples": len(rows)}
         if config.select == "best" and (step := validation.load_best()) is not None:
             metadata["step"] = step
-        return pipeline.finish(loaded, attached, metadata)
+        return finish(loaded, attached, metadata)
 
 
 def load(config: SdftConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:

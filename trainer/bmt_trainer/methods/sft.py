@@ -19,6 +19,7 @@ from bmt_trainer.errors import DataError
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import packing, pipeline
 from bmt_trainer.methods.config import SftConfig
+from bmt_trainer.methods.finish import finish
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.trl_mixins import MaskedTraining
@@ -42,7 +43,7 @@ def train(config: SftConfig, display: Display | None = None) -> Mask:
         logs = fit(config, loaded, attached, rows)
         # No selection: SFT does not validate, so its last mask is the one to write.
         metadata = {"method": "sft", "train_examples": len(rows), "loss": final_loss(logs)}
-        return pipeline.finish(loaded, attached, metadata)
+        return finish(loaded, attached, metadata)
 
 
 def load(config: SftConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:

@@ -1,13 +1,14 @@
-"""Mixins that put masks into TRL's trainers, and the callback and reference that they use."""
+"""Mixins that put masks into TRL's trainers, and the callbacks and the reference of these."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bmt_trainer.masking.attach import Attached
+from bmt_trainer.masking.equations import sharpness
 from bmt_trainer.masking.masked_linear import MaskState, Mode
 from bmt_trainer.methods.guards.training import GuardedTraining
 from bmt_trainer.methods.rollouts.local import sample
@@ -133,6 +134,22 @@ class MaskTeacher(HardSampling):
         if not self.attached.layers:
             return super()._get_teacher_context_for_self_distillation()  # type: ignore[misc]
         return self.attached.state.use("teacher")
+
+
+class SharpenMask(TrainerCallback):
+    """Sets α before each optimizer step, t = 0 … T-1: it grows linearly (paper, Eq. 7).
+
+    α follows the trainer's step count, so that a resumed run continues at the right α. It is set
+    when a step begins, so that all micro-batches of the step, forward and backward, use one α.
+    """
+
+    def __init__(self, state: MaskState, start: float, end: float) -> None:
+        self._state, self._start, self._end = state, start, end
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._state.alpha = sharpness(state.global_step, state.max_steps, self._start, self._end)
 
 
 class UpdateTeacher(TrainerCallback):

@@ -10,9 +10,10 @@ import pytest
 import torch
 from bmt_trainer.errors import EmptyMask, NonFinite
 from bmt_trainer.masking.attach import attach
+from bmt_trainer.masking.calibration import check_norms
 from bmt_trainer.methods import grpo, sdft, sft
 from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig
-from bmt_trainer.methods.guards.finite import check_gates, check_norms, check_weights
+from bmt_trainer.methods.guards.finite import check_gates, check_weights
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 

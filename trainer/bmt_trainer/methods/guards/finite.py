@@ -1,4 +1,7 @@
-"""Values that must be finite; `models.finite_logits` has those of a forward pass."""
+"""Weights and gates that must be finite.
+
+`models.finite_logits` has the logits, `masking.calibration` the norms of a layer's inputs.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +25,6 @@ def check_weights(model: nn.Module) -> None:
         raise NonFinite(
             f"base weight {name} has {count:,} values of {named[name].numel():,} that are not "
             "finite; the checkpoint is damaged: download or convert it again"
-        )
-
-
-@torch.no_grad()
-def check_norms(norms: Mapping[str, Tensor]) -> None:
-    """Raise NonFinite for calibration norms that are not finite; names the layer."""
-    for name in _not_finite(norms):
-        raise NonFinite(
-            f"calibration: the inputs of {name} are not finite; weights in float16 overflow at "
-            "65,504: convert the checkpoint to bfloat16"
         )
 
 

@@ -1,0 +1,135 @@
+"""End of a run: the mask to write, its scores, its divergence from the base, its metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import bmt_core
+from bmt_core import Mask
+
+from bmt_trainer.data.encoding import end_of_turn_text
+from bmt_trainer.errors import EmptyMask
+from bmt_trainer.evaluation.kl import forward_kl
+from bmt_trainer.evaluation.score import best_guess
+from bmt_trainer.masking.attach import Attached
+from bmt_trainer.masking.export import library_versions
+from bmt_trainer.methods.guards.finite import check_gates
+from bmt_trainer.methods.pipeline import Loaded, current_mask, write_mask
+from bmt_trainer.methods.rollouts.local import sample_texts
+from bmt_trainer.methods.run_folder import settings_of
+from bmt_trainer.templates.chat_templates import template_digest
+
+# Held-out prompts on whose answers by the base a mask's KL divergence is measured.
+_KL_PROMPTS = 64
+
+
+def finish(loaded: Loaded, attached: Attached, metadata: Mapping[str, Any]) -> Mask:
+    """Score the trained mask, write it to the output, and remove the run's folder.
+
+    Raises EmptyMask for one that deletes nothing.
+    """
+    check_gates(attached, loaded.config.steps)
+    full = current_mask(loaded, attached)
+    lean: Mapping[str, Any] = {}
+    if loaded.config.lean == "off":
+        _score_mask(loaded, attached, "mask", full)
+        mask = full
+    else:
+        mask, lean = _choose_lean(loaded, attached, full)
+    if not mask.zeros:
+        raise EmptyMask(
+            "the trained mask deletes no weight, so it is the base; nothing is written. "
+            + (
+                "Training learned no deletion: pass --lean off for those that it started from"
+                if full.zeros
+                else "Raise eta, learning_rate or steps"
+            )
+        )
+    mask = dataclasses.replace(mask, metadata=_metadata(loaded, {**metadata, **lean}))
+    loaded.run.note_writing()
+    write_mask(mask, loaded.config.output)
+    loaded.run.finish()
+    return mask
+
+
+def _choose_lean(loaded: Loaded, attached: Attached, full: Mask) -> tuple[Mask, dict[str, Any]]:
+    """The lean mask, which has only the learned deletions, or the full one; and its metadata.
+
+    With `lean: auto` both are scored, and the lean mask is taken unless its mean reward is below
+    the 95 % interval of the full one's.
+    """
+    run, heldout = loaded.run, loaded.split.heldout
+    lean = bmt_core.difference(full, bmt_core.load(loaded.start_file))
+    _score_mask(loaded, attached, "lean", lean)
+    chosen, metadata = lean, dict[str, Any]()
+    if loaded.config.lean == "auto" and heldout:
+        _score_mask(loaded, attached, "full", full)
+        scores = run.notes
+        if not lean.zeros or scores["lean"]["mean"] < scores["full"]["mean_interval95"][0]:
+            chosen = full
+        metadata["forward_kl"] = _forward_kl(loaded, attached, {"full": full, "lean": lean})
+    if heldout:
+        run.note("mask", run.notes["lean" if chosen is lean else "full"])
+    metadata |= {"lean": chosen is lean, "zeros_full": full.zeros, "zeros_lean": lean.zeros}
+    return chosen, metadata
+
+
+def _score_mask(loaded: Loaded, attached: Attached, name: str, mask: Mask) -> None:
+    attached.load_mask(mask)
+    with attached.state.use("hard"):
+        loaded.score(name)
+
+
+def _forward_kl(
+    loaded: Loaded, attached: Attached, masks: Mapping[str, Mask]
+) -> dict[str, dict[str, float]]:
+    """Forward KL divergence of each mask from the base, on the base's held-out answers."""
+    with attached.state.use("off"):
+        texts = base_texts(loaded)
+    results = {}
+    for name, mask in masks.items():
+        attached.load_mask(mask)
+        kl = forward_kl(loaded.model, attached, texts, loaded.tokenizer.pad_token_id)
+        loaded.display.say(f"{name:<5}forward KL {kl.per_token:.4f} nats a token")
+        results[name] = kl.to_json()
+    return results
+
+
+def base_texts(loaded: Loaded) -> list[tuple[list[int], list[int]]]:
+    """Held-out prompts and completions of them by the model, which must be the base now."""
+    return sample_texts(
+        loaded.model,
+        loaded.tokenizer,
+        loaded.split.heldout[:_KL_PROMPTS],
+        max_new_tokens=loaded.config.max_new_tokens,
+        seed=loaded.config.seed,
+    )
+
+
+def _metadata(loaded: Loaded, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A mask's metadata: what all methods record of a run, and `metadata`."""
+    config, notes = loaded.config, loaded.run.notes
+    names = ("base", "teacher", "init", "mask", "full", "lean")
+    scores: dict[str, Any] = {n: notes[n] for n in names if n in notes}
+    if scores and not loaded.environments:
+        guess = best_guess(loaded.split.train, loaded.split.heldout, loaded.grader)
+        scores["guess"] = guess.to_json()
+    libraries = ["torch", "transformers", "trl"]
+    if config.dataset.startswith("reasoning-gym:"):
+        libraries.append("reasoning-gym")
+    settings = settings_of(config)
+    return {
+        "dataset": config.dataset,
+        "seed": config.seed,
+        "steps": config.steps,
+        "config": {k: v for k, v in settings.items() if k not in ("model", "device")},
+        "chat_template": template_digest(loaded.tokenizer),
+        "chat_template_kwargs": dict(config.chat_template_kwargs or {}),
+        "end_of_turn": end_of_turn_text(loaded.tokenizer),
+        "init_sparsity": notes["init_sparsity"],
+        "scores": scores,
+        "versions": library_versions(*libraries),
+        **metadata,
+    }
