@@ -196,7 +196,7 @@ def test_a_run_that_ended_after_its_last_step_trains_no_further(base, data, tmp_
     whole = sft.train(config, quiet())
     config = dataclasses.replace(config, output=tmp_path / "n.bmt")
     with monkeypatch.context() as patch:
-        patch.setattr("bmt_trainer.methods.pipeline._score_mask", lambda *_: 1 / 0)
+        patch.setattr("bmt_trainer.methods.finish._score_mask", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sft.train(config, quiet())
     assert (tmp_path / "n.bmt.run" / "checkpoint-8").exists()
