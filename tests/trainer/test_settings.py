@@ -36,6 +36,12 @@ def test_the_defaults_are_the_papers():
         ({"resume": "yes"}, "not true or false"),
         ({"model": ["a"]}, "not text"),
         ({"output": 3}, "not a path"),
+        ({"output": "~nobody-here/o.bmt"}, "no home folder for ~nobody-here"),
+        ({"learning_rate": float("inf")}, "learning_rate: inf is not a finite number"),
+        ({"steps": 10**30}, "steps: 1000000000000000000000000000000 is above"),
+        ({"seed": 2**32}, "seed: 4294967296 is above 4294967295"),
+        ({"chat_template_kwargs": '{"a": 1, "a": 2}'}, "a key is given twice"),
+        ({"chat_template_kwargs": '{"a": NaN}'}, "NaN is no JSON value"),
     ],
 )
 def test_wrong_settings_are_named(values, says):
@@ -174,6 +180,9 @@ def test_a_setting_given_twice_is_an_error(tmp_path, text, says):
         ("? [a]\n: b", "cannot be read"),
         ("a: !!python/object:os.system x", "cannot be read"),
         ("a: *b", "cannot be read"),
+        ("resume: !!bool yes", "'yes' is neither true nor false"),
+        ("model: !!timestamp x", "cannot be read"),
+        ("model: a\0b", "cannot be read"),
     ],
 )
 def test_wrong_values_in_a_file(tmp_path, text, says):

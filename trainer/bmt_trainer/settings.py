@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -131,6 +133,10 @@ class _Loader(yaml.SafeLoader):
         """A boolean or a number, which keeps its text."""
         text = node.value
         if node.tag.endswith(":bool"):
+            if text not in _BOOLEANS:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{text!r} is neither true nor false", node.start_mark
+                )
             return _BOOLEANS[text]
         if node.tag.endswith(":int"):
             value: Any = Integer(text, 0 if text[:2] in ("0x", "0o") else 10)
@@ -164,13 +170,11 @@ def parse_yaml(text: str) -> Any:
     Numbers keep the text they were written as (`Integer`, `Number`). A key that is given twice
     raises ConfigError with its lines, as other malformed text does.
     """
-    loader = _Loader(text)
     try:
-        return loader.get_single_data()
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return yaml.load(text, _Loader)
+    # Constructors of explicit tags, such as `!!bool yes`, raise errors of several kinds.
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError) as error:
         raise ConfigError(" ".join(str(error).split())) from None
-    finally:
-        loader.dispose()
 
 
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -222,7 +226,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         raise ConfigError(f"{name}: {value!r} is not {_TYPES[hint]}")
     try:
         if hint is Path:
-            return Path(value).expanduser()
+            return expanded(value)
         if hint is int and isinstance(value, float) and not value.is_integer():
             raise ValueError
         if hint in (int, float):
@@ -238,12 +242,33 @@ def check_object(name: str, value: Any) -> dict[str, Any]:
     """A JSON object, given as one or as its text. Raises ConfigError."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = json.loads(value, object_pairs_hook=_once, parse_constant=_no_constant)
         except ValueError as error:
             raise ConfigError(f"{name}: {value!r} is not JSON ({error})") from None
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ConfigError(f"{name}: {value!r} is not a JSON object")
     return dict(value)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a key is given twice")
+    return made
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON value")
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with the home folder in place of `~`. Raises ConfigError if there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # an unknown user, or none without HOME
+        raise ConfigError(
+            f"{path}: there is no home folder for {Path(path).parts[0]}; write the whole path"
+        ) from None
 
 
 def flag_type(hint: Any) -> Any:
@@ -265,6 +290,10 @@ def _bound(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return
     least, most, above = bounds["least"], bounds["most"], bounds["above"]
+    if isinstance(value, float) and math.isinf(value):
+        raise ConfigError(f"{name}: {value} is not a finite number")
+    if isinstance(value, int) and abs(value) > sys.maxsize:
+        raise ConfigError(f"{name}: {value} is above {sys.maxsize}")
     # `not value >= least` is true for NaN too.
     if least is not None and not value >= least:
         raise ConfigError(f"{name}: {value} is below {least}")

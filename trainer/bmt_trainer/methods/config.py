@@ -106,6 +106,7 @@ class TrainConfig:
         "Seed of the held-out split, the order of the examples and the gates' first values.",
         0,
         least=0,
+        most=2**32 - 1,
     )
     checkpoint_every: int = option("Steps between checkpoints; 0 for none.", 100, least=0)
     resume: bool = option("Resume the unfinished run of this output, if there is one.", False)
