@@ -108,3 +108,59 @@ def test_a_reward_among_others_that_never_applies_is_said(tmp_path):
     [said] = tried(f"words + {path}:f")
     assert "warning" in said
     assert "not applicable" in said
+
+
+LEAVES = {
+    "made": "class made:\n    def __init__(self): raise SystemExit(3)",
+    "hard": "class Hard(BaseException): pass\ndef hard(c, a): raise Hard('no')",
+    "cancelled": "import asyncio\nasync def cancelled(c, a): raise asyncio.CancelledError",
+    "ctrl_c": "async def ctrl_c(c, a): raise KeyboardInterrupt",
+    "mute": "class E(Exception):\n    def __str__(self): 1 / 0\ndef mute(c, a): raise E",
+    "meta": "import torch\ndef meta(c, a): return torch.ones((), device='meta')",
+    "hidden": "class V:\n    def __repr__(self): 1 / 0\ndef hidden(c, a): return V()",
+}
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("name", LEAVES)
+def test_no_way_out_of_a_reward_is_unnamed(tmp_path, name):
+    (tmp_path / "way.py").write_text(LEAVES[name])
+    with pytest.raises(ConfigError, match=rf"reward .*way\.py:{name}: ") as raised:
+        tried(f"{tmp_path}/way.py:{name}")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.found
+def test_a_reward_that_changes_its_inputs_changes_nothing_else(tmp_path):
+    (tmp_path / "two.py").write_text(
+        "def f(completions, prompts, meta):\n"
+        "    for c, p, m in zip(completions, prompts, meta):\n"
+        "        c[0]['content'] = 'changed'; p.clear(); m.append(1)\n"
+        "    return [0.0] * len(meta)\n"
+        "def g(completions, prompts, meta):\n"
+        "    rows = zip(completions, prompts, meta)\n"
+        "    return [float(c[0]['content'] == 'x' and len(p) == 1 and not m) for c, p, m in rows]\n"
+    )
+    rows = [Example(chat("q"), "x", columns={"meta": []}) for _ in range(3)]
+    rewards = find(f"{tmp_path}/two.py:f + {tmp_path}/two.py:g").for_model(byte_tokenizer(), 8)
+    assert rewards.marks(["x"] * 3, rows).chosen == [1.0] * 3
+    assert all(row.columns == {"meta": []} for row in rows)
+
+
+@pytest.mark.found
+def test_an_option_counts_over_a_column_of_its_name(tmp_path):
+    (tmp_path / "two.py").write_text(
+        "def named(completions, level: int): return [level] * len(completions)\n"
+        "def rest(completions, level: int = 0, **kwargs):\n"
+        "    return [level + len(kwargs.get('levels', ()))] * len(completions)\n"
+    )
+    for name in ("named", "rest"):
+        rewards = find(f"{tmp_path}/two.py:{name}?level=7").for_model(byte_tokenizer(), 8)
+        assert rewards.marks(["x"] * 2, ROWS[:2]).chosen == [7.0, 7.0]
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("weight", ["1e39", "1_0", "-1e300", ""])
+def test_weights_that_a_trainer_cannot_hold_are_refused(weight):
+    with pytest.raises(ConfigError, match="weight"):
+        find(f"words?weight={weight}")

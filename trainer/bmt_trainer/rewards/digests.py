@@ -14,6 +14,7 @@ from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation import answer_parsing, graders
 from bmt_trainer.rewards import loading
 from bmt_trainer.rewards.specification import JUDGE, Specification, parse
+from bmt_trainer.settings import expanded
 
 
 def digest(text: str) -> str:
@@ -47,7 +48,7 @@ def _contents(spec: Specification) -> Iterator[str]:
             yield from _of_code(path, root)
     for value in spec.options.values():
         try:
-            if (given := Path(value).expanduser()).is_file():
+            if (given := expanded(value)).is_file():
                 yield _of_file(given)
         except OSError:  # too long for a name, so no file
             continue

@@ -123,7 +123,9 @@ def _called(maker: Callable[..., Any], spec: Specification, folder: Path) -> Any
     try:
         with loading.neighbors_of(folder):
             return maker(**given)
-    except Exception as error:  # whatever a user's code raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a user's code raises, SystemExit too
         parameters = inspect.signature(maker)
         raise ConfigError(
             f"reward {spec.text}: it cannot be made with {parameters} "

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from bmt_trainer.errors import ConfigError
+from bmt_trainer.settings import expanded
 
 
 def split_file(name: str) -> tuple[Path, str] | None:
@@ -23,7 +24,7 @@ def split_file(name: str) -> tuple[Path, str] | None:
     path, colon, attribute = name.rpartition(":")
     if not (colon and path.endswith(".py")):
         return None
-    return Path(path).expanduser(), attribute
+    return expanded(path), attribute
 
 
 def split_dotted(name: str) -> tuple[str, str] | None:
@@ -160,7 +161,9 @@ def _imported(
             module: ModuleType = load()
     except ConfigError:
         raise
-    except (Exception, SystemExit) as error:  # whatever a user's module raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a user's module raises
         raise ConfigError(f"reward {name}: cannot be loaded ({described(error)})") from error
     return module
 
@@ -196,5 +199,8 @@ def described(error: BaseException) -> str:
     here = Path(__file__).resolve().parents[1]
     own = [f for f in frames if here not in Path(f.filename).parents and f.filename[:1] != "<"]
     place = f", {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an exception's own __str__
+        text = ""
     return f"{type(error).__name__}{text and ': '}{text[:200]}{place}"

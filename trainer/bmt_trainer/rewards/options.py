@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from bmt_trainer.data.names import convert
 from bmt_trainer.errors import ConfigError, DataError
+from bmt_trainer.settings import expanded
 
 _EMPTY = inspect.Parameter.empty
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -64,7 +65,7 @@ def _convert(value: str, hint: Any) -> Any:
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return _convert_union(value, typing.get_args(hint))
     if hint is Path:
-        return Path(value).expanduser()
+        return expanded(value)
     if hint in (str, Any, object):
         return value
     plain = (bool, int, float, list, tuple, set, frozenset)

@@ -8,8 +8,9 @@ import math
 import numbers
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,14 @@ class Batch:
 
     def arguments(self) -> dict[str, Any]:
         """All of TRL's arguments and columns, by name."""
-        columns = {k: list(v) for k, v in self.columns.items() if k not in REPLACED_COLUMNS}
+        # Copies: a function that changes what it is given changes neither the data nor what other
+        # rewards see.
+        columns = {k: deepcopy(v) for k, v in self.columns.items() if k not in REPLACED_COLUMNS}
         return {
             "answer": list(self.answers),
-            **columns,
-            "prompts": list(self.prompts),
-            "completions": list(self.completions),
+            **{name: list(values) for name, values in columns.items()},
+            "prompts": deepcopy(list(self.prompts)),
+            "completions": deepcopy(list(self.completions)),
             "completion_ids": [list(ids) for ids in self.completion_ids],
             **self.options,
         }
@@ -92,6 +95,15 @@ class Reward:
             call = call.func
         made = type(call).__call__  # an object's own `async def __call__`
         return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(made)
+
+    @cached_property
+    def bound(self) -> frozenset[str]:
+        """Parameters that options set; columns of the same names are not passed."""
+        call, names = self.function, set[str]()
+        while isinstance(call, partial):
+            names |= call.keywords.keys()
+            call = call.func
+        return frozenset(names)
 
     def values(self, batch: Batch, *, lenient: bool = False) -> Values:
         """The reward of each completion. Raises RewardError."""
@@ -124,7 +136,7 @@ class Reward:
         return self._numbers(given, batch)
 
     def _arguments(self, batch: Batch) -> dict[str, Any]:
-        given = batch.arguments()
+        given = {k: v for k, v in batch.arguments().items() if k not in self.bound}
         if missing := self.form.missing(given):
             columns = [k for k in given if k in batch.columns or k == "answer"]
             raise RewardError(
@@ -172,7 +184,8 @@ class Reward:
         if value is None and not self.form.single:
             return None
         if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.ndim == 0):
-            value = value.item()
+            with self._failures(batch, at):
+                value = value.item()
         if not isinstance(value, numbers.Real):
             expected = "a number or None"
             if self.form.single:
@@ -205,7 +218,9 @@ class _Failures:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception | SystemExit) and not isinstance(error, RewardError):
+        # Ctrl-C ends the run; in the thread of asynchronous rewards no signal raises it.
+        interrupted = isinstance(error, KeyboardInterrupt) and not self._reward.asynchronous
+        if error is not None and not interrupted and not isinstance(error, RewardError):
             raised = f"it failed ({described(error)})"
             raise self._reward.fault(self._batch, raised, self._at) from error
 
@@ -223,7 +238,10 @@ def _kind(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())  # arrays are of several lines
+    try:
+        text = " ".join(repr(value).split())  # arrays are of several lines
+    except Exception:  # a value's own __repr__
+        return "that cannot be shown"
     return (
         text if len(text) <= _SHOWN else f"{text[: _SHOWN - 2]}… ({len(str(value)):,} characters)"
     )

@@ -6,13 +6,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bmt_trainer.data.names import parse_name
+from bmt_trainer.data.names import convert, parse_name
 from bmt_trainer.errors import ConfigError, DataError
 
 #: The text between two rewards.
 JOINED = " + "
 #: The beginning of the name of a judge on a server.
 JUDGE = "judge:"
+# Weighted sums are float32 in the trainer.
+_LARGEST = 1e9
 #: The option of every reward, which the reward itself does not get.
 WEIGHT = "weight"
 
@@ -42,9 +44,11 @@ def _one(text: str) -> Specification:
         raise ConfigError(f"reward {error}") from None
     weight = options.pop(WEIGHT, "1")
     try:
-        number = float(weight)
-    except ValueError:
+        number = convert("weight", weight, float)
+    except DataError:
         number = math.nan
-    if not math.isfinite(number):
-        raise ConfigError(f"reward {text}: weight {weight!r} is not a finite number")
+    if not abs(number) <= _LARGEST:  # true for NaN too
+        raise ConfigError(
+            f"reward {text}: weight {weight!r} is not a finite number of at most {_LARGEST:g}"
+        )
     return Specification(text, name, options, number)
