@@ -40,7 +40,7 @@ ROOMS = {
         "console": {"process"},
         "process": set(),
         "distributed": {"errors", "process"},
-        "templates": {"errors"},
+        "templates": {"errors", "settings"},
         "hub": set(),
         "checkpoint_files": {"errors"},
         "models": {

@@ -26,6 +26,7 @@ from bmt_trainer.checkpoint_files import check_checkpoint
 from bmt_trainer.distributed import any_rank
 from bmt_trainer.errors import ModelError, ModelNotFound, NonFinite
 from bmt_trainer.process import world_size
+from bmt_trainer.settings import expanded
 from bmt_trainer.templates import shipped
 from bmt_trainer.templates.chat_templates import read_template
 
@@ -38,7 +39,7 @@ def checkpoint_folder(model: str | Path) -> Path:
 
     Raises ModelNotFound.
     """
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.is_dir():
         return folder
     offline = hub.unreachable() if hub.is_id(str(model)) else "no such folder"
@@ -57,7 +58,7 @@ def checkpoint_folder(model: str | Path) -> Path:
 
 def base_of(model: str | Path, folder: Path) -> Base:
     """The identity of a checkpoint that masks carry; `model` is the name that the user gave."""
-    name = str(model) if not Path(model).expanduser().is_dir() else folder.resolve().name
+    name = str(model) if not expanded(model).is_dir() else folder.resolve().name
     return Base(model_id=name, fingerprint=fingerprint(folder))
 
 

@@ -110,3 +110,15 @@ def test_a_generated_task(checkpoint):
     made = counts("task:initials", "--model", checkpoint, "--examples", 20, "--rows", 2)
     assert made["counts"]["training_rows"] == 20
     assert len(made["rows"]) == 2
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("name", ["enable_thinking", "padding", "self"])
+def test_a_rows_argument_that_the_template_does_not_read_is_an_error(tmp_path, checkpoint, name):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({**ROWS[0], "chat_template_kwargs": {name: True}}))
+    done = run(path, "--model", checkpoint)
+    assert done.exit_code == 1
+    assert f"line 1: chat_template_kwargs: the chat template does not read {name}" in str(
+        done.exception
+    )

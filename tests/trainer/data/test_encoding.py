@@ -262,3 +262,46 @@ def test_a_prompt_without_tokens_cannot_be_answered():
 def test_an_end_of_turn_within_an_answer_is_refused():
     with pytest.raises(DataError, match=r"turn 2 .*content: contains '<\|im_end\|>'"):
         Encoder(byte_tokenizer()).encode(Example((USER,), "a<|im_end|>b"))
+
+
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+LINES = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}"
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    ("template", "learnt"),
+    [
+        (TURNS + "<|im_start|>assistant{{ '\\n' }}", ["a<|im_end|>"] * 2),
+        (LINES + "assistant:", [" a<|im_end|>"] * 2),
+    ],
+)
+def test_a_header_after_an_answer_is_not_learnt(template, learnt):
+    """Templates without `add_generation_prompt` open an answer after each chat."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    example = example_of({"messages": [USER, REPLY, USER, REPLY]}, "x.jsonl, line 7")
+    found = []
+    for row in Encoder(tokenizer).encode(example):
+        pieces = [text for text, on in row.pieces if on]
+        # The tokenizer's eos is a piece of its own.
+        found += ["".join(pieces)] if pieces[-1] == tokenizer.eos_token else pieces
+    assert found == learnt
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% for i in range(99999999) %}{% endfor %}", "Range too big"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ raise_exception('a\nb') }}", "a b"),
+    ],
+)
+def test_whatever_a_template_raises_is_an_error_of_the_row(template, says):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template + TURNS
+    example = example_of({"messages": [USER, REPLY]}, "x.jsonl, line 7")
+    with pytest.raises(DataError, match=rf"^x\.jsonl, line 7: .*{says}") as raised:
+        Encoder(tokenizer).encode(example)
+    assert "\n" not in str(raised.value)

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 from pathlib import Path
 
 import datasets
@@ -291,6 +292,8 @@ PARQUET_BYTES = PARQUET.getvalue().to_pybytes()
         ("x.csv", zstandard.compress(table()), r"without \.zst in its name"),
         ("x.csv", b"a,b\n1,2,3\n", "line 2: 3 cells, and the header has 2"),
         ("x.csv", b"prompt,completion\n1,2\n3\n", "line 3: 1 cells"),
+        ("x.csv", b"prompt, completion\na, b\n", "line 1: the column ' completion' has white"),
+        ("x.csv", b"prompt,completion\ra,b\r", r"ends with \\r alone"),
         ("x.csv", b'a,b\n1,"2\n', "line 2: not CSV"),
         ("x.csv", b'a,b\n1,"2"3\n', "line 2: not CSV"),
         ("x.csv", b"a,a\n1,2\n", "'a' is in the header twice"),
@@ -331,6 +334,9 @@ def test_files_that_cannot_be_read_are_named_in_one_line(tmp_path, monkeypatch, 
         ("./nothing", "no such file"),
         ("/no/such/file", "no such folder /no"),
         ("*.csv", "the pattern matches nothing"),
+        ("dat*", "the pattern matches no file, but data"),
+        ("pipe.jsonl", "a pipe or a device, not a file"),
+        ("data?split=train[:0]", "takes none of the 6 rows"),
         ("empty", "holds no data files"),
         ("only", "holds no data files"),
         ("data/trian", "near it: train.jsonl"),
@@ -349,6 +355,7 @@ def test_names_of_nothing(tmp_path, monkeypatch, name, says):
     (tmp_path / "data" / "train.jsonl").write_bytes(lines())
     (tmp_path / "only" / "model.bin").write_bytes(b"x")
     (tmp_path / "link.jsonl").symlink_to("absent.jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(DataError, match=says) as raised:
         load(name, heldout=0, train=1)
     assert "\n" not in str(raised.value)
@@ -442,3 +449,11 @@ def test_extensions():
     assert kind("a.b/c.JSONL.Gz") == (".jsonl", ".gz")
     assert kind("https://host/x.csv?token=a.json") == (".csv", "")
     assert kind("v1.0/data") == ("", "")
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("delimiter", ["", ";;", "%0A", "%22"])
+def test_a_delimiter_is_one_character(tmp_path, delimiter):
+    (tmp_path / "x.csv").write_bytes(table())
+    with pytest.raises(DataError, match=r"delimiter: .* is not one character"):
+        load(f"{tmp_path}/x.csv?delimiter={delimiter}", heldout=0, train=1)

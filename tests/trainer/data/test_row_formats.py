@@ -28,6 +28,8 @@ SCHEMA = {
 }
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": SCHEMA}}
 ANSWERED = {"role": "tool", "tool_call_id": "c1", "content": "rain"}
+SECOND = {"id": "c2", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
+BOTH = {"role": "assistant", "content": "", "tool_calls": [CALL, SECOND]}
 
 
 def read(row):
@@ -286,7 +288,7 @@ def assistant(**fields):
         ({"messages": [{"role": "human", "content": "q"}, REPLY]}, r"messages\[0\]\.role"),
         ({"messages": [{"role": "User", "content": "q"}, REPLY]}, r"messages\[0\]\.role"),
         ({"messages": [{"content": "q"}, REPLY]}, r"messages\[0\]\.role: null"),
-        ({"conversations": [{"from": "alien", "value": "q"}, REPLY]}, r"conversations\[0\]\.role"),
+        ({"conversations": [{"from": "alien", "value": "q"}, REPLY]}, r"conversations\[0\]\.from"),
         (assistant(content=None), r"messages\[1\]\.content: null"),
         (assistant(content=""), "messages: the answer .* is empty"),
         (assistant(content=" ", reasoning_content="t"), "messages: the answer .* is empty"),
@@ -320,6 +322,10 @@ def assistant(**fields):
         ),
         ({"messages": [USER, CALLED, {**ANSWERED, "tool_call_id": "c2"}, REPLY]}, r"messages\[2\]"),
         ({"messages": [USER, CALLED, ANSWERED, ANSWERED, REPLY]}, r"messages\[3\]"),
+        ({"messages": [USER, BOTH, ANSWERED, REPLY]}, r"messages\[3\].*get_time is not"),
+        ({"messages": [{"role": "Assistant"}, REPLY]}, r"messages\[0\]\.role.*write assistant"),
+        ({"conversations": [{"from": "Human", "value": "q"}, REPLY]}, r"\.from.*write human"),
+        ({"prompt": "q", "completion": 5}, "completion: expected text or a list .* not 5"),
         ({"messages": [USER, ANSWERED, REPLY]}, r"messages\[1\]\.tool_call_id"),
         ({"messages": [USER, {"role": "tool", "content": "r"}, REPLY]}, r"messages\[1\]\.role"),
         (
@@ -346,3 +352,26 @@ def test_the_row_itself_is_left_as_it_is():
     before = json.dumps(row)
     read(row)
     assert json.dumps(row) == before
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("key", ["tool_call_id", "name"])
+def test_answers_to_calls_are_in_the_order_of_the_calls(key):
+    """A template that writes no ids shows by the place of an answer what it answers."""
+    first = {"role": "tool", "content": "rain", key: CALL["id"]}
+    second = {"role": "tool", "content": "noon", key: SECOND["id"]}
+    called = BOTH
+    if key == "name":
+        called = {**BOTH, "tool_calls": [{"function": c["function"]} for c in (CALL, SECOND)]}
+        first["name"], second["name"] = "get_weather", "get_time"
+    contents = [
+        [m["content"] for m in read({"messages": [USER, called, *order, REPLY]}).messages]
+        for order in ([first, second], [second, first])
+    ]
+    assert contents == [["q", "", "rain", "noon"]] * 2
+
+
+@pytest.mark.found
+def test_an_empty_instruction_puts_nothing_before_the_input():
+    row = {"instruction": "", "input": "1, 2", "output": "3"}
+    assert read(row).messages[-1]["content"] == "1, 2"

@@ -9,7 +9,7 @@ import pytest
 from bmt_trainer.data.examples import Example, with_shots
 from bmt_trainer.data.sources import load
 from bmt_trainer.data.tasks import TASKS
-from bmt_trainer.errors import DataError
+from bmt_trainer.errors import ConfigError, DataError
 
 GENERATED = [
     "task:sort-numbers",
@@ -234,3 +234,44 @@ def test_reasoning_gym_is_imported_only_for_its_data_sets():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("?limit=99999999999999999999999", "limit: .* is above"),
+        ("?weight=1e308", "weight: 1e\\+308 is above"),
+        ("?weight=inf", "weight: inf is above"),
+        ("?tools=tolls", "no row has a column 'tolls' \\(for tools\\)"),
+        ("?system=persona&input=context", "no row has a column"),
+    ],
+)
+def test_options_out_of_reach_are_named(tmp_path, options, says):
+    name = write(tmp_path / "a.jsonl", [{"prompt": "q", "completion": "a"}])
+    with pytest.raises(DataError, match=says):
+        load(
+            f"{name}{options} + {name}?weight=1" if "weight" in options else name + options,
+            heldout=0,
+            train=9,
+        )
+
+
+@pytest.mark.found
+def test_a_column_of_some_rows_may_be_absent_from_others(tmp_path):
+    rows = [{"prompt": "q", "completion": "a"}, {"prompt": "r", "completion": "a", "who": "S"}]
+    split = load(write(tmp_path / "a.jsonl", rows) + "?system=who", heldout=0, train=9)
+    assert sorted(len(example.messages) for example in split.train) == [1, 2]
+
+
+@pytest.mark.found
+def test_a_home_folder_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match="no home folder for ~nobody-here"):
+        load("~nobody-here/x.jsonl", heldout=0, train=1)
+
+
+@pytest.mark.found
+def test_a_mixture_may_be_of_several_lines(tmp_path):
+    one = write(tmp_path / "a.jsonl", [{"prompt": "q", "completion": "a"}])
+    two = write(tmp_path / "b.jsonl", [{"prompt": "r", "completion": "b"}])
+    assert len(load(f"{one} +\n{two}\n", heldout=0, train=9).train) == 2

@@ -58,7 +58,11 @@ def data(
     from bmt_trainer.data import preview, report, sources
     from bmt_trainer.data.encoding import Encoder, complete_special_tokens, end_of_turn_text
     from bmt_trainer.data.examples import with_template_kwargs
-    from bmt_trainer.templates.chat_templates import check_template_kwargs, template_digest
+    from bmt_trainer.templates.chat_templates import (
+        check_row_kwargs,
+        check_template_kwargs,
+        template_digest,
+    )
 
     kwargs = None
     if chat_template_kwargs is not None:
@@ -72,6 +76,7 @@ def data(
     split = sources.load(source, heldout=0, train=examples or _most(source), system=system)
     # In the order of the source; a run shuffles.
     read = sorted(split.train, key=lambda example: _natural(example.location))
+    check_row_kwargs(tokenizer, [(e.location, e.template_kwargs) for e in read])
     made = report.of_examples(
         with_template_kwargs(read, kwargs),
         split.counts,

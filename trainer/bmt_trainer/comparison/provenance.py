@@ -17,6 +17,7 @@ from bmt_trainer.data.rows.local_files import is_data_file, is_url, local_paths
 from bmt_trainer.evaluation.graders import GRADERS
 from bmt_trainer.rewards.digests import digest
 from bmt_trainer.rewards.specification import JOINED, parse
+from bmt_trainer.settings import expanded
 
 # Settings that name graders or Python code.
 _REWARDS = ("reward", "grader", "retention_grader")
@@ -24,7 +25,7 @@ _REWARDS = ("reward", "grader", "retention_grader")
 
 def of_model(model: str) -> str:
     """A folder's fingerprint, or the name of a model of the Hub. Raises CheckpointError."""
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     return fingerprint(folder) if folder.is_dir() else model
 
 
@@ -44,7 +45,7 @@ def of_setting(name: str, value: Any) -> Any:
         return value
     if name == "heldout_dataset":
         return of_dataset(value)
-    if name == "chat_template" and (file := Path(value).expanduser()).is_file():
+    if name == "chat_template" and (file := expanded(value)).is_file():
         return f"{file.name} {_digest(file)}"
     if name in _REWARDS and any(one.name not in GRADERS for one in parse(value)):
         return f"{value} {digest(value)}"
@@ -85,7 +86,7 @@ def _without_folder(dataset: str) -> str:
 def _files(location: str) -> list[Path]:
     """The files of FORM:FILE, FILE, a folder or a pattern; none if they do not exist."""
     for name in (location, location.partition(":")[2]):
-        path = Path(name).expanduser()
+        path = expanded(name)
         if name and path.is_dir():
             return sorted(file for file in path.rglob("*") if file.is_file())
         if name and (found := local_paths(name)):

@@ -16,6 +16,7 @@ from bmt_trainer.data.examples import Example, chat
 from bmt_trainer.data.names import check_options
 from bmt_trainer.data.rows import Rows, files, local_files, places, repositories
 from bmt_trainer.errors import DataError
+from bmt_trainer.settings import expanded
 
 Row = Mapping[str, Any]
 
@@ -63,7 +64,7 @@ def examples(form: str, source: str, options: Mapping[str, str]) -> Iterator[Exa
 
 
 def _rows(source: str, options: Mapping[str, str]) -> Rows:
-    if Path(source).expanduser().is_dir():
+    if expanded(source).is_dir():
         raise DataError(f"{source} is a folder; name one of its files")
     if local_files.is_url(source):
         return files.of_url(source, {})

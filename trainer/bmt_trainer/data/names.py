@@ -11,14 +11,15 @@ import datetime
 import enum
 import inspect
 import json
+import re
 import types
 import typing
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
 from bmt_trainer.errors import DataError
+from bmt_trainer.settings import expanded
 
 _TYPES = {bool: "true or false", int: "an integer", float: "a number"}
 _FLAGS = {"true": True, "false": False}
@@ -32,9 +33,9 @@ def split_names(dataset: str) -> list[str]:
     A ` + ` within an option's value is written `%20+ `.
     """
     name = dataset.partition("?")[0]
-    if " + " not in dataset or (" + " in name and Path(name).expanduser().exists()):
+    names = [part.strip() for part in re.split(r"(?<!\S)\+(?!\S)", dataset)]
+    if len(names) == 1 or (" + " in name and expanded(name).exists()):
         return [dataset.strip()]
-    names = [part.strip() for part in dataset.split(" + ")]
     if not all(names):
         raise DataError(f"{dataset!r}: a data set's name is missing before or after ` + `")
     return names

@@ -211,7 +211,8 @@ def _alpaca(row: Mapping[str, Any], location: str) -> Example:
             raise DataError(f"{location}: history[{number}]: expected [question, answer]")
         for role, value in zip(("user", "assistant"), pair, strict=True):
             turns.append({"role": role, "content": text(value, f"{location}: history[{number}]")})
-    turns.append({"role": "user", "content": f"{instruction}\n{given}" if given else instruction})
+    asked = "\n".join(part for part in (instruction, given) if part)
+    turns.append({"role": "user", "content": asked})
     answer = _answer(row["output"], f"{location}: output")
     turns.append({"role": "assistant", "content": answer})
     parsed = Chat(tuple(turns), tuple(m["role"] == "assistant" for m in turns))
@@ -311,12 +312,16 @@ def _parse(row: Mapping[str, Any], key: str, location: str) -> Chat:
     if isinstance(value, str):
         value = parse_json(value, f"{location}: {key}")
     if not isinstance(value, list | tuple):
-        raise DataError(f"{location}: {key}: expected a list of messages")
+        raise DataError(
+            f"{location}: {key}: expected "
+            f"{'' if key in _CHATS else 'text or '}a list of messages, not {messages.shown(value)}"
+        )
     listed = list(deepcopy(value))
-    sharegpt = key == "conversations" or any(isinstance(m, dict) and "from" in m for m in listed)
+    speakers = any(isinstance(m, dict) and "from" in m for m in listed)
     # TRL renames the keys of a chat in place, and leaves its roles as they are.
     renamed = maybe_convert_to_chatml({"messages": listed})["messages"]
-    return messages.parse(renamed, f"{location}: {key}", conversations=sharegpt)
+    sharegpt = speakers or key == "conversations"
+    return messages.parse(renamed, f"{location}: {key}", conversations=sharegpt, speakers=speakers)
 
 
 def _check_prompt(turns: Sequence[Message], location: str) -> None:

@@ -16,7 +16,7 @@ A data set's name is one string, with options as in the query of a URL::
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, count, islice
@@ -35,6 +35,7 @@ from bmt_trainer.data.names import (
 )
 from bmt_trainer.data.rows import Rows, files, local_files, places, repositories
 from bmt_trainer.errors import DataError
+from bmt_trainer.settings import expanded
 
 # Repeated prompts in a row after which a generator counts as exhausted.
 _MOST_REPEATS = 1000
@@ -49,6 +50,8 @@ COLUMNS = (
 )
 # Columns that a row may lack.
 _OPTIONAL = ("input", "history", "demonstration", "tools", "system", "chat_template_kwargs")
+# Least and largest values of options.
+_BOUNDS = (("weight", 0, 1e9), ("limit", 1, sys.maxsize), ("buffer", 0, sys.maxsize))
 Form = Literal["auto", "text"]
 _GENERATED = ("task", "reasoning-gym")
 
@@ -139,10 +142,12 @@ def source_of(dataset: str) -> Source:
         for key, kind_ in common.items()
         if key in options
     }
-    for key, least in (("weight", 0), ("limit", 1), ("buffer", 0)):
+    for key, least, most in _BOUNDS:
         value = taken.get(key)
-        if value is not None and not (value >= least and math.isfinite(value)):
+        if value is not None and not value >= least:  # true for NaN too
             raise DataError(f"{name}: {key}: {value} is below {least}")
+        if value is not None and value > most:
+            raise DataError(f"{name}: {key}: {value} is above {most}")
     if taken.get("weight") == 0:
         raise DataError(f"{name}: weight: 0 takes no rows; leave the source out")
     if "buffer" in taken and not taken.get("streaming"):
@@ -279,9 +284,15 @@ def _stored(source: Source) -> Iterator[Example]:
     mapped = {key: value for key, value in source.options.items() if key in COLUMNS}
     options = {key: value for key, value in source.options.items() if key not in COLUMNS}
     form: Form = convert(f"{source.name}: format", options.pop("format", "auto"), Form)
+    absent = {target: column for target, column in mapped.items() if target in _OPTIONAL}
     for location, row in _rows(source, options):
+        if absent and isinstance(row, Mapping):
+            absent = {target: c for target, c in absent.items() if c not in row}
         renamed = _renamed(row, mapped, location) if mapped else row
         yield row_formats.example_of(renamed, location, form)
+    if absent:
+        target, column = next(iter(absent.items()))
+        raise DataError(f"{source.dataset}: no row has a column {column!r} (for {target})")
 
 
 def _rows(source: Source, options: Mapping[str, str]) -> Rows:
@@ -292,7 +303,7 @@ def _rows(source: Source, options: Mapping[str, str]) -> Rows:
     if local_files.is_url(name):
         check_options(name, options, (*files.FOLDER_OPTIONS, *of_files))
         return files.of_url(name, options)
-    if Path(name).expanduser().is_dir():
+    if expanded(name).is_dir():
         check_options(name, options, (*files.FOLDER_OPTIONS, *of_files))
         return files.of_folder(name, options)
     found = places.local(name)

@@ -45,7 +45,7 @@ from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, is_writing,
 from bmt_trainer.methods.trl_setup import prepare_tool_calls
 from bmt_trainer.process import is_main_process, world_size
 from bmt_trainer.rewards.combined import Rewards
-from bmt_trainer.templates.chat_templates import check_template_kwargs
+from bmt_trainer.templates.chat_templates import check_row_kwargs, check_template_kwargs
 
 #: Access of masked layers to parameters that FSDP2 may shard.
 SHARDED = ParameterAccess(full_tensor, assign_sharded)
@@ -128,6 +128,8 @@ def load(
         prepare_tool_calls(tokenizer)
     complete_special_tokens(tokenizer)
     split = _examples(config, train_examples, heldout_dataset, display)
+    rows = ((e.location, e.template_kwargs) for e in (*split.train, *split.heldout))
+    check_row_kwargs(tokenizer, rows)
     encoder, kwargs = Encoder(tokenizer), config.chat_template_kwargs
     train, heldout = (
         [encoder.checked(acting.shown_to(e)) for e in with_template_kwargs(examples, kwargs)]

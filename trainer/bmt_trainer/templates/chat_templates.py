@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jinja2 import TemplateError, meta
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from bmt_trainer.errors import ConfigError
+from bmt_trainer.errors import ConfigError, DataError
+from bmt_trainer.settings import expanded
 from bmt_trainer.templates import shipped
 
-#: Variables that rendering sets itself.
+#: Variables that rendering sets itself, or that are arguments of its own.
 _RENDERED = {
+    *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
     *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
     *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
 }
@@ -24,7 +26,7 @@ _RENDERED = {
 
 def read_template(name: str) -> str:
     """The text of a chat template: of a file, or of this package's by name. Raises ConfigError."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         try:
             # Line ends are translated, as vLLM does when it reads its --chat-template.
@@ -67,16 +69,40 @@ def check_template_kwargs(
     """Raise ConfigError for arguments that the tokenizer's chat template does not read."""
     if not kwargs:
         return
-    templates = _templates(tokenizer)
-    if not templates:
+    if not _templates(tokenizer):
         raise ConfigError("chat_template_kwargs: the model has no chat template; set chat_template")
-    known = set[str]().union(*(template_variables(text) for text in templates.values()))
-    known -= _RENDERED | set(tokenizer.special_tokens_map)
+    known = _arguments(tokenizer)
     if unknown := sorted(kwargs.keys() - known):
         raise ConfigError(
             f"chat_template_kwargs: the chat template does not read {', '.join(unknown)}; it reads "
             f"{', '.join(sorted(known)) or 'no arguments'}"
         )
+
+
+def check_row_kwargs(
+    tokenizer: PreTrainedTokenizerBase, rows: Iterable[tuple[str, Mapping[str, Any]]]
+) -> None:
+    """Raise DataError for a row's argument that the tokenizer's chat template does not read.
+
+    rows: each row's location, and its `chat_template_kwargs`.
+    """
+    known: set[str] | None = None
+    for location, kwargs in rows:
+        if not kwargs:
+            continue
+        known = _arguments(tokenizer) if known is None else known
+        if unknown := sorted(kwargs.keys() - known):
+            raise DataError(
+                f"{location}: chat_template_kwargs: the chat template does not read "
+                f"{', '.join(unknown)}; it reads {', '.join(sorted(known)) or 'no arguments'}"
+            )
+
+
+def _arguments(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The arguments that the tokenizer's chat templates read."""
+    texts = _templates(tokenizer).values()
+    known = set[str]().union(*(template_variables(text) for text in texts))
+    return known - _RENDERED - set(tokenizer.special_tokens_map)
 
 
 def _templates(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, str]:

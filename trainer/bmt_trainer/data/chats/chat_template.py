@@ -76,7 +76,8 @@ class ChatTemplate:
         except _TEMPLATE_FAILS as error:
             raise DataError(
                 f"{example.where}{self._refused(messages, example, generation)}the chat template "
-                f"refuses the chat ({error}); {self._fix(messages, example, generation, error)}"
+                f"refuses the chat ({' '.join(str(error).split())}); "
+                f"{self._fix(messages, example, generation, error)}"
             ) from None
 
     def turn(self, example: Example, messages: Sequence[Message], at: int) -> Turn:
@@ -94,7 +95,8 @@ class ChatTemplate:
                 self.notes["the chat template leaves out thoughts of turns before an answer"] += 1
         probe = self._check(example, messages, at)
         after = self._check_turn(example, message, at, body, probe)
-        end = after + len(body[after:].rstrip())
+        # An unasked header follows the answer, and is none of it.
+        end = after + (0 if self._unasked_header else len(body[after:].rstrip()))
         ends = False
         if self.end and (found := body.rfind(self.end, after)) >= 0:
             end = found + len(self.end)
@@ -277,7 +279,36 @@ class ChatTemplate:
             return None
         # A template may end the whole text as well, which is no end of a turn.
         common = last[: self._alike(last, within)].rstrip()
+        if self._unasked_header:
+            first = self._tokens.search(common)
+            return common[: first.end()] if first else None
         return common or last.rstrip() or None
+
+    @cached_property
+    def _unasked_header(self) -> bool:
+        """True if the template ends each chat with the header of an answer, also after an answer.
+
+        So do templates without `add_generation_prompt`, such as the first one of Llama 3.
+        """
+        ask: Message = {"role": "user", "content": f"{marks.MARK}a"}
+        answer: Message = {"role": "assistant", "content": f"{marks.MARK}b"}
+        bare = Example("", "")
+        try:
+            opened = self._text([ask], bare, generation=False)
+            whole = self._text([ask, answer], bare, generation=False)
+            more = self._text([ask, answer, ask], bare, generation=False)
+        except _TEMPLATE_FAILS:
+            return False
+        between, _, last = whole[len(opened) :].partition(f"{marks.MARK}b")
+        follows = more.rpartition(f"{marks.MARK}b")[2]
+        opens = opened.rpartition(f"{marks.MARK}a")[2]
+        header = opens[len(opens) - self._alike(opens[::-1], last[::-1]) :]
+        return (
+            whole.startswith(opened)
+            and not between.strip()
+            and bool(header.strip())
+            and not follows.startswith(last.rstrip())
+        )
 
     def _text(
         self,
@@ -302,7 +333,7 @@ class ChatTemplate:
 
 
 # Whatever Jinja and the expressions in a template raise.
-_TEMPLATE_FAILS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+_TEMPLATE_FAILS = Exception
 _OTHER = "choose another template with --chat-template, or remove the field"
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from bmt_trainer.data.examples import Message
@@ -57,33 +58,36 @@ class Chat:
     learnable: tuple[bool, ...]
 
 
-def parse(value: Any, where: str, *, conversations: bool = False) -> Chat:
+def parse(value: Any, where: str, *, conversations: bool = False, speakers: bool = False) -> Chat:
     """The chat of a list of messages.
 
-    where: row and field, for error messages; conversations: roles are ShareGPT's. Raises DataError.
+    where: row and field, for error messages; conversations: roles are ShareGPT's; speakers: they
+    were written as `from`. Raises DataError.
     """
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise DataError(f"{where}: expected a list of messages, not {_shown(value)}")
+        raise DataError(f"{where}: expected a list of messages, not {shown(value)}")
     messages: list[Message] = []
     learnable: list[bool] = []
+    places: list[int] = []
     calls = _Calls(strict=not conversations)
     for number, given in enumerate(value):
         at = f"{where}[{number}]"
         if not isinstance(given, Mapping):
-            raise DataError(f"{at}: expected an object with role and content, not {_shown(given)}")
+            raise DataError(f"{at}: expected an object with role and content, not {shown(given)}")
         fields = {key: field for key, field in given.items() if field is not None}
         _check_fields(fields, at)
-        role = _role(fields.get("role"), at, conversations)
+        role = _role(fields.get("role"), at, conversations, "from" if speakers else "role")
         message = _message(fields, role, at)
         learnable.append(_weight(fields, role, at) and SPEAKERS.get(role) == "assistant")
         messages.append(calls.linked(message, at))
-    return Chat(tuple(messages), tuple(learnable))
+        places.append(calls.place)
+    return Chat(tuple(_in_order_of_calls(messages, places)), tuple(learnable))
 
 
 def text(value: Any, where: str) -> str:
     """`value`, which must be text that can be encoded. Raises DataError."""
     if not isinstance(value, str):
-        raise DataError(f"{where}: expected text, not {_shown(value)}")
+        raise DataError(f"{where}: expected text, not {shown(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -100,7 +104,7 @@ def tools(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
         return ()
     value = parse_json(value, where) if isinstance(value, str) else value
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise DataError(f"{where}: expected a list of tools, not {_shown(value)}")
+        raise DataError(f"{where}: expected a list of tools, not {shown(value)}")
     return tuple(_tool(tool, f"{where}[{number}]") for number, tool in enumerate(value))
 
 
@@ -123,14 +127,17 @@ def _check_fields(fields: Mapping[str, Any], at: str) -> None:
             raise DataError(f"{at}.{key}: unknown field; {meant[0]} is meant, or rename it")
 
 
-def _role(role: Any, at: str, conversations: bool) -> str:
+def _role(role: Any, at: str, conversations: bool, field: str) -> str:
     known = SPEAKERS if conversations else {**{r: r for r in ROLES}, "function": "tool"}
     if isinstance(role, str) and role in known:
         return role
     hint = ""
     if isinstance(role, str) and role in SPEAKERS:
         hint = f"; write {SPEAKERS[role]}, or name the column conversations"
-    raise DataError(f"{at}.role: {_shown(role)} is none of {', '.join(ROLES)}{hint}")
+    listed = ", ".join(SPEAKERS if conversations else ROLES)
+    if isinstance(role, str) and role.strip().lower() in known:
+        hint = f"; write {role.strip().lower()}"
+    raise DataError(f"{at}.{field}: {shown(role)} is none of {listed}{hint}")
 
 
 def _message(fields: Mapping[str, Any], role: str, at: str) -> dict[str, Any]:
@@ -168,13 +175,13 @@ def _content(value: Any, at: str) -> str | None:
     if value is None or isinstance(value, str):
         return value if value is None else text(value, at)
     if not isinstance(value, Sequence):
-        raise DataError(f"{at}: expected text or a list of text parts, not {_shown(value)}")
+        raise DataError(f"{at}: expected text or a list of text parts, not {shown(value)}")
     parts = []
     for number, part in enumerate(value):
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind != "text":
             raise DataError(
-                f"{at}[{number}]: a part of type {_shown(kind)} cannot be kept, only "
+                f"{at}[{number}]: a part of type {shown(kind)} cannot be kept, only "
                 '{"type": "text", "text": …}; thoughts are reasoning_content'
             )
         parts.append(text(part.get("text"), f"{at}[{number}].text"))
@@ -198,7 +205,7 @@ def _tool_calls(fields: Mapping[str, Any], at: str) -> list[dict[str, Any]]:
             raise DataError(f"{at}.function_call: given as well as tool_calls; keep one")
         return [_call(legacy, f"{at}.function_call")]
     if not isinstance(listed, Sequence):
-        raise DataError(f"{at}.tool_calls: expected a list of calls, not {_shown(listed)}")
+        raise DataError(f"{at}.tool_calls: expected a list of calls, not {shown(listed)}")
     return [_call(call, f"{at}.tool_calls[{n}]") for n, call in enumerate(listed)]
 
 
@@ -209,13 +216,13 @@ def _call(call: Any, at: str) -> dict[str, Any]:
             f'{at}: expected {{"type": "function", "function": {{"name": …, "arguments": …}}}}'
         )
     if call.get("type") not in (None, "function"):
-        raise DataError(f"{at}.type: {_shown(call['type'])} cannot be kept, only function")
+        raise DataError(f"{at}.type: {shown(call['type'])} cannot be kept, only function")
     where = f"{at}.function.arguments" if "function" in call else f"{at}.arguments"
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         arguments = parse_json(text(arguments, where), where)
     if not isinstance(arguments, Mapping):
-        raise DataError(f"{where}: expected an object or its JSON, not {_shown(arguments)}")
+        raise DataError(f"{where}: expected an object or its JSON, not {shown(arguments)}")
     named: dict[str, Any] = {
         "name": text(function["name"], f"{at}.name"),
         "arguments": encodable(dict(arguments), where),
@@ -236,7 +243,7 @@ def _tool(tool: Any, at: str) -> Mapping[str, Any]:
     if "function" not in tool:
         return {"type": "function", "function": dict(tool)}
     if tool.get("type", "function") != "function":
-        raise DataError(f"{at}.type: {_shown(tool['type'])} cannot be kept, only function")
+        raise DataError(f"{at}.type: {shown(tool['type'])} cannot be kept, only function")
     return {"type": "function", **tool}
 
 
@@ -245,12 +252,26 @@ def _weight(fields: Mapping[str, Any], role: str, at: str) -> bool:
     given = {key: fields[key] for key in _WEIGHTS if key in fields}
     for key, value in given.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
-            raise DataError(f"{at}.{key}: {_shown(value)} is neither 0 nor 1 (false, true)")
+            raise DataError(f"{at}.{key}: {shown(value)} is neither 0 nor 1 (false, true)")
         if value and SPEAKERS.get(role) != "assistant":
             raise DataError(f"{at}.{key}: only the assistant's turns are learnt, not {role}'s")
     if len({bool(value) for value in given.values()}) > 1:
         raise DataError(f"{at}: {' and '.join(given)} differ; keep one")
     return all(given.values())
+
+
+def _in_order_of_calls(messages: Sequence[Message], places: Sequence[int]) -> Iterator[Message]:
+    """The messages, with answers to calls in the order of the calls.
+
+    Most templates write no ids, so that an answer is read by its place. places: of the call that
+    each tool turn answers.
+    """
+    placed = zip(messages, places, strict=True)
+    for is_tool, group in groupby(placed, key=lambda pair: pair[0]["role"] == "tool"):
+        turns = list(group)
+        if is_tool:
+            turns.sort(key=lambda pair: pair[1])
+        yield from (message for message, _ in turns)
 
 
 class _Calls:
@@ -261,13 +282,24 @@ class _Calls:
 
     def __init__(self, *, strict: bool) -> None:
         self._strict = strict
+        self._calls: list[dict[str, Any]] = []
         self._open: list[dict[str, Any]] = []
         self._answered = 0
+        #: The place, among the calls of its turn, of the call that the last message answered.
+        self.place = 0
 
     def linked(self, message: dict[str, Any], at: str) -> Message:
         """`message`, if it answers a call with the call's id. Raises DataError."""
         if message["role"] != "tool":
-            self._open = list(message.get("tool_calls", ()))
+            if self._strict and self._answered and self._open:
+                waiting = ", ".join(call["function"]["name"] for call in self._open)
+                raise DataError(
+                    f"{at}.role: follows a turn of which {self._answered} of "
+                    f"{self._answered + len(self._open)} calls are answered ({waiting} is not); "
+                    "answer each by a turn of role tool"
+                )
+            self._calls = list(message.get("tool_calls", ()))
+            self._open = list(self._calls)
             self._answered = 0
             for call in self._open:
                 if sum(call.get("id") == other.get("id") for other in self._open) > 1 and (
@@ -293,12 +325,13 @@ class _Calls:
                 f"({field} {wanted or 'tool'!r}; open calls: {ids})"
             )
         answered = candidates[0]
-        self._open.remove(answered)
+        self.place = next(at for at, call in enumerate(self._calls) if call is answered)
+        self._open = [call for call in self._open if call is not answered]
         self._answered += 1
         return message if "id" not in answered else {**message, "tool_call_id": answered["id"]}
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in an error message: short."""
     if value is None:
         return "null"

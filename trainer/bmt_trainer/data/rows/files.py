@@ -19,7 +19,7 @@ from bmt_trainer.data.rows.places import Place
 from bmt_trainer.data.rows.slices import sliced
 from bmt_trainer.data.rows.streams import COMPRESSIONS, text_lines
 from bmt_trainer.errors import ConfigError, DataError
-from bmt_trainer.settings import as_written, parse_yaml
+from bmt_trainer.settings import as_written, expanded, parse_yaml
 
 #: Options of files; those of folders are in `FOLDER_OPTIONS`.
 FILE_OPTIONS = ("field", "delimiter")
@@ -137,7 +137,7 @@ def of_folder(folder: str, options: Mapping[str, str]) -> Rows:
 
 
 def _saved(folder: str, spec: str | None) -> Rows:
-    path = folder if local_files.is_url(folder) else str(Path(folder).expanduser())
+    path = folder if local_files.is_url(folder) else str(expanded(folder))
     try:
         data = datasets.load_from_disk(path)
     except IndexError:  # of the list of its files, which is empty
@@ -187,7 +187,7 @@ def _card(folder: str, config: str | None) -> dict[str, list[Place]]:
 
 def _configs(folder: str) -> dict[str, dict[str, Any]]:
     """The configurations in the YAML head of a local README.md, by name, with text as values."""
-    card = Path(folder).expanduser() / "README.md"
+    card = expanded(folder) / "README.md"
     if local_files.is_url(folder) or not card.is_file():
         return {}
     try:

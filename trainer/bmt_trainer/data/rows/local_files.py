@@ -7,6 +7,8 @@ import glob
 import re
 from pathlib import Path, PurePosixPath
 
+from bmt_trainer.settings import expanded
+
 #: Format of a data file by its extension.
 EXTENSIONS = {
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
@@ -42,7 +44,7 @@ def is_data_file(name: str) -> bool:
 
 def local_paths(name: str) -> list[str] | None:
     """The files of a path or a glob; None if there are none, or for a folder."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         return [str(path)]
     if path.exists() or not GLOB.search(name):
@@ -52,18 +54,22 @@ def local_paths(name: str) -> list[str] | None:
 
 def missing(name: str) -> str:
     """Explain that there is no file `name`, with the names near it."""
-    path = Path(name).expanduser()
+    path = expanded(name)
+    if path.exists() and not path.is_file():
+        return f"{'a folder' if path.is_dir() else 'a pipe or a device'}, not a file"
     if path.is_symlink():
         return "a link to a file that does not exist"
     folder = path.parent
     while not folder.exists() and folder != folder.parent:
         path, folder = folder, folder.parent
     if GLOB.search(name):
-        return "no such file: the pattern matches nothing"
+        others = glob.glob(str(expanded(name)), recursive=True)
+        what = f"no file, but {others[0]}" if others else "nothing"
+        return f"no such file: the pattern matches {what}"
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     folded = {n.lower(): n for n in sorted(names, reverse=True)}
     near = [folded[n] for n in difflib.get_close_matches(path.name.lower(), folded, 3, 0.5)]
     if not near:
         near = [n for n in sorted(names) if Path(n).stem == path.stem][:3]
-    what = "no such file" if path == Path(name).expanduser() else f"no such folder {path}"
+    what = "no such file" if path == expanded(name) else f"no such folder {path}"
     return what + (f"; near it: {', '.join(near)}" if near else "")

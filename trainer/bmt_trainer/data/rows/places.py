@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
@@ -24,6 +23,7 @@ from bmt_trainer.data.rows.local_files import (
     local_paths,
 )
 from bmt_trainer.errors import DataError
+from bmt_trainer.settings import expanded
 
 _HTTP = ("http", "https")
 # Packages of file systems, by the scheme of their URLs.
@@ -64,7 +64,7 @@ def local(name: str) -> list[Place] | None:
     if paths is None:
         return None
     # A file has the name that the user gave; a match of a pattern, its path.
-    names = [name] if Path(name).expanduser().is_file() else paths
+    names = [name] if expanded(name).is_file() else paths
     system = LocalFileSystem()
     return [Place(system, path, shown) for path, shown in zip(paths, names, strict=True)]
 
@@ -114,7 +114,7 @@ def _options(scheme: str) -> dict[str, Any]:
 
 def is_saved(folder: str) -> bool:
     """True for a folder, local or remote, that `save_to_disk` of `datasets` wrote."""
-    system, path = LocalFileSystem(), str(Path(folder).expanduser())
+    system, path = LocalFileSystem(), str(expanded(folder))
     if is_url(folder):
         system, path = fsspec.core.url_to_fs(folder)
     return any(system.exists(f"{path}/{name}") for name in ("dataset_dict.json", "state.json"))
@@ -128,7 +128,7 @@ def of_folder(
     folder: a local path or a URL; patterns: of the files of each split, if they are known.
     Raises DataError.
     """
-    base = folder if is_url(folder) else str(Path(folder).expanduser().resolve())
+    base = folder if is_url(folder) else str(expanded(folder).resolve())
     system = fsspec.core.url_to_fs(base)[0] if is_url(folder) else LocalFileSystem()
     splits = {}
     for split, chosen in (patterns or _default_patterns(base, folder)).items():

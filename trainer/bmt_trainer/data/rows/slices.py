@@ -36,4 +36,7 @@ def _slice(
         [absolute] = ReadInstruction.from_spec(part).to_absolute({split: len(rows)})
     except (ValueError, AssertionError, AttributeError) as error:
         raise DataError(f"{name}: split {part!r} is not NAME, or NAME[FROM:TO] ({error})") from None
-    yield from rows[absolute.from_ or 0 : len(rows) if absolute.to is None else absolute.to]
+    chosen = rows[absolute.from_ or 0 : len(rows) if absolute.to is None else absolute.to]
+    if not chosen:
+        raise DataError(f"{name}: split {part!r} takes none of the {len(rows)} rows")
+    yield from chosen

@@ -116,6 +116,10 @@ def _number(text: str) -> float:
 
 def csv_rows(lines: Lines, name: str, delimiter: str) -> Rows:
     """Rows of a CSV file by the names of its header; all values are text. Raises DataError."""
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise DataError(
+            f"{name}: delimiter: {delimiter!r} is not one character; a tab is written %09"
+        )
     csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader((line for _, line in lines), delimiter=delimiter, strict=True)
     header: list[str] | None = None
@@ -133,6 +137,13 @@ def csv_rows(lines: Lines, name: str, delimiter: str) -> Rows:
             yield location, dict(zip(header, cells, strict=True))
 
 
+# The reader's words, which name an option of Python's `open`.
+_LONE_RETURN = (
+    "new-line character seen in unquoted field - do you need to open the file in "
+    "universal-newline mode?"
+)
+
+
 def _csv_lines(reader: Any, name: str) -> Iterator[tuple[str, list[str]]]:
     """The cells of each row, with its first line as location."""
     while True:
@@ -140,7 +151,8 @@ def _csv_lines(reader: Any, name: str) -> Iterator[tuple[str, list[str]]]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise DataError(f"{location}: not CSV ({error})") from None
+            why = str(error).replace(_LONE_RETURN, "a line ends with \\r alone; convert it to \\n")
+            raise DataError(f"{location}: not CSV ({why})") from None
         if cells is None:
             return
         yield location, cells
@@ -150,6 +162,11 @@ def _header(cells: list[str], location: str, delimiter: str) -> list[str]:
     twice = [cell for cell in cells if cells.count(cell) > 1]
     if twice:
         raise DataError(f"{location}: the column {twice[0]!r} is in the header twice")
+    blank = [cell for cell in cells if cell.strip() != cell]
+    if blank:
+        raise DataError(
+            f"{location}: the column {blank[0]!r} has white space around its name; remove it"
+        )
     if len(cells) == 1:
         for other in (";", "\t", ",", "|"):
             if other != delimiter and other in cells[0]:
