@@ -171,7 +171,12 @@ def parse_yaml(text: str) -> Any:
     raises ConfigError with its lines, as other malformed text does.
     """
     try:
-        return yaml.load(text, _Loader)
+        # Also refuses characters that YAML does not have.
+        loader = _Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     # Constructors of explicit tags, such as `!!bool yes`, raise errors of several kinds.
     except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError) as error:
         raise ConfigError(" ".join(str(error).split())) from None
