@@ -14,7 +14,7 @@ from typing import Any
 
 from bmt_client import BmtClient
 from bmt_core import Mask
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig as TrlConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
@@ -69,15 +69,15 @@ def train(config: GrpoConfig, display: Display | None = None) -> Mask:
 
 
 def load(config: GrpoConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:
-    """Load the run, and its prompts and answers as rows. scored: as in `pipeline.load`."""
+    """Read prompts and answers as rows, and load the run. scored: as in `pipeline.load`."""
     join(config.device, writes_checkpoints=bool(config.checkpoint_every or config.resume))
     config.accumulation(world_size())
     acting = environments.named(config.environment, config.tools)
     rewards = _rewards(config, acting)
-    loaded, examples = on_policy.load(config, display, rewards, scored=scored, acting=acting)
-    made = [environments.try_reset(acting, e.columns) for e in loaded.grader.tried(examples)]
-    loaded.grader.try_on(examples, display.say, made if acting.factory else None)
-    return loaded, _rows(loaded, examples)
+    inputs, examples = on_policy.read(config, display, rewards, acting=acting)
+    made = [environments.try_reset(acting, e.columns) for e in inputs.grader.tried(examples)]
+    inputs.grader.try_on(examples, display.say, made if acting.factory else None)
+    return pipeline.load(inputs, scored=scored), _rows(inputs.tokenizer, examples)
 
 
 def _rewards(config: GrpoConfig, acting: Environments) -> Rewards:
@@ -88,10 +88,10 @@ def _rewards(config: GrpoConfig, acting: Environments) -> Rewards:
     return find(config.reward, overlong=config.overlong_penalty)
 
 
-def _rows(loaded: Loaded, examples: Sequence[Example]) -> Rows:
+def _rows(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> Rows:
     """Rows of the trainer's table, with the example of each."""
     return on_policy.prompt_rows(
-        loaded.tokenizer,
+        tokenizer,
         examples,
         answer=lambda e: e.answer,
         columns=lambda e: e.columns,
@@ -195,7 +195,7 @@ def fit(
     )
     acting, scores = loaded.environments, loaded.score
     scored = [*on_policy.validation_examples(config, loaded), *loaded.split.heldout]
-    table = [*rows, *_rows(loaded, scored if acting else [])]
+    table = [*rows, *_rows(loaded.tokenizer, scored if acting else [])]
     with server_rollouts(config, loaded, attached) as rollouts:
         return fit_with_trl(
             MaskedGRPOTrainer,

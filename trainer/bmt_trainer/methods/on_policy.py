@@ -17,30 +17,29 @@ from bmt_trainer.evaluation.score import require_answers
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import pipeline
 from bmt_trainer.methods.config import OnPolicyConfig
-from bmt_trainer.methods.pipeline import Loaded
+from bmt_trainer.methods.pipeline import Inputs, Loaded
 from bmt_trainer.methods.rollouts.environments import Environments
 from bmt_trainer.methods.validation import Validation
 from bmt_trainer.rewards.combined import Rewards
 
 
-def load(
+def read(
     config: OnPolicyConfig,
     display: Display,
     grader: Rewards,
     *,
-    scored: bool,
     longest: Callable[[Example], Example] = lambda example: example,
     acting: Environments | None = None,
-) -> tuple[Loaded, list[Example]]:
-    """Load the run; its training examples, without those for validation. Raises TrainerError.
+) -> tuple[Inputs, list[Example]]:
+    """Read the run's data; its training examples, without those for validation.
 
     acting: the environment and the tools of rollouts whose prompts are rendered one by one, as in
     evaluation; without it TRL renders them together, and rows that it would change are refused.
-    longest: the form of an example whose prompt max_length bounds; scored: as in `pipeline.load`.
+    longest: the form of an example whose prompt max_length bounds. Raises TrainerError.
     """
     used = config.steps * config.prompts_per_step
     wanted = config.train_examples or max(used, config.calibration_prompts)
-    loaded = pipeline.load(
+    inputs = pipeline.read(
         config,
         display,
         # Examples are set aside for validation even if the run does not score on them, so that
@@ -49,19 +48,18 @@ def load(
         grader=grader,
         reading="lenient" if config.reading == "lenient" else "exact",
         heldout_dataset=config.heldout_dataset,
-        scored=scored,
         answered=longest,
         unbounded=config.validation,
         acting=acting or Environments(),
     )
-    most = loaded.config.max_length
-    of_length = zip(loaded.split.train, loaded.lengths, strict=True)
+    most = inputs.config.max_length
+    of_length = zip(inputs.split.train, inputs.lengths, strict=True)
     usable = list(of_length)[config.validation :]
     examples = [e for e, length in usable if length <= most]
-    _require_one_form(loaded.split.train)
+    _require_one_form(inputs.split.train)
     if acting is None:
-        _require_plain(loaded.split.train, config)
-    require_answers(loaded.split.train, grader, "use a reward of your own, or sft")
+        _require_plain(inputs.split.train, config)
+    require_answers(inputs.split.train, grader, "use a reward of your own, or sft")
     if len(examples) < config.prompts_per_step:
         raise DataError(
             f"{config.dataset} leaves {len(examples)} training prompts of at most "
@@ -74,15 +72,15 @@ def load(
             "tokens"
         )
     display.say(
-        f"{loaded.base.model_id} on {loaded.model.device}: {len(examples)} training prompts, "
-        f"{len(validation_examples(config, loaded))} for validation, "
-        f"{len(loaded.split.heldout)} held out, of {config.dataset}"
+        f"{inputs.base.model_id} on {inputs.device}: {len(examples)} training prompts, "
+        f"{len(validation_examples(config, inputs))} for validation, "
+        f"{len(inputs.split.heldout)} held out, of {config.dataset}"
     )
     first = examples[0]
-    _show_prompt(loaded, first, "first prompt")
+    _show_prompt(inputs, first, "first prompt")
     if (taught := longest(first)) is not first:
-        _show_prompt(loaded, taught, "the teacher's prompt")
-    return loaded, examples
+        _show_prompt(inputs, taught, "the teacher's prompt")
+    return inputs, examples
 
 
 def _require_one_form(examples: Sequence[Example]) -> None:
@@ -116,11 +114,11 @@ def _require_plain(examples: Sequence[Example], config: OnPolicyConfig) -> None:
             )
 
 
-def _show_prompt(loaded: Loaded, example: Example, title: str) -> None:
+def _show_prompt(inputs: Inputs, example: Example, title: str) -> None:
     named = f"{title} ({example.location})" if example.location else title
-    row = {"input_ids": render(loaded.tokenizer, example)}
-    display = loaded.display
-    display.show(preview.of_row(loaded.tokenizer, row, named, color=display.color))
+    row = {"input_ids": render(inputs.tokenizer, example)}
+    display = inputs.display
+    display.show(preview.of_row(inputs.tokenizer, row, named, color=display.color))
 
 
 def validation(config: OnPolicyConfig, loaded: Loaded, attached: Attached) -> Validation:
@@ -137,9 +135,9 @@ def validation(config: OnPolicyConfig, loaded: Loaded, attached: Attached) -> Va
     )
 
 
-def validation_examples(config: OnPolicyConfig, loaded: Loaded) -> list[Example]:
+def validation_examples(config: OnPolicyConfig, inputs: Inputs) -> list[Example]:
     """The training examples that are set aside for validation."""
-    return list(loaded.split.train[: config.validation])
+    return list(inputs.split.train[: config.validation])
 
 
 def prompt_rows(

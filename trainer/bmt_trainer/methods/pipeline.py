@@ -59,32 +59,44 @@ Reading = Literal["exact", "lenient"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A run's settings, data, tokenizer, model and folder.
+class Inputs:
+    """A run's settings, data, tokenizer and rewards, before a weight is loaded.
 
-    folder: of the base's checkpoint; geometry: [d_out, d_in] of its tensors by name; reading: the
-    count by which masks are selected; lengths: of the training examples' prompts in tokens, if the
-    run answers them. The configuration's lengths are within the model's context;
-    scored: False in a comparison, which scores by itself and keeps no history; environments: what
-    a model may call in rollouts.
+    settings: all that decide the result; folder: of the base's checkpoint; geometry:
+    [d_out, d_in] of its tensors by name; gates: the number of weights to mask; reading: the count
+    by which masks are selected; lengths: of the training examples' prompts in tokens, if the run
+    answers them; environments: of rollouts. The configuration's lengths are within the model's
+    context.
     """
 
     config: TrainConfig
     display: Display
+    settings: Mapping[str, Any]
     folder: Path
     base: Base
     geometry: Mapping[str, tuple[int, int]]
+    gates: int
+    device: torch.device
     split: Split
-    run: RunFolder
     tokenizer: PreTrainedTokenizerBase
-    model: PreTrainedModel
-    score: HeldoutScores
     grader: Rewards
     reading: Reading
     lengths: Sequence[int]
+    environments: Environments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded(Inputs):
+    """The same with the model, and the run's folder.
+
+    scored: False in a comparison, which scores by itself and keeps no history.
+    """
+
+    run: RunFolder
+    model: PreTrainedModel
+    score: HeldoutScores
     interruption: Interruption
     scored: bool
-    environments: Environments
 
     @property
     def start_file(self) -> Path:
@@ -92,7 +104,7 @@ class Loaded:
         return self.run.folder / "start.bmt"
 
 
-def load(
+def read(
     config: TrainConfig,
     display: Display,
     *,
@@ -100,20 +112,16 @@ def load(
     grader: Rewards,
     reading: Reading = "exact",
     heldout_dataset: str | None = None,
-    scored: bool = True,
     answered: Callable[[Example], Example] | None = None,
     unbounded: int = 0,
     acting: Environments = Environments(),  # noqa: B008
-) -> Loaded:
-    """Load data, tokenizer and model, and open the run's folder. Raises TrainerError.
+) -> Inputs:
+    """Read tokenizer and data, after all checks of the output and of the checkpoint's files.
 
-    What the files' names and headers show to be impossible is refused before anything is read.
-
-    heldout_dataset: another data set to hold out from; scored: without it, held-out examples stay
-    held out, but the run does not score on them: the caller does.
+    heldout_dataset: another data set to hold out from.
     answered: the longest prompt that is made of a training example, if the run answers those;
     unbounded: the number of the first ones that are answered even above max_length;
-    acting: the environment and the tools of rollouts.
+    acting: the environment and the tools of rollouts. Raises TrainerError.
     """
     may_replace = config.overwrite or (config.resume and is_writing(config.output))
     outputs.check(config.output, overwrite=may_replace, resume=config.resume)
@@ -140,24 +148,49 @@ def load(
     settings = {**settings_of(config), "base": base.fingerprint}
     prompts = Prompts.of(tokenizer, split, answered, unbounded)
     config = prompts.within_context(config, folder, display)
+    return Inputs(
+        config=config,
+        display=display,
+        settings=settings,
+        folder=folder,
+        base=base,
+        geometry=geometry,
+        gates=gates,
+        device=models.pick_device(config.device),
+        split=split,
+        tokenizer=tokenizer,
+        grader=grader.for_model(
+            tokenizer, config.max_new_tokens, "lenient" if reading == "lenient" else "strict"
+        ),
+        reading=reading,
+        lengths=[length for _, length in prompts.trained],
+        environments=acting,
+    )
+
+
+def load(inputs: Inputs, *, scored: bool = True) -> Loaded:
+    """Open the run's folder, and load the model. Raises TrainerError.
+
+    scored: without it, held-out examples stay held out, but the run does not score on them: the
+    caller does.
+    """
+    config, display = inputs.config, inputs.display
+    tokenizer, split = inputs.tokenizer, inputs.split
     run = RunFolder(
         config.output,
-        settings,
+        dict(inputs.settings),
         resume=config.resume,
-        contents=contents.of_run(folder, tokenizer, split, settings),
+        contents=contents.of_run(inputs.folder, tokenizer, split, inputs.settings),
         say=display.say,
     )
     if config.checkpoint_every and is_main_process():
         # Gates and AdamW's two moments, in fp32.
-        outputs.check_space(run.folder, 12 * gates)
-    grader = grader.for_model(
-        tokenizer, config.max_new_tokens, "lenient" if reading == "lenient" else "strict"
-    )
-    model = models.load_model(folder, models.pick_device(config.device))
+        outputs.check_space(run.folder, 12 * inputs.gates)
+    model = models.load_model(inputs.folder, inputs.device)
     check_weights(model)
     if (stop := stop_at_end_of_turn(model, tokenizer)) is not None:
         display.say(stop)
-    score = (RolloutScores if acting else HeldoutScores)(
+    score = (RolloutScores if inputs.environments else HeldoutScores)(
         model,
         tokenizer,
         split.heldout if scored else [],
@@ -165,25 +198,15 @@ def load(
         display,
         max_new_tokens=config.max_new_tokens,
         batch_size=config.eval_batch_size,
-        grader=grader,
+        grader=inputs.grader,
     )
     return Loaded(
-        config=config,
-        display=display,
-        folder=folder,
-        base=base,
-        geometry=geometry,
-        split=split,
+        **vars(inputs),
         run=run,
-        tokenizer=tokenizer,
         model=model,
         score=score,
-        grader=grader,
-        reading=reading,
-        lengths=[length for _, length in prompts.trained],
         interruption=interruption.current(),
         scored=scored,
-        environments=acting,
     )
 
 

@@ -55,18 +55,17 @@ def train(config: SdftConfig, display: Display | None = None) -> Mask:
 
 
 def load(config: SdftConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:
-    """Load the run, and its prompts and demonstrations as rows. scored: as in `pipeline.load`."""
+    """Read prompts and demonstrations as rows, and load the run. scored: as in `pipeline.load`."""
     join(config.device, writes_checkpoints=bool(config.checkpoint_every or config.resume))
-    loaded, examples = on_policy.load(
+    inputs, examples = on_policy.read(
         config,
         display,
         find_for(config.dataset, config.grader),
-        scored=scored,
         longest=partial(teacher_example, template=config.template),
     )
-    loaded.grader.try_on(examples, display.say)
-    rows = on_policy.prompt_rows(loaded.tokenizer, examples, privileged_context=_demonstration)
-    return loaded, rows
+    inputs.grader.try_on(examples, display.say)
+    rows = on_policy.prompt_rows(inputs.tokenizer, examples, privileged_context=_demonstration)
+    return pipeline.load(inputs, scored=scored), rows
 
 
 def teacher_example(example: Example, template: str) -> Example:

@@ -21,7 +21,7 @@ from bmt_trainer.methods import packing, pipeline
 from bmt_trainer.methods.config import SftConfig
 from bmt_trainer.methods.finish import finish
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
-from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
+from bmt_trainer.methods.pipeline import Inputs, Loaded, Logs, Rows
 from bmt_trainer.methods.trl_mixins import MaskedTraining
 from bmt_trainer.process import world_size
 from bmt_trainer.rewards.find import find_for
@@ -47,46 +47,51 @@ def train(config: SftConfig, display: Display | None = None) -> Mask:
 
 
 def load(config: SftConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:
-    """Load the run, and encode its training examples. scored: as in `pipeline.load`."""
+    """Encode the run's training examples, and load the run. scored: as in `pipeline.load`."""
     join(config.device, writes_checkpoints=bool(config.checkpoint_every or config.resume))
     used = config.steps * config.batch_size * config.gradient_accumulation * world_size()
     if config.packing:
         used *= packing.ROWS_OF_A_SEQUENCE
-    loaded = pipeline.load(
+    inputs = pipeline.read(
         config,
         display,
         train_examples=config.train_examples or max(used, config.calibration_prompts),
         grader=find_for(config.dataset, config.grader),
-        scored=scored,
     )
-    split = loaded.split
-    tokenizer, most = loaded.tokenizer, loaded.config.max_length
-    loaded.grader.try_on(split.heldout, display.say)
+    inputs.grader.try_on(inputs.split.heldout, display.say)
+    rows = _rows(config, inputs)
+    loaded = pipeline.load(inputs, scored=scored)
+    if config.packing:
+        packing.require_separation(loaded.model)
+    return loaded, rows
+
+
+def _rows(config: SftConfig, inputs: Inputs) -> Rows:
+    """The training examples as rows within max_length; shows the first. Raises DataError."""
+    tokenizer, most, display = inputs.tokenizer, inputs.config.max_length, inputs.display
     encoder = Encoder(tokenizer, config.learn)
     encoded = [
-        (example.location, row) for example in split.train for row in encoder.encode(example)
+        (example.location, row) for example in inputs.split.train for row in encoder.encode(example)
     ]
     locations = [location for location, _ in encoded]
     fitted = fit_rows([row.columns for _, row in encoded], most, config.overlong, locations)
     for line in (*encoder.lines(), *fitted.notes(most)):
         display.say(line)
-    if config.packing:
-        packing.require_separation(loaded.model)
     if not fitted.rows:
         raise DataError(
             f"{config.dataset} leaves no training example of at most {most} tokens; "
             "raise max_length or hold out fewer"
         )
     display.say(
-        f"{loaded.base.model_id} on {loaded.model.device}: {len(fitted.rows)} training and "
-        f"{len(split.heldout)} held-out examples of {config.dataset}"
+        f"{inputs.base.model_id} on {inputs.device}: {len(fitted.rows)} training and "
+        f"{len(inputs.split.heldout)} held-out examples of {config.dataset}"
     )
     if config.packing:
         display.say(packing.summary(packing.sequences(fitted.rows, most), most))
     first = locations[fitted.kept[0]]
     title = f"first example ({first})" if first else "first example"
     display.show(preview.of_row(tokenizer, fitted.rows[0], title, color=display.color))
-    return loaded, fitted.rows
+    return fitted.rows
 
 
 class MaskedSFTTrainer(MaskedTraining, SFTTrainer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 import shutil
 
@@ -12,10 +13,10 @@ import pytest
 import torch
 from bmt_core import BaseMismatch
 from bmt_trainer import models
-from bmt_trainer.errors import ExpertTensors, OutputError
+from bmt_trainer.errors import ExpertTensors, OutputError, TrainerError
 from bmt_trainer.masking.attach import attach
-from bmt_trainer.methods import sft
-from bmt_trainer.methods.config import SftConfig
+from bmt_trainer.methods import grpo, sdft, sft
+from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig
 from bmt_trainer.methods.guards import outputs
 from bmt_trainer.methods.guards.checkpoints import Checkpoints, is_write_failure
 from safetensors.torch import load_file, save_file
@@ -248,3 +249,41 @@ def test_the_base_is_scored_under_its_gates(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         sft.train(settings(checkpoint, tmp_path / "m.bmt"), quiet())
     assert order == ["attach", "base", "init"]
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "row", "changes", "words"),
+    [
+        (sft, SftConfig, {"prompt": "q{}"}, {}, "no completion"),
+        (sft, SftConfig, {"prompt": "q{}", "completion": "a"}, {"max_length": 3}, "at most 3"),
+        (grpo, GrpoConfig, {"prompt": "q{}"}, {}, "no answer"),
+        (
+            grpo,
+            GrpoConfig,
+            {"prompt": "q{}", "answer": "a"},
+            {"reward": "BAD"},
+            "returned str 'one'",
+        ),
+        (sdft, SdftConfig, {"prompt": "q{}"}, {}, "demonstration"),
+    ],
+)
+def test_rows_and_rewards_are_refused_before_weights_are_loaded(
+    checkpoint, tmp_path, monkeypatch, method, kind, row, changes, words
+):
+    def fail(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(models, "load_model", fail)
+    data, reward = tmp_path / "d.jsonl", tmp_path / "bad.py"
+    lines = [json.dumps({k: v.format(n) for k, v in row.items()}) for n in range(8)]
+    data.write_text("\n".join(lines))
+    reward.write_text("def bad(completion, answer):\n    return 'one'\n")
+    values = {"model": str(checkpoint), "dataset": str(data), "output": tmp_path / "m.bmt"}
+    values |= {"heldout": 0, "steps": 1, "device": "cpu", **changes}
+    if kind is not SftConfig:
+        values |= {"validation": 0, "prompts_per_step": 2, "micro_batch": 2}
+    if "reward" in changes:
+        values["reward"] = f"{reward}:bad"
+    with pytest.raises(TrainerError, match=words):
+        method.train(kind(**values), quiet())
+    assert not (tmp_path / "m.bmt.run").exists()
