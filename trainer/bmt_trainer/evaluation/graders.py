@@ -17,7 +17,7 @@ from bmt_trainer.evaluation import answer_parsing as parse
 from bmt_trainer.evaluation.tool_calls import calls_in
 
 #: (completion, answer) -> score, 0 to 1.
-Judge = Callable[[str, str], float]
+Comparison = Callable[[str, str], float]
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Grader:
     """strict: right and in the requested form; lenient: right in any form."""
 
     name: str
-    strict: Judge
-    lenient: Judge
+    strict: Comparison
+    lenient: Comparison
 
     @property
     def comparing(self) -> str:

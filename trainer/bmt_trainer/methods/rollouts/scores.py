@@ -14,7 +14,7 @@ from bmt_trainer.masking.masked_linear import MaskState, Mode
 from bmt_trainer.methods.run_folder import HeldoutScores
 
 
-class Judge(Protocol):
+class GreedyRewards(Protocol):
     """The reward of a greedy rollout of each row, by its place; None: no reward applies."""
 
     def __call__(
@@ -31,15 +31,17 @@ class RolloutScores(HeldoutScores):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._judge: Judge | None = None
+        self._rewards: GreedyRewards | None = None
         self._places: dict[int, int] = {}
 
-    def start(self, judge: Judge, table: Sequence[Mapping[str, Any]], state: MaskState) -> None:
-        """Score by `judge` from now on, and note base and first mask, if they are not.
+    def start(
+        self, rewards: GreedyRewards, table: Sequence[Mapping[str, Any]], state: MaskState
+    ) -> None:
+        """Score by `rewards` from now on, and note base and first mask, if they are not.
 
-        table: the rows that `judge` numbers, each with its `example`.
+        table: the rows that `rewards` numbers, each with its `example`.
         """
-        self._judge = judge
+        self._rewards = rewards
         self._places = {id(row["example"]): at for at, row in enumerate(table)}
         modes: dict[str, Mode] = {"base": "off", "init": "hard"}
         for name, mode in modes.items():
@@ -50,16 +52,16 @@ class RolloutScores(HeldoutScores):
                 self._display.say(f"{name:<5}{score}")
 
     def __call__(self, name: str, examples: Sequence[Example] | None = None) -> None:
-        if self._judge is not None:
+        if self._rewards is not None:
             super().__call__(name, examples)
 
     def of(
         self, examples: Sequence[Example], advance: Callable[[int], None] = lambda n: None
     ) -> Score:
         """The score of the mask in its current mode. Raises RewardError."""
-        assert self._judge is not None
+        assert self._rewards is not None
         places = [self._places[id(example)] for example in examples]
-        given = self._judge(places, self._batch_size, advance)
+        given = self._rewards(places, self._batch_size, advance)
         values = [value for value in given if value is not None]
         if not values:
             raise RewardError(f"no reward applies to any of {len(examples)} rollouts")
