@@ -107,6 +107,16 @@ def test_functions_of_trls_signature_get_what_they_name(write, name, expected):
     assert values(f"{write(mine=BATCH)}:{name}", examples=rows) == expected
 
 
+def test_token_ids_end_with_the_templates_end_of_a_turn_as_in_rollouts(write):
+    tokenizer = byte_tokenizer()
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    tokenizer.eos_token = "<|endoftext|>"
+    last = write(mine="def last(completion_ids): return [i[-1] for i in completion_ids]\n")
+    assert values(f"{last}:last", tokenizer=tokenizer)[0] == end
+    tokenizer.chat_template = None
+    assert values(f"{last}:last", tokenizer=tokenizer)[0] == tokenizer.eos_token_id
+
+
 def test_models_without_a_template_complete_text(write):
     path = write(
         mine="def f(prompts, completions): return [len(p + c) for p, c in "

@@ -74,7 +74,7 @@ def load(config: GrpoConfig, display: Display, *, scored: bool = True) -> tuple[
     config.accumulation(world_size())
     acting = environments.named(config.environment, config.tools)
     rewards = _rewards(config, acting)
-    inputs, examples = on_policy.read(config, display, rewards, acting=acting)
+    inputs, examples = on_policy.read(config, display, rewards, environments=acting)
     made = [environments.try_reset(acting, e.columns) for e in inputs.grader.tried(examples)]
     inputs.grader.try_on(examples, display.say, made if acting.factory else None)
     return pipeline.load(inputs, scored=scored), _rows(inputs.tokenizer, examples)

@@ -28,14 +28,15 @@ def read(
     display: Display,
     grader: Rewards,
     *,
-    longest: Callable[[Example], Example] = lambda example: example,
-    acting: Environments | None = None,
+    answered: Callable[[Example], Example] = lambda example: example,
+    environments: Environments | None = None,
 ) -> tuple[Inputs, list[Example]]:
     """Read the run's data; its training examples, without those for validation.
 
-    acting: the environment and the tools of rollouts whose prompts are rendered one by one, as in
-    evaluation; without it TRL renders them together, and rows that it would change are refused.
-    longest: the form of an example whose prompt max_length bounds. Raises TrainerError.
+    environments: of rollouts whose prompts are rendered one by one, as in evaluation; without it
+    TRL renders them together, and rows that it would change are refused.
+    answered: as in `pipeline.read`: its prompt is the one that max_length bounds. Raises
+    TrainerError.
     """
     used = config.steps * config.prompts_per_step
     wanted = config.train_examples or max(used, config.calibration_prompts)
@@ -48,16 +49,16 @@ def read(
         grader=grader,
         reading="lenient" if config.reading == "lenient" else "exact",
         heldout_dataset=config.heldout_dataset,
-        answered=longest,
+        answered=answered,
         unbounded=config.validation,
-        acting=acting or Environments(),
+        environments=environments or Environments(),
     )
     most = inputs.config.max_length
     of_length = zip(inputs.split.train, inputs.lengths, strict=True)
     usable = list(of_length)[config.validation :]
     examples = [e for e, length in usable if length <= most]
     _require_one_form(inputs.split.train)
-    if acting is None:
+    if environments is None:
         _require_plain(inputs.split.train, config)
     require_answers(inputs.split.train, grader, "use a reward of your own, or sft")
     if len(examples) < config.prompts_per_step:
@@ -78,7 +79,7 @@ def read(
     )
     first = examples[0]
     _show_prompt(inputs, first, "first prompt")
-    if (taught := longest(first)) is not first:
+    if (taught := answered(first)) is not first:
         _show_prompt(inputs, taught, "the teacher's prompt")
     return inputs, examples
 

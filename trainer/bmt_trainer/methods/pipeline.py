@@ -114,14 +114,14 @@ def read(
     heldout_dataset: str | None = None,
     answered: Callable[[Example], Example] | None = None,
     unbounded: int = 0,
-    acting: Environments = Environments(),  # noqa: B008
+    environments: Environments = Environments(),  # noqa: B008
 ) -> Inputs:
     """Read tokenizer and data, after all checks of the output and of the checkpoint's files.
 
     heldout_dataset: another data set to hold out from.
     answered: the longest prompt that is made of a training example, if the run answers those;
     unbounded: the number of the first ones that are answered even above max_length;
-    acting: the environment and the tools of rollouts. Raises TrainerError.
+    environments: the environment and the tools of rollouts. Raises TrainerError.
     """
     may_replace = config.overwrite or (config.resume and is_writing(config.output))
     outputs.check(config.output, overwrite=may_replace, resume=config.resume)
@@ -132,7 +132,7 @@ def read(
     base = models.base_of(config.model, folder)
     tokenizer = models.load_tokenizer(folder, config.chat_template)
     check_template_kwargs(tokenizer, config.chat_template_kwargs)
-    if acting:
+    if environments:
         prepare_tool_calls(tokenizer)
     complete_special_tokens(tokenizer)
     split = _examples(config, train_examples, heldout_dataset, display)
@@ -140,7 +140,7 @@ def read(
     check_row_kwargs(tokenizer, rows)
     encoder, kwargs = Encoder(tokenizer), config.chat_template_kwargs
     train, heldout = (
-        [encoder.checked(acting.shown_to(e)) for e in with_template_kwargs(examples, kwargs)]
+        [encoder.checked(environments.shown_to(e)) for e in with_template_kwargs(examples, kwargs)]
         for examples in (split.train, split.heldout)
     )
     split = Split(train, heldout, split.counts)
@@ -164,7 +164,7 @@ def read(
         ),
         reading=reading,
         lengths=[length for _, length in prompts.trained],
-        environments=acting,
+        environments=environments,
     )
 
 

@@ -61,7 +61,7 @@ def load(config: SdftConfig, display: Display, *, scored: bool = True) -> tuple[
         config,
         display,
         find_for(config.dataset, config.grader),
-        longest=partial(teacher_example, template=config.template),
+        answered=partial(teacher_example, template=config.template),
     )
     inputs.grader.try_on(examples, display.say)
     rows = on_policy.prompt_rows(inputs.tokenizer, examples, privileged_context=_demonstration)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase, TrainerState
 
-from bmt_trainer.data.encoding import plain
+from bmt_trainer.data.encoding import end_of_turn, plain
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError, RewardError
 from bmt_trainer.evaluation.graders import Marks
@@ -146,10 +146,17 @@ class Rewards:
         if self.tokenizer is None:
             return []
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        eos = self.tokenizer.eos_token_id
-        if eos is not None and self.longest is not None and len(ids) < self.longest:
-            ids.append(eos)
+        if self._end is not None and self.longest is not None and len(ids) < self.longest:
+            ids.append(self._end)
         return ids
+
+    @cached_property
+    def _end(self) -> int | None:
+        """The token that ends an answer: the chat template's end of a turn, else the eos."""
+        if self.tokenizer is None:
+            return None
+        end = end_of_turn(self.tokenizer)
+        return self.tokenizer.eos_token_id if end is None else end  # type: ignore[no-any-return]
 
     def _values(self, batch: Batch) -> list[Values]:
         """Values of each reward; asynchronous ones run together."""
