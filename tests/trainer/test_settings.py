@@ -38,6 +38,8 @@ def test_the_defaults_are_the_papers():
         ({"output": 3}, "not a path"),
         ({"output": "~nobody-here/o.bmt"}, "no home folder for ~nobody-here"),
         ({"learning_rate": float("inf")}, "learning_rate: inf is not a finite number"),
+        ({"eta": 2}, "eta: 2.0 is above 1"),
+        ({"reg_lambda": 1e300}, "reg_lambda: 1e\\+300 is above 3.4e\\+38"),
         ({"steps": 10**30}, "steps: 1000000000000000000000000000000 is above"),
         ({"seed": 2**32}, "seed: 4294967296 is above 4294967295"),
         ({"chat_template_kwargs": '{"a": 1, "a": 2}'}, "a key is given twice"),

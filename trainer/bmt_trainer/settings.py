@@ -28,6 +28,7 @@ _BOOLEANS = {
     "False": False,
     "FALSE": False,
 }
+_LARGEST = 3.4e38
 # Types of settings, as error messages name them.
 _TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path"}
 
@@ -297,6 +298,8 @@ def _bound(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
     least, most, above = bounds["least"], bounds["most"], bounds["above"]
     if isinstance(value, float) and math.isinf(value):
         raise ConfigError(f"{name}: {value} is not a finite number")
+    if isinstance(value, float) and abs(value) > _LARGEST:
+        raise ConfigError(f"{name}: {value} is above {_LARGEST:g}, the largest number of float32")
     if isinstance(value, int) and abs(value) > sys.maxsize:
         raise ConfigError(f"{name}: {value} is above {sys.maxsize}")
     # `not value >= least` is true for NaN too.

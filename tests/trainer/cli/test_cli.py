@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -155,3 +156,12 @@ def test_train_apply_and_eval(checkpoint, tmp_path):
     done = run("eval", "--model", checkpoint, "--grader", "numbr", *options)
     assert done.returncode == 2
     assert "numbr" in done.stderr
+
+
+@pytest.mark.found
+def test_a_terminal_without_the_characters_of_a_name_gets_escapes(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    monkeypatch.setattr(main, "app", lambda: print("ü.bmt"))
+    main.main()
+    assert written.getvalue() == b"\\xfc.bmt\n"

@@ -123,3 +123,10 @@ def test_attaching_twice_and_a_bad_pattern_are_errors():
     attach(model)
     with pytest.raises(ConfigError, match="masked already"):
         attach(model)
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("targets", ["", "mlp"])
+def test_targets_that_match_more_than_linear_layers_are_named(targets):
+    with pytest.raises(NoTargets, match=f"targets: '{targets}' matches .* of several layers"):
+        attach(tiny_llama(), targets)

@@ -5,6 +5,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted, 143 ended by S
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -43,6 +44,10 @@ for group in (data, train, compare, evaluate, apply):
 
 def main() -> None:
     """Run the program; errors that a user can fix print as one line, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name of a file, or a row, may have characters that the terminal's encoding lacks.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except (TrainerError, BmtError) as error:

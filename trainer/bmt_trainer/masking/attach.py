@@ -89,6 +89,12 @@ def select(model: nn.Module, targets: str | None = None) -> dict[str, nn.Linear]
         raise QuantizedModel("the model is quantized; train on its unquantized checkpoint")
     matches = {name: m for name, m in model.named_modules() if expression.search(name)}
     for name, module in matches.items():
+        if targets is not None and any(True for _ in module.children()):
+            raise NoTargets(
+                f"targets: {targets!r} matches {name or 'the whole model'}, a "
+                f"{type(module).__name__} of several layers; set it to a pattern of the names of "
+                "linear layers"
+            )
         _check(name, module)
     if not matches:
         raise _no_match(model, pattern)

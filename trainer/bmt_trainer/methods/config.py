@@ -75,7 +75,9 @@ class TrainConfig:
     alpha_start: float = option("Sharpness at the first step (Eq. 7).", 1e2, above=0)
     alpha_end: float = option("Sharpness after the last step (Eq. 7).", 1e3, above=0)
     reg_lambda: float = option("Weight λ of the regularizer -λ‖W̃‖².", 1e-5, least=0)
-    eta: float = option("Share of the weights that start as deleted (Eq. 9).", 1 / 2048, above=0)
+    eta: float = option(
+        "Share of the weights that start as deleted (Eq. 9).", 1 / 2048, above=0, most=1
+    )
     init_mean: float = option("Mean of |G| at the start (Eq. 9).", 0.03, above=0)
     init_std: float = option("Standard deviation of G at the start (Eq. 9).", 0.01, least=0)
     init: Literal["paper", "no-tail"] = option(

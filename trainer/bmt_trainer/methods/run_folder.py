@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,6 +26,7 @@ from bmt_trainer.methods.guards.checkpoints import Checkpoints, steps_of
 from bmt_trainer.process import is_main_process
 
 _FILE = "run.json"
+_LOCK = ".lock"
 # Settings that do not change what a run computes.
 _NEUTRAL = ("output", "resume", "checkpoint_every", "overwrite")
 # The note that the output is being written: a file of this name is then the run's own.
@@ -61,12 +63,14 @@ class RunFolder:
         self.notes: dict[str, Any] = {}
         self.checkpoints = Checkpoints(self.folder, say)
         self._last: Path | None = None
+        self._lock: IO[str] | None = None
         if output.is_dir():
             raise OutputError(f"output {output} is a folder; name a file")
         if not is_main_process():
             return  # the first process makes and checks the folder
         if self.folder.exists():
             before = self._read()
+            self._hold()
             if resume:
                 self._restore(before)
             elif self.checkpoints.candidates():
@@ -77,7 +81,28 @@ class RunFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.folder} cannot be made ({error.strerror})") from None
+        if self._lock is None:
+            self._hold()
         self._write()
+
+    def _hold(self) -> None:
+        """Lock the folder for this process: two runs in it would replace each other's checkpoints.
+
+        The lock ends with the process, however it ends. Raises OutputError.
+        """
+        try:
+            self._lock = (self.folder / _LOCK).open("a")
+        except OSError:  # a folder that cannot be written, which the next write says
+            return
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"{self.folder} is in use by another process, which trains this output; wait for "
+                "it, or name another output"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import bmt_core
 import pytest
@@ -19,6 +21,7 @@ from bmt_trainer.methods import grpo, sdft, sft
 from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig
 from bmt_trainer.methods.guards import outputs
 from bmt_trainer.methods.guards.checkpoints import Checkpoints, is_write_failure
+from bmt_trainer.methods.run_folder import RunFolder
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -287,3 +290,36 @@ def test_rows_and_rewards_are_refused_before_weights_are_loaded(
     with pytest.raises(TrainerError, match=words):
         method.train(kind(**values), quiet())
     assert not (tmp_path / "m.bmt.run").exists()
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_an_output_that_is_no_file_is_not_replaced(checkpoint, tmp_path, nothing_loads, kind):
+    output = tmp_path / "out.bmt"
+    os.mkfifo(output) if kind == "pipe" else output.symlink_to("absent.bmt")
+    with pytest.raises(OutputError, match=r"out\.bmt is a (pipe|link)"):
+        sft.train(settings(checkpoint, output, overwrite=True))
+    assert output.is_fifo() or output.is_symlink()
+
+
+_HOLDS = """
+import sys, time
+from pathlib import Path
+from bmt_trainer.methods.run_folder import RunFolder
+run = RunFolder(Path(sys.argv[1]), {"seed": 1}, resume=False)
+print("held", flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_processes_do_not_train_one_output(tmp_path, resume):
+    output = tmp_path / "out.bmt"
+    command = [sys.executable, "-c", _HOLDS, str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(OutputError, match="in use by another process"):
+            RunFolder(output, {"seed": 1}, resume=resume)
+        other.kill()
+    RunFolder(output, {"seed": 1}, resume=resume)

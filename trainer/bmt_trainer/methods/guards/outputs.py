@@ -27,8 +27,13 @@ def check(output: Path, *, overwrite: bool, resume: bool) -> None:
 
     overwrite: allow the files of an earlier run; resume: the command goes on with a run.
     """
-    if output.is_dir():
-        raise OutputError(f"output {output} is a folder; name a file")
+    for file in (output, history_file(output)):
+        if file.is_dir():
+            raise OutputError(f"output {file} is a folder; name a file")
+        # A file would take the place of a link to nothing, of a pipe, and of /dev/null.
+        if os.path.lexists(file) and not file.is_file():
+            kind = "a link to nothing" if file.is_symlink() else "a pipe or a device"
+            raise OutputError(f"output {file} is {kind}; name a file")
     parent = output.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
