@@ -246,10 +246,11 @@ def test_rollouts_are_of_the_version_that_was_pushed(client, bmt, masks):
 
 def test_evaluation_asks_what_is_served(server, client, two, monkeypatch):
     """`bmt-train eval --server`: in the prompts' order, what a stock client is answered."""
+    from bmt_trainer.data.examples import Example, chat
     from bmt_trainer.evaluation.server_backend import by_server
 
     monkeypatch.setenv("BMT_API_KEY", server.key)
-    asked = [[{"role": "user", "content": f"What is {n} + {n}?"}] for n in range(6)]
+    asked = [Example(chat(f"What is {n} + {n}?"), "") for n in range(6)]
     found = {
         who: answer(asked, 12)
         for who, answer in by_server(
@@ -259,9 +260,9 @@ def test_evaluation_asks_what_is_served(server, client, two, monkeypatch):
     for who, name in ("base", "smol"), ("mask", "a"):
         alone = [
             client.chat.completions.create(
-                model=name, messages=messages, max_tokens=12, temperature=0
+                model=name, messages=example.messages, max_tokens=12, temperature=0
             )
-            for messages in asked
+            for example in asked
         ]
         assert found[who] == [one.choices[0].message.content for one in alone]
     assert found["base"] != found["mask"]
