@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from bmt_server.registry.api_keys import ApiKeyStore
 from bmt_server.registry.connection import RegistryConnection
 
 from tests.support.replica import replica
 from tests.support.served import Valkey
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """The level that vLLM's logger has in a server; here other libraries may have set another."""
+    logger = logging.getLogger("vllm")
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    yield
+    logger.setLevel(before)
 
 
 @pytest.fixture(scope="module")

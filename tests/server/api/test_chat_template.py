@@ -18,8 +18,6 @@ WARNING = "trained with the chat template"
 def warned(caplog):
     """The warnings of templates so far."""
     logger = logging.getLogger("vllm.bmt_server")
-    # The root logger's level is that of whatever library was imported before.
-    caplog.set_level(logging.WARNING, logger.name)
     logger.addHandler(caplog.handler)
     yield lambda: [r.getMessage() for r in caplog.records if WARNING in r.getMessage()]
     logger.removeHandler(caplog.handler)

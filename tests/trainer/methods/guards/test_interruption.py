@@ -79,6 +79,7 @@ def test_a_signal_leaves_a_checkpoint_of_that_moment(
     checkpoint, tmp_path, monkeypatch, capsys, method, place, step
 ):
     command, module, *_ = METHODS[method]
+    handler = signal.getsignal(signal.SIGTERM)
     config = settings(method, checkpoint, tmp_path / "w.bmt")
     whole = module.train(config)
     config = dataclasses.replace(config, output=tmp_path / "m.bmt")
@@ -92,7 +93,7 @@ def test_a_signal_leaves_a_checkpoint_of_that_moment(
     shown = capsys.readouterr().err
     assert f"a checkpoint of step {step} is written" in shown
     assert "--resume" in shown
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == handler
     resumed = module.train(dataclasses.replace(config, resume=True))
     assert resumed == whole
     names = [f"{n}.bmt.history.json" for n in ("w", "m")]
