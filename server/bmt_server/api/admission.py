@@ -104,7 +104,7 @@ class SequenceLimiter:
 class UploadLimiter:
     """Bounds on uploads: of each key while they arrive, of all keys while they are worked on.
 
-    A connection that sends nothing takes memory and a place from nobody: bytes count when they have
+    A connection that sends nothing takes no memory and no place: bytes count when they have
     arrived, and the places for work are taken when a body is complete.
 
     work: places for decoding and storing. max_bytes: the largest upload.

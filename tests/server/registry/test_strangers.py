@@ -1,4 +1,4 @@
-"""Strangers beside honest clients, over real connections: tests/system has the full size."""
+"""Strangers next to honest clients, over real connections: tests/system has the full size."""
 
 from __future__ import annotations
 

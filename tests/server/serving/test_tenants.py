@@ -1,4 +1,4 @@
-"""Two tenants at one engine: nobody sees by the prefix cache what another one asked."""
+"""Two tenants at one engine: neither sees by the prefix cache what the other one asked."""
 
 from __future__ import annotations
 

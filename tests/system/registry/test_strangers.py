@@ -1,4 +1,4 @@
-"""400 connections with made-up keys beside 40 uploads of a good key; 300 first requests of one."""
+"""400 connections with made-up keys next to 40 uploads of a good key; 300 first requests of one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_keyless_clients(valkey, tmp_path):
     figures = Figures("keyless", "keyless")
     with stub(valkey.url, tmp_path / "0") as one:
         mine, theirs = asyncio.run(uploads_beside_strangers(one, STRANGERS, UPLOADS))
-    size = f"{UPLOADS} uploads beside {STRANGERS} connections, {sum(theirs.values())} requests"
+    size = f"{UPLOADS} uploads next to {STRANGERS} connections, {sum(theirs.values())} requests"
     figures.record(f"{STRANGERS}_uploads_ok", mine[201], "uploads", f"== {UPLOADS}", size=size)
     other = sum(n for status, n in theirs.items() if status not in (401, 429))
     figures.record("otherwise_refused", other, "requests", "== 0", size=size)
