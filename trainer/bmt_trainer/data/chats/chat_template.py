@@ -334,7 +334,10 @@ class ChatTemplate:
 
 # Whatever Jinja and the expressions in a template raise.
 _TEMPLATE_FAILS = Exception
-_OTHER = "choose another template with --chat-template, or remove the field"
+_OTHER = (
+    "choose another template with --chat-template (`tools`, which the package ships, writes "
+    "functions), or remove the field"
+)
 
 
 def _for_template(message: Message, source: str, *, parts: bool) -> dict[str, Any]:
