@@ -8,6 +8,7 @@ import sys
 
 import bmt_core
 import pytest
+from bmt_trainer.data.examples import Example, chat
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation.backends import by_transformers, by_vllm
 
@@ -16,15 +17,17 @@ from tests.support.masks import random_mask_of
 
 pytestmark = pytest.mark.engine
 
-ASKED = [({"role": "user", "content": text},) for text in PROMPTS[:12]]
+ASKED = PROMPTS[:12]
 TOKENS = 6
 # A separate process, like the command, because masks configure the whole process.
 CHILD = """
 import json, sys
+from bmt_trainer.data.examples import Example, chat
 from bmt_trainer.evaluation.backends import by_vllm
 model, mask, asked, tokens = json.loads(sys.argv[1])
 models = by_vllm(model, mask, batch_size=8)
-print(json.dumps({who: answer(asked, tokens) for who, answer in models.items()}))
+examples = [Example(chat(text), "") for text in asked]
+print(json.dumps({who: answer(examples, tokens) for who, answer in models.items()}))
 """
 
 
@@ -43,8 +46,9 @@ def test_base_and_mask_match_transformers(smol, tmp_path):
     assert done.returncode == 0, done.stderr[-5000:]
     found = json.loads(done.stdout)  # and no other output, because programs read it
     here = by_transformers(str(smol), mask, batch_size=8, device="cpu")
+    examples = [Example(chat(text), "") for text in ASKED]
     for who, answer in here.items():
-        same = sum(a == b for a, b in zip(answer(ASKED, TOKENS), found[who], strict=True))
+        same = sum(a == b for a, b in zip(answer(examples, TOKENS), found[who], strict=True))
         # Another order of sums may change a tie.
         assert same >= 0.75 * len(ASKED), (who, same)
     assert sum(a != b for a, b in zip(found["base"], found["mask"], strict=True)) > 3
