@@ -36,7 +36,7 @@ def test_the_defaults_are_the_papers():
         ({"resume": "yes"}, "not true or false"),
         ({"model": ["a"]}, "not text"),
         ({"output": 3}, "not a path"),
-        ({"output": "~nobody-here/o.bmt"}, "no home folder for ~nobody-here"),
+        ({"output": "~no-such-user/o.bmt"}, "no home folder for ~no-such-user"),
         ({"learning_rate": float("inf")}, "learning_rate: inf is not a finite number"),
         ({"eta": 2}, "eta: 2.0 is above 1"),
         ({"reg_lambda": 1e300}, "reg_lambda: 1e\\+300 is above 3.4e\\+38"),

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def user(folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def unix_socket(folder: Path) -> Iterator[str]:
-    path = f"/tmp/bmt-t-{os.getpid()}.sock"
+    # Not in the test's folder: the path of a socket has at most 107 bytes.
+    path = f"{tempfile.gettempdir()}/bmt-{os.getpid()}.sock"
     with node(folder, "--unixsocket", path) as one:
         one.add_user("masks", RIGHTS)
         yield f"unix://masks:p@{path}"

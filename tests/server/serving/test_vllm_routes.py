@@ -17,27 +17,13 @@ from bmt_server.api.shutdown import Shutdown
 from bmt_server.errors import Unauthorized
 from bmt_server.registry.schemas import Principal
 
+from tests.support.requests.vllm_app import REACHED_ROUTES
+
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 KEYS = {
     "infer": frozenset({"infer"}),
     "upload": frozenset({"upload"}),
     "admin": frozenset({"infer", "upload", "admin"}),
-}
-# All routes of vLLM that clients reach; opening a further one is a decision.
-ALLOWED_VLLM_ROUTES = {
-    "/health",
-    "/metrics",
-    "/ping",
-    "/tokenize",
-    "/detokenize",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/v1/models",
-    "/v1/responses",
-    "/version",
 }
 
 
@@ -119,7 +105,7 @@ def test_the_app_has_dangerous_routes(routes):
 def test_reachable_vllm_routes_are_the_allowed_ones(routes):
     reached = {p for p, methods in routes.items() if any(find_route(m, p) for m in METHODS)}
     ours = {p for p in reached if re.match(r"/v1/(masks|blobs)|/(livez|readyz)|/v1/models/", p)}
-    assert reached - ours == ALLOWED_VLLM_ROUTES & set(routes)
+    assert reached - ours == REACHED_ROUTES & set(routes)
 
 
 async def test_every_route_with_every_key(routes, client):

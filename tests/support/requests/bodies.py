@@ -12,6 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+#: (path, body without model) of small requests that once stopped an API process for up to a minute.
+STOPPED_A_SERVER: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/responses", {"input": [{}] * 1000}),
+    ("/v1/responses", {"input": [{}] * 3000}),
+    ("/v1/responses", {"input": [{}] * 10_000}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{}] * (1 << 20)}]}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{}] * (11 << 20)}]}),
+    ("/tokenize", {"prompt": "a" * (8 << 20)}),
+]
+
 Path = tuple[str | int, ...]
 MAX_POSITION_DEPTH = 6
 

@@ -17,6 +17,23 @@ from pydantic import TypeAdapter
 
 from tests.support.requests.bodies import BodySchema
 
+#: All routes of vLLM that clients reach; opening a further one is a decision.
+REACHED_ROUTES = {
+    "/health",
+    "/metrics",
+    "/ping",
+    "/tokenize",
+    "/detokenize",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/models",
+    "/v1/responses",
+    "/version",
+}
+
 
 def build_vllm_app(*, plugins: str = "bmt_routes") -> Any:
     """vLLM's app with the routes of every task, in developer mode."""

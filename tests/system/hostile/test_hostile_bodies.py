@@ -15,7 +15,7 @@ from bmt_server.api.body.bounds import BodyBounds
 from bmt_server.api.permissions import find_route
 from bmt_server.api.request_limits import MAX_INPUT_ITEMS
 
-from tests.support.requests.bodies import HostileBody, hostile_bodies
+from tests.support.requests.bodies import STOPPED_A_SERVER, HostileBody, hostile_bodies
 from tests.support.requests.vllm_app import body_schemas, build_vllm_app, request_models
 from tests.support.scenarios.figures import Figures, scaled
 from tests.support.scenarios.servers import server
@@ -25,14 +25,6 @@ pytestmark = [pytest.mark.operate, pytest.mark.timeout(7200)]
 CONTEXT = 2048
 BODIES = scaled(4000, 200)
 AT_ONCE = 64
-FOUND = [
-    ("/v1/responses", {"input": [{}] * 1000}),
-    ("/v1/responses", {"input": [{}] * 3000}),
-    ("/v1/responses", {"input": [{}] * 10_000}),
-    ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{}] * (1 << 20)}]}),
-    ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{}] * (11 << 20)}]}),
-    ("/tokenize", {"prompt": "a" * (8 << 20)}),
-]
 # The dearest one that is admitted: every item is valid, and the union's last members match.
 ITEM = {"type": "shell_call", "call_id": "x", "action": {"commands": ["ls"]}}
 DEAREST = {"input": [ITEM] * MAX_INPUT_ITEMS, "max_output_tokens": 1}
@@ -111,7 +103,7 @@ def test_hostile_bodies(smol, valkey, admin_key, tmp_path):
             await asyncio.gather(*(send("/v1/responses", "warm", dearest) for _ in range(8)))
             before = process.memory_info().rss
             async with Probes(prober) as probes:
-                for path, more in FOUND:
+                for path, more in STOPPED_A_SERVER:
                     data = json.dumps({"model": "smol", "max_tokens": 1, **more}).encode()
                     await send(path, "found", data)
                 for path, body in bodies:

@@ -266,8 +266,8 @@ def test_a_column_of_some_rows_may_be_absent_from_others(tmp_path):
 
 @pytest.mark.found
 def test_a_home_folder_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match="no home folder for ~nobody-here"):
-        load("~nobody-here/x.jsonl", heldout=0, train=1)
+    with pytest.raises(ConfigError, match="no home folder for ~no-such-user"):
+        load("~no-such-user/x.jsonl", heldout=0, train=1)
 
 
 @pytest.mark.found

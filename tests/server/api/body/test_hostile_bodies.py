@@ -12,7 +12,7 @@ from bmt_server.api.body.bounds import MAX_CONTAINERS, BodyBounds
 from bmt_server.api.permissions import find_route
 from bmt_server.api.request_limits import MAX_ENTRIES, MAX_INPUT_ITEMS
 
-from tests.support.requests.bodies import hostile_bodies
+from tests.support.requests.bodies import STOPPED_A_SERVER, hostile_bodies
 
 JSON = {"Content-Type": "application/json"}
 # CPU of the largest admitted body, of gate and validation together.
@@ -96,14 +96,7 @@ async def test_the_largest_admitted_arrays(api, calls, schemas):
 @pytest.mark.found
 @pytest.mark.parametrize(
     ("path", "body"),
-    [
-        ("/v1/responses", {"input": [{}] * 1000}),
-        ("/v1/responses", {"input": [{}] * 3000}),
-        ("/v1/responses", {"input": [{}] * 10_000}),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{}] * (1 << 20)}]}),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{}] * (11 << 20)}]}),
-        ("/tokenize", {"prompt": "a" * (8 << 20)}),
-    ],
+    STOPPED_A_SERVER,
     ids=["3 KB", "9 KB", "29 KB", "3 MiB of chat", "32 MiB of chat", "8 MiB of text"],
 )
 async def test_bodies_that_stopped_a_server(api, calls, path, body):

@@ -15,24 +15,9 @@ from bmt_server.api.request_limits import PINNED_FIELDS
 from bmt_server.api.shutdown import Shutdown
 
 from tests.support.replica import make_mask
-from tests.support.requests.vllm_app import build_vllm_app
+from tests.support.requests.vllm_app import REACHED_ROUTES, build_vllm_app
 
 # Decisions about vLLM's routes; a further one fails the test below until it is in one of the two.
-REACHED = {
-    "/health",
-    "/metrics",
-    "/ping",
-    "/tokenize",
-    "/detokenize",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/v1/models",
-    "/v1/responses",
-    "/version",
-}
 CLOSED = {
     # They pause, scale or replace the engine, its weights or its adapters.
     *("/abort_requests", "/adapters", "/adapters/x", "/collective_rpc", "/finish_weight_update"),
@@ -77,9 +62,9 @@ def app():
 def test_every_route_of_vllm_is_decided(app):
     paths = {re.sub(r"\{[^}]*\}", "x", p) for r in app.routes if (p := getattr(r, "path", None))}
     vllms = {path for path in paths if not re.fullmatch(OURS, path)}
-    assert vllms == REACHED | CLOSED
+    assert vllms == REACHED_ROUTES | CLOSED
     reached = {p for p in vllms if any(find_route(m, p) for m in METHODS)}
-    assert reached == REACHED
+    assert reached == REACHED_ROUTES
 
 
 def test_every_route_with_a_model_has_a_schema(models):

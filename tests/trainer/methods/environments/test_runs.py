@@ -45,7 +45,7 @@ class Secrets:
         """
         self.asked.append(name)
         if name != self.name:
-            raise ValueError(f"nobody is called {name}")
+            raise ValueError(f"no name is {name}")
         return str(random.randint(1000, 9999))
 
 
@@ -95,7 +95,7 @@ def calling(monkeypatch):
             asked = text.rpartition("<|im_start|>user")[2]
             if "<tool_response>" not in asked and at % 3:
                 name = asked.partition("Ask for ")[2].partition(".")[0]
-                wrong = call("nobody") if at % 3 == 2 else call(name)
+                wrong = call("Zed") if at % 3 == 2 else call(name)
                 made[at] = tokenizer(wrong, add_special_tokens=False)["input_ids"]
         return made
 
@@ -169,13 +169,13 @@ def test_the_model_calls_and_learns_its_own_tokens_alone(
             assert returned.startswith(start)
             assert returned.endswith("\n</tool_response><|im_end|>\n<|im_start|>assistant\n")
             answers += 1
-            failures += "{'error': 'nobody is called nobody'}" in returned
+            failures += "{'error': 'no name is Zed'}" in returned
     assert answers == 4 * 2 * 3 * 2 // 3
     assert failures == answers // 2
     history = json.loads((tmp_path / "m.bmt.history.json").read_text())
     assert [s["tools/call_frequency"] for s in history["steps"]] == pytest.approx([2 / 3] * 4)
     assert [s["tools/failure_frequency"] for s in history["steps"]] == pytest.approx([0.5] * 4)
-    assert shown.getvalue().count("nobody is called nobody") == 1
+    assert shown.getvalue().count("no name is Zed") == 1
     assert (
         "tools: 0.67 calls a rollout in the last 4 steps, 50.0% of them failed" in shown.getvalue()
     )

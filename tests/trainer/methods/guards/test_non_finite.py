@@ -15,7 +15,6 @@ from bmt_trainer.methods import grpo, sdft, sft
 from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig
 from bmt_trainer.methods.guards.finite import check_gates, check_weights
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.support.tiny_model import byte_tokenizer, tiny_llama
 from tests.support.training.display import quiet
@@ -64,20 +63,7 @@ def test_a_base_weight(checkpoint, tmp_path, value):
 @pytest.fixture
 def overflowing(tmp_path):
     """A float16 checkpoint of finite weights whose activations exceed 65,504."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=259,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-        eos_token_id=2,
-        pad_token_id=0,
-        bos_token_id=None,
-    )
-    model = LlamaForCausalLM(config)
+    model = tiny_llama()
     with torch.no_grad():
         for layer in model.model.layers:
             layer.mlp.gate_proj.weight *= 1e5
