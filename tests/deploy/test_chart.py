@@ -173,8 +173,52 @@ def test_valkey_is_durable_and_evicts_nothing():
         "spec"
     ]["containers"]
     command = " ".join(container["args"])
-    for words in ("--appendonly yes", "--appendfsync always", "--maxmemory-policy noeviction"):
+    # Not `always`: Valkey would exit on a full disk. Servers wait for the disk by WAITAOF.
+    for words in ("--appendonly yes", "--appendfsync everysec", "--maxmemory-policy noeviction"):
         assert words in command
+
+
+VALKEY = ("--set", "registry.url=", "--set", "valkey.enabled=true")
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    ("flags", "bytes_"),
+    [
+        ([], int(0.6 * 4 * 2**30)),
+        (["--set", "valkey.resources.limits.memory=500M"], 300_000_000),
+        (["--set", "valkey.resources.limits.memory=1.5Gi"], int(0.9 * 2**30)),
+        (["--set", "valkey.resources.limits.memory=1073741824"], int(0.6 * 2**30)),
+        (["--set", "valkey.maxmemory=3Gi"], 3 * 2**30),
+        (["--set-string", "valkey.maxmemory=200000000"], 200_000_000),
+        (
+            ["--set", "valkey.resources.limits=null", "--set", "valkey.maxmemory=2G"],
+            2 * 10**9,
+        ),
+    ],
+)
+def test_valkey_refuses_uploads_before_it_runs_out_of_memory(flags, bytes_):
+    done = helm("template", "masks", str(CHART), "-f", str(MINIMAL), *VALKEY, *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"--maxmemory {bytes_} " in done.stdout
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--set", "valkey.resources.limits=null"], ("valkey.maxmemory", "limits.memory")),
+        (["--set", "valkey.maxmemory=3500Mi"], ("80 %", "4Gi")),
+        (["--set", "valkey.maxmemory=lots"], ("lots", "4Gi")),
+        (["--set", "valkey.size=7Gi"], ("valkey.size", "7Gi", "3 times")),
+        (["--set", "valkey.resources.limits.memory=8Gi"], ("valkey.size", "10Gi")),
+    ],
+)
+def test_valkey_without_room_is_refused(flags, words):
+    done = helm("template", "masks", str(CHART), "-f", str(MINIMAL), *VALKEY, *flags)
+    assert done.returncode != 0
+    for word in words:
+        assert word in done.stderr
 
 
 def test_autoscaling_omits_the_replica_count():

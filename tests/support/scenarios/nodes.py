@@ -7,6 +7,7 @@ Valkey is the bundled binary, which runs as sentinel and as cluster node too. It
 from __future__ import annotations
 
 import contextlib
+import resource
 import shutil
 import subprocess
 import time
@@ -74,12 +75,23 @@ class Node:
         port = ("--port", "0", "--tls-port") if self.tls else ("--port",)
         command = [self.binary or str(binary_path()), *port, str(self.port)]
         command += ["--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "", *self.options]
+        # SIGXFSZ stays ignored, as Python has it, so that `fill_disk` makes writes fail.
         self.process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            restore_signals=False,
         )
         if wait:
             until(lambda: self.client().execute_command("PING"))
         return self
+
+    def fill_disk(self, limit: int = resource.RLIM_INFINITY) -> None:
+        """Let no file of the server grow beyond a size in bytes, as a full disk would."""
+        assert self.process is not None
+        hard = resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (limit, hard))
 
     def kill(self) -> None:
         if self.process is not None:
