@@ -1,4 +1,4 @@
-"""A registry whose disk is full: it lives, serves, empties, and acknowledges nothing it may lose."""
+"""A registry whose disk is full: it lives, serves and acknowledges nothing that it may lose."""
 
 from __future__ import annotations
 
