@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from bmt_core.checkpoint_files import weight_files
 from bmt_core.errors import CheckpointError
 
 # Names of maskable tensors: the gate projections of gated MLPs.
@@ -98,7 +99,7 @@ def _header(path: Path) -> list[_Entry]:
 
 def _entries(folder: str | os.PathLike[str]) -> list[_Entry]:
     root = Path(folder)
-    files = sorted(root.glob("*.safetensors")) if root.is_dir() else []
+    files = weight_files(root)
     if not files:
         raise CheckpointError(
             f"{root} has no *.safetensors; a base is the folder of a Hugging Face checkpoint in "
@@ -133,8 +134,8 @@ def fingerprint(
 ) -> str:
     """Return the SHA-256 over every tensor's name, dtype, shape and bytes; 64 hex digits.
 
-    Independent of how tensors are spread over files; `docs/format.md` specifies it. With
-    `cache_dir`, the result is cached by the files' paths, sizes and modification times, because
+    Independent of how tensors are spread over files, and of a second copy of the weights
+    (`checkpoint_files.py`); `docs/format.md` specifies it. With `cache_dir`, the result is cached by the files' paths, sizes and modification times, because
     hashing 16 GB takes seconds. Raises CheckpointError.
     """
     entries = _entries(checkpoint)

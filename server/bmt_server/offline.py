@@ -25,7 +25,7 @@ from vllm.platforms import current_platform
 from bmt_server.ipc.mask_layout import SUFFIX, write_layout
 from bmt_server.settings import MaskMode, Settings, SettingsError
 from bmt_server.vllm_integration import cpu_environment, plugin, process_lifetime
-from bmt_server.vllm_integration.checkpoint import checkpoint_folder
+from bmt_server.vllm_integration.checkpoint import checkpoint_folder, load_format
 from bmt_server.vllm_integration.platform_limits import eager_reason, float32_reason
 
 __all__ = ["mask_request", "masked_llm"]
@@ -45,8 +45,9 @@ def masked_llm(
 ) -> vllm.LLM:
     """Create a `vllm.LLM` that accepts masks. `vllm_options` are vLLM's own.
 
-    Raises SettingsError for a setting out of bounds and for a second base model in one process,
-    and the errors of vLLM.
+    Raises ModelNotFoundError, SettingsError for a setting out of bounds and for a second base model
+    in one process, UnsupportedFlagError for an option that masks cannot work with,
+    bmt_core.CheckpointError, and the errors of vLLM.
     """
     path = checkpoint_folder(model, vllm_options.get("revision"))
     settings = Settings(
@@ -69,6 +70,7 @@ def masked_llm(
     process_lifetime.mark_root()
     settings.export_env()
     options: dict[str, Any] = {"enable_lora": True, **vllm_options}
+    options["load_format"] = load_format(path, str(options.get("load_format", "auto")))
     if options.get("dtype", "auto") == "auto" and float32_reason():
         options["dtype"] = "float32"
     if eager_reason():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bmt_core.checkpoint_files import weight_files
 from safetensors import SafetensorError, safe_open
 
 from bmt_trainer.errors import ModelError, QuantizedModel
@@ -30,7 +31,7 @@ def check_checkpoint(folder: Path) -> None:
             f"{folder} has no config.json; {what}{'' if adapter else ' a Hugging Face checkpoint'}"
         )
     check_unquantized(folder)
-    files = sorted(folder.glob("*.safetensors"))
+    files = weight_files(folder)
     if not files:
         others = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf")]
         found = f", only {', '.join(sorted(others)[:3])}" if others else ""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from bmt_core import Base, fingerprint
+from bmt_core.checkpoint_files import DOWNLOADED, NOT_DOWNLOADED
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
@@ -30,9 +31,6 @@ from bmt_trainer.settings import expanded
 from bmt_trainer.templates import shipped
 from bmt_trainer.templates.chat_templates import read_template
 
-#: Files of a Hub snapshot to download: not a second copy of the weights in another format.
-_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "tokenizer*"]
-
 
 def checkpoint_folder(model: str | Path) -> Path:
     """The folder of a checkpoint: `model` itself, or the Hub's snapshot, downloaded if needed.
@@ -45,7 +43,10 @@ def checkpoint_folder(model: str | Path) -> Path:
     offline = hub.unreachable() if hub.is_id(str(model)) else "no such folder"
     try:
         found = snapshot_download(
-            str(model), allow_patterns=_FILES, local_files_only=offline is not None
+            str(model),
+            allow_patterns=[*DOWNLOADED],
+            ignore_patterns=[*NOT_DOWNLOADED],
+            local_files_only=offline is not None,
         )
         return Path(found)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

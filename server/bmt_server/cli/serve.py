@@ -109,7 +109,7 @@ def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from bmt_server.vllm_integration.checkpoint import checkpoint_folder
+    from bmt_server.vllm_integration.checkpoint import checkpoint_folder, load_format
     from bmt_server.vllm_integration.platform_limits import eager_reason, float32_reason
     from bmt_server.vllm_integration.unsupported_flags import check
 
@@ -118,6 +118,7 @@ def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
     args = parser.parse_args([*flags])
     check(args)
     args.model_tag = args.model = checkpoint_folder(model, args.revision)
+    args.load_format = load_format(args.model, args.load_format)
     if args.model != model and not args.served_model_name:
         args.served_model_name = [model]
     args.enable_lora = True

@@ -14,6 +14,8 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bmt_core.checkpoint_files import weight_files
+
 GIB = 1 << 30
 ROOT = Path("/")
 # Memory of the engine and API processes and of the system, next to the workers.
@@ -62,7 +64,7 @@ def free_memory(root: Path = ROOT) -> int:
 
 def weights_bytes(checkpoint: str, dtype: str) -> int:
     """Bound on the bytes of a checkpoint's weights in vLLM's `dtype`; files have 16-bit weights."""
-    size = sum(path.stat().st_size for path in Path(checkpoint).glob("*.safetensors"))
+    size = sum(path.stat().st_size for path in weight_files(checkpoint))
     return size * (2 if dtype in ("float32", "float") else 1)
 
 
