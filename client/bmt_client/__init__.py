@@ -23,7 +23,7 @@ from ._errors import (
     Unavailable,
     UsageError,
 )
-from ._models import Alias, BaseModelInfo, MaskInfo, ModelInfo, Page, Upload, Version
+from ._models import Alias, BaseModelInfo, KeyInfo, MaskInfo, ModelInfo, Page, Upload, Version
 
 __all__ = [
     "Alias",
@@ -34,6 +34,7 @@ __all__ = [
     "BmtClientError",
     "Conflict",
     "Invalid",
+    "KeyInfo",
     "MaskInfo",
     "ModelInfo",
     "NotFound",

@@ -11,7 +11,7 @@ from bmt_core import Mask
 
 from . import _flows as flows
 from ._base import BaseClient
-from ._models import Alias, MaskInfo, ModelInfo, Page, Upload, Version
+from ._models import Alias, KeyInfo, MaskInfo, ModelInfo, Page, Upload, Version
 from ._retry import DEFAULT_MAX_RETRIES
 from ._transport import (
     Call,
@@ -83,11 +83,14 @@ class AsyncBmtClient(BaseClient):
         alias: Sequence[str] = (),
         if_match: str | None = None,
         if_none_match: bool = False,
+        expires: str | None = None,
         progress: Progress | None = None,
     ) -> Upload:
         """Store a mask as the latest version of `name`; see `BmtClient.upload`."""
         return await self._run(
-            flows.upload(self._policy, source, name, alias, if_match, if_none_match, progress)
+            flows.upload(
+                self._policy, source, name, alias, if_match, if_none_match, expires, progress
+            )
         )
 
     async def push(
@@ -98,6 +101,7 @@ class AsyncBmtClient(BaseClient):
         *,
         if_match: str | None = None,
         resident: bool = True,
+        expires: str | None = None,
     ) -> Upload:
         """Store `new` as the latest version of `name` by sending its difference from `old`.
 
@@ -109,7 +113,9 @@ class AsyncBmtClient(BaseClient):
         if_match : mask digest that must be the latest, else `Conflict`
         resident : load the mask into the workers' memory at once, in the background
         """
-        return await self._run(flows.push(self._policy, name, old, new, if_match, resident))
+        return await self._run(
+            flows.push(self._policy, name, old, new, if_match, resident, expires)
+        )
 
     async def list(self, *, page_size: int = 100) -> AsyncIterator[MaskInfo]:
         """Iterate over all masks by name; pages are fetched on demand."""
@@ -173,6 +179,10 @@ class AsyncBmtClient(BaseClient):
     async def unpin(self, name: str) -> None:
         """Allow the workers to evict the mask again."""
         return await self._run(flows.pin(self._policy, name, False))
+
+    async def me(self) -> KeyInfo:
+        """Return the key's scopes and limits; `NotFound` from a server of an earlier build."""
+        return await self._run(flows.me(self._policy))
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """List the names that a request may give as `model`: base, masks and aliases."""

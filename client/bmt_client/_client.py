@@ -12,7 +12,7 @@ from bmt_core import Mask
 
 from . import _flows as flows
 from ._base import BaseClient
-from ._models import Alias, MaskInfo, ModelInfo, Page, Upload, Version
+from ._models import Alias, KeyInfo, MaskInfo, ModelInfo, Page, Upload, Version
 from ._retry import DEFAULT_MAX_RETRIES
 from ._transport import (
     Call,
@@ -96,6 +96,7 @@ class BmtClient(BaseClient):
         alias: Sequence[str] = (),
         if_match: str | None = None,
         if_none_match: bool = False,
+        expires: str | None = None,
         progress: Progress | None = None,
     ) -> Upload:
         """Store a mask as the latest version of `name`.
@@ -110,10 +111,14 @@ class BmtClient(BaseClient):
         alias : aliases to point at the new version
         if_match : mask digest that must be the latest, else `Conflict`
         if_none_match : the name must not exist yet, else `Conflict`
+        expires : a duration (`24h`) or an ISO 8601 time after which the server removes the name,
+            for names that begin with `rollout-`; without it an earlier one is void
         progress : called with (bytes sent, bytes in total)
         """
         return self._run(
-            flows.upload(self._policy, source, name, alias, if_match, if_none_match, progress)
+            flows.upload(
+                self._policy, source, name, alias, if_match, if_none_match, expires, progress
+            )
         )
 
     def push(
@@ -124,6 +129,7 @@ class BmtClient(BaseClient):
         *,
         if_match: str | None = None,
         resident: bool = True,
+        expires: str | None = None,
     ) -> Upload:
         """Store `new` as the latest version of `name` by sending its difference from `old`.
 
@@ -134,8 +140,9 @@ class BmtClient(BaseClient):
         ----------
         if_match : mask digest that must be the latest, else `Conflict`
         resident : load the mask into the workers' memory at once, in the background
+        expires : as in `upload`
         """
-        return self._run(flows.push(self._policy, name, old, new, if_match, resident))
+        return self._run(flows.push(self._policy, name, old, new, if_match, resident, expires))
 
     def list(self, *, page_size: int = 100) -> Iterator[MaskInfo]:
         """Iterate over all masks by name; pages are fetched on demand."""
@@ -204,6 +211,10 @@ class BmtClient(BaseClient):
     def unpin(self, name: str) -> None:
         """Allow the workers to evict the mask again."""
         return self._run(flows.pin(self._policy, name, False))
+
+    def me(self) -> KeyInfo:
+        """Return the key's scopes and limits; `NotFound` from a server of an earlier build."""
+        return self._run(flows.me(self._policy))
 
     def models(self) -> tuple[ModelInfo, ...]:
         """List the names that a request may give as `model`: base, masks and aliases."""

@@ -17,7 +17,7 @@ from bmt_core import Mask, encode, symmetric_difference
 from . import _routes as routes
 from ._errors import Conflict, NotFound, ProtocolError, Unavailable, UsageError
 from ._files import Prepared, destination, hex_sha256, prepare, write_atomically
-from ._models import Alias, MaskInfo, ModelInfo, Page, Upload, Version
+from ._models import Alias, KeyInfo, MaskInfo, ModelInfo, Page, Upload, Version
 from ._names import alias_name, is_digest, mask_name, mask_ref, version_digest
 from ._retry import RetryPolicy, exchange
 from ._transport import Call, Flow, Progress, Request, Response, parse_json
@@ -30,6 +30,7 @@ def upload(
     alias: Sequence[str],
     if_match: str | None,
     if_none_match: bool,
+    expires: str | None,
     progress: Progress | None,
 ) -> Flow[Upload]:
     aliases = tuple(alias_name(a) for a in ([alias] if isinstance(alias, str) else alias))
@@ -45,6 +46,7 @@ def upload(
         aliases=aliases,
         if_match=if_match,
         if_none_match=if_none_match,
+        expires=expires,
         sent=progress,
     )
     try:
@@ -65,12 +67,18 @@ def upload(
 
 
 def push(
-    policy: RetryPolicy, name: str, old: Mask, new: Mask, if_match: str | None, resident: bool
+    policy: RetryPolicy,
+    name: str,
+    old: Mask,
+    new: Mask,
+    if_match: str | None,
+    resident: bool,
+    expires: str | None,
 ) -> Flow[Upload]:
     name = mask_name(name)
     flips = symmetric_difference(old, new, dict(new.metadata))
     data: bytes = yield Call(lambda: encode(flips))
-    request = routes.patch_mask(name, data, old.digest, new.digest, if_match, resident)
+    request = routes.patch_mask(name, data, old.digest, new.digest, if_match, resident, expires)
     response = yield from exchange(request, policy)
     return _published(response, new.digest)
 
@@ -185,6 +193,11 @@ def download(
 
 def pin(policy: RetryPolicy, name: str, pinned: bool) -> Flow[None]:
     yield from exchange(routes.pin(mask_name(name), pinned), policy)
+
+
+def me(policy: RetryPolicy) -> Flow[KeyInfo]:
+    response = yield from exchange(routes.me(), policy)
+    return KeyInfo.from_json(parse_json(response))
 
 
 def models(policy: RetryPolicy) -> Flow[tuple[ModelInfo, ...]]:

@@ -64,6 +64,7 @@ class Version(Model):
     parent: str | None = None  # mask digest of the latest version before this one
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pinned: bool = False
+    expires: str | None = None  # ISO 8601: the server removes the whole name after it
     # False: the server renders chats by another template than the mask's training; None: unknown.
     same_chat_template: bool | None = None
 
@@ -137,6 +138,48 @@ class ModelInfo(Model):
 
     def __post_init__(self) -> None:
         _require_text(self, "id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyInfo(Model):
+    """The client's key, the served base and the limits that apply.
+
+    Limits that the server does not state are None, and so are numbers without a limit.
+    """
+
+    key_id: str = ""
+    tenant: str = ""
+    scopes: frozenset[str]
+    base_names: tuple[str, ...] = ()
+    fingerprint: str = ""  # of the base's checkpoint, 64 hex digits
+    max_model_len: int | None = None  # tokens
+    max_n: int | None = None  # completions of a request
+    max_sparsity: float | None = None  # share of the gate weights that a mask may set to zero
+    key_concurrency: int | None = None  # requests at a time
+
+    @classmethod
+    def from_json(cls, raw: Any) -> Self:
+        """Build from the server's JSON, whose base and limits are objects of their own."""
+        if not isinstance(raw, Mapping):
+            return super().from_json(raw)
+        parts = {name: raw.get(name) for name in ("base", "limits")}
+        base, limits = (part if isinstance(part, Mapping) else {} for part in parts.values())
+        return super().from_json(
+            {
+                **{name: raw.get(name) for name in ("key_id", "tenant", "scopes")},
+                "base_names": base.get("names"),
+                "fingerprint": base.get("fingerprint"),
+                **{name: limit for name, limit in limits.items() if limit},
+            }
+        )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scopes", frozenset(self.scopes))
+        object.__setattr__(self, "base_names", tuple(self.base_names))
+
+    def may(self, scope: str) -> bool:
+        """True if the key has `scope`; `admin` includes the others."""
+        return scope in self.scopes or "admin" in self.scopes
 
 
 @dataclass(frozen=True, slots=True)

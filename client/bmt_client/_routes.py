@@ -18,6 +18,7 @@ def put_mask(
     aliases: tuple[str, ...] = (),
     if_match: str | None = None,
     if_none_match: bool = False,
+    expires: str | None = None,
     sent: Progress | None = None,
 ) -> Request:
     """Upload `data` as a version of `name`; `sha256` is its digest, 32 bytes."""
@@ -31,7 +32,7 @@ def put_mask(
     return Request(
         "PUT",
         _mask(name),
-        params=tuple(("alias", alias) for alias in aliases),
+        params=(*(("alias", alias) for alias in aliases), *_expires(expires)),
         headers=headers,
         body=data,
         sent=sent,
@@ -39,10 +40,16 @@ def put_mask(
 
 
 def patch_mask(
-    name: str, flips: bytes, parent: str, digest: str, if_match: str | None, resident: bool
+    name: str,
+    flips: bytes,
+    parent: str,
+    digest: str,
+    if_match: str | None,
+    resident: bool,
+    expires: str | None,
 ) -> Request:
     """Publish a version of `name`: its version `parent` (a digest) with positions flipped."""
-    params = [("parent", parent), ("digest", digest)]
+    params = [("parent", parent), ("digest", digest), *_expires(expires)]
     if resident:
         params.append(("resident", "true"))
     return Request(
@@ -104,6 +111,10 @@ def get_blob(file_digest: str, max_bytes: int, received: Progress | None = None)
     )
 
 
+def me() -> Request:
+    return Request("GET", "/v1/me")
+
+
 def list_models() -> Request:
     return Request("GET", "/v1/models")
 
@@ -127,6 +138,10 @@ def _page(limit: int, after: str | None) -> tuple[tuple[str, str], ...]:
     if after is not None:
         params.append(("after", after))
     return tuple(params)
+
+
+def _expires(text: str | None) -> tuple[tuple[str, str], ...]:
+    return () if text is None else (("expires", text),)
 
 
 def _if_match(digest: str | None) -> dict[str, str]:

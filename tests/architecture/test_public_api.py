@@ -25,7 +25,7 @@ SURFACE = {
     "bmt_server.offline": "mask_request masked_llm",
     "bmt_client": """
         Alias AsyncBmtClient AuthenticationError BaseModelInfo BmtClient BmtClientError Conflict
-        Invalid MaskInfo ModelInfo NotFound Page PermissionDenied ProtocolError RateLimited
+        Invalid KeyInfo MaskInfo ModelInfo NotFound Page PermissionDenied ProtocolError RateLimited
         TooLarge Unavailable Upload UsageError Version
     """,
 }

@@ -17,6 +17,7 @@ SURFACE = [
     "BmtClientError",
     "Conflict",
     "Invalid",
+    "KeyInfo",
     "MaskInfo",
     "ModelInfo",
     "NotFound",

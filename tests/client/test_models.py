@@ -26,6 +26,7 @@ FULL = {
     "metadata": {"eval": {"accuracy": 0.9}},
     "model": "math@3f3f3f3f3f3f",
     "pinned": True,
+    "expires": "2026-11-02T10:00:00+00:00",
     "same_chat_template": False,
 }
 

@@ -249,7 +249,9 @@ def _facts(zeros: int, sparsity: float, count: int) -> str:
 def _aliases(version: Version) -> str:
     # In a list of latest versions, every one has the alias `latest`.
     names = [alias for alias in version.aliases if alias != "latest"]
-    return ", ".join([*names, *(["(pinned)"] if version.pinned else [])])
+    pinned = ["(pinned)"] if version.pinned else []
+    until = [f"(until {version.expires[:16]} UTC)"] if version.expires else []
+    return ", ".join([*names, *pinned, *until])
 
 
 def _details(version: Version) -> list[tuple[str, str | Text]]:
@@ -265,5 +267,6 @@ def _details(version: Version) -> list[tuple[str, str | Text]]:
         ("base", f"{version.base.model_id} ({short(version.base.fingerprint)})"),
         ("parent", short(version.parent) if version.parent else "none"),
         ("pinned", "yes" if version.pinned else "no"),
+        ("expires", version.expires or "never"),
     ]
     return rows

@@ -153,7 +153,9 @@ class AppState:
             key_connection=key_connection,
             registry=registry,
             replica=replica,
-            housekeeper=Housekeeper(registry),
+            housekeeper=Housekeeper(
+                registry, expired=replica.expired, on_expired=metrics.expired.inc
+            ),
             keys=keys,
             cache=cache,
             lifecycle=lifecycle,

@@ -41,15 +41,22 @@ def _route(methods: str, path: str, scope: Scope, **flags: Any) -> Route:
 
 
 _MASK = r"/v1/masks/[^/]+"
+# Masks of training runs, which push and remove a version in each step.
+ROLLOUT_PREFIX = "rollout-"
+_ROLLOUT_MASK = rf"/v1/masks/{ROLLOUT_PREFIX}[^/]+"
 
 ROUTES: tuple[Route, ...] = (
     _route("GET HEAD", r"/(livez|readyz)", "open", probe=True),
     _route("GET", r"/metrics/?", "any", probe=True),
     _route("GET HEAD", r"/health|/version|/ping", "any", probe=True),
+    _route("GET", r"/v1/me", "any"),
     _route("GET", r"/v1/models(/.+)?", "any"),
     _route("GET", r"/v1/masks", "any"),
     _route("GET", _MASK, "any"),
     _route("PUT PATCH", _MASK, "upload"),
+    # Before those of all masks: the first route that matches decides.
+    _route("DELETE", _ROLLOUT_MASK, "upload"),
+    _route("DELETE", _ROLLOUT_MASK + r"/versions/[^/]+", "upload"),
     _route("DELETE", _MASK, "admin"),
     _route("GET", _MASK + r"/versions", "any"),
     _route("DELETE", _MASK + r"/versions/[^/]+", "admin"),

@@ -1,4 +1,4 @@
-"""Expiry times of API keys: read strictly, stored in UTC."""
+"""Expiry times of API keys and of masks of training runs: read strictly, stored in UTC."""
 
 from __future__ import annotations
 

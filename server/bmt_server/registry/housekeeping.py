@@ -1,6 +1,9 @@
-"""Removal of orphaned blobs by the servers themselves: each hour, and when the registry is full.
+"""Upkeep of the registry by the servers themselves.
 
-All API processes of all servers run it; a lease in the registry lets one of them do the work.
+Each minute, names that have expired are removed: masks of training runs that were killed. Each
+hour, and when the registry is full, blobs without a version are. All API processes of all servers
+run both. A script in the registry removes a name once, whoever asks; a lease lets one process do
+the work on blobs.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
+from collections.abc import Awaitable, Callable
 
 from redis.exceptions import RedisError
 
@@ -17,42 +22,82 @@ from bmt_server.ipc.blob import PREFIX
 from bmt_server.registry.lua import TAKE_LEASE
 from bmt_server.registry.maintenance import collect_orphans
 from bmt_server.registry.registry import Registry
+from bmt_server.registry.schemas import NameState, iso_time
 
 logger = logging.getLogger("vllm.bmt_server")
 
 LEASE = PREFIX + "gc"
 _EVERY_S = 3600.0
+_EXPIRED_EVERY_S = 60.0
 _WHEN_FULL_S = 10.0
 _CANCEL_S = 0.2
 
 
 class Housekeeper:
-    """Background task that collects orphans, from `start` to `close`."""
+    """Background tasks that collect orphans and remove expired names, from `start` to `close`.
 
-    def __init__(self, registry: Registry, every_s: float = _EVERY_S) -> None:
+    expired: names that may be removed at a time, seconds since 1970, as this process knows them;
+    on_expired: called after each removal.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        every_s: float = _EVERY_S,
+        *,
+        expired: Callable[[float], list[NameState]] = lambda now: [],
+        expired_every_s: float = _EXPIRED_EVERY_S,
+        on_expired: Callable[[], None] = lambda: None,
+    ) -> None:
         self._registry = registry
-        self._every_s = every_s
-        self._task: asyncio.Task[None] | None = None
+        self._every_s, self._expired_every_s = every_s, expired_every_s
+        self._expired, self._on_expired = expired, on_expired
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="bmt-housekeeping")
+        self._tasks = [
+            asyncio.create_task(self._run(), name="bmt-housekeeping"),
+            asyncio.create_task(self._run_expiry(), name="bmt-expiry"),
+        ]
 
     async def close(self) -> None:
-        task, self._task = self._task, None
-        # Repeated until it ends; see RegistryReplica.close.
-        while task is not None and not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=_CANCEL_S)
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            # Repeated until it ends; see RegistryReplica.close.
+            while not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=_CANCEL_S)
+
+    async def remove_expired(self) -> int:
+        """Remove the names that have expired; the number of them. Raises RegistryDown."""
+        now, removed = time.time(), 0
+        for state in self._expired(now):
+            if not await self._registry.delete_expired(state.tenant, state.name, now):
+                continue  # renewed meanwhile, or removed by another process
+            removed += 1
+            self._on_expired()
+            logger.info(
+                "Removed %s of tenant %s with %d versions: it expired at %s.",
+                state.name,
+                state.tenant,
+                len(state.versions),
+                iso_time(state.expires or 0),
+            )
+        return removed
+
+    async def _run_expiry(self) -> None:
+        while True:
+            await asyncio.sleep(_about(self._expired_every_s))
+            await self._attempt(self.remove_expired, "Expired masks were not removed: %s.")
 
     async def _run(self) -> None:
         while True:
-            # Apart from each other, so that servers started together do not all ask at once.
-            wait_s = self._every_s * (0.9 + 0.2 * secrets.randbelow(1000) / 1000)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._registry.full.wait(), wait_s)
+                await asyncio.wait_for(self._registry.full.wait(), _about(self._every_s))
             full = self._registry.full.is_set()
             self._registry.full.clear()
-            try:
+
+            async def collect(full: bool = full) -> None:
                 if await self._leased(_WHEN_FULL_S if full else 0.9 * self._every_s, full):
                     found = await collect_orphans(self._registry)
                     if found.removed:
@@ -61,8 +106,14 @@ class Housekeeper:
                             found.removed,
                             found.bytes / 1e6,
                         )
-            except (ApiError, RedisError) as error:
-                logger.info("Blobs without a version were not collected: %s.", error)
+
+            await self._attempt(collect, "Blobs without a version were not collected: %s.")
+
+    async def _attempt(self, work: Callable[[], Awaitable[object]], failed: str) -> None:
+        try:
+            await work()
+        except (ApiError, RedisError) as error:
+            logger.info(failed, error)
 
     async def _leased(self, for_s: float, full: bool) -> bool:
         """True for the one process that may collect during the next `for_s` seconds."""
@@ -71,3 +122,8 @@ class Housekeeper:
         return bool(
             await connection.call(lambda: connection.quick.eval(TAKE_LEASE, 1, lease, milliseconds))
         )
+
+
+def _about(seconds: float) -> float:
+    """Within 10 %, so that servers started together do not all ask at once."""
+    return seconds * (0.9 + 0.2 * secrets.randbelow(1000) / 1000)

@@ -21,7 +21,7 @@ local function touch()
 end
 """
 
-# ARGV: path, digest, version JSON, if-match, if-none-match, alias...
+# ARGV: path, digest, version JSON, if-match, if-none-match, expires ('' for never), alias...
 PUBLISH = (
     _ADD_EVENT
     + """
@@ -48,7 +48,12 @@ if current ~= digest then
   redis.call('HSET', KEYS[1], 'latest', digest)
 end
 local moved = outcome ~= 'unchanged'
-for i = 6, #ARGV do
+if (redis.call('HGET', KEYS[1], 'expires') or '') ~= ARGV[6] then
+  if ARGV[6] == '' then redis.call('HDEL', KEYS[1], 'expires')
+  else redis.call('HSET', KEYS[1], 'expires', ARGV[6]) end
+  moved = true
+end
+for i = 7, #ARGV do
   if redis.call('HGET', KEYS[1], 'alias:' .. ARGV[i]) ~= digest then
     redis.call('HSET', KEYS[1], 'alias:' .. ARGV[i], digest)
     moved = true
@@ -83,7 +88,7 @@ return {'ok', current}
 """
 )
 
-# ARGV: path, if-match
+# ARGV: path, if-match, expired by: seconds since 1970, or '' for a name of any expiry
 DELETE_NAME = (
     ALLOW_OOM
     + _ADD_EVENT
@@ -91,6 +96,14 @@ DELETE_NAME = (
 if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 0 then return {'unknown', ''} end
 local current = redis.call('HGET', KEYS[1], 'latest') or ''
 if ARGV[2] ~= '' and current ~= ARGV[2] then return {'conflict', current} end
+if ARGV[3] ~= '' then
+  local expires = tonumber(redis.call('HGET', KEYS[1], 'expires') or '')
+  local pinned = redis.call('HGET', KEYS[1], 'pinned') == '1'
+  if not expires or expires > tonumber(ARGV[3]) or pinned then
+    touch()
+    return {'unchanged', current}
+  end
+end
 local rev = redis.call('HINCRBY', KEYS[1], 'rev', 1)
 redis.call('SREM', KEYS[3], ARGV[1])
 redis.call('DEL', KEYS[1], KEYS[2])

@@ -3,7 +3,8 @@
 Keys share one hash slot (`{bmt}`), so that a script may use several of them::
 
     {bmt}:blob:<file digest>        the file's bytes
-    {bmt}:name:<tenant>/<name>      hash: rev, latest, pinned, alias:<alias> -> mask digest
+    {bmt}:name:<tenant>/<name>      hash: rev, latest, pinned, expires (seconds since 1970),
+                                    alias:<alias> -> mask digest
     {bmt}:versions:<tenant>/<name>  hash: mask digest -> "<rev>|<id>|<parent>|<version JSON>"
     {bmt}:names                     set of <tenant>/<name> that have versions
     {bmt}:ids                       counter of adapter ids
@@ -97,8 +98,12 @@ class Registry:
         aliases: Iterable[str] = (),
         if_match: str | None = None,
         if_none_match: bool = False,
+        expires: int | None = None,
     ) -> tuple[str, str]:
         """Store a blob, then move the name to it in one step for all readers.
+
+        expires: the time from which the servers may remove the name, seconds since 1970; None:
+        never, whatever an earlier upload said.
 
         Returns (outcome, mask digest); the outcome is `created`, `moved` (an older version is
         latest again) or `unchanged`. Raises Conflict if the precondition does not hold.
@@ -111,6 +116,7 @@ class Registry:
             version.to_entry(),
             if_match or "",
             "1" if if_none_match else "",
+            "" if expires is None else str(expires),
             *aliases,
         ]
         if self._unfit is not None:
@@ -144,8 +150,18 @@ class Registry:
 
     async def delete_name(self, tenant: str, name: str, if_match: str | None = None) -> None:
         """Remove all versions and aliases of a name; its rev is kept. Raises NotFound, Conflict."""
-        outcome, current = await self._script(DELETE_NAME, f"{tenant}/{name}", [], [if_match or ""])
+        arguments = [if_match or "", ""]
+        outcome, current = await self._script(DELETE_NAME, f"{tenant}/{name}", [], arguments)
         self._expect_ok(outcome, name, None, current)
+
+    async def delete_expired(self, tenant: str, name: str, now: float) -> bool:
+        """Remove a name that has expired and is not pinned; False if there is none.
+
+        An upload that renews the expiry meanwhile keeps it. now: seconds since 1970.
+        """
+        arguments = ["", str(int(now))]
+        outcome, _ = await self._script(DELETE_NAME, f"{tenant}/{name}", [], arguments)
+        return outcome == "ok"
 
     async def delete_version(self, tenant: str, name: str, digest: str) -> None:
         """Remove one version. Raises NotFound, and Conflict if an alias points at it."""
@@ -285,6 +301,7 @@ def _state(tenant: str, name: str, head: dict[bytes, bytes], raw: dict[bytes, by
         rev=int(fields.get("rev", 0)),
         latest=fields.get("latest") or None,
         pinned=fields.get("pinned") == "1",
+        expires=int(fields["expires"]) if "expires" in fields else None,
         aliases={k[6:]: v for k, v in fields.items() if k.startswith("alias:")},
         versions=versions,
     )

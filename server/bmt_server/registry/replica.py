@@ -68,6 +68,10 @@ class RegistryReplica:
         states = [s for (t, _), s in self._states.items() if t == tenant and s.versions]
         return sorted(states, key=lambda s: s.name)
 
+    def expired(self, now: float) -> list[NameState]:
+        """Names of all tenants that the servers may remove. now: seconds since 1970."""
+        return [s for s in self._states.values() if s.versions and s.has_expired(now)]
+
     async def refresh(self, tenant: str, name: str) -> NameState | None:
         """Read one name now: after a write by this process, or for a name not known yet."""
         self._take(await self._registry.states([(tenant, name)]))

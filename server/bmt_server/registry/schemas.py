@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -90,13 +91,17 @@ class Version(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class NameState:
-    """Everything that the registry holds under one tenant's name."""
+    """Everything that the registry holds under one tenant's name.
+
+    expires: the time from which it may be removed, seconds since 1970; None: it stays.
+    """
 
     tenant: str
     name: str
     rev: int
     latest: str | None
     pinned: bool
+    expires: int | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, Version] = field(default_factory=dict)
 
@@ -107,6 +112,10 @@ class NameState:
             return matches[0] if len(matches) == 1 else None
         digest = self.latest if alias in (None, "latest") else self.aliases.get(alias)
         return self.versions.get(digest) if digest else None
+
+    def has_expired(self, now: float) -> bool:
+        """True if the servers may remove it. now: seconds since 1970."""
+        return self.expires is not None and self.expires <= now and not self.pinned
 
     def newest_first(self) -> list[Version]:
         return sorted(self.versions.values(), key=lambda v: -v.rev)
@@ -124,8 +133,14 @@ class NameState:
             "model": version.model,
             "aliases": aliases,
             "pinned": self.pinned,
+            "expires": None if self.expires is None else iso_time(self.expires),
             "same_chat_template": version.same_template(served_template),
         }
+
+
+def iso_time(seconds: int) -> str:
+    """Seconds since 1970 as ISO 8601, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 class AliasTarget(BaseModel):

@@ -84,6 +84,11 @@ class Metrics:
             registry=registry,
         )
         self.uploads = Counter("bmt_uploads", "Uploads by outcome.", ["outcome"], registry=registry)
+        self.expired = Counter(
+            "bmt_masks_expired",
+            "Masks of training runs that this process removed after they expired.",
+            registry=registry,
+        )
         self.registry_up = Gauge(
             "bmt_registry_up",
             "1 while the registry answers every API process.",
@@ -106,6 +111,7 @@ class Metrics:
             self.cold_loads,
             self.cold_seconds,
             self.uploads,
+            self.expired,
             self.registry_up,
             self.holds,
         )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from bmt_server.api.routes import aliases, blobs, masks, models, probes, uploads
+from bmt_server.api.routes import aliases, blobs, masks, me, models, probes, uploads
 
 
 def build_router() -> APIRouter:
-    """Routes of the registry, `/v1/models`, `/livez` and `/readyz`."""
+    """Routes of the registry, `/v1/me`, `/v1/models`, `/livez` and `/readyz`."""
     router = APIRouter()
     router.get("/livez")(probes.livez)
     router.get("/readyz")(probes.readyz)
+    router.get("/v1/me")(me.show)
     router.get("/v1/models")(models.list_models)
     router.get("/v1/models/{model:path}")(models.show_model)
     router.get("/v1/masks")(masks.list_masks)

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from bmt_server.api.app_state import AppState
+from bmt_server.api.permissions import ROLLOUT_PREFIX
 from bmt_server.api.routes.dependencies import (
     OCTETS,
     app_state,
@@ -37,6 +38,7 @@ from bmt_server.errors import (
     from_core,
 )
 from bmt_server.ipc.blob import BlobError, decode_blob
+from bmt_server.registry.expiry import parse_expiry
 from bmt_server.registry.schemas import AliasTarget, BaseRef, Principal, Version
 
 
@@ -46,21 +48,26 @@ async def put_mask(
     alias: list[str] = Query(default=[]),  # noqa: B008
     digest: str | None = Query(default=None),
     resident: bool = Query(default=False),
+    expires: str | None = Query(default=None, max_length=64),
 ) -> JSONResponse:
     """Publish a version from the bytes of a `.bmt` file: 201 if it is new, else 200.
 
     The response follows when the mask is on this server's disk; `resident` also loads it into the
-    workers' memory, in the background.
+    workers' memory, in the background. expires: a time or a duration such as `24h`, for names of
+    training runs alone, after which the servers remove the name; the last upload's counts.
     """
     state, tenant = app_state(request), tenant_of(request)
     valid_name(name)
     if name in state.engine.base_names:
         raise BadRequest(f"{name!r} is the base model's name; choose another", code="name_reserved")
     aliases = [valid_alias(a) for a in alias if a != bmt_core.LATEST]
+    until = _expiry(name, expires)
     async with _received(request, state) as data:
         stated = _stated_digest(request, digest)
         version, mask = await asyncio.to_thread(_decode, state, tenant, name, data, stated)
-        return await _publish(request, version, mask, data, aliases=aliases, resident=resident)
+        return await _publish(
+            request, version, mask, data, aliases=aliases, resident=resident, expires=until
+        )
 
 
 async def patch_mask(
@@ -69,14 +76,16 @@ async def patch_mask(
     parent: str = Query(),
     digest: str = Query(),
     resident: bool = Query(default=False),
+    expires: str | None = Query(default=None, max_length=64),
 ) -> JSONResponse:
     """Publish a version that differs from `parent`, a version of this name, in some positions.
 
     The body is a `.bmt` file of the flips: the positions that are zero in exactly one of the two
     versions. digest: the expected mask digest of the result; if it differs, the response is 412
-    and nothing is stored. For a trainer that changes a few positions in each step. Conditions are
-    those of PUT.
+    and nothing is stored. For a trainer that changes a few positions in each step. Conditions and
+    `expires` are those of PUT.
     """
+    until = _expiry(name, expires)
     state, stored = app_state(request), await state_of(request, name)
     before = version_of(stored, AliasTarget(digest=parent))
     expected = valid_digest(digest)
@@ -89,7 +98,24 @@ async def patch_mask(
                 f"{expected[:12]}; upload the whole mask",
                 code="digest_mismatch",
             )
-        return await _publish(request, version, mask, data, aliases=(), resident=resident)
+        return await _publish(
+            request, version, mask, data, aliases=(), resident=resident, expires=until
+        )
+
+
+def _expiry(name: str, text: str | None) -> int | None:
+    """Seconds since 1970 of the request's `expires`. Raises BadRequest."""
+    if text is None:
+        return None
+    if not name.startswith(ROLLOUT_PREFIX):
+        # An expiry is a deletion, for which other names need the scope admin.
+        raise BadRequest(
+            f"{name[:128]!r} cannot expire: only masks of training runs do, whose names begin with "
+            f"{ROLLOUT_PREFIX!r}",
+            code="expiry_refused",
+            param="expires",
+        )
+    return int(datetime.fromisoformat(parse_expiry(text)).timestamp())
 
 
 def _apply_flips(
@@ -119,6 +145,7 @@ async def _publish(
     *,
     aliases: Sequence[str],
     resident: bool,
+    expires: int | None,
 ) -> JSONResponse:
     """Store a validated version under the request's conditions, and respond with it."""
     state, name = app_state(request), version.name
@@ -128,6 +155,7 @@ async def _publish(
         aliases=aliases,
         if_match=if_match(request),
         if_none_match=request.headers.get("if-none-match") == "*",
+        expires=expires,
     )
     current = await state.replica.refresh(version.tenant, name)
     stored = current.versions.get(version.digest) if current else None
