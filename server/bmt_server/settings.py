@@ -208,6 +208,11 @@ class Settings:
         False,
         flag="--base-by-default",
     )
+    strict_forced_tools: bool = _option(
+        "Arguments of forced tools fit the tool's schema. False if --tool-strict-level is given.",
+        True,
+        vllm_flag="--tool-strict-level",
+    )
     metrics_open: bool = _option("Serve /metrics without a key.", False, flag="--metrics-open")
     max_mask_labels: int = _option(
         "Largest number of values of the `mask` label in metrics.", 100, unit="labels", least=0

@@ -111,16 +111,29 @@ def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
 
     from bmt_server.vllm_integration.checkpoint import checkpoint_folder, load_format
     from bmt_server.vllm_integration.platform_limits import eager_reason, float32_reason
+    from bmt_server.vllm_integration.structured_outputs import (
+        STRICT_TOOLS_ENV,
+        TAG_BACKEND,
+        BackendChoice,
+    )
     from bmt_server.vllm_integration.unsupported_flags import check
 
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="bmt-server serve"))
+    # No value means that the operator gives none; `_take_over_flags` sets vLLM's default.
+    parser.set_defaults(tool_strict_level=None)
+    choice = BackendChoice(parser)
     args = parser.parse_args([*flags])
     check(args)
     args.model_tag = args.model = checkpoint_folder(model, args.revision)
     args.load_format = load_format(args.model, args.load_format)
     if args.model != model and not args.served_model_name:
         args.served_model_name = [model]
+    backend = choice.apply(args)
+    say(f"structured outputs: {backend}")
+    if backend != TAG_BACKEND:
+        # Forced tools are JSON schemas then, which every backend can do.
+        os.environ.setdefault(STRICT_TOOLS_ENV, "0")
     args.enable_lora = True
     args.middleware = [*args.middleware, MIDDLEWARE]
     # The middleware logs each request with its key and mask (`api/access_log.py`).
@@ -147,6 +160,8 @@ def _take_over_flags(args: Namespace) -> dict[str, Any]:
     if args.max_num_queued_reqs is not None:
         taken["queue"] = args.max_num_queued_reqs
     args.shutdown_timeout, args.max_num_queued_reqs = 0, None
+    taken["strict_forced_tools"] = args.tool_strict_level is None
+    args.tool_strict_level = args.tool_strict_level or "auto"
     return taken
 
 

@@ -13,14 +13,16 @@ from typing import Any
 from prometheus_client import REGISTRY
 from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.parser.abstract_parser import DelegatingParser
 from vllm.platforms import current_platform
+from vllm.sampling_params import SamplingParams
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
 from bmt_server.api.engine_vllm.heartbeat import Heartbeat
 from bmt_server.api.engine_vllm.step_hooks import StepRecorder
 from bmt_server.settings import Settings
-from bmt_server.vllm_integration import cpu_seeds
+from bmt_server.vllm_integration import cpu_seeds, forced_tools, structured_outputs
 from bmt_server.worker.engine_vllm.gate_projections import BASE_GATE, is_gate
 from bmt_server.worker.engine_vllm.mask_manager import MaskManager
 
@@ -40,6 +42,9 @@ def register(settings: Settings, heartbeat: Heartbeat) -> None:
     _patch_cpu_weights(settings)
     _patch_stat_logger(settings, heartbeat)
     _patch_spin()
+    _patch_structured_outputs()
+    if settings.strict_forced_tools:
+        _patch_forced_tools()
 
 
 def _once(owner: Any, name: str, replacement: Any) -> Any:
@@ -174,3 +179,29 @@ def _patch_spin() -> None:
         original(self, is_reader, context, notify_address, busy_loop_s)
 
     original = _once(SpinCondition, "__init__", init) or original
+
+
+def _patch_structured_outputs() -> None:
+    """Name the backend in refusals of structured outputs; see `structured_outputs.py`.
+
+    vLLM 0.32.0, `sampling_params.py`, `SamplingParams._validate_structured_outputs`.
+    """
+    original: Any = None
+
+    def validate(self: Any, *args: Any) -> None:
+        structured_outputs.validate_for_backend(original, self, *args)
+
+    original = _once(SamplingParams, "_validate_structured_outputs", validate) or original
+
+
+def _patch_forced_tools() -> None:
+    """Constrain the arguments of forced tools; see `forced_tools.py`.
+
+    vLLM 0.32.0, `parser/abstract_parser.py`, `DelegatingParser._apply_structural_tag`.
+    """
+    original: Any = None
+
+    def apply(self: Any, request: Any) -> Any:
+        return forced_tools.apply_structural_tag(original, self, request)
+
+    original = _once(DelegatingParser, "_apply_structural_tag", apply) or original
