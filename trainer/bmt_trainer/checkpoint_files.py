@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,107 @@ from bmt_trainer.errors import ModelError, QuantizedModel
 _FLOATING = ("F64", "F32", "F16", "BF16")
 # Ends of the names of tensors that hold a layer's weight, packed or not.
 _WEIGHTS = (".weight", ".qweight", ".weight_packed", "_blocks")
+_INDEX = "model.safetensors.index.json"
+# What a checkpoint has besides its weights, in lower case: configuration, tokenizer, templates,
+# code, license. Weights in other formats and the remains of a training are none of these.
+_OTHERS = (
+    *("*.json", "*.jinja", "*.py", "*.txt", "*.md", "*.model", "*.tiktoken", "*.bpe"),
+    *("tokenizer*", "vocab*", "merges*"),
+    *("license*", "licence*", "copying*", "notice*", "readme*", "use_policy*"),
+)
+_REMAINS = ("*.index.json", "trainer_state.json", "*_results.json", "adapter_config.json")
+_NO_WEIGHTS = ("consolidated*", "adapter*", "optimizer*")
+# Templates besides the default one, as transformers saves them.
+_TEMPLATES = "additional_chat_templates"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The files of a checkpoint's folder, as paths within it.
+
+    weights: the safetensors files that engines load; others: all else that belongs to the
+    checkpoint; left_out: what does not, folders with a slash at the end.
+    """
+
+    weights: tuple[str, ...]
+    others: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def parts_of(folder: Path) -> Parts:
+    """Sort the entries of a checkpoint's folder. Raises ModelError.
+
+    Weights are those that the index names; without an index `model.safetensors`, or all shards.
+    A copy of the weights in another format, such as Mistral's `consolidated.safetensors`, which
+    vLLM prefers, is none of them.
+    """
+    weights, index = _weights(folder)
+    others, left_out = list[str](), list[str]()
+    # Hidden ones last, because a line names the first.
+    for entry in sorted(folder.iterdir(), key=lambda e: (e.name.startswith("."), e.name)):
+        name = entry.name
+        if name in weights:
+            continue
+        if entry.is_dir():
+            templates = sorted(entry.glob("*.jinja")) if name == _TEMPLATES else []
+            others += [f"{name}/{t.name}" for t in templates if t.is_file()]
+            left_out += [] if templates else [f"{name}/"]
+        elif not (name in index or _belongs(name)):
+            left_out.append(name)
+        elif entry.is_file():
+            others.append(name)
+        else:
+            what = "a link to nothing" if entry.is_symlink() else "no regular file"
+            raise ModelError(f"{entry} is {what}; download the checkpoint again, or remove it")
+    return Parts(tuple(weights), tuple(others), tuple(left_out))
+
+
+def _belongs(name: str) -> bool:
+    lower = name.lower()
+    return any(fnmatch(lower, p) for p in _OTHERS) and not any(
+        fnmatch(lower, p) for p in (*_REMAINS, "*.safetensors")
+    )
+
+
+def _weights(folder: Path) -> tuple[list[str], list[str]]:
+    """(files of weights, index files that name them). Raises ModelError."""
+    named = _read_json(folder / "config.json").get("transformers_weights")
+    explicit = str(named) if isinstance(named, str) else None
+    indexed = explicit if explicit and explicit.endswith(".index.json") else _INDEX
+    whole = explicit if explicit and explicit.endswith(".safetensors") else "model.safetensors"
+    files = [whole] if (folder / whole).is_file() else []
+    index = [indexed] if (folder / indexed).is_file() else []
+    for name in (explicit, *index):
+        if name is not None and os.path.basename(name) != name:
+            raise ModelError(f"{folder / 'config.json'} names {name}, which is in another folder")
+    if index:
+        files += sorted(_shards(folder, indexed) - set(files))
+    if not files:
+        shards = sorted(p.name for p in folder.glob("*.safetensors") if p.is_file())
+        files = [n for n in shards if not any(fnmatch(n.lower(), p) for p in _NO_WEIGHTS)]
+    if not files:
+        raise ModelError(f"{folder} has no *.safetensors of a model; name a complete checkpoint")
+    return files, index
+
+
+def _shards(folder: Path, index: str) -> set[str]:
+    """The files that an index names, all in `folder` itself. Raises ModelError."""
+    names = _named(folder / index)
+    for name in sorted(names):
+        if os.path.basename(name) != name:
+            raise ModelError(
+                f"{folder / index} names {name}, which is in another folder; a base's weights lie "
+                "next to its config.json"
+            )
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} lacks {name}, which {index} names; download it")
+    return names
+
+
+def _named(index: Path) -> set[str]:
+    """The files that an index of shards names."""
+    shards = _read_json(index).get("weight_map")
+    return {str(name) for name in shards.values()} if isinstance(shards, dict) else set()
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -39,12 +143,10 @@ def check_checkpoint(folder: Path) -> None:
             f"{folder} has no *.safetensors{found}; convert it: load it with transformers and "
             "save_pretrained it to a new folder"
         )
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = _read_json(index).get("weight_map")
-        named = set(shards.values()) if isinstance(shards, dict) else set()
-        if missing := sorted(str(n) for n in named if not (folder / str(n)).is_file()):
-            raise ModelError(f"{folder} lacks {missing[0]}, which {index.name} names; download it")
+    if (folder / _INDEX).is_file():
+        missing = sorted(n for n in _named(folder / _INDEX) if not (folder / n).is_file())
+        if missing:
+            raise ModelError(f"{folder} lacks {missing[0]}, which {_INDEX} names; download it")
     for file in files:
         _check_dtypes(file)
 

@@ -12,7 +12,9 @@ import typer
 def apply(
     mask: Annotated[Path, typer.Argument(help="Mask file (.bmt).", exists=True, dir_okay=False)],
     model: Annotated[str, typer.Option(help="The base: a folder or a model of the Hub.")],
-    output: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder to write, outside the model: new, or empty.")
+    ],
     chat_template: Annotated[
         str | None,
         typer.Option(
@@ -24,15 +26,18 @@ def apply(
     """Write the masked model as a plain checkpoint that any engine loads."""
     from bmt_trainer.console import Display
     from bmt_trainer.masking.apply import write_checkpoint
+    from bmt_trainer.methods.guards.interruption import Interruption
     from bmt_trainer.models import checkpoint_folder, load_tokenizer
     from bmt_trainer.templates.chat_templates import template_digest, template_for
 
     loaded, folder = bmt_core.load(mask), checkpoint_folder(model)
     own = template_digest(load_tokenizer(folder))
     template, line = template_for(loaded.metadata, own, chat_template)
+    say = Display().say
     if line is not None:
-        Display().say(line)
-    print(write_checkpoint(loaded, folder, output, chat_template=template))
+        say(line)
+    with Interruption().handled():
+        print(write_checkpoint(loaded, folder, output, chat_template=template, say=say))
 
 
 def add(app: typer.Typer) -> None:

@@ -15,6 +15,7 @@ from bmt_core.console_script import TYPER_SETTINGS, version_line
 
 from bmt_trainer.cli import apply, compare, data, evaluate, train
 from bmt_trainer.errors import ConfigError, TrainerError
+from bmt_trainer.methods.guards.interruption import Interrupted
 
 app = typer.Typer(
     name="bmt-train",
@@ -56,6 +57,8 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder without write permission
         print(f"bmt-train: {error}", file=sys.stderr)
         sys.exit(1)
+    except Interrupted as error:
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 

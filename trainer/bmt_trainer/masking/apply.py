@@ -5,26 +5,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from bmt_core import BaseMismatch, CheckpointError, Mask, TensorMask, fingerprint
 from transformers import PreTrainedModel
 
-from bmt_trainer.checkpoint_files import check_unquantized
-from bmt_trainer.errors import OutputError, UnknownBase
+from bmt_trainer.checkpoint_files import check_unquantized, parts_of
+from bmt_trainer.errors import ModelError, UnknownBase
+from bmt_trainer.masking.new_folder import check_place, new_folder, sync
 from bmt_trainer.models import checkpoint_folder
 
 # Bytes per element of the floating-point dtypes whose zero is all-zero bytes, by safetensors name.
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
-# Left out of a masked checkpoint: copies of the unmasked weights in other formats. "consolidated"
-# is Mistral's own layout, which vLLM prefers: it would serve the base instead of the mask.
-_OTHER_WEIGHTS = (
-    *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx*"),
-    "consolidated*.safetensors*",
-)
+# Elements that are copied at once.
+_ELEMENTS = 1 << 22
+# Entries that the line on what is left out names.
+_NAMED = 8
 
 
 @torch.no_grad()
@@ -60,37 +61,42 @@ def write_checkpoint(
     out_dir: str | os.PathLike[str],
     *,
     chat_template: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> Path:
-    """Copy a checkpoint's folder to `out_dir` with the mask's positions zeroed; returns `out_dir`.
+    """Copy a checkpoint to `out_dir` with the mask's positions zeroed; returns `out_dir`.
 
-    The bytes are zeroed in the copied safetensors files: that works for any sharding and
-    floating-point dtype, loads no tensor, and leaves everything else unchanged, except for the
-    chat template if one is given. Raises BaseMismatch, CheckpointError, QuantizedModel, and
-    OutputError if `out_dir` exists and is not empty.
+    Copied are the weights that engines load and what belongs to them (`checkpoint_files`); say:
+    shows a line of what is left out. The bytes are zeroed on the way: that works for any sharding
+    and floating-point dtype, loads no tensor, and leaves everything else unchanged, except for the
+    chat template if one is given. The folder is complete or absent, however the call ends.
+
+    Raises BaseMismatch, CheckpointError, ModelError, QuantizedModel, and OutputError for an
+    `out_dir` that is not empty, in the model, full, or written by another process.
     """
     source, target = Path(model_dir), Path(out_dir)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputError(f"{target} exists and is not empty; choose another folder or remove it")
     check_unquantized(source)
+    parts = parts_of(source)
+    place = check_place(target, source)
     _check_base(mask, fingerprint(source))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    remaining = {t.name: t for t in mask.tensors}
+    zeros = {name: _zeros(source / name, remaining) for name in parts.weights}
+    if remaining:
+        _check_shape(next(iter(remaining.values())), None)
+    names = (*parts.weights, *parts.others)
+    size = sum((source / name).stat().st_size for name in names)
     # Complete or absent: a partly masked model would answer without an error.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        work = Path(scratch) / "model"
-        # Symbolic links are followed: a Hub snapshot consists of links into its blobs.
-        skip = shutil.ignore_patterns(".git", ".cache", "*.lock", *_OTHER_WEIGHTS)
-        shutil.copytree(source, work, ignore=skip)
-        remaining = {t.name: t for t in mask.tensors}
-        for file in sorted(work.glob("*.safetensors")):
-            os.chmod(file, 0o644)
-            _zero(file, remaining)
-        if remaining:
-            _check_shape(next(iter(remaining.values())), None)
+    with new_folder(target, place, size) as work:
+        for name in names:
+            _copy(source / name, work / name, zeros.get(name, ()))
         if chat_template is not None:
             _write_template(work, chat_template)
-        if target.exists():
-            target.rmdir()
-        os.replace(work, target)
+    if parts.left_out:
+        some = ", ".join(parts.left_out[:_NAMED])
+        more = len(parts.left_out) - _NAMED
+        say(
+            f"left out: {some}{f' and {more} more' if more > 0 else ''}; a masked checkpoint has "
+            "the weights that engines load, configuration, tokenizer, templates and code"
+        )
     return target
 
 
@@ -112,12 +118,23 @@ def _write_template(folder: Path, template: str) -> None:
             config.write_text(json.dumps(entries, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def _zero(file: Path, remaining: dict[str, TensorMask]) -> None:
-    """Zero the tensors of `remaining` that `file` holds, and remove them from `remaining`."""
+@dataclass(frozen=True)
+class _Zeros:
+    """Elements of one tensor to zero: its first byte in the file, `size` bytes each."""
+
+    start: int
+    numel: int
+    size: int
+    positions: np.ndarray  # flat, ascending
+
+
+def _zeros(file: Path, remaining: dict[str, TensorMask]) -> list[_Zeros]:
+    """The zeros of the tensors that `file` holds, by place; removes those from `remaining`."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
-    for name in sorted(remaining.keys() & header.keys()):
+    found = []
+    for name in remaining.keys() & header.keys():
         tensor, entry = remaining.pop(name), header[name]
         _check_shape(tensor, tuple(entry["shape"]))
         size = _BYTES.get(entry["dtype"])
@@ -128,15 +145,40 @@ def _zero(file: Path, remaining: dict[str, TensorMask]) -> None:
                 field=name,
                 value=entry["dtype"],
             )
-        data = np.memmap(
-            file,
-            dtype=f"V{size}",
-            mode="r+",
-            offset=8 + length + entry["data_offsets"][0],
-            shape=(tensor.numel,),
-        )
-        data[tensor.positions] = np.zeros((), data.dtype)
-        data.flush()
+        start = 8 + length + entry["data_offsets"][0]
+        found.append(_Zeros(start, tensor.numel, size, tensor.positions))
+    return sorted(found, key=lambda zeros: zeros.start)
+
+
+def _copy(file: Path, to: Path, zeros: Iterable[_Zeros]) -> None:
+    """Copy a file's bytes, with zeros where they are wanted; symbolic links are followed.
+
+    Not by a memory map: on a full disk a write to one ends the process.
+    """
+    to.parent.mkdir(exist_ok=True)
+    try:
+        stream = file.open("rb")
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read ({error.strerror})") from None
+    with stream, to.open("wb") as out:
+        for tensor in zeros:
+            _pass(stream, out, tensor.start - stream.tell())
+            for at in range(0, tensor.numel, _ELEMENTS):
+                count = min(_ELEMENTS, tensor.numel - at)
+                data = np.frombuffer(stream.read(count * tensor.size), f"V{tensor.size}").copy()
+                if len(data) != count:
+                    raise ModelError(f"{file} has changed while it was copied; try again")
+                first, last = np.searchsorted(tensor.positions, [at, at + count])
+                data[tensor.positions[first:last] - at] = np.zeros((), data.dtype)
+                out.write(data.tobytes())
+        shutil.copyfileobj(stream, out, _ELEMENTS)
+    sync(to)
+
+
+def _pass(stream: BinaryIO, out: BinaryIO, size: int) -> None:
+    """Copy `size` bytes."""
+    for at in range(0, size, _ELEMENTS):
+        out.write(stream.read(min(_ELEMENTS, size - at)))
 
 
 def _check_base(mask: Mask, actual: str) -> None:
