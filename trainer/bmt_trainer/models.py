@@ -82,16 +82,19 @@ def _not_loaded(folder: Path, what: str, error: Exception) -> ModelError:
     return ModelError(f"{folder} cannot be loaded as {what} ({type(error).__name__}: {first})")
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
+def load_model(
+    folder: Path, device: torch.device | str = "cpu", *, fp32: bool = False
+) -> PreTrainedModel:
     """Load the causal model in eval mode.
 
-    In the checkpoint's dtype, or in fp32 if the device is a CPU without instructions for 16 bits:
-    fp32 is several times faster there. Raises ModelError, and QuantizedModel for quantized weights.
+    In the checkpoint's dtype; in fp32 if `fp32` is set, or if the device is a CPU without
+    instructions for 16 bits, where fp32 is several times faster. Raises ModelError, and
+    QuantizedModel for quantized weights.
     """
     check_checkpoint(folder)
     try:
         made: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", output_loading_info=True
+            folder, dtype=torch.float32 if fp32 else "auto", output_loading_info=True
         )
     except Exception as error:  # of any kind: KeyError, ImportError, SafetensorError, …
         raise _not_loaded(folder, "a causal language model", error) from error
@@ -147,8 +150,9 @@ def finite_logits(model: nn.Module) -> Iterator[None]:
 
 
 _LOGITS = (
-    "the model's logits are not finite; weights in float16 overflow at 65,504: convert the "
-    "checkpoint to bfloat16 (dtype=torch.bfloat16, then save_pretrained)"
+    "the model's logits are not finite; weights in float16 overflow at 65,504: train with "
+    "--precision fp32, or convert the checkpoint to bfloat16 (dtype=torch.bfloat16, then "
+    "save_pretrained)"
 )
 
 

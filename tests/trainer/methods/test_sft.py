@@ -22,7 +22,7 @@ from bmt_trainer.models import load_model
 from rich.console import Console
 from safetensors import safe_open
 
-from tests.support.tiny_model import interrupt_after
+from tests.support.tiny_model import byte_tokenizer, interrupt_after, tiny_llama
 from tests.support.training.display import quiet
 
 STEPS = 6
@@ -217,6 +217,27 @@ def test_gradient_checkpointing_and_float32_train_too(checkpoint, tmp_path, spie
     train(again, quiet())
     for a, b in zip(plain, spied.gates, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float32_is_the_arithmetic_of_a_float32_checkpoint(tmp_path, dtype, spied):
+    """The same weights, stored in 16 bits and in 32: every gate is the same, the bases differ."""
+    gates, masks = [], []
+    for stored in (dtype, torch.float32):
+        folder = tmp_path / str(stored)
+        tiny_llama(dtype).to(stored).save_pretrained(folder)
+        byte_tokenizer().save_pretrained(folder)
+        config = settings(folder, tmp_path / f"{stored}.bmt", heldout=2, precision="fp32")
+        masks.append(train(config, quiet()))
+        gates.append(spied.gates)
+        assert masks[-1].base.fingerprint == bmt_core.fingerprint(folder)
+    assert all(torch.equal(a, b) for a, b in zip(*gates, strict=True))
+    for of_16, of_32 in zip(*(mask.tensors for mask in masks), strict=True):
+        assert of_16.positions.tolist() == of_32.positions.tolist()
+    assert masks[0].metadata["scores"] == masks[1].metadata["scores"]
+    train(settings(tmp_path / str(dtype), tmp_path / "auto.bmt", heldout=0), quiet())
+    assert not all(torch.equal(a, b) for a, b in zip(gates[0], spied.gates, strict=True))
 
 
 def test_examples_that_are_too_long(checkpoint, tmp_path):

@@ -57,5 +57,5 @@ def check_norms(norms: Mapping[str, Tensor]) -> None:
         if not bool(torch.isfinite(norm).all()):
             raise NonFinite(
                 f"calibration: the inputs of {name} are not finite; weights in float16 overflow at "
-                "65,504: convert the checkpoint to bfloat16"
+                "65,504: train with --precision fp32, or convert the checkpoint to bfloat16"
             )

@@ -94,7 +94,9 @@ class TrainConfig:
     max_new_tokens: int = option("Length of an answer in evaluation, in tokens.", 64, least=1)
     eval_batch_size: int = option("Prompts at once in evaluation and calibration.", 64, least=1)
     precision: Literal["auto", "bf16", "fp32"] = option(
-        "Autocast of the forward pass; gates are fp32. auto: bf16 if the device computes it.",
+        "Arithmetic; gates are always fp32. bf16: autocast of the forward pass. fp32: weights too, "
+        "of any checkpoint, which take twice the memory of 16 bits. auto: bf16 if the device "
+        "computes it.",
         "auto",
     )
     lean: Literal["off", "auto", "on"] = option(

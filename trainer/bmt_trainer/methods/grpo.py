@@ -221,7 +221,8 @@ def _reference(loaded: Loaded, attached: Attached) -> Any:
     """The base as a KL reference. A baseline's weights have changed, so it needs a second copy."""
     if attached.layers:
         return BaseReference(loaded.model, attached.state)
-    return load_model(loaded.folder, loaded.model.device)
+    fp32 = loaded.config.precision == "fp32"
+    return load_model(loaded.folder, loaded.model.device, fp32=fp32)
 
 
 @contextmanager

@@ -186,7 +186,7 @@ def load(inputs: Inputs, *, scored: bool = True) -> Loaded:
     if config.checkpoint_every and is_main_process():
         # Gates and AdamW's two moments, in fp32.
         outputs.check_space(run.folder, 12 * inputs.gates)
-    model = models.load_model(inputs.folder, inputs.device)
+    model = models.load_model(inputs.folder, inputs.device, fp32=config.precision == "fp32")
     check_weights(model)
     if (stop := stop_at_end_of_turn(model, tokenizer)) is not None:
         display.say(stop)

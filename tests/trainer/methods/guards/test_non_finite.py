@@ -79,9 +79,11 @@ def overflowing(tmp_path):
 def test_a_float16_checkpoint_that_overflows(overflowing, tmp_path, monkeypatch, heldout):
     """As on a device that keeps float16: its CPU path would compute in fp32."""
     monkeypatch.setattr("bmt_trainer.models.slow_in_16_bits", lambda device: False)
-    with pytest.raises(NonFinite, match="float16"):
-        run("sft", overflowing, tmp_path / "m.bmt", precision="fp32", heldout=heldout)
+    with pytest.raises(NonFinite, match=r"float16.*--precision fp32"):
+        run("sft", overflowing, tmp_path / "m.bmt", heldout=heldout)
     assert not (tmp_path / "m.bmt").exists()
+    run("sft", overflowing, tmp_path / "m.bmt", precision="fp32", heldout=heldout)
+    assert (tmp_path / "m.bmt").exists()
 
 
 @pytest.mark.found

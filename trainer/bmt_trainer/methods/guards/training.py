@@ -83,7 +83,8 @@ class GuardedTraining:
         if finite is not None and any_rank(not bool(finite), finite.device):
             raise NonFinite(
                 f"step {trainer.state.global_step + 1}: the {what} is not finite; the gates are "
-                f"those of step {trainer.state.global_step}. {_remedy(trainer)}"
+                f"those of step {trainer.state.global_step}. Lower learning_rate, or look at the "
+                "data and rewards of this step"
             )
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
@@ -174,10 +175,3 @@ class _AfterStep(TrainerCallback):
             torch.cuda.set_rng_state_all(cuda)
         state.num_input_tokens_seen = self._tokens
         return True
-
-
-def _remedy(trainer: Any) -> str:
-    """The likely reason, by the precision of the weights and of the forward pass."""
-    if trainer.model.dtype == torch.float16 and not trainer.args.bf16:
-        return "Weights in float16 overflow at 65,504: pass --precision bf16"
-    return "Lower learning_rate, or look at the data and rewards of this step"
