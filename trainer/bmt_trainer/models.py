@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -221,6 +222,28 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrained
         if read is not None:
             tokenizer.response_template = read
     return tokenizer
+
+
+def local_tokenizer(model: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder, or of a model of the Hub that is in its cache; else None.
+
+    Nothing is downloaded. Raises ModelError for a folder whose tokenizer cannot be loaded.
+    """
+    if (folder := expanded(model)).is_dir():
+        return load_tokenizer(folder)
+    try:
+        return load_tokenizer(Path(snapshot_download(model, local_files_only=True)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ModelError):
+        return None
+
+
+def end_tokens(folder: Path) -> set[int]:
+    """The tokens that end an answer by a checkpoint's `generation_config.json`, if it has one."""
+    try:
+        given = GenerationConfig.from_pretrained(folder).eos_token_id
+    except OSError:  # no such file
+        given = AutoConfig.from_pretrained(folder).get_text_config().eos_token_id
+    return {given} if isinstance(given, int) else set(given or ())
 
 
 def context_length(folder: Path) -> int | None:

@@ -15,15 +15,22 @@ from bmt_trainer.data.examples import Example, chat
 from bmt_trainer.errors import ConfigError, RolloutError
 from bmt_trainer.evaluation import backends
 from bmt_trainer.evaluation.backends import ENGINES, by_options, by_vllm
+from bmt_trainer.evaluation.completions import CompletionReader
+from bmt_trainer.evaluation.generate import generate
 from bmt_trainer.evaluation.server_backend import by_server
-from bmt_trainer.models import load_tokenizer
+from bmt_trainer.models import load_model, load_tokenizer
 from typer.testing import CliRunner
+
+from tests.support.tiny_model import TEMPLATE, byte_tokenizer
 
 
 class Echo(BaseHTTPRequestHandler):
     """Server that answers with the model's name and the last turn, or with a call of a function."""
 
     requests: list = []  # noqa: RUF012
+    #: Fields of the message, of the choice, instead of the echo.
+    message: dict = {}  # noqa: RUF012
+    choice: dict = {}  # noqa: RUF012
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -36,7 +43,9 @@ class Echo(BaseHTTPRequestHandler):
             function = {**body["tools"][0]["function"], "arguments": '{"p": 1}'}
             call = {"id": "c", "type": "function", "function": function}
             message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        message = {**message, **Echo.message}
         choice = {"index": 0, "message": message, "text": text, "finish_reason": "stop"}
+        choice |= Echo.choice
         found = {"id": "1", "object": "chat.completion", "created": 0, "choices": [choice]}
         answer = {**found, "model": body["model"]} if known else {"error": {"message": "unknown"}}
         data = json.dumps(answer).encode()
@@ -53,6 +62,8 @@ class Echo(BaseHTTPRequestHandler):
 @pytest.fixture
 def url(monkeypatch):
     monkeypatch.setenv("BMT_API_KEY", "bmt_test")
+    monkeypatch.setattr(Echo, "message", {})
+    monkeypatch.setattr(Echo, "choice", {})
     Echo.requests.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -83,6 +94,56 @@ def test_functions_calls_and_raw_text_reach_the_server(url):
     assert json.loads(sent["function"]["arguments"]) == {"p": 1}
     assert answer([Example("as it is ", "")], 7) == ["smol as it is "]
     assert Echo.requests[-1]["prompt"] == "as it is "
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    ("message", "tokens", "graded"),
+    [
+        # A server with a parser of thoughts, by vLLM's name of the field and by others'.
+        ({"content": "3", "reasoning": "It is 4."}, None, "3"),
+        ({"content": "3", "reasoning_content": "It is 4."}, None, "3"),
+        ({"content": None, "reasoning": "so 3"}, None, None),
+        ({"content": "", "reasoning_content": "so 3"}, None, None),
+        # A server without one.
+        ({"content": "<think>It is 4.</think>3"}, None, "3"),
+        ({"content": "<think>so 3"}, None, None),
+        # The tokens of the answer, from either.
+        ({"content": "3", "reasoning": "It is 4."}, "It is 4.</think>3", "3"),
+        ({"content": None, "reasoning": "so 3"}, "so 3", None),
+        # Tokens of another model.
+        ({"content": "<think>a</think>3"}, "zzz", "3"),
+    ],
+)
+def test_a_server_with_and_without_a_parser_of_thoughts(url, monkeypatch, message, tokens, graded):
+    tokenizer = byte_tokenizer()
+    opened = tokens is not None and not tokens.startswith("z")
+    if opened:
+        tokenizer.chat_template = TEMPLATE.replace("assistant\n{%", "assistant\n<think>\n{%")
+    monkeypatch.setattr(Echo, "message", message)
+    ids = tokens and tokenizer(tokens, add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(Echo, "choice", {"finish_reason": "length", "token_ids": ids})
+    reader = CompletionReader(tokenizer)
+    answer = by_server(url, {"base": "smol"}, concurrency=1, reader=reader)["base"]
+    [made] = answer([Example(chat("1 + 2?"), "3")], 7)
+    assert made.graded("3")[0] == graded
+    assert made.cut
+    assert ("4" in made) == (graded is not None and "4" in str((message, tokens)))
+    monkeypatch.setattr(Echo, "choice", {})
+    assert not answer([Example(chat("1 + 2?"), "3")], 7)[0].cut
+    assert Echo.requests[-1]["return_token_ids"]
+
+
+@pytest.mark.found
+def test_eval_counts_cut_answers_and_thoughts(url, monkeypatch):
+    monkeypatch.setattr(Echo, "message", {"content": None, "reasoning": "Number"})
+    monkeypatch.setattr(Echo, "choice", {"finish_reason": "length"})
+    wanted = ["eval", "--model", "smol", "--dataset", "task:initials", "--heldout", "5"]
+    done = CliRunner().invoke(app, [*wanted, "--server", url])
+    assert "n = 5, cut: 5, unfinished thoughts: 5" in " ".join(done.stdout.split())
+    done = CliRunner().invoke(app, [*wanted, "--server", url, "--json", "--thoughts", "off"])
+    score = json.loads(done.stdout.splitlines()[-1])
+    assert (score["cut"], score["unfinished_thoughts"]) == (5, 0)
 
 
 def test_a_failed_request_raises_a_rollout_error(url):
@@ -171,3 +232,25 @@ def test_the_vllm_backend_passes_token_ids_and_masks(checkpoint, tmp_path, monke
     models["mask"](examples, 7)
     assert Spelling.last.made == (str(checkpoint), 8)
     assert Spelling.last.calls == [(5, None), (7, mask.digest)]
+    assert [a.cut for n in (3, 5) for a in models["base"](examples[:1], n)] == [True, False]
+
+
+def test_transformers_counts_the_answers_that_its_limit_ends(checkpoint):
+    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    examples = [Example(chat(text), "") for text in ("a", "bc", "def", "ghij")]
+    prompts = [backends.render(tokenizer, example) for example in examples]
+    head = model.get_output_embeddings()
+
+    def end_of_longer_prompts(module, inputs, logits):
+        # The greedy choice is the end of a text for prompts of an even number of characters.
+        logits[..., tokenizer.eos_token_id] = -1e9
+        for row in range(len(logits)):
+            if lengths[row] % 2:
+                logits[row, -1, tokenizer.eos_token_id] = 1e9
+
+    hook = head.register_forward_hook(end_of_longer_prompts)
+    lengths = [0, 1, 0, 1]
+    assert [len(ids) for ids in prompts] == sorted(len(ids) for ids in prompts)
+    made = generate(model, tokenizer, examples, max_new_tokens=3, batch_size=4)
+    hook.remove()
+    assert [one.cut for one in made] == [True, False, True, False]

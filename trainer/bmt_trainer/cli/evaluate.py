@@ -45,6 +45,14 @@ ChatTemplate = Annotated[
 TemplateKwargs = Annotated[
     str | None, typer.Option(help="Arguments of the chat template, as JSON.")
 ]
+ThoughtsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--thoughts",
+        help="Delimiters of thoughts, which are not graded: 'OPENING CLOSING', or off to grade "
+        "them too; default: <think> </think> and those of the chat template.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -76,6 +84,7 @@ def evaluate(
     device: Device = "auto",
     chat_template: ChatTemplate = None,
     chat_template_kwargs: TemplateKwargs = None,
+    thoughts: ThoughtsOption = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -114,6 +123,7 @@ def evaluate(
         device=device,
         chat_template=chat_template,
         template_kwargs=_object(chat_template_kwargs),
+        thoughts=thoughts,
     )
     generate = models.get("mask", models["base"])
     score = grade(generate(examples, max_new_tokens), examples, rewards)
@@ -148,6 +158,7 @@ def suites(
     device: Device = "auto",
     chat_template: ChatTemplate = None,
     chat_template_kwargs: TemplateKwargs = None,
+    thoughts: ThoughtsOption = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -170,6 +181,7 @@ def suites(
         device=device,
         chat_template=chat_template,
         template_kwargs=_object(chat_template_kwargs),
+        thoughts=thoughts,
     )
     results = []
     for result in sets.run(

@@ -84,11 +84,13 @@ def _report(mask: Mask, output: Path) -> None:
         else:
             low, high = score["interval95"]
             cells = (share, f"{low:.1%} to {high:.1%}", lenient)
-        rows.append((name, *cells, str(score["total"])))
+        # A mask of a build before 0.2 has no counts of answers that were cut.
+        counts = (score.get("cut", "-"), score.get("unfinished_thoughts", "-"))
+        rows.append((name, *cells, str(score["total"]), *map(str, counts)))
     if rows:
         first = ("mean reward", "95 % interval", "exact match")
         header = first if rewarded else ("exact match", "95 % interval")
-        print_table(("", *header, "lenient", "n"), rows)
+        print_table(("", *header, "lenient", "n", "cut", "unfinished"), rows)
     for warning in mask.metadata.get("warnings", ()):
         Console().print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     size = output.stat().st_size

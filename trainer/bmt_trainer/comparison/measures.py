@@ -20,9 +20,11 @@ from bmt_trainer.data.encoding import Encoder
 from bmt_trainer.data.examples import Example, with_template_kwargs
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation import retention, suites, update_geometry
+from bmt_trainer.evaluation.completions import CompletionReader
 from bmt_trainer.evaluation.generate import generate
 from bmt_trainer.evaluation.kl import Policy
 from bmt_trainer.evaluation.score import grade, is_right, score_of
+from bmt_trainer.evaluation.thoughts import Completion
 from bmt_trainer.methods.pipeline import Loaded
 from bmt_trainer.rewards.find import find
 
@@ -56,7 +58,7 @@ def _answers(
     examples: Sequence[Example],
     tokens: int,
     advance: Callable[[int], None] = lambda n: None,
-) -> list[str]:
+) -> list[Completion]:
     """Greedy answers of at most `tokens` tokens, to prompts as those of the run are rendered."""
     return generate(
         cast(PreTrainedModel, model),
@@ -65,6 +67,7 @@ def _answers(
         max_new_tokens=tokens,
         batch_size=loaded.config.eval_batch_size,
         advance=advance,
+        reader=CompletionReader(loaded.tokenizer, loaded.config.thoughts),
     )
 
 
@@ -109,7 +112,9 @@ def retention_score(plan: Plan, loaded: Loaded, tuned: Tuned) -> Callable[[], Ro
     split = sources.load(plan.retention, heldout=count, train=0, seed=config.seed)
     encoder = Encoder(loaded.tokenizer)
     examples = [encoder.checked(example) for example in _rendered(loaded, split.heldout)]
-    grader = find(plan.retention_grader).for_model(loaded.tokenizer, config.max_new_tokens)
+    grader = find(plan.retention_grader).for_model(
+        loaded.tokenizer, config.max_new_tokens, thoughts=config.thoughts
+    )
 
     def by_answers() -> Row:
         with tuned.tuned():

@@ -19,12 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer import models
 from bmt_trainer.console import Display
-from bmt_trainer.data.encoding import complete_special_tokens, end_of_turn, render
+from bmt_trainer.data.encoding import complete_special_tokens, render
 from bmt_trainer.data.examples import Example, with_template_kwargs
 from bmt_trainer.data.fitting import answer_room
 from bmt_trainer.errors import ConfigError, RolloutError
+from bmt_trainer.evaluation.completions import CompletionReader
 from bmt_trainer.evaluation.generate import Generate, generate, stop_at_end_of_turn
 from bmt_trainer.evaluation.server_backend import by_server
+from bmt_trainer.evaluation.thoughts import Completion, Thoughts
 from bmt_trainer.masking.apply import apply
 from bmt_trainer.templates.chat_templates import check_template_kwargs, template_digest
 
@@ -45,48 +47,16 @@ def by_options(
     device: str,
     chat_template: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    thoughts: str | None = None,
 ) -> dict[str, Generate]:
     """The backend that a command's options choose. Raises ConfigError.
 
     engine: auto, vllm or transformers; auto is vLLM if it is installed and `device` is auto.
     server: URL, whose models `base_name` (by default `model`) and `mask_name` are used instead.
-    chat_template: as in `models.load_tokenizer`; template_kwargs: its arguments.
+    chat_template: as in `models.load_tokenizer`; template_kwargs: its arguments; thoughts: the
+    setting of their delimiters (`Thoughts.of_setting`).
     """
-    made = _by_options(
-        model,
-        mask,
-        engine=engine,
-        server=server,
-        base_name=base_name,
-        mask_name=mask_name,
-        batch_size=batch_size,
-        device=device,
-        chat_template=chat_template,
-    )
-    if not template_kwargs:
-        return made
-    if server is None:
-        tokenizer = models.load_tokenizer(models.checkpoint_folder(model), chat_template)
-        check_template_kwargs(tokenizer, template_kwargs)
-
-    def with_kwargs(generate: Generate, examples: Sequence[Example], tokens: int) -> list[str]:
-        return generate(with_template_kwargs(examples, template_kwargs), tokens)
-
-    return {name: partial(with_kwargs, generate) for name, generate in made.items()}
-
-
-def _by_options(
-    model: str,
-    mask: Path | None,
-    *,
-    engine: str,
-    server: str | None,
-    base_name: str | None,
-    mask_name: str | None,
-    batch_size: int,
-    device: str,
-    chat_template: str | None,
-) -> dict[str, Generate]:
+    Thoughts.of_setting(thoughts)
     if server is not None:
         if chat_template is not None:
             raise ConfigError(
@@ -99,14 +69,32 @@ def _by_options(
                 "(bmt-client upload) and name it by --mask-name, without --mask"
             )
         names = {"base": base_name or model} | ({"mask": mask_name} if mask_name else {})
-        return by_server(server, names, concurrency=batch_size)
-    if base_name is not None or mask_name is not None:
+        reader = CompletionReader(models.local_tokenizer(model), thoughts)
+        made = by_server(server, names, concurrency=batch_size, reader=reader)
+    elif base_name is not None or mask_name is not None:
         raise ConfigError("--base-name and --mask-name are names on a server; add --server URL")
-    if engine == "vllm" or (engine == "auto" and device == "auto" and has_vllm()):
-        return by_vllm(model, mask, batch_size=batch_size, chat_template=chat_template)
-    return by_transformers(
-        model, mask, batch_size=batch_size, device=device, chat_template=chat_template
-    )
+    else:
+        chosen: dict[str, Any] = {
+            "batch_size": batch_size,
+            "chat_template": chat_template,
+            "thoughts": thoughts,
+        }
+        if engine == "vllm" or (engine == "auto" and device == "auto" and has_vllm()):
+            made = by_vllm(model, mask, **chosen)
+        else:
+            made = by_transformers(model, mask, device=device, **chosen)
+    if not template_kwargs:
+        return made
+    if server is None:
+        tokenizer = models.load_tokenizer(models.checkpoint_folder(model), chat_template)
+        check_template_kwargs(tokenizer, template_kwargs)
+
+    def with_kwargs(
+        generate: Generate, examples: Sequence[Example], tokens: int
+    ) -> list[Completion]:
+        return generate(with_template_kwargs(examples, template_kwargs), tokens)
+
+    return {name: partial(with_kwargs, generate) for name, generate in made.items()}
 
 
 def by_transformers(
@@ -116,6 +104,7 @@ def by_transformers(
     batch_size: int,
     device: str,
     chat_template: str | None = None,
+    thoughts: str | None = None,
 ) -> dict[str, Generate]:
     """Base and mask as two transformers models, each loaded at its first prompts.
 
@@ -126,6 +115,7 @@ def by_transformers(
     tokenizer = models.load_tokenizer(folder, chat_template)
     warn_of_template(loaded, tokenizer)
     complete_special_tokens(tokenizer)
+    reader = CompletionReader(tokenizer, thoughts)
     display = Display()
 
     @cache
@@ -137,7 +127,7 @@ def by_transformers(
             apply(loaded, made, base_fingerprint=loaded.base.fingerprint)
         return made
 
-    def answer(name: str, examples: Sequence[Example], tokens: int) -> list[str]:
+    def answer(name: str, examples: Sequence[Example], tokens: int) -> list[Completion]:
         tokens = _room(tokenizer, folder, examples, tokens, display)
         model = network(name == "mask")
         with display.stage(f"answers of {name}", len(examples)) as advance:
@@ -148,6 +138,7 @@ def by_transformers(
                 max_new_tokens=tokens,
                 batch_size=batch_size,
                 advance=advance,
+                reader=reader,
             )
 
     names = ("base",) if mask is None else ("base", "mask")
@@ -195,7 +186,12 @@ def has_vllm() -> bool:
 
 
 def by_vllm(
-    model: str, mask: Path | None, *, batch_size: int, chat_template: str | None = None
+    model: str,
+    mask: Path | None,
+    *,
+    batch_size: int,
+    chat_template: str | None = None,
+    thoughts: str | None = None,
 ) -> dict[str, Generate]:
     """Base and mask on one vLLM engine with at most `batch_size` sequences in flight.
 
@@ -208,7 +204,7 @@ def by_vllm(
             "engine: vllm is not installed; pip install 'bmt-adapters[cpu]' or [gpu], or use "
             "--engine transformers"
         )
-    engine = _Vllm(models.checkpoint_folder(model), batch_size, chat_template)
+    engine = _Vllm(models.checkpoint_folder(model), batch_size, chat_template, thoughts)
     backend: dict[str, Generate] = {"base": engine.answers}
     if (loaded := _load(mask, engine.folder)) is not None:
         warn_of_template(loaded, engine.tokenizer)
@@ -219,10 +215,21 @@ def by_vllm(
 class _Vllm:
     """The registered vLLM engine, with the tokenization of training before and after it."""
 
-    def __init__(self, folder: Path, batch_size: int, chat_template: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        batch_size: int,
+        chat_template: str | None = None,
+        thoughts: str | None = None,
+    ) -> None:
         self.folder, self._batch_size = folder, batch_size
         self.tokenizer = models.load_tokenizer(folder, chat_template)
-        self._end = end_of_turn(self.tokenizer)
+        self._reader = CompletionReader(self.tokenizer, thoughts)
+
+    @cached_property
+    def _ends(self) -> set[int]:
+        """The tokens at which vLLM ends an answer."""
+        return {*models.end_tokens(self.folder), self.tokenizer.eos_token_id}
 
     @cached_property
     def _engine(self) -> Any:
@@ -235,7 +242,7 @@ class _Vllm:
 
     def answers(
         self, examples: Sequence[Example], tokens: int, mask: bmt_core.Mask | None = None
-    ) -> list[str]:
+    ) -> list[Completion]:
         tokens = _room(self.tokenizer, self.folder, examples, tokens, Display())
         ids = [render(self.tokenizer, example) for example in examples]
         try:
@@ -245,10 +252,9 @@ class _Vllm:
                 f"vLLM did not answer ({type(error).__name__}: {error}); --engine transformers "
                 "runs without it"
             ) from error
-        return [self._text(list(ids)) for ids in completions]
-
-    def _text(self, ids: list[int]) -> str:
-        # The engine ends answers where the checkpoint's settings say, which may not know the turn.
-        if self._end in ids:
-            ids = ids[: ids.index(self._end) + 1]
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return [
+            self._reader.of_ids(
+                made, example, cut=len(made) >= tokens and self._ends.isdisjoint(made[-1:])
+            )
+            for made, example in zip(completions, examples, strict=True)
+        ]

@@ -14,10 +14,12 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from bmt_trainer.data.batching import pad
 from bmt_trainer.data.encoding import end_of_turn, render
 from bmt_trainer.data.examples import Example
+from bmt_trainer.evaluation.completions import CompletionReader
+from bmt_trainer.evaluation.thoughts import Completion
 from bmt_trainer.models import evaluating
 
 #: (examples, maximum number of new tokens) -> the greedy completion of each one's prompt.
-Generate = Callable[[Sequence[Example], int], list[str]]
+Generate = Callable[[Sequence[Example], int], list[Completion]]
 
 #: Sampling settings of a request to vLLM that override the checkpoint's own generation settings.
 #: Llama-3.2 recommends top_p 0.9 and Qwen2.5 a repetition penalty; masks are trained with neither.
@@ -54,6 +56,13 @@ def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     )
 
 
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end an answer: the tokenizer's, and the checkpoint's generation settings'."""
+    more = getattr(model.generation_config, "eos_token_id", None)
+    more = [more] if isinstance(more, int) else (more or [])
+    return {int(token) for token in (tokenizer.eos_token_id, *more) if token is not None}
+
+
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
@@ -63,14 +72,18 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     advance: Callable[[int], None] = lambda n: None,
-) -> list[str]:
+    reader: CompletionReader | None = None,
+) -> list[Completion]:
     """Greedy completions of the examples' prompts, in a server's forward (`models.evaluating`).
 
     The tokens that all prompts begin with, a system message or an instruction, are prefilled once.
-    advance: called with the number of completions that each batch adds.
+    advance: called with the number of completions that each batch adds; reader: finds thoughts; by
+    default those of the tokenizer's chat template.
     """
+    reader = reader or CompletionReader(tokenizer)
     ids = [render(tokenizer, example) for example in examples]
-    texts = [""] * len(ids)
+    made = [Completion("")] * len(ids)
+    ends = eos_token_ids(model, tokenizer)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding
     shared = _shared_length(ids)
     head = torch.tensor(ids[0][:shared] if ids else [], dtype=torch.long)
@@ -98,9 +111,10 @@ def generate(
                 top_k=None,
             )
             for i, row in zip(chosen, output[:, rows.shape[1] :], strict=True):
-                texts[i] = str(tokenizer.decode(row, skip_special_tokens=True))
+                new = row.tolist()
+                made[i] = reader.of_ids(new, examples[i], cut=ends.isdisjoint(new))
             advance(len(chosen))
-    return texts
+    return made
 
 
 def _shared_length(rows: Sequence[Sequence[int]]) -> int:

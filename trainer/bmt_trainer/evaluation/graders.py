@@ -1,7 +1,8 @@
 """Graders: comparison of a completion with the right answer, each with two readings.
 
-The strict reading requires the requested form; the lenient one accepts any form. A grader is a
-`Scorer`, what answers are scored by; rewards of users are others, see `bmt_trainer.rewards`.
+The strict reading requires the requested form; the lenient one accepts any form. Both read what
+stands after a completion's thoughts (`evaluation.thoughts`). A grader is a `Scorer`, what answers
+are scored by; rewards of users are others, see `bmt_trainer.rewards`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Protocol
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation import answer_parsing as parse
+from bmt_trainer.evaluation.thoughts import completion_of
 from bmt_trainer.evaluation.tool_calls import calls_in
 
 #: (completion, answer) -> score, 0 to 1.
@@ -25,13 +27,23 @@ class Marks:
     """Values of completions in the strict and the lenient reading; 1 and more is right.
 
     None: the value of a completion that no reward applies to. chosen: the reading whose mean
-    counts; graded: the values are a grader's, 0 or 1.
+    counts; graded: the values are a grader's, 0 or 1; cut: the number of completions that ended at
+    their greatest length; unfinished: of those with a thought that is not closed.
     """
 
     strict: Sequence[float | None]
     lenient: Sequence[float | None]
     chosen: Sequence[float | None]
     graded: bool = True
+    cut: int = 0
+    unfinished: int = 0
+
+
+def counted(completions: Sequence[str], answers: Sequence[str]) -> tuple[int, int]:
+    """`cut` and `unfinished` of completions, each of a right answer."""
+    made = list(map(completion_of, completions))
+    open_ones = (c.graded(a)[0] is None for c, a in zip(made, answers, strict=True))
+    return sum(c.cut for c in made), sum(open_ones)
 
 
 class Scorer(Protocol):
@@ -49,22 +61,40 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Grader:
-    """strict: right and in the requested form; lenient: right in any form."""
+    """A comparison in two readings, of answers without their thoughts.
+
+    by_form: right and in the requested form; by_any: right in any form.
+    """
 
     name: str
-    strict: Comparison
-    lenient: Comparison
+    by_form: Comparison
+    by_any: Comparison
 
     @property
     def comparing(self) -> str:
         """Its own name: it compares with an answer."""
         return self.name
 
+    def strict(self, completion: str, answer: str) -> float:
+        """The value in the strict reading; 0 for a completion that ends within a thought."""
+        return _compared(self.by_form, completion, answer)
+
+    def lenient(self, completion: str, answer: str) -> float:
+        """The value in the lenient reading; 0 for a completion that ends within a thought."""
+        return _compared(self.by_any, completion, answer)
+
     def marks(self, completions: Sequence[str], examples: Sequence[Example]) -> Marks:
         """Values of the completions; the strict reading counts."""
-        pairs = [(text, e.answer) for text, e in zip(completions, examples, strict=True)]
-        strict = [float(self.strict(*pair)) for pair in pairs]
-        return Marks(strict, [float(self.lenient(*pair)) for pair in pairs], strict)
+        answers = [example.answer for example in examples]
+        pairs = list(zip(completions, answers, strict=True))
+        strict = [self.strict(*pair) for pair in pairs]
+        lenient = [self.lenient(*pair) for pair in pairs]
+        return Marks(strict, lenient, strict, True, *counted(completions, answers))
+
+
+def _compared(comparison: Comparison, completion: str, answer: str) -> float:
+    given, right = completion_of(completion).graded(answer)
+    return 0.0 if given is None else float(comparison(given, right))
 
 
 def is_exact(completion: str, answer: str) -> bool:
@@ -211,7 +241,7 @@ GRADERS: Mapping[str, Grader] = {
 }
 
 #: The default of all data sets that are no benchmark: words, but calls of an answer that has any.
-DEFAULT = Grader("words", TOOL_CALLS.strict, TOOL_CALLS.lenient)
+DEFAULT = Grader("words", TOOL_CALLS.by_form, TOOL_CALLS.by_any)
 
 #: Default graders of benchmark forms.
 BY_FORM = {"mmlu-pro": "letter", "bbeh": "bbeh", "tools": "tools"}

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import DataError, RewardError
+from bmt_trainer.evaluation.completions import CompletionReader
 from bmt_trainer.evaluation.generate import generate
 from bmt_trainer.evaluation.graders import WORDS, Marks, Scorer
 from bmt_trainer.evaluation.intervals import interval_of_mean, wilson
@@ -23,7 +24,8 @@ class Score:
 
     exact: right by the strict reading, a reward of at least 1; lenient: right by the lenient
     reading; mean: of the rewards in the reading that counts, by default the accuracy;
-    mean_interval: its 95 % interval; graded: the rewards are a grader's, 0 or 1.
+    mean_interval: its 95 % interval; graded: the rewards are a grader's, 0 or 1; cut: answers that
+    ended at max_new_tokens; unfinished: answers that ended within a thought, which are wrong.
     """
 
     exact: int
@@ -32,6 +34,8 @@ class Score:
     mean: float = math.nan
     mean_interval: tuple[float, float] = (math.nan, math.nan)
     graded: bool = True
+    cut: int = 0
+    unfinished: int = 0
 
     def __post_init__(self) -> None:
         if math.isnan(self.mean):
@@ -59,6 +63,8 @@ class Score:
             # Not rounded to decimals: masks are chosen by it, and rewards may be small.
             "mean": _significant(self.mean),
             "mean_interval95": [_significant(bound) for bound in self.mean_interval],
+            "cut": self.cut,
+            "unfinished_thoughts": self.unfinished,
         }
 
     def __str__(self) -> str:
@@ -67,7 +73,8 @@ class Score:
         mean = "" if self.graded else f"{self.mean:.4g} [{least:.4g}, {most:.4g}] mean reward, "
         return (
             f"{mean}{self.accuracy:6.1%} [{low:.1%}, {high:.1%}] exact, "
-            f"{self.lenient / self.total:6.1%} lenient, n = {self.total}"
+            f"{self.lenient / self.total:6.1%} lenient, n = {self.total}, cut: {self.cut}"
+            + (f", unfinished thoughts: {self.unfinished}" if self.unfinished else "")
         )
 
 
@@ -112,6 +119,8 @@ def score_of(marks: Marks, name: str) -> Score:
         math.fsum(values) / len(values) if values else 0.0,
         interval_of_mean(values),
         marks.graded,
+        marks.cut,
+        marks.unfinished,
     )
 
 
@@ -151,8 +160,9 @@ def evaluate(
     batch_size: int = 64,
     scorer: Scorer = WORDS,
     advance: Callable[[int], None] = lambda n: None,
+    reader: CompletionReader | None = None,
 ) -> Score:
-    """Generate a greedy answer to each example and grade it."""
+    """Generate a greedy answer to each example and grade it. reader: as in `generate`."""
     texts = generate(
         model,
         tokenizer,
@@ -160,5 +170,6 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         advance=advance,
+        reader=reader,
     )
     return grade(texts, examples, scorer)

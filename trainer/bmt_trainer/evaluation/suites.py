@@ -6,7 +6,7 @@ A set whose data or whose grader's package is missing is skipped with a reason.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,7 +18,7 @@ from bmt_trainer.errors import ConfigError, DataError
 from bmt_trainer.evaluation.generate import Generate
 from bmt_trainer.evaluation.graders import find
 from bmt_trainer.evaluation.intervals import Paired, paired, quarter
-from bmt_trainer.evaluation.score import Score, outcomes
+from bmt_trainer.evaluation.score import Score, is_right
 
 # New tokens of an answer with reasoning.
 _LONG = 4096
@@ -123,18 +123,27 @@ class Result:
     """Outcome of one set.
 
     right: by model, True for each answer that is right by the strict reading; lenient: by model,
-    the number right by the lenient reading; skipped: reason, if the set was not run.
+    the number right by the lenient reading; skipped: reason, if the set was not run; cut: by model,
+    the number of answers that ended at max_new_tokens; unfinished: of those within a thought.
     """
 
     suite: str
     right: Mapping[str, tuple[bool, ...]]
     lenient: Mapping[str, int]
     skipped: str | None = None
+    cut: Mapping[str, int] = field(default_factory=dict)
+    unfinished: Mapping[str, int] = field(default_factory=dict)
 
     def score(self, model: str) -> Score:
         """The score of one model."""
         right = self.right[model]
-        return Score(sum(right), self.lenient[model], len(right))
+        return Score(
+            sum(right),
+            self.lenient[model],
+            len(right),
+            cut=self.cut.get(model, 0),
+            unfinished=self.unfinished.get(model, 0),
+        )
 
     def against(self, first: str, second: str) -> Paired:
         """Paired comparison of the second model with the first."""
@@ -152,6 +161,7 @@ class Result:
                     *(self.suite, name, f"{100 * score.accuracy:.2f}"),
                     f"{100 * low:.1f} to {100 * high:.1f}",
                     *(f"{100 * score.lenient / score.total:.1f}", p, str(score.total)),
+                    *(str(score.cut), str(score.unfinished)),
                 )
             )
         return rows
@@ -172,7 +182,7 @@ class Result:
         return summary
 
 
-HEADER = ("set", "model", "accuracy, %", "95 %", "lenient, %", "p", "n")
+HEADER = ("set", "model", "accuracy, %", "95 %", "lenient, %", "p", "n", "cut", "unfinished")
 
 
 def named(names: str) -> list[Suite]:
@@ -216,9 +226,14 @@ def run(
         if limit is not None and limit < len(examples):
             examples = Random(seed).sample(examples, limit)
         tokens = min(suite.max_new_tokens, max_new_tokens or suite.max_new_tokens)
-        right, lenient = {}, {}
-        for name, answer in models.items():
-            texts = answer(examples, tokens)
-            right[name] = tuple(outcomes(texts, examples, grader))
-            lenient[name] = sum(outcomes(texts, examples, grader, lenient=True))
-        yield Result(suite.name, right, lenient)
+        marks = {
+            name: grader.marks(answer(examples, tokens), examples)
+            for name, answer in models.items()
+        }
+        yield Result(
+            suite.name,
+            {name: tuple(map(is_right, found.strict)) for name, found in marks.items()},
+            {name: sum(map(is_right, found.lenient)) for name, found in marks.items()},
+            cut={name: found.cut for name, found in marks.items()},
+            unfinished={name: found.unfinished for name, found in marks.items()},
+        )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bmt_trainer.errors import ConfigError
+from bmt_trainer.evaluation.thoughts import Thoughts
 from bmt_trainer.process import world_size
 from bmt_trainer.settings import check, option, redefined
 
@@ -93,6 +94,11 @@ class TrainConfig:
     max_length: int = option("Longer examples are left out, in tokens.", 1024, least=1)
     max_new_tokens: int = option("Length of an answer in evaluation, in tokens.", 64, least=1)
     eval_batch_size: int = option("Prompts at once in evaluation and calibration.", 64, least=1)
+    thoughts: str | None = option(
+        "Delimiters of thoughts, which are not graded: OPENING CLOSING, or off to grade them too; "
+        "default: <think> </think> and those of the chat template.",
+        None,
+    )
     precision: Literal["auto", "bf16", "fp32"] = option(
         "Arithmetic; gates are always fp32. bf16: autocast of the forward pass. fp32: weights too, "
         "of any checkpoint, which take twice the memory of 16 bits. auto: bf16 if the device "
@@ -118,6 +124,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        Thoughts.of_setting(self.thoughts)
 
 
 @dataclass(frozen=True, kw_only=True)

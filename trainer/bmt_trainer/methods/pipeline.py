@@ -160,7 +160,10 @@ def read(
         split=split,
         tokenizer=tokenizer,
         grader=grader.for_model(
-            tokenizer, config.max_new_tokens, "lenient" if reading == "lenient" else "strict"
+            tokenizer,
+            config.max_new_tokens,
+            "lenient" if reading == "lenient" else "strict",
+            config.thoughts,
         ),
         reading=reading,
         lengths=[length for _, length in prompts.trained],
@@ -199,6 +202,7 @@ def load(inputs: Inputs, *, scored: bool = True) -> Loaded:
         max_new_tokens=config.max_new_tokens,
         batch_size=config.eval_batch_size,
         grader=inputs.grader,
+        thoughts=config.thoughts,
     )
     return Loaded(
         **vars(inputs),

@@ -18,6 +18,7 @@ from bmt_trainer.console import Display
 from bmt_trainer.data.examples import Example
 from bmt_trainer.distributed import barrier
 from bmt_trainer.errors import NonFinite, OutputError, ResumeError
+from bmt_trainer.evaluation.completions import CompletionReader
 from bmt_trainer.evaluation.graders import Scorer
 from bmt_trainer.evaluation.score import Score, evaluate
 from bmt_trainer.masking.attach import GATE_PROJECTIONS
@@ -206,8 +207,10 @@ class HeldoutScores:
         max_new_tokens: int,
         batch_size: int,
         grader: Scorer,
+        thoughts: str | None = None,
     ) -> None:
         self._grader = grader
+        self._reader = CompletionReader(tokenizer, thoughts)
         self._model, self._tokenizer, self._heldout = model, tokenizer, heldout
         self._run, self._display = run, display
         self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
@@ -240,4 +243,5 @@ class HeldoutScores:
             batch_size=self._batch_size,
             scorer=self._grader,
             advance=advance,
+            reader=self._reader,
         )

@@ -15,7 +15,9 @@ from transformers import PreTrainedTokenizerBase, TrainerState
 from bmt_trainer.data.encoding import end_of_turn, plain
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError, RewardError
-from bmt_trainer.evaluation.graders import Marks
+from bmt_trainer.evaluation.completions import CompletionReader
+from bmt_trainer.evaluation.graders import Marks, counted
+from bmt_trainer.evaluation.thoughts import completion_of
 from bmt_trainer.rewards.reward import Batch, Reward, Values
 from bmt_trainer.rewards.signatures import REPLACED_COLUMNS
 from bmt_trainer.rewards.specification import JOINED
@@ -50,7 +52,7 @@ class Rewards:
 
     name: their text; reading: of graders, the one that counts; tokenizer: of the model, for
     functions of batches; longest: tokens of a completion at most; overlong: makes the reward of
-    overlong completions from `longest`, if there is to be one.
+    overlong completions from `longest`, if there is to be one; thoughts: the setting of delimiters.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Rewards:
     tokenizer: PreTrainedTokenizerBase | None = None
     longest: int | None = None
     overlong: Callable[[int], Reward] | None = None
+    thoughts: str | None = None
     loop: Loop = field(default_factory=Loop)
 
     @property
@@ -90,9 +93,19 @@ class Rewards:
         tokenizer: PreTrainedTokenizerBase,
         max_new_tokens: int | None = None,
         reading: Literal["strict", "lenient"] = "strict",
+        thoughts: str | None = None,
     ) -> Rewards:
-        """The same rewards for completions of at most `max_new_tokens` tokens of a model."""
-        made = replace(self, tokenizer=tokenizer, longest=max_new_tokens, reading=reading)
+        """The same rewards for completions of at most `max_new_tokens` tokens of a model.
+
+        thoughts: the setting of their delimiters, as in `Thoughts.of_setting`. Raises ConfigError.
+        """
+        made = replace(
+            self,
+            tokenizer=tokenizer,
+            longest=max_new_tokens,
+            reading=reading,
+            thoughts=thoughts,
+        )
         if self.overlong is None or max_new_tokens is None:
             return made
         rewards = (*self.rewards, self.overlong(max_new_tokens))
@@ -111,7 +124,13 @@ class Rewards:
         ]
         sums, forgiving = self._sums(strict), self._sums(lenient)
         chosen = forgiving if self.reading == "lenient" else sums
-        return Marks(sums, forgiving, chosen, self.graded)
+        counts = counted(completions, batch.answers)
+        return Marks(sums, forgiving, chosen, self.graded, *counts)
+
+    @cached_property
+    def reader(self) -> CompletionReader:
+        """A reader of the model's completions."""
+        return CompletionReader(self.tokenizer, self.thoughts)
 
     def batch(
         self,
@@ -129,7 +148,7 @@ class Rewards:
         return Batch(
             # Without a tokenizer no reward takes prompts; chats have no text then.
             prompts=[_prompt(example, chat or self.tokenizer is None) for example in examples],
-            completions=[_completion(text) if chat else text for text in completions],
+            completions=[_completion(str(text)) if chat else str(text) for text in completions],
             completion_ids=completion_ids or [self._ids(text) for text in completions],
             answers=[example.answer for example in examples],
             columns=columns_of([example.columns for example in examples]),
@@ -140,6 +159,7 @@ class Rewards:
                 "log_metric": _nothing,
             },
             place=place,
+            read=list(map(completion_of, completions)),
         )
 
     def _ids(self, text: str) -> list[int]:

@@ -50,7 +50,9 @@ def _overlong(last: int, longest: int) -> Reward:
 
 def _of_grader(spec: Specification, grader: graders.Grader) -> Reward:
     form = Form(single=True)
-    return Reward(spec.text, spec.name, grader.strict, form, spec.weight, grader.lenient)
+    return Reward(
+        *(spec.text, spec.name, grader.strict, form, spec.weight, grader.lenient), of_answers=True
+    )
 
 
 def _one(spec: Specification) -> Reward:
@@ -61,7 +63,8 @@ def _one(spec: Specification) -> Reward:
                 "options: weight"
             )
         return _of_grader(spec, graders.find(spec.name))
-    if spec.name.startswith(JUDGE):
+    judge = spec.name.startswith(JUDGE)
+    if judge:
         function, label, folder = _judge(spec), "judge", None
     elif loading.split_file(spec.name) is None and loading.split_dotted(spec.name) is None:
         raise ConfigError(
@@ -75,7 +78,7 @@ def _one(spec: Specification) -> Reward:
     made = form_of(function, spec.text)
     if made is None:
         raise ConfigError(f"reward {spec.text}: {function!r} takes no completions")
-    return Reward(spec.text, label, function, made, spec.weight, folder=folder)
+    return Reward(spec.text, label, function, made, spec.weight, folder=folder, of_answers=judge)
 
 
 def _judge(spec: Specification) -> Callable[..., Any]:

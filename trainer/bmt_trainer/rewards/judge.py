@@ -13,6 +13,7 @@ from bmt_client import BmtClient
 
 from bmt_trainer.errors import ConfigError, RewardError
 from bmt_trainer.evaluation.generate import NEUTRAL_SAMPLING
+from bmt_trainer.evaluation.thoughts import completion_of
 
 #: The judge's instruction without `prompt=FILE`.
 RUBRIC = (
@@ -36,7 +37,8 @@ class Judge:
     seconds, and retries of it; concurrency: requests at a time; max_tokens: of a reply; unread:
     a reply without a number is an error, or a reward that does not apply.
 
-    The reward is the number divided by 10. Replies are greedy.
+    The reward is the number divided by 10. Replies are greedy. A judge reads what stands after a
+    completion's thoughts, and its own reply is read so too; an empty answer is 0 without asking.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class Judge:
     ) -> list[float | None]:
         """The judge's numbers over 10. Raises RewardError."""
         asked = [
-            self._filled(prompt=transcript(p), completion=transcript(c), answer=str(a))
+            self._filled(prompt=transcript(p), completion=text, answer=str(a))
+            if (text := transcript(c)).strip()
+            else None
             for p, c, a in zip(prompts, completions, answer, strict=True)
         ]
         with (
@@ -90,7 +94,9 @@ class Judge:
         # In one pass: a completion that contains "{answer}" is not filled in itself.
         return _FIELDS.sub(lambda match: values[match[1]], self._template)
 
-    def _one(self, api: Any, text: str) -> float | None:
+    def _one(self, api: Any, text: str | None) -> float | None:
+        if text is None:
+            return 0.0
         try:
             reply = api.chat.completions.create(
                 model=self._model,
@@ -105,7 +111,7 @@ class Judge:
                 f"reward judge:{self._url}: model {self._model} did not answer "
                 f"({type(error).__name__}: {error}); start the server, or raise timeout"
             ) from error
-        number = read_number(said)
+        number = read_number(completion_of(said).answer)
         if number is None and self._unread == "error":
             raise RewardError(
                 f"reward judge:{self._url}: {self._model} replied {said[:80]!r}, not a number from "

@@ -9,7 +9,7 @@ import numbers
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from bmt_trainer.errors import RewardError
+from bmt_trainer.evaluation.thoughts import Completion, completion_of
 from bmt_trainer.rewards.loading import described, neighbors_of
 from bmt_trainer.rewards.signatures import REPLACED_COLUMNS, Form
 
@@ -35,7 +36,8 @@ class Batch:
 
     completions: text, or chats of what the model said; answers: of the examples; columns: of the
     rows, a list each; options: trainer_state and whatever else TRL passes; place: of the batch in
-    the run, for error messages.
+    the run, for error messages; read: the completions with their thoughts known, for rewards that
+    grade what stands after them.
     """
 
     prompts: Sequence[Any]
@@ -45,16 +47,27 @@ class Batch:
     columns: Mapping[str, Sequence[Any]]
     options: Mapping[str, Any] = field(default_factory=dict)
     place: str = "in evaluation"
+    read: Sequence[Completion] = ()
+
+    def graded(self, at: int) -> str:
+        """A completion for a grader, which finds its answer in it."""
+        return self.read[at] if self.read else completion_of(self.text(at))
+
+    def answered(self) -> Batch:
+        """The batch with the answers after thoughts as the completions' last texts."""
+        texts = [completion_of(self.graded(at)).answer for at in range(len(self.completions))]
+        completions = [
+            text if isinstance(whole, str) else [*whole[:-1], {**whole[-1], "content": text}]
+            for whole, text in zip(self.completions, texts, strict=True)
+        ]
+        return replace(self, completions=completions)
 
     def text(self, at: int) -> str:
         """The text of a completion; of a chat, the text of its last message."""
         completion = self.completions[at]
         if isinstance(completion, str):
             return completion
-        content = completion[-1].get("content") if completion else None
-        if isinstance(content, list):  # parts, of which the text counts
-            return "".join(str(part.get("text", "")) for part in content)
-        return "" if content is None else str(content)
+        return text_of(completion[-1]) if completion else ""
 
     def arguments(self) -> dict[str, Any]:
         """All of TRL's arguments and columns, by name."""
@@ -71,12 +84,22 @@ class Batch:
         }
 
 
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message, whose content may be parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content)
+    return "" if content is None else str(content)
+
+
 @dataclass(frozen=True)
 class Reward:
     """A function that rewards completions.
 
     text: as it was given; label: its short name, in logs; weight: in the sum of rewards; lenient:
-    the function of a grader's lenient reading; folder: where it imports its neighbors from.
+    the function of a grader's lenient reading; folder: where it imports its neighbors from;
+    of_answers: it values what stands after thoughts, as graders and judges do, and not the whole
+    completion, as functions in TRL do.
     """
 
     text: str
@@ -86,6 +109,7 @@ class Reward:
     weight: float = 1.0
     lenient: Callable[..., Any] | None = None
     folder: Path | None = None
+    of_answers: bool = False
 
     @property
     def asynchronous(self) -> bool:
@@ -108,16 +132,17 @@ class Reward:
     def values(self, batch: Batch, *, lenient: bool = False) -> Values:
         """The reward of each completion. Raises RewardError."""
         function = self.lenient if lenient and self.lenient else self.function
+        text = batch.graded if self.of_answers else batch.text
         with self._importing():
             if not self.form.single:
-                arguments = self._arguments(batch)
+                arguments = self._arguments(batch.answered() if self.of_answers else batch)
                 with self._failures(batch):
                     result = function(**arguments)
                 return self._checked(result, batch)
             given = []
             for at, answer in enumerate(batch.answers):
                 with self._failures(batch, at):
-                    given.append(function(batch.text(at), answer))
+                    given.append(function(text(at), answer))
         return self._numbers(given, batch)
 
     async def awaited(self, batch: Batch) -> Values:

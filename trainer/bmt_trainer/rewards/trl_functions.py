@@ -9,8 +9,10 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bmt_trainer.rewards.combined import ROW, Loop, Rewards, columns_of
-from bmt_trainer.rewards.reward import Batch, Reward, Values
+from bmt_trainer.data.examples import Example
+from bmt_trainer.evaluation.thoughts import Completion
+from bmt_trainer.rewards.combined import ROW, Rewards, columns_of
+from bmt_trainer.rewards.reward import Batch, Reward, Values, text_of
 
 
 def trl_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -31,7 +33,8 @@ def _form(prompt: Any) -> Any:
 def trl_functions(rewards: Rewards, rows: Sequence[Mapping[str, Any]]) -> list[Callable[..., Any]]:
     """TRL's `reward_funcs` for a data set of `trl_rows(rows)`; `rewards.weights` are the weights.
 
-    rows: each with `prompt`, `answer`, and the data's `columns`. The functions raise RewardError.
+    rows: each with `prompt`, `answer`, the data's `columns`, and perhaps its `example`, by which a
+    thought is known that the prompt opens. The functions raise RewardError.
     """
     names = columns_of([row["columns"] for row in rows])
     made: list[Callable[..., Any]] = []
@@ -41,9 +44,8 @@ def trl_functions(rewards: Rewards, rows: Sequence[Mapping[str, Any]]) -> list[C
         count = labels[reward.label]
         # Logs are by name, so two rewards may not share one.
         label = reward.label if count == 1 else f"{reward.label}-{count}"
-        lenient = rewards.reading == "lenient"
         kind = _Awaited if reward.asynchronous else _Called
-        made.append(kind(reward, label, rows, tuple(names), lenient, rewards.loop))
+        made.append(kind(reward, label, rows, tuple(names), rewards))
     return made
 
 
@@ -56,12 +58,12 @@ class _Called:
         label: str,
         rows: Sequence[Mapping[str, Any]],
         names: Sequence[str],
-        lenient: bool,
-        loop: Loop,
+        rewards: Rewards,
     ) -> None:
         self.__name__ = label
         self._reward, self._rows, self._names = reward, rows, names
-        self._lenient, self._loop = lenient, loop
+        self._lenient, self._loop = rewards.reading == "lenient", rewards.loop
+        self._reader = rewards.reader
 
     def __call__(self, **given: Any) -> Values:
         return self._reward.values(self.batch(**given), lenient=self._lenient)
@@ -85,7 +87,24 @@ class _Called:
             columns={n: [row["columns"].get(n) for row in rows] for n in self._names},
             options={"trainer_state": trainer_state, **others},
             place=f"at step {trainer_state.global_step + 1}",
+            read=[
+                self._read(row.get("example"), completion, ids)
+                for row, completion, ids in zip(rows, completions, completion_ids, strict=True)
+            ]
+            if self._reward.of_answers
+            else (),
         )
+
+    def _read(self, example: Example | None, completion: Any, ids: Sequence[int]) -> Completion:
+        """A completion with its thoughts known; of several turns, the last one."""
+        reader, last = self._reader, {"content": completion}
+        if not isinstance(completion, str):
+            last = completion[-1] if completion else {}
+        alone = isinstance(completion, str) or len(completion) == 1
+        if example is not None and alone and set(last) <= {"role", "content"}:
+            return reader.of_ids(ids, example, cut=False)
+        asked = example or Example("", "")
+        return reader.of_message(text_of(last), last.get("reasoning_content"), asked, cut=False)
 
 
 class _Awaited(_Called):

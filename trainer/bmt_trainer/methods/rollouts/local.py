@@ -25,16 +25,10 @@ from bmt_trainer.data.batching import pad
 from bmt_trainer.data.encoding import render
 from bmt_trainer.data.examples import Example
 from bmt_trainer.distributed import any_rank
+from bmt_trainer.evaluation.generate import eos_token_ids
 
 # Ended rows leave the batch once they are this share of it: selecting rows copies the whole cache.
 _ENDED_SHARE = 0.25
-
-
-def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that end an answer: the tokenizer's, and the checkpoint's generation settings'."""
-    more = getattr(model.generation_config, "eos_token_id", None)
-    more = [more] if isinstance(more, int) else (more or [])
-    return {int(token) for token in (tokenizer.eos_token_id, *more) if token is not None}
 
 
 @torch.no_grad()

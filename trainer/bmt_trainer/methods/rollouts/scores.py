@@ -15,11 +15,14 @@ from bmt_trainer.methods.run_folder import HeldoutScores
 
 
 class GreedyRewards(Protocol):
-    """The reward of a greedy rollout of each row, by its place; None: no reward applies."""
+    """The reward of a greedy rollout of each row, by its place, and if its length has cut it.
+
+    None: no reward applies.
+    """
 
     def __call__(
         self, places: Sequence[int], batch_size: int, advance: Callable[[int], None]
-    ) -> list[float | None]: ...
+    ) -> list[tuple[float | None, bool]]: ...
 
 
 class RolloutScores(HeldoutScores):
@@ -61,10 +64,12 @@ class RolloutScores(HeldoutScores):
         """The score of the mask in its current mode. Raises RewardError."""
         assert self._rewards is not None
         places = [self._places[id(example)] for example in examples]
-        given = self._rewards(places, self._batch_size, advance)
+        judged = self._rewards(places, self._batch_size, advance)
+        given, cut = [value for value, _ in judged], sum(is_cut for _, is_cut in judged)
         values = [value for value in given if value is not None]
         if not values:
             raise RewardError(f"no reward applies to any of {len(examples)} rollouts")
         right = sum(map(is_right, given))
         mean = math.fsum(values) / len(values)
-        return Score(right, right, len(given), mean, interval_of_mean(values), graded=False)
+        interval = interval_of_mean(values)
+        return Score(right, right, len(given), mean, interval, graded=False, cut=cut)

@@ -51,6 +51,7 @@ class Turns:
         self._current: list[Example] = []
         self._judging: Mode | None = None
         self._rewards: Tensor | None = None
+        self._cut: list[bool] = []
         super().__init__(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
@@ -101,21 +102,29 @@ class Turns:
             self._say(f"a call of {name} failed, and the model reads {error} (shown once)")
         return result
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        rewards: Tensor = super()._calculate_rewards(*args, **kwargs)  # type: ignore[misc]
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]
+    ) -> Tensor:
+        trainer: Any = self
+        ends = set(trainer.eos_token_ids)
+        self._cut = [not ids or ids[-1] not in ends for ids in completion_ids_list]
+        rewards: Tensor = super()._calculate_rewards(  # type: ignore[misc]
+            inputs, prompts, completions, completion_ids_list
+        )
         self._rewards = rewards
         return rewards
 
     def judged(
         self, places: Sequence[int], batch_size: int, advance: Callable[[int], None]
-    ) -> list[float | None]:
-        """The weighted reward of one greedy rollout of each of some rows, in the mask's mode.
+    ) -> list[tuple[float | None, bool]]:
+        """The weighted reward of one greedy rollout of each of some rows, in the mask's mode, and
+        True for a rollout that its greatest length has cut.
 
         places: of the rows in `table`; None: no reward applies. Environments draw the same random
         numbers in each call, and training draws its own as if there were none.
         """
         trainer: Any = self
-        values: list[float | None] = []
+        judged: list[tuple[float | None, bool]] = []
         kept = trainer.num_generations_eval, trainer.beta
         trainer.num_generations_eval, trainer.beta = 1, 0.0
         self._judging = self.attached.state.mode
@@ -124,12 +133,12 @@ class Turns:
                 for at in range(0, len(places), batch_size):
                     inputs = [{ROW: place} for place in places[at : at + batch_size]]
                     trainer._generate_and_score_completions(inputs)
-                    values += self._weighted(len(inputs))
+                    judged += zip(self._weighted(len(inputs)), self._cut, strict=True)
                     advance(len(inputs))
         finally:
             (trainer.num_generations_eval, trainer.beta), self._judging = kept, None
             trainer._metrics["eval"].clear()
-        return values
+        return judged
 
     def _weighted(self, count: int) -> list[float | None]:
         """Sums of the last `count` completions' rewards, without those that do not apply."""
