@@ -86,7 +86,8 @@ class WorkerStats(_StatsFile):
     `in_weights` is the digest, 12 hex digits, of the mask in the live weights, empty for the base.
     In mode `auto`, `reason` explains the last step (`worker/switch_policy.py`), `switch_paid` is
     the share of a switch's cost that the current run of one mask has paid, and `steps_paying`
-    counts the corrected steps that one mask owned.
+    counts the corrected steps that one mask owned. `base_error` is the reason why masks are refused
+    (`worker/base_weights.py`), empty if they are not.
     """
 
     prefix: ClassVar[str] = "worker"
@@ -110,6 +111,7 @@ class WorkerStats(_StatsFile):
     maps: int = 0
     map_seconds: float = 0.0
     evictions: int = 0
+    base_error: str = ""
     resident: list[str] = field(default_factory=list)
 
     @property

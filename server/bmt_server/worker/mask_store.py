@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bmt_server.ipc.mask_layout import Layout
 from bmt_server.worker.gate_layers import GateLayer
@@ -43,14 +43,18 @@ class MaskStore:
         capacity_bytes: int,
         to_device: Callable[..., ResidentMask],
         on_evict: Callable[[list[int]], None] | None = None,
+        all_gates: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         """capacity_bytes: bound on resident masks; to_device: see `kernels.masked_delta.Kernel`;
-        on_evict: receives the ids whose mask was evicted, is called without the lock."""
+        on_evict: receives the ids whose mask was evicted, is called without the lock; all_gates:
+        see `pack_mask`."""
         self.gates = gates
         self.capacity_bytes = capacity_bytes
         self.evictions = 0
+        self.replacements = 0  # of the base weights
         self.resident_bytes = 0
         self._to_device = to_device
+        self._all_gates = all_gates
         self._on_evict = on_evict
         self._step_copies = any(g.live is not None or g.device.type != "cpu" for g in gates)
         self._lock = threading.Lock()
@@ -108,12 +112,16 @@ class MaskStore:
         """
         digest = layout.digest
         with self._lock:
-            mask = self._resident.get(digest)
+            mask, replacements = self._resident.get(digest), self.replacements
         if mask is None:
             mask = self._pack(layout)
             if not self._step_copies:
                 mask = self._to_device(mask)
         with self._lock:
+            if replacements != self.replacements:
+                raise MaskStoreError(
+                    f"mask {digest[:12]}: the base weights were replaced while it was loaded"
+                )
             self._digest_of[adapter] = digest
             self._ids_of.setdefault(digest, set()).add(adapter)
             self._layouts.setdefault(digest, layout)
@@ -166,6 +174,22 @@ class MaskStore:
             evicted += self._evict(self._over_capacity, digest)
         self._report(evicted)
 
+    def forget_values(self) -> None:
+        """Drop all masks from memory, because the base weights that they read are replaced.
+
+        Ids stay known, and their masks return at the next use. Step's thread only; the kernel must
+        be idle.
+        """
+        with self._lock:
+            self.replacements += 1
+            dropped = [a for digest in self._resident for a in self._ids_of.get(digest, ())]
+            for digest in list(self._resident):
+                self._drop(digest)
+            self._pinned.clear()
+            self._in_step = frozenset()
+            self._left.clear()
+        self._report(dropped)
+
     def remove(self, adapter: int) -> bool:
         """Forget an id; its mask leaves memory with the last id. Returns False if it is unknown."""
         with self._lock:
@@ -217,7 +241,7 @@ class MaskStore:
             self._on_evict(evicted)
 
     def _pack(self, layout: Layout) -> ResidentMask:
-        mask = pack_mask(layout, self.gates)
+        mask = pack_mask(layout, self.gates, self._all_gates)
         # The file's pages are read by now, and would count as this process's memory.
         layout.release_pages()
         return mask

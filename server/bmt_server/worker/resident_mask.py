@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -139,13 +139,19 @@ def load_mask(
     return to_device(pack_mask(layout, gates))
 
 
-def pack_mask(layout: Layout, gates: Sequence[GateLayer]) -> ResidentMask:
+def pack_mask(
+    layout: Layout,
+    gates: Sequence[GateLayer],
+    all_gates: Mapping[str, tuple[int, int]] | None = None,
+) -> ResidentMask:
     """Pack a mask's positions into one host buffer as kernels read them; values are not set.
 
-    Tensors that the mask does not name have no zeros. Reads no weight, so any thread may call it
-    while steps run. Raises MaskStoreError if shapes differ: the registry checks them at upload, so
-    here it means another base model.
+    all_gates: shapes of the gates of the whole model, of which a pipeline stage holds some; None if
+    `gates` are all. Tensors that the mask does not name have no zeros. Reads no weight, so any
+    thread may call it while steps run. Raises MaskStoreError if names or shapes differ: the
+    registry checks them at upload, so here it means another base model.
     """
+    _check_tensors(layout, gates, all_gates or {})
     arrays = [_blocked_arrays(part) for part in _gate_rows(layout, gates)]
     values = gates[0].base.dtype
     sizes = np.array(
@@ -165,15 +171,28 @@ def pack_mask(layout: Layout, gates: Sequence[GateLayer]) -> ResidentMask:
     return ResidentMask(layout.digest, LayerViews(host, starts, sizes, wide, values), host)
 
 
+def _check_tensors(
+    layout: Layout, gates: Sequence[GateLayer], all_gates: Mapping[str, tuple[int, int]]
+) -> None:
+    """Compare a mask's tensors with the model's, also with those of other pipeline stages."""
+    short, here = layout.digest[:12], {gate.name for gate in gates}
+    known = here | all_gates.keys()
+    for name, rows in layout.tensors.items():
+        if name not in known:
+            raise MaskStoreError(
+                f"mask {short} names {name!r}, which is not among this model's {len(known)} gate "
+                "tensors; it was made for another base model"
+            )
+        if name not in here and tuple(rows.shape) != tuple(all_gates[name]):
+            raise MaskStoreError(
+                f"mask {short}: {name} is {list(rows.shape)} in the mask and "
+                f"{list(all_gates[name])} in this model; it was made for another base model"
+            )
+
+
 def _gate_rows(layout: Layout, gates: Sequence[GateLayer]) -> list[Rows]:
     """This worker's rows of every gate, checked against the gates' shapes."""
     short = layout.digest[:12]
-    known = {gate.name for gate in gates}
-    if not known & layout.tensors.keys() and layout.tensors:
-        raise MaskStoreError(
-            f"mask {short} names none of this model's {len(known)} gate tensors "
-            f"(it has {next(iter(layout.tensors))!r}); it was made for another base model"
-        )
     parts = []
     for gate in gates:
         (lo, hi), (r, k) = gate.rows, gate.shape

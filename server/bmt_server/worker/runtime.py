@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from bmt_server.worker.kernels.masked_delta import Kernel, register_layers
 from bmt_server.worker.kernels.selection import KernelLimits, make_kernel
 from bmt_server.worker.live_weights import LiveWeights
 from bmt_server.worker.mask_store import MaskStore
-from bmt_server.worker.resident_mask import ResidentMask
+from bmt_server.worker.resident_mask import MaskStoreError, ResidentMask
 from bmt_server.worker.switch_policy import SwitchPolicy
 
 StepKind = Literal["base", "in_place", "corrected"]
@@ -24,6 +24,10 @@ StepKind = Literal["base", "in_place", "corrected"]
 
 class MixedStepError(RuntimeError):
     """A step in mode `scatter` has tokens of several masks, which its scheduler must not build."""
+
+
+class BaseReplacedError(MaskStoreError):
+    """The base weights are not those that masks belong to; the message names both and the fix."""
 
 
 class MaskRuntime:
@@ -47,9 +51,11 @@ class MaskRuntime:
         stats: WorkerStats | None = None,
         stats_dir: str = "",
         on_evict: Callable[[list[int]], None] | None = None,
+        all_gates: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         """capacity_bytes: bound on resident masks; kernel: None for `make_kernel`'s choice;
-        stats_dir: folder for this worker's stats file, empty for none; on_evict: see `MaskStore`.
+        stats_dir: folder for this worker's stats file, empty for none; on_evict and
+        all_gates: see `MaskStore`.
 
         Raises ValueError for mode `scatter` without live weights, and what `make_kernel` raises.
         """
@@ -57,7 +63,7 @@ class MaskRuntime:
         if kernel is None:
             kernel = make_kernel(gates, KernelLimits(memory_bytes=capacity_bytes))
         self.kernel = kernel
-        self.store = MaskStore(gates, capacity_bytes, kernel.to_device, on_evict)
+        self.store = MaskStore(gates, capacity_bytes, kernel.to_device, on_evict, all_gates)
         self.live_weights = LiveWeights(gates, kernel.switch)
         if mode == "scatter" and not self.live_weights.available:
             raise ValueError(
@@ -75,6 +81,7 @@ class MaskRuntime:
         # Tokens of the kernel's current plan; None if the kernel is idle.
         self._planned: bytes | None = None
         self._changed: Callable[[], None] = lambda: None
+        self._stats_dir = stats_dir
         if stats_dir:
             # Last, because the writer's thread calls `collect_stats` at once.
             self._changed = StatsWriter(stats_dir, self.stats.pid, self.collect_stats).changed
@@ -84,7 +91,11 @@ class MaskRuntime:
         return register_layers(self.kernel, len(self.gates))
 
     def add(self, adapter: int, name: str, layout: Layout) -> None:
-        """Make a mask resident under `adapter`. Any thread. Raises MaskStoreError."""
+        """Make a mask resident under `adapter`. Any thread.
+
+        Raises MaskStoreError; BaseReplacedError while masks are refused.
+        """
+        self._check_base(name)
         start = time.perf_counter()
         self.store.add(adapter, layout)
         self._names[adapter] = name
@@ -103,6 +114,44 @@ class MaskRuntime:
         self._changed()
         return known
 
+    def leave_weights(self) -> None:
+        """Restore the base in the live weights; nothing of a mask stays planned."""
+        self._idle()
+        self.live_weights.switch(None)
+
+    def forget_values(self) -> None:
+        """Forget all that was read from base weights that are replaced by now.
+
+        Without `leave_weights` before the replacement, masks are refused from here on: the rest of
+        the weights cannot be known.
+        """
+        self._idle()
+        if self.live_weights.forget() and not self.stats.base_error:
+            self.refuse_masks(
+                "the base weights were replaced while a mask was in them; start the server again"
+            )
+        self.store.forget_values()
+        self._changed()
+
+    def refuse_masks(self, reason: str) -> None:
+        """Refuse masks from here on; `reason` becomes the message of their errors."""
+        self.stats.base_error = reason
+        self._publish()
+
+    def accept_masks(self) -> None:
+        """End `refuse_masks`."""
+        self.stats.base_error = ""
+        self._publish()
+
+    def _publish(self) -> None:
+        """Write the statistics at once: whoever admits requests reads `base_error` from them."""
+        if self._stats_dir:
+            self.collect_stats().write(self._stats_dir, self.stats.pid)
+
+    def _check_base(self, name: str) -> None:
+        if self.stats.base_error:
+            raise BaseReplacedError(f"mask {name!r} cannot be used: {self.stats.base_error}")
+
     def prepare_capture(self, tokens: int) -> None:
         """Prepare a forward pass of `tokens` base tokens that a CUDA graph may be captured from.
 
@@ -116,7 +165,8 @@ class MaskRuntime:
     def begin_step(self, token_masks: np.ndarray) -> StepKind:
         """Prepare the next forward pass; token_masks: int64 [T] of adapter ids, 0 = base.
 
-        Raises MixedStepError, KeyError for an unknown id, and MaskStoreError.
+        Raises MixedStepError, KeyError for an unknown id, and MaskStoreError; BaseReplacedError
+        for a mask while masks are refused.
         """
         kind = self._prepare(np.ascontiguousarray(token_masks, dtype=np.int64))
         if kind == "base":
@@ -138,6 +188,8 @@ class MaskRuntime:
     def _prepare(self, token_masks: np.ndarray) -> StepKind:
         adapters = np.unique(token_masks)
         active = [int(a) for a in adapters if a]
+        if active:
+            self._check_base(self._names.get(active[0], str(active[0])))
         # Two ids may have equal masks, which then form one run.
         sole = len(active) == len(adapters) and len({self.store.digest(a) for a in active}) == 1
         if self.mode == "scatter" and active and not sole:

@@ -68,6 +68,7 @@ class MaskManager:
             stats=stats,
             stats_dir=settings.stats_dir,
             on_evict=evictions.put,
+            all_gates=settings.gates,
         )
         if runtime.mode != "scatter":
             for layer, handle in zip(fused, runtime.handles(), strict=True):
