@@ -12,6 +12,7 @@ from typing import Any
 
 from prometheus_client import REGISTRY
 from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.parser.abstract_parser import DelegatingParser
 from vllm.platforms import current_platform
@@ -23,8 +24,11 @@ from bmt_server.api.engine_vllm.heartbeat import Heartbeat
 from bmt_server.api.engine_vllm.step_hooks import StepRecorder
 from bmt_server.settings import Settings
 from bmt_server.vllm_integration import cpu_seeds, forced_tools, structured_outputs
-from bmt_server.worker.engine_vllm.gate_projections import BASE_GATE, is_gate
+from bmt_server.vllm_integration.worker_hooks import base_replacement, capture_cost
+from bmt_server.worker.engine_vllm.gate_projections import is_gate, keep_base_rows
 from bmt_server.worker.engine_vllm.mask_manager import MaskManager
+
+logger = init_logger("vllm.bmt_server")
 
 # Scheduler of mode `scatter`, by vLLM's `async_scheduling`.
 SCHEDULER = {
@@ -70,9 +74,13 @@ def _patch_lora_manager(settings: Settings) -> None:
     def load_lora_model(self: Any, model: Any, vllm_config: Any, device: Any) -> Any:
         if current_platform.is_cpu():
             cpu_seeds.patch_runner(self)
+        else:
+            capture_cost.report_captures(self, logger.info)
         self.lora_manager = MaskManager.attach(model, settings, vllm_config)
+        base_replacement.watch_model(self, model, self.lora_manager.base)
         return model
 
+    base_replacement.watch_workers()
     _once(LoRAModelRunnerMixin, "load_lora_model", load_lora_model)
 
 
@@ -131,7 +139,7 @@ def _patch_cpu_weights(settings: Settings) -> None:
                 layer._cpu_skip_gemm_dispatch = True
             else:
                 rows = layer.output_partition_sizes[0]
-                setattr(layer, BASE_GATE, layer.weight.data[:rows].clone())
+                keep_base_rows(layer, layer.weight.data[:rows])
         original(self, layer)
 
     replaced = _once(

@@ -61,6 +61,14 @@ class BaseWeights:
         self._runtime.accept_masks()
         return True
 
+    def leave(self) -> None:
+        """Take a mask in place out of the weights."""
+        self._runtime.leave_weights()
+
+    def forget(self) -> None:
+        """Forget what was read from the weights."""
+        self._runtime.forget_values()
+
     def expose(self) -> None:
         """Prepare for code that may read or write the weights: it gets the base, not a mask."""
         self._runtime.leave_weights()

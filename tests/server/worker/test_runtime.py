@@ -246,5 +246,34 @@ def test_a_mask_of_other_names_is_refused(tmp_path):
     runtime = MaskRuntime(gates(layers=2, live=False), "delta", 1 << 30)
     runtime.gates[0].name = "a"
     runtime.gates[1].name = "b"
-    with pytest.raises(MaskStoreError, match="none of this model's"):
+    with pytest.raises(MaskStoreError, match="not among this model's"):
         runtime.add(7, "wrong", laid_out(random_mask(0), tmp_path))
+
+
+ALL = {f"model.layers.{i}.mlp.gate_proj.weight": (24, 40) for i in range(4)}
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(("first", "last"), [(0, 2), (2, 4), (1, 3)])
+def test_a_mask_of_other_pipeline_stages_loads(tmp_path, first, last):
+    """A worker holds layers of one stage, and the mask names those of the first stage only."""
+    layers = gates(layers=4, live=False)[first:last]
+    runtime = MaskRuntime(layers, "delta", 1 << 30, all_gates=ALL)
+    runtime.add(1, "first stage", laid_out(random_mask(0), tmp_path))
+    assert runtime.begin_step(np.ones(3, np.int64)) == "corrected"
+    zeros = sum(layer.cols.numel() for layer in runtime.store.use([1])[1].layers)
+    assert zeros == 30 * max(0, 2 - first)
+
+
+@pytest.mark.parametrize(
+    ("gates_of_model", "message"),
+    [
+        (dict(list(ALL.items())[1:]), "not among this model's 3"),
+        (dict.fromkeys(ALL, (24, 44)), "44"),
+    ],
+)
+def test_a_mask_of_another_base_is_refused_by_every_stage(tmp_path, gates_of_model, message):
+    layers = gates(layers=4, live=False)[2:]
+    runtime = MaskRuntime(layers, "delta", 1 << 30, all_gates=gates_of_model)
+    with pytest.raises(MaskStoreError, match=message):
+        runtime.add(1, "m", laid_out(random_mask(0), tmp_path))

@@ -6,7 +6,7 @@ vLLM 0.32.0 fuses gate and up projection into one `MergedColumnParallelLinear`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,12 +26,16 @@ class UnsupportedModelError(ValueError):
 class MaskedLinearMethod(LinearMethodBase):
     """vLLM's matrix product, followed by the masked delta of each token's mask.
 
-    handle: the layer's handle of the op `bmt::masked_delta`, see `kernels/masked_delta.py`.
+    masked_delta: the op on y and x for this layer, see `kernels/masked_delta.py`, `op_for`.
     """
 
-    def __init__(self, inner: UnquantizedLinearMethod, handle: int) -> None:
+    def __init__(
+        self,
+        inner: UnquantizedLinearMethod,
+        masked_delta: Callable[[torch.Tensor, torch.Tensor], None],
+    ) -> None:
         self.inner = inner
-        self.handle = handle
+        self.masked_delta = masked_delta
 
     def create_weights(self, *args: Any, **kwargs: Any) -> None:
         self.inner.create_weights(*args, **kwargs)
@@ -43,7 +47,7 @@ class MaskedLinearMethod(LinearMethodBase):
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         y: torch.Tensor = self.inner.apply(layer, x, bias)
-        torch.ops.bmt.masked_delta(y, x, self.handle)
+        self.masked_delta(y, x)
         return y
 
 
@@ -52,6 +56,18 @@ def is_gate(layer: Any) -> bool:
     return getattr(layer, "prefix", "").endswith(".gate_up_proj") and hasattr(
         layer, "output_partition_sizes"
     )
+
+
+def keep_base_rows(layer: Any, rows: torch.Tensor) -> None:
+    """Copy the gate's base rows [R, K] into the layer, before vLLM repacks its weight.
+
+    After a reload of the weights, into the tensor that masks read already.
+    """
+    kept = getattr(layer, BASE_GATE, None)
+    if kept is None:
+        setattr(layer, BASE_GATE, rows.clone())
+    else:
+        kept.copy_(rows)
 
 
 def fused_projections(model: torch.nn.Module) -> list[Any]:

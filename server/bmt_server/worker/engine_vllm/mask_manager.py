@@ -22,6 +22,7 @@ from vllm.lora.request import LoRARequest
 from bmt_server.ipc.stats_files import WorkerStats
 from bmt_server.ipc.worker_channel import socket_path
 from bmt_server.settings import Settings
+from bmt_server.worker.base_weights import BaseWeights
 from bmt_server.worker.engine_vllm.gate_projections import (
     MaskedLinearMethod,
     check_names,
@@ -30,6 +31,7 @@ from bmt_server.worker.engine_vllm.gate_projections import (
 )
 from bmt_server.worker.engine_vllm.mask_fetcher import MaskFetcher
 from bmt_server.worker.engine_vllm.mask_loader import MaskLoader
+from bmt_server.worker.kernels.masked_delta import op_for
 from bmt_server.worker.kernels.selection import KernelLimits, make_kernel
 from bmt_server.worker.runtime import MaskRuntime
 
@@ -39,7 +41,15 @@ logger = init_logger("vllm.bmt_server")
 class MaskManager:
     """Masks of one worker, called by vLLM's model runner under the names of its LoRA manager."""
 
-    def __init__(self, runtime: MaskRuntime, files: MaskFetcher, loader: MaskLoader) -> None:
+    def __init__(
+        self,
+        runtime: MaskRuntime,
+        files: MaskFetcher,
+        loader: MaskLoader,
+        base: BaseWeights | None = None,
+    ) -> None:
+        """base: of the model; None if nothing replaces its weights."""
+        self.base = base
         self._runtime = runtime
         self._files = files
         self._loader = loader
@@ -71,8 +81,9 @@ class MaskManager:
             all_gates=settings.gates,
         )
         if runtime.mode != "scatter":
+            device = gates[0].device
             for layer, handle in zip(fused, runtime.handles(), strict=True):
-                layer.quant_method = MaskedLinearMethod(layer.quant_method, handle)
+                layer.quant_method = MaskedLinearMethod(layer.quant_method, op_for(device, handle))
         files = MaskFetcher(settings, parallel.rank)
         loader = MaskLoader(runtime, files, evictions)
         if settings.stats_dir:
@@ -87,7 +98,9 @@ class MaskManager:
             list(gates[0].shape),
             settings.mask_memory_bytes >> 20,
         )
-        return cls(runtime, files, loader)
+        kept = [gate.base for gate in gates if gate.live is None]
+        base = BaseWeights(runtime, settings.fingerprint, lambda: [*model.parameters(), *kept])
+        return cls(runtime, files, loader, base)
 
     # The names below are those of vLLM's LoRA manager.
 
@@ -111,6 +124,8 @@ class MaskManager:
 
         An exception here ends the engine, so everything that can fail runs before admission.
         """
+        if requests and self.base is not None:
+            self.base.check_exposed()
         for request in requests:
             if request.lora_int_id not in self._dummies:
                 self._ensure(request)
@@ -155,6 +170,7 @@ class MaskManager:
         if self._dummies:
             self._dummies.clear()
             return
+        self._runtime.forget_values()
         for adapter in self._runtime.store.adapters:
             self._runtime.remove(adapter)
 

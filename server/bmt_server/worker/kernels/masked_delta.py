@@ -14,6 +14,11 @@ Returns nothing. Products and sums are in fp32, and y is rounded to its dtype on
 Rows of tokens without a mask keep their bits. If a mask has the zeros P, the result is
 x (W ⊙ 1[not P])^T up to rounding, which is the masked model's gate output.
 
+`bmt::masked_delta_of(Tensor(a!) y, Tensor x, LayerHandle handle) -> ()` is the same op for compilers
+that reuse the code of one layer for all: torch makes an opaque handle an input of the compiled
+graph, and a literal a part of it. vLLM hides its layers' names likewise (`utils/torch_utils.py`,
+`LayerName`).
+
 `reference.py` computes the same in a loop over tokens; tests compare each kernel with it.
 
 Legend as in `gate_layers.py`: T tokens, K input columns, N output columns, R gate rows, n zeros of
@@ -22,11 +27,14 @@ one mask in one layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
+from torch._library.opaque_object import get_opaque_type_name, register_opaque_type
+from torch._opaque_base import OpaqueBase
 
 from bmt_server.worker.gate_layers import GateLayer
 from bmt_server.worker.kernels.costs import KernelCosts
@@ -91,12 +99,53 @@ def register_layers(kernel: Kernel, layers: int) -> list[int]:
     return list(range(first, len(_HANDLES)))
 
 
+class LayerHandle(OpaqueBase):  # type: ignore[misc]
+    """A handle as an object that torch.compile does not look into. value: from `register_layers`.
+
+    Equal handles of one process are equal objects to torch, as integers would be.
+    """
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LayerHandle) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __fx_repr__(self) -> tuple[str, dict[str, type]]:
+        return f"LayerHandle({self.value})", {"LayerHandle": LayerHandle}
+
+
+register_opaque_type(LayerHandle, typ="value", hoist=True)
+
+
+def op_for(device: torch.device, handle: int) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """The op on y and x for one layer, in the form for the device.
+
+    On the CPU that is the form that the native kernel implements without Python; vLLM compiles a
+    model there as one graph, which reuses no layer.
+    """
+    if device.type == "cpu":
+        return partial(torch.ops.bmt.masked_delta, handle=handle)
+    return partial(torch.ops.bmt.masked_delta_of, handle=LayerHandle(handle))
+
+
 def _masked_delta(y: torch.Tensor, x: torch.Tensor, handle: int) -> None:
     kernel, layer = _HANDLES[handle]
     kernel.run(layer, y, x)
 
 
 def _masked_delta_fake(y: torch.Tensor, x: torch.Tensor, handle: int) -> None:
+    return None
+
+
+def _masked_delta_of(y: torch.Tensor, x: torch.Tensor, handle: LayerHandle) -> None:
+    _masked_delta(y, x, handle.value)
+
+
+def _masked_delta_of_fake(y: torch.Tensor, x: torch.Tensor, handle: LayerHandle) -> None:
     return None
 
 
@@ -110,3 +159,7 @@ _LIBRARY.impl("masked_delta", _masked_delta, "CompositeExplicitAutograd")
 _LIBRARY.define("masked_delta_elsewhere(Tensor(a!) y, Tensor x, int handle) -> ()")
 _LIBRARY.impl("masked_delta_elsewhere", _masked_delta, "CompositeExplicitAutograd")
 torch.library.register_fake("bmt::masked_delta", _masked_delta_fake, lib=_LIBRARY)
+_OPAQUE = get_opaque_type_name(LayerHandle)
+_LIBRARY.define(f"masked_delta_of(Tensor(a!) y, Tensor x, {_OPAQUE} handle) -> ()")
+_LIBRARY.impl("masked_delta_of", _masked_delta_of, "CompositeExplicitAutograd")
+torch.library.register_fake("bmt::masked_delta_of", _masked_delta_of_fake, lib=_LIBRARY)

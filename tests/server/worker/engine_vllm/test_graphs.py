@@ -32,6 +32,9 @@ class Log:
     def begin_step(self, tokens: np.ndarray) -> None:
         self.calls.append(("step", *tokens.tolist()))
 
+    def forget_values(self) -> None:
+        self.calls.append(("forget",))
+
     def remove(self, adapter: int) -> bool:
         self.calls.append(("remove", adapter))
         return True
@@ -73,7 +76,7 @@ def test_the_end_of_a_dummy_run_removes_no_mask(manager, log):
     assert log.calls == []
     # Base weights were replaced: no values read from them may stay.
     manager.remove_all_adapters()
-    assert log.calls == [("remove", 1), ("remove", 2)]
+    assert log.calls == [("forget",), ("remove", 1), ("remove", 2)]
 
 
 def test_a_step_with_masks_is_not_a_capture(manager, log):

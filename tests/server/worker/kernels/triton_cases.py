@@ -17,6 +17,7 @@ import torch
 from bmt_server.worker.gate_layers import GateLayer
 from bmt_server.worker.kernels import reference
 from bmt_server.worker.kernels.triton import delta, weights
+from bmt_server.worker.kernels.triton import kernel as kernel_module
 from bmt_server.worker.kernels.triton.kernel import KernelInputError, TritonKernel
 from bmt_server.worker.resident_mask import NoRoomError, load_mask
 from bmt_server.worker.runtime import MaskRuntime
@@ -371,6 +372,25 @@ def test_a_graph_recorded_without_masks_serves_every_mixture(tmp_path, launches)
         want = expected(fresh_y, x, runtime, masks, [*chosen, *[0] * (8 - len(chosen))])
         torch.testing.assert_close(y[:, : SHAPE[0]], want, rtol=1e-5, atol=2e-5)
         assert torch.equal(y[len(chosen) :], fresh_y[len(chosen) :])
+
+
+@pytest.mark.found
+def test_a_graph_beyond_the_prepared_size_is_refused(tmp_path, monkeypatch):
+    """Its steps would answer as the base; a warm-up run of that size is no graph."""
+    runtime = made(tmp_path, [random_mask(0, shape=SHAPE)], graphs=8)
+    handle = runtime.handles()[0]
+    for capturing, tokens in ((False, 9), (True, 8)):
+        monkeypatch.setattr(kernel_module, "_captures", lambda device, now=capturing: now)
+        runtime.prepare_capture(tokens)
+        x, y = inputs(runtime, tokens)
+        torch.ops.bmt.masked_delta(y, x, handle)
+    runtime.prepare_capture(9)
+    x, y = inputs(runtime, 9)
+    with pytest.raises(KernelInputError, match="9 tokens.*at most 8.*max-cudagraph-capture-size"):
+        torch.ops.bmt.masked_delta(y, x, handle)
+    # Graphs of steps without masks may have any size.
+    runtime.begin_step(np.zeros(9, np.int64))
+    torch.ops.bmt.masked_delta(y, x, handle)
 
 
 def test_a_graph_of_a_step_in_place_changes_nothing(tmp_path, launches):

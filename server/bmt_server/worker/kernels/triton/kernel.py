@@ -115,6 +115,8 @@ class TritonKernel:
         self._tiles: list[_Tiles] = []
         # Tokens that the launch of `correct` covers; 0: no launch.
         self._until = 0
+        # Tokens of a rehearsal that no graph may be captured from; 0: of any other step.
+        self._beyond_graphs = 0
         self._warm_up()
 
     def bind(self, first: int) -> None:
@@ -127,6 +129,7 @@ class TritonKernel:
             raise KernelInputError(
                 f"a step has {tokens} tokens, and the kernel supports at most {self._written.size}"
             )
+        self._beyond_graphs = tokens if not masks and tokens > self._graph_tokens else 0
         # References keep the arena from reusing the memory while this plan holds.
         self._masks = list(masks.values())
         starts = np.flatnonzero(np.diff(token_masks, prepend=-1, append=-1))
@@ -148,10 +151,16 @@ class TritonKernel:
             self._until = int(np.flatnonzero(addresses)[-1]) + 1 if addresses.any() else 0
 
     def idle(self) -> None:
-        self._until, self._tiles, self._masks = 0, [], []
+        self._until, self._tiles, self._masks, self._beyond_graphs = 0, [], [], 0
         self._write(np.zeros(0, np.int64))
 
     def run(self, layer: int, y: torch.Tensor, x: torch.Tensor) -> None:
+        if self._beyond_graphs and _captures(y.device):
+            raise KernelInputError(
+                f"a CUDA graph of {self._beyond_graphs} tokens is captured, and masks were prepared "
+                f"for graphs of at most {self._graph_tokens}: its steps would answer as the base; "
+                "set --max-cudagraph-capture-size to the largest size"
+            )
         if not self._until and not self._tiles:
             return
         if {y.dtype, x.dtype} != {self._dtype} or (y.stride(1), x.stride(1)) != (1, 1):
@@ -274,6 +283,11 @@ class TritonKernel:
         device = self._token_mask.device
         on_device = (on_host(array, device).to(device, non_blocking=True) for array in arrays)
         return _Tiles(*on_device).parts()
+
+
+def _captures(device: torch.device) -> bool:
+    """True while a CUDA graph is captured on the current stream."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _addresses(gates: Sequence[GateLayer]) -> torch.Tensor:
