@@ -17,7 +17,7 @@ ONES, BASE = np.ones(4, np.int64), np.zeros(4, np.int64)
 
 
 def served(tmp_path, mode):
-    """A runtime with mask 1 in use, its mask, the layers' whole weights [2R, K], and the manager."""
+    """A runtime with mask 1 in use, the mask, the layers' weights [2R, K], and the manager."""
     weights = [
         torch.randn(2 * ROWS, COLS, generator=torch.Generator().manual_seed(i)) for i in (0, 1)
     ]
@@ -52,7 +52,7 @@ def test_values_of_the_former_base_are_written_nowhere(tmp_path, announced):
         manager.remove_all_adapters()
     runtime.begin_step(BASE)
     assert all(torch.equal(w, n) for w, n in zip(weights, new, strict=True))
-    with pytest.raises(BaseReplacedError, match="'m'.*base weights were replaced"):
+    with pytest.raises(BaseReplacedError, match=r"'m'.*base weights were replaced"):
         runtime.add(1, "m", laid_out(random_mask(1), tmp_path))
     assert runtime.collect_stats().base_error
 
@@ -102,9 +102,14 @@ def test_a_verified_base_serves_masks_with_its_own_values(tmp_path, mode):
 
 def test_a_failed_replacement_refuses_masks_too(tmp_path):
     runtime, _, weights, manager = served(tmp_path, "scatter")
-    with pytest.raises(OSError, match="cut"), manager.base.replacement("update_weights"):
-        weights[0][0, 0] = 5.0
-        raise OSError("cut")
+
+    def fail():
+        with manager.base.replacement("update_weights"):
+            weights[0][0, 0] = 5.0
+            raise OSError("cut")
+
+    with pytest.raises(OSError, match="cut"):
+        fail()
     with pytest.raises(BaseReplacedError, match="update_weights"):
         runtime.begin_step(ONES)
 

@@ -14,10 +14,10 @@ Returns nothing. Products and sums are in fp32, and y is rounded to its dtype on
 Rows of tokens without a mask keep their bits. If a mask has the zeros P, the result is
 x (W ⊙ 1[not P])^T up to rounding, which is the masked model's gate output.
 
-`bmt::masked_delta_of(Tensor(a!) y, Tensor x, LayerHandle handle) -> ()` is the same op for compilers
-that reuse the code of one layer for all: torch makes an opaque handle an input of the compiled
-graph, and a literal a part of it. vLLM hides its layers' names likewise (`utils/torch_utils.py`,
-`LayerName`).
+`bmt::masked_delta_of(Tensor(a!) y, Tensor x, LayerHandle handle) -> ()` is the same op, for
+compilers that reuse the code of one layer for all: torch makes an opaque handle an input of the
+compiled graph, and a literal a part of it. vLLM hides its layers' names likewise
+(`utils/torch_utils.py`, `LayerName`).
 
 `reference.py` computes the same in a loop over tokens; tests compare each kernel with it.
 

@@ -386,7 +386,7 @@ def test_a_graph_beyond_the_prepared_size_is_refused(tmp_path, monkeypatch):
         torch.ops.bmt.masked_delta(y, x, handle)
     runtime.prepare_capture(9)
     x, y = inputs(runtime, 9)
-    with pytest.raises(KernelInputError, match="9 tokens.*at most 8.*max-cudagraph-capture-size"):
+    with pytest.raises(KernelInputError, match=r"9 tokens.*at most 8.*max-cudagraph-capture-size"):
         torch.ops.bmt.masked_delta(y, x, handle)
     # Graphs of steps without masks may have any size.
     runtime.begin_step(np.zeros(9, np.int64))

@@ -157,8 +157,8 @@ class TritonKernel:
     def run(self, layer: int, y: torch.Tensor, x: torch.Tensor) -> None:
         if self._beyond_graphs and _captures(y.device):
             raise KernelInputError(
-                f"a CUDA graph of {self._beyond_graphs} tokens is captured, and masks were prepared "
-                f"for graphs of at most {self._graph_tokens}: its steps would answer as the base; "
+                f"a CUDA graph of {self._beyond_graphs} tokens is captured, and masks were "
+                f"prepared for at most {self._graph_tokens}: its steps would answer as the base; "
                 "set --max-cudagraph-capture-size to the largest size"
             )
         if not self._until and not self._tiles:
