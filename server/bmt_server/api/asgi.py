@@ -1,28 +1,15 @@
-"""ASGI messages of one HTTP request: headers, and the response with its error form."""
+"""ASGI: types of its messages and apps, and the headers of a request."""
 
 from __future__ import annotations
 
-import json
-import logging
-import re
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-
-from bmt_server.api.access_log import RequestRecord
-from bmt_server.errors import ApiError, from_status
-
-logger = logging.getLogger("vllm.bmt_server")
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-# vLLM quotes values of the request in its messages.
-_MAX_MESSAGE_CHARACTERS = 1000
-# A path of two parts or more in a message of vLLM; routes of the API stay readable.
-_FOLDER = re.compile(r"(?<![\w:/.])/(?!v\d/)[\w.+-]+(?:/[\w.+-]+)+")
-_BODY_HEADERS = (b"content-type", b"content-length", b"transfer-encoding")
 _CREDENTIALS = ("authorization", "x-api-key")
 
 
@@ -37,125 +24,3 @@ def read_headers(scope: Message) -> dict[str, str]:
         value = raw_value.decode("latin-1")
         headers[name] = "" if name in _CREDENTIALS and name in headers else value
     return headers
-
-
-def _read_error(body: bytes) -> tuple[str, str | None]:
-    """Message and field of an error response of vLLM, FastAPI or Starlette, in any of their forms.
-
-    Other responses are their own message.
-    """
-    try:
-        value = json.loads(body)
-    except ValueError:
-        return body.decode(errors="replace"), None
-    if isinstance(value, dict) and isinstance(value.get("error"), dict):
-        param = value["error"].get("param")
-        return str(value["error"].get("message", "")), param if isinstance(param, str) else None
-    if isinstance(value, dict) and value.get("detail"):
-        return str(value["detail"]), None
-    return "" if value in ({}, None) else str(value), None
-
-
-class ResponseReplaced(Exception):
-    """Raised into the app when its response was replaced by an error of this server."""
-
-
-class ResponseSender:
-    """Sends one response: adds headers, waits for the mask, and gives all errors one form.
-
-    vLLM's app has three forms of errors, by route; its responses with an error status are sent in
-    this server's form instead. Its 500 are logged, because vLLM logs only some of them.
-    """
-
-    def __init__(self, send: Send, record: RequestRecord) -> None:
-        self._send = send
-        self._record = record
-        self._ready: Callable[[], Awaitable[None]] | None = None
-        self._started = False
-        self._replaced: ResponseReplaced | None = None
-        # The app's response, if it is an error: its start, and its body as far as it has come.
-        self._error: tuple[Message, bytearray] | None = None
-
-    @property
-    def replaced(self) -> bool:
-        """True after an error was sent in place of the app's response."""
-        return self._replaced is not None
-
-    def wait_for(self, ready: Callable[[], Awaitable[None]]) -> None:
-        """Send nothing before `ready` has returned; an ApiError of it becomes the response."""
-        self._ready = ready
-
-    async def send(self, message: Message) -> None:
-        """Forward a message of the app. Raises ResponseReplaced if an error has taken its place."""
-        if self._replaced is not None:
-            raise self._replaced
-        ready, self._ready = self._ready, None
-        if ready is not None:
-            try:
-                await ready()
-                self._record.span.add_event("mask ready")
-            except ApiError as error:
-                await self.send_error(error)
-                self._replaced = ResponseReplaced(str(error))
-                raise self._replaced from None
-        if message["type"] == "http.response.start" and message["status"] >= 400:
-            self._error = (message, bytearray())
-            return
-        if self._error is not None:
-            start, body = self._error
-            body += message.get("body", b"")
-            if message.get("more_body"):
-                return
-            self._error = None
-            await self._send_app_error(start, bytes(body))
-            return
-        await self.pass_on(message)
-
-    async def _send_app_error(self, start: Message, body: bytes) -> None:
-        """Send an error response of the app in this server's form."""
-        message, param = _read_error(body)
-        if start["status"] == 500:
-            logger.error("Request %s failed: %s", self._record.request_id, message or "no message")
-            message = "internal error; see the server's log"
-        message = _FOLDER.sub("<path>", message[:_MAX_MESSAGE_CHARACTERS])
-        error = from_status(start["status"], message, param)
-        kept = [(n, v) for n, v in start.get("headers", []) if n.lower() not in _BODY_HEADERS]
-        await self.send_error(error, kept)
-
-    async def pass_on(self, message: Message) -> None:
-        """Send a message with this server's headers and nothing else changed, as for probes."""
-        if message["type"] == "http.response.start":
-            self._started = True
-            self._record.status = message["status"]
-            message = {**message, "headers": self._headers(message)}
-        await self._send(message)
-
-    async def send_error(
-        self, error: ApiError, more_headers: Sequence[tuple[bytes, bytes]] = ()
-    ) -> None:
-        """Send an error in OpenAI's form, or raise it if a response has already started."""
-        self._ready = self._error = None
-        self._record.error = error.code
-        if self._started:
-            raise error
-        body = json.dumps(error.body(self._record.request_id)).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        headers += more_headers
-        if error.retry_after is not None:
-            headers.append((b"retry-after", b"%d" % error.retry_after))
-        if error.status == 401:
-            headers.append((b"www-authenticate", b"Bearer"))
-        start = {"type": "http.response.start", "status": error.status, "headers": headers}
-        await self.pass_on(start)
-        await self.pass_on({"type": "http.response.body", "body": body})
-
-    def _headers(self, message: Message) -> list[tuple[bytes, bytes]]:
-        headers = [h for h in message.get("headers", []) if h[0].lower() != b"x-request-id"]
-        headers.append((b"x-request-id", self._record.request_id.encode()))
-        names = {h[0].lower() for h in headers}
-        # vLLM's own 503 responses have no Retry-After, and clients decide by it.
-        if message["status"] == 503 and b"retry-after" not in names:
-            headers.append((b"retry-after", b"1"))
-        if b"x-content-type-options" not in names:
-            headers.append((b"x-content-type-options", b"nosniff"))
-        return headers

@@ -11,7 +11,7 @@ The steps of a generation request, in order::
     admit             limit of the server on sequences, for routes that run the engine
     resolve           `model` -> base model or one version of a mask, held until the response ends
     app               vLLM's handlers, while the workers load the mask
-    response          sent when the mask is loaded (`asgi.py`)
+    response          sent when the mask is loaded (`response/sender.py`)
 
 A plain ASGI class, installed through vLLM's `--middleware`: an import that fails there stops the
 server, and a plugin that fails is only logged. Decisions use `scope["path"]`, the path that routing
@@ -20,7 +20,6 @@ uses: a URL rebuilt from headers can be made to differ from it.
 
 from __future__ import annotations
 
-import logging
 import re
 import secrets
 from collections.abc import Mapping
@@ -30,14 +29,7 @@ from typing import Any
 from bmt_server.api import request_limits
 from bmt_server.api.access_log import RequestRecord
 from bmt_server.api.app_state import AppState, find_app_state
-from bmt_server.api.asgi import (
-    App,
-    Message,
-    Receive,
-    ResponseSender,
-    Send,
-    read_headers,
-)
+from bmt_server.api.asgi import App, Message, Receive, Send, read_headers
 from bmt_server.api.body.bounds import BodyBounds
 from bmt_server.api.body.reader import (
     SMALL_BODY_BYTES,
@@ -48,12 +40,12 @@ from bmt_server.api.body.reader import (
 from bmt_server.api.isolation import isolate
 from bmt_server.api.masks.resolver import Lease
 from bmt_server.api.permissions import Route, find_route
+from bmt_server.api.response.refusals import watch
+from bmt_server.api.response.sender import ResponseSender
 from bmt_server.api.tracing import Span
 from bmt_server.errors import ApiError, BadRequest, Forbidden, NotFound, Unauthorized, Unavailable
 from bmt_server.registry.api_keys import SCOPES
 from bmt_server.registry.schemas import DEFAULT_TENANT, Principal
-
-logger = logging.getLogger("vllm.bmt_server")
 
 MAX_KEY_CHARACTERS = 256
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -78,7 +70,7 @@ class RequestMiddleware:
         method, path, headers = scope["method"], scope["path"], read_headers(scope)
         route = find_route(method, path)
         record = RequestRecord(_request_id(headers), method, path, Span(method, headers))
-        response = ResponseSender(send, record)
+        response = ResponseSender(send, record, watch())
         try:
             await self._handle(scope, headers, route, record, receive, response)
         except ApiError as error:
@@ -87,8 +79,7 @@ class RequestMiddleware:
             # A replaced response stops the app by an exception, which its layers may have changed.
             if response.replaced:
                 return
-            logger.exception("Request %s failed.", record.request_id)
-            await response.send_error(ApiError("internal error; see the server's log"))
+            await response.send_failure()
         finally:
             state = find_app_state(scope["app"])
             if record.error and state is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from bmt_server.api.isolation import current_salt
 from bmt_server.api.permissions import find_route
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import TypeAdapter
 
@@ -74,11 +75,12 @@ def body_schemas(models: dict[str, Any]) -> dict[str, BodySchema]:
 
 @dataclass
 class Call:
-    """One call of a stub: the validated request, and the salt of engine calls at that point."""
+    """One call of a stub: the validated request, its headers, and the salt of engine calls."""
 
     path: str
     request: Any
     salt: str | None
+    headers: frozenset[str]
 
 
 class StubRoutes(list[Call]):
@@ -86,9 +88,9 @@ class StubRoutes(list[Call]):
 
     answer: tuple[int, Any] | None = None
 
-    def respond(self, path: str, request: Any) -> Any:
+    def respond(self, path: str, request: Any, headers: Iterable[str]) -> Any:
         """Keep the call, and answer it."""
-        self.append(Call(path, request, current_salt()))
+        self.append(Call(path, request, current_salt(), frozenset(headers)))
         if self.answer is None:
             return {"object": path, "model": getattr(request, "model", None)}
         status, content = self.answer
@@ -108,10 +110,10 @@ def add_stub_routes(app: FastAPI, models: dict[str, Any]) -> StubRoutes:
     calls = StubRoutes()
 
     def add(path: str, model: Any) -> None:
-        async def handler(request: Any) -> Any:
-            return calls.respond(path, request)
+        async def handler(request: Any, raw_request: Request) -> Any:
+            return calls.respond(path, request, raw_request.headers)
 
-        handler.__annotations__["request"] = model
+        handler.__annotations__ |= {"request": model, "raw_request": Request}
         app.post(path)(handler)
 
     init_exception_handler(app)

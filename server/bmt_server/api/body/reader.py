@@ -16,6 +16,12 @@ from bmt_server.errors import BadRequest, UnsupportedMedia
 #: Bodies up to this size are parsed at once; longer ones one at a time. The dearest body of this
 #: size takes 3 ms of validation.
 SMALL_BODY_BYTES = 2 * KIB
+# Headers that vLLM's app sees. Others of its own choose a priority, an engine of several, a session
+# or the form of its load figures; those of later versions are not known.
+_APP_HEADERS = frozenset(
+    (b"accept", b"content-type", b"host", b"traceparent", b"tracestate", b"user-agent")
+    + (b"x-request-id",)
+)
 # A body is looked at when its first part has this size, and whenever it has doubled since.
 _FIRST_LOOK_BYTES = 32 * KIB
 
@@ -68,7 +74,9 @@ def replace_body(
     headers: Mapping[str, str],
     turns: Turns,
 ) -> tuple[Message, Receive]:
-    """Scope and receive of the same request with another body and further headers.
+    """Scope and receive of the same request with another body and the headers that the app needs.
+
+    headers: further ones, which replace the client's.
 
     The body is serialized again, so that vLLM reads exactly what was checked here: two parsers may
     differ on the original bytes, for example on repeated keys. A long body is handed over in its
@@ -76,8 +84,8 @@ def replace_body(
     """
     data = msgspec.json.encode(body)
     added = {"content-length": str(len(data)), **headers}
-    replaced = {name.encode() for name in (*added, "transfer-encoding")}
-    kept = [h for h in scope["headers"] if h[0].lower() not in replaced]
+    replaced = {name.encode() for name in added}
+    kept = [h for h in scope["headers"] if h[0].lower() in _APP_HEADERS - replaced]
     kept += [(name.encode(), value.encode()) for name, value in added.items()]
     sent = False
 

@@ -14,14 +14,20 @@ from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 
+from bmt_server.api.engine_vllm.contradictions import check_output, check_parameters
 from bmt_server.api.engine_vllm.heartbeat import Heartbeat
 from bmt_server.api.engine_vllm.sampling_buffers import check_sampling_buffers
 from bmt_server.api.isolation import current_salt
+from bmt_server.api.response.refusals import note
+from bmt_server.errors import BadRequest
 
 # Context manager for one engine call with an adapter, by adapter id.
 AdapterHold = Callable[[int], AbstractAsyncContextManager[None]]
+
+MAX_MESSAGE_CHARACTERS = 1000
 
 
 class RequestObserver(Protocol):
@@ -61,6 +67,7 @@ def _with_check(original: Any) -> Any:
     # The first call with a request's final parameters, and the last before anything keeps it.
     def assign_request_id(request: Any) -> Any:
         check_sampling_buffers(request.params)
+        check_parameters(request.params)
         return original(request)
 
     return assign_request_id
@@ -103,10 +110,15 @@ def _with_metrics(original: Any, on_finished: RequestObserver) -> Any:
             async with aclosing(original(*args, **kwargs)) as outputs:
                 async for output in outputs:
                     tokens.add(output, cumulative)
-                    if output.finished:
-                        outcome = "ok"
+                    failed = check_output(sampling, output, tokens.completions)
+                    if output.finished or failed:
+                        outcome = "error" if failed else "ok"
                     yield output
         except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except VLLMValidationError as error:
+            outcome = "error"
+            note(_refusal(error))
             raise
         except Exception:
             outcome = "error"
@@ -121,6 +133,12 @@ def _with_metrics(original: Any, on_finished: RequestObserver) -> Any:
             )
 
     return call
+
+
+def _refusal(error: VLLMValidationError) -> BadRequest:
+    """The 400 of a validation error; vLLM's own text also repeats field and value."""
+    message = str(error.args[0])[:MAX_MESSAGE_CHARACTERS]
+    return BadRequest(message, code="field_invalid", param=error.parameter)
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from bmt_server.api.isolation import salt_of
 from bmt_server.api.permissions import ROUTES, find_route
 from bmt_server.api.request_limits import PINNED_FIELDS
 from bmt_server.api.shutdown import Shutdown
+from vllm.entrypoints.generate.base.serving import PRIORITY_HEADER, SESSION_ID_HEADER
 
 from tests.support.replica import make_mask
 from tests.support.requests.vllm_app import REACHED_ROUTES, build_vllm_app
@@ -262,3 +263,17 @@ async def test_no_answer_names_a_folder_or_an_address(api, calls, valkey):
     assert answers[1].json()["root"] == "tiny"
     for answer in answers:
         assert not any(secret in answer.text for secret in secrets), answer.text
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("path", BODIES)
+async def test_the_app_sees_no_header_that_steers_the_engine(api, calls, path):
+    """vLLM reads a priority, a rank, a session and more from headers, also where the body says."""
+    steering = {PRIORITY_HEADER, SESSION_ID_HEADER, "x-data-parallel-rank", "x-anything"}
+    steering.add("endpoint-load-metrics-format")
+    async with api.client("infer") as client:
+        body = {"model": "tiny", **BODIES[path]}
+        answer = await client.post(path, json=body, headers=dict.fromkeys(steering, "-5"))
+    assert answer.status_code == 200
+    assert calls[-1].headers >= {"content-type", "content-length"}
+    assert not calls[-1].headers & {name.lower() for name in steering | {"authorization"}}

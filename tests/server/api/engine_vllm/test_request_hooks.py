@@ -32,7 +32,7 @@ class Client:
 
     async def generate(self, prompt, sampling_params, request_id, **more):
         await self.engine_core.add_request_async(SimpleNamespace(cache_salt=prompt["salt"]))
-        completion = SimpleNamespace(index=0, token_ids=[1, 2])
+        completion = SimpleNamespace(index=0, token_ids=[1, 2], finish_reason="length")
         yield SimpleNamespace(
             outputs=[completion], prompt_token_ids=[1, 2, 3], finished=True, metrics=None
         )
