@@ -51,8 +51,10 @@ NATIVE = KernelCosts(
 # Measured on an H100, layers of 14336 x 4096 in bf16, 0.2 % zeros, with the GPU benchmark, except
 # switch_layer: a switch is one launch for all layers, outside of the step's graph, and its host
 # cost for small masks was not measured. correct_layer excludes the launch itself, which a step in
-# place also has. correct_token is the cost of decoding tokens; tokens of a prompt, in tiles, cost a
-# quarter of it, and a prompt pays for a switch in either case.
+# place also has. correct_token is the cost of tokens that are corrected one by one. In tiles of 64
+# tokens one costs a quarter of it; tiles of 16, which decoding steps have, were not measured. So a
+# step of many tokens may cost less than the model says, and the rule switches up to four times as
+# early.
 GPU = KernelCosts(
     switch_layer=5e-6,
     switch_zero=80e-12,

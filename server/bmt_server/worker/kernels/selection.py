@@ -19,6 +19,8 @@ from bmt_server.worker.kernels.portable import PortableKernel
 
 # Forces a kernel: "native", the compiled one for the device; "portable"; unset: the fastest.
 KERNEL_ENV = "BMT_KERNEL"
+# vLLM's own switch: a request's answer does not depend on the rest of its batch.
+BATCH_INVARIANT_ENV = "VLLM_BATCH_INVARIANT"
 
 logger = logging.getLogger("vllm.bmt_server")
 
@@ -78,6 +80,7 @@ def make_kernel(gates: Sequence[GateLayer], limits: KernelLimits) -> Kernel:
             memory_bytes=limits.memory_bytes,
             max_tokens=limits.max_tokens,
             graph_tokens=limits.graph_tokens,
+            group=os.environ.get(BATCH_INVARIANT_ENV, "0") == "0",
         )
     if device.type == "cpu" and dtype not in native.DTYPES and _forced() != "portable":
         if _forced():

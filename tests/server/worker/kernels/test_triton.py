@@ -14,11 +14,12 @@ from bmt_server.worker.kernels.portable import PortableKernel
 
 pytest.importorskip("triton")
 
-CASES = Path(__file__).with_name("triton_cases.py")
+HERE = Path(__file__).parent
 
 
-def test_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
+@pytest.mark.parametrize("cases", ["triton_cases.py", "triton_generated.py"])
+def test_in_the_interpreter(cases):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / cases)]
     done = subprocess.run(
         command,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
@@ -33,30 +34,33 @@ def test_in_the_interpreter():
 
 def specimens(dtype: str, wide: bool):
     """Each kernel with the types and constants of its launches."""
-    from bmt_server.worker.kernels.triton import delta, weights
+    from bmt_server.worker.kernels.triton import delta, tiles, weights
 
-    y, tile = f"*{dtype}", {"tile_start": "*i32", "tile_count": "*i32"}
-    sizes = {"ROWS": delta.ROWS, "WIDTH": delta.WIDTH, "WIDE": wide}
-    sizes["STAGE"] = 0 if wide else 4096
-    tiles = {"TILE_ROWS": delta.TILE_ROWS, "TILE": delta.TILE, "WIDE": wide}
+    sizes = {"ROWS": delta.ROWS, "WIDTH": delta.WIDTH, "WIDE": wide, "STAGE": 0}
+    sizes |= {"COLUMNS": delta.COPY_COLUMNS, "TILE": 0, "AT_ONCE": 0}
+    groups = {"ROWS": delta.TILE_ROWS, "ZEROS": delta.TILE_ZEROS, "WIDE": wide}
     whole = {
         "BITS": 16 if dtype == "bf16" else 32,
         "WIDE": wide,
         "ROWS": weights.ROWS,
         "WIDTH": weights.WIDTH,
     }
-    ints = dict.fromkeys(("layer", "blocks", "R", "K", "y_stride", "x_stride"), "i32")
-    types = {"y": y, "x": y, "transposed": y, "token_mask": "*i64", "tile_mask": "*i64"}
-    types |= {"gates": "*i64", "old": "i64", "new": "i64", "mask": "i64", **tile, **ints}
-    yield delta.correct, types, sizes, delta.WARPS
-    yield delta.transpose, types, {"COLUMNS": delta.TRANSPOSE_COLUMNS, "TILE": delta.TILE}, 4
-    yield delta.correct_tiles, types, tiles, delta.TILE_WARPS
+    ints = ("layer", "blocks", "tokens", "first", "R", "K", "y_stride", "x_stride")
+    types = dict.fromkeys(ints, "i32") | dict.fromkeys(("y", "x", "copied"), f"*{dtype}")
+    types |= dict.fromkeys(("token_mask", "tiles", "gates"), "*i64")
+    types |= dict.fromkeys(("old", "new", "mask"), "i64")
+    yield delta.correct, types, sizes | ({} if wide else {"STAGE": 4096}), delta.WARPS
+    for size in tiles.LEAST:
+        part = {"TILE": size, "AT_ONCE": 2048 // size}
+        yield delta.correct, types, sizes | part, delta.WARPS
+        yield delta.correct_tiles, types, groups | part, delta.TILE_WARPS
     yield weights.switch, types, whole, weights.ROWS // 32
     yield weights.read_values, types, whole, weights.ROWS // 32
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "wide"), [(80, "bf16", False), (90, "bf16", False), (90, "fp32", True)]
+    ("capability", "dtype", "wide"),
+    [(80, "bf16", False), (90, "bf16", False), (100, "bf16", False), (90, "fp32", True)],
 )
 def test_compiles_for_gpus(tmp_path, monkeypatch, capability, dtype, wide):
     """The compiler rejects more than the interpreter does; it needs no device."""

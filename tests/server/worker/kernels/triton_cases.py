@@ -16,13 +16,14 @@ import pytest
 import torch
 from bmt_server.worker.gate_layers import GateLayer
 from bmt_server.worker.kernels import reference
-from bmt_server.worker.kernels.triton import delta, weights
+from bmt_server.worker.kernels.triton import delta
 from bmt_server.worker.kernels.triton import kernel as kernel_module
 from bmt_server.worker.kernels.triton.kernel import KernelInputError, TritonKernel
 from bmt_server.worker.resident_mask import NoRoomError, load_mask
 from bmt_server.worker.runtime import MaskRuntime
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.support.triton_launches import record
 from tests.support.worker import (
     BASE,
     MIXES,
@@ -105,15 +106,16 @@ def test_delta_is_the_masked_product(tmp_path, mix, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    "chosen",
+    ("chosen", "one_by_one"),
     [
-        [1] * 70,
-        [2] * 32 + [0] * 5 + [1] * 65,
-        [1, 2, 0] * 4 + [3] * 64 + [1] * 31,
-        [0] * 40 + [2] * 129,
+        ([1] * 70, 70),
+        ([2] * 32 + [0] * 5 + [1] * 65, 102),
+        # The first tokens of mask 1 are in a tile with its last ones.
+        ([1, 2, 0] * 4 + [3] * 64 + [1] * 31, 11),
+        ([0] * 40 + [2] * 128, 0),
     ],
 )
-def test_long_runs_go_through_tiles(tmp_path, launches, chosen, dtype):
+def test_long_runs_go_through_tiles(tmp_path, launches, chosen, one_by_one, dtype):
     masks = [random_mask(i, shape=SHAPE, zeros=250) for i in range(3)]
     runtime = made(tmp_path, masks, dtype=dtype)
     launches.clear()
@@ -125,17 +127,17 @@ def test_long_runs_go_through_tiles(tmp_path, launches, chosen, dtype):
         want = expected(y, x, runtime, masks, chosen)
         torch.ops.bmt.masked_delta(y, x, runtime.handles()[0])
         torch.testing.assert_close(y[:, : SHAPE[0]].float(), want, rtol=2**-10, atol=1e-4)
-    names = [launch[0] for launch in launches]
-    assert names.count("transpose") == names.count("correct_tiles") == 1
-    # Tokens outside of long runs use `correct`, which is not launched for base tokens only.
-    assert names.count("correct") == (chosen[0] == 1 and 2 in chosen)
+    # Tokens outside of tiles and copies of tiles share a launch.
+    assert [launch[0] for launch in launches] == ["correct", "correct_tiles"]
+    assert launches[0][2][7] == one_by_one, "up to the last token that no tile holds"
 
 
-def test_more_tiles_than_the_scratch_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr("bmt_server.worker.kernels.triton.kernel._TILES_AT_ONCE", 2)
+def test_more_tiles_than_one_launch_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr("bmt_server.worker.kernels.triton.kernel._COPIED_TOKENS", 128)
     masks = [random_mask(i, shape=(20, 32), zeros=60) for i in range(2)]
-    runtime = made(tmp_path, masks, shape=(20, 32))
-    check(runtime, masks, [1] * 200 + [2] * 100)
+    for graphs in (0, 512):
+        runtime = made(tmp_path, masks, shape=(20, 32), graphs=graphs)
+        check(runtime, masks, [1] * 200 + [2] * 100 + [0, 1])
 
 
 @pytest.mark.parametrize("r", [1, 63, 64, 65, 127, 129, 200])
@@ -304,49 +306,25 @@ def test_auto_puts_a_mask_in_place_and_corrects_a_mix(tmp_path):
     check(runtime, masks, [1, 2, 0])
 
 
-class Recorded:
-    """Wrapper of a kernel that records each launch, and runs it unless `dry`."""
-
-    def __init__(self, kernel, label, log, dry):
-        self.kernel, self.label, self.log, self.dry = kernel, label, log, dry
-
-    def __getitem__(self, grid):
-        def launch(*arguments, **options):
-            self.log.append((self.label, self.kernel[grid], arguments, options))
-            if not self.dry:
-                self.kernel[grid](*arguments, **options)
-
-        return launch
-
-
 @pytest.fixture
 def launches(monkeypatch):
     """Every launch of this test, as (name, launcher, arguments, options)."""
     return record(monkeypatch)
 
 
-def record(monkeypatch, *, dry=False):
-    log: list[tuple] = []
-    for module in (delta, weights):
-        for label in ("correct", "transpose", "correct_tiles", "switch", "read_values"):
-            if hasattr(module, label):
-                kernel = getattr(module, label)
-                monkeypatch.setattr(module, label, Recorded(kernel, label, log, dry))
-    return log
-
-
-def test_one_launch_per_layer_and_none_for_the_base(tmp_path, launches):
+def test_one_or_two_launches_per_layer_and_none_for_the_base(tmp_path, launches):
     masks = [random_mask(i, shape=SHAPE) for i in range(3)]
     runtime = made(tmp_path, masks, graphs=512)
     handles = runtime.handles()
-    for chosen, each in (([1, 2, 3, 0], 1), ([0, 0], 0), ([1] * 100, 1), ([0], 0)):
+    for chosen, each in (([1, 2, 3, 0], 1), ([0, 0], 0), ([1] * 100, 2), ([0], 0)):
         launches.clear()
         runtime.begin_step(np.array(chosen))
         assert not launches
         for layer, handle in enumerate(handles):
             x, y = inputs(runtime, len(chosen), layer)
             torch.ops.bmt.masked_delta(y, x, handle)
-        assert [launch[0] for launch in launches] == ["correct"] * (each * len(handles))
+        names = [launch[0] for launch in launches]
+        assert names == ["correct", "correct_tiles"][:each] * len(handles)
 
 
 def test_a_graph_recorded_without_masks_serves_every_mixture(tmp_path, launches):
