@@ -23,7 +23,7 @@ from bmt_server.worker.resident_mask import NoRoomError, load_mask
 from bmt_server.worker.runtime import MaskRuntime
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.support.triton_launches import record
+from tests.support.kernels.launches import record
 from tests.support.worker import (
     BASE,
     MIXES,

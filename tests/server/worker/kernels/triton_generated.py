@@ -17,7 +17,7 @@ from bmt_server.worker.kernels import reference
 from bmt_server.worker.kernels.triton.kernel import TritonKernel
 from bmt_server.worker.runtime import MaskRuntime
 
-from tests.support.triton_launches import record, replay
+from tests.support.kernels.launches import record, replay
 from tests.support.worker import dense, gates, keep_of, laid_out, random_mask
 
 CASES = int(os.environ.get("BMT_TRITON_CASES", "30"))
