@@ -20,12 +20,9 @@ import torch
 from vllm.v1.worker.gpu_worker import Worker
 from vllm.v1.worker.worker_base import WorkerBase
 
+from bmt_server.vllm_integration.unsupported_flags import FINGERPRINTED_FORMATS
 from bmt_server.worker.base_weights import BaseWeights
 
-# Load formats that read the *.safetensors of a folder, which the fingerprint covers.
-FINGERPRINTED_FORMATS = (
-    *("auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "runai_streamer"),
-)
 # Methods that change weights of the base; the middle ones are shared with sessions for a drafter.
 _REPLACING = ("start_weight_update", "update_weights", "finish_weight_update", "reset_weights")
 _OF_A_SESSION = ("update_weights", "finish_weight_update")
