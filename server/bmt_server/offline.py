@@ -14,6 +14,7 @@ import functools
 import itertools
 import os
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
 from bmt_server.ipc.mask_layout import SUFFIX, write_layout
+from bmt_server.ipc.stats_files import WorkerStats
 from bmt_server.settings import MaskMode, Settings, SettingsError
 from bmt_server.vllm_integration import cpu_environment, plugin, process_lifetime
 from bmt_server.vllm_integration.checkpoint import checkpoint_folder, load_format
 from bmt_server.vllm_integration.platform_limits import eager_reason, float32_reason
+from bmt_server.vllm_integration.unsupported_flags import check, count_drafts
 
 __all__ = ["mask_request", "masked_llm"]
 
@@ -49,7 +52,12 @@ def masked_llm(
     in one process, UnsupportedFlagError for an option that masks cannot work with,
     bmt_core.CheckpointError, and the errors of vLLM.
     """
-    path = checkpoint_folder(model, vllm_options.get("revision"))
+    options: dict[str, Any] = {**vllm_options}
+    given = Namespace(**options)
+    check(given, offline=True)
+    count_drafts(given)
+    options = {**vars(given), "enable_lora": True}
+    path = checkpoint_folder(model, options.get("revision"))
     settings = Settings(
         model_id=model,
         model_path=path,
@@ -59,7 +67,7 @@ def masked_llm(
         mask_memory_bytes=mask_memory_bytes,
         scatter_quantum_s=scatter_quantum_s,
         scatter_max_wait_s=scatter_max_wait_s,
-        stats_dir=stats_dir,
+        stats_dir=stats_dir or _stats_folder().name,
     )
     present = Settings.from_env()
     if present is not None and present != settings:
@@ -69,7 +77,6 @@ def masked_llm(
         )
     process_lifetime.mark_root()
     settings.export_env()
-    options: dict[str, Any] = {"enable_lora": True, **vllm_options}
     options["load_format"] = load_format(path, str(options.get("load_format", "auto")))
     if options.get("dtype", "auto") == "auto" and float32_reason():
         options["dtype"] = "float32"
@@ -77,14 +84,16 @@ def masked_llm(
         options["enforce_eager"] = True
     _prepare_cpu(settings, options)
     plugin.register()
-    return vllm.LLM(path, **options)
+    llm = vllm.LLM(path, **options)
+    _check_requests(llm.llm_engine)
+    return llm
 
 
 def mask_request(mask: bmt_core.Mask | str | os.PathLike[str], name: str = "") -> LoRARequest:
     """The `lora_request` argument of vLLM for a mask or a `.bmt` file.
 
     Raises bmt_core.BaseMismatch if the mask was trained on another base than the one of
-    `masked_llm`, and SettingsError if there is none yet.
+    `masked_llm`, or if that one's weights were replaced, and SettingsError if there is none yet.
     """
     settings = Settings.from_env()
     if settings is None:
@@ -97,8 +106,34 @@ def mask_request(mask: bmt_core.Mask | str | os.PathLike[str], name: str = "") -
             f"the mask's base is {mask.base.fingerprint[:12]}… and the served checkpoint is "
             f"{settings.fingerprint[:12]}…; use the checkpoint that the mask was trained on"
         )
+    _check_base(settings)
     path = _laid_out(mask)
     return LoRARequest(f"{name or 'mask'}@{mask.digest[:12]}", _adapter_id(mask.digest), str(path))
+
+
+def _check_base(settings: Settings) -> None:
+    """Raise BaseMismatch if a worker refuses masks, because its base weights were replaced."""
+    for worker in WorkerStats.read_all(settings.stats_dir):
+        if worker.base_error:
+            raise bmt_core.BaseMismatch(worker.base_error)
+
+
+def _check_requests(engine: Any) -> None:
+    """Check the base at each request with a mask: an error inside a step would end the engine.
+
+    engine: vLLM's LLMEngine (vLLM 0.32.0, `v1/engine/llm_engine.py`).
+    """
+    add = engine.add_request
+
+    @functools.wraps(add)
+    def add_request(*args: Any, **kwargs: Any) -> Any:
+        settings = Settings.from_env()
+        masked = any(isinstance(a, LoRARequest) for a in (*args, *kwargs.values()))
+        if masked and settings is not None:
+            _check_base(settings)
+        return add(*args, **kwargs)
+
+    engine.add_request = add_request
 
 
 def _prepare_cpu(settings: Settings, options: dict[str, Any]) -> None:
@@ -119,6 +154,12 @@ def _prepare_cpu(settings: Settings, options: dict[str, Any]) -> None:
 def _adapter_id(digest: str) -> int:
     """The number by which vLLM knows a mask."""
     return next(_ids)
+
+
+@functools.cache
+def _stats_folder() -> tempfile.TemporaryDirectory[str]:
+    """Folder of the workers' statistics, removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="bmt-stats-")
 
 
 @functools.cache

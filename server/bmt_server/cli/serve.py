@@ -116,7 +116,7 @@ def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
         TAG_BACKEND,
         BackendChoice,
     )
-    from bmt_server.vllm_integration.unsupported_flags import check
+    from bmt_server.vllm_integration.unsupported_flags import check, count_drafts
 
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="bmt-server serve"))
@@ -124,7 +124,8 @@ def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
     parser.set_defaults(tool_strict_level=None)
     choice = BackendChoice(parser)
     args = parser.parse_args([*flags])
-    check(args)
+    check(args, defaults=parser.parse_args([]))
+    count_drafts(args)
     args.model_tag = args.model = checkpoint_folder(model, args.revision)
     args.load_format = load_format(args.model, args.load_format)
     if args.model != model and not args.served_model_name:

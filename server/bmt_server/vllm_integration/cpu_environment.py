@@ -113,6 +113,14 @@ def recommended(
             "cache speeds up later starts",
         )
     )
+    variables.append(
+        Variable(
+            "VLLM_USE_V2_MODEL_RUNNER",
+            "0",
+            "masks are made for vLLM's first model runner on the CPU; with a Triton for CPUs vLLM "
+            "would choose its second",
+        )
+    )
     if not kv_given:
         # Weights twice: repacking needs a second copy of a layer, and mode delta keeps base rows.
         taken = _OTHERS_BYTES + 2 * weights_bytes + workers * mask_bytes

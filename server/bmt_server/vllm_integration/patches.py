@@ -24,6 +24,7 @@ from bmt_server.api.engine_vllm.heartbeat import Heartbeat
 from bmt_server.api.engine_vllm.step_hooks import StepRecorder
 from bmt_server.settings import Settings
 from bmt_server.vllm_integration import cpu_seeds, forced_tools, structured_outputs
+from bmt_server.vllm_integration.platform_limits import check_configuration
 from bmt_server.vllm_integration.worker_hooks import base_replacement, capture_cost
 from bmt_server.worker.engine_vllm.gate_projections import is_gate, keep_base_rows
 from bmt_server.worker.engine_vllm.mask_manager import MaskManager
@@ -104,6 +105,7 @@ def _patch_platform(settings: Settings) -> None:
         if lora is None:
             original(cls, vllm_config)
             return
+        check_configuration(vllm_config)
         lora.max_loras = lora.max_cpu_loras = vllm_config.scheduler_config.max_num_seqs
         # The compiled graph differs by mode, and vLLM's compile cache hashes this field.
         if isinstance(vllm_config.additional_config, dict):

@@ -1,13 +1,16 @@
-"""vLLM options that masks require on this host: eager execution, float32."""
+"""vLLM options that masks require on this host, and configurations that they cannot work with."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from vllm.platforms import current_platform
 
+from bmt_server.settings import SettingsError
 from bmt_server.vllm_integration import cpu_environment
+from bmt_server.vllm_integration.arguments.speculation import method_allowed
 from bmt_server.worker.kernels import selection
 
 
@@ -34,3 +37,21 @@ def float32_reason() -> str | None:
             "times faster"
         )
     return None
+
+
+def check_configuration(vllm_config: Any) -> None:
+    """Raise SettingsError for a configuration that masks cannot work with, as vLLM completed it.
+
+    vllm_config: vLLM 0.32.0, `config/vllm.py`, `VllmConfig`.
+    """
+    if current_platform.is_cpu() and vllm_config.use_v2_model_runner:
+        raise SettingsError(
+            "vLLM would use its second model runner on the CPU, for which masks are not made; set "
+            "VLLM_USE_V2_MODEL_RUNNER=0, and remove --watermark-config"
+        )
+    speculative = vllm_config.speculative_config
+    if speculative is not None and not method_allowed(speculative.method):
+        raise SettingsError(
+            f"--speculative-config: its draft model is one of method {speculative.method!r}, which "
+            "is not known to verify its drafts under a request's mask"
+        )

@@ -97,6 +97,7 @@ REFUSED: tuple[Refusal, ...] = (
         _truthy,
         "a connector may find the KV cache by its tokens alone, and give one mask that of another",
     ),
+    Refusal("model_weights", _truthy, "the fingerprint covers the weights in the model's folder"),
     Refusal("enable_elastic_ep", _truthy, "workers that join later would have no masks"),
     Refusal("enable_fault_tolerance", _truthy, "a recovered engine would have no masks"),
     Refusal("data_parallel_multi_port_external_lb", _truthy, _SUPERVISOR),
@@ -121,6 +122,7 @@ REFUSED: tuple[Refusal, ...] = (
 )
 # Refused by parts of its value, see `check`.
 _SPECULATION = "speculative_config"
+_PER_REQUEST = "per_request_spec_decode_metrics"
 
 
 def check(
@@ -153,6 +155,13 @@ def check(
                 getattr(args, flag),
                 "this version of bmt-adapters does not know how it acts on masks; remove it",
             )
+
+
+def count_drafts(args: Namespace) -> None:
+    """Let vLLM count each request's drafted and accepted tokens, for the metrics by mask."""
+    speculates = getattr(args, _SPECULATION, None) or getattr(args, "spec_method", None)
+    if speculates and getattr(args, _PER_REQUEST, "none") == "none":
+        setattr(args, _PER_REQUEST, "summary")
 
 
 def _error(flag: str, value: Any, reason: str) -> UnsupportedFlagError:

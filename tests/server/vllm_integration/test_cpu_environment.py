@@ -48,7 +48,9 @@ def test_missing_libraries_are_not_preloaded(host):
     (host / "venv/lib/libiomp5.so").unlink()
     assert recommended(host)["LD_PRELOAD"].endswith("libtcmalloc_minimal.so.4")
     (host / "usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4").unlink()
-    assert set(recommended(host)) == {"VLLM_CPU_KVCACHE_SPACE", "VLLM_USE_AOT_COMPILE"}
+    assert set(recommended(host)) == {
+        *("VLLM_CPU_KVCACHE_SPACE", "VLLM_USE_AOT_COMPILE", "VLLM_USE_V2_MODEL_RUNNER")
+    }
 
 
 def test_the_users_own_variables_are_kept(host):

@@ -31,7 +31,10 @@ MAX_MESSAGE_CHARACTERS = 1000
 
 
 class RequestObserver(Protocol):
-    """Called with each finished request. mask: internal name, None for the base model."""
+    """Called with each finished request. mask: internal name, None for the base model.
+
+    drafted and accepted: its tokens of speculative decoding.
+    """
 
     def __call__(
         self,
@@ -41,6 +44,8 @@ class RequestObserver(Protocol):
         prompt_tokens: int,
         completion_tokens: int,
         ttft_s: float | None,
+        drafted: int = 0,
+        accepted: int = 0,
     ) -> None: ...
 
 
@@ -130,6 +135,8 @@ def _with_metrics(original: Any, on_finished: RequestObserver) -> Any:
                 prompt_tokens=tokens.prompt,
                 completion_tokens=sum(tokens.completions.values()),
                 ttft_s=tokens.ttft_s,
+                drafted=tokens.drafted,
+                accepted=tokens.accepted,
             )
 
     return call
@@ -151,6 +158,8 @@ class _TokenCount:
     started: float = field(default_factory=time.perf_counter)
     ttft_s: float | None = None
     prompt: int = 0
+    drafted: int = 0
+    accepted: int = 0
     completions: dict[int, int] = field(default_factory=dict)  # index of a choice -> tokens
 
     def add(self, output: Any, cumulative: bool) -> None:
@@ -158,6 +167,11 @@ class _TokenCount:
             count = len(completion.token_ids)
             before = 0 if cumulative else self.completions.get(completion.index, 0)
             self.completions[completion.index] = before + count
+            # vLLM 0.32.0, `v1/metrics/stats.py`, RequestSpecDecodeMetrics: with a choice's end.
+            drafts = completion.spec_decode_metrics
+            if drafts is not None:
+                self.drafted += drafts.num_draft_tokens
+                self.accepted += sum(n * steps for n, steps in enumerate(drafts.histogram))
         if output.prompt_token_ids is not None:
             self.prompt = len(output.prompt_token_ids)
         if self.ttft_s is None and any(self.completions.values()):

@@ -51,6 +51,12 @@ class Metrics:
         self.tokens = Counter(
             "bmt_tokens", "Tokens by mask and kind.", ["mask", "kind"], registry=registry
         )
+        self.drafts = Counter(
+            "bmt_draft_tokens",
+            "Tokens of speculative decoding by mask: drafted, and accepted of them.",
+            ["mask", "kind"],
+            registry=registry,
+        )
         self.ttft = Histogram(
             "bmt_time_to_first_token_seconds",
             "Time to first token by mask.",
@@ -105,6 +111,7 @@ class Metrics:
         self._registered: tuple[Collector, ...] = (
             self.requests,
             self.tokens,
+            self.drafts,
             self.ttft,
             self.errors,
             self.http_requests,
@@ -124,12 +131,20 @@ class Metrics:
         prompt_tokens: int,
         completion_tokens: int,
         ttft_s: float | None,
+        drafted: int = 0,
+        accepted: int = 0,
     ) -> None:
-        """Count a request that left the engine. mask: internal name, None for the base model."""
+        """Count a request that left the engine. mask: internal name, None for the base model.
+
+        drafted and accepted: its tokens of speculative decoding.
+        """
         label = self._labels.label(mask)
         self.requests.labels(label, outcome).inc()
         self.tokens.labels(label, "prompt").inc(prompt_tokens)
         self.tokens.labels(label, "completion").inc(completion_tokens)
+        if drafted:
+            self.drafts.labels(label, "drafted").inc(drafted)
+            self.drafts.labels(label, "accepted").inc(accepted)
         if ttft_s is not None:
             self.ttft.labels(label).observe(ttft_s)
 

@@ -11,6 +11,7 @@ OURS = frozenset(
     (
         *("help", "model_tag", "model", "config", "middleware", "disable_uvicorn_access_log"),
         *("chat_template", "shutdown_timeout", "max_num_queued_reqs"),
+        *("_api_process_count", "_api_process_rank"),
     )
 )
 
@@ -107,6 +108,7 @@ IRRELEVANT = frozenset(
         *("kda_decode_backend", "mamba_backend", "mamba_ssu_algorithm", "engram_config"),
         *("enable_mamba_cache_stochastic_rounding", "mamba_cache_philox_rounds"),
         *("mamba_cache_dtype", "mamba_ssm_cache_dtype", "mamba_block_size"),
+        *("mamba_config", "enable_mm_processor_stats"),
         *("mamba_cache_mode", "enable_mamba_shared_prefix_checkpoint"),
         *("replayssm_buffer_len", "use_replayssm", "language_model_only"),
         *("limit_mm_per_prompt", "enable_mm_embeds", "media_io_kwargs", "mm_processor_kwargs"),

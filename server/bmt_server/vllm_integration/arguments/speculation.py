@@ -36,8 +36,8 @@ def reason_against(config: Mapping[str, Any] | None, *, tenants: bool) -> str | 
     given = {str(key).replace("-", "_"): value for key, value in config.items()}
     if not method_allowed(given.get("method")):
         return (
-            f"masks work with the methods {', '.join(sorted(VERIFIED))}, and {given['method']!r} is "
-            "not known to verify its drafts under a request's mask"
+            f"masks work with the methods {', '.join(sorted(VERIFIED))}, and "
+            f"{given['method']!r} is not known to verify its drafts under a request's mask"
         )
     if given.get("rejection_sample_method", "standard") not in ("standard", "block"):
         return (

@@ -13,8 +13,11 @@ from bmt_server.api.engine_vllm.heartbeat import Heartbeat
 from bmt_server.api.engine_vllm.request_hooks import install_request_hooks
 from bmt_server.api.engine_vllm.sampling_buffers import STATES
 from bmt_server.api.isolation import isolate, salt_of
+from bmt_server.api.metrics.counters import Metrics
+from prometheus_client import CollectorRegistry
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
+from vllm.v1.metrics.stats import RequestSpecDecodeMetrics
 from vllm.v1.worker.gpu import sample
 
 
@@ -23,6 +26,7 @@ class Client:
 
     def __init__(self) -> None:
         self.sent: list[SimpleNamespace] = []
+        self.drafts: RequestSpecDecodeMetrics | None = None
         self.assigned: list[SimpleNamespace] = []
         self.engine_core = SimpleNamespace(add_request_async=self._send)
         self.input_processor = SimpleNamespace(assign_request_id=self.assigned.append)
@@ -32,7 +36,9 @@ class Client:
 
     async def generate(self, prompt, sampling_params, request_id, **more):
         await self.engine_core.add_request_async(SimpleNamespace(cache_salt=prompt["salt"]))
-        completion = SimpleNamespace(index=0, token_ids=[1, 2], finish_reason="length")
+        completion = SimpleNamespace(
+            index=0, token_ids=[1, 2], finish_reason="length", spec_decode_metrics=self.drafts
+        )
         yield SimpleNamespace(
             outputs=[completion], prompt_token_ids=[1, 2, 3], finished=True, metrics=None
         )
@@ -94,6 +100,29 @@ async def test_both_calls_are_counted(hooked, name, completion):
     assert figures["outcome"] == "ok"
     assert (figures["prompt_tokens"], figures["completion_tokens"]) == (3, completion)
     assert (figures["ttft_s"] is not None) == bool(completion)
+
+
+@pytest.mark.found
+async def test_drafted_and_accepted_tokens_are_counted_by_mask(hooked):
+    """Two verified steps of a request: 3 of 4 drafted tokens accepted, then none of 4."""
+    client, finished = hooked
+    client.drafts = RequestSpecDecodeMetrics.new(4)
+    client.drafts.observe(4, 3)
+    client.drafts.observe(4, 0)
+    registry = CollectorRegistry()
+    metrics = Metrics(2, registry)
+    for mask in ("m@0123456789ab", None):
+        lora = mask and SimpleNamespace(lora_int_id=1, lora_name=mask)
+        await call(client, "generate", lora_request=lora)
+        client.drafts = None
+    for mask, figures in finished:
+        metrics.request_finished(mask, **figures)
+
+    def count(mask: str, kind: str) -> float | None:
+        return registry.get_sample_value("bmt_draft_tokens_total", {"mask": mask, "kind": kind})
+
+    assert (count("m", "drafted"), count("m", "accepted")) == (8, 3)
+    assert count("base", "drafted") is None
 
 
 @pytest.mark.found

@@ -1,0 +1,178 @@
+"""Every argument of vLLM is decided: passed on, without effect on masks, or refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+import vllm
+from bmt_server import offline
+from bmt_server.settings import SettingsError
+from bmt_server.vllm_integration import platform_limits
+from bmt_server.vllm_integration.arguments import decided
+from bmt_server.vllm_integration.unsupported_flags import (
+    REFUSED,
+    UnsupportedFlagError,
+    check,
+    count_drafts,
+)
+from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+NAMES = {refusal.flag for refusal in REFUSED} | {"speculative_config"}
+
+
+@pytest.fixture(scope="module")
+def defaults() -> Namespace:
+    return make_arg_parser(FlexibleArgumentParser()).parse_args([])
+
+
+@pytest.mark.found
+def test_every_argument_of_the_installed_vllm_is_decided(defaults):
+    """Fails for an argument that a new vLLM adds: decide it in `decided.py` or refuse it."""
+    found = set(vars(defaults))
+    found |= {f.name for kind in (EngineArgs, AsyncEngineArgs) for f in dataclasses.fields(kind)}
+    found |= {*inspect.signature(vllm.LLM.__init__).parameters} - {"self", "kwargs"}
+    assert found - decided.DECIDED - NAMES == set()
+    assert set() == decided.DECIDED & NAMES
+
+
+def test_no_argument_is_in_two_lists():
+    lists = (decided.OURS, decided.FRONTEND, decided.MODEL, decided.ENGINE, decided.IRRELEVANT)
+    assert sum(len(part) for part in lists) == len(decided.DECIDED)
+
+
+def test_the_defaults_pass(defaults):
+    check(defaults, defaults=defaults)
+    check(defaults, offline=True, defaults=defaults)
+
+
+def test_an_argument_that_nobody_decided_is_refused(defaults):
+    new = Namespace(**vars(defaults), weights_elsewhere=False)
+    check(new, defaults=new)
+    with pytest.raises(UnsupportedFlagError, match=r"--weights-elsewhere \(True\).*remove it"):
+        check(Namespace(**{**vars(new), "weights_elsewhere": True}), defaults=new)
+
+
+BREAKING = [
+    ("offload_backend", "prefetch"),
+    ("offload_group_size", 4),
+    ("cpu_offload_gb", 2.0),
+    ("load_format", "ipc_cache"),
+    ("load_format", "dummy"),
+    ("load_format", "tensorizer"),
+    ("enable_sleep_mode", True),
+    ("enable_dbo", True),
+    ("ubatch_size", 2),
+    ("prefill_context_parallel_size", 2),
+    ("quantization", "fp8"),
+    ("quantization_config", {"a": 1}),
+    ("kv_transfer_config", {"kv_connector": "x"}),
+    ("enable_elastic_ep", True),
+    ("enable_fault_tolerance", True),
+    ("worker_cls", "mine.Worker"),
+    ("max_loras", 4),
+    ("specialize_active_lora", True),
+    ("diffusion_config", {"a": 1}),
+    ("scheduler_cls", "mine.Scheduler"),
+]
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(("flag", "value"), BREAKING)
+def test_combinations_that_would_break_in_silence_are_refused(defaults, flag, value):
+    """By the server and by offline use, with the flag, its value and a reason."""
+    with pytest.raises(
+        UnsupportedFlagError, match=f"--{flag.replace('_', '-')} .*cannot be used: ."
+    ):
+        check(Namespace(**{**vars(defaults), flag: value}))
+    with pytest.raises(UnsupportedFlagError, match=flag.replace("_", "-")):
+        offline.masked_llm("/no/such/folder", **{flag: value})
+
+
+def test_a_weight_transfer_is_for_offline_use(defaults):
+    given = Namespace(**{**vars(defaults), "weight_transfer_config": {"backend": "nccl"}})
+    check(given, offline=True)
+    with pytest.raises(UnsupportedFlagError, match="start it again"):
+        check(given)
+
+
+def speculates(**config) -> Namespace:
+    return Namespace(speculative_config={"num_speculative_tokens": 3, **config})
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "ngram", "prompt_lookup_max": 4},
+        {"method": "ngram_gpu"},
+        {"method": "suffix", "suffix-decoding-max-cached-requests": 0},
+        {"method": "eagle3", "model": "a/drafter"},
+        {"method": "qwen3_next_mtp"},
+        {"method": "mtp", "rejection_sample_method": "block"},
+        {"model": "a/small-model"},
+    ],
+)
+def test_drafts_that_the_masked_model_verifies_are_allowed(config):
+    args = speculates(**config)
+    check(args)
+    count_drafts(args)
+    assert args.per_request_spec_decode_metrics == "summary"
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"method": "extract_hidden_states"}, "not known to verify"),
+        ({"method": "custom_class"}, "not known to verify"),
+        ({"method": "dspark"}, "not known to verify"),
+        ({"method": "ngram", "rejection_sample_method": "synthetic"}, "did not verify"),
+        ({"method": "suffix"}, "other?.*tenant"),
+    ],
+)
+def test_other_speculation_is_refused(config, reason):
+    with pytest.raises(UnsupportedFlagError, match=f"--speculative-config.*{reason}"):
+        check(speculates(**config))
+
+
+def test_the_short_form_is_checked_too():
+    check(Namespace(spec_method="ngram"))
+    check(Namespace(spec_method="suffix"), offline=True)
+    for method in ("suffix", "custom_class"):
+        with pytest.raises(UnsupportedFlagError, match="--spec-method"):
+            check(Namespace(spec_method=method))
+    args = Namespace(spec_method="ngram", per_request_spec_decode_metrics="detailed")
+    count_drafts(args)
+    assert args.per_request_spec_decode_metrics == "detailed"
+    args = Namespace(spec_method=None, per_request_spec_decode_metrics="none")
+    count_drafts(args)
+    assert args.per_request_spec_decode_metrics == "none"
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    ("cpu", "second", "method", "refused"),
+    [
+        (True, True, None, "VLLM_USE_V2_MODEL_RUNNER=0"),
+        (True, False, "dspark", "'dspark'"),
+        (True, False, "ngram", ""),
+        (False, True, None, ""),
+    ],
+)
+def test_the_second_runner_on_the_cpu_is_refused_at_start(
+    monkeypatch, cpu, second, method, refused
+):
+    """Masks do not load there; and a method that vLLM derives itself is looked at, too."""
+    monkeypatch.setattr(platform_limits, "current_platform", SimpleNamespace(is_cpu=lambda: cpu))
+    speculative = None if method is None else SimpleNamespace(method=method)
+    config = SimpleNamespace(use_v2_model_runner=second, speculative_config=speculative)
+    if not refused:
+        platform_limits.check_configuration(config)
+        return
+    with pytest.raises(SettingsError, match=refused):
+        platform_limits.check_configuration(config)
