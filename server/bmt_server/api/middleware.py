@@ -115,7 +115,9 @@ class RequestMiddleware:
         with ExitStack() as admitted:
             admitted.enter_context(state.shutdown.track_request())
             admitted.enter_context(state.key_limiter.admit(principal.key_id))
-            body = await _read_checked_body(state, route, scope["path"], headers, receive)
+            body = await _read_checked_body(
+                state, principal, route, scope["path"], headers, receive
+            )
             if route.runs_engine:
                 sequences = request_limits.count_sequences(body)
                 admitted.enter_context(state.sequence_limiter.admit(sequences))
@@ -173,7 +175,12 @@ def _authorize(principal: Principal, route: Route | None, method: str, path: str
 
 
 async def _read_checked_body(
-    state: AppState, route: Route, path: str, headers: Mapping[str, str], receive: Receive
+    state: AppState,
+    principal: Principal,
+    route: Route,
+    path: str,
+    headers: Mapping[str, str],
+    receive: Receive,
 ) -> dict[str, Any]:
     """The body of a request that names a model, as vLLM may see it. Raises ApiError."""
     bounds = BodyBounds.of_context(state.engine.max_model_len, route.prompts)
@@ -182,7 +189,7 @@ async def _read_checked_body(
         await state.turns.take()
     bounds.check_structure(data)
     body = parse_json(data)
-    request_limits.check_body(body)
+    request_limits.check_body(body, may_step_ahead=principal.may("priority"))
     schema = state.schemas.get(path)
     if schema is not None:
         # A copy, because checks of vLLM's models replace parts of what they read.

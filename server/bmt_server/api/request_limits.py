@@ -45,9 +45,10 @@ MAX_VALUES: Mapping[str, int] = {
     "logprobs": 20,
     "top_logprobs": 20,
     "prompt_logprobs": 20,
-    # Lower is earlier, and the default is 0: a request may step back, and never ahead of others.
-    "priority": 2**31,
+    "priority": 2**31 - 1,
 }
+#: Lower is earlier, and the default is 0: only a key of scope `priority` may step ahead of others.
+LEAST_PRIORITY = -(2**31)
 #: Field -> largest number of entries.
 MAX_ENTRIES: Mapping[str, int] = {
     "stop": 16,
@@ -73,6 +74,15 @@ MAX_PROMPTS = 64
 #: Items of a conversation in `input`.
 MAX_INPUT_ITEMS = 1024
 MAX_STOP_CHARACTERS = 1024
+#: Fields that vLLM's beam search leaves out without a word, and their values that ask for nothing.
+IGNORED_BY_BEAMS = (
+    *("structured_outputs", "response_format", "tool_choice", "allowed_token_ids", "bad_words"),
+    *("logit_bias", "min_tokens", "stop", "stop_token_ids", "logits_processors"),
+)
+_ASK_NOTHING: tuple[Any, ...] = (None, 0, [], {}, "", "none", "auto", {"type": "text"})
+_FALSE = (None, False, 0, "false", "False", "0", "off", "no")
+#: Types of `tool_choice` that vLLM enforces; it answers others by whatever the model writes.
+_ENFORCED_CHOICES = frozenset(("function", "custom", "auto", "any", "tool", "none"))
 # Types and keys of content other than text.
 _MEDIA = frozenset(
     ("image_url", "image_embeds", "input_image", "audio_url", "audio_embeds", "input_audio")
@@ -83,16 +93,20 @@ _MEDIA_WITH_SOURCE = frozenset(("image", "document", "file"))
 _SOURCES = ("source", "file")
 
 
-def check_body(body: Mapping[str, Any]) -> None:
-    """Raise BadRequest for the first field that is refused or out of bounds.
+def check_body(body: Mapping[str, Any], *, may_step_ahead: bool = False) -> None:
+    """Raise BadRequest for the first field that is refused, out of bounds or without effect.
 
     The message names the field, the value and the bound. vLLM itself refuses fields of a wrong
-    type.
+    type. may_step_ahead: the key may send a `priority` below 0.
     """
     for field, maximum in MAX_VALUES.items():
         number = _number(body.get(field))
-        if number is not None and not 0 <= number <= maximum:
-            raise _out_of_bounds(field, f"{number:g}", f"0 to {maximum}")
+        least = LEAST_PRIORITY if field == "priority" and may_step_ahead else 0
+        if number is not None and not least <= number <= maximum:
+            bound = f"{least} to {maximum}"
+            if field == "priority" and not may_step_ahead:
+                bound += ", and less with a key of scope `priority`"
+            raise _out_of_bounds(field, f"{number:g}", bound)
     grammar = body.get("structured_outputs")
     grammar = grammar if isinstance(grammar, dict) else {}
     for field, maximum in MAX_GRAMMAR_CHARACTERS.items():
@@ -107,6 +121,7 @@ def check_body(body: Mapping[str, Any]) -> None:
         _check_prompts(field, body.get(field))
     for field in ("stop", "stop_sequences"):
         _check_stops(field, body.get(field))
+    _check_effects(body)
     for item in _objects(body):
         _check_object(item)
 
@@ -138,6 +153,28 @@ def _number(value: Any) -> float | None:
         return None
     except OverflowError:
         return inf
+
+
+def _check_effects(body: Mapping[str, Any]) -> None:
+    """Raise BadRequest for a field that vLLM would take and leave without effect."""
+    choice = body.get("tool_choice")
+    kind = choice.get("type") if isinstance(choice, dict) else None
+    if isinstance(kind, str) and kind not in _ENFORCED_CHOICES:
+        raise BadRequest(
+            f"`tool_choice` of type {kind[:100]!r} is not enforced by this server; name a "
+            'function, or send "required" with the tools that may be called',
+            code="field_refused",
+            param="tool_choice",
+        )
+    if body.get("use_beam_search") in _FALSE:
+        return
+    for field in IGNORED_BY_BEAMS:
+        if body.get(field) not in _ASK_NOTHING:
+            raise BadRequest(
+                f"`{field}` has no effect on beams; leave out it or `use_beam_search`",
+                code="field_refused",
+                param=field,
+            )
 
 
 def _check_prompts(field: str, prompt: Any) -> None:

@@ -117,8 +117,49 @@ def test_users_name_what_they_describe_as_they_like(field):
 def test_no_one_steps_ahead_of_others():
     check_body({"messages": [USER], "priority": 5})
     for priority in (-1, -(10**9), "-1", -0.5):
-        with pytest.raises(BadRequest, match="priority"):
+        with pytest.raises(BadRequest, match="scope `priority`"):
             check_body({"messages": [USER], "priority": priority})
+
+
+def test_a_key_of_scope_priority_may_step_ahead():
+    for priority in (-1, -(2**31), 2**31 - 1):
+        check_body({"messages": [USER], "priority": priority}, may_step_ahead=True)
+    for priority in (-(2**31) - 1, 2**31):
+        with pytest.raises(BadRequest, match="priority"):
+            check_body({"messages": [USER], "priority": priority}, may_step_ahead=True)
+
+
+@pytest.mark.parametrize("kind", ["allowed_tools", "file_search", "mcp", "web_search_preview"])
+def test_tool_choices_that_vllm_does_not_enforce_are_refused(kind):
+    choice = {"type": kind, "mode": "required", "tools": [{"type": "function", "name": "f"}]}
+    with pytest.raises(BadRequest, match=kind):
+        check_body({"input": "x", "tool_choice": choice})
+    for enforced in ("required", {"type": "function", "name": "f"}, {"type": "any"}):
+        check_body({"input": "x", "tool_choice": enforced})
+
+
+@pytest.mark.parametrize(
+    "ignored",
+    [
+        {"structured_outputs": {"choice": ["a"]}},
+        {"response_format": {"type": "json_object"}},
+        {"tool_choice": "required"},
+        {"allowed_token_ids": [5]},
+        {"bad_words": ["x"]},
+        {"logit_bias": {"5": 1}},
+        {"min_tokens": 2},
+        {"stop": ["x"]},
+    ],
+    ids=lambda ignored: next(iter(ignored)),
+)
+def test_fields_without_effect_on_beams_are_refused(ignored):
+    (field,) = ignored
+    for beams in (True, "yes", 1):
+        with pytest.raises(BadRequest, match=f"`{field}` has no effect"):
+            check_body({"messages": [USER], "use_beam_search": beams, **ignored})
+    check_body({"messages": [USER], "use_beam_search": False, **ignored})
+    nothing = {"stop": [], "min_tokens": 0, "tool_choice": "auto", "response_format": None}
+    check_body({"messages": [USER], "use_beam_search": True, **nothing})
 
 
 def test_grammars_are_bounded():

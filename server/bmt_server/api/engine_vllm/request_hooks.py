@@ -19,7 +19,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from bmt_server.api.engine_vllm.contradictions import check_output, check_parameters
 from bmt_server.api.engine_vllm.heartbeat import Heartbeat
-from bmt_server.api.engine_vllm.sampling_buffers import check_sampling_buffers
+from bmt_server.api.engine_vllm.sampling_buffers import check_integers, check_sampling_buffers
 from bmt_server.api.isolation import current_salt
 from bmt_server.api.response.refusals import note
 from bmt_server.errors import BadRequest
@@ -71,6 +71,7 @@ def install_request_hooks(
 def _with_check(original: Any) -> Any:
     # The first call with a request's final parameters, and the last before anything keeps it.
     def assign_request_id(request: Any) -> Any:
+        check_integers(request.params)
         check_sampling_buffers(request.params)
         check_parameters(request.params)
         return original(request)

@@ -176,3 +176,25 @@ def test_no_other_state_of_the_runner_raises():
                     if raises and getattr(method, "name", "") == "add_request":
                         found.add(node.name)
     assert found == {state.__name__ for state in STATES}
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("stream_interval", {"stream_interval": 2**64}),
+        ("seed", {"seed": -(2**63) - 1}),
+        ("extra_args", {"extra_args": {"a": [{"b": 1}]}}),
+    ],
+)
+def test_integers_that_no_message_holds_are_refused(hooked, field, fields):
+    """The largest ones that fit are passed."""
+    client, _ = hooked
+    params = SamplingParams(**fields)
+    if field == "extra_args":
+        params.extra_args["a"][0]["b"] = 2**64
+    with pytest.raises(VLLMValidationError, match=field):
+        client.input_processor.assign_request_id(SimpleNamespace(params=params))
+    client.input_processor.assign_request_id(
+        SimpleNamespace(params=SamplingParams(stream_interval=2**63 - 1, seed=2**63 - 1))
+    )
+    assert len(client.assigned) == 1
