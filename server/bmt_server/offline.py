@@ -14,6 +14,7 @@ import functools
 import itertools
 import os
 import tempfile
+import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from vllm.platforms import current_platform
 from bmt_server.ipc.mask_layout import SUFFIX, write_layout
 from bmt_server.ipc.stats_files import WorkerStats
 from bmt_server.settings import MaskMode, Settings, SettingsError
-from bmt_server.vllm_integration import cpu_environment, plugin, process_lifetime
+from bmt_server.vllm_integration import cpu_environment, engine_flags, plugin, process_lifetime
 from bmt_server.vllm_integration.checkpoint import checkpoint_folder, load_format
 from bmt_server.vllm_integration.platform_limits import eager_reason, float32_reason
 from bmt_server.vllm_integration.unsupported_flags import check, count_drafts
+from bmt_server.vllm_integration.versions.check import check_version
 
 __all__ = ["mask_request", "masked_llm"]
 
@@ -50,8 +52,10 @@ def masked_llm(
 
     Raises ModelNotFoundError, SettingsError for a setting out of bounds and for a second base model
     in one process, UnsupportedFlagError for an option that masks cannot work with,
-    bmt_core.CheckpointError, and the errors of vLLM.
+    VllmVersionError for a vLLM that masks cannot use, bmt_core.CheckpointError, and the errors of
+    vLLM.
     """
+    check_version(lambda line: warnings.warn(line, stacklevel=4))
     options: dict[str, Any] = {**vllm_options}
     given = Namespace(**options)
     check(given, offline=True)
@@ -77,6 +81,7 @@ def masked_llm(
         )
     process_lifetime.mark_root()
     settings.export_env()
+    options |= engine_flags.for_mode(mask_mode, options.get("additional_config"))
     options["load_format"] = load_format(path, str(options.get("load_format", "auto")))
     if options.get("dtype", "auto") == "auto" and float32_reason():
         options["dtype"] = "float32"

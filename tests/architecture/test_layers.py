@@ -217,7 +217,7 @@ INERT = {
     # The trainer looks it up to see if there is an engine.
     SERVER / "evaluation_engine.py",
     # Asks vLLM for its version before modules are imported that only one version has.
-    SERVER / "vllm_integration" / "version.py",
+    SERVER / "vllm_integration" / "versions" / "check.py",
     # Triton comes with CUDA builds of torch alone.
     SERVER / "worker" / "kernels" / "selection.py",
 }

@@ -56,12 +56,14 @@ def build(
     slots: int = 8,
     blocks: int = 1000,
     budget: int = 256,
-    kind: type[Scheduler] = ExclusiveScheduler,
+    kind: type[Scheduler] | str = ExclusiveScheduler,
     policy: str = "fcfs",
+    asynchronous: bool = False,
 ) -> Scheduler:
     """A scheduler of `slots` requests, `blocks` KV blocks of 16 tokens and `budget` tokens a step.
 
-    Our schedulers read their settings from the environment.
+    kind: a class, or a name as vLLM's option `scheduler_cls`. Our schedulers read their settings
+    from the environment.
     """
     config = VllmConfig(
         model_config=ModelConfig(model=str(model), dtype="float32", seed=0, max_model_len=512),
@@ -77,7 +79,10 @@ def build(
         lora_config=LoRAConfig(max_loras=64, max_cpu_loras=64),
         device_config=DeviceConfig("cpu"),
     )
-    config.scheduler_config.async_scheduling = kind is ExclusiveAsyncScheduler
+    config.scheduler_config.async_scheduling = asynchronous or kind is ExclusiveAsyncScheduler
+    if isinstance(kind, str):
+        config.scheduler_config.scheduler_cls = kind
+        kind = config.scheduler_config.get_scheduler_cls()
     config.cache_config.num_gpu_blocks = blocks
     spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
     scheduler = kind(

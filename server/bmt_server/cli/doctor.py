@@ -138,14 +138,22 @@ def _engine() -> Iterator[Finding]:
     if installed is None:
         yield Finding("vLLM", "fail", "not installed", "install bmt-adapters[cpu] or [gpu]")
         return
-    from bmt_server.vllm_integration.version import SUPPORTED, VllmVersionError, check_version
+    from bmt_server.vllm_integration.versions.check import (
+        SUPPORTED,
+        VllmVersionError,
+        check_version,
+    )
 
+    untested: list[str] = []
     try:
-        check_version()
+        check_version(untested.append)
     except (VllmVersionError, ImportError) as error:
         yield Finding("vLLM", "fail", installed, str(error))
         return
-    yield Finding("vLLM", "ok", f"{installed}; supported: {SUPPORTED}")
+    if untested:
+        yield Finding("vLLM", "warn", installed, untested[0])
+    else:
+        yield Finding("vLLM", "ok", f"{installed}; supported: {SUPPORTED}")
     yield _kernel("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -8,6 +8,7 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +19,9 @@ from typer.core import TyperCommand
 from bmt_server.cli.common import fail, say
 from bmt_server.cli.options import with_settings
 from bmt_server.settings import Settings, SettingsError
-from bmt_server.vllm_integration import plugin, process_lifetime
+from bmt_server.vllm_integration import engine_flags, plugin, process_lifetime
 from bmt_server.vllm_integration.process_context import process_context
+from bmt_server.vllm_integration.versions.check import VllmVersionError, check_version
 
 MIDDLEWARE = "bmt_server.api.middleware.RequestMiddleware"
 
@@ -80,7 +82,9 @@ def run(
     process_lifetime.mark_root()
     _require_plugin()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    check_version(lambda line: say(f"warning: {line}"))
     args = _parse_vllm_flags(model, vllm_flags)
+    vars(args).update(engine_flags.for_mode(chosen["mask_mode"], args.additional_config))
     chosen = {**chosen, **_take_over_flags(args)}
     chosen["chat_template"] = served_digest(args.chat_template, args.tokenizer or args.model)
     if chosen["no_auth"]:
@@ -105,8 +109,6 @@ def _require_plugin() -> None:
 
 def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
     """vLLM's arguments for `model`, with the flags that masks and this host need."""
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     from bmt_server.vllm_integration.checkpoint import checkpoint_folder, load_format
@@ -117,9 +119,11 @@ def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
         BackendChoice,
     )
     from bmt_server.vllm_integration.unsupported_flags import check, count_drafts
+    from bmt_server.vllm_integration.versions.check import moved
 
-    cli_env_setup()
-    parser = make_arg_parser(FlexibleArgumentParser(prog="bmt-server serve"))
+    import_module(moved().cli_startup).cli_env_setup()
+    arguments = import_module(moved().cli_arguments)
+    parser = arguments.make_arg_parser(FlexibleArgumentParser(prog="bmt-server serve"))
     # No value means that the operator gives none; `_take_over_flags` sets vLLM's default.
     parser.set_defaults(tool_strict_level=None)
     choice = BackendChoice(parser)
@@ -145,7 +149,7 @@ def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
     if args.dtype == "auto" and (reason := float32_reason()):
         say(f"{reason}; adding --dtype float32")
         args.dtype = "float32"
-    validate_parsed_serve_args(args)
+    arguments.validate_parsed_serve_args(args)
     return args
 
 
@@ -269,6 +273,5 @@ def _user_errors() -> tuple[type[Exception], ...]:
     """Errors that the user can fix: printed as one line, without a traceback."""
     from bmt_server.registry.embedded import EmbeddedError
     from bmt_server.vllm_integration.unsupported_flags import UnsupportedFlagError
-    from bmt_server.vllm_integration.version import VllmVersionError
 
     return (bmt_core.BmtError, EmbeddedError, UnsupportedFlagError, VllmVersionError, SettingsError)

@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Code = Literal["unavailable", "unusable", "full", "pinned"]
+# Method of vLLM's workers for commands through the engine (`api/engine_vllm/worker_rpc.py`).
+WORKER_METHOD = "bmt_mask_command"
 
 
 class WorkerError(Exception):

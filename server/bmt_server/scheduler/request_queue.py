@@ -18,7 +18,7 @@ def mask_of(request: Request) -> int:
 
 
 class MaskQueue(RequestQueue):
-    """One queue with vLLM's policy per mask (vLLM 0.32.0, `v1/core/sched/request_queue.py`).
+    """One queue with vLLM's policy per mask (vLLM's `v1/core/sched/request_queue.py`).
 
     While `only` is a mask, the queue shows that mask's requests alone. This hides the others at no
     cost and keeps every mask's order. vLLM pops requests only within a step, while `only` is set;

@@ -28,7 +28,7 @@ from bmt_server.settings import Settings
 
 
 class ExclusiveScheduler(Scheduler):
-    """vLLM's scheduler (0.32.0, `v1/core/sched/scheduler.py`) with one mask per step.
+    """vLLM's scheduler (`v1/core/sched/scheduler.py`) with one mask per step.
 
     Raises RuntimeError if no settings were exported.
     """
@@ -211,8 +211,18 @@ class ExclusiveScheduler(Scheduler):
 
 
 class ExclusiveAsyncScheduler(ExclusiveScheduler, AsyncScheduler):
-    """The same for vLLM's asynchronous scheduling (0.32.0, `v1/core/sched/async_scheduler.py`).
+    """The same for vLLM's asynchronous scheduling (`v1/core/sched/async_scheduler.py`).
 
     vLLM schedules a step while the previous one runs. The worker switches masks between steps, in
     their order, so this is as safe as without masks; a new request is considered one step later.
     """
+
+
+def exclusive_scheduler(vllm_config: Any, **kwargs: Any) -> ExclusiveScheduler:
+    """The scheduler that fits `async_scheduling`; named by vLLM's option `scheduler_cls`.
+
+    vLLM decides on asynchronous scheduling after it has read its options.
+    """
+    asynchronous = vllm_config.scheduler_config.async_scheduling
+    kind = ExclusiveAsyncScheduler if asynchronous else ExclusiveScheduler
+    return kind(vllm_config=vllm_config, **kwargs)

@@ -1,6 +1,6 @@
 """Tools that a request forces: their arguments are an object that fits the tool's schema.
 
-vLLM 0.32.0 constrains the arguments of a forced tool only if the tool says `strict`, or if the
+vLLM constrains the arguments of a forced tool only if the tool says `strict`, or if the
 server runs with `--tool-strict-level parameter`, which also constrains calls that are the model's
 choice. Small models answer a forced call without constraint by a bare string. Here only forced
 calls are constrained, and a tool's own `strict: false` still frees it.
@@ -19,7 +19,7 @@ _SAY_A_TYPE = ("type", "properties", "$ref", "anyOf", "oneOf", "allOf", "enum", 
 def apply_structural_tag(original: Any, parser: Any, request: Any) -> Any:
     """Build the structural tag of a request, with the tools pinned if the request forces one.
 
-    original: `DelegatingParser._apply_structural_tag` (vLLM 0.32.0, `parser/abstract_parser.py`);
+    original: `DelegatingParser._apply_structural_tag` (vLLM's `parser/abstract_parser.py`);
     chat, Responses and Messages reach it. The request's own tools, which the chat template shows,
     stay as they are.
     """

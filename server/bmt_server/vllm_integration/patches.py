@@ -1,9 +1,15 @@
-"""All changes to vLLM's behavior, with the file of vLLM 0.32.0 that each one depends on.
+"""All changes to vLLM's behavior, with the file of vLLM that each one depends on (`contract.py`).
 
 `register()` applies them, and only if `bmt-server` or `bmt_server.offline` exported its settings:
 in any other vLLM of the environment the plugin does nothing. Every patch is idempotent, because
 vLLM may load plugins several times in a process. The change to seeded requests on the CPU has its
 code in `cpu_seeds.py`; `_patch_lora_manager` applies it.
+
+Public interfaces of vLLM do the rest: flags set the scheduler and what compile caches depend on
+(`engine_flags.py`), and plugins add routes (`plugin.py`). Two of them would change what users get:
+a logger of `vllm.stat_logger_plugins` runs in every vLLM of the environment and turns statistics on
+under `--disable-log-stats`; and `--max-loras` has to be given before vLLM has chosen
+`max_num_seqs`.
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from prometheus_client import REGISTRY
+from vllm.config.lora import LoRAConfig
 from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
@@ -19,9 +26,11 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
+from vllm.v1.worker.worker_base import WorkerBase
 
 from bmt_server.api.engine_vllm.heartbeat import Heartbeat
 from bmt_server.api.engine_vllm.step_hooks import StepRecorder
+from bmt_server.ipc.worker_channel import WORKER_METHOD
 from bmt_server.settings import Settings
 from bmt_server.vllm_integration import cpu_seeds, forced_tools, structured_outputs
 from bmt_server.vllm_integration.platform_limits import check_configuration
@@ -31,11 +40,6 @@ from bmt_server.worker.engine_vllm.mask_manager import MaskManager
 
 logger = init_logger("vllm.bmt_server")
 
-# Scheduler of mode `scatter`, by vLLM's `async_scheduling`.
-SCHEDULER = {
-    False: "bmt_server.scheduler.scheduler.ExclusiveScheduler",
-    True: "bmt_server.scheduler.scheduler.ExclusiveAsyncScheduler",
-}
 # Seconds that a reader of an idle message queue spins, on the CPU.
 SPIN_S = 0.002
 
@@ -43,7 +47,9 @@ SPIN_S = 0.002
 def register(settings: Settings, heartbeat: Heartbeat) -> None:
     """Apply all patches in this process."""
     _patch_lora_manager(settings)
-    _patch_platform(settings)
+    _patch_lora_config()
+    _patch_platform()
+    _add_worker_method()
     _patch_cpu_weights(settings)
     _patch_stat_logger(settings, heartbeat)
     _patch_spin()
@@ -67,7 +73,7 @@ def _once(owner: Any, name: str, replacement: Any) -> Any:
 def _patch_lora_manager(settings: Settings) -> None:
     """Build our mask manager in place of vLLM's LoRA manager.
 
-    vLLM 0.32.0, `v1/worker/lora_model_runner_mixin.py`, `LoRAModelRunnerMixin.load_lora_model`.
+    vLLM's `v1/worker/lora_model_runner_mixin.py`, `LoRAModelRunnerMixin.load_lora_model`.
     Admission by model name, adapter ids in the batch and separate KV-cache hashes stay vLLM's own
     code. On the CPU it also applies `cpu_seeds.py` (`v1/worker/gpu_model_runner.py`).
     """
@@ -85,15 +91,54 @@ def _patch_lora_manager(settings: Settings) -> None:
     _once(LoRAModelRunnerMixin, "load_lora_model", load_lora_model)
 
 
-def _patch_platform(settings: Settings) -> None:
-    """Adjust the LoRA and scheduler settings when vLLM completes its configuration.
+class _WithLora:
+    """A model's configuration under which vLLM has LoRA layers for the model."""
 
-    vLLM 0.32.0, `platforms/*.py`, `Platform.check_and_update_config`, for three reasons:
+    is_lora_supported = True
+
+    def __init__(self, model_config: Any) -> None:
+        self._model_config = model_config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model_config, name)
+
+
+def _patch_lora_config() -> None:
+    """Admit models for which vLLM has no LoRA layers, because masks use none of them.
+
+    vLLM's `config/lora.py`, `LoRAConfig.verify_with_model_config`, refuses these from 0.33 on.
+    """
+    original: Any = None
+
+    def verify_with_model_config(self: Any, model_config: Any) -> Any:
+        return original(self, _WithLora(model_config))
+
+    replaced = _once(LoRAConfig, "verify_with_model_config", verify_with_model_config)
+    original = replaced or original
+
+
+def _add_worker_method() -> None:
+    """Give workers a method for commands on masks that come through the engine.
+
+    vLLM's `v1/worker/worker_base.py`, `WorkerBase`. Its contract of endpoint plugins
+    (`plugins/endpoint_plugins/interface.py`) asks for such a method in place of other ways into the
+    engine. A worker extension class would do the same, but there is one place for it, the user's.
+    """
+
+    def run(self: Any, command: dict[str, Any]) -> Any:
+        return self.model_runner.lora_manager.run_command(command)
+
+    setattr(WorkerBase, WORKER_METHOD, run)
+
+
+def _patch_platform() -> None:
+    """Adjust the LoRA settings when vLLM completes its configuration.
+
+    vLLM's `platforms/*.py`, `Platform.check_and_update_config`, for two reasons:
 
     - `max_loras` becomes `max_num_seqs`, which has its final value only there: masks have no
       adapter slots, so no request may wait for one.
     - On the CPU, vLLM disables compilation if LoRA is on; it does not see the LoRA setting.
-    - Mode `scatter` sets its scheduler, which depends on `async_scheduling`, also final there.
     """
     owner = next(
         c for c in type(current_platform).__mro__ if "check_and_update_config" in c.__dict__
@@ -107,18 +152,12 @@ def _patch_platform(settings: Settings) -> None:
             return
         check_configuration(vllm_config)
         lora.max_loras = lora.max_cpu_loras = vllm_config.scheduler_config.max_num_seqs
-        # The compiled graph differs by mode, and vLLM's compile cache hashes this field.
-        if isinstance(vllm_config.additional_config, dict):
-            vllm_config.additional_config["bmt_mask_mode"] = settings.mask_mode
         if current_platform.is_cpu():
             vllm_config.lora_config = None
         try:
             original(cls, vllm_config)
         finally:
             vllm_config.lora_config = lora
-        if settings.mask_mode == "scatter":
-            scheduler = vllm_config.scheduler_config
-            scheduler.scheduler_cls = SCHEDULER[bool(scheduler.async_scheduling)]
 
     replaced = _once(owner, "check_and_update_config", classmethod(check_and_update_config))
     original = replaced or original
@@ -127,7 +166,7 @@ def _patch_platform(settings: Settings) -> None:
 def _patch_cpu_weights(settings: Settings) -> None:
     """Keep the gate's base rows, which vLLM's CPU backend repacks and drops.
 
-    vLLM 0.32.0, `model_executor/layers/linear.py`,
+    vLLM's `model_executor/layers/linear.py`,
     `UnquantizedLinearMethod.process_weights_after_loading`. Mode `scatter` leaves the layer
     unpacked, because it writes into the weight; the other modes copy the gate's rows first.
     """
@@ -153,7 +192,7 @@ def _patch_cpu_weights(settings: Settings) -> None:
 def _patch_stat_logger(settings: Settings, heartbeat: Heartbeat) -> None:
     """Take over `vllm:lora_requests_info` and observe each step.
 
-    vLLM 0.32.0, `v1/metrics/loggers.py`, `PrometheusStatLogger`; see `step_hooks.py`.
+    vLLM's `v1/metrics/loggers.py`, `PrometheusStatLogger`; see `step_hooks.py`.
     """
     made: Any = None
     recorded: Any = None
@@ -176,7 +215,7 @@ def _patch_stat_logger(settings: Settings, heartbeat: Heartbeat) -> None:
 def _patch_spin() -> None:
     """Shorten the busy wait of message-queue readers on the CPU from 1 s to SPIN_S.
 
-    vLLM 0.32.0, `distributed/device_communicators/shm_broadcast.py`, `SpinCondition`. The spinning
+    vLLM's `distributed/device_communicators/shm_broadcast.py`, `SpinCondition`. The spinning
     cores are those that compute the model, of this server and of others on the host.
     """
     if not current_platform.is_cpu():
@@ -194,7 +233,7 @@ def _patch_spin() -> None:
 def _patch_structured_outputs() -> None:
     """Name the backend in refusals of structured outputs; see `structured_outputs.py`.
 
-    vLLM 0.32.0, `sampling_params.py`, `SamplingParams._validate_structured_outputs`.
+    vLLM's `sampling_params.py`, `SamplingParams._validate_structured_outputs`.
     """
     original: Any = None
 
@@ -207,7 +246,7 @@ def _patch_structured_outputs() -> None:
 def _patch_forced_tools() -> None:
     """Constrain the arguments of forced tools; see `forced_tools.py`.
 
-    vLLM 0.32.0, `parser/abstract_parser.py`, `DelegatingParser._apply_structural_tag`.
+    vLLM's `parser/abstract_parser.py`, `DelegatingParser._apply_structural_tag`.
     """
     original: Any = None
 

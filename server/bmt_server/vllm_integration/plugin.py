@@ -16,7 +16,7 @@ from typing import Any
 from bmt_server.settings import Settings
 from bmt_server.vllm_integration.process_context import process_context
 from bmt_server.vllm_integration.process_lifetime import end_with_parent
-from bmt_server.vllm_integration.version import check_version
+from bmt_server.vllm_integration.versions.check import check_version
 
 GENERAL = "bmt"
 ENDPOINTS = "bmt_routes"
@@ -37,7 +37,7 @@ def register() -> None:
 class MaskEndpoints:
     """Routes of the API and their state, as vLLM's endpoint plugin.
 
-    Implements `EndpointPlugin` (vLLM 0.32.0, `plugins/endpoint_plugins/interface.py`): vLLM calls
+    Implements `EndpointPlugin` (vLLM's `plugins/endpoint_plugins/interface.py`): vLLM calls
     `attach_router` while it builds the app and `init_state` when the engine client exists.
     """
 
@@ -110,7 +110,7 @@ class MaskEndpoints:
 class _Stop:
     """Ends the engine, then vLLM's HTTP server; called on the event loop.
 
-    As vLLM 0.32.0 does on a signal (`entrypoints/launchers/launcher.py`, `handle_shutdown`), whose
+    As vLLM does on a signal (`entrypoints/launchers/launcher.py`, `handle_shutdown`), whose
     handlers `api/shutdown.py` replaces.
     """
 

@@ -1,6 +1,6 @@
 """Structured outputs: one backend for the whole run of a server, and reasons that name it.
 
-With `auto`, vLLM 0.32.0 validates each request against whatever backend can do it, and its engine
+With `auto`, vLLM validates each request against whatever backend can do it, and its engine
 keeps the backend of the first one (`v1/structured_output/__init__.py`, `grammar_init`): that one
 would decide what all later ones may ask. xgrammar is the backend that `auto` tries first, and the
 only one that compiles the structural tags of tool calls; Mistral's own tokenizers, whose tool
@@ -82,7 +82,7 @@ def _backend_of(args: Namespace) -> str:
 def validate_for_backend(original: Any, params: Any, *args: Any) -> None:
     """Run vLLM's check of a request's structured outputs; its error names backend and reason.
 
-    original: `SamplingParams._validate_structured_outputs` (vLLM 0.32.0, `sampling_params.py`).
+    original: `SamplingParams._validate_structured_outputs` (vLLM's `sampling_params.py`).
     Raises VLLMValidationError, which is a 400, for every failure: all depend on the request alone.
     """
     try:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from bmt_server.scheduler.request_queue import MaskQueue, mask_of
 from bmt_server.scheduler.scheduler import ExclusiveAsyncScheduler, ExclusiveScheduler
+from bmt_server.vllm_integration.engine_flags import for_mode
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -88,6 +89,16 @@ def test_no_step_mixes_and_every_request_gets_its_tokens(make, kind, seed):
     )
     assert scheduler.kv_cache_manager.usage == 0
     assert not scheduler._arrived
+
+
+@pytest.mark.parametrize(
+    ("asynchronous", "kind"), [(False, ExclusiveScheduler), (True, ExclusiveAsyncScheduler)]
+)
+def test_one_option_names_the_scheduler_for_both_ways_of_scheduling(make, asynchronous, kind):
+    flags = for_mode("scatter", {"theirs": 1})
+    assert flags["additional_config"] == {"theirs": 1, "bmt_mask_mode": "scatter"}
+    assert type(make(kind=flags["scheduler_cls"], asynchronous=asynchronous)) is kind
+    assert "scheduler_cls" not in for_mode("auto", None)
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])

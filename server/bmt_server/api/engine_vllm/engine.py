@@ -20,7 +20,7 @@ from bmt_server.settings import Settings
 class VllmEngine:
     """Registers masks with vLLM's serving layer and with its workers; implements `Engine`.
 
-    engine_client: vLLM's AsyncLLM. serving_models: its OpenAIServingModels (vLLM 0.32.0,
+    engine_client: vLLM's AsyncLLM. serving_models: its OpenAIServingModels (vLLM's
     `entrypoints/openai/models/serving.py`), in whose `lora_requests` vLLM's handlers look up the
     `model` of a request. An entry there is all that admission needs, because the engine receives
     the LoRARequest with each request.

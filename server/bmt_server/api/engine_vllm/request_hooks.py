@@ -2,7 +2,7 @@
 
 One place for all routes of vLLM: chat, completions, responses and the others reach the engine
 through `EngineClient.generate` or `encode`, and the engine's process through
-`EngineCoreClient.add_request_async` (vLLM 0.32.0, `v1/engine/async_llm.py`).
+`EngineCoreClient.add_request_async` (vLLM's `v1/engine/async_llm.py`).
 """
 
 from __future__ import annotations

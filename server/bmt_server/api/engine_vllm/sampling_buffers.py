@@ -1,7 +1,7 @@
 """Fixed sizes in vLLM's engine: whether a request fits them, asked before the engine is.
 
 The runner of CUDA keeps each request's token ids in rows of a fixed length and raises in the middle
-of a step for what does not fit, which ends the engine (vLLM 0.32.0, `v1/worker/gpu/sample/`). Here
+of a step for what does not fit, which ends the engine (vLLM's `v1/worker/gpu/sample/`). Here
 the same methods run without their buffers, so the bounds are those of the installed vLLM. They
 apply with every runner: replicas answer alike.
 """

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from bmt_server.api.engine_vllm.workers import ANSWER_TIMEOUT_S
-from bmt_server.ipc.worker_channel import WorkerError
+from bmt_server.ipc.worker_channel import WORKER_METHOD, WorkerError
 
 # Between two questions; about the duration of a step.
 _POLL_S = 0.02
@@ -68,6 +68,5 @@ class RpcWorkers:
                 raise WorkerError(answer["error"], answer["code"])
 
     async def _call(self, command: dict[str, Any]) -> list[Any]:
-        # vLLM's method for adapters takes any argument that it can serialize.
-        answers: list[Any] = await self._client.collective_rpc("add_lora", args=(command,))
+        answers: list[Any] = await self._client.collective_rpc(WORKER_METHOD, args=(command,))
         return answers

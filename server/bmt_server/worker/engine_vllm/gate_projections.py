@@ -1,6 +1,6 @@
 """Gate projections of a model that vLLM loaded, as `GateLayer`s, and the masked delta behind them.
 
-vLLM 0.32.0 fuses gate and up projection into one `MergedColumnParallelLinear`
+vLLM fuses gate and up projection into one `MergedColumnParallelLinear`
 (`model_executor/layers/linear.py`); the gate is the first part of its output.
 """
 

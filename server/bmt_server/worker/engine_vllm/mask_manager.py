@@ -1,6 +1,6 @@
 """Masks behind vLLM's LoRA manager interface.
 
-The interface is that of `LRUCacheWorkerLoRAManager` (vLLM 0.32.0, `lora/worker_manager.py`) as
+The interface is that of `LRUCacheWorkerLoRAManager` (vLLM's `lora/worker_manager.py`) as
 `v1/worker/lora_model_runner_mixin.py` calls it. Decisions are made in `worker/`; this module only
 translates between vLLM's objects and ours.
 """
@@ -136,18 +136,20 @@ class MaskManager:
         else:
             self._runtime.begin_step(tokens)
 
-    def add_adapter(self, request: Any) -> Any:
-        """Make a mask resident before its first use, or start a command of the worker channel.
+    def add_adapter(self, lora_request: LoRARequest) -> bool:
+        """Make a mask resident before its first use."""
+        return self._ensure(lora_request)
 
-        A dict is a command that came through the engine (`api/engine_vllm/worker_rpc.py`). It never
-        raises: vLLM's executor stops at the first worker that fails and leaves the other workers'
-        answers in their queues, and its next call would read them as its own.
+    def run_command(self, command: dict[str, Any]) -> dict[str, Any] | None:
+        """Start a command that came through the engine, or return an earlier one's answer.
+
+        From `api/engine_vllm/worker_rpc.py`, by the method that `vllm_integration/patches.py` gives
+        workers. Never raises: vLLM's executor stops at the first worker that fails and leaves the
+        other workers' answers in their queues, and its next call would read them as its own.
         """
-        if not isinstance(request, dict):
-            return self._ensure(request)
-        if request["do"] == "answer":
-            return self._loader.result(request["n"])
-        self._loader.submit(request)
+        if command["do"] == "answer":
+            return self._loader.result(command["n"])
+        self._loader.submit(command)
         return None
 
     def _ensure(self, request: LoRARequest) -> bool:

@@ -349,7 +349,7 @@ class FakeEngineClient:
         self._workers = workers
 
     async def collective_rpc(self, method, args):
-        assert method == "add_lora"
+        assert method == worker_channel.WORKER_METHOD
         (command,) = args
         json.dumps(command)  # must be serializable
         answers = []
