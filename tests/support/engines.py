@@ -17,7 +17,13 @@ TIMEOUT_S = 900
 CHILDREN = Path(__file__).with_name("children")
 
 
-def run_engine(script: str, job: dict[str, Any], folder: Path, env: dict[str, str] | None = None):
+def run_engine(
+    script: str,
+    job: dict[str, Any],
+    folder: Path,
+    env: dict[str, str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+):
     """Run `script` (a module of `children/`) on `job` and return its JSON output."""
     job_file, out_file = folder / "job.json", folder / "out.json"
     job_file.write_text(json.dumps(job))
@@ -29,7 +35,7 @@ def run_engine(script: str, job: dict[str, Any], folder: Path, env: dict[str, st
         env={**environment, **(env or {})},
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=timeout_s,
         check=False,
     )
     if not out_file.exists():
