@@ -115,6 +115,11 @@ class WorkerStats(_StatsFile):
     resident: list[str] = field(default_factory=list)
 
     @property
+    def base_replaced(self) -> int:
+        """1 while this worker refuses masks."""
+        return int(bool(self.base_error))
+
+    @property
     def fits(self) -> int:
         """Number of masks of the current average size that fit into this worker's memory."""
         if not self.resident_masks or not self.resident_bytes:

@@ -14,11 +14,16 @@ from bmt_server.ipc.stats_files import Reason, WorkerStats
 _GAUGES = (
     ("bmt_masks_resident", "Masks in the worker's memory.", "resident_masks"),
     ("bmt_masks_resident_bytes", "Bytes of masks in the worker's memory.", "resident_bytes"),
+    ("bmt_base_replaced", "1 while masks are refused: the base was replaced.", "base_replaced"),
     ("bmt_masks_capacity_bytes", "Limit on the bytes of masks in memory.", "capacity_bytes"),
 )
 _COUNTERS = (
     ("bmt_switches", "Changes of the mask in the live weights.", "switches"),
-    ("bmt_switch_seconds", "Time spent on changes of the mask.", "switch_seconds"),
+    (
+        "bmt_switch_seconds",
+        "Time of these changes: of the device on a GPU, else of the host.",
+        "switch_seconds",
+    ),
     ("bmt_mask_maps", "Masks mapped from disk and gathered by the worker.", "maps"),
     ("bmt_mask_map_seconds", "Time spent on mapping and gathering masks.", "map_seconds"),
     ("bmt_mask_evictions", "Masks evicted from memory to make room for others.", "evictions"),
