@@ -107,17 +107,16 @@ def get(policy: RetryPolicy, ref: str) -> Flow[Version]:
 
 def versions(policy: RetryPolicy, name: str) -> Flow[tuple[Version, ...]]:
     name, limit = mask_name(name), 100
-    collected: list[Version] = []
+    collected: dict[int, Version] = {}
     after: str | None = None
     while True:
         request = routes.list_versions(name, limit, after)
         part = yield from _page(policy, request, Version, "rev", limit)
-        known = {version.rev for version in collected}
-        new = [version for version in part.data if version.rev not in known]
-        collected += new
+        new = [version for version in part.data if version.rev not in collected]
+        collected |= {version.rev: version for version in new}
         # A server without paging repeats the whole list: nothing new ends the loop.
         if part.next is None or not new:
-            return tuple(sorted(collected, key=lambda version: -version.rev))
+            return tuple(collected[rev] for rev in sorted(collected, reverse=True))
         after = part.next
 
 
@@ -151,14 +150,17 @@ def rollback(policy: RetryPolicy, name: str, to: str | int | Version | None) -> 
     name = mask_name(name)
     current = yield from get(policy, name)
     if to is None:
-        older = [v for v in (yield from versions(policy, name)) if v.rev < current.rev]
+        # A server without paging answers with all versions, newest first.
+        request = routes.list_versions(name, 1, str(current.rev))
+        before = yield from _page(policy, request, Version, "rev", 1)
+        older = [v for v in before.data if v.rev < current.rev]
         if not older:
             raise NotFound(
                 f"{name} has no version before rev {current.rev}, its latest; "
                 f"upload one, or name an existing one with `to`",
                 code="no_previous_version",
             )
-        to = older[0]
+        to = max(older, key=lambda version: version.rev)
     # Compare-and-set on the version seen above, so that a newer upload is not undone.
     moved = yield from set_alias(policy, name, "latest", to, current.digest)
     return (yield from get(policy, f"{name}@{moved.digest}"))

@@ -1,20 +1,26 @@
 """OpenAI's list of models: the base model, and a tenant's masks under all their names.
 
-With thousands of masks the list is a megabyte of JSON. Building all of it for each request would
-block the event loop, and every stream with it, for the duration of several steps. So the cards of a
-mask are kept as bytes until its registry entry changes.
+OpenAI's API has no pages, so with 100,000 masks the list is 30 MB of JSON. It is made and sent in
+parts, and other requests of the process get their turn in between.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from typing import Any
 
 from bmt_server.api.engine import Engine
+from bmt_server.registry.names.name_state import NameState
+from bmt_server.registry.names.versions import Entry
 from bmt_server.registry.replica import RegistryReplica
-from bmt_server.registry.schemas import NameState, Version
+from bmt_server.registry.schemas import DIGEST_SHOWN, Version
+
+# Names in a part of the list, about 2 ms.
+_PART = 250
 
 
 class ModelList:
@@ -24,19 +30,24 @@ class ModelList:
         self._replica = replica
         self._engine = engine
         self._started = int(time.time())
-        # Tenant and name -> its registry entry, and the cards made from it.
-        self._cards: dict[tuple[str, str], tuple[NameState, bytes]] = {}
-        self._prune_above = 100
 
-    def listing(self, tenant: str) -> bytes:
-        """JSON of `GET /v1/models`, sorted by name, the base model first."""
-        states = self._replica.of_tenant(tenant)
-        if len(self._cards) > self._prune_above:
-            self._cards = {k: c for k, c in self._cards.items() if self._replica.get(*k) is c[0]}
-            self._prune_above = 2 * len(self._cards) + 100
-        cards = [json.dumps(self.base_card(name)).encode() for name in self._engine.base_names]
-        cards += [joined for state in states if (joined := self._mask_cards(state))]
-        return b'{"object":"list","data":[' + b",".join(cards) + b"]}"
+    async def listing(self, tenant: str) -> AsyncIterator[bytes]:
+        """JSON of `GET /v1/models` in parts, sorted by name, the base model first.
+
+        A name that is published or deleted meanwhile is in the list or not; all others are, once.
+        """
+        cards = [json.dumps(self.base_card(name)) for name in self._engine.base_names]
+        yield ('{"object":"list","data":[' + ",".join(cards)).encode()
+        card, after = self._template(), ""
+        while states := self._replica.catalog.page(tenant, after, _PART):
+            after = states[-1].name
+            yield "".join(
+                card % (name, entry.created, f"{state.name}@{entry.digest[:DIGEST_SHOWN]}")
+                for state in states
+                for name, entry in _names(state)
+            ).encode()
+            await asyncio.sleep(0)
+        yield b"]}"
 
     def base_card(self, name: str) -> dict[str, Any]:
         """Card of one name of the base model."""
@@ -60,20 +71,23 @@ class ModelList:
             "parent": self._engine.base_names[0],
         }
 
-    def _mask_cards(self, state: NameState) -> bytes:
-        """Cards of all names of a mask, joined by commas; empty if it has none."""
-        key = (state.tenant, state.name)
-        cached = self._cards.get(key)
-        if cached is not None and cached[0] is state:
-            return cached[1]
-        cards = []
-        latest = state.resolve(None, None)
-        if latest is not None:
-            cards += [self.card(state.name, latest), self.card(latest.model, latest)]
-        for alias in sorted(state.aliases):
-            version = state.resolve(alias, None)
-            if version is not None:
-                cards.append(self.card(f"{state.name}:{alias}", version))
-        joined = b",".join(json.dumps(card, separators=(",", ":")).encode() for card in cards)
-        self._cards[key] = (state, joined)
-        return joined
+    def _template(self) -> str:
+        """A mask's card after a comma; its names are ASCII of a grammar without quotes."""
+        rest = json.dumps(self._engine.base_names[0]), json.dumps(self._engine.max_model_len)
+        parent, length = (text.replace("%", "%%") for text in rest)
+        return (
+            ',{"id":"%s","object":"model","created":%d,"owned_by":"bmt","root":"%s",'
+            f'"parent":{parent},"max_model_len":{length}}}'
+        )
+
+
+def _names(state: NameState) -> Iterator[tuple[str, Entry]]:
+    """All names by which requests reach a mask, with their versions."""
+    latest = state.entry(None)
+    if latest is not None:
+        yield state.name, latest
+        yield f"{state.name}@{latest.digest[:DIGEST_SHOWN]}", latest
+    for alias in sorted(state.aliases):
+        entry = state.entry(alias)
+        if entry is not None:
+            yield f"{state.name}:{alias}", entry

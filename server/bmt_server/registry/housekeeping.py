@@ -21,8 +21,9 @@ from bmt_server.errors import ApiError
 from bmt_server.ipc.blob import PREFIX
 from bmt_server.registry.lua import TAKE_LEASE
 from bmt_server.registry.maintenance import collect_orphans
+from bmt_server.registry.names.name_state import NameState
 from bmt_server.registry.registry import Registry
-from bmt_server.registry.schemas import NameState, iso_time
+from bmt_server.registry.schemas import iso_time
 
 logger = logging.getLogger("vllm.bmt_server")
 

@@ -10,11 +10,15 @@ All scripts but PUBLISH run on a full server too, or it could not be emptied.
 # Redis 7.0: a script with a first line of flags may write where memory is used up.
 ALLOW_OOM = "#!lua flags=allow-oom\n"
 
+# changed: digest of the version that changed, '' if none did; nil if all may have.
 _ADD_EVENT = """
-local function add_event(kind)
+local function add_event(kind, changed)
   local generation = redis.call('INCR', KEYS[6])
-  redis.call('XADD', KEYS[4], 'MAXLEN', '~', 10000, '*',
-             'where', ARGV[1], 'kind', kind, 'generation', generation)
+  local event = {'where', ARGV[1], 'kind', kind, 'generation', generation}
+  if changed then
+    event[7], event[8] = 'changed', changed
+  end
+  redis.call('XADD', KEYS[4], 'MAXLEN', '~', 10000, '*', unpack(event))
 end
 local function touch()
   redis.call('HSET', KEYS[7], 'path', ARGV[1])
@@ -59,7 +63,7 @@ for i = 7, #ARGV do
     moved = true
   end
 end
-if moved then add_event('publish') else touch() end
+if moved then add_event('publish', digest) else touch() end
 return {outcome, current}
 """
 )
@@ -83,7 +87,7 @@ else
   if field == 'latest' then redis.call('HINCRBY', KEYS[1], 'rev', 1) end
   redis.call('HSET', KEYS[1], field, ARGV[3])
 end
-add_event('alias')
+add_event('alias', '')
 return {'ok', current}
 """
 )
@@ -106,7 +110,7 @@ if ARGV[3] ~= '' then
 end
 local rev = redis.call('HINCRBY', KEYS[1], 'rev', 1)
 redis.call('SREM', KEYS[3], ARGV[1])
-redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('UNLINK', KEYS[1], KEYS[2])
 redis.call('HSET', KEYS[1], 'rev', rev)
 add_event('delete')
 return {'ok', current}
@@ -128,7 +132,7 @@ for i = 1, #head, 2 do
   end
 end
 redis.call('HDEL', KEYS[2], ARGV[2])
-add_event('delete')
+add_event('delete', ARGV[2])
 return {'ok', ''}
 """
 )
@@ -140,7 +144,7 @@ SET_PIN = (
     + """
 if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 0 then return {'unknown', ''} end
 redis.call('HSET', KEYS[1], 'pinned', ARGV[2])
-add_event('pin')
+add_event('pin', '')
 return {'ok', ''}
 """
 )

@@ -21,8 +21,9 @@ from bmt_server.errors import NotFound, RegistryFull, Unavailable
 from bmt_server.ipc.blob import PREFIX, blob_key
 from bmt_server.registry.connection import BULK_S
 from bmt_server.registry.lua import ALLOW_OOM
+from bmt_server.registry.names.name_state import NameState
 from bmt_server.registry.registry import GENERATION, WRITTEN, Registry
-from bmt_server.registry.schemas import NameState, Version
+from bmt_server.registry.schemas import Version
 
 ORPHANS = PREFIX + "orphans"  # hash: file digest -> time first seen, seconds since 1970
 _ATTEMPTS = 20

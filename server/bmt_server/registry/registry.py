@@ -37,18 +37,18 @@ from bmt_server.ipc.blob import PREFIX, blob_key, blob_ranges
 from bmt_server.registry.connection import BULK_S, QUICK_S, RegistryConnection
 from bmt_server.registry.durability import Durability
 from bmt_server.registry.lua import DELETE_NAME, DELETE_VERSION, PUBLISH, SET_ALIAS, SET_PIN
-from bmt_server.registry.schemas import NameState, Version
+from bmt_server.registry.names.name_state import NameState
+from bmt_server.registry.names.reader import GENERATION, NAMES, NameReader, name_key, versions_key
+from bmt_server.registry.names.versions import Versions
+from bmt_server.registry.schemas import Version
 from bmt_server.registry.server_state import read_state
 
 logger = logging.getLogger("vllm.bmt_server")
 
 EVENTS = PREFIX + "events"
-NAMES = PREFIX + "names"
 IDS = PREFIX + "ids"
-GENERATION = PREFIX + "generation"
 WRITTEN = PREFIX + "written"
 _CHUNK = 256 * 1024
-_FEW_NAMES = 16
 _PUBLISH_ATTEMPTS = 3
 # Outcomes of scripts that changed something, or found that an earlier one had.
 _WROTE = {"created", "moved", "unchanged", "ok"}
@@ -60,6 +60,7 @@ class Registry:
     def __init__(self, connection: RegistryConnection, replicas: int = 0) -> None:
         """replicas: number of replicas that must have a write before it is acknowledged."""
         self.connection = connection
+        self.reader = NameReader(connection)
         # Set when an upload finds no memory; the housekeeper waits for it.
         self.full = asyncio.Event()
         self._durability = Durability(connection, replicas)
@@ -201,10 +202,7 @@ class Registry:
 
     async def names(self) -> list[tuple[str, str]]:
         """(tenant, name) of every name that has versions."""
-        bulk = self.connection.bulk
-        members: Iterable[bytes] = await self.connection.call(lambda: bulk.smembers(NAMES), BULK_S)
-        parts = [member.decode().partition("/") for member in members]
-        return [(tenant, name) for tenant, _, name in parts]
+        return list({name: None async for page in self.reader.pages() for name in page})
 
     async def generation(self) -> int:
         """Counter of changes."""
@@ -229,25 +227,16 @@ class Registry:
         return int(generation or 0), newest[0][0] if newest else b"0"
 
     async def states(self, names: Iterable[tuple[str, str]]) -> list[NameState]:
-        """State of each (tenant, name), each read in one transaction."""
-        wanted = list(names)
-        # A request may wait for a few names; only a whole registry may take longer.
-        few = len(wanted) <= _FEW_NAMES
-        client = self.connection.quick if few else self.connection.bulk
-
-        async def read() -> list[Any]:
-            async with client.pipeline(transaction=True) as pipe:
-                for tenant, name in wanted:
-                    pipe.hgetall(_name_key(f"{tenant}/{name}"))
-                    pipe.hgetall(_versions_key(f"{tenant}/{name}"))
-                replies: list[Any] = await pipe.execute()
-                return replies
-
-        within_s = QUICK_S if few else BULK_S
-        replies = await self.connection.call(read, within_s) if wanted else []
+        """State of each (tenant, name), each read at one time if it has few versions."""
         return [
-            _state(tenant, name, replies[2 * i], replies[2 * i + 1])
-            for i, (tenant, name) in enumerate(wanted)
+            NameState.of_head(
+                read.tenant,
+                read.name,
+                read.head,
+                Versions({d: entry for d, entry in read.entries.items() if entry is not None}),
+                read.generation,
+            )
+            for read in await self.reader.read(dict.fromkeys(names))
         ]
 
     async def _script(
@@ -257,7 +246,7 @@ class Registry:
 
         Raises Unavailable (`not_durable`) if that is not confirmed in time.
         """
-        all_keys = [_name_key(path), _versions_key(path), NAMES, EVENTS, IDS, GENERATION, WRITTEN]
+        all_keys = [name_key(path), versions_key(path), NAMES, EVENTS, IDS, GENERATION, WRITTEN]
         reply, confirmed = await self._durability.run(source, [*all_keys, *keys], [path, *args])
         outcome, detail = (r.decode() for r in reply)
         if outcome in _WROTE:
@@ -276,32 +265,3 @@ class Registry:
 def _precondition_failed(name: str, current: str) -> Conflict:
     now = f"it is {name}@{current[:12]}" if current else "it does not exist"
     return Conflict(f"{name} is not what the request expects: {now}. Read it again and retry")
-
-
-def _name_key(path: str) -> str:
-    return f"{PREFIX}name:{path}"
-
-
-def _versions_key(path: str) -> str:
-    return f"{PREFIX}versions:{path}"
-
-
-def _state(tenant: str, name: str, head: dict[bytes, bytes], raw: dict[bytes, bytes]) -> NameState:
-    fields = {k.decode(): v.decode() for k, v in head.items()}
-    versions = {}
-    for digest, value in raw.items():
-        rev, identity, parent, text = value.decode().split("|", 3)
-        version = Version.from_entry(text)
-        versions[digest.decode()] = version.model_copy(
-            update={"rev": int(rev), "id": int(identity), "parent": parent or None}
-        )
-    return NameState(
-        tenant=tenant,
-        name=name,
-        rev=int(fields.get("rev", 0)),
-        latest=fields.get("latest") or None,
-        pinned=fields.get("pinned") == "1",
-        expires=int(fields["expires"]) if "expires" in fields else None,
-        aliases={k[6:]: v for k, v in fields.items() if k.startswith("alias:")},
-        versions=versions,
-    )

@@ -4,6 +4,9 @@ Requests resolve names against it without a round trip, and continue to do so wh
 stream read from a remembered event id misses nothing while the connection holds. The counter of
 changes and the id of the last event, compared every few seconds and after every reconnect, reveal
 changes that were missed otherwise.
+
+An event says which version of a name changed, so a change costs the same under a name of ten
+versions and of ten thousand. Events of former builds do not, and then the whole name is read.
 """
 
 from __future__ import annotations
@@ -18,8 +21,12 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from bmt_server.errors import ApiError
+from bmt_server.registry.connection import BULK_S
+from bmt_server.registry.names.catalog import Catalog, Key
+from bmt_server.registry.names.name_state import NameState
+from bmt_server.registry.names.reader import NameRead
+from bmt_server.registry.names.versions import Versions
 from bmt_server.registry.registry import EVENTS, Registry
-from bmt_server.registry.schemas import NameState
 
 logger = logging.getLogger("vllm.bmt_server")
 
@@ -27,8 +34,13 @@ _BLOCK_S = 2.0
 _RECONCILE_S = 10.0
 _PAUSE_S = 0.5
 _CANCEL_S = 0.2
-# Names per read: parsing takes about 0.1 ms each, on the event loop.
-_BATCH = 50
+# Names of one read, so that neither the registry nor this process is held up by it.
+_BATCH = 100
+# Changed versions of one name, above which the whole name is read.
+_MANY = 500
+_READS = 5
+_EVENTS_PAGE = 500
+_REMOVED = 1024
 
 
 class RegistryReplica:
@@ -43,7 +55,7 @@ class RegistryReplica:
         self,
         registry: Registry,
         *,
-        on_change: Callable[[tuple[str, str], NameState | None], None],
+        on_change: Callable[[Key, NameState | None], None],
         on_keys_change: Callable[[], None],
         on_connection: Callable[[int], None],
     ) -> None:
@@ -51,7 +63,9 @@ class RegistryReplica:
         self._on_change = on_change
         self._on_keys_change = on_keys_change
         self._on_connection = on_connection
-        self._states: dict[tuple[str, str], NameState] = {}
+        self.catalog = Catalog()
+        # Names without versions -> generation of the read that found so; the last few.
+        self._removed: dict[Key, int] = {}
         self._cursor = (-1, b"")  # of the registry: all changes up to it are known here
         self._task: asyncio.Task[None] | None = None
         self.synced = asyncio.Event()
@@ -60,38 +74,42 @@ class RegistryReplica:
 
     def get(self, tenant: str, name: str) -> NameState | None:
         """State of a name, or None if it has no version."""
-        state = self._states.get((tenant, name))
-        return state if state is not None and state.versions else None
-
-    def of_tenant(self, tenant: str) -> list[NameState]:
-        """States of one tenant's names that have versions, sorted by name."""
-        states = [s for (t, _), s in self._states.items() if t == tenant and s.versions]
-        return sorted(states, key=lambda s: s.name)
+        return self.catalog.get(tenant, name)
 
     def expired(self, now: float) -> list[NameState]:
         """Names of all tenants that the servers may remove. now: seconds since 1970."""
-        return [s for s in self._states.values() if s.versions and s.has_expired(now)]
+        return [state for state in self.catalog.expiring() if state.has_expired(now)]
 
-    async def refresh(self, tenant: str, name: str) -> NameState | None:
-        """Read one name now: after a write by this process, or for a name not known yet."""
-        self._take(await self._registry.states([(tenant, name)]))
+    async def refresh(
+        self, tenant: str, name: str, changed: Iterable[str] | None = None
+    ) -> NameState | None:
+        """Read one name now: after a write by this process, or for a name not known yet.
+
+        changed: digests of the versions that changed; None for a name that is not known.
+        """
+        await self._update({(tenant, name): None if changed is None else frozenset(changed)})
         return self.get(tenant, name)
 
+    async def look_up(self, tenant: str, name: str, prefix: str | None) -> NameState | None:
+        """Read a name now in which a reference was not found: its aliases, or a digest prefix."""
+        if self.get(tenant, name) is None:
+            return await self.refresh(tenant, name)
+        digests: list[str] = []
+        if prefix is not None:
+            digests = await self._registry.reader.digests(tenant, name, prefix)
+        return await self.refresh(tenant, name, digests)
+
     async def sync(self) -> None:
-        """Read all names if anything changed since the last time."""
+        """Read all names if there are changes that the events do not explain."""
         cursor = await self._registry.cursor()
-        if cursor == self._cursor and self.synced.is_set():
+        if self.synced.is_set() and (cursor == self._cursor or await self._catch_up(cursor)):
             return
-        names = await self._registry.names()
-        states: list[NameState] = []
-        for at in range(0, len(names), _BATCH):
-            states += await self._registry.states(names[at : at + _BATCH])
-        gone = set(self._states) - set(names)
-        for key in gone:
-            del self._states[key]
-        self._take(states)
-        for key in gone:
-            self._on_change(key, None)
+        unseen = set(self.catalog.keys())
+        async for page in self._registry.reader.pages():
+            unseen.difference_update(page)
+            await self._read_all(page)
+        # Deleted, or published after the scan had begun.
+        await self._read_all(list(unseen))
         # A counter that decreased means that Redis lost acknowledged writes.
         if cursor[0] < self._cursor[0]:
             logger.error(
@@ -102,15 +120,88 @@ class RegistryReplica:
         self._cursor = cursor
         self.synced.set()
 
-    def _take(self, states: Iterable[NameState]) -> None:
-        new = []
-        for state in states:
-            key = (state.tenant, state.name)
-            if self._states.get(key) != state:
-                self._states[key] = state
-                new.append(key)
-        for key in new:
-            self._on_change(key, self.get(*key))
+    async def _read_all(self, names: list[Key]) -> None:
+        for at in range(0, len(names), _BATCH):
+            batch = dict.fromkeys(names[at : at + _BATCH])
+            for read in await self._registry.reader.read(batch, self._known):
+                self._take(read)
+
+    async def _catch_up(self, cursor: tuple[int, bytes]) -> bool:
+        """Apply the events since the last known change. False if they do not explain `cursor`.
+
+        Under steady publishing some event is always on its way, which is no reason to read all.
+        """
+        generation, last = self._cursor
+        if not generation <= cursor[0] <= generation + _EVENTS_PAGE or last in (b"", b"0"):
+            return False
+        bulk = self._registry.connection.bulk
+        entries = await self._registry.connection.call(
+            lambda: bulk.xrange(EVENTS, last, cursor[1], count=2 * _EVENTS_PAGE), BULK_S
+        )
+        # After a failover that lost changes, the last known event is not there.
+        if not entries or entries[0][0] != last:
+            return False
+        events = [fields for _, fields in entries[1:]]
+        counted = [int(e.get(b"generation", 0)) for e in events if e.get(b"kind") != b"keys"]
+        if counted != list(range(generation + 1, cursor[0] + 1)):
+            return False
+        await self._apply(events, cursor[1])
+        return self._cursor == cursor
+
+    def _known(self, tenant: str, name: str) -> Versions | None:
+        state = self.catalog.get(tenant, name)
+        return state.versions if state is not None else None
+
+    async def _update(self, wanted: dict[Key, frozenset[str] | None]) -> None:
+        """Read what changed of names and take it over.
+
+        A reply that is older than what another call has taken over meanwhile is read again: the
+        newer one holds only the version that its own change was about.
+        """
+        for attempt in range(_READS):
+            asked = {key: self._to_read(key, digests) for key, digests in wanted.items()}
+            again: dict[Key, frozenset[str] | None] = {}
+            for read in await self._registry.reader.read(asked, self._known):
+                key = (read.tenant, read.name)
+                state = self.catalog.get(*key)
+                newest = state.generation if state is not None else self._removed.get(key, 0)
+                digests = asked[key]
+                if read.generation < newest or (state is None and not read.whole):
+                    again[key] = digests
+                elif digests is not None and (missing := self._missing(state, read)):
+                    again[key] = digests | missing
+                else:
+                    self._take(read)
+                    continue
+                if attempt == _READS - 1:
+                    again[key] = None
+            if not again:
+                return
+            wanted = again
+        await self._read_all(list(wanted))
+
+    def _to_read(self, key: Key, digests: frozenset[str] | None) -> frozenset[str] | None:
+        known = self.catalog.get(*key) is not None
+        return digests if known and digests is not None and len(digests) <= _MANY else None
+
+    @staticmethod
+    def _missing(state: NameState | None, read: NameRead) -> set[str]:
+        """Digests that aliases point at and that are neither known nor read."""
+        known = state.versions if state is not None else {}
+        return {d for d in read.pointers() if d not in known and d not in read.entries}
+
+    def _take(self, read: NameRead) -> None:
+        key = (read.tenant, read.name)
+        changed = self.catalog.apply(read)
+        state = self.catalog.get(*key)
+        if state is None and changed:
+            self._removed[key] = read.generation
+            if len(self._removed) > _REMOVED:
+                del self._removed[next(iter(self._removed))]
+        elif state is not None:
+            self._removed.pop(key, None)
+        if changed:
+            self._on_change(key, state)
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._follow(), name="bmt-registry-events")
@@ -166,16 +257,21 @@ class RegistryReplica:
         self._on_connection(int(connected))
 
     async def _apply(self, events: list[dict[bytes, bytes]], last: bytes) -> None:
-        names, generation = [], self._cursor[0]
+        generation = self._cursor[0]
+        names: dict[Key, frozenset[str] | None] = {}
         for event in events:
             if event.get(b"kind") == b"keys":
                 self._on_keys_change()
                 continue
             tenant, _, name = event.get(b"where", b"").decode().partition("/")
-            names.append((tenant, name))
+            key, changed = (tenant, name), event.get(b"changed")
+            before = names.get(key, frozenset())
+            if changed is None or before is None:
+                names[key] = None
+            else:
+                names[key] = before | {changed.decode()} if changed else before
             generation = max(generation, int(event.get(b"generation", 0)))
-        if names:
-            self._take(await self._registry.states(dict.fromkeys(names)))
+        await self._update(names)
         self._cursor = (generation, last)
 
 

@@ -1,10 +1,9 @@
-"""Registry records: versions, the state of a name, and their JSON in responses."""
+"""Registry records: versions, callers, and bodies of requests."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -87,55 +86,6 @@ class Version(BaseModel):
     def internal_name(self) -> str:
         """Adapter name in vLLM, prefixed for all tenants but the default one to keep it unique."""
         return self.model if self.tenant == DEFAULT_TENANT else f"{self.tenant}/{self.model}"
-
-
-@dataclass(frozen=True, slots=True)
-class NameState:
-    """Everything that the registry holds under one tenant's name.
-
-    expires: the time from which it may be removed, seconds since 1970; None: it stays.
-    """
-
-    tenant: str
-    name: str
-    rev: int
-    latest: str | None
-    pinned: bool
-    expires: int | None = None
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    versions: Mapping[str, Version] = field(default_factory=dict)
-
-    def resolve(self, alias: str | None, prefix: str | None) -> Version | None:
-        """Version of a digest prefix or an alias, or the latest one; None if there is none."""
-        if prefix is not None:
-            matches = [v for d, v in self.versions.items() if d.startswith(prefix)]
-            return matches[0] if len(matches) == 1 else None
-        digest = self.latest if alias in (None, "latest") else self.aliases.get(alias)
-        return self.versions.get(digest) if digest else None
-
-    def has_expired(self, now: float) -> bool:
-        """True if the servers may remove it. now: seconds since 1970."""
-        return self.expires is not None and self.expires <= now and not self.pinned
-
-    def newest_first(self) -> list[Version]:
-        return sorted(self.versions.values(), key=lambda v: -v.rev)
-
-    def response(self, version: Version, served_template: str = "") -> dict[str, Any]:
-        """A version's JSON in responses. served_template: the server's chat template, as SHA-256.
-
-        same_chat_template: false if chats are rendered by another template than in training.
-        """
-        aliases = sorted(a for a, d in self.aliases.items() if d == version.digest)
-        if self.latest == version.digest:
-            aliases.insert(0, "latest")
-        return {
-            **version.model_dump(),
-            "model": version.model,
-            "aliases": aliases,
-            "pinned": self.pinned,
-            "expires": None if self.expires is None else iso_time(self.expires),
-            "same_chat_template": version.same_template(served_template),
-        }
 
 
 def iso_time(seconds: int) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from bmt_server.registry.api_keys import SCOPES, ApiKeyStore
 from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.maintenance import check_consistency
+from bmt_server.registry.names.name_state import NameState
 from bmt_server.registry.registry import Registry
-from bmt_server.registry.schemas import NameState
 
 
 async def new_key(url: str) -> str:

@@ -101,7 +101,9 @@ class RevisionReplica:
         while True:
             page = self.json("GET", "/v1/masks", params={"after": after})
             for entry in page["data"]:
-                versions = self.json("GET", f"/v1/masks/{entry['name']}/versions")["data"]
+                versions = self.json(
+                    "GET", f"/v1/masks/{entry['name']}/versions", params={"limit": 1000}
+                )["data"]
                 names[entry["name"]] = {"latest": entry, "versions": versions}
             if not page["has_more"]:
                 return names

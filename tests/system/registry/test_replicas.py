@@ -193,7 +193,10 @@ def test_racing_writers(kind, replicas, masks):
         results = list(pool.map(write, range(WRITERS)))
     won, lost = (sum(r[i] for r in results) for i in (0, 1))
     listed = httpx.get(
-        f"{replicas[1].url}/v1/masks/{name}/versions", headers=replicas[1].headers, timeout=30
+        f"{replicas[1].url}/v1/masks/{name}/versions",
+        params={"limit": 1000},
+        headers=replicas[1].headers,
+        timeout=30,
     ).json()["data"]
     revs = sorted(v["rev"] for v in listed)
     missing = {d for r in results for d in r[2]} - {v["digest"] for v in listed}

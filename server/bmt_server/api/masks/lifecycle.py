@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from bmt_server.api.masks.local_cache import MaskCache
 from bmt_server.errors import ApiError, CacheFull, MemoryFull, NotFound, Unavailable
 from bmt_server.ipc.disk_cache import DiskError
 from bmt_server.ipc.worker_channel import WorkerError
+from bmt_server.registry.names.versions import Versions
 from bmt_server.registry.schemas import Version
 
 logger = logging.getLogger("vllm.bmt_server")
@@ -183,11 +184,13 @@ class MaskLifecycle:
         if version.id in self._tracked:
             self._spawn(self._unpin(version))
 
-    def retire_missing(self, key: tuple[str, str], current: Iterable[Version]) -> None:
+    def retire_missing(self, key: tuple[str, str], current: Versions) -> None:
         """Retire all versions of this tenant's name except the `current` ones."""
-        ids = self._ids.get(key)
-        for adapter in ids - {v.id for v in current} if ids else ():
+        for adapter in self._ids.get(key, ()):
             tracked = self._tracked[adapter]
+            entry = current.entry(tracked.version.digest)
+            if entry is not None and entry.id == adapter:
+                continue
             tracked.retired = True
             if not tracked.users:
                 self._schedule_removal(tracked)

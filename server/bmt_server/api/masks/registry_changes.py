@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bmt_server.api.masks.lifecycle import MaskLifecycle
-from bmt_server.registry.schemas import NameState, Version
+from bmt_server.registry.names.name_state import NameState
+from bmt_server.registry.names.versions import Versions
+from bmt_server.registry.schemas import Version
 
 
 class RegistryChanges:
@@ -15,7 +17,7 @@ class RegistryChanges:
 
     def apply(self, key: tuple[str, str], state: NameState | None) -> None:
         """Apply the new state of a (tenant, name); None if it has no version left."""
-        self._lifecycle.retire_missing(key, state.versions.values() if state else ())
+        self._lifecycle.retire_missing(key, state.versions if state else Versions())
         wanted = state.resolve(None, None) if state is not None and state.pinned else None
         pinned = self._pinned.get(key)
         if (pinned.id if pinned else None) == (wanted.id if wanted else None):

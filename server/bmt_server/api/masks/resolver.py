@@ -70,7 +70,7 @@ class Resolver:
         version = state.resolve(ref.alias, ref.digest_prefix) if state else None
         if version is None:
             # It may have been published through another replica a moment ago.
-            state = await self._replica.refresh(tenant, ref.name)
+            state = await self._replica.look_up(tenant, ref.name, ref.digest_prefix)
             version = state.resolve(ref.alias, ref.digest_prefix) if state else None
         if version is None:
             raise unknown

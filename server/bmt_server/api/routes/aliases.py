@@ -29,7 +29,7 @@ async def put_alias(request: Request, name: str, alias: str) -> dict[str, Any]:
     await state.registry.set_alias(
         stored.tenant, name, valid_alias(alias), version.digest, if_match(request)
     )
-    stored = await state.replica.refresh(stored.tenant, name) or stored
+    stored = await state.replica.refresh(stored.tenant, name, ()) or stored
     changed = stored.versions.get(version.digest, version)
     return stored.response(changed, state.settings.chat_template)
 
@@ -40,7 +40,7 @@ async def delete_alias(request: Request, name: str, alias: str) -> Response:
     if valid_alias(alias) == bmt_core.LATEST:
         raise BadRequest("'latest' cannot be removed; delete the mask", code="alias_reserved")
     await state.registry.set_alias(stored.tenant, name, alias, None, if_match(request))
-    await state.replica.refresh(stored.tenant, name)
+    await state.replica.refresh(stored.tenant, name, ())
     return Response(status_code=204)
 
 

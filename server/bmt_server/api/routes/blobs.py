@@ -16,12 +16,7 @@ async def blob(request: Request, digest: str) -> Response:
     """A file's bytes, or with HEAD its size, for tenants that have a version of it."""
     state = app_state(request)
     valid_digest(digest)
-    visible = any(
-        version.file_digest == digest
-        for stored in state.replica.of_tenant(tenant_of(request))
-        for version in stored.versions.values()
-    )
-    if not visible:
+    if not state.replica.catalog.has_file(tenant_of(request), digest):
         raise NotFound(f"no blob {digest[:12]}…", code="blob_unknown")
     headers = {"ETag": f'"{digest}"', "X-Content-Type-Options": "nosniff"}
     size = await state.registry.blob_size(digest)

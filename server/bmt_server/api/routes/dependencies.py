@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import TypeVar
+
 import bmt_core
 from fastapi import Request
 
 from bmt_server.api.app_state import AppState
 from bmt_server.errors import BadRequest, NotFound, from_core
-from bmt_server.registry.schemas import AliasTarget, NameState, Principal, Version
+from bmt_server.registry.names.name_state import NameState
+from bmt_server.registry.schemas import AliasTarget, Principal, Version
 
 OCTETS = "application/octet-stream"
+# Entries that a response is made of before other requests get their turn, a few ms.
+_TURN = 50
+
+T = TypeVar("T")
 
 
 def app_state(request: Request) -> AppState:
@@ -92,9 +101,18 @@ def version_of(state: NameState, target: AliasTarget) -> Version:
         ref = bmt_core.MaskRef.parse(valid_ref(f"{state.name}@{target.digest}"))
         version = state.resolve(None, ref.digest_prefix)
     else:
-        version = next((v for v in state.versions.values() if v.rev == target.rev), None)
+        entry = state.versions.of_rev(target.rev) if target.rev is not None else None
+        version = entry.version() if entry is not None else None
     if version is None:
         raise NotFound(
             f"{state.name} has no version {target.digest or target.rev}", code="version_not_found"
         )
     return version
+
+
+async def in_turns(items: Sequence[T]) -> AsyncIterator[T]:
+    """Yield the items of a long response, with turns of other requests in between."""
+    for at, item in enumerate(items):
+        if at % _TURN == _TURN - 1:
+            await asyncio.sleep(0)
+        yield item

@@ -10,6 +10,7 @@ from fastapi.responses import Response
 from bmt_server.api.routes.dependencies import (
     app_state,
     if_match,
+    in_turns,
     mask_not_found,
     state_of,
     tenant_of,
@@ -17,7 +18,8 @@ from bmt_server.api.routes.dependencies import (
     valid_ref,
     version_of,
 )
-from bmt_server.registry.schemas import AliasTarget, NameState
+from bmt_server.registry.names.name_state import NameState
+from bmt_server.registry.schemas import AliasTarget
 
 MAX_PAGE = 1000
 
@@ -28,13 +30,14 @@ async def list_masks(
     after: str = Query("", max_length=128),
 ) -> dict[str, Any]:
     """Latest version of each name, sorted by name; `after` is the last name of the page before."""
-    names = app_state(request).replica.of_tenant(tenant_of(request))
-    following = [n for n in names if n.name > after]
-    page = following[:limit]
+    names = app_state(request).replica.catalog.page(tenant_of(request), after, limit + 1)
+    page, data = names[:limit], []
+    async for stored in in_turns(page):
+        data.append({**_latest(request, stored), "versions": len(stored.versions)})
     return {
         "object": "list",
-        "data": [{**_latest(request, n), "versions": len(n.versions)} for n in page],
-        "has_more": len(following) > limit,
+        "data": data,
+        "has_more": len(names) > limit,
         "last": page[-1].name if page else None,
     }
 
@@ -57,11 +60,25 @@ async def delete_mask(request: Request, name: str) -> Response:
     return Response(status_code=204)
 
 
-async def list_versions(request: Request, name: str) -> dict[str, Any]:
-    """Versions of a name, newest first."""
+async def list_versions(
+    request: Request,
+    name: str,
+    limit: int = Query(100, ge=1, le=MAX_PAGE),
+    after: int | None = Query(None, ge=0),
+) -> dict[str, Any]:
+    """Versions of a name, newest first; `after` is the last rev of the page before."""
     stored = await state_of(request, name)
     served = app_state(request).settings.chat_template
-    return {"object": "list", "data": [stored.response(v, served) for v in stored.newest_first()]}
+    versions = stored.versions.page(limit + 1, after)
+    page, data = versions[:limit], []
+    async for entry in in_turns(page):
+        data.append(stored.response(entry.version(), served))
+    return {
+        "object": "list",
+        "data": data,
+        "has_more": len(versions) > limit,
+        "last": page[-1].rev if page else None,
+    }
 
 
 async def delete_version(request: Request, name: str, digest: str) -> Response:
@@ -69,7 +86,7 @@ async def delete_version(request: Request, name: str, digest: str) -> Response:
     state, stored = app_state(request), await state_of(request, name)
     version = version_of(stored, AliasTarget(digest=digest))
     await state.registry.delete_version(stored.tenant, name, version.digest)
-    await state.replica.refresh(stored.tenant, name)
+    await state.replica.refresh(stored.tenant, name, [version.digest])
     return Response(status_code=204)
 
 
@@ -89,9 +106,8 @@ async def _set_pin(request: Request, name: str, pinned: bool) -> dict[str, Any]:
     if latest is not None:
         await state.lifecycle.pin(latest, pinned)
     await state.registry.set_pin(stored.tenant, name, pinned)
-    return _latest(request, await state.replica.refresh(stored.tenant, name) or stored)
+    return _latest(request, await state.replica.refresh(stored.tenant, name, ()) or stored)
 
 
 def _latest(request: Request, stored: NameState) -> dict[str, Any]:
-    latest = stored.resolve(None, None) or stored.newest_first()[0]
-    return stored.response(latest, app_state(request).settings.chat_template)
+    return stored.response(stored.newest(), app_state(request).settings.chat_template)

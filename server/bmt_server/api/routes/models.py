@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import Response
+from fastapi.responses import StreamingResponse
 
 from bmt_server.api.routes.dependencies import app_state, tenant_of
 
 
-async def list_models(request: Request) -> Response:
+async def list_models(request: Request) -> StreamingResponse:
     """The base model, and this tenant's masks under all their names."""
     listing = app_state(request).models.listing(tenant_of(request))
-    return Response(listing, media_type="application/json")
+    return StreamingResponse(listing, media_type="application/json")
 
 
 async def show_model(request: Request, model: str) -> dict[str, Any]:

@@ -157,7 +157,7 @@ async def _publish(
         if_none_match=request.headers.get("if-none-match") == "*",
         expires=expires,
     )
-    current = await state.replica.refresh(version.tenant, name)
+    current = await state.replica.refresh(version.tenant, name, [version.digest])
     stored = current.versions.get(version.digest) if current else None
     if stored is not None:
         await state.lifecycle.store_uploaded(stored, mask, resident=resident)

@@ -1,0 +1,104 @@
+"""State of one name: its versions, its aliases, its latest version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from bmt_server.registry.names.versions import Entry, Versions
+from bmt_server.registry.schemas import Version, iso_time
+
+NO_ALIASES: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class NameState:
+    """Everything that the registry holds under one tenant's name.
+
+    expires: the time from which it may be removed, seconds since 1970; None: it stays.
+    versions: shared by the states of a name over time, and always the newest. generation: counter
+    of the registry's changes at the time of the read.
+    """
+
+    tenant: str
+    name: str
+    rev: int
+    latest: str | None
+    pinned: bool
+    expires: int | None
+    aliases: Mapping[str, str]
+    versions: Versions
+    generation: int
+
+    @classmethod
+    def of_head(
+        cls, tenant: str, name: str, head: Mapping[str, str], versions: Versions, generation: int
+    ) -> NameState:
+        """State from the fields of the name's hash. Reuses the digests that `versions` holds."""
+
+        def known(digest: str) -> str:
+            entry = versions.entry(digest)
+            return entry.digest if entry else digest
+
+        aliases = {k[6:]: known(v) for k, v in head.items() if k.startswith("alias:")}
+        return cls(
+            tenant=tenant,
+            name=name,
+            rev=int(head.get("rev", 0)),
+            latest=known(head["latest"]) if head.get("latest") else None,
+            pinned=head.get("pinned") == "1",
+            expires=int(head["expires"]) if "expires" in head else None,
+            aliases=aliases or NO_ALIASES,
+            versions=versions,
+            generation=generation,
+        )
+
+    def same_head(self, other: NameState) -> bool:
+        """True if all but the versions is equal."""
+        return (self.rev, self.latest, self.pinned, self.expires, self.aliases) == (
+            other.rev,
+            other.latest,
+            other.pinned,
+            other.expires,
+            other.aliases,
+        )
+
+    def has_expired(self, now: float) -> bool:
+        """True if the servers may remove it. now: seconds since 1970."""
+        return self.expires is not None and self.expires <= now and not self.pinned
+
+    def entry(self, alias: str | None, prefix: str | None = None) -> Entry | None:
+        """Entry of a digest prefix or an alias, or the latest one; None if there is none."""
+        if prefix is not None:
+            return self.versions.of_prefix(prefix)
+        digest = self.latest if alias in (None, "latest") else self.aliases.get(alias)
+        return self.versions.entry(digest)
+
+    def resolve(self, alias: str | None, prefix: str | None) -> Version | None:
+        """Version of a digest prefix or an alias, or the latest one; None if there is none."""
+        entry = self.entry(alias, prefix)
+        return entry.version() if entry else None
+
+    def newest(self) -> Version:
+        """The latest version, or the one of the highest rev if there is no latest."""
+        entry = self.entry(None) or self.versions.page(1)[0]
+        return entry.version()
+
+    def response(self, version: Version, served_template: str = "") -> dict[str, Any]:
+        """A version's JSON in responses. served_template: the server's chat template, as SHA-256.
+
+        same_chat_template: false if chats are rendered by another template than in training.
+        """
+        aliases = sorted(a for a, d in self.aliases.items() if d == version.digest)
+        if self.latest == version.digest:
+            aliases.insert(0, "latest")
+        return {
+            **version.model_dump(),
+            "model": version.model,
+            "aliases": aliases,
+            "pinned": self.pinned,
+            "expires": None if self.expires is None else iso_time(self.expires),
+            "same_chat_template": version.same_template(served_template),
+        }
