@@ -73,6 +73,7 @@ class Housekeeper:
         """Remove the names that have expired; the number of them. Raises RegistryDown."""
         now, removed = time.time(), 0
         for state in self._expired(now):
+            versions = len(state.versions)  # the event of the removal may arrive before its reply
             if not await self._registry.delete_expired(state.tenant, state.name, now):
                 continue  # renewed meanwhile, or removed by another process
             removed += 1
@@ -81,7 +82,7 @@ class Housekeeper:
                 "Removed %s of tenant %s with %d versions: it expired at %s.",
                 state.name,
                 state.tenant,
-                len(state.versions),
+                versions,
                 iso_time(state.expires or 0),
             )
         return removed
