@@ -11,8 +11,8 @@ import redis
 from bmt_server.registry.names.catalog import Catalog
 from bmt_server.registry.schemas import Version
 
-from tests.support.full_registry import fill
 from tests.support.replica import make_mask, replica
+from tests.support.scenarios.full_registry import fill
 
 NAMES = 2000
 

@@ -12,8 +12,8 @@ from bmt_server.registry.names.reader import NameReader, versions_key
 from bmt_server.registry.names.versions import Entry, Versions
 from bmt_server.registry.registry import EVENTS
 
-from tests.support.full_registry import fill
 from tests.support.replica import make_mask, replica
+from tests.support.scenarios.full_registry import fill
 
 VERSIONS = 500
 
