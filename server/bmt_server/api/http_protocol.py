@@ -24,7 +24,8 @@ MAX_HEAD_BYTES, MAX_HEAD_FIELDS = 32 << 10, 100
 HEAD_TIMEOUT_S, BODY_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 60.0, 60.0
 MIN_BODY_RATE = 8 << 10  # bytes per second
 _JSON = (
-    b'{"error": {"message": "%s", "type": "invalid_request_error", "code": "%s", "param": null}}'
+    b'{"error": {"message": "%s", "type": "invalid_request_error", "code": "%s", "param": null,'
+    b' "request_id": null}}'
 )
 
 

@@ -110,7 +110,7 @@ class RequestMiddleware:
         scope.setdefault("state", {})
         scope["bmt.principal"] = principal
         if not route.names_model:
-            await self.app(scope, receive, response.pass_on if route.probe else response.send)
+            await self.app(scope, receive, response.send)
             return
         with ExitStack() as admitted:
             admitted.enter_context(state.shutdown.track_request())

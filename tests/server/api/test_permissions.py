@@ -10,7 +10,7 @@ import time
 import pytest
 from bmt_server.api.permissions import ROUTES, find_route
 from bmt_server.errors import BadRequest
-from bmt_server.registry.api_keys import make_key
+from bmt_server.registry.api_keys import SCOPES, make_key
 
 PATHS = {
     "open": [("GET", "/livez"), ("GET", "/readyz")],
@@ -120,7 +120,7 @@ async def test_an_operators_key_is_imported_once(api):
     keys.invalidate()
     assert await status(api, "GET", "/v1/masks", secret) == 200
     (record,) = [r for r in await keys.records() if r.label == "BMT_ADMIN_KEY"]
-    assert set(record.scopes) == {"infer", "upload", "admin"}
+    assert set(record.scopes) == set(SCOPES)
     for wrong in ("", "secret", secret[:-1] + ("0" if secret[-1] != "0" else "1")):
         with pytest.raises(BadRequest, match="keys generate"):
             await keys.import_key(wrong)

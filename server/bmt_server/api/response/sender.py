@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from http.client import responses
 
 from bmt_server.api.access_log import RequestRecord
 from bmt_server.api.asgi import Message, Send
@@ -19,7 +20,14 @@ logger = logging.getLogger("vllm.bmt_server")
 _MAX_MESSAGE_CHARACTERS = 1000
 # A path of two parts or more in a message of vLLM; routes of the API stay readable.
 _FOLDER = re.compile(r"(?<![\w:/.])/(?!v\d/)[\w.+-]+(?:/[\w.+-]+)+")
+# A registry's URL, or a host of it.
+_ADDRESS = re.compile(r"\b[a-z][a-z+]*://[^\s'\"]+|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
 _BODY_HEADERS = (b"content-type", b"content-length", b"transfer-encoding")
+
+
+def without_places(message: str) -> str:
+    """The message without folders and addresses of the server, which are for its log."""
+    return _FOLDER.sub("<path>", _ADDRESS.sub("<address>", message))
 
 
 def _read_error(body: bytes) -> tuple[str, str | None]:
@@ -142,8 +150,8 @@ class ResponseSender:
         if status == 500:
             logger.error("Request %s failed: %s", self._record.request_id, message or "no message")
             message = "internal error; see the server's log"
-        message = _FOLDER.sub("<path>", message[:_MAX_MESSAGE_CHARACTERS])
-        return from_status(status, message, param)
+        message = message or responses.get(status, "error")
+        return from_status(status, without_places(message[:_MAX_MESSAGE_CHARACTERS]), param)
 
     async def _send_app_error(
         self, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()
@@ -177,7 +185,13 @@ class ResponseSender:
         self._record.error = error.code
         if self._started:
             raise error
-        body = json.dumps(error.body(self._record.request_id)).encode()
+        described = error.body(self._record.request_id)
+        if error.status >= 500:
+            # Others describe the request alone, and name its path.
+            described["error"]["message"] = without_places(str(error))
+            if described["error"]["message"] != str(error):
+                logger.error("Request %s failed: %s", self._record.request_id, error)
+        body = json.dumps(described).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         headers += more_headers
         if error.retry_after is not None:
