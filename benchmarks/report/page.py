@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import plots
+from benchmarks.report import gpu, plots
 from benchmarks.report.results import REACH, read_raw, verdict
 
 PARTS = ("serve", "swap", "cold", "format")
@@ -26,6 +26,7 @@ def write(target: Path) -> Path:
                 shown = where
                 lines += [where, ""]
             lines += _section(name, section, found, target)
+    lines += gpu.section(target)
     path = target / "README.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines).rstrip() + "\n")

@@ -1,0 +1,77 @@
+"""Masks on this machine's GPU, in one command of at most eight minutes.
+
+    python -m benchmarks.gpu                     a random base of an 8B Llama's shapes, made here
+    python -m benchmarks.gpu --model ID          a checkpoint folder or Hub id instead
+    python -m benchmarks.gpu --tiny              small shapes on a CPU: to see that it works
+    python -m benchmarks.gpu --only masks        some parts; --only may be repeated
+
+Parts are processes with time limits of their own. A part that fails or runs out of time keeps the
+figures that it has, and the others run all the same. Writes a folder with each part's figures and
+log, and `summary.json` with the ratios. Without a GPU nothing is measured, and the command says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.parts import PARTS, Job, Outcome, figures, run
+from benchmarks.gpu.summary import report, summary
+from benchmarks.harness.environment import WORK, provenance
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the parts; exit code 1 if one did not come to its end."""
+    options = _parse(arguments)
+    if not torch.cuda.is_available() and not options.tiny:
+        sys.exit("gpu: this machine has no CUDA device, so nothing was measured; try --tiny")
+    out = Path(options.out).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    job = Job(str(out), options.model, options.tiny)
+    outcomes: list[Outcome] = []
+    for part in PARTS:
+        if options.only and part.name not in options.only:
+            continue
+        outcome = run(part, job, {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"})
+        outcomes.append(outcome)
+        print(f"{part.name}: {outcome.end}, {outcome.seconds} s of {part.limit_s}", flush=True)
+        _write(out, job, outcomes)
+    found = _write(out, job, outcomes)
+    print(report(found))
+    print(f"{out}/summary.json")
+    return 0 if all(o.end == "done" for o in outcomes) else 1
+
+
+def _write(out: Path, job: Job, outcomes: list[Outcome]) -> dict[str, Any]:
+    measured = torch.cuda.is_available() and not job.tiny
+    kept = {o.name: figures(out, o.name) for o in outcomes}
+    found: dict[str, Any] = {
+        "measured": measured,
+        "environment": provenance(),
+        "job": {"model": job.model or "random, 8B shape", "tiny": job.tiny},
+        "parts": [asdict(outcome) for outcome in outcomes],
+        "figures": kept,
+        "ratios": summary(kept) if measured else "not measured",
+    }
+    (out / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--model", default="", help="checkpoint folder or Hub id")
+    parser.add_argument("--tiny", action="store_true", help="small shapes; measures nothing")
+    names = [part.name for part in PARTS]
+    parser.add_argument("--only", action="append", default=[], choices=names)
+    parser.add_argument("--out", default=str(WORK / "gpu"), help="folder for figures and logs")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

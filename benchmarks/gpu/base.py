@@ -1,0 +1,111 @@
+"""A random checkpoint of an 8B Llama's shapes, and random masks of it.
+
+The config is that of Llama 3.1 8B's published shapes; all values are random, so no license applies.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import bmt_core
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.gpu.parts import Job, Keep
+from benchmarks.harness.inputs import random_mask
+
+BIG = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 2048,
+}
+
+
+def config(tiny: bool) -> dict[str, Any]:
+    return {
+        **(SMALL if tiny else BIG),
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": "bfloat16",
+        "hidden_act": "silu",
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
+def make(job: Job, keep: Keep) -> None:
+    """Write the checkpoint; nothing if the run was given a model."""
+    if job.model:
+        keep("model", job.model)
+        return
+    start, folder = time.monotonic(), Path(job.base)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = config(job.tiny)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(device).manual_seed(0)
+    index: dict[str, str] = {}
+    for name, shapes in _shards(settings):
+        tensors = {}
+        for key, shape in shapes.items():
+            value = torch.ones(shape, dtype=torch.bfloat16)
+            if len(shape) > 1:
+                drawn = torch.randn(shape, device=device, dtype=torch.bfloat16, generator=generator)
+                value = (drawn / math.sqrt(shape[1])).cpu()
+            tensors[key], index[key] = value, name
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    keep("random base", {"seconds": round(time.monotonic() - start, 1), **settings})
+
+
+def _shards(settings: dict[str, Any]) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
+    """File names, and the shapes of their tensors by name: embeddings, then each layer."""
+    hidden, middle = settings["hidden_size"], settings["intermediate_size"]
+    heads = settings["num_attention_heads"]
+    keys = hidden // heads * settings["num_key_value_heads"]
+    ends: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (settings["vocab_size"], hidden),
+        "lm_head.weight": (settings["vocab_size"], hidden),
+        "model.norm.weight": (hidden,),
+    }
+    yield "model-ends.safetensors", ends
+    for i in range(settings["num_hidden_layers"]):
+        shapes: dict[str, tuple[int, ...]] = {
+            "self_attn.q_proj.weight": (hidden, hidden),
+            "self_attn.k_proj.weight": (keys, hidden),
+            "self_attn.v_proj.weight": (keys, hidden),
+            "self_attn.o_proj.weight": (hidden, hidden),
+            "mlp.gate_proj.weight": (middle, hidden),
+            "mlp.up_proj.weight": (middle, hidden),
+            "mlp.down_proj.weight": (hidden, middle),
+            "input_layernorm.weight": (hidden,),
+            "post_attention_layernorm.weight": (hidden,),
+        }
+        named = {f"model.layers.{i}.{key}": shape for key, shape in shapes.items()}
+        yield f"model-{i:02}.safetensors", named
+
+
+def masks(folder: str, fingerprint: str, seeds: range) -> list[bmt_core.Mask]:
+    """Random masks of 0.2 % of each gate, one a seed: the same in every process."""
+    gates = bmt_core.geometry(folder)
+    return [random_mask(gates, fingerprint, seed) for seed in seeds]

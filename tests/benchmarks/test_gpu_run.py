@@ -1,0 +1,122 @@
+"""The GPU command without a GPU: its parts, their limits, what is kept, and the arithmetic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import bmt_core
+import pytest
+import torch
+
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import arithmetic, base, machine_code, training
+from benchmarks.gpu.parts import PARTS, Job, Part, figures, run
+from benchmarks.gpu.summary import report, summary
+
+CHILD = "tests.support.children.gpu_parts"
+
+
+def test_a_part_that_fails_or_hangs_keeps_its_figures_and_stops_no_other(tmp_path, monkeypatch):
+    parts = (
+        Part("hangs", f"{CHILD}:hangs", 0.6),
+        Part("fails", f"{CHILD}:fails", 6),
+        Part("done", f"{CHILD}:done", 6),
+    )
+    monkeypatch.setattr(command, "PARTS", parts)
+    assert command.main(["--tiny", "--out", str(tmp_path)]) == 1
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert [p["end"] for p in found["parts"]] == ["out of time", "failed", "done"]
+    assert [found["figures"][p.name]["figure"] for p in parts] == [1, 1, 2]
+    assert "the reason" in found["parts"][1]["log"]
+    assert found["measured"] is False
+    assert found["ratios"] == "not measured"
+
+
+def test_all_limits_together_are_below_eight_minutes():
+    assert sum(part.limit_s for part in PARTS) < 480
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_without_a_gpu_nothing_is_measured(tmp_path):
+    with pytest.raises(SystemExit, match="nothing was measured"):
+        command.main(["--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_line_that_was_cut_is_left_out(tmp_path):
+    (tmp_path / "bare.jsonl").write_text('{"a": 1}\n{"b": 2')
+    assert figures(tmp_path, "bare") == {"a": 1}
+    assert figures(tmp_path, "masks") == {}
+
+
+def test_ratios_and_parity():
+    bare = {
+        "32 sequences, base": {"tokens_s": 1000},
+        "parity base": [[1, 2], [3, 4]],
+        "parity mask 0": [[1, 2], [3, 5]],
+    }
+    masks = {
+        "32 sequences, base": {"tokens_s": 990},
+        "32 sequences, 4 masks": {"tokens_s": 900},
+        "64 sequences, 4 masks": {"tokens_s": 900},
+        "under load: known masks": {"tokens_s": 800},
+        "under load: new versions arrive": {"tokens_s": 760},
+        "parity base": [[1, 2], [3, 4]],
+        "parity mask 0, corrected": [[1, 2], [9, 9]],
+        "parity mask 0, in place": [[1, 2], [3, 4]],
+    }
+    assert summary({"bare": bare, "masks": masks}) == {
+        "32 sequences, base, over bare vLLM": 0.99,
+        "32 sequences, 4 masks, over bare vLLM": 0.9,
+        "new versions under load, over known masks": 0.95,
+        "parity base: tokens of the checkpoint's": 1.0,
+        "parity mask 0, corrected: tokens of the checkpoint's": 1.0,
+        "parity mask 0, in place: tokens of the checkpoint's": 0.75,
+        "tokens in which base and mask 0 agree": 0.75,
+    }
+    assert summary({"bare": bare}) == {"tokens in which base and mask 0 agree": 0.75}
+    assert "nothing was measured" in report({"parts": [], "measured": False, "ratios": ""})
+
+
+def test_the_random_base_is_a_checkpoint_that_masks_fit(tmp_path):
+    job = Job(str(tmp_path), tiny=True)
+    base.make(job, lambda key, value: None)
+    shapes = bmt_core.geometry(Path(job.base))
+    assert set(shapes.values()) == {(128, 64)}
+    assert len(shapes) == 2
+    fingerprint = bmt_core.fingerprint(Path(job.base))
+    (one, two), (again,) = (
+        base.masks(job.base, fingerprint, range(2)),
+        base.masks(job.base, fingerprint, range(1)),
+    )
+    assert one.digest == again.digest != two.digest
+    assert base.config(tiny=False)["intermediate_size"] == arithmetic.ROWS
+
+
+@pytest.mark.parametrize("method", ["live gates", "LoRA r=1"])
+def test_a_training_step_of_the_tiny_shape(tmp_path, method):
+    job = Job(str(tmp_path), tiny=True)
+    found = training._measure(method, job, torch.device("cpu"), 1, 4)
+    assert found["ms"] > 0
+    assert 0 < found["trained"] < 2 * 128 * 64
+    assert found["peak_gb"] == "not measured: no CUDA device"
+
+
+def test_counted_instructions_are_those_that_a_profiler_saw():
+    """8.5 million for 32 tokens on an H100 (docs/log.md): the model is within a tenth."""
+    pytest.importorskip("triton")
+    code = arithmetic.Code(machine_code.of_correct(), machine_code.of_tiles(16))
+    one_by_one = arithmetic.work(code, 32, 32, grouped=False)
+    assert 0.9 < one_by_one.instructions / 8.5e6 < 1.1
+    before, after = (arithmetic.work(code, 256, 16, grouped=g) for g in (False, True))
+    assert (before.launches, after.launches) == (1, 2)
+    assert (after.alone, after.tiles) == (0, 16)
+    assert after.instructions < before.instructions / 5
+    assert after.bytes < before.bytes / 10
+
+
+def test_parts_run_in_processes_of_their_own(tmp_path):
+    outcome = run(Part("done", f"{CHILD}:done", 30), Job(str(tmp_path), tiny=True), {})
+    assert outcome.end == "done"
+    assert figures(tmp_path, "done") == {"tiny": True, "figure": 2}
