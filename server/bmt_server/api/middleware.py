@@ -40,6 +40,7 @@ from bmt_server.api.body.reader import (
 from bmt_server.api.isolation import isolate
 from bmt_server.api.masks.resolver import Lease
 from bmt_server.api.permissions import Route, find_route
+from bmt_server.api.response.cors import allowed_origin, is_preflight
 from bmt_server.api.response.refusals import watch
 from bmt_server.api.response.sender import ResponseSender
 from bmt_server.api.tracing import Span
@@ -70,7 +71,7 @@ class RequestMiddleware:
         method, path, headers = scope["method"], scope["path"], read_headers(scope)
         route = find_route(method, path)
         record = RequestRecord(_request_id(headers), method, path, Span(method, headers))
-        response = ResponseSender(send, record, watch())
+        response = ResponseSender(send, record, watch(), allowed_origin(scope["app"], headers))
         try:
             await self._handle(scope, headers, route, record, receive, response)
         except ApiError as error:
@@ -100,6 +101,9 @@ class RequestMiddleware:
     ) -> None:
         if route is not None and route.scope == "open":
             await self.app(scope, receive, response.pass_on)
+            return
+        if is_preflight(scope["method"], scope["path"], headers):
+            await self.app(scope, receive, response.send)
             return
         state = find_app_state(scope["app"])
         if state is None:

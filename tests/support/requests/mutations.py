@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -111,21 +110,24 @@ def field_operations(openapi: dict[str, Any]) -> dict[str, list[tuple[str, Any]]
     return found
 
 
-def mutated_bodies(
-    path: str, name: str, operation: Any, count: int, chance: random.Random
-) -> Iterator[Request]:
-    """Valid bodies of a route with other values of one field, two of three as its schema allows."""
+def mutated_bodies(path: str, name: str, operation: Any, count: int) -> Iterator[Request]:
+    """Each valid body of a route with each of some values of one field.
+
+    Two of three values are as the field's schema allows.
+    """
     import schemathesis
 
     modes = schemathesis.GenerationMode
-    for mode, examples in ((modes.POSITIVE, count - count // 3), (modes.NEGATIVE, count // 3)):
+    values = -(-count // len(VALID[path]))
+    for mode, examples in ((modes.POSITIVE, values - values // 3), (modes.NEGATIVE, values // 3)):
         for value in _drawn(operation.as_strategy(generation_mode=mode), examples):
             if not isinstance(value.body, dict) or name not in value.body:
                 continue
-            body = {"model": "smol", **chance.choice(VALID[path]), name: value.body[name]}
-            with contextlib.suppress(ValueError, TypeError):
-                data = json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
-                yield Request("POST", path, path, data, name)
+            for body in VALID[path]:
+                body = {"model": "smol", **body, name: value.body[name]}
+                with contextlib.suppress(ValueError, TypeError):
+                    data = json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
+                    yield Request("POST", path, path, data, name)
 
 
 def mutated_requests(mask: bytes, count: int) -> list[Request]:

@@ -61,13 +61,21 @@ class ResponseSender:
     the engine's first event: if that is an error, the response is that error. Errors of later
     events are counted and logged as those of other responses.
 
-    refusal: the fault of the request that the engine's calls note; it is the error then.
+    refusal: the fault of the request that the engine's calls note; it is the error then. cors:
+    headers of answers that the app's own layer for browsers has not made.
     """
 
-    def __init__(self, send: Send, record: RequestRecord, refusal: Refusal) -> None:
+    def __init__(
+        self,
+        send: Send,
+        record: RequestRecord,
+        refusal: Refusal,
+        cors: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         self._send = send
         self._record = record
         self._refusal = refusal
+        self._cors = cors
         self._ready: Callable[[], Awaitable[None]] | None = None
         self._started = False
         self._replaced: ResponseReplaced | None = None
@@ -211,6 +219,8 @@ class ResponseSender:
             headers.append((b"retry-after", b"1"))
         if b"x-content-type-options" not in names:
             headers.append((b"x-content-type-options", b"nosniff"))
+        if b"access-control-allow-origin" not in names:
+            headers += self._cors
         return headers
 
 
