@@ -8,6 +8,7 @@ together. Rank 0 alone writes files and output.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -17,18 +18,24 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bmt_trainer.errors import ConfigError
-from bmt_trainer.process import world_size
+from bmt_trainer.process import is_launched_alone, world_size
 
 T = TypeVar("T")
 
 
-def join(device: str, *, writes_checkpoints: bool) -> None:
+def join(device: str, *, writes_checkpoints: bool, say: Callable[[str], None] = print) -> None:
     """Initialize the process group of a multi-process run; a single process returns at once.
 
-    device: the setting, "auto", "cpu" or "cuda". Raises ConfigError if the launcher did not set up
-    FSDP2, or if the run writes checkpoints, which several processes do not support.
+    device: the setting, "auto", "cpu" or "cuda"; say: shows a line. Raises ConfigError if the
+    launcher did not set up FSDP2, or if the run writes checkpoints, which several processes do not
+    support.
     """
     if world_size() == 1:
+        if is_launched_alone():
+            say(
+                "accelerate launch started one process, which trains alone (WORLD_SIZE is not "
+                "set); on CPUs it starts one whatever --num_processes says: use torchrun there"
+            )
         return
     fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     if not fsdp or os.environ.get("FSDP_VERSION") != "2":

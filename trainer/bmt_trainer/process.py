@@ -1,4 +1,4 @@
-"""This process: its rank among the launched ones, and its memory allocator. Imports no torch."""
+"""This process: its place among the launched ones, and its memory allocator. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import ctypes
 import os
 import platform
 
+# Variables by which torchrun and accelerate make a process one of several.
+_LAUNCHED = (
+    *("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "GROUP_WORLD_SIZE", "GROUP_RANK"),
+    *("ROLE_WORLD_SIZE", "ROLE_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_FSDP"),
+)
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -23,6 +28,20 @@ def rank() -> int:
 def is_main_process() -> bool:
     """True in the one process that writes files and output: rank 0."""
     return rank() == 0
+
+
+def is_launched_alone() -> bool:
+    """True if `accelerate launch` started this process and no other.
+
+    On CPUs it starts one, whatever its --num_processes says (accelerate 1.15).
+    """
+    return "ACCELERATE_MIXED_PRECISION" in os.environ and "WORLD_SIZE" not in os.environ
+
+
+def leave_launch() -> None:
+    """Make this process a single one, also to the libraries that read the launcher's variables."""
+    for name in _LAUNCHED:
+        os.environ.pop(name, None)
 
 
 def keep_freed_memory() -> bool:

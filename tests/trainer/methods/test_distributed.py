@@ -41,11 +41,17 @@ def launched() -> dict[str, str]:
 
 def run(method: str, processes: int, settings: dict, folder: Path):
     """(mask, what `two_ranks` saw)."""
-    name = f"{method}-{processes}"
-    settings = {**settings, "output": str(folder / f"{name}.bmt")}
-    seen = folder / f"{name}.pt"
-    launch(processes, str(SCRIPT), method, json.dumps(settings), str(seen))
-    return bmt_core.load(settings["output"]), torch.load(seen)
+    [found] = run_all(method, processes, [settings], folder)
+    return found
+
+
+def run_all(method: str, processes: int, runs: list[dict], folder: Path) -> list[tuple]:
+    """The same of several runs, one after the other in the same processes."""
+    names = [f"{method}-{processes}{f'-{at}' if at else ''}.bmt" for at in range(len(runs))]
+    outputs = [str(folder / name) for name in names]
+    settings = [json.dumps({**s, "output": o}) for s, o in zip(runs, outputs, strict=True)]
+    launch(processes, str(SCRIPT), method, *settings)
+    return [(bmt_core.load(output), torch.load(f"{output}.pt")) for output in outputs]
 
 
 def launch(processes: int, *arguments: str) -> str:
@@ -90,11 +96,34 @@ def base(checkpoint: Path) -> dict:
     }
 
 
-def test_sft_under_fsdp2_is_that_of_one_process(exact, tmp_path):
+@pytest.fixture(scope="module")
+def pairs(exact, tmp_path_factory):
+    """By the number of rows: (folder, what two processes made, what one made that accumulates).
+
+    The latter two as of `run`; 0 rows stands for a task, and scores. Of 3 rows, and of the one at
+    the end of 17, the second process gets none.
+    """
+    folder = tmp_path_factory.mktemp("pairs")
+    runs = {0: {**base(exact), "batch_size": 2}}
+    for rows in (16, 21, 24, 17, 3):
+        data = folder / f"{rows}.jsonl"
+        data.write_text(
+            "".join(
+                json.dumps({"prompt": "x" * (i % 5) + f"{i}", "completion": f"{i * 7919 % 97}"})
+                + "\n"
+                for i in range(rows)
+            )
+        )
+        changes = {"dataset": str(data), "heldout": 0, "learning_rate": 0.02, "steps": 4}
+        runs[rows] = {**base(exact), **changes, "batch_size": 4, "eta": 0.3}
+    two = run_all("sft", 2, list(runs.values()), folder)
+    one = run_all("sft", 1, [{**r, "gradient_accumulation": 2} for r in runs.values()], folder)
+    return folder, dict(zip(runs, zip(two, one, strict=True), strict=True))
+
+
+def test_sft_under_fsdp2_is_that_of_one_process(pairs):
     """The same examples a step: two processes of one batch, or one of two."""
-    settings = {**base(exact), "batch_size": 2}
-    two, sharded = run("sft", 2, settings, tmp_path)
-    one, alone = run("sft", 1, {**settings, "gradient_accumulation": 2}, tmp_path)
+    (two, sharded), (one, alone) = pairs[1][0]
     for name, gradient in alone["gradients"].items():
         error = (sharded["gradients"][name] - gradient).norm() / gradient.norm()
         assert error < 1e-6, (name, float(error))
@@ -105,6 +134,22 @@ def test_sft_under_fsdp2_is_that_of_one_process(exact, tmp_path):
     assert both >= 0.99
     scores = [m.metadata["scores"]["base"] for m in (one, two)]
     assert scores[0] == scores[1]
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("rows", [16, 21, 24, 17, 3])
+def test_two_processes_train_on_uneven_rows_as_one_does(pairs, rows):
+    folder, made = pairs
+    (two, _), (one, seen) = made[rows]
+    assert len(flipped(one, seen["deleted"])) > 100, "a run without flips would prove nothing"
+    for of_two, of_one in zip(two.tensors, one.tensors, strict=True):
+        assert of_two.positions.tolist() == of_one.positions.tolist()
+    name = f"-{list(made).index(rows)}.bmt.history.json"
+    losses = [
+        [step["loss"] for step in json.loads((folder / f"sft-{n}{name}").read_text())["steps"]]
+        for n in (1, 2)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_a_comparison_under_fsdp2_is_told_and_kept_once(exact, tmp_path):

@@ -1,7 +1,9 @@
-"""One process of a training run; where its gates began, and its first gradients, go to a file.
+"""One process of training runs; where a run's gates began, and its first gradients, go to a file.
 
-python two_ranks.py METHOD SETTINGS_JSON SEEN
-torchrun --nproc_per_node 2 two_ranks.py METHOD SETTINGS_JSON SEEN
+python two_ranks.py METHOD SETTINGS_JSON …
+torchrun --nproc_per_node 2 two_ranks.py METHOD SETTINGS_JSON …
+
+Each run writes `<output>.pt`.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from bmt_trainer.methods import grpo, sft
 from bmt_trainer.methods.config import GrpoConfig, SftConfig
 from bmt_trainer.process import is_main_process
 
+seen: dict[str, dict[str, torch.Tensor]] = {}
+
 
 def main() -> None:
-    method, settings, file = sys.argv[1:]
-    seen: dict[str, dict[str, torch.Tensor]] = {}
+    method, *runs = sys.argv[1:]
 
     class Spy(transformers.TrainerCallback):
         """Gradients are of all processes, before they are clipped."""
@@ -44,10 +47,11 @@ def main() -> None:
 
     transformers.Trainer.train = spied
     kind, module = {"sft": (SftConfig, sft), "grpo": (GrpoConfig, grpo)}[method]
-    values = json.loads(settings)
-    module.train(kind(**{**values, "output": Path(values["output"])}))
-    if is_main_process():
-        torch.save(seen, file)
+    for values in map(json.loads, runs):
+        seen.clear()
+        module.train(kind(**{**values, "output": Path(values["output"])}))
+        if is_main_process():
+            torch.save(seen, f"{values['output']}.pt")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Annotated
+import time
+from typing import Annotated, NoReturn
 
 import typer
 from bmt_core import BmtError
@@ -16,6 +17,12 @@ from bmt_core.console_script import TYPER_SETTINGS, version_line
 from bmt_trainer.cli import apply, compare, data, evaluate, train
 from bmt_trainer.errors import ConfigError, TrainerError
 from bmt_trainer.methods.guards.interruption import Interrupted
+from bmt_trainer.process import is_main_process, leave_launch, rank, world_size
+
+# Commands that several processes run together; of any other the first process runs it alone.
+_OF_ALL_PROCESSES = ("sft", "grpo", "sdft", "compare")
+# Time in which a launcher ends this process if the first one has failed too.
+_LAUNCHER_SECONDS = 10.0
 
 app = typer.Typer(
     name="bmt-train",
@@ -32,11 +39,19 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
     ] = False,
-) -> None: ...
+) -> None:
+    if world_size() == 1 or context.invoked_subcommand in _OF_ALL_PROCESSES:
+        return
+    if not is_main_process():
+        raise typer.Exit
+    line = f"{context.invoked_subcommand} runs in the first of {world_size()} processes alone"
+    print(f"bmt-train: {line}", file=sys.stderr)
+    leave_launch()
 
 
 for group in (data, train, compare, evaluate, apply):
@@ -52,15 +67,27 @@ def main() -> None:
     try:
         app()
     except (TrainerError, BmtError) as error:
-        print(f"bmt-train: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        _fail(error, 2 if isinstance(error, ConfigError) else 1)
     except OSError as error:  # a full disk, a folder without write permission
-        print(f"bmt-train: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(error, 1)
     except Interrupted as error:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    """Print the error and exit: once, if several processes end with the same.
+
+    A launcher ends all processes when one has failed, so another than the first prints only if it
+    is still there after a while: then the error is its own.
+    """
+    who = "bmt-train"
+    if not is_main_process():
+        time.sleep(_LAUNCHER_SECONDS)
+        who = f"bmt-train, process {rank()} of {world_size()}"
+    print(f"{who}: {error}", file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ Legend: B rows of a batch, S tokens of its longest row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
@@ -52,3 +53,41 @@ def batches(
     for at in range(0, len(ordered), size):
         ids, attend = pad(ordered[at : at + size], token, "right")
         yield {"input_ids": ids.to(device), "attention_mask": attend.to(device)}
+
+
+class SharedBatches(Sampler[list[int]]):
+    """The share of one process in the batches that all of them train on together.
+
+    The rows, their order and the steps they fall into are those of a single process that takes
+    `size * processes` rows at once: the last batch of an epoch is short, no row comes twice, and a
+    process has no rows of it if there are not enough. sampler: of single rows, equal in all
+    processes; accelerate replaces it by one that it seeds.
+    """
+
+    def __init__(self, sampler: Any, size: int, processes: int, rank: int) -> None:
+        self.sampler, self._size, self._processes, self._rank = sampler, size, processes, rank
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // (self._size * self._processes))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self._size * self._rank
+        for batch in BatchSampler(self.sampler, self._size * self._processes, drop_last=False):
+            yield batch[first : first + self._size]
+
+
+def collate_share(
+    collate: Callable[[Sequence[Any]], dict[str, Any]], idle: Any
+) -> Callable[[Sequence[Any]], dict[str, Any]]:
+    """`collate` for shares that may be empty: of the row `idle` then, without a label.
+
+    A process must run each pass with the others, because they gather sharded layers together.
+    """
+
+    def collated(rows: Sequence[Any]) -> dict[str, Any]:
+        batch = collate(rows or [idle])
+        if not rows:
+            batch["labels"] = torch.full_like(batch["labels"], -100)
+        return batch
+
+    return collated

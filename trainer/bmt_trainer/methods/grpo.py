@@ -70,7 +70,8 @@ def train(config: GrpoConfig, display: Display | None = None) -> Mask:
 
 def load(config: GrpoConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:
     """Read prompts and answers as rows, and load the run. scored: as in `pipeline.load`."""
-    join(config.device, writes_checkpoints=bool(config.checkpoint_every or config.resume))
+    checkpoints = bool(config.checkpoint_every or config.resume)
+    join(config.device, writes_checkpoints=checkpoints, say=display.say)
     config.accumulation(world_size())
     acting = environments.named(config.environment, config.tools)
     rewards = _rewards(config, acting)

@@ -56,7 +56,8 @@ def train(config: SdftConfig, display: Display | None = None) -> Mask:
 
 def load(config: SdftConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:
     """Read prompts and demonstrations as rows, and load the run. scored: as in `pipeline.load`."""
-    join(config.device, writes_checkpoints=bool(config.checkpoint_every or config.resume))
+    checkpoints = bool(config.checkpoint_every or config.resume)
+    join(config.device, writes_checkpoints=checkpoints, say=display.say)
     inputs, examples = on_policy.read(
         config,
         display,

@@ -22,7 +22,7 @@ from bmt_trainer.methods.config import SftConfig
 from bmt_trainer.methods.finish import finish
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import Inputs, Loaded, Logs, Rows
-from bmt_trainer.methods.trl_mixins import MaskedTraining
+from bmt_trainer.methods.trl_mixins import MaskedTraining, SharedRows
 from bmt_trainer.process import world_size
 from bmt_trainer.rewards.find import find_for
 
@@ -48,7 +48,8 @@ def train(config: SftConfig, display: Display | None = None) -> Mask:
 
 def load(config: SftConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:
     """Encode the run's training examples, and load the run. scored: as in `pipeline.load`."""
-    join(config.device, writes_checkpoints=bool(config.checkpoint_every or config.resume))
+    checkpoints = bool(config.checkpoint_every or config.resume)
+    join(config.device, writes_checkpoints=checkpoints, say=display.say)
     used = config.steps * config.batch_size * config.gradient_accumulation * world_size()
     if config.packing:
         used *= packing.ROWS_OF_A_SEQUENCE
@@ -94,7 +95,7 @@ def _rows(config: SftConfig, inputs: Inputs) -> Rows:
     return fitted.rows
 
 
-class MaskedSFTTrainer(MaskedTraining, SFTTrainer):
+class MaskedSFTTrainer(SharedRows, MaskedTraining, SFTTrainer):
     """TRL's trainer under the soft mask (Eq. 6)."""
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from bmt_trainer.data.batching import SharedBatches, collate_share
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.equations import sharpness
 from bmt_trainer.masking.masked_linear import MaskState, Mode
@@ -14,6 +17,7 @@ from bmt_trainer.methods.guards.training import GuardedTraining
 from bmt_trainer.methods.rollouts.local import sample
 from bmt_trainer.methods.rollouts.shared_prefix import SharedPrompts
 from bmt_trainer.models import finite_logits
+from bmt_trainer.process import rank, world_size
 
 
 class MaskedTraining(GuardedTraining):
@@ -37,6 +41,39 @@ class MaskedTraining(GuardedTraining):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         with self.attached.state.use("hard"):
             return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
+
+
+class SharedRows:
+    """Mixin before a `transformers.Trainer` in a class's bases: several processes train on the
+    rows of one process, in its steps and order.
+
+    By default accelerate fills an epoch's last batch with rows from its beginning, so that all
+    processes have as many (accelerate 1.15, data_loader.py, `BatchSamplerShard`). Sampler, seed
+    and columns are still the trainer's (transformers 5.19, trainer.py, `_get_dataloader`).
+    """
+
+    def get_train_dataloader(self) -> Any:
+        trainer: Any = self
+        if world_size() == 1:
+            return super().get_train_dataloader()  # type: ignore[misc]
+        rows = trainer._remove_unused_columns(trainer.train_dataset, description="Training")
+        size = trainer.args.per_device_train_batch_size
+        sampler = trainer._get_train_sampler(rows)
+        loader: DataLoader[Any] = DataLoader(
+            rows,
+            batch_sampler=SharedBatches(sampler, size, world_size(), rank()),
+            collate_fn=collate_share(trainer.data_collator, rows[0]),
+        )
+        return prepare_data_loader(
+            loader,
+            device=trainer.accelerator.device,
+            # The shares are made already.
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            use_seedable_sampler=True,
+            data_seed=trainer.args.data_seed,
+        )
 
 
 class HardSampling:
