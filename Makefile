@@ -4,6 +4,9 @@ ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 PORT ?= 8000
+# Processes of `make test` and `make test-quick`; 0 shows what tests print, with PYTEST=-s.
+JOBS ?= 2
+PARALLEL := -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 PAPER := paper-environment paper-sdft paper-table3 paper-forgetting paper-geometry paper-grpo paper-grpo-server paper-grpo-hard paper-grpo-no-tail paper-gsm8k paper-head paper-labels paper-lean-sft paper-live paper-prompts paper-steps paper-tool-calls paper-tool-calls-served
@@ -27,13 +30,13 @@ serve: setup ## serve MODEL (default: the demo's model) with the embedded regist
 	@"$(BIN)/python" "$(ROOT)/examples/demo/serve.py" --port $(PORT) $(if $(MODEL),"$(MODEL)")
 
 test: setup tools ## tests on the real model, engine and registry; 15 minutes on 2 cores
-	@cd "$(ROOT)" && "$(BIN)/python" -m pytest -m "not slow" $(PYTEST)
+	@cd "$(ROOT)" && "$(BIN)/python" -m pytest $(PARALLEL) -m "not slow" $(PYTEST)
 
 test-slow: setup tools ## the other tests: more engines, compiled and parallel ones; 20 minutes
 	@cd "$(ROOT)" && "$(BIN)/python" -m pytest -m slow $(PYTEST)
 
 test-quick: setup tools ## without the tests that start an engine
-	@cd "$(ROOT)" && "$(BIN)/python" -m pytest -m "not engine and not slow" $(PYTEST)
+	@cd "$(ROOT)" && "$(BIN)/python" -m pytest $(PARALLEL) -m "not engine and not slow" $(PYTEST)
 
 test-operate: setup ## long scenarios: faults, rollouts, overload, fuzzing (BMT_OPERATE_SCALE=0.1: a tenth of each)
 	@cd "$(ROOT)" && "$(BIN)/python" -m pip install -q -r tests/system/requirements.txt \

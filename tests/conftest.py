@@ -33,9 +33,22 @@ for name in ("BMT_URL", "BMT_API_KEY", "BMT_REGISTRY", "BMT_DATA_DIR", "BMT_SERV
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Engines last: what fails fast should fail first."""
-    items.sort(key=lambda item: item.get_closest_marker("engine") is not None)
+def is_engine(item: pytest.Item) -> bool:
+    return item.get_closest_marker("engine") is not None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """In parallel, one process takes all engines, with one server, and files stay whole."""
+    group = "engine" if is_engine(item) else str(item.path.relative_to(ROOT))
+    item.add_marker(pytest.mark.xdist_group(group))
+
+
+# Last, after plugins that shuffle.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Engines last, because what fails fast should fail first; in parallel, engines first."""
+    first = hasattr(config, "workerinput")
+    items.sort(key=lambda item: is_engine(item) != first)
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +59,7 @@ def smol() -> Path:
     assert spec.loader is not None
     model = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(model)
-    if not (model.FOLDER / "model.safetensors").exists():
-        model.build(model.FOLDER)
-    return model.FOLDER
+    return Path(model.checkpoint())
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ another model instead.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -30,9 +31,17 @@ def demo_model() -> str:
     """Folder or Hub id of the demo's model; makes the folder at its first use."""
     if chosen := os.environ.get("BMT_DEMO_MODEL"):
         return chosen
-    if not (FOLDER / "model.safetensors").exists():
-        build(FOLDER)
-    return str(FOLDER)
+    return str(checkpoint())
+
+
+def checkpoint() -> Path:
+    """Folder of SmolLM2-135M-Instruct; makes it at its first use, also if several ask at once."""
+    FOLDER.parent.mkdir(parents=True, exist_ok=True)
+    with open(FOLDER.parent / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (FOLDER / "model.safetensors").exists():
+            build(FOLDER)
+    return FOLDER
 
 
 def gguf_folder() -> Path:

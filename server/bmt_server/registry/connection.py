@@ -36,10 +36,11 @@ T = TypeVar("T")
 
 logger = logging.getLogger("vllm.bmt_server")
 
-_TIMEOUT_S = 0.5
+# A process or a registry that is short of CPU, or one that forks, is late by some tenths of a second.
+_TIMEOUT_S = 1.0
 _BULK_TIMEOUT_S = 10.0  # blobs are megabytes
 # Bounds on a whole call, because socket timeouts add up over a retry and a reconnect's handshake.
-QUICK_S, BULK_S = 1.0, 30.0
+QUICK_S, BULK_S = 2.0, 30.0
 # Connections of each of the two pools, and the longest wait for one of them.
 CONNECTIONS = 32
 _WAIT_S = 5.0
