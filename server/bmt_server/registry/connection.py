@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger("vllm.bmt_server")
 
-# A process or a registry that is short of CPU, or one that forks, is late by some tenths of a second.
+# A process or registry short of CPU, or a fork of the registry, is late by tenths of a second.
 _TIMEOUT_S = 1.0
 _BULK_TIMEOUT_S = 10.0  # blobs are megabytes
 # Bounds on a whole call, because socket timeouts add up over a retry and a reconnect's handshake.
