@@ -128,7 +128,31 @@ def test_structured_output_and_tools(client, two):
     )
     call = answer.choices[0].message.tool_calls[0].function
     assert call.name == "pick"
-    json.loads(call.arguments)  # what it says is up to the model; that it is JSON is the engine's
+    assert json.loads(call.arguments)["city"] in ("Paris", "Rome")
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("stream", [False, True])
+def test_structured_outputs_that_cannot_be_are_400_after_any_other(client, stream):
+    """Each refusal has its reason, also in streams, whatever was asked first."""
+    object_only = {"json": {"type": "object"}}
+    wanted = [
+        ({"structured_outputs": {"regex": "\\p{L}+"}}, "xgrammar, cannot do this"),
+        ({"structured_outputs": {"json": {"type": "array", "items": [{}]}}}, "items must be"),
+        ({"structured_outputs": {"json": {"$ref": "#"}}}, "no token at all"),
+        ({"structured_outputs": object_only, "allowed_token_ids": [504]}, "`allowed_token_ids`"),
+        ({"allowed_token_ids": [2], "min_tokens": 3}, "`min_tokens`"),
+        ({"stream_interval": 2**70}, "64 bits"),
+    ]
+    for more, reason in (*wanted, *reversed(wanted)):
+        with pytest.raises(openai.BadRequestError, match=reason):
+            client.chat.completions.create(
+                model="smol",
+                messages=[{"role": "user", "content": "x"}],
+                max_tokens=8,
+                stream=stream,
+                extra_body=more,
+            )
 
 
 def test_unknown_masks_are_404_and_never_the_base(client, server):

@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 
@@ -22,7 +23,7 @@ from bmt_server.api.engine_vllm.heartbeat import Heartbeat
 from bmt_server.api.engine_vllm.sampling_buffers import check_integers, check_sampling_buffers
 from bmt_server.api.isolation import current_salt
 from bmt_server.api.response.refusals import note
-from bmt_server.errors import BadRequest
+from bmt_server.errors import ApiError, BadRequest, from_status
 
 # Context manager for one engine call with an adapter, by adapter id.
 AdapterHold = Callable[[int], AbstractAsyncContextManager[None]]
@@ -122,12 +123,10 @@ def _with_metrics(original: Any, on_finished: RequestObserver) -> Any:
                     yield output
         except (asyncio.CancelledError, GeneratorExit):
             raise
-        except VLLMValidationError as error:
+        except Exception as error:
             outcome = "error"
-            note(_refusal(error))
-            raise
-        except Exception:
-            outcome = "error"
+            if (refusal := _refusal(error)) is not None:
+                note(refusal)
             raise
         finally:
             on_finished(
@@ -143,10 +142,16 @@ def _with_metrics(original: Any, on_finished: RequestObserver) -> Any:
     return call
 
 
-def _refusal(error: VLLMValidationError) -> BadRequest:
-    """The 400 of a validation error; vLLM's own text also repeats field and value."""
-    message = str(error.args[0])[:MAX_MESSAGE_CHARACTERS]
-    return BadRequest(message, code="field_invalid", param=error.parameter)
+def _refusal(error: Exception) -> ApiError | None:
+    """The error of a client whose fault it is, as vLLM's responses without streams decide."""
+    info = create_error_response(error).error
+    if info.code >= 500:
+        return None
+    # vLLM's own text of a validation error repeats field and value.
+    message = str(error.args[0]) if isinstance(error, VLLMValidationError) else info.message
+    if info.code == 400:
+        return BadRequest(message[:MAX_MESSAGE_CHARACTERS], code="field_invalid", param=info.param)
+    return from_status(info.code, message[:MAX_MESSAGE_CHARACTERS], info.param)
 
 
 @dataclass(slots=True)

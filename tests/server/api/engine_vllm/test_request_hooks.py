@@ -14,9 +14,11 @@ from bmt_server.api.engine_vllm.request_hooks import install_request_hooks
 from bmt_server.api.engine_vllm.sampling_buffers import STATES
 from bmt_server.api.isolation import isolate, salt_of
 from bmt_server.api.metrics.counters import Metrics
+from bmt_server.api.response.refusals import watch
 from prometheus_client import CollectorRegistry
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import GenerationError, VLLMNotFoundError, VLLMValidationError
 from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import RequestSpecDecodeMetrics
 from vllm.v1.worker.gpu import sample
 
@@ -35,6 +37,8 @@ class Client:
         self.sent.append(request)
 
     async def generate(self, prompt, sampling_params, request_id, **more):
+        if isinstance(prompt["salt"], Exception):
+            raise prompt["salt"]
         await self.engine_core.add_request_async(SimpleNamespace(cache_salt=prompt["salt"]))
         completion = SimpleNamespace(
             index=0, token_ids=[1, 2], finish_reason="length", spec_decode_metrics=self.drafts
@@ -64,9 +68,9 @@ def hooked():
     return client, finished
 
 
-async def call(client, name: str, **more) -> None:
+async def call(client, name: str, salt: Exception | None = None, **more) -> None:
     parameters = {"generate": "sampling_params", "encode": "pooling_params"}[name]
-    prompt = {"salt": None}
+    prompt = {"salt": salt}
     async for _ in getattr(client, name)(
         prompt=prompt, request_id="r", **{parameters: SimpleNamespace()}, **more
     ):
@@ -198,3 +202,27 @@ def test_integers_that_no_message_holds_are_refused(hooked, field, fields):
         SimpleNamespace(params=SamplingParams(stream_interval=2**63 - 1, seed=2**63 - 1))
     )
     assert len(client.assigned) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (VLLMValidationError("too long", parameter="stop", value="x" * 9), 400, "too long"),
+        (VLLMNotFoundError("none"), 404, "none"),
+        (ValueError("no such thing"), 400, "no such thing"),
+        (RuntimeError("broken"), None, ""),
+        (EngineDeadError(), None, ""),
+        (GenerationError(), None, ""),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+async def test_faults_of_the_client_are_noted_as_vllm_classes_them(hooked, error, status, message):
+    client, finished = hooked
+    refusal = watch()
+    with pytest.raises(type(error)):
+        # Routes call the engine in tasks of their own.
+        await asyncio.create_task(call(client, "generate", error))
+    assert [figures["outcome"] for _, figures in finished] == ["error"]
+    assert (refusal.error and refusal.error.status) == status
+    assert str(refusal.error or "") == message
+    assert (refusal.error.param if status else None) == getattr(error, "parameter", None)
