@@ -15,7 +15,7 @@ export GSM8K PAPER_DATA
 STRICT := core/bmt_core client/bmt_client $(addprefix server/bmt_server/,api registry ipc worker)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-quick test-operate bench bench-serve bench-swap bench-cold bench-format $(PAPER) reproduce tools lint format docs clean
+.PHONY: help setup demo serve test test-slow test-quick test-operate test-vllm bench bench-serve bench-swap bench-cold bench-format $(PAPER) reproduce tools lint format docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' "$(ROOT)/Makefile" | sed 's/:.*## /\t/' | expand -t 20
@@ -41,6 +41,9 @@ test-quick: setup tools ## without the tests that start an engine
 test-operate: setup ## long scenarios: faults, rollouts, overload, fuzzing (BMT_OPERATE_SCALE=0.1: a tenth of each)
 	@cd "$(ROOT)" && "$(BIN)/python" -m pip install -q -r tests/system/requirements.txt \
 		&& "$(BIN)/python" -m pytest -m operate -s tests/system $(PYTEST)
+
+test-vllm: setup ## the tests of the seams to vLLM on VERSION=0.33.0, and its answers beside this one's
+	@cd "$(ROOT)" && "$(BIN)/python" tools/vllm_suite.py $(VERSION) $(PYTEST)
 
 bench: setup ## measure all, with baselines; hours on 2 cores (BENCH=--quick tries it, --resume goes on)
 	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks all $(BENCH)

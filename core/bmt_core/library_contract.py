@@ -77,7 +77,9 @@ def _differences(seam: Seam) -> Iterator[str]:
         return
     for part in filter(None, name.split(".")):
         try:
-            found = inspect.getattr_static(found, part)
+            # Packages may import their names when they are asked for.
+            look = getattr if isinstance(found, ModuleType) else inspect.getattr_static
+            found = look(found, part)
         except AttributeError:
             yield f"no {name} in {module}"
             return
@@ -129,8 +131,9 @@ def _names(found: Any) -> set[str]:
     for owner in found.__mro__[:-1]:
         names.update(inspect.get_annotations(owner))
         for member in owner.__dict__.values():
-            function = getattr(member, "__func__", getattr(member, "fget", member))
-            function = inspect.unwrap(function) if callable(function) else function
+            for wrapped in ("__func__", "fget", "func"):
+                member = getattr(member, wrapped, member)
+            function = inspect.unwrap(member) if callable(member) else None
             if isinstance(function, FunctionType):
                 names.update(_stored(function.__code__))
     return names

@@ -18,9 +18,9 @@ SURFACE = {
         symmetric_difference union validate_alias validate_digest validate_name
     """,
     "bmt_trainer": """
-        ConfigError DataError EmptyMask ExpertTensors FusedGate ModelError ModelNotFound NoTargets
-        NonFinite OutputError QuantizedModel ResumeError RewardError RolloutError TrainerError
-        UnknownBase
+        ConfigError DataError EmptyMask ExpertTensors FusedGate LibraryError ModelError
+        ModelNotFound NoTargets NonFinite OutputError QuantizedModel ResumeError RewardError
+        RolloutError TrainerError UnknownBase
     """,
     "bmt_server.offline": "mask_request masked_llm",
     "bmt_client": """

@@ -9,6 +9,7 @@ TrainerError
 │   ├── ExpertTensors       all experts in one 3-D tensor
 │   ├── ModelNotFound       neither a folder nor a model of the Hub
 │   └── UnknownBase         a loaded model of unknown checkpoint
+├── LibraryError            a version of TRL or transformers without what training needs
 ├── RolloutError            a server's response or an environment that cannot be used
 ├── RewardError             a reward that fails, or gives what cannot be trained on
 ├── DataError               examples that are missing, malformed or too few
@@ -58,6 +59,10 @@ class ModelNotFound(ModelError):
 
 class UnknownBase(ModelError):
     """A loaded model that does not name the checkpoint it was loaded from."""
+
+
+class LibraryError(TrainerError):
+    """The installed TRL or transformers lacks private parts that training needs."""
 
 
 class RolloutError(TrainerError):

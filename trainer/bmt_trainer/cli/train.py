@@ -25,6 +25,7 @@ C = TypeVar("C", bound=TrainConfig)
 
 def sft(config: SftConfig) -> None:
     """Train a mask by supervised fine-tuning."""
+    _check_libraries()
     from bmt_trainer.methods.sft import train
 
     run(train, config)
@@ -32,6 +33,7 @@ def sft(config: SftConfig) -> None:
 
 def grpo(config: GrpoConfig) -> None:
     """Train a mask by reinforcement learning with verifiable rewards."""
+    _check_libraries()
     from bmt_trainer.methods.grpo import train
 
     run(train, config)
@@ -39,9 +41,17 @@ def grpo(config: GrpoConfig) -> None:
 
 def sdft(config: SdftConfig) -> None:
     """Train a mask by on-policy distillation from demonstrations."""
+    _check_libraries()
     from bmt_trainer.methods.sdft import train
 
     run(train, config)
+
+
+def _check_libraries() -> None:
+    """Raise LibraryError before an import fails; the run itself warns of an untested version."""
+    from bmt_trainer.methods.guards.trl_contract import check_trl
+
+    check_trl(lambda line: None)
 
 
 def run(train: Callable[[C], Mask], config: C) -> None:

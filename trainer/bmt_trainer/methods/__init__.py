@@ -7,6 +7,7 @@ this package imports it.
 import os
 import warnings
 
-# Parts of TRL may change, but its version is pinned; its vLLM rollouts are not used.
+# Parts of TRL may change, but a check names them (`guards/trl_contract.py`); its vLLM rollouts are
+# not used.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 warnings.filterwarnings("ignore", message="TRL currently supports vLLM")

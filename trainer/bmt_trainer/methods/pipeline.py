@@ -38,6 +38,7 @@ from bmt_trainer.methods.guards import contents, interruption, outputs
 from bmt_trainer.methods.guards.finite import check_weights
 from bmt_trainer.methods.guards.interruption import Interruption
 from bmt_trainer.methods.guards.targets import masked_weights
+from bmt_trainer.methods.guards.trl_contract import check_trl
 from bmt_trainer.methods.lengths import Prompts
 from bmt_trainer.methods.rollouts.environments import Environments
 from bmt_trainer.methods.rollouts.scores import RolloutScores
@@ -123,6 +124,7 @@ def read(
     unbounded: the number of the first ones that are answered even above max_length;
     environments: the environment and the tools of rollouts. Raises TrainerError.
     """
+    check_trl(display.say)
     may_replace = config.overwrite or (config.resume and is_writing(config.output))
     outputs.check(config.output, overwrite=may_replace, resume=config.resume)
     folder = models.checkpoint_folder(config.model)
