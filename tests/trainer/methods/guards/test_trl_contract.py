@@ -17,7 +17,7 @@ from bmt_trainer.methods.guards.trl_contract import SEAMS, SUPPORTED, TESTED, ch
 from trl import GRPOTrainer
 from trl.experimental.sdft import SDFTTrainer
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 TRAINER = ROOT / "trainer" / "bmt_trainer"
 
 
