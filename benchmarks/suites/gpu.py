@@ -266,11 +266,13 @@ def sweep(model: Model, race: Race) -> None:
         print(f"{rows:4} rows, {width:2} zeros, {warps} warps, {programs} programs", end="")
         print(f", x {'staged' if staged else 'gathered'}:", end="")
         print(*(f"{f.value * 1000:6.1f}" for f in corrections(model, race)))
-    model.sizes = replace(everything, decode=(1,))
-    for rows, warps in itertools.product((64, 128), (4, 8)):
-        delta.TILE_ROWS, delta.TILE_WARPS = rows, warps
-        print(f"{rows:4} rows of a tile, {warps} warps:", end="")
+    # With 64 masks a step of 256 tokens has 64 tiles, or 16 of one mask.
+    model.sizes = replace(everything, decode=(256,))
+    for rows, warps, zeros in itertools.product((16, 32, 64, 128), (1, 2, 4), (2, 4)):
+        delta.TILE_ROWS, delta.TILE_WARPS, delta.TILE_ZEROS = rows, warps, zeros
+        print(f"{rows:4} rows of a tile, {warps} warps, {zeros} zeros:", end="")
         print(*(f"{f.value * 1000:6.1f}" for f in corrections(model, race)))
+    model.sizes = everything
 
 
 def keep(figures: list[Figure], path: Path = RESULTS) -> None:

@@ -83,7 +83,7 @@ def test_the_random_base_is_a_checkpoint_that_masks_fit(tmp_path):
     job = Job(str(tmp_path), tiny=True)
     base.make(job, lambda key, value: None)
     shapes = bmt_core.geometry(Path(job.base))
-    assert set(shapes.values()) == {(128, 64)}
+    assert set(shapes.values()) == {(256, 128)}
     assert len(shapes) == 2
     fingerprint = bmt_core.fingerprint(Path(job.base))
     (one, two), (again,) = (
@@ -99,7 +99,7 @@ def test_a_training_step_of_the_tiny_shape(tmp_path, method):
     job = Job(str(tmp_path), tiny=True)
     found = training._measure(method, job, torch.device("cpu"), 1, 4)
     assert found["ms"] > 0
-    assert 0 < found["trained"] < 2 * 128 * 64
+    assert 0 < found["trained"] < 2 * 256 * 128
     assert found["peak_gb"] == "not measured: no CUDA device"
 
 

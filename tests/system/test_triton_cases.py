@@ -27,7 +27,7 @@ def test_two_hundred_and_forty_generated_cases():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=3600,
         check=False,
     )
     print(done.stdout[-600:])

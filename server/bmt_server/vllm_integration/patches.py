@@ -66,6 +66,8 @@ def _once(owner: Any, name: str, replacement: Any) -> Any:
         return None
     inner = getattr(replacement, "__func__", replacement)
     inner.bmt_patch = True
+    # The contract is checked at each registration, and then finds the original's signature.
+    inner.__wrapped__ = function
     setattr(owner, name, replacement)
     return function
 

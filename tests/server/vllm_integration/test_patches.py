@@ -38,3 +38,15 @@ def test_a_waiting_reader_uses_no_cpu(queue):
     for number in range(1000):
         writer.enqueue(number)
         assert reader.dequeue(timeout=10) == number
+
+
+def test_the_contract_holds_in_a_process_that_is_patched_already(monkeypatch):
+    """An engine within its caller's process, or a forked one, registers the plugin again."""
+    vllm = pytest.importorskip("vllm.sampling_params")
+    from bmt_server.vllm_integration.versions.check import check_version
+
+    name = "_validate_structured_outputs"
+    monkeypatch.setattr(vllm.SamplingParams, name, getattr(vllm.SamplingParams, name))
+    for _ in range(2):
+        patches._patch_structured_outputs()
+        check_version()
