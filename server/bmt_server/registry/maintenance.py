@@ -21,14 +21,18 @@ from bmt_server.errors import NotFound, RegistryFull, Unavailable
 from bmt_server.ipc.blob import PREFIX, blob_key
 from bmt_server.registry.connection import BULK_S
 from bmt_server.registry.lua import ALLOW_OOM
+from bmt_server.registry.names.changes import Changes
 from bmt_server.registry.names.name_state import NameState
-from bmt_server.registry.registry import GENERATION, WRITTEN, Registry
-from bmt_server.registry.schemas import Version
+from bmt_server.registry.names.reader import GENERATION
+from bmt_server.registry.names.versions import Entry
+from bmt_server.registry.registry import WRITTEN, Registry
+from bmt_server.registry.schemas import DIGEST_SHOWN, Version
 
 ORPHANS = PREFIX + "orphans"  # hash: file digest -> time first seen, seconds since 1970
 _ATTEMPTS = 20
+_REMOVALS = 20
 # Names per read, so that other calls of the registry wait milliseconds for each.
-_BATCH = 200
+_BATCH = 100
 
 # KEYS: generation, blob, orphans. ARGV: generation at which the blob was an orphan, file digest.
 # Removes nothing if the registry changed since: a new version may name the blob.
@@ -81,47 +85,58 @@ async def check_consistency(registry: Registry, *, deep: bool = True) -> Consist
     deep: read and hash every blob, not only compare sizes. Raises RegistryDown.
     """
     report = ConsistencyReport()
-    names = await registry.names()
     by_id: dict[int, str] = {}
-    wanted: set[str] = set()
-    states = [
-        state
-        for at in range(0, len(names), _BATCH)
-        for state in await registry.states(names[at : at + _BATCH])
-    ]
-    for state in states:
-        report.names += 1
-        report.problems += _dangling(state)
-        for version in state.versions.values():
-            report.versions += 1
-            if (other := by_id.setdefault(version.id, version.model)) != version.model:
-                report.problems.append(
-                    Problem(
-                        "id_twice",
-                        f"{version.model} and {other} have adapter id {version.id}",
-                        "delete one of the two versions and upload it again",
+    wanted: set[bytes] = set()
+    async for states in _states(registry):
+        fresh: dict[str, tuple[NameState, Entry]] = {}
+        for state in states:
+            report.names += 1
+            report.problems += _dangling(state)
+            for entry in state.versions.entries():
+                report.versions += 1
+                model = f"{state.name}@{entry.digest[:DIGEST_SHOWN]}"
+                if (other := by_id.setdefault(entry.id, model)) != model:
+                    report.problems.append(
+                        Problem(
+                            "id_twice",
+                            f"{model} and {other} have adapter id {entry.id}",
+                            "delete one of the two versions and upload it again",
+                        )
                     )
-                )
-            if version.file_digest in wanted:
-                continue
-            wanted.add(version.file_digest)
-            size = await registry.blob_size(version.file_digest)
+                if entry.file_digest not in wanted:
+                    wanted.add(entry.file_digest)
+                    fresh[entry.file_digest.hex()] = state, entry
+        sizes = await registry.blob_sizes(list(fresh))
+        for (_, entry), size in zip(fresh.values(), sizes, strict=True):
             report.blobs += bool(size)
             report.bytes += size
-            if not size:
-                report.problems.append(_blob_problem(version.model, "blob_missing", "has no blob"))
-            elif size != version.bytes:
-                report.problems.append(
-                    _blob_problem(
-                        version.model, "blob_damaged", f"has {size} of {version.bytes} bytes"
-                    )
-                )
-            elif deep and (why := await _damage(registry, version)):
-                report.problems.append(_blob_problem(version.model, "blob_damaged", why))
-    async for _, size in _orphans(registry, wanted):
-        report.orphans += 1
-        report.bytes += size
+            if problem := await _check_blob(registry, entry.version(), size, deep):
+                report.problems.append(problem)
+    async for orphans in _orphans(registry, wanted):
+        report.orphans += len(orphans)
+        report.bytes += sum(orphans.values())
     return report
+
+
+async def _states(registry: Registry) -> AsyncIterator[list[NameState]]:
+    """States of all names, a batch at a time, each name once."""
+    seen: set[tuple[str, str]] = set()
+    async for page in registry.reader.pages():
+        names = [name for name in dict.fromkeys(page) if name not in seen]
+        seen.update(names)
+        for at in range(0, len(names), _BATCH):
+            yield await registry.states(names[at : at + _BATCH])
+
+
+async def _check_blob(
+    registry: Registry, version: Version, size: int, deep: bool
+) -> Problem | None:
+    if not size:
+        return _blob_problem(version.model, "blob_missing", "has no blob")
+    if size != version.bytes:
+        return _blob_problem(version.model, "blob_damaged", f"has {size} of {version.bytes} bytes")
+    why = await _damage(registry, version) if deep else ""
+    return _blob_problem(version.model, "blob_damaged", why) if why else None
 
 
 def _dangling(state: NameState) -> list[Problem]:
@@ -158,20 +173,28 @@ async def _damage(registry: Registry, version: Version) -> str:
     return "" if mask.digest == version.digest else f"has the blob of mask {mask.digest[:12]}"
 
 
-async def _orphans(registry: Registry, wanted: set[str]) -> AsyncIterator[tuple[str, int]]:
-    """Yield (file digest, bytes) of each blob that is not in `wanted`."""
+async def _orphans(registry: Registry, wanted: set[bytes]) -> AsyncIterator[dict[str, int]]:
+    """Yield pages of blobs that are not in `wanted`: file digest -> bytes."""
     prefix = blob_key("").encode()
     cursor = 0
     bulk = registry.connection.bulk
     while True:
         page = partial(bulk.scan, cursor, match=f"{blob_key('')}*", count=500)
         cursor, keys = await registry.connection.call(page, BULK_S)
-        for key in keys:
-            digest = key.removeprefix(prefix).decode()
-            if digest not in wanted:
-                yield digest, await registry.blob_size(digest)
+        digests = [key.removeprefix(prefix).decode() for key in keys]
+        orphans = [digest for digest in digests if _bytes(digest) not in wanted]
+        if orphans:
+            yield dict(zip(orphans, await registry.blob_sizes(orphans), strict=True))
         if not cursor:
             return
+
+
+def _bytes(digest: str) -> bytes:
+    """A file digest; of no version if it is not hexadecimal."""
+    try:
+        return bytes.fromhex(digest)
+    except ValueError:
+        return b""
 
 
 async def collect_orphans(
@@ -183,30 +206,31 @@ async def collect_orphans(
     """
     quick = registry.connection.quick
     removed = freed = 0
+    changes = Changes(registry)
+    await changes.start()
     for _ in range(_ATTEMPTS):
-        generation = await registry.generation()
         wanted = await _wanted(registry)
         full = not dry_run and await _is_full(registry)
         seen = {
             k.decode(): float(v)
             for k, v in (await registry.connection.call(lambda: quick.hgetall(ORPHANS))).items()
         }
-        orphans = {digest: size async for digest, size in _orphans(registry, wanted)}
+        orphans = {d: size async for page in _orphans(registry, wanted) for d, size in page.items()}
         if not dry_run and not full:
             await _record_orphans(registry, seen, orphans)
         now = time.time()
         due = [d for d in orphans if full or now - seen.get(d, now) >= min_age_s]
         if dry_run:
             return OrphanReport(len(orphans), 0, sum(orphans[d] for d in due))
-        script = quick.register_script(_REMOVE)
         for digest in due:
-            keys = [GENERATION, blob_key(digest), ORPHANS]
-            remove = partial(script, keys=keys, args=[generation, digest])
-            if not await registry.connection.call(remove):
-                break  # the registry changed: find the orphans again
-            removed, freed = removed + 1, freed + orphans[digest]
+            gone = await remove_orphan(registry, changes, digest)
+            if gone is None:
+                break  # changes are not known any more: find the orphans again
+            if gone:
+                removed, freed = removed + 1, freed + orphans[digest]
         else:
             return OrphanReport(len(orphans), removed, freed)
+        await changes.start()
     raise Unavailable(
         f"the registry changed during each of {_ATTEMPTS} attempts; try again when fewer masks are "
         "published",
@@ -214,14 +238,34 @@ async def collect_orphans(
     )
 
 
-async def _wanted(registry: Registry) -> set[str]:
-    """File digests that versions name. A change meanwhile changes the generation."""
-    names: list[tuple[str, str]] = await registry.names()
-    wanted: set[str] = set()
-    for at in range(0, len(names), _BATCH):
-        for state in await registry.states(names[at : at + _BATCH]):
-            wanted |= {v.file_digest for v in state.versions.values()}
-    return wanted
+async def remove_orphan(registry: Registry, changes: Changes, digest: str) -> bool | None:
+    """Remove a blob of which no version is known. False if one of the changes since names it.
+
+    None if changes cannot be followed. A change between the look at them and the removal makes the
+    script do nothing, and they are looked at again.
+    """
+    script = registry.connection.quick.register_script(_REMOVE)
+    for _ in range(_REMOVALS):
+        files = await changes.files()
+        if files is None:
+            return None
+        if _bytes(digest) in files:
+            return False
+        keys = [GENERATION, blob_key(digest), ORPHANS]
+        remove = partial(script, keys=keys, args=[changes.generation, digest])
+        if await registry.connection.call(remove):
+            return True
+    return None
+
+
+async def _wanted(registry: Registry) -> set[bytes]:
+    """File digests that versions name. `Changes` has those of a change meanwhile."""
+    return {
+        entry.file_digest
+        async for states in _states(registry)
+        for state in states
+        for entry in state.versions.entries()
+    }
 
 
 async def _is_full(registry: Registry) -> bool:

@@ -49,6 +49,9 @@ EVENTS = PREFIX + "events"
 IDS = PREFIX + "ids"
 WRITTEN = PREFIX + "written"
 _CHUNK = 256 * 1024
+_MAX_EVENTS = 500
+Event = dict[bytes, bytes]
+Cursor = tuple[int, bytes]  # counter of changes and id of the last event
 _PUBLISH_ATTEMPTS = 3
 # Outcomes of scripts that changed something, or found that an earlier one had.
 _WROTE = {"created", "moved", "unchanged", "ok"}
@@ -200,6 +203,19 @@ class Registry:
         quick = self.connection.quick
         return int(await self.connection.call(lambda: quick.strlen(blob_key(digest))))
 
+    async def blob_sizes(self, digests: list[str]) -> list[int]:
+        """Sizes of blobs in bytes, in the order of `digests`; 0 for those that do not exist."""
+        bulk = self.connection.bulk
+
+        async def read() -> list[int]:
+            async with bulk.pipeline(transaction=False) as pipe:
+                for digest in digests:
+                    pipe.strlen(blob_key(digest))
+                sizes: list[int] = await pipe.execute()
+                return sizes
+
+        return await self.connection.call(read, BULK_S) if digests else []
+
     async def names(self) -> list[tuple[str, str]]:
         """(tenant, name) of every name that has versions."""
         return list({name: None async for page in self.reader.pages() for name in page})
@@ -209,7 +225,7 @@ class Registry:
         value = await self.connection.call(lambda: self.connection.quick.get(GENERATION))
         return int(value or 0)
 
-    async def cursor(self) -> tuple[int, bytes]:
+    async def cursor(self) -> Cursor:
         """Counter of changes and id of the last event.
 
         After a failover that lost changes, other changes may bring the counter back to its old
@@ -225,6 +241,28 @@ class Registry:
 
         generation, newest = await self.connection.call(read)
         return int(generation or 0), newest[0][0] if newest else b"0"
+
+    async def events_between(
+        self, before: Cursor, after: Cursor
+    ) -> list[dict[bytes, bytes]] | None:
+        """Events after one cursor up to another one; None if they do not explain the difference.
+
+        After a failover that lost changes, the last event of `before` is not there.
+        """
+        (generation, last), bulk = before, self.connection.bulk
+        if not generation <= after[0] <= generation + _MAX_EVENTS:
+            return None
+        start = "-" if last == b"0" else last
+        entries = await self.connection.call(
+            lambda: bulk.xrange(EVENTS, start, after[1], count=2 * _MAX_EVENTS), BULK_S
+        )
+        if last != b"0":
+            if not entries or entries[0][0] != last:
+                return None
+            entries = entries[1:]
+        events: list[Event] = [fields for _, fields in entries]
+        counted = [int(e.get(b"generation", 0)) for e in events if e.get(b"kind") != b"keys"]
+        return events if counted == list(range(generation + 1, after[0] + 1)) else None
 
     async def states(self, names: Iterable[tuple[str, str]]) -> list[NameState]:
         """State of each (tenant, name), each read at one time if it has few versions."""

@@ -21,8 +21,8 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from bmt_server.errors import ApiError
-from bmt_server.registry.connection import BULK_S
 from bmt_server.registry.names.catalog import Catalog, Key
+from bmt_server.registry.names.changes import KEYS, changed_names
 from bmt_server.registry.names.name_state import NameState
 from bmt_server.registry.names.reader import NameRead
 from bmt_server.registry.names.versions import Versions
@@ -39,7 +39,6 @@ _BATCH = 100
 # Changed versions of one name, above which the whole name is read.
 _MANY = 500
 _READS = 5
-_EVENTS_PAGE = 500
 _REMOVED = 1024
 
 
@@ -131,19 +130,10 @@ class RegistryReplica:
 
         Under steady publishing some event is always on its way, which is no reason to read all.
         """
-        generation, last = self._cursor
-        if not generation <= cursor[0] <= generation + _EVENTS_PAGE or last in (b"", b"0"):
+        if self._cursor[1] in (b"", b"0"):
             return False
-        bulk = self._registry.connection.bulk
-        entries = await self._registry.connection.call(
-            lambda: bulk.xrange(EVENTS, last, cursor[1], count=2 * _EVENTS_PAGE), BULK_S
-        )
-        # After a failover that lost changes, the last known event is not there.
-        if not entries or entries[0][0] != last:
-            return False
-        events = [fields for _, fields in entries[1:]]
-        counted = [int(e.get(b"generation", 0)) for e in events if e.get(b"kind") != b"keys"]
-        if counted != list(range(generation + 1, cursor[0] + 1)):
+        events = await self._registry.events_between(self._cursor, cursor)
+        if events is None:
             return False
         await self._apply(events, cursor[1])
         return self._cursor == cursor
@@ -258,20 +248,11 @@ class RegistryReplica:
 
     async def _apply(self, events: list[dict[bytes, bytes]], last: bytes) -> None:
         generation = self._cursor[0]
-        names: dict[Key, frozenset[str] | None] = {}
         for event in events:
-            if event.get(b"kind") == b"keys":
+            if event.get(b"kind") == KEYS:
                 self._on_keys_change()
-                continue
-            tenant, _, name = event.get(b"where", b"").decode().partition("/")
-            key, changed = (tenant, name), event.get(b"changed")
-            before = names.get(key, frozenset())
-            if changed is None or before is None:
-                names[key] = None
-            else:
-                names[key] = before | {changed.decode()} if changed else before
             generation = max(generation, int(event.get(b"generation", 0)))
-        await self._update(names)
+        await self._update(changed_names(events))
         self._cursor = (generation, last)
 
 

@@ -164,3 +164,26 @@ async def test_fsck_and_gc_commands(api, registry, valkey):
     assert "upload the mask again" in problem["fix"]
     swept = await asyncio.to_thread(run, "gc", "--min-age", "0", "--json")
     assert json.loads(swept.output) == {"orphans": 0, "removed": 0, "bytes": 0}
+
+
+@pytest.mark.found
+async def test_a_collection_follows_what_is_published_meanwhile(api, registry, monkeypatch):
+    """It does not start anew, and keeps a blob that a version names again."""
+    for name, seed in (("a", 0), ("b", 1)):
+        await api.put(name, make_mask(seed))
+        async with api.client() as client:
+            await client.delete(f"/v1/masks/{name}")
+    scans, pages, sizes = [], registry.reader.pages, registry.blob_sizes
+
+    async def late(digests):
+        for seed in (1, 2, 3):
+            assert (await api.put(f"m{seed}", make_mask(seed))).status_code == 201
+        return await sizes(digests)
+
+    monkeypatch.setattr(registry, "blob_sizes", late)
+    monkeypatch.setattr(registry.reader, "pages", lambda: scans.append(1) or pages())
+    found = await collect_orphans(registry, min_age_s=0)
+    assert (found.removed, len(scans)) == (1, 1)
+    monkeypatch.undo()
+    assert (await check_consistency(registry)).problems == []
+    assert await blobs(registry) == 3
