@@ -23,7 +23,8 @@ from tests.support.served import Served
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(1800)]
 
 OTHER = os.environ.get("BMT_OTHER_PYTHON", "")
-TOKENS = 24
+MODELS = ("smol", "m0", "m1")
+TOKENS = 16
 PROMPTS = [
     f"{start} {topic}"
     for start in ("The history of", "In the morning, she saw", "The best way to cook")
@@ -45,8 +46,11 @@ def answers(python: str, smol: Path, folder: Path) -> dict[str, list[Any]]:
         *("--enforce-eager", "--dtype", "float32", "--max-num-seqs", "8"),
         env={"VLLM_TARGET_DEVICE": "cpu"},
         program=(python, "-m", "bmt_server"),
+        wait=False,
     )
     try:
+        # The first start after an installation compiles Python's files.
+        served.wait(600)
         with BmtClient(served.url, served.key) as bmt:
             for seed in (0, 1):
                 mask = random_mask_of(smol, seed, 0.02)
@@ -54,9 +58,6 @@ def answers(python: str, smol: Path, folder: Path) -> dict[str, list[Any]]:
         return {model: [complete(served, model, p) for p in PROMPTS] for model in MODELS}
     finally:
         assert served.stop() in (0, -15), served.log.read_text()[-2000:]
-
-
-MODELS = ("smol", "m0", "m1")
 
 
 def complete(served: Served, model: str, prompt: str) -> list[str]:

@@ -24,7 +24,8 @@ from bmt_server.vllm_integration.versions.check import (
     VllmVersionError,
     check_version,
 )
-from bmt_server.vllm_integration.versions.contract import MANAGER, seams
+from bmt_server.vllm_integration.versions.contract import seams
+from bmt_server.vllm_integration.versions.worker_seams import MANAGER
 from bmt_server.worker.engine_vllm.mask_manager import MaskManager
 from uvicorn.protocols.http import flow_control
 from vllm.config.lora import LoRAConfig
