@@ -42,6 +42,16 @@ def _other_than(*values: Any) -> Callable[[Any], bool]:
     return lambda value: value is not None and value not in values
 
 
+def _with(name: str) -> Callable[[Any], bool]:
+    """A predicate for a JSON object, or vLLM's class for it, that sets `name`."""
+
+    def given(value: Any) -> bool:
+        return bool(value.get(name) if isinstance(value, dict) else getattr(value, name, False))
+
+    return given
+
+
+_FUSED = "one kernel computes a whole layer then, and masks act between the products of a layer"
 _LORA = "masks replace LoRA adapters; remove the flag"
 _OFFLOAD = (
     "masks read and write the gate weights where vLLM computes with them, and offloaded weights "
@@ -75,6 +85,8 @@ REFUSED: tuple[Refusal, ...] = (
         _truthy,
         "masks need unquantized gate projections; serve the unquantized checkpoint",
     ),
+    Refusal("monokernel", _truthy, _FUSED),
+    Refusal("kernel_config", _with("monokernel"), _FUSED),
     Refusal("enable_sleep_mode", _truthy, "sleep discards the weights that mask values come from"),
     Refusal("scheduler_cls", _truthy, "mask mode 'scatter' sets its own scheduler"),
     Refusal("headless", _truthy, "a node without an API process cannot receive masks"),

@@ -41,6 +41,7 @@ FRONTEND = frozenset(
         *("disable_log_stats", "aggregate_engine_logging", "fail_on_environ_validation"),
         *("enable_log_requests", "reasoning_parser", "reasoning_parser_plugin"),
         *("io_processor_plugin", "renderer_num_workers", "structured_outputs_config"),
+        *("reasoning_effort_map", "watchdog_config"),  # vLLM 0.33
         *("reasoning_config", "profiler_config", "watermark_config", "use_tqdm_on_load"),
     )
 )
@@ -120,6 +121,7 @@ IRRELEVANT = frozenset(
         *("video_pruning_method", "mm_tensor_ipc", "mm_processor_device"),
         *("mm_ipc_gpu_memory_gb", "mm_device_do_normalize", "disable_chunked_mm_input"),
         *("ec_transfer_config", "ec_manager_config", "sleep_mode_offload_cudagraph"),
+        *("sleep_mode_backend",),  # vLLM 0.33
         *("sleep_preserve_parameter_names", "cpu_offload_params", "offload_num_in_group"),
         *("offload_prefetch_step", "offload_params", "data_parallel_supervisor_port"),
         *("dp_supervisor_probe_interval_s", "dp_supervisor_probe_timeout_s"),
