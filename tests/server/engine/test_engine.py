@@ -36,6 +36,11 @@ def test_the_base_is_bit_identical_after_a_thousand_switches(smol, tmp_path):
     assert sum("gate_up_proj" in name for name in out["before"][0]) == 30
     assert out["masked"] != out["before"], "a mask must change the checksum"
     assert out["after"] == out["before"]
+    assert out["base"] == out["before"], "checksums that vLLM computes are those of the base"
+    # A reload of the same checkpoint while a mask is in place, and a program that writes weights.
+    assert out["reloaded"] == out["restored"] == out["before"]
+    assert out["masked_again"] == out["masked"]
+    assert "replaced (by a function that had the model)" in out["refused"]
 
 
 def distance(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> float:

@@ -24,6 +24,8 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 NAMES = {refusal.flag for refusal in REFUSED} | {"speculative_config"}
+# Passed on, unless a part of the value is refused.
+IN_PARTS = {"kernel_config"}
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,9 @@ BREAKING = [
     ("specialize_active_lora", True),
     ("diffusion_config", {"a": 1}),
     ("scheduler_cls", "mine.Scheduler"),
+    ("monokernel", True),
+    ("kernel_config", {"monokernel": True}),
+    ("model_weights", "s3://elsewhere"),
 ]
 
 
