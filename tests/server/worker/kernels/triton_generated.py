@@ -128,8 +128,9 @@ class Model:
             one,
             np.zeros(t),
         ]
-        # The interpreter takes seconds for a step of hundreds of masks.
-        some = 3 if n * t > 4096 else len(mixed)
+        # The interpreter takes seconds for a step of hundreds of tokens.
+        most = 4096 if CASES >= 100 else 128
+        some = 3 if n * t > most else len(mixed)
         return [mixed[i] for i in rng.permutation(len(mixed))[:some]]
 
     def check(self, chosen: np.ndarray, x, y, before, layer: int) -> None:
