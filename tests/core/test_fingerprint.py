@@ -1,4 +1,4 @@
-"""A fingerprint covers a checkpoint's whole content, independent of its files."""
+"""A fingerprint covers all tensors of a checkpoint, and the fields of its config are compared."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import struct
 
 import bmt_core
 import pytest
+from bmt_core.config import BASE_CONFIG, arithmetic, config_warning
 
 Tensor = tuple[str, str, list[int], bytes]
 TENSORS: list[Tensor] = [
@@ -182,3 +183,90 @@ def test_an_unwritable_cache_is_ignored(tmp_path, whole):
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert bmt_core.fingerprint(whole, cache_dir=blocked) == bmt_core.fingerprint(whole)
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
+    "attention_bias": False,
+    "layer_types": ["full_attention"] * 30,
+    "transformers_version": "4.40.0",
+}
+
+
+def warned(tmp_path, trained, found):
+    for name, config in (("trained", trained), ("found", found)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    return config_warning(
+        {BASE_CONFIG: arithmetic(tmp_path / "trained")}, arithmetic(tmp_path / "found")
+    )
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"rms_norm_eps": 0.1}, "rms_norm_eps 1e-05 (here 0.1)"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "rope.factor absent (here 4.0)"),
+        ({"rope_theta": 5e5}, "rope.rope_theta 10000.0 (here 500000.0)"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"num_attention_heads": 2}, "num_attention_heads 4 (here 2)"),
+        ({"layer_types": ["sliding_attention"] * 30}, "layer_types"),
+        ({"some_new_multiplier": 0}, "some_new_multiplier absent (here 0)"),
+        ({"text_config": {"final_logit_softcapping": 30.0}}, "text_config.final_logit_softcapping"),
+    ],
+)
+def test_a_changed_arithmetic_is_one_line_with_both_values(tmp_path, change, shown):
+    line = warned(tmp_path, LLAMA, {**LLAMA, **change})
+    assert shown in line
+    assert "\n" not in line
+    assert len(line) < 600
+    assert shown.split()[0] in warned(tmp_path, {**LLAMA, **change}, LLAMA)
+
+
+def test_a_file_that_says_the_same_is_no_change(tmp_path):
+    again = {
+        k: v for k, v in LLAMA.items() if k not in ("rope_theta", "rope_scaling", "torch_dtype")
+    }
+    again |= {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "dtype": "float32",
+        "transformers_version": "5.19.0",
+        "mlp_bias": False,
+        "eos_token_id": [2, 3],
+        "attention_dropout": 0.0,
+        "use_cache": True,
+        "_name_or_path": "/somewhere",
+    }
+    assert warned(tmp_path, LLAMA, again) is None
+    assert warned(tmp_path, again, LLAMA) is None
+    old = {**LLAMA, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    new = {**again, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}
+    assert warned(tmp_path, old, new) is None
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{", '{"a": '])
+def test_what_cannot_be_compared_is_not_judged(tmp_path, text):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    assert arithmetic(tmp_path) == {}
+    assert config_warning({BASE_CONFIG: {}}, {"a": 2}) is None
+    assert config_warning({BASE_CONFIG: {"a": 1}}, {}) is None
+    for other in ({}, {BASE_CONFIG: None}, {BASE_CONFIG: "x"}, {BASE_CONFIG: [1]}):
+        assert config_warning(other, {"a": 1}) is None
+
+
+def test_a_line_of_a_hostile_mask_is_one_line(tmp_path):
+    hostile = {f"a\n\x1b[31m{n}" + "x" * 500: "y\r\n" * 500 for n in range(50)}
+    line = config_warning({BASE_CONFIG: hostile}, {"a": 1})
+    assert line.isprintable()
+    assert len(line) < 1000

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import bmt_core
+from bmt_core.config import arithmetic
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from bmt_server.api.admission import KeyLimiter, SequenceLimiter, UploadLimiter
@@ -136,6 +137,7 @@ class AppState:
             engine,
             count_holds=metrics.holds.inc,
             chat_template=settings.chat_template,
+            base_config=arithmetic(settings.model_path),
             removal_delay_s=removal_delay_s,
         )
         replica = RegistryReplica(

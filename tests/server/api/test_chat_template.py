@@ -1,11 +1,13 @@
-"""A mask that was trained with another chat template than the server's: listed, and warned of."""
+"""A mask trained with another chat template or config.json than the server's is warned of."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 
 import pytest
+from bmt_core.config import BASE_CONFIG, arithmetic
 from bmt_server.registry.connection import RegistryConnection
 
 from tests.support.replica import make_mask, replica
@@ -68,3 +70,25 @@ async def test_masks_without_the_field_are_not_warned_of(valkey, tmp_path, warne
         assert (await client.get("/v1/masks/old")).json()["same_chat_template"] is None
         assert (await api.ask("old")).status_code == 200
     assert not warned()
+
+
+@pytest.mark.found
+async def test_another_arithmetic_of_the_base_is_warned_of_once(
+    valkey, tmp_path, monkeypatch, caplog
+):
+    logger = logging.getLogger("vllm.bmt_server")
+    monkeypatch.setattr(logger, "handlers", [*logger.handlers, caplog.handler])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()  # the folder that the replica's settings name
+    config = {"rms_norm_eps": 1e-5, "rope_theta": 1e4}
+    (tmp_path / "tiny/config.json").write_text(json.dumps(config))
+    trained = {"same": arithmetic("tiny"), "other": {**arithmetic("tiny"), "rms_norm_eps": 0.1}}
+    async with replica(valkey.url, tmp_path, {"admin": "k"}, no_auth=True) as api:
+        for seed, (name, fields) in enumerate(trained.items()):
+            await api.put(name, make_mask(seed, **{BASE_CONFIG: fields}))
+            for _ in range(2):
+                assert (await api.ask(name)).status_code == 200
+    lines = {r.getMessage() for r in caplog.records if "config.json" in r.getMessage()}
+    [line] = lines
+    assert line.startswith("other@")
+    assert "rms_norm_eps 0.1 (here 1e-05)" in line

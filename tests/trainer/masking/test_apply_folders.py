@@ -15,8 +15,10 @@ import bmt_core
 import numpy as np
 import pytest
 import torch
+from bmt_core.config import BASE_CONFIG, arithmetic
 from bmt_trainer.cli import main
 from bmt_trainer.errors import ModelError, OutputError
+from bmt_trainer.evaluation.backends import by_transformers
 from bmt_trainer.masking import apply as apply_module
 from bmt_trainer.masking import new_folder as folder_module
 from bmt_trainer.masking.apply import write_checkpoint
@@ -231,6 +233,24 @@ def test_the_index_names_the_weights(mask, model, tmp_path):
         index.write_text(json.dumps({"weight_map": {**where, "more": wrong}}))
         with unchanged(tmp_path), pytest.raises(ModelError, match=reason):
             write_checkpoint(mask, model, tmp_path / "out2")
+
+
+@pytest.mark.found
+def test_another_arithmetic_than_the_trainings_is_one_line(mask, model, tmp_path, capsys):
+    """The fingerprint is of the tensors alone, so the mask still applies."""
+    metadata = {BASE_CONFIG: arithmetic(model)}
+    mask = bmt_core.Mask(mask.base, mask.tensors, metadata)
+    lines = []
+    write_checkpoint(mask, model, tmp_path / "same", say=lines.append)
+    assert lines == []
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+    write_checkpoint(mask, model, tmp_path / "out", say=lines.append)
+    [line] = lines
+    assert "rms_norm_eps 1e-06 (here 0.1)" in line
+    bmt_core.save(mask, tmp_path / "m.bmt")
+    by_transformers(str(model), tmp_path / "m.bmt", batch_size=1, device="cpu")
+    assert line in capsys.readouterr().err
 
 
 def test_a_part_that_is_a_link_to_nothing_is_refused(mask, model, tmp_path):

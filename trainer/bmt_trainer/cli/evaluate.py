@@ -210,7 +210,10 @@ def retention(
     device: Annotated[str, typer.Option(help="Device of the model.")] = "auto",
 ) -> None:
     """Score general skills by lm-eval, if it is installed."""
+    from bmt_core.config import arithmetic, config_warning
+
     from bmt_trainer import models
+    from bmt_trainer.console import Display
     from bmt_trainer.evaluation.retention import retained
     from bmt_trainer.masking.apply import apply
 
@@ -218,7 +221,10 @@ def retention(
     folder = models.checkpoint_folder(model)
     network = models.load_model(folder, models.pick_device(device))
     if mask is not None:
-        apply(bmt_core.load(mask), network, base_fingerprint=bmt_core.fingerprint(folder))
+        loaded = bmt_core.load(mask)
+        apply(loaded, network, base_fingerprint=bmt_core.fingerprint(folder))
+        if (warning := config_warning(loaded.metadata, arithmetic(folder))) is not None:
+            Display().say(warning)
     scores = retained(
         network,
         models.load_tokenizer(folder),

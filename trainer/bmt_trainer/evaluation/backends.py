@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import bmt_core
+from bmt_core.config import arithmetic, config_warning
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer import models
@@ -148,7 +149,10 @@ def by_transformers(
 def _load(mask: Path | None, folder: Path) -> bmt_core.Mask | None:
     if mask is None:
         return None
-    return bmt_core.load(mask, expect_base=bmt_core.fingerprint(folder))
+    loaded = bmt_core.load(mask, expect_base=bmt_core.fingerprint(folder))
+    if (warning := config_warning(loaded.metadata, arithmetic(folder))) is not None:
+        Display().say(warning)
+    return loaded
 
 
 def _room(

@@ -13,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from bmt_core import BaseMismatch, CheckpointError, Mask, TensorMask, fingerprint
+from bmt_core.config import arithmetic, config_warning
 from transformers import PreTrainedModel
 
 from bmt_trainer.checkpoint_files import check_unquantized, parts_of
@@ -66,9 +67,10 @@ def write_checkpoint(
     """Copy a checkpoint to `out_dir` with the mask's positions zeroed; returns `out_dir`.
 
     Copied are the weights that engines load and what belongs to them (`checkpoint_files`); say:
-    shows a line of what is left out. The bytes are zeroed on the way: that works for any sharding
-    and floating-point dtype, loads no tensor, and leaves everything else unchanged, except for the
-    chat template if one is given. The folder is complete or absent, however the call ends.
+    shows a line of what is left out, and one of a `config.json` that is not the training's. The
+    bytes are zeroed on the way: that works for any sharding and floating-point dtype, loads no
+    tensor, and leaves everything else unchanged, except for the chat template if one is given. The
+    folder is complete or absent, however the call ends.
 
     Raises BaseMismatch, CheckpointError, ModelError, QuantizedModel, and OutputError for an
     `out_dir` that is not empty, in the model, full, or written by another process.
@@ -78,6 +80,8 @@ def write_checkpoint(
     parts = parts_of(source)
     place = check_place(target, source)
     _check_base(mask, fingerprint(source))
+    if (warning := config_warning(mask.metadata, arithmetic(source))) is not None:
+        say(warning)
     remaining = {t.name: t for t in mask.tensors}
     zeros = {name: _zeros(source / name, remaining) for name in parts.weights}
     if remaining:

@@ -8,6 +8,7 @@ from typing import Any
 
 import bmt_core
 from bmt_core import Mask
+from bmt_core.config import BASE_CONFIG, arithmetic
 
 from bmt_trainer.data.encoding import end_of_turn_text
 from bmt_trainer.errors import EmptyMask
@@ -125,6 +126,7 @@ def _metadata(loaded: Loaded, metadata: Mapping[str, Any]) -> dict[str, Any]:
         "seed": config.seed,
         "steps": config.steps,
         "config": {k: v for k, v in settings.items() if k not in ("model", "device")},
+        BASE_CONFIG: arithmetic(loaded.folder),
         "chat_template": template_digest(loaded.tokenizer),
         "chat_template_kwargs": dict(config.chat_template_kwargs or {}),
         "end_of_turn": end_of_turn_text(loaded.tokenizer),

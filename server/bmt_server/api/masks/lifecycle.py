@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import bmt_core
+from bmt_core.config import config_warning
 
 from bmt_server.api.engine import Engine
 from bmt_server.api.masks.local_cache import MaskCache
@@ -48,7 +50,8 @@ class MaskLifecycle:
     """Loads versions into the workers, once each, and unloads those that no request needs.
 
     count_holds: called with 1 when a request begins on a version and with -1 when it ends.
-    chat_template: SHA-256 of the server's; a version that was trained with another is warned of.
+    chat_template: SHA-256 of the server's; base_config: `bmt_core.config.arithmetic` of its base. A
+    version that was trained with others is warned of.
     removal_delay_s: time without requests before an evicted or deleted version is unloaded.
     """
 
@@ -59,12 +62,13 @@ class MaskLifecycle:
         *,
         count_holds: Callable[[int], None],
         chat_template: str = "",
+        base_config: Mapping[str, Any] = MappingProxyType({}),
         removal_delay_s: float = REMOVAL_DELAY_S,
     ) -> None:
         self._cache = cache
         self._engine = engine
         self._count_holds = count_holds
-        self._chat_template = chat_template
+        self._chat_template, self._base_config = chat_template, base_config
         self._removal_delay_s = removal_delay_s
         self._tracked: dict[int, TrackedVersion] = {}  # by adapter id
         self._ids: dict[tuple[str, str], set[int]] = {}  # tenant and name -> adapter ids
@@ -84,14 +88,16 @@ class MaskLifecycle:
         if tracked is None:
             tracked = self._tracked[version.id] = TrackedVersion(version)
             self._ids.setdefault((version.tenant, version.name), set()).add(version.id)
-            self._check_template(version)
+            self._check_training(version)
         self._add_user(tracked)
         if load:
             self._start_loading(tracked)
         return tracked
 
-    def _check_template(self, version: Version) -> None:
-        """Warn of a mask that answers chats which another template renders than in its training."""
+    def _check_training(self, version: Version) -> None:
+        """Warn of a mask whose training had another chat template, or arithmetic of its base."""
+        if (line := config_warning(version.metadata, self._base_config)) is not None:
+            logger.warning("%s: %s", version.internal_name, line)
         if version.same_template(self._chat_template) is False:
             trained = str(version.metadata["chat_template"] or "none")
             logger.warning(
