@@ -117,6 +117,11 @@ API = (
         accepts=("self", "request"),
     ),
     Seam("vllm.v1.engine:EngineCoreRequest", _HOOKS, attributes=("cache_salt",)),
+    Seam(
+        "vllm.entrypoints.serve.exception_handling.error_response:create_error_response",
+        _HOOKS,
+        accepts=("message",),
+    ),
     *(
         Seam(
             f"vllm.v1.worker.gpu.sample.{state}.add_request",
