@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
 import bmt_core
 import pytest
 from bmt_trainer.console import Display
+from bmt_trainer.data import sources
 from bmt_trainer.errors import ConfigError, DataError
 from bmt_trainer.methods import grpo, sdft, sft
 from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig
@@ -111,7 +113,7 @@ def test_examples_over_max_length_are_counted(checkpoint, tmp_path, recorded):
     config = config_of(SftConfig, checkpoint, dataset, tmp_path, heldout=0, max_length=200)
     _, made = sft.load(config, recorded.display)
     assert len(made) == 9
-    assert any("left out 3 examples" in line and "200" in line for line in recorded.lines)
+    assert "left out 3 of 12 examples of more than 200 tokens" in "\n".join(recorded.lines)
 
 
 @pytest.mark.parametrize("choice", ["truncate-left", "truncate-right"])
@@ -148,7 +150,73 @@ def test_prompts_over_max_length_are_counted(method, checkpoint, tmp_path, recor
     config = config_of(kind, checkpoint, dataset, tmp_path, heldout=0, max_length=512)
     _, made = module.load(config, recorded.display)
     assert len(made) == 9
-    assert any("left out 3 prompts" in line and "512" in line for line in recorded.lines)
+    assert "left out 3 of 12 prompts of more than 512 tokens" in "\n".join(recorded.lines)
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("method", METHODS)
+def test_long_ones_are_replaced_by_the_rest_of_the_data(method, checkpoint, tmp_path, recorded):
+    """Every other row is too long, and a step takes as many as are short."""
+    kind, module = METHODS[method]
+    dataset = rows(tmp_path / "a.jsonl", [8, 600] * 12)
+    changes = {"batch_size": 6} if method == "sft" else {"prompts_per_step": 6}
+    config = config_of(
+        *(kind, checkpoint, dataset, tmp_path),
+        **{"heldout": 4, "max_length": 400, "train_examples": 6, "calibration_prompts": 6},
+        **changes,
+    )
+    loaded, made = module.load(config, recorded.display)
+    assert len(made) == 6
+    assert all(len(e.messages[0]["content"]) == 8 for e in loaded.split.train)
+    [line] = [line for line in recorded.lines if line.startswith("left out ")]
+    left_out, asked = [int(word) for word in line.split() if word.isdigit()][:2]
+    assert asked - left_out == 6
+    assert "more than 400 tokens" in line
+    assert "a.jsonl, line" in line
+    # The held-out examples are those of `bmt-train eval`.
+    assert loaded.split.heldout == sources.load(dataset, heldout=4, train=0).heldout
+
+
+@pytest.mark.found
+def test_held_out_demonstrations_are_filtered_as_those_of_training(checkpoint, tmp_path, recorded):
+    """The teacher reads no prompt beyond max_length; base and mask answer all held-out prompts."""
+    path = tmp_path / "a.jsonl"
+    with path.open("w") as file:
+        for n in range(12):
+            long = {"demonstration": "word " * 200} if n % 3 == 0 else {}
+            file.write(json.dumps({"prompt": f"Say {n}.", "completion": f"{n}", **long}) + "\n")
+    config = config_of(
+        *(SdftConfig, small_context(checkpoint, tmp_path, 512), str(path), tmp_path),
+        **{"heldout": 6, "max_length": 1024},
+    )
+    scores = sdft.train(config, recorded.display).metadata["scores"]
+    long = sum("word" in e.demonstration for e in held(path) if e.demonstration)
+    assert 0 < long < 6
+    assert (scores["teacher"]["total"], scores["base"]["total"]) == (6 - long, 6)
+    told = "\n".join(recorded.lines)
+    assert f"teacher: left out {long} of 6 prompts of more than 512 tokens" in told
+    assert f"left out {4 - long} of {6} prompts of more than 512 tokens" in told
+
+
+def held(path):
+    return sources.load(str(path), heldout=6, train=0).heldout
+
+
+@pytest.mark.found
+def test_demonstrations_that_leave_little_room_shorten_answers_in_a_line(
+    checkpoint, tmp_path, recorded
+):
+    dataset = rows(tmp_path / "a.jsonl", [8] * 8, answer="w" * 280)
+    model = small_context(checkpoint, tmp_path, 512)
+    config = config_of(SdftConfig, model, dataset, tmp_path, max_length=1024, max_new_tokens=100)
+    loaded, _ = sdft.load(config, recorded.display)
+    [line] = [line for line in recorded.lines if line.startswith("max_new_tokens: ")]
+    assert f"after {loaded.config.max_new_tokens} tokens, not 100" in line
+    assert 3 < loaded.config.max_new_tokens < 100
+    assert "a.jsonl, line" in line
+    none = dataclasses.replace(config, skip_tokens=loaded.config.max_new_tokens)
+    with pytest.raises(ConfigError, match=r"skip_tokens: \d+ leaves no .* max_new_tokens"):
+        sdft.load(none, recorded.display)
 
 
 @pytest.mark.found

@@ -94,7 +94,7 @@ def _report(mask: Mask, output: Path) -> None:
         else:
             low, high = score["interval95"]
             cells = (share, f"{low:.1%} to {high:.1%}", lenient)
-        # A mask of a build before 0.2 has no counts of answers that were cut.
+        # A resumed run of an earlier build has scores without these counts.
         counts = (score.get("cut", "-"), score.get("unfinished_thoughts", "-"))
         rows.append((name, *cells, str(score["total"]), *map(str, counts)))
     if rows:

@@ -5,14 +5,57 @@ A row is `input_ids` and `completion_mask`, both [S]; the mask is 1 at tokens th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import DataError
 
 #: The treatment of a row above the maximum length.
 Overlong = Literal["drop", "truncate-left", "truncate-right", "error"]
+
+
+class LengthBound:
+    """Leaves out what is longer than `most` tokens while training examples are taken, and counts.
+
+    So the rest of the data replaces what is left out. length: tokens of an example, which may raise
+    DataError; what: the noun of the line.
+    """
+
+    def __init__(self, most: int, length: Callable[[Example], int], what: str = "prompts") -> None:
+        self._most, self._length, self._what = most, length, what
+        self.asked = self.left_out = 0
+        self._first = ""
+        self._lengths: dict[int, int] = {}
+
+    def of(self, prepared: Callable[[Example], Example]) -> LengthBound:
+        """A bound on what `prepared` makes of an example."""
+        return LengthBound(self._most, lambda e: self._length(prepared(e)), self._what)
+
+    def fits(self, example: Example) -> bool:
+        """True for an example of at most `most` tokens."""
+        self.asked += 1
+        length = self._length(example)
+        if length <= self._most:
+            self._lengths[id(example)] = length
+            return True
+        self.left_out += 1
+        self._first = self._first or f"{example.where}{length:,} tokens"
+        return False
+
+    def length_of(self, example: Example) -> int:
+        """Tokens of an example that was taken, and is still there."""
+        return self._lengths[id(example)]
+
+    def lines(self) -> list[str]:
+        """A line on what was left out; none if nothing was."""
+        if not self.left_out:
+            return []
+        return [
+            f"left out {self.left_out:,} of {self.asked:,} {self._what} of more than "
+            f"{self._most:,} tokens (max_length); the first is {self._first}"
+        ]
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Literal
 
 from bmt_trainer.data import benchmark_formats, row_formats, split, tasks
-from bmt_trainer.data.examples import Counts, Example, Split, chat, with_system
+from bmt_trainer.data.examples import Example, Split, chat, with_system
+from bmt_trainer.data.fitting import LengthBound
 from bmt_trainer.data.names import (
     check_options,
     convert,
@@ -37,8 +38,6 @@ from bmt_trainer.data.rows import Rows, files, local_files, places, repositories
 from bmt_trainer.errors import DataError
 from bmt_trainer.settings import expanded
 
-# Repeated prompts in a row after which a generator counts as exhausted.
-_MOST_REPEATS = 1000
 # Rows from which a stream's next row is drawn.
 _BUFFER = 1000
 #: Columns that `?prompt=question` and the like take from columns of other names.
@@ -89,6 +88,7 @@ def load(
     seed: int = 0,
     system: str | None = None,
     share: float | None = None,
+    bound: LengthBound | None = None,
 ) -> Split:
     """Load the examples of `dataset`, split the same way for the same seed.
 
@@ -98,30 +98,53 @@ def load(
     training.
     system: system message for each prompt that has none.
     share: fraction of a file's prompts to hold out instead of `heldout`.
+    bound: of training examples; what it leaves out is replaced by others, and held-out examples
+    stay the same.
     Raises DataError.
     """
-    sources = [source_of(name) for name in split_names(dataset)]
+    wanted = _Wanted(heldout, train, seed, system, share, bound)
+    found = _split([source_of(name) for name in split_names(dataset)], dataset, wanted)
+    lines = bound.lines() if bound else []
+    return replace(found, counts=replace(found.counts, notes=(*found.counts.notes, *lines)))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Arguments of `load`."""
+
+    heldout: int
+    train: int
+    seed: int
+    system: str | None
+    share: float | None
+    bound: LengthBound | None
+
+
+def _split(sources: list[Source], dataset: str, wanted: _Wanted) -> Split:
     weights = [source.weight for source in sources if source.weight is not None]
     if len(sources) == 1:
-        return _one(sources[0], heldout, train, seed, system, share)
+        return _one(sources[0], wanted)
     if not weights:
-        return _all(sources, dataset, heldout, train, seed, system, share)
+        return _all(sources, dataset, wanted)
     if len(weights) < len(sources):
         missing = next(source for source in sources if source.weight is None)
         raise DataError(f"{missing.dataset} has no weight, and other sources have; add ?weight=1")
-    wanted = split.apportion(train, weights)
+    train, heldout = (split.apportion(n, weights) for n in (wanted.train, wanted.heldout))
     splits = [
         # All that a file has, to see if it has enough.
-        _one(source, held, n if _reads_ahead(source) else train, seed, system, share)
-        for source, held, n in zip(sources, split.apportion(heldout, weights), wanted, strict=True)
+        _one(
+            source,
+            replace(wanted, heldout=held, train=n if _reads_ahead(source) else wanted.train),
+        )
+        for source, held, n in zip(sources, heldout, train, strict=True)
     ]
     return split.mixed(
         splits,
         weights,
         [source.dataset for source in sources],
-        train=train,
+        train=wanted.train,
         endless=any(map(_reads_ahead, sources)),
-        seed=seed,
+        seed=wanted.seed,
     )
 
 
@@ -167,41 +190,27 @@ def _reads_ahead(source: Source) -> bool:
     return source.streaming or (source.generated and source.limit is None)
 
 
-def _one(
-    source: Source, heldout: int, train: int, seed: int, system: str | None, share: float | None
-) -> Split:
-    examples = _with_system(_examples(source, seed), system)
-    if share is not None and _reads_ahead(source):
+def _one(source: Source, wanted: _Wanted) -> Split:
+    examples = _with_system(_examples(source, wanted.seed), wanted.system)
+    if wanted.share is not None and _reads_ahead(source):
         how = "streamed" if source.streaming else "generated without end"
         raise DataError(
             f"{source.dataset} is {how}, so no share of it can be held out; set heldout"
         )
+    common: dict[str, Any] = {
+        "heldout": wanted.heldout,
+        "train": wanted.train,
+        "name": source.dataset,
+        "bound": wanted.bound,
+    }
     if source.generated and source.limit is None:
-        made = _distinct(examples, heldout + train, source.dataset)
-        return Split(made[heldout:], made[:heldout], Counts(len(made), len(made)))
+        return split.of_generator(examples, **common)
     if source.streaming:
-        return split.of_stream(
-            examples,
-            heldout=heldout,
-            train=train,
-            seed=seed,
-            buffer=source.buffer,
-            name=source.dataset,
-        )
-    return split.of_list(
-        examples, heldout=heldout, train=train, seed=seed, share=share, name=source.dataset
-    )
+        return split.of_stream(examples, seed=wanted.seed, buffer=source.buffer, **common)
+    return split.of_list(examples, seed=wanted.seed, share=wanted.share, **common)
 
 
-def _all(
-    sources: list[Source],
-    dataset: str,
-    heldout: int,
-    train: int,
-    seed: int,
-    system: str | None,
-    share: float | None,
-) -> Split:
+def _all(sources: list[Source], dataset: str, wanted: _Wanted) -> Split:
     """All rows of all sources."""
     for source in sources:
         if _reads_ahead(source):
@@ -209,14 +218,15 @@ def _all(
                 f"{source.dataset} has no end that is known; in a mixture give each source a "
                 "?weight= or this one a ?limit="
             )
-    every = chain.from_iterable(_examples(source, seed) for source in sources)
+    every = chain.from_iterable(_examples(source, wanted.seed) for source in sources)
     return split.of_list(
-        _with_system(every, system),
-        heldout=heldout,
-        train=train,
-        seed=seed,
-        share=share,
+        _with_system(every, wanted.system),
+        heldout=wanted.heldout,
+        train=wanted.train,
+        seed=wanted.seed,
+        share=wanted.share,
         name=dataset,
+        bound=wanted.bound,
     )
 
 
@@ -236,23 +246,6 @@ def _examples(source: Source, seed: int) -> Iterator[Example]:
 
 def _with_system(examples: Iterable[Example], system: str | None) -> Iterator[Example]:
     return (example if system is None else with_system(example, system) for example in examples)
-
-
-def _distinct(stream: Iterable[Example], wanted: int, dataset: str) -> list[Example]:
-    """The first `wanted` examples with different prompts."""
-    unique: dict[str, Example] = {}
-    repeats = 0
-    for example in stream:
-        if len(unique) == wanted or repeats == _MOST_REPEATS:
-            break
-        repeats = repeats + 1 if example.key in unique else 0
-        unique.setdefault(example.key, example)
-    if len(unique) < wanted:
-        raise DataError(
-            f"{dataset} gives only {len(unique)} different prompts and {wanted} are needed; "
-            "widen its options or request fewer"
-        )
-    return list(unique.values())
 
 
 def _reasoning_gym(name: str, options: Mapping[str, str], seed: int) -> Iterator[Example]:

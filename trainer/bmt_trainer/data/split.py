@@ -7,6 +7,7 @@ from dataclasses import replace
 from random import Random
 
 from bmt_trainer.data.examples import Counts, Example, Split
+from bmt_trainer.data.fitting import LengthBound
 from bmt_trainer.errors import DataError
 
 # Reasons for which a row is in neither part of a split.
@@ -14,6 +15,9 @@ ANOTHER_ANSWER = "other answers of held-out prompts"
 NOT_NEEDED = "beyond the run's training examples"
 ALSO_HELD_OUT = "prompts that another source holds out"
 SHARES = "so that the sources have their shares"
+TOO_LONG = "longer than max_length"
+# Repeated prompts, or prompts that are too long, in a row after which a generator is exhausted.
+_MOST_REPEATS = 1000
 
 
 def of_list(
@@ -24,11 +28,12 @@ def of_list(
     seed: int,
     share: float | None,
     name: str,
+    bound: LengthBound | None = None,
 ) -> Split:
     """Shuffle the prompts, hold out `heldout` of them, and take at most `train` rows of the others.
 
     Of a held-out prompt with several rows the last one counts. share: fraction of the prompts to
-    hold out instead. Raises DataError.
+    hold out instead; bound: of training rows. Raises DataError.
     """
     by_prompt: dict[str, list[Example]] = {}
     rows = 0
@@ -45,13 +50,31 @@ def of_list(
         )
     Random(seed).shuffle(groups)
     held = [group[-1] for group in groups[:heldout]]
-    kept = list(_in_turn(groups[heldout:]))
+    others = sum(map(len, groups[heldout:]))
+    kept, long = _taken(_in_turn(groups[heldout:]), train, bound)
     dropped = {
         ANOTHER_ANSWER: sum(len(group) - 1 for group in groups[:heldout]),
-        NOT_NEEDED: max(0, len(kept) - train),
+        TOO_LONG: long,
+        NOT_NEEDED: others - len(kept) - long,
     }
     repeated = sum(len(group) - len({_value(e) for e in group}) for group in groups)
-    return Split(kept[:train], held, Counts(rows, len(groups), repeated, dropped))
+    return Split(kept, held, Counts(rows, len(groups), repeated, dropped))
+
+
+def _taken(
+    examples: Iterable[Example], train: int, bound: LengthBound | None
+) -> tuple[list[Example], int]:
+    """The first `train` examples within the bound, and the number of those left out before."""
+    kept: list[Example] = []
+    long = 0
+    for example in examples:
+        if len(kept) == train:
+            break
+        if bound is None or bound.fits(example):
+            kept.append(example)
+        else:
+            long += 1
+    return kept, long
 
 
 def _value(example: Example) -> str:
@@ -76,17 +99,18 @@ def of_stream(
     seed: int,
     buffer: int,
     name: str,
+    bound: LengthBound | None = None,
 ) -> Split:
     """Hold out the first prompts of a shuffled stream, and take the rows after them for training.
 
     Reads `heldout` prompts, `train` rows of others and `buffer` rows ahead, from which the next
-    row is drawn. Raises DataError.
+    row is drawn, and as many more as the bound leaves out. Raises DataError.
     """
     count = _Counted(examples)
     held: dict[str, Example] = {}
     kept: list[Example] = []
     prompts: set[str] = set()
-    others = 0
+    others = long = 0
     for example in _shuffled(count, buffer, Random(seed)):
         if len(held) == heldout and len(kept) == train:
             break
@@ -96,19 +120,65 @@ def of_stream(
             others += 1
         elif len(held) < heldout:
             held[key] = example
-        else:
+        elif bound is None or bound.fits(example):
             kept.append(example)
+        else:
+            long += 1
         if len(held) == heldout and len(kept) == train:
             break
-    if len(held) < heldout or (train and not kept):
+    if len(held) < heldout or (train and not kept and not long):
         raise DataError(
             f"{name} has {len(prompts)} different prompts, and {heldout} are to be held out; hold "
             "out fewer"
         )
-    taken = len(held) + len(kept) + others
+    taken = len(held) + len(kept) + others + long
     note = f"data: streamed {name}, {count.rows:,} rows read, drawn from {buffer:,} rows at a time"
-    dropped = {ANOTHER_ANSWER: others, "read ahead for the shuffle": count.rows - taken}
+    dropped = {
+        ANOTHER_ANSWER: others,
+        TOO_LONG: long,
+        "read ahead for the shuffle": count.rows - taken,
+    }
     return Split(kept, list(held.values()), Counts(count.rows, len(prompts), 0, dropped, (note,)))
+
+
+def of_generator(
+    examples: Iterable[Example],
+    *,
+    heldout: int,
+    train: int,
+    name: str,
+    bound: LengthBound | None = None,
+) -> Split:
+    """The first examples with different prompts, `heldout` to hold out, then `train` in the bound.
+
+    Ends with fewer for training after _MOST_REPEATS that are too long. Raises DataError.
+    """
+    seen: set[str] = set()
+    held: list[Example] = []
+    kept: list[Example] = []
+    repeats = long = in_a_row = 0
+    for example in examples:
+        enough = len(held) + len(kept) == heldout + train
+        if enough or _MOST_REPEATS in (repeats, in_a_row):
+            break
+        if example.key in seen:
+            repeats += 1
+            continue
+        repeats = 0
+        seen.add(example.key)
+        if len(held) < heldout:
+            held.append(example)
+        elif bound is None or bound.fits(example):
+            kept.append(example)
+            in_a_row = 0
+        else:
+            long, in_a_row = long + 1, in_a_row + 1
+    if len(held) + len(kept) < heldout + train and in_a_row < _MOST_REPEATS:
+        raise DataError(
+            f"{name} gives only {len(seen)} different prompts and {heldout + train} are needed; "
+            "widen its options or request fewer"
+        )
+    return Split(kept, held, Counts(len(seen), len(seen), 0, {TOO_LONG: long}))
 
 
 class _Counted:

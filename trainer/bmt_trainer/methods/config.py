@@ -9,9 +9,10 @@ TrainConfig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any, Literal
 
 from bmt_trainer.errors import ConfigError
@@ -125,6 +126,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check(self)
         Thoughts.of_setting(self.thoughts)
+        if self.lean == "auto" and not self.heldout and self.heldout_share is None:
+            raise ConfigError(
+                "lean: auto chooses by scores, and nothing is held out (heldout 0); set heldout, "
+                "or lean on or off"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +184,19 @@ class OnPolicyConfig(TrainConfig):
     )
     validate_every: int = option("Steps between validations, greedy, hard mask.", 25, least=1)
     select: Literal["best", "last"] = option("The mask that is written.", "best")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heldout_dataset is not None and not self.heldout:
+            raise ConfigError(
+                f"heldout_dataset: {self.heldout_dataset} holds nothing out with heldout 0; set "
+                "heldout, or leave it out"
+            )
+        if self.heldout_dataset is not None and self.heldout_share is not None:
+            raise ConfigError(
+                f"heldout_share: {self.heldout_share} is a share of dataset, and heldout_dataset "
+                f"{self.heldout_dataset} takes its place; set heldout instead"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +273,17 @@ class GrpoConfig(OnPolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.accumulation(1)
+        for name, value, greedy in (("top_k", self.top_k, 1), ("min_p", self.min_p, 1.0)):
+            if value == greedy:
+                raise ConfigError(
+                    f"{name}: {value} leaves one token to sample, so all {self.completions} "
+                    "completions of a prompt are equal and the rewards teach nothing; 0 takes all"
+                )
+        if self.max_tool_calling_iterations and not (self.environment or self.tools):
+            raise ConfigError(
+                f"max_tool_calling_iterations: {self.max_tool_calling_iterations} bounds calls, "
+                "and there is nothing to call; set environment or tools, or leave it out"
+            )
         if self.overlong_penalty > self.max_new_tokens:
             raise ConfigError(
                 f"overlong_penalty: {self.overlong_penalty} exceeds max_new_tokens "
@@ -344,12 +374,33 @@ class SdftConfig(OnPolicyConfig):
             )
         if world_size() > 1:
             raise ConfigError(f"sdft trains in one process, not {world_size()}")
-        try:
-            shown = self.template.format(prompt="<prompt>", demonstration="<demonstration>")
-        except (KeyError, IndexError, ValueError) as error:
-            raise ConfigError(f"teacher_prompt: braces are doubled in it ({error!r})") from None
-        if "<prompt>" not in shown or "<demonstration>" not in shown:
+        if self.skip_tokens >= self.max_new_tokens:
+            raise ConfigError(
+                f"skip_tokens: {self.skip_tokens} leaves no token with a loss of an answer of at "
+                f"most max_new_tokens {self.max_new_tokens}; set fewer, or raise max_new_tokens"
+            )
+        fields = {field for _, field in self._parts()}
+        if not {"prompt", "demonstration"} <= fields:
             raise ConfigError("teacher_prompt: {prompt} and {demonstration} must occur in it")
+
+    def _parts(self) -> Iterator[tuple[str, str | None]]:
+        """Text of the teacher's turn, and the field after it. Raises ConfigError for others."""
+        try:
+            for text, field, form, conversion in Formatter().parse(self.template):
+                if field not in (None, "prompt", "demonstration") or form or conversion:
+                    raise ValueError(f"{field}{'!' if conversion else ''}{conversion or ''}:{form}")
+                yield text, field
+        except ValueError as error:
+            raise ConfigError(
+                f"teacher_prompt: its fields are {{prompt}} and {{demonstration}} as they are, and "
+                f"other braces are doubled ({error})"
+            ) from None
+
+    def template_of(self, demonstration: str) -> str:
+        """The teacher's last turn with another name of the field of demonstrations."""
+        names = {"prompt": "{prompt}", "demonstration": f"{{{demonstration}}}", None: ""}
+        doubled = ((t.replace("{", "{{").replace("}", "}}"), field) for t, field in self._parts())
+        return "".join(text + names[field] for text, field in doubled)
 
     @property
     def template(self) -> str:

@@ -1,10 +1,9 @@
-"""Lengths of a run's prompts, and the settings of length within the model's context."""
+"""Lengths of a run's examples, and the settings of length within the model's context."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,63 +11,82 @@ from transformers import PreTrainedTokenizerBase
 
 from bmt_trainer import models
 from bmt_trainer.console import Display
-from bmt_trainer.data.encoding import Encoder
+from bmt_trainer.data.encoding import Encoder, Learn
 from bmt_trainer.data.examples import Example, Split
-from bmt_trainer.data.fitting import answer_room
+from bmt_trainer.data.fitting import LengthBound, answer_room
 from bmt_trainer.methods.config import TrainConfig
 
 C = TypeVar("C", bound=TrainConfig)
 
+#: The longest prompt that a run makes of an example.
+Answered = Callable[[Example], Example]
 
-@dataclass(frozen=True)
-class Prompts:
-    """Location and number of tokens of each prompt that a run answers.
 
-    trained: of the training examples, if the run answers those; unbounded: the number of the first
-    ones that are answered even above max_length; heldout: of the held-out examples.
+def within_context(config: C, folder: Path, display: Display) -> C:
+    """`config` with a max_length of at most the model's context, which is said if it changes.
+
+    folder: of the checkpoint.
     """
-
-    trained: Sequence[tuple[str, int]]
-    heldout: Sequence[tuple[str, int]]
-    unbounded: int = 0
-
-    @classmethod
-    def of(
-        cls,
-        tokenizer: PreTrainedTokenizerBase,
-        split: Split,
-        answered: Callable[[Example], Example] | None,
-        unbounded: int,
-    ) -> Prompts:
-        """The prompts of a split. answered: the longest prompt that is made of an example; None:
-        the run answers held-out examples only, as they are.
-        """
-        encoder = Encoder(tokenizer)
-
-        def lengths(examples: Iterable[Example]) -> list[tuple[str, int]]:
-            made = ((e.location, answered(e) if answered else e) for e in examples)
-            return [(location, len(encoder.prompt(prompt))) for location, prompt in made]
-
-        # Rows of text or of tokens have no prompt.
-        asked = [example for example in split.heldout if example.has_prompt]
-        return cls(lengths(split.train if answered else ()), lengths(asked), unbounded)
-
-    def within_context(self, config: C, folder: Path, display: Display) -> C:
-        """`config` with the lengths that the model's context allows, which is said if they change.
-
-        folder: of the checkpoint. Raises DataError for a prompt that leaves no room for an answer.
-        """
-        context = models.context_length(folder)
-        if context is not None and config.max_length > context:
-            display.say(
-                f"max_length: {context:,} tokens, not {config.max_length:,}, which is beyond the "
-                "model's context"
-            )
-            config = dataclasses.replace(config, max_length=context)
-        taken = [p for p in self.trained[self.unbounded :] if p[1] <= config.max_length]
-        prompts = (*self.heldout, *self.trained[: self.unbounded], *taken)
-        room, line = answer_room(prompts, config.max_new_tokens, context)
-        if line is not None:
-            display.say(line)
-            config = dataclasses.replace(config, max_new_tokens=room)
+    context = models.context_length(folder)
+    if context is None or config.max_length <= context:
         return config
+    display.say(
+        f"max_length: {context:,} tokens, not {config.max_length:,}, which is beyond the model's "
+        "context"
+    )
+    return dataclasses.replace(config, max_length=context)
+
+
+def bound_of_prompts(
+    tokenizer: PreTrainedTokenizerBase, most: int, answered: Answered
+) -> LengthBound:
+    """A bound on the longest prompts that are made of examples."""
+    encoder = Encoder(tokenizer)
+    return LengthBound(most, lambda example: len(encoder.prompt(answered(example))))
+
+
+def bound_of_rows(tokenizer: PreTrainedTokenizerBase, most: int, learn: Learn) -> LengthBound:
+    """A bound on rows of supervised training; of an example with several, on the shortest."""
+    encoder = Encoder(tokenizer, learn)
+
+    def length(example: Example) -> int:
+        return min(len(row.input_ids) for row in encoder.encode(example))
+
+    return LengthBound(most, length, "examples")
+
+
+def with_room(
+    config: C,
+    folder: Path,
+    display: Display,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    answered: Answered | None,
+    trained: Sequence[int],
+) -> C:
+    """`config` with the new tokens that the context leaves, which is said if they are fewer.
+
+    answered: the longest prompt that is made of an example; None: the run answers held-out examples
+    only, as they are; trained: lengths of these prompts of the training examples. Raises DataError
+    for a prompt that leaves no room.
+    """
+    encoder = Encoder(tokenizer)
+
+    def lengths() -> Iterator[tuple[str, int]]:
+        for example in split.heldout:
+            if example.has_prompt:  # not rows of text or of tokens
+                yield example.location, len(encoder.prompt(example))
+        if answered is None:
+            return
+        yield from zip((e.location for e in split.train), trained, strict=True)
+        for example in split.heldout:
+            length = len(encoder.prompt(answered(example)))
+            # Longer ones are held-out demonstrations, which no teacher reads.
+            if length <= config.max_length:
+                yield example.location, length
+
+    room, line = answer_room(lengths(), config.max_new_tokens, models.context_length(folder))
+    if line is None:
+        return config
+    display.say(line)
+    return dataclasses.replace(config, max_new_tokens=room)

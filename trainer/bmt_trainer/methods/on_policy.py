@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -50,13 +50,12 @@ def read(
         reading="lenient" if config.reading == "lenient" else "exact",
         heldout_dataset=config.heldout_dataset,
         answered=answered,
-        unbounded=config.validation,
         environments=environments or Environments(),
     )
     most = inputs.config.max_length
-    of_length = zip(inputs.split.train, inputs.lengths, strict=True)
-    usable = list(of_length)[config.validation :]
-    examples = [e for e, length in usable if length <= most]
+    examples = list(inputs.split.train[config.validation :])
+    for example in (*inputs.split.train, *inputs.split.heldout):
+        _require_question(example)
     _require_one_form(inputs.split.train)
     if environments is None:
         _require_plain(inputs.split.train, config)
@@ -67,11 +66,8 @@ def read(
             f"{most} tokens, demonstrations included, and a step takes "
             f"{config.prompts_per_step}; raise max_length, or set aside fewer"
         )
-    if len(examples) < len(usable):
-        display.say(
-            f"left out {len(usable) - len(examples):,} prompts: longer than max_length, {most:,} "
-            "tokens"
-        )
+    for line in _without_effect(config, grader):
+        display.say(line)
     display.say(
         f"{inputs.base.model_id} on {inputs.device}: {len(examples)} training prompts, "
         f"{len(validation_examples(config, inputs))} for validation, "
@@ -82,6 +78,26 @@ def read(
     if (taught := answered(first)) is not first:
         _show_prompt(inputs, taught, "the teacher's prompt")
     return inputs, examples
+
+
+def _require_question(example: Example) -> None:
+    """Raise DataError for a chat whose last turn asks nothing: an answer has a turn of its own."""
+    if isinstance(example.prompt, str):
+        return
+    role = example.prompt[-1]["role"]
+    if role not in ("user", "tool"):
+        raise DataError(
+            f"{example.where}turn {len(example.prompt)} ({role}): a prompt must end with a turn of "
+            "the user or of a tool, which the model answers; remove the turn, or learn it by sft"
+        )
+
+
+def _without_effect(config: OnPolicyConfig, grader: Rewards) -> Iterator[str]:
+    """Lines on settings that change nothing in this run."""
+    if not config.validation and config.select == "best":
+        yield "select: best chooses by validations, and there are none: the last mask is written"
+    if config.reading == "lenient" and not grader.comparing:
+        yield f"reading: {grader.name} has no lenient reading, so both are the same"
 
 
 def _require_one_form(examples: Sequence[Example]) -> None:

@@ -6,7 +6,7 @@ only the gates in the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +21,9 @@ from bmt_trainer.checkpoint_files import check_checkpoint
 from bmt_trainer.console import Display
 from bmt_trainer.data import sources
 from bmt_trainer.data.batching import batches
-from bmt_trainer.data.encoding import Encoder, complete_special_tokens
+from bmt_trainer.data.encoding import Encoder, Learn, complete_special_tokens
 from bmt_trainer.data.examples import Example, Split, with_template_kwargs
+from bmt_trainer.data.fitting import LengthBound
 from bmt_trainer.data.split import with_heldout
 from bmt_trainer.distributed import assign_sharded, barrier, full_tensor
 from bmt_trainer.errors import OutputError
@@ -33,13 +34,14 @@ from bmt_trainer.masking.attach import Attached, coverage
 from bmt_trainer.masking.attach import attach as attach_gates
 from bmt_trainer.masking.export import export
 from bmt_trainer.masking.masked_linear import ParameterAccess
+from bmt_trainer.methods import lengths
 from bmt_trainer.methods.config import TrainConfig
 from bmt_trainer.methods.guards import contents, interruption, outputs
 from bmt_trainer.methods.guards.finite import check_weights
 from bmt_trainer.methods.guards.interruption import Interruption
 from bmt_trainer.methods.guards.targets import masked_weights
 from bmt_trainer.methods.guards.trl_contract import check_trl
-from bmt_trainer.methods.lengths import Prompts
+from bmt_trainer.methods.lengths import Answered
 from bmt_trainer.methods.rollouts.environments import Environments
 from bmt_trainer.methods.rollouts.scores import RolloutScores
 from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, is_writing, settings_of
@@ -65,9 +67,8 @@ class Inputs:
 
     settings: all that decide the result; folder: of the base's checkpoint; geometry:
     [d_out, d_in] of its tensors by name; gates: the number of weights to mask; reading: the count
-    by which masks are selected; lengths: of the training examples' prompts in tokens, if the run
-    answers them; environments: of rollouts. The configuration's lengths are within the model's
-    context.
+    by which masks are selected; environments: of rollouts. The configuration's lengths are within
+    the model's context.
     """
 
     config: TrainConfig
@@ -82,7 +83,6 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     grader: Rewards
     reading: Reading
-    lengths: Sequence[int]
     environments: Environments
 
 
@@ -113,15 +113,16 @@ def read(
     grader: Rewards,
     reading: Reading = "exact",
     heldout_dataset: str | None = None,
-    answered: Callable[[Example], Example] | None = None,
-    unbounded: int = 0,
+    answered: Answered | None = None,
+    learn: Learn | None = None,
     environments: Environments = Environments(),  # noqa: B008
 ) -> Inputs:
     """Read tokenizer and data, after all checks of the output and of the checkpoint's files.
 
     heldout_dataset: another data set to hold out from.
     answered: the longest prompt that is made of a training example, if the run answers those;
-    unbounded: the number of the first ones that are answered even above max_length;
+    learn: the turns of which rows are made, if those above max_length are left out. Training
+    examples that are too long for the run are replaced by others.
     environments: the environment and the tools of rollouts. Raises TrainerError.
     """
     check_trl(display.say)
@@ -137,19 +138,28 @@ def read(
     if environments:
         prepare_tool_calls(tokenizer)
     complete_special_tokens(tokenizer)
-    split = _examples(config, train_examples, heldout_dataset, display)
+    settings = {**settings_of(config), "base": base.fingerprint}
+    config = lengths.within_context(config, folder, display)
+    bound = None
+    if answered is not None:
+        bound = lengths.bound_of_prompts(tokenizer, config.max_length, answered)
+    elif learn is not None:
+        bound = lengths.bound_of_rows(tokenizer, config.max_length, learn)
+    kwargs = config.chat_template_kwargs
+    if bound is not None:
+        bound = bound.of(lambda e: environments.shown_to(with_template_kwargs([e], kwargs)[0]))
+    split = _examples(config, train_examples, heldout_dataset, display, bound)
+    trained = [bound.length_of(example) for example in split.train] if bound else []
     rows = ((e.location, e.template_kwargs) for e in (*split.train, *split.heldout))
     check_row_kwargs(tokenizer, rows)
-    encoder, kwargs = Encoder(tokenizer), config.chat_template_kwargs
+    encoder = Encoder(tokenizer)
     train, heldout = (
         [encoder.checked(environments.shown_to(e)) for e in with_template_kwargs(examples, kwargs)]
         for examples in (split.train, split.heldout)
     )
     split = Split(train, heldout, split.counts)
     require_answers(split.heldout, grader, "set heldout: 0")
-    settings = {**settings_of(config), "base": base.fingerprint}
-    prompts = Prompts.of(tokenizer, split, answered, unbounded)
-    config = prompts.within_context(config, folder, display)
+    config = lengths.with_room(config, folder, display, tokenizer, split, answered, trained)
     return Inputs(
         config=config,
         display=display,
@@ -168,7 +178,6 @@ def read(
             config.thoughts,
         ),
         reading=reading,
-        lengths=[length for _, length in prompts.trained],
         environments=environments,
     )
 
@@ -217,7 +226,11 @@ def load(inputs: Inputs, *, scored: bool = True) -> Loaded:
 
 
 def _examples(
-    config: TrainConfig, train: int, heldout_dataset: str | None, display: Display
+    config: TrainConfig,
+    train: int,
+    heldout_dataset: str | None,
+    display: Display,
+    bound: LengthBound | None,
 ) -> Split:
     """At most `train` training examples and the held-out ones, which is said. Raises DataError."""
     split = sources.load(
@@ -227,6 +240,7 @@ def _examples(
         seed=config.seed,
         system=config.system,
         share=None if heldout_dataset else config.heldout_share,
+        bound=bound,
     )
     if heldout_dataset:
         other = sources.load(

@@ -24,7 +24,7 @@ from bmt_trainer.data.examples import Example, Message
 from bmt_trainer.distributed import join
 from bmt_trainer.errors import DataError
 from bmt_trainer.masking.attach import Attached
-from bmt_trainer.methods import on_policy, pipeline
+from bmt_trainer.methods import lengths, on_policy, pipeline
 from bmt_trainer.methods.config import SdftConfig
 from bmt_trainer.methods.finish import finish
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
@@ -43,8 +43,7 @@ def train(config: SdftConfig, display: Display | None = None) -> Mask:
     with hide_library_progress():
         loaded, rows = load(config, display or Display())
         attached = pipeline.attach(loaded)
-        teacher = [teacher_example(e, config.template) for e in loaded.split.heldout]
-        pipeline.score_base(loaded, attached, teacher=teacher)
+        pipeline.score_base(loaded, attached, teacher=_teachers(config, loaded))
         pipeline.initialize(loaded, attached)
         validation = on_policy.validation(config, loaded, attached)
         fit(config, loaded, attached, rows, [validation])
@@ -67,6 +66,19 @@ def load(config: SdftConfig, display: Display, *, scored: bool = True) -> tuple[
     inputs.grader.try_on(examples, display.say)
     rows = on_policy.prompt_rows(inputs.tokenizer, examples, privileged_context=_demonstration)
     return pipeline.load(inputs, scored=scored), rows
+
+
+def _teachers(config: SdftConfig, loaded: Loaded) -> list[Example]:
+    """Held-out examples as the teacher reads them, without those that training would leave out."""
+    bound = lengths.bound_of_prompts(
+        loaded.tokenizer,
+        loaded.config.max_length,
+        partial(teacher_example, template=config.template),
+    )
+    kept = [e for e in loaded.split.heldout if bound.fits(e)]
+    for line in bound.lines():
+        loaded.display.say(f"teacher: {line}")
+    return [teacher_example(example, config.template) for example in kept]
 
 
 def teacher_example(example: Example, template: str) -> Example:
@@ -120,7 +132,8 @@ def fit(
         **common
         | {
             "lr_scheduler_type": "cosine",
-            "warmup_steps": math.ceil(config.warmup * config.steps),
+            # The first rate is 0: a rise over all steps would teach nothing in a run of one.
+            "warmup_steps": min(math.ceil(config.warmup * config.steps), config.steps - 1),
         },
         per_device_train_batch_size=config.micro_batch,
         gradient_accumulation_steps=passes,
@@ -135,7 +148,7 @@ def fit(
         top_k=0,
         teacher_model_kind="ema",
         teacher_update_rate=config.teacher_rate,
-        teacher_prompt_template=config.template.replace("{demonstration}", "{privileged_context}"),
+        teacher_prompt_template=config.template_of("privileged_context"),
         # KL(teacher || student) over the vocabulary. Without a ratio to the rollouts' policy: soft
         # and hard masks are far apart at the first steps' sharpness.
         distillation_mode="full_logits",

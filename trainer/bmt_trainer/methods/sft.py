@@ -58,6 +58,7 @@ def load(config: SftConfig, display: Display, *, scored: bool = True) -> tuple[L
         display,
         train_examples=config.train_examples or max(used, config.calibration_prompts),
         grader=find_for(config.dataset, config.grader),
+        learn=config.learn if config.overlong == "drop" else None,
     )
     inputs.grader.try_on(inputs.split.heldout, display.say)
     rows = _rows(config, inputs)
@@ -87,6 +88,12 @@ def _rows(config: SftConfig, inputs: Inputs) -> Rows:
         f"{inputs.base.model_id} on {inputs.device}: {len(fitted.rows)} training and "
         f"{len(inputs.split.heldout)} held-out examples of {config.dataset}"
     )
+    step = config.batch_size * config.gradient_accumulation * world_size()
+    if len(fitted.rows) < step and not config.packing:
+        display.say(
+            f"a step takes {step:,} examples (batch_size x gradient_accumulation x processes), and "
+            f"there are {len(fitted.rows):,}: each step learns all of them"
+        )
     if config.packing:
         display.say(packing.summary(packing.sequences(fitted.rows, most), most))
     first = locations[fitted.kept[0]]

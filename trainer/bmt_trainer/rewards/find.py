@@ -38,7 +38,13 @@ def find(text: str, *, overlong: int = 0) -> Rewards:
     parameters and its `weight`. overlong: last tokens of a completion in which a penalty grows
     from 0 to -1; 0 for none.
     """
-    found = tuple(_one(specification) for specification in parse(text))
+    specifications = parse(text)
+    if not any(specification.weight for specification in specifications):
+        raise ConfigError(
+            f"reward: {text} has weight 0, so all answers are worth 0 and there is nothing to "
+            "learn or to measure; leave the weight out, or name a reward that counts"
+        )
+    found = tuple(map(_one, specifications))
     penalty = partial(_overlong, overlong) if overlong else None
     return Rewards(JOINED.join(reward.text for reward in found), found, overlong=penalty)
 
