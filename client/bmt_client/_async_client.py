@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -191,6 +191,10 @@ class AsyncBmtClient(BaseClient):
     async def ready(self) -> bool:
         """Return True if the server accepts requests now; False if it cannot be reached."""
         return await self._run(flows.ready(self._policy))
+
+    async def complete(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answer to a completion request; see `BmtClient.complete`."""
+        return await self._run(flows.complete(self._policy, fields))
 
     def openai(self, **arguments: Any) -> openai.AsyncOpenAI:
         """Return an `openai.AsyncOpenAI` client; `arguments` go to its constructor."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -223,6 +223,18 @@ class BmtClient(BaseClient):
     def ready(self) -> bool:
         """Return True if the server accepts requests now; False if it cannot be reached."""
         return self._run(flows.ready(self._policy))
+
+    def complete(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the server's answer to a completion request (`POST /v1/completions`) as JSON.
+
+        For jobs that want this client's errors and retries: a request with a seed is repeatable,
+        and so is sent again as the others are. For everything else there is `openai`.
+
+        Parameters
+        ----------
+        fields : of OpenAI's request and of vLLM's, such as `return_token_ids`
+        """
+        return self._run(flows.complete(self._policy, fields))
 
     def openai(self, **arguments: Any) -> openai.OpenAI:
         """Return an `openai.OpenAI` client; `arguments` go to its constructor."""

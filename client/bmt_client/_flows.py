@@ -7,7 +7,7 @@ so the flows check the state before they raise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -200,6 +200,11 @@ def pin(policy: RetryPolicy, name: str, pinned: bool) -> Flow[None]:
 def me(policy: RetryPolicy) -> Flow[KeyInfo]:
     response = yield from exchange(routes.me(), policy)
     return KeyInfo.from_json(parse_json(response))
+
+
+def complete(policy: RetryPolicy, fields: Mapping[str, Any]) -> Flow[dict[str, Any]]:
+    response = yield from exchange(routes.complete(fields), policy)
+    return parse_json(response)
 
 
 def models(policy: RetryPolicy) -> Flow[tuple[ModelInfo, ...]]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import quote
 
 from ._transport import Progress, Request
+
+# 64 completions of 4,096 tokens, each with its log-probability, are about 50 MB.
+ANSWER_BYTES = 512 << 20
 
 
 def put_mask(
@@ -113,6 +117,16 @@ def get_blob(file_digest: str, max_bytes: int, received: Progress | None = None)
 
 def me() -> Request:
     return Request("GET", "/v1/me")
+
+
+def complete(fields: Mapping[str, Any]) -> Request:
+    return Request(
+        "POST",
+        "/v1/completions",
+        headers={"Content-Type": "application/json"},
+        body=json.dumps(fields).encode(),
+        max_bytes=ANSWER_BYTES,
+    )
 
 
 def list_models() -> Request:

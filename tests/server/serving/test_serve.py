@@ -227,8 +227,10 @@ def test_deleted_and_made_again(client, bmt, masks):
     assert ask(client, "again").choices[0].text == before
 
 
-def test_rollouts_are_of_the_version_that_was_pushed(client, bmt, masks):
+def test_rollouts_are_of_the_version_that_was_pushed(server, client, bmt, masks, monkeypatch):
     """Steps that overlap: each one's samples have the log-probabilities of its own mask."""
+    from bmt_trainer.methods.rollouts.checks import Requirements
+    from bmt_trainer.methods.rollouts.connection import Connection
     from bmt_trainer.methods.rollouts.server import ServerRollouts
 
     class Step:
@@ -238,9 +240,13 @@ def test_rollouts_are_of_the_version_that_was_pushed(client, bmt, masks):
             pass
 
     current = [masks[2]]
+    needs = Requirements(masks[2].base.fingerprint, 3, 24, 4, masks[2].sparsity)
+    monkeypatch.setenv("BMT_API_KEY", server.key)
+    connection = Connection(server.url, needs, wait_s=60, limit_s=120, say=print)
+    connection.open()
     rollouts = ServerRollouts(
-        bmt,
-        "policy",
+        connection,
+        "rollout-policy",
         lambda: current[0],
         max_tokens=24,
         temperature=1.0,
@@ -253,7 +259,7 @@ def test_rollouts_are_of_the_version_that_was_pushed(client, bmt, masks):
         current[0] = masks[3]  # while the first step's answers still run
         later = pool.submit(rollouts.turn, prompts, Step(), first=True)
         found = earlier.result(), later.result()
-    assert bmt.get("policy").digest == masks[3].digest
+    assert bmt.get("rollout-policy").digest == masks[3].digest
     names = [bmt.upload(masks[k], f"alone-{k}").model for k in (2, 3)]
     for step, own in enumerate(names):
         completions, logprobs = found[step]
@@ -265,7 +271,7 @@ def test_rollouts_are_of_the_version_that_was_pushed(client, bmt, masks):
         assert min(errors.values()) > 0.5, "another version's samples would look the same"
     rollouts.close()
     with pytest.raises(NotFound):
-        bmt.get("policy")
+        bmt.get("rollout-policy")
 
 
 def test_evaluation_asks_what_is_served(server, client, two, monkeypatch):

@@ -28,8 +28,9 @@ def start(
     *flags: str,
     env: Mapping[str, str] | None = None,
     wait: bool = True,
+    port: int = 0,
 ) -> Served:
-    """A server that takes `key` for an administrator's."""
+    """A server that takes `key` for an administrator's. port: a free one where it is 0."""
     folder.mkdir(exist_ok=True)
     served = Served(
         model,
@@ -39,6 +40,7 @@ def start(
         registry=registry,
         env={**(env or {}), "BMT_ADMIN_KEY": key},
         wait=wait,
+        port=port,
     )
     served.key = key
     return served

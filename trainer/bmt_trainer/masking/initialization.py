@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -30,6 +31,16 @@ def initialize(
     """
     norms = input_norms(model, attached, batches)
     init_gates(attached, norms, eta=eta, mean=mean, std=std, tail=tail, seed=seed)
+
+
+def expected_sparsity(*, eta: float, mean: float, std: float, tail: bool) -> float:
+    """The share of the gates that Eq. 9 is expected to start at or below 0.
+
+    Gates of the share eta start around -mean; with the tail, some of the others are below 0 by
+    chance.
+    """
+    below = NormalDist().cdf(mean / std) if std else 1.0
+    return eta * below + ((1 - eta) * (1 - below) if tail else 0.0)
 
 
 @torch.no_grad()

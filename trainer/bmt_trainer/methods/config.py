@@ -254,6 +254,18 @@ class GrpoConfig(OnPolicyConfig):
     server: str | None = option(
         "URL of a bmt-server of the same base that samples rollouts; its key: BMT_API_KEY.", None
     )
+    server_wait: float = option(
+        "Minutes to wait for a server that is away, as in a restart; then the run ends, with a "
+        "checkpoint.",
+        10.0,
+        least=0,
+    )
+    server_token_seconds: float = option(
+        "Seconds that a token of a rollout may take on the server, its queue included: a request "
+        "beyond that, and a minute, has hung.",
+        0.25,
+        above=0,
+    )
     environment: str | None = option(
         "FILE.py:CLASS or a dotted path: what a model acts in over several turns, by calling its "
         "methods (TRL's environment_factory); see docs/rewards.md.",

@@ -13,6 +13,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from bmt_trainer.console import StepProgress
 from bmt_trainer.distributed import keep_gates_fp32
+from bmt_trainer.errors import RolloutError
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods.config import TrainConfig
 from bmt_trainer.methods.guards.interruption import Interrupted
@@ -109,10 +110,11 @@ def fit_with_trl(
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             loaded.interruption.allow()
-        except Interrupted:
+        except (Interrupted, RolloutError) as error:
             step = trainer.keep()
             if step is not None:
-                loaded.display.say(f"interrupted; a checkpoint of step {step} is written")
+                cause = "interrupted" if isinstance(error, Interrupted) else "rollouts failed"
+                loaded.display.say(f"{cause}; a checkpoint of step {step} is written")
             raise
     logs = _steps(trainer.state.log_history, metric)
     if loaded.scored:

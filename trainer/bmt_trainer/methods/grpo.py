@@ -6,13 +6,10 @@ is the base itself: the same model with its mask off.
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from bmt_client import BmtClient
 from bmt_core import Mask
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig as TrlConfig
@@ -30,9 +27,8 @@ from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.rollouts import environments
 from bmt_trainer.methods.rollouts.environments import Environments
-from bmt_trainer.methods.rollouts.local import eos_token_ids
+from bmt_trainer.methods.rollouts.of_run import check_server, server_rollouts
 from bmt_trainer.methods.rollouts.scores import RolloutScores
-from bmt_trainer.methods.rollouts.server import ServerRollouts
 from bmt_trainer.methods.rollouts.turns import Turns
 from bmt_trainer.methods.trl_mixins import BaseReference, HardRollouts, MaskedTraining
 from bmt_trainer.models import load_model
@@ -76,6 +72,8 @@ def load(config: GrpoConfig, display: Display, *, scored: bool = True) -> tuple[
     acting = environments.named(config.environment, config.tools)
     rewards = _rewards(config, acting)
     inputs, examples = on_policy.read(config, display, rewards, environments=acting)
+    if config.server is not None:
+        check_server(config, inputs)
     made = [environments.try_reset(acting, e.columns) for e in inputs.grader.tried(examples)]
     inputs.grader.try_on(examples, display.say, made if acting.factory else None)
     return pipeline.load(inputs, scored=scored), _rows(inputs.tokenizer, examples)
@@ -224,31 +222,3 @@ def _reference(loaded: Loaded, attached: Attached) -> Any:
         return BaseReference(loaded.model, attached.state)
     fp32 = loaded.config.precision == "fp32"
     return load_model(loaded.folder, loaded.model.device, fp32=fp32)
-
-
-@contextmanager
-def server_rollouts(
-    config: GrpoConfig, loaded: Loaded, attached: Attached
-) -> Iterator[ServerRollouts | None]:
-    """Rollouts on the server of the settings; None if the model generates them itself."""
-    if config.server is None:
-        yield None
-        return
-    with BmtClient(config.server) as client:
-        rollouts = ServerRollouts(
-            client,
-            f"rollout-{uuid.uuid4().hex[:12]}",
-            partial(pipeline.current_mask, loaded, attached),
-            max_tokens=loaded.config.max_new_tokens,
-            temperature=config.temperature,
-            sampling={
-                "top_p": config.top_p,
-                "top_k": config.top_k,
-                "min_p": config.min_p,
-                "stop_token_ids": sorted(eos_token_ids(loaded.model, loaded.tokenizer)),
-            },
-        )
-        try:
-            yield rollouts
-        finally:
-            rollouts.close()

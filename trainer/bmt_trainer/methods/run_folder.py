@@ -29,7 +29,14 @@ from bmt_trainer.process import is_main_process
 _FILE = "run.json"
 _LOCK = ".lock"
 # Settings that do not change what a run computes.
-_NEUTRAL = ("output", "resume", "checkpoint_every", "overwrite")
+_NEUTRAL = (
+    *("output", "resume", "checkpoint_every", "overwrite"),
+    *("server_wait", "server_token_seconds"),
+)
+# Settings that a resumed run may change: the place of rollouts, not their distribution.
+_MOVABLE = ("server",)
+# Notes that a folder keeps from a run that was killed before its first checkpoint.
+_LASTING = ("rollout_name",)
 # The note that the output is being written: a file of this name is then the run's own.
 _WRITING = "writing_output"
 
@@ -78,6 +85,9 @@ class RunFolder:
                 raise OutputError(
                     f"{self.folder} holds an unfinished run; go on with --resume, or remove it"
                 )
+            else:
+                kept = before["notes"]
+                self.notes = {name: kept[name] for name in _LASTING if name in kept}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -120,7 +130,9 @@ class RunFolder:
     def _restore(self, kept: dict[str, Any]) -> None:
         before, now = kept["settings"], json.loads(json.dumps(self._settings))
         for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
+            if before.get(key) != now.get(key) and key in _MOVABLE:
+                self._say(f"{key}: {now.get(key)} from here on, {before.get(key)} before")
+            elif before.get(key) != now.get(key):
                 if key == "base":
                     raise ResumeError(
                         f"{self.folder} was started on another base: the weights of the model have "

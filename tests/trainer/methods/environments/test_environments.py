@@ -6,9 +6,11 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from bmt_client import KeyInfo
 from bmt_trainer.data.examples import Example, chat
 from bmt_trainer.errors import ConfigError, DataError, RolloutError
 from bmt_trainer.methods.rollouts.environments import names_of, prepare, try_reset
+from bmt_trainer.methods.rollouts.outage import Outage
 from bmt_trainer.methods.rollouts.server import ServerRollouts
 from bmt_trainer.methods.trl_setup import prepare_tool_calls
 from bmt_trainer.templates import shipped
@@ -171,18 +173,26 @@ def test_templates_that_cannot_hold_calls_are_refused_by_name():
 def test_turns_on_a_server_use_one_mask_and_seeds_of_their_own():
     requests = []
 
-    def create(**fields):
+    def answer(fields):
         requests.append(fields)
         choices = [
-            SimpleNamespace(index=i, token_ids=[i], logprobs=SimpleNamespace(token_logprobs=[-0.5]))
+            {
+                "index": i,
+                "token_ids": [i],
+                "logprobs": {"token_logprobs": [-0.5]},
+                "finish_reason": "stop",
+            }
             for i in range(fields["n"])
         ]
-        return SimpleNamespace(model=fields["model"], choices=choices)
+        return {"model": fields["model"], "choices": choices}
 
-    client = SimpleNamespace(
-        openai=lambda: SimpleNamespace(completions=SimpleNamespace(create=create))
+    server = SimpleNamespace(
+        registry=None,
+        limits=KeyInfo(scopes=frozenset()),
+        outage=lambda: Outage("", 0.0, print),
+        generation=lambda: SimpleNamespace(run=lambda asked: [answer(one) for one in asked]),
     )
-    rollouts = ServerRollouts(client, "m", lambda: None, max_tokens=3, temperature=1.0)
+    rollouts = ServerRollouts(server, "m", lambda: None, max_tokens=3, temperature=1.0)
     pushed = iter(("m@1", "m@2"))
     rollouts.push = lambda: next(pushed)
     trainer = SimpleNamespace(

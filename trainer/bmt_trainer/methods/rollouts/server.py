@@ -1,44 +1,63 @@
 """Rollouts on a running bmt-server: each step pushes its mask as flips, and requests completions.
 
 A mask's version is named by its digest, so the step's own mask answers its requests, whatever else
-the server does meanwhile.
+the server does meanwhile. A server that restarts is waited for: its mask is pushed again if it is
+gone, and requests without an answer are sent again with their seeds, which gives the same tokens.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import groupby
 from typing import Any
 
-from bmt_client import BmtClient, NotFound
+from bmt_client import BmtClientError, Conflict, NotFound, Upload
 from bmt_core import Mask, encode, symmetric_difference
 
 from bmt_trainer.errors import RolloutError
 from bmt_trainer.evaluation.generate import NEUTRAL_SAMPLING
+from bmt_trainer.methods.rollouts.checks import too_dense
+from bmt_trainer.methods.rollouts.connection import Connection
+from bmt_trainer.methods.rollouts.generation import Answer
+from bmt_trainer.methods.rollouts.outage import (
+    TookTooLong,
+    Unanswered,
+    is_passing,
+    refusal,
+    words,
+)
 
-# Concurrent requests; each is for all completions of one prompt.
-_CONCURRENCY = 64
+#: A mask's name on a server begins so: a key with the scope `upload` may remove it.
+PREFIX = "rollout-"
+
+#: A completion's token ids and log-probabilities.
+Completion = tuple[list[int], list[float]]
+
 # More than a step has prompts, and more than a run has steps; vLLM's seeds end at 2^63.
 _SEEDS_OF_A_STEP, _SEEDS_OF_A_TURN = 1 << 20, 1 << 48
 # Versions kept on the server besides the newest, for rollouts that may still run.
 _KEPT = 1
+# The server removes the mask of a run that has not pushed for so long; renewed after a quarter.
+_EXPIRES, _RENEWED_S = "24h", 6 * 3600.0
+# The mask may vanish as often while a turn waits for the same answers.
+_VANISHED = 3
+# Seconds to wait for a server that restarts while a finished run removes its mask.
+_TIDIES_S, _PAUSE_S = 60.0, 2.0
+_WARNED_SHARE = 0.5
 
 
 class ServerRollouts:
     """Completions of prompts by a server, in one turn or in several.
 
-    mask: returns the hard mask of the gates' current values;
+    name: of the mask on the server; mask: returns the hard mask of the gates' current values;
     sampling: top_p, top_k and min_p, if they are not neutral, and stop_token_ids: the tokens that
     end an answer, which the server's own settings may lack.
     """
 
     def __init__(
         self,
-        client: BmtClient,
+        server: Connection,
         name: str,
         mask: Callable[[], Mask],
         *,
@@ -46,39 +65,97 @@ class ServerRollouts:
         temperature: float,
         sampling: Mapping[str, Any] = NEUTRAL_SAMPLING,
     ) -> None:
-        self._client, self._name = client, name
+        self._server, self._client, self._name = server, server.registry, name
         self._mask, self._max_tokens = mask, max_tokens
         self._temperature, self._sampling = temperature, {**NEUTRAL_SAMPLING, **sampling}
         self._pushed: list[Mask] = []
-        self._model, self._turns = "", 0
+        self._renewed = 0.0
+        self._stale: set[str] = set()  # digests of versions to remove
+        self._may_retire, self._warned = True, False
+        self._turns = 0
         self.push_seconds, self.push_bytes, self.flips = 0.0, 0, 0
-        self._openai = client.openai()
-        self._threads = ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="rollout")
+        self._generation = server.generation()
 
     def push(self) -> str:
-        """Make the current mask the server's latest version; returns its model name."""
-        mask = self._mask()
-        start = time.perf_counter()
-        if not self._pushed:
-            sent = mask
-            version = self._client.upload(mask, self._name)
-        elif mask.digest == self._pushed[-1].digest:
-            return f"{self._name}@{mask.digest[:12]}"
-        else:
-            sent = symmetric_difference(self._pushed[-1], mask)
-            version = self._client.push(self._name, self._pushed[-1], mask)
-        self.push_seconds = time.perf_counter() - start
-        self.push_bytes, self.flips = len(encode(sent)), sent.zeros
-        self._pushed.append(mask)
-        while len(self._pushed) > _KEPT + 1:
-            self._retire(self._pushed.pop(0))
-        return version.model
+        """Make the current mask the server's latest version; returns its model name.
 
-    def _retire(self, mask: Mask) -> None:
-        if any(mask.digest == kept.digest for kept in self._pushed):
-            return  # training came back to this mask
-        with contextlib.suppress(NotFound):  # another client has deleted it
-            self._client.delete_version(self._name, mask.digest)
+        Raises RolloutError, also for a mask that is denser than the server takes.
+        """
+        mask = self._mask()
+        self._check_sparsity(mask)
+        start = time.perf_counter()
+        flips = symmetric_difference(self._pushed[-1], mask) if self._pushed else mask
+        if not self._pushed:
+            self._server.call(lambda: self._upload(mask))
+            self._server.call(lambda: self._find_stale(mask))
+        elif mask.digest == self._pushed[-1].digest:
+            if time.monotonic() - self._renewed > _RENEWED_S:
+                self._server.call(lambda: self._upload(mask))
+            return self._model_of(mask)
+        elif flips.zeros < mask.zeros:
+            self._server.call(lambda: self._push_flips(mask))
+        else:  # more than the whole, and perhaps than the server takes
+            self._server.call(lambda: self._upload(mask))
+        self.push_seconds = time.perf_counter() - start
+        self.push_bytes, self.flips = len(encode(flips)), flips.zeros
+        self._pushed.append(mask)
+        self._stale |= {old.digest for old in self._pushed[: -1 - _KEPT]}
+        del self._pushed[: -1 - _KEPT]
+        self._retire()
+        return self._model_of(mask)
+
+    def _model_of(self, mask: Mask) -> str:
+        return f"{self._name}@{mask.digest[:12]}"
+
+    def _check_sparsity(self, mask: Mask) -> None:
+        bound = self._server.limits.max_sparsity
+        if bound is None:
+            return
+        if mask.sparsity > bound:
+            raise too_dense(self._server.url, mask.sparsity, bound)
+        if mask.sparsity > _WARNED_SHARE * bound and not self._warned:
+            self._warned = True
+            self._server.say(
+                f"the mask deletes {mask.sparsity:.3%} of the gate weights, and the server takes "
+                f"at most {bound:.3%} (--max-sparsity): beyond that the run ends with a checkpoint"
+            )
+
+    def _upload(self, mask: Mask) -> Upload:
+        version = self._client.upload(mask, self._name, expires=_EXPIRES)
+        self._renewed = time.monotonic()
+        return version
+
+    def _push_flips(self, mask: Mask) -> Upload:
+        try:
+            version = self._client.push(self._name, self._pushed[-1], mask, expires=_EXPIRES)
+        except (NotFound, Conflict) as error:
+            self._server.say(
+                f"{self._name} has changed on the server ({error}); pushed again whole"
+            )
+            return self._upload(mask)
+        self._renewed = time.monotonic()
+        return version
+
+    def _find_stale(self, mask: Mask) -> None:
+        """Find versions that an earlier part of this run has left."""
+        digests = {version.digest for version in self._client.versions(self._name)}
+        self._stale = digests - {mask.digest}
+
+    def _retire(self) -> None:
+        """Remove versions that no rollout needs; what fails is tried again after the next push."""
+        kept = {mask.digest for mask in self._pushed}  # training may come back to a mask
+        for digest in sorted(self._stale - kept) if self._may_retire else ():
+            try:
+                self._client.delete_version(self._name, digest)
+            except NotFound:  # another client has deleted it
+                pass
+            except BmtClientError as error:
+                if is_passing(error):
+                    return
+                self._may_retire = False
+                self._server.say(f"old versions of {self._name} stay on the server ({error})")
+                return
+            self._stale.discard(digest)
 
     def turn(
         self, prompts: Sequence[list[int]], trainer: Any, *, first: bool
@@ -97,10 +174,10 @@ class ServerRollouts:
         # turns, which have other numbers of prompts, draw from ranges of their own.
         step = trainer.state.global_step
         start = step * _SEEDS_OF_A_STEP + turn * _SEEDS_OF_A_TURN if turn else step * len(groups)
-        seeds = range(start, start + len(groups))
-        ids, counts = zip(*groups, strict=True)
-        answers = self._threads.map(partial(self._complete, model), ids, counts, seeds)
-        choices = [choice for group in answers for choice in group]
+        asked = [
+            self._request(model, ids, count, start + at) for at, (ids, count) in enumerate(groups)
+        ]
+        choices = [choice for group in self._answers(asked) for choice in group]
         return [tokens for tokens, _ in choices], [logprobs for _, logprobs in choices]
 
     def _pushed_for(self, trainer: Any) -> str:
@@ -109,30 +186,116 @@ class ServerRollouts:
             trainer._log_metric(metric, getattr(self, metric))
         return model
 
-    def _complete(
-        self, model: str, ids: list[int], count: int, seed: int
-    ) -> list[tuple[list[int], list[float]]]:
-        """Token ids and log-probabilities of each of `count` completions of one prompt."""
-        answer = self._openai.completions.create(
-            model=model,
-            prompt=ids,
-            n=count,
-            logprobs=0,
-            seed=seed,
-            max_tokens=self._max_tokens,
-            temperature=self._temperature,
-            extra_body={"return_token_ids": True, **self._sampling},
-        )
-        if answer.model != model:
-            raise RolloutError(
-                f"the server answered as {answer.model}, not {model}; another client may have "
-                "changed this run's name"
-            )
-        choices: list[Any] = sorted(answer.choices, key=lambda choice: choice.index)
-        return [(list(c.token_ids), list(c.logprobs.token_logprobs)) for c in choices]
+    def _request(self, model: str, ids: list[int], count: int, seed: int) -> dict[str, Any]:
+        """The fields of a request for `count` completions of one prompt."""
+        context, most = self._server.limits.max_model_len, self._max_tokens
+        if context is not None and len(ids) + most > context:
+            # Results of calls have taken up the server's context: the rest of it, if any.
+            most = context - len(ids)
+        return {
+            "model": model,
+            "prompt": ids,
+            "n": count,
+            "logprobs": 0,
+            "seed": seed,
+            "max_tokens": most,
+            "temperature": self._temperature,
+            "return_token_ids": True,
+            **self._sampling,
+        }
 
-    def close(self) -> None:
-        """Stop the threads and remove the mask's name from the server."""
-        self._threads.shutdown(cancel_futures=True)
-        if self._pushed:
-            self._client.delete(self._name)
+    def _answers(self, asked: Sequence[dict[str, Any]]) -> list[list[Completion]]:
+        """The completions of each request, asked for until there is an answer to all.
+
+        A request is always the same, its seed included, so that a run whose server was away ends
+        with the mask of an undisturbed one. Raises RolloutError.
+        """
+        found: dict[int, list[Completion]] = {}
+        for at, request in enumerate(asked):
+            if request["max_tokens"] <= 0:
+                found[at] = [([], [])] * request["n"]
+        slow, vanished, outage = set[int](), 0, self._server.outage()
+        while open_ := [at for at in range(len(asked)) if at not in found]:
+            before, failed = len(found), None
+            answers = self._generation.run([asked[at] for at in open_])
+            for at, answer in zip(open_, answers, strict=True):
+                try:
+                    found[at] = _read(answer, asked[at]["model"])
+                    continue
+                except (BmtClientError, Unanswered) as caught:
+                    error = caught
+                if isinstance(error, TookTooLong):
+                    if at in slow:
+                        raise self._too_slow(error)
+                    slow.add(at)
+                may_restore = isinstance(error, NotFound) and vanished < _VANISHED
+                if not is_passing(error) and not may_restore:
+                    raise refusal(self._server.url, error) from error
+                if failed is None or is_passing(error):
+                    failed = error
+            if len(found) > before:
+                vanished = 0
+                outage.over()
+            if failed is not None and is_passing(failed):
+                self._server.call(self._restore, after=failed, outage=outage)
+            elif failed is not None:
+                vanished += 1
+                self._server.call(self._restore)
+        return [found[at] for at in range(len(asked))]
+
+    def _too_slow(self, error: TookTooLong) -> RolloutError:
+        return RolloutError(
+            f"server {self._server.url} took too long twice: {error}; look at its log, or raise "
+            "--server-token-seconds, then go on with --resume"
+        )
+
+    def _restore(self) -> None:
+        """Push the current mask again, whole, if it is gone from the server."""
+        mask = self._pushed[-1]
+        try:
+            self._client.get(f"{self._name}@{mask.digest}")
+        except NotFound:
+            self._server.say(f"{self._model_of(mask)} is gone from the server; pushed again")
+            self._upload(mask)
+
+    def close(self, *, finished: bool = True) -> None:
+        """End requests, and remove the mask's name from the server; never raises.
+
+        finished: the run is, so there is time for a server that restarts just now.
+        """
+        self._generation.close()
+        deadline = time.monotonic() + (_TIDIES_S if finished else 0.0)
+        while self._pushed:
+            try:
+                self._client.delete(self._name)
+            except NotFound:
+                pass
+            except Exception as error:  # it must not hide the error that ended the run
+                if is_passing(error) and time.monotonic() < deadline:
+                    time.sleep(_PAUSE_S)
+                    continue
+                self._server.say(
+                    f"{self._name} stays on server {self._server.url} until it expires, "
+                    f"{_EXPIRES} after its last push ({words(error)})"
+                )
+            self._pushed.clear()
+        self._server.close()
+
+
+def _read(answer: Answer, model: str) -> list[Completion]:
+    """Token ids and log-probabilities of an answer's completions.
+
+    Raises the error in its place, Unanswered for a part of one, RolloutError for another model's.
+    """
+    if isinstance(answer, Exception):
+        raise answer
+    if answer.get("model") != model:
+        raise RolloutError(
+            f"the server answered as {answer.get('model')}, not {model}; another client may have "
+            "changed this run's name"
+        )
+    choices: list[Any] = sorted(answer["choices"], key=lambda choice: choice["index"])
+    if cut := {str(choice["finish_reason"]) for choice in choices} - {"stop", "length"}:
+        # A server that stops may send what there is.
+        raise Unanswered(f"an answer ended by {', '.join(sorted(cut))}")
+    return [(list(c["token_ids"]), list(c["logprobs"]["token_logprobs"])) for c in choices]

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from bmt_client import KeyInfo
 from bmt_trainer.methods.rollouts.server import ServerRollouts
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 
 def sent_with(**settings):
     """The fields of the request that rollouts send."""
-    requests = []
-
-    def create(**fields):
-        requests.append({**fields, **fields.pop("extra_body")})
-        one = SimpleNamespace(index=0, token_ids=[1], logprobs=SimpleNamespace(token_logprobs=[0]))
-        return SimpleNamespace(model="m@1", choices=[one])
-
-    client = SimpleNamespace(
-        openai=lambda: SimpleNamespace(completions=SimpleNamespace(create=create))
+    server = SimpleNamespace(
+        registry=None,
+        limits=KeyInfo(scopes=frozenset()),
+        generation=lambda: None,
     )
-    rollouts = ServerRollouts(client, "m", lambda: None, max_tokens=3, temperature=0.7, **settings)
-    rollouts._complete("m@1", [5, 6], 1, seed=0)
-    [sent] = requests
-    return sent
+    rollouts = ServerRollouts(server, "m", lambda: None, max_tokens=3, temperature=0.7, **settings)
+    return rollouts._request("m@1", [5, 6], 1, seed=0)
 
 
 def test_requests_override_the_checkpoints_sampling_settings():
