@@ -23,7 +23,7 @@ def refused(config, kind=RolloutError):
     lines, started = Lines(), time.monotonic()
     with pytest.raises(kind) as caught:
         train(config, lines)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert "masking" not in lines.text
     assert "base " not in lines.text.partition("held out")[2]
     line = str(caught.value)
@@ -124,7 +124,7 @@ def test_a_key_that_would_leave_the_machine_unencrypted(settings, monkeypatch):
 
 
 @pytest.mark.found
-def test_a_server_that_hangs(settings):
+def test_a_server_that_hangs(settings, impatient):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         assert "did not answer within 1 s" in refused(settings(server=url))

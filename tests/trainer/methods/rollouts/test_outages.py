@@ -19,6 +19,7 @@ from bmt_server.registry.connection import RegistryConnection
 from bmt_trainer.errors import RewardError, RolloutError
 from bmt_trainer.methods.grpo import train
 from bmt_trainer.methods.guards.interruption import Interrupted, Interruption
+from bmt_trainer.methods.rollouts import of_run
 from bmt_trainer.methods.rollouts.server import ServerRollouts
 
 from tests.support.http.rollout_server import cut, refusal
@@ -85,7 +86,7 @@ def test_a_server_may_restart_three_times(served, settings, undisturbed):
     lines = Lines()
     mask = train(settings(server=served.url), lines)
     assert mask.digest == undisturbed
-    assert lines.text.count("waiting for it up to 0.5 minutes (--server-wait)") >= 3
+    assert lines.text.count("waiting for it up to 2 minutes (--server-wait)") >= 3
     assert lines.text.count("is back after") == lines.text.count("waiting for it")
     assert left(served) == []
 
@@ -161,16 +162,19 @@ def test_the_wait_that_a_server_asks_for_is_kept(served, settings, undisturbed):
 
 
 @pytest.mark.found
-def test_a_hung_server_is_given_up_in_bounded_time(served, settings, undisturbed):
+def test_a_hung_server_is_given_up_in_bounded_time(
+    served, settings, undisturbed, impatient, monkeypatch
+):
     config = settings(server=served.url, server_token_seconds=0.05, server_wait=0.05)
     served.faults = at(6, lambda asked: served.held.set())
     started, lines = time.monotonic(), Lines()
     with pytest.raises(RolloutError, match=r"too long twice.*--server-token-seconds") as caught:
         train(config, lines)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 40
     assert "\n" not in str(caught.value)
     assert re.search(r"a checkpoint of step [12] is written", lines.text)
     served.held.clear()
+    monkeypatch.setattr(of_run, "_BESIDES_S", 60.0)
     assert train(dataclasses.replace(config, resume=True), quiet()).digest == undisturbed
     assert left(served) == []
 
@@ -185,7 +189,7 @@ def test_a_server_that_stays_away_ends_the_run_with_a_checkpoint(
     started, lines = time.monotonic(), Lines()
     with pytest.raises(RolloutError, match=r"has not come back.*--server-wait.*--resume"):
         train(config, lines)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 40
     assert re.search(r"a checkpoint of step [12] is written", lines.text)
     assert "until it expires" in lines.text
     served.start()
@@ -261,7 +265,7 @@ def test_a_signal_ends_requests_and_removes_the_mask(served, settings, sent):
     started, lines = time.monotonic(), Lines()
     with Interruption().handled(), pytest.raises(Interrupted):
         train(settings(server=served.url), lines)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 40
     assert re.search(r"interrupted; a checkpoint of step 1 is written", lines.text)
     served.held.clear()
     assert left(served) == []
