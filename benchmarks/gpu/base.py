@@ -14,6 +14,7 @@ from typing import Any
 
 import bmt_core
 import torch
+from bmt_server.vllm_integration.checkpoint import checkpoint_folder
 from safetensors.torch import save_file
 
 from benchmarks.gpu.parts import Job, Keep
@@ -54,9 +55,9 @@ def config(tiny: bool) -> dict[str, Any]:
 
 
 def make(job: Job, keep: Keep) -> None:
-    """Write the checkpoint; nothing if the run was given a model."""
+    """Write the checkpoint, or download the model that the run was given."""
     if job.model:
-        keep("model", job.model)
+        keep("folder", checkpoint_folder(job.model, None))
         return
     start, folder = time.monotonic(), Path(job.base)
     folder.mkdir(parents=True, exist_ok=True)

@@ -154,15 +154,15 @@ def _restore(kept: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
 def masks(job: Job, keep: Keep) -> None:
     """The same engine with masks in mode auto: corrected, in place, and versions under load."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    import bmt_core
     from bmt_server.offline import mask_request, masked_llm
-    from bmt_server.vllm_integration.checkpoint import checkpoint_folder
+    from bmt_server.settings import Settings
 
     started = time.monotonic()
     llm = masked_llm(job.base, **_options(job))
     _facts(llm, started, keep)
-    folder = checkpoint_folder(job.base, None)
-    made = base.masks(folder, bmt_core.fingerprint(folder), range(KNOWN + COLD))
+    served = Settings.from_env()
+    assert served is not None, "masked_llm has set it"
+    made = base.masks(served.model_path, served.fingerprint, range(KNOWN + COLD))
     requests = [mask_request(mask, f"m{i}") for i, mask in enumerate(made)]
     known, cold = requests[:KNOWN], requests[KNOWN:]
     loads = Loads(job, llm, known)
