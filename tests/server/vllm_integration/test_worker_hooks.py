@@ -179,6 +179,10 @@ def test_the_cost_of_graphs_for_masks_is_said(monkeypatch):
     assert runner.capture_model() == 300 << 20
     assert len(said) == 1
     assert "150 of 300 MiB" in said[0]
+    # vLLM's second runner first captures some to estimate their memory.
+    runner.capture_model = lambda profile_only: 100 << 20
+    capture_cost.report_captures(runner, said.append)
+    assert runner.capture_model(profile_only=True) == 100 << 20
     runner.capture_model = lambda: 0
     capture_cost.report_captures(runner, said.append)
     assert runner.capture_model() == 0

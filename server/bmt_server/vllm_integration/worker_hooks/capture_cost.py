@@ -20,7 +20,7 @@ def report_captures(runner: Any, say: Callable[[str], None]) -> None:
     def capture_model(*args: Any, **kwargs: Any) -> int:
         start = time.perf_counter()
         size = capture(*args, **kwargs)
-        if size > 0:
+        if size > 0 and not kwargs.get("profile_only"):
             cases = get_lora_capture_cases(runner.lora_config, runner.compilation_config)
             say(capture_line(time.perf_counter() - start, size, len(cases)))
         return size
