@@ -7,14 +7,14 @@ from __future__ import annotations
 
 
 def main() -> None:
+    from bmt_server.vllm_integration.versions.check import cli_arguments, cli_startup
     from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    cli_env_setup()
-    args = make_arg_parser(FlexibleArgumentParser(prog="vllm serve")).parse_args()
-    validate_parsed_serve_args(args)
+    cli_startup().cli_env_setup()
+    arguments = cli_arguments()
+    args = arguments.make_arg_parser(FlexibleArgumentParser(prog="vllm serve")).parse_args()
+    arguments.validate_parsed_serve_args(args)
     ServeSubcommand.cmd(args)
 
 

@@ -8,7 +8,6 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -119,10 +118,10 @@ def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
         BackendChoice,
     )
     from bmt_server.vllm_integration.unsupported_flags import check, count_drafts
-    from bmt_server.vllm_integration.versions.check import moved
+    from bmt_server.vllm_integration.versions.check import cli_arguments, cli_startup
 
-    import_module(moved().cli_startup).cli_env_setup()
-    arguments = import_module(moved().cli_arguments)
+    cli_startup().cli_env_setup()
+    arguments = cli_arguments()
     parser = arguments.make_arg_parser(FlexibleArgumentParser(prog="bmt-server serve"))
     # No value means that the operator gives none; `_take_over_flags` sets vLLM's default.
     parser.set_defaults(tool_strict_level=None)

@@ -16,6 +16,7 @@ from bmt_server.api.permissions import find_route
 from bmt_server.api.shutdown import Shutdown
 from bmt_server.errors import Unauthorized
 from bmt_server.registry.schemas import Principal
+from bmt_server.vllm_integration.versions.check import cli_arguments
 
 from tests.support.requests.vllm_app import REACHED_ROUTES
 
@@ -31,7 +32,6 @@ KEYS = {
 def routes() -> dict[str, set[str]]:
     """Path -> methods of an app that was built for every task, in developer mode."""
     from vllm.entrypoints.launchers.app import build_app
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.tasks import GENERATION_TASKS, POOLING_TASKS
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -40,7 +40,7 @@ def routes() -> dict[str, set[str]]:
         patch.setenv("VLLM_SERVER_DEV_MODE", "1")
         patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
         patch.setenv("VLLM_PLUGINS", "bmt_routes")
-        args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+        args = cli_arguments().make_arg_parser(FlexibleArgumentParser()).parse_args([])
         app = build_app(args, (*GENERATION_TASKS, *POOLING_TASKS, "render"), None)
     found: dict[str, set[str]] = {}
     for route in app.routes:

@@ -19,8 +19,8 @@ from bmt_server.vllm_integration.unsupported_flags import (
     check,
     count_drafts,
 )
+from bmt_server.vllm_integration.versions.check import cli_arguments
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 NAMES = {refusal.flag for refusal in REFUSED} | {"speculative_config"}
@@ -30,7 +30,7 @@ IN_PARTS = {"kernel_config"}
 
 @pytest.fixture(scope="module")
 def defaults() -> Namespace:
-    return make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    return cli_arguments().make_arg_parser(FlexibleArgumentParser()).parse_args([])
 
 
 @pytest.mark.found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import tomllib
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -196,6 +196,20 @@ def test_each_private_import_is_in_the_table():
         if f"{node.module}:{alias.name}" not in targets
     ]
     assert missing == []
+
+
+def test_modules_that_move_are_named_by_their_versions_alone():
+    """An import of one version's place fails on the others."""
+    places = {place for moved in TESTED.values() for place in astuple(moved)}
+    folders = ("server", "tests", "benchmarks", "examples", "tools")
+    wrong = [
+        f"{path.relative_to(ROOT)}: {node.module}"
+        for folder in folders
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module in places
+    ]
+    assert wrong == []
 
 
 def test_each_patched_method_is_in_the_table():

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from bmt_server.api.isolation import current_salt
 from bmt_server.api.permissions import find_route
+from bmt_server.vllm_integration.versions.check import cli_arguments
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import TypeAdapter
@@ -39,7 +40,6 @@ REACHED_ROUTES = {
 def build_vllm_app(*, plugins: str = "bmt_routes") -> Any:
     """vLLM's app with the routes of every task, in developer mode."""
     from vllm.entrypoints.launchers.app import build_app
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.tasks import GENERATION_TASKS, POOLING_TASKS
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -50,7 +50,7 @@ def build_vllm_app(*, plugins: str = "bmt_routes") -> Any:
         patch.setenv("VLLM_PLUGINS", plugins)
         # A model that embeds: with it, all pooling routes are there besides the generating ones.
         embedder: Any = SimpleNamespace(get_pooling_task=lambda tasks: "embed")
-        args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+        args = cli_arguments().make_arg_parser(FlexibleArgumentParser()).parse_args([])
         return build_app(args, (*GENERATION_TASKS, *POOLING_TASKS, "render"), embedder)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
 
 from bmt_core.library_contract import Seam, broken
 
@@ -62,6 +64,16 @@ def moved() -> Moved:
     import vllm
 
     return TESTED.get(_minor(vllm.__version__) or max(TESTED), TESTED[max(TESTED)])
+
+
+def cli_arguments() -> Any:
+    """vLLM's module with `make_arg_parser` and `validate_parsed_serve_args`."""
+    return import_module(moved().cli_arguments)
+
+
+def cli_startup() -> Any:
+    """vLLM's module with `cli_env_setup`."""
+    return import_module(moved().cli_startup)
 
 
 def _minor(version: str) -> tuple[int, int] | None:
