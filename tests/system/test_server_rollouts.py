@@ -126,19 +126,16 @@ def key_of(registry: str, *scopes: str) -> str:
     return asyncio.run(make())
 
 
-def test_server_rollouts(valkey, admin_key, tmp_path, monkeypatch):
+def test_server_rollouts(valkey, admin_key, tmp_path):
     figures = Figures("server_rollouts")
     model = checkpoint(tmp_path / "base", 0)
     flags = ("--max-sparsity", "0.9")
     served = start(model, tmp_path / "server", valkey.url, admin_key, *flags)
 
-    def restart(*changed: str) -> None:
+    def restart() -> None:
         nonlocal served
         served.stop()
-        flags_now = changed or flags
-        served = start(
-            model, tmp_path / "server", valkey.url, admin_key, *flags_now, port=served.port
-        )
+        served = start(model, tmp_path / "server", valkey.url, admin_key, *flags, port=served.port)
 
     def names() -> list[str]:
         with BmtClient(served.url, admin_key) as client:
@@ -171,27 +168,40 @@ def test_server_rollouts(valkey, admin_key, tmp_path, monkeypatch):
         size = f"{STEPS} steps, killed after step 5"
         figures.record("resumed_to_the_same_mask", resumed, "runs", "== 1", size=size)
         figures.record("masks_left_by_a_kill", len(names()), "masks", "== 0", size=size)
+    finally:
+        served.stop()
+    figures.end()
 
-        def trouble(kind: str, key: str, fix: str, **changed: object) -> None:
-            """A run that ends in one line before its weights are loaded."""
-            monkeypatch.setenv("BMT_API_KEY", key)
-            lines, began = Lines(), time.monotonic()
-            config = GrpoConfig(**{**runs.settings, "output": tmp_path / f"{kind}.bmt", **changed})
-            with pytest.raises(TrainerError) as caught:
-                train(config, lines)
-            took, line = time.monotonic() - began, str(caught.value)
-            assert fix in line, line
-            assert "\n" not in line
-            assert "masking" not in lines.text
-            figures.record(f"{kind}_told_in", took, "s", "<= 30", size="once", note=line[:120])
 
-        key = runs.key
+def test_server_rollouts_troubles(valkey, admin_key, tmp_path, monkeypatch):
+    """Each ends in one line before weights are loaded."""
+    figures = Figures("server_rollouts", "server_rollouts_troubles")
+    model = checkpoint(tmp_path / "base", 0)
+    # The bound is compared last, so the same server has all troubles.
+    flags = ("--max-sparsity", "0.001")
+    served = start(model, tmp_path / "server", valkey.url, admin_key, *flags)
+    key = key_of(valkey.url, "infer", "upload")
+    runs = Runs(model, tmp_path, served.url, key)
+
+    def trouble(kind: str, key: str, fix: str, **changed: object) -> None:
+        """A run that ends so."""
+        monkeypatch.setenv("BMT_API_KEY", key)
+        lines, began = Lines(), time.monotonic()
+        config = GrpoConfig(**{**runs.settings, "output": tmp_path / f"{kind}.bmt", **changed})
+        with pytest.raises(TrainerError) as caught:
+            train(config, lines)
+        took, line = time.monotonic() - began, str(caught.value)
+        assert fix in line, line
+        assert "\n" not in line
+        assert "masking" not in lines.text
+        figures.record(f"{kind}_told_in", took, "s", "<= 30", size="once", note=line[:120])
+
+    try:
         trouble("key", make_key(("infer",)), "BMT_API_KEY")
         trouble("scope", key_of(valkey.url, "infer"), "--scope upload")
         trouble("base", key, "fingerprint", model=str(checkpoint(tmp_path / "other", 1)))
         trouble("context", key, "--max-model-len", max_new_tokens=600)
         trouble("n", key, "at most 64", completions=200)
-        restart("--max-sparsity", "0.001")
         trouble("bound", key, "--max-sparsity")
         os.killpg(served.process.pid, signal.SIGSTOP)
         try:
