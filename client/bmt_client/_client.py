@@ -187,6 +187,26 @@ class BmtClient(BaseClient):
         """Remove one version (12 to 64 hex digits of its mask digest)."""
         return self._run(flows.delete_version(self._policy, name, digest))
 
+    def prune(
+        self,
+        name: str,
+        *,
+        keep_last: int | None = None,
+        older_than: str | None = None,
+        dry_run: bool = False,
+    ) -> tuple[str, ...]:
+        """Remove old versions of a mask; return their mask digests.
+
+        The latest version and those of aliases stay, also without `keep_last`.
+
+        Parameters
+        ----------
+        keep_last : number of newest versions that stay
+        older_than : remove only versions of this age, such as `30d` (units m, h, d, w)
+        dry_run : remove nothing, only return what would be removed
+        """
+        return self._run(flows.prune(self._policy, name, keep_last, older_than, dry_run))
+
     def read(self, ref: str, *, progress: Progress | None = None) -> bytes:
         """Return the `.bmt` file of `ref`, verified against its digest."""
         return self._run(flows.read(self._policy, ref, progress))

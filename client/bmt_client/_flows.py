@@ -176,6 +176,20 @@ def delete_version(policy: RetryPolicy, name: str, digest: str) -> Flow[None]:
     yield from _delete(policy, routes.delete_version(name, digest))
 
 
+def prune(
+    policy: RetryPolicy, name: str, keep_last: int | None, older_than: str | None, dry_run: bool
+) -> Flow[tuple[str, ...]]:
+    if keep_last is None and older_than is None:
+        raise UsageError("give keep_last, older_than, or both: without, prune has no bound")
+    if keep_last is not None and keep_last < 1:
+        raise UsageError(f"keep_last is {keep_last}; it must be at least 1")
+    request = routes.prune(mask_name(name), keep_last, older_than, dry_run)
+    removed = parse_json((yield from exchange(request, policy))).get("removed")
+    if not isinstance(removed, list):
+        raise ProtocolError("the answer has no `removed` list")
+    return tuple(version_digest(str(one["digest"])) for one in removed)
+
+
 def read(policy: RetryPolicy, ref: str, progress: Progress | None) -> Flow[bytes]:
     _, data = yield from _fetch(policy, ref, progress)
     return data

@@ -85,6 +85,14 @@ def delete_version(name: str, digest: str) -> Request:
     return Request("DELETE", f"{_mask(name)}/versions/{_quote(digest)}")
 
 
+def prune(name: str, keep_last: int | None, older_than: str | None, dry_run: bool) -> Request:
+    bounds = {"keep_last": keep_last, "older_than": older_than}
+    given = tuple((key, str(value)) for key, value in bounds.items() if value is not None)
+    if dry_run:
+        given += (("dry_run", "true"),)
+    return Request("POST", f"{_mask(name)}/prune", params=given)
+
+
 def put_alias(
     name: str, alias: str, target: Mapping[str, str | int], if_match: str | None
 ) -> Request:

@@ -342,3 +342,17 @@ def test_the_command_line(run, real, tmp_path, monkeypatch):
         unheard.bind(("127.0.0.1", 0))
         monkeypatch.setenv("BMT_URL", f"http://127.0.0.1:{unheard.getsockname()[1]}")
         assert run("list", exit_code=7)["code"] == "connection"
+
+
+@pytest.mark.found
+def test_old_versions_are_pruned(client, run, name):
+    for seed in range(4):
+        client.upload(make_mask(900 + seed), name, alias=["prod"] if seed == 0 else [])
+    tried = client.prune(name, keep_last=1, dry_run=True)
+    assert len(client.versions(name)) == 4
+    assert run("prune", name, "--keep-last", 1)["removed"] == list(tried)
+    assert [v.rev for v in client.versions(name)] == [4, 1]
+    assert client.prune(name, older_than="1h") == ()
+    assert run("prune", name, exit_code=2)["code"]
+    assert run("prune", name, "--older-than", "soon", exit_code=6)["status"] == 400
+    assert run("prune", "absent", "--keep-last", 1, exit_code=4)["status"] == 404

@@ -7,7 +7,7 @@ import stat
 
 import bmt_core
 import pytest
-from bmt_client.cli import app, hoist
+from bmt_client.cli import app, hoist, masks, output
 from typer.testing import CliRunner
 
 from tests.support.http.fake_server import KEY, Fault
@@ -297,3 +297,49 @@ def test_an_error_within_a_stream(run, server):
     server.faults = [Fault(200, {"Content-Type": "text/event-stream"}, body)]
     out = run("--retries", "0", "chat", "base", "hello", exit_code=1)
     assert "engine died" in out.stderr
+
+
+@pytest.fixture
+def many(run, server, files):
+    """Lets the fake server have a number of masks without their uploads."""
+    run("upload", "m0.bmt")
+    ((one,),) = server.versions.values()
+
+    def names(count: int) -> list[str]:
+        made = [f"m{i:05}" for i in range(count)]
+        server.versions = {name: [{**one, "name": name}] for name in made}
+        server.latest = dict.fromkeys(made, one["digest"])
+        return made
+
+    return names
+
+
+@pytest.mark.found
+def test_a_long_list_is_printed_page_by_page(run, many, monkeypatch):
+    names = many(1200)
+    shown, printed = [], output.print_table
+
+    def table(console, columns, rows, *more, **options):
+        shown.append(len(rows))
+        printed(console, columns, rows, *more, **options)
+
+    monkeypatch.setattr(masks, "print_table", table)
+    lines = run("list").stdout.splitlines()
+    assert shown == [500, 500, 200]
+    assert [line.split()[0] for line in lines] == ["NAME", *names]
+    listed = data(run("list", "--json"))
+    assert [mask["name"] for mask in listed] == names
+
+
+def test_an_error_on_a_later_page_is_in_the_one_document(run, server, many):
+    many(600)
+    answers, page = [], server._page
+
+    def failing(query):
+        answers.append(query)
+        return page(query) if len(answers) == 1 else {"object": "list", "data": "none"}
+
+    server._page = failing
+    document = json.loads(run("list", "--json", exit_code=1).stdout)
+    assert len(document["data"]) == 500
+    assert "no `data` list" in document["error"]["message"]

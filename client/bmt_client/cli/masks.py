@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from bmt_client import Upload, UsageError, Version
+from bmt_client import MaskInfo, Upload, UsageError, Version
 from bmt_client._files import prepare
 
 from .output import age, percent, print_facts, print_table, short, size
@@ -18,6 +18,7 @@ from .session import Name, Ref, parse_alias, parse_digest, parse_name, session
 
 STDIN_BYTES = 1 << 30  # bound on a file from a pipe, bytes
 
+_PAGE = 500  # masks of a list that are read and printed at a time
 _NUMBERS = ("REV", "ZEROS", "SPARSITY", "SIZE", "AGE")
 
 
@@ -85,34 +86,35 @@ def upload(
 def list_masks(context: typer.Context) -> None:
     """List all masks with their latest versions."""
     run = session(context)
-    with run.client() as client:
-        masks = list(client.list())
+    wide = run.out.stdout.width >= 100
+    columns = ["NAME", "DIGEST", "REV", "ALIASES", "ZEROS", "SPARSITY", "AGE"]
+    if wide:
+        columns[-1:] = ["SIZE", "AGE", "BASE"]
 
-    def show(console: Console) -> None:
-        if not masks:
-            run.out.note("no masks yet; add one with: bmt-client upload mask.bmt")
-            return
-        columns = ["NAME", "DIGEST", "REV", "ALIASES", "ZEROS", "SPARSITY", "AGE"]
-        wide = console.width >= 100
-        if wide:
-            columns[-1:] = ["SIZE", "AGE", "BASE"]
-        rows = [
-            [
-                mask.name,
-                short(mask.digest),
-                str(mask.rev),
-                _aliases(mask),
-                f"{mask.zeros:,}",
-                percent(mask.sparsity),
-                *([size(mask.bytes)] if wide else []),
-                age(mask.created),
-                *([mask.base.model_id] if wide else []),
-            ]
-            for mask in masks
+    def row(mask: MaskInfo) -> list[Text | str]:
+        return [
+            mask.name,
+            short(mask.digest),
+            str(mask.rev),
+            _aliases(mask),
+            f"{mask.zeros:,}",
+            percent(mask.sparsity),
+            *([size(mask.bytes)] if wide else []),
+            age(mask.created),
+            *([mask.base.model_id] if wide else []),
         ]
-        print_table(console, columns, rows, _NUMBERS)
 
-    run.out.data([mask.as_dict() for mask in masks], show)
+    with run.client() as client:
+        count = run.out.stream(
+            client.list(page_size=_PAGE),
+            MaskInfo.as_dict,
+            lambda masks, first: print_table(
+                run.out.stdout, columns, [row(mask) for mask in masks], _NUMBERS, head=first
+            ),
+            at_once=_PAGE,
+        )
+    if not count:
+        run.out.note("no masks yet; add one with: bmt-client upload mask.bmt")
 
 
 def show(context: typer.Context, ref: Ref) -> None:

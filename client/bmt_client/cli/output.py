@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -20,6 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bmt_client import BmtClientError
+
+T = TypeVar("T")
 
 SCHEMA = 2  # of --json documents; increases if a field changes its meaning or is removed
 # C0 except newline and tab, DEL, C1 and bidi overrides: they would control the terminal.
@@ -33,6 +36,7 @@ class Output:
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
+        self._streaming_failed = False  # the document has the error already
         self.stdout = _console(stderr=False)
         self.stderr = _console(stderr=True)
 
@@ -43,6 +47,45 @@ class Output:
         else:
             show(self.stdout)
 
+    def stream(
+        self,
+        values: Iterable[T],
+        document: Callable[[T], Any],
+        show: Callable[[list[T], bool], None],
+        at_once: int,
+    ) -> int:
+        """Print a list of any length as it arrives; return its length.
+
+        With `--json` one document, of which an error of a later page is a part. Else by `show`,
+        with at most `at_once` values, and True for the first ones.
+        """
+        if self.as_json:
+            return self._stream_document(values, document)
+        count, left = 0, iter(values)
+        while some := list(islice(left, at_once)):
+            show(some, count == 0)
+            count += len(some)
+        return count
+
+    def _stream_document(self, values: Iterable[T], document: Callable[[T], Any]) -> int:
+        out, count, left = self.stdout.file, 0, iter(values)
+        # An error before the first value has a document of its own.
+        value = next(left, None)
+        out.write(f'{{\n  "schema": {SCHEMA},\n  "data": [')
+        try:
+            while value is not None:
+                text = json.dumps(document(value), indent=2).replace("\n", "\n    ")
+                out.write(("," if count else "") + "\n    " + text)
+                count += 1
+                value = next(left, None)
+        except BmtClientError as error:
+            self._streaming_failed = True
+            out.write(f'],\n  "error": {json.dumps(error.as_dict())}\n}}\n')
+            raise
+        out.write("\n  ]\n}\n" if count else "]\n}\n")
+        out.flush()
+        return count
+
     def note(self, text: str) -> None:
         """Print a note; omitted with `--json`."""
         if not self.as_json:
@@ -50,7 +93,7 @@ class Output:
 
     def error(self, error: BmtClientError, hint: str | None) -> None:
         """Print the error and a hint on stderr; with `--json` also a document on stdout."""
-        if self.as_json:
+        if self.as_json and not self._streaming_failed:
             self._document({"error": {**error.as_dict(), "hint": hint}})
         line = Text.assemble(("error: ", "bold red"), printable(error.message, lines=False))
         details = [str(error.status)] if error.status else []
@@ -86,13 +129,22 @@ def print_table(
     columns: Sequence[str],
     rows: Sequence[Sequence[Text | str]],
     numbers: Sequence[str] = (),
+    *,
+    head: bool = True,
 ) -> None:
     """Print a table without frame; columns in `numbers` are right-aligned.
 
-    A pipe gets one line for the column names and one for each row, without a rule.
+    A pipe gets one line for the column names and one for each row, without a rule. head: print the
+    names of the columns.
     """
     rule = box.SIMPLE_HEAD if console.is_terminal else None
-    table = Table(box=rule, pad_edge=False, show_edge=False, header_style="bold")
+    table = Table(
+        box=rule if head else None,
+        pad_edge=False,
+        show_edge=False,
+        header_style="bold",
+        show_header=head,
+    )
     for column in columns:
         if column in numbers or column in _WHOLE:
             table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)

@@ -1,8 +1,9 @@
-"""Commands on the versions of a mask: versions, alias, rollback."""
+"""Commands on the versions of a mask: versions, alias, rollback, prune."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -99,4 +100,41 @@ def rollback(
     run.out.data(
         latest.as_dict(),
         lambda console: console.print(f"{name} -> {latest.model}  rev {latest.rev}"),
+    )
+
+
+def prune(
+    context: typer.Context,
+    name: Name,
+    keep_last: Annotated[
+        int | None,
+        typer.Option("--keep-last", min=1, metavar="N", help="Number of newest versions to keep."),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(
+            "--older-than", metavar="AGE", help="Only versions of this age: 90m, 12h, 30d, 4w."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be removed.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+) -> None:
+    """Remove old versions of a mask.
+
+    The latest version and versions of aliases stay. Files that no other version has go too.
+    """
+    run = session(context)
+    with run.client() as client:
+        bounds: dict[str, Any] = {"keep_last": keep_last, "older_than": older_than}
+        if not dry_run and not yes and not run.out.as_json and sys.stdin.isatty():
+            count = len(client.prune(name, **bounds, dry_run=True))
+            if count and not typer.confirm(f"Remove {count:,} versions of {name}?", err=True):
+                raise typer.Exit(1)
+        removed = client.prune(name, **bounds, dry_run=dry_run)
+    word = "would be removed" if dry_run else "removed"
+    run.out.data(
+        {"name": name, "removed": list(removed), "dry_run": dry_run},
+        lambda console: console.print(f"{name}  {len(removed):,} versions {word}"),
     )

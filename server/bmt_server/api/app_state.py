@@ -156,7 +156,10 @@ class AppState:
             registry=registry,
             replica=replica,
             housekeeper=Housekeeper(
-                registry, expired=replica.expired, on_expired=metrics.expired.inc
+                registry,
+                expired=replica.expired,
+                unused=replica.unused,
+                on_expired=metrics.expired.inc,
             ),
             keys=keys,
             cache=cache,

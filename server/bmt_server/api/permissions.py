@@ -60,6 +60,7 @@ ROUTES: tuple[Route, ...] = (
     _route("DELETE", _MASK, "admin"),
     _route("GET", _MASK + r"/versions", "any"),
     _route("DELETE", _MASK + r"/versions/[^/]+", "admin"),
+    _route("POST", _MASK + r"/prune", "admin"),
     _route("PUT DELETE", _MASK + r"/aliases/[^/]+", "upload"),
     _route("PUT DELETE", _MASK + r"/pin", "admin"),
     _route("GET HEAD", r"/v1/blobs/[^/]+", "any"),

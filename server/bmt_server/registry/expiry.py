@@ -42,6 +42,14 @@ def parse_expiry(text: str, now: datetime | None = None) -> str:
     return at.isoformat(timespec="seconds")
 
 
+def parse_duration(text: str, param: str) -> float:
+    """Seconds of a duration as in `30d`. Raises BadRequest."""
+    duration = re.fullmatch(r"([0-9]{1,6})([mhdw])", text.strip())
+    if duration is None:
+        raise BadRequest(f"{param} is {text!r}; give a duration (90m, 12h, 30d, 4w)", param=param)
+    return timedelta(**{_UNITS[duration[2]]: int(duration[1])}).total_seconds()
+
+
 def has_expired(stored: str) -> bool:
     """True after a stored time; True for text that is no time with a zone, as early builds took."""
     try:

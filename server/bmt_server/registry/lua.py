@@ -10,7 +10,7 @@ All scripts but PUBLISH run on a full server too, or it could not be emptied.
 # Redis 7.0: a script with a first line of flags may write where memory is used up.
 ALLOW_OOM = "#!lua flags=allow-oom\n"
 
-# changed: digest of the version that changed, '' if none did; nil if all may have.
+# changed: digests of the versions that changed, with blanks between; nil if all may have.
 _ADD_EVENT = """
 local function add_event(kind, changed)
   local generation = redis.call('INCR', KEYS[6])
@@ -134,6 +134,25 @@ end
 redis.call('HDEL', KEYS[2], ARGV[2])
 add_event('delete', ARGV[2])
 return {'ok', ''}
+"""
+)
+
+# ARGV: path, digest...
+PRUNE = (
+    ALLOW_OOM
+    + _ADD_EVENT
+    + """
+if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 0 then return {'unknown', ''} end
+local head, held, gone = redis.call('HGETALL', KEYS[1]), {}, {}
+for i = 1, #head, 2 do held[head[i + 1]] = true end
+for i = 2, #ARGV do
+  if not held[ARGV[i]] and redis.call('HDEL', KEYS[2], ARGV[i]) == 1 then
+    gone[#gone + 1] = ARGV[i]
+  end
+end
+local changed = table.concat(gone, ' ')
+if #gone > 0 then add_event('delete', changed) else touch() end
+return {'ok', changed}
 """
 )
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,7 +36,7 @@ from bmt_server.errors import (
 from bmt_server.ipc.blob import PREFIX, blob_key, blob_ranges
 from bmt_server.registry.connection import BULK_S, QUICK_S, RegistryConnection
 from bmt_server.registry.durability import Durability
-from bmt_server.registry.lua import DELETE_NAME, DELETE_VERSION, PUBLISH, SET_ALIAS, SET_PIN
+from bmt_server.registry.lua import DELETE_NAME, DELETE_VERSION, PRUNE, PUBLISH, SET_ALIAS, SET_PIN
 from bmt_server.registry.names.name_state import NameState
 from bmt_server.registry.names.reader import GENERATION, NAMES, NameReader, name_key, versions_key
 from bmt_server.registry.names.versions import Versions
@@ -50,6 +50,7 @@ IDS = PREFIX + "ids"
 WRITTEN = PREFIX + "written"
 _CHUNK = 256 * 1024
 _MAX_EVENTS = 500
+_PRUNED_AT_ONCE = 200
 Event = dict[bytes, bytes]
 Cursor = tuple[int, bytes]  # counter of changes and id of the last event
 _PUBLISH_ATTEMPTS = 3
@@ -175,6 +176,19 @@ class Registry:
                 f"{name}@{digest[:12]} is {name}:{alias}; move that alias first", code="in_use"
             )
         self._expect_ok(outcome, name, None, alias)
+
+    async def prune(self, tenant: str, name: str, digests: Sequence[str]) -> list[str]:
+        """Remove versions that neither `latest` nor an alias points at. Raises NotFound.
+
+        Returns the digests of those that were removed.
+        """
+        removed: list[str] = []
+        for at in range(0, len(digests), _PRUNED_AT_ONCE):
+            some = list(digests[at : at + _PRUNED_AT_ONCE])
+            outcome, gone = await self._script(PRUNE, f"{tenant}/{name}", [], some)
+            self._expect_ok(outcome, name, None, "")
+            removed += gone.split()
+        return removed
 
     async def set_pin(self, tenant: str, name: str, pinned: bool) -> None:
         """Exempt a name's latest version from eviction, or end the exemption. Raises NotFound."""

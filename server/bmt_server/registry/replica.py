@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -26,7 +27,7 @@ from bmt_server.registry.names.changes import KEYS, changed_names
 from bmt_server.registry.names.name_state import NameState
 from bmt_server.registry.names.reader import NameRead
 from bmt_server.registry.names.versions import Versions
-from bmt_server.registry.registry import EVENTS, Registry
+from bmt_server.registry.registry import EVENTS, Cursor, Registry
 
 logger = logging.getLogger("vllm.bmt_server")
 
@@ -75,6 +76,11 @@ class RegistryReplica:
         """State of a name, or None if it has no version."""
         return self.catalog.get(tenant, name)
 
+    def unused(self, digests: Iterable[str]) -> tuple[list[str], Cursor]:
+        """Files that no version names up to a change, and the cursor of that change."""
+        used = self.catalog.any_has_file
+        return [d for d in digests if not used(bytes.fromhex(d))], self._cursor
+
     def expired(self, now: float) -> list[NameState]:
         """Names of all tenants that the servers may remove. now: seconds since 1970."""
         return [state for state in self.catalog.expiring() if state.has_expired(now)]
@@ -117,6 +123,10 @@ class RegistryReplica:
                 cursor[0],
             )
         self._cursor = cursor
+        if not self.synced.is_set():
+            # The names stay. A garbage collection that visits all of them would stop every stream
+            # for the better part of a second with 100,000 names.
+            gc.freeze()
         self.synced.set()
 
     async def _read_all(self, names: list[Key]) -> None:

@@ -55,8 +55,11 @@ async def show_mask(request: Request, name: str) -> dict[str, Any]:
 async def delete_mask(request: Request, name: str) -> Response:
     """Delete all versions of a name. Running requests finish on their version."""
     state, tenant = app_state(request), tenant_of(request)
-    await state.registry.delete_name(tenant, valid_name(name), if_match(request))
+    stored = state.replica.get(tenant, valid_name(name))
+    files = [entry.file_digest.hex() for entry in stored.versions.entries()] if stored else []
+    await state.registry.delete_name(tenant, name, if_match(request))
     await state.replica.refresh(tenant, name)
+    state.housekeeper.removed(files)
     return Response(status_code=204)
 
 
@@ -87,6 +90,7 @@ async def delete_version(request: Request, name: str, digest: str) -> Response:
     version = version_of(stored, AliasTarget(digest=digest))
     await state.registry.delete_version(stored.tenant, name, version.digest)
     await state.replica.refresh(stored.tenant, name, [version.digest])
+    state.housekeeper.removed([version.file_digest])
     return Response(status_code=204)
 
 

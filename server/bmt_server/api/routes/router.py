@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from bmt_server.api.routes import aliases, blobs, masks, me, models, probes, uploads
+from bmt_server.api.routes import aliases, blobs, masks, me, models, probes, prune, uploads
 
 
 def build_router() -> APIRouter:
@@ -22,6 +22,7 @@ def build_router() -> APIRouter:
     router.delete("/v1/masks/{name}", status_code=204)(masks.delete_mask)
     router.get("/v1/masks/{name}/versions")(masks.list_versions)
     router.delete("/v1/masks/{name}/versions/{digest}", status_code=204)(masks.delete_version)
+    router.post("/v1/masks/{name}/prune")(prune.prune)
     router.put("/v1/masks/{name}/aliases/{alias}")(aliases.put_alias)
     router.delete("/v1/masks/{name}/aliases/{alias}", status_code=204)(aliases.delete_alias)
     router.put("/v1/masks/{name}/pin")(masks.pin)

@@ -24,7 +24,7 @@ def changed_names(events: Iterable[Event]) -> dict[tuple[str, str], frozenset[st
         if changed is None or before is None:
             names[key] = None
         else:
-            names[key] = before | {changed.decode()} if changed else before
+            names[key] = before | frozenset(changed.decode().split())
     return names
 
 
@@ -45,8 +45,9 @@ class Changes:
         """Counter of the last change that `files` has."""
         return self._cursor[0]
 
-    async def start(self) -> None:
-        self._cursor, self._files = await self._registry.cursor(), set()
+    async def start(self, cursor: Cursor | None = None) -> None:
+        """Follow changes from now on, or from a cursor."""
+        self._cursor, self._files = cursor or await self._registry.cursor(), set()
 
     async def files(self) -> set[bytes] | None:
         """File digests of the changed versions, 32 bytes each; None if events are missing."""

@@ -1,0 +1,55 @@
+"""Removal of a name's old versions."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import Query, Request
+
+from bmt_server.api.routes.dependencies import app_state, state_of
+from bmt_server.errors import BadRequest
+from bmt_server.registry.expiry import parse_duration
+from bmt_server.registry.names.name_state import NameState
+from bmt_server.registry.names.versions import Entry
+
+
+async def prune(
+    request: Request,
+    name: str,
+    keep_last: int | None = Query(default=None, ge=1),
+    older_than: str | None = Query(default=None, max_length=16),
+    dry_run: bool = Query(default=False),
+) -> dict[str, Any]:
+    """Remove versions beyond the newest `keep_last`, and of those only what is `older_than`.
+
+    The latest version and versions of aliases stay. older_than: a duration as in `30d`. dry_run:
+    only say what would be removed. At least one of the two bounds is required.
+    """
+    if keep_last is None and older_than is None:
+        raise BadRequest("give keep_last, older_than, or both", code="prune_unbounded")
+    state, stored = app_state(request), await state_of(request, name)
+    before = None if older_than is None else time.time() - parse_duration(older_than, "older_than")
+    due = {entry.digest: entry for entry in _due(stored, keep_last or 0, before)}
+    removed = list(due)
+    if not dry_run and due:
+        removed = await state.registry.prune(stored.tenant, name, removed)
+        await state.replica.refresh(stored.tenant, name, removed)
+        state.housekeeper.removed(due[digest].file_digest.hex() for digest in removed)
+    return {
+        "name": name,
+        "removed": [{"digest": d, "rev": due[d].rev, "id": due[d].id} for d in removed],
+        "dry_run": dry_run,
+        "versions": len(stored.versions) - (len(removed) if dry_run else 0),
+    }
+
+
+def _due(stored: NameState, keep: int, before: float | None) -> list[Entry]:
+    """Versions beyond the newest `keep` that no alias holds. before: seconds since 1970."""
+    held = {stored.latest, *stored.aliases.values()}
+    newest_first = stored.versions.page(len(stored.versions))
+    return [
+        entry
+        for entry in newest_first[keep:]
+        if entry.digest not in held and (before is None or entry.created < before)
+    ]
