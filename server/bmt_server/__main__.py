@@ -14,6 +14,7 @@ EXTRAS = dict.fromkeys(
         "redis",
         "rich",
         "safetensors",
+        "sortedcontainers",
         "starlette",
         "torch",
         "transformers",

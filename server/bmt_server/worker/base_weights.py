@@ -85,13 +85,13 @@ class BaseWeights:
                 pass
 
 
-@torch.no_grad()
 def checksum(tensors: Iterable[torch.Tensor]) -> tuple[int, ...]:
     """A sum over the bits of each tensor: it changes with the weights, but is no proof of them.
 
     Reads the weights once at memory bandwidth, where a hash would take seconds per gigabyte.
     """
     sums = []
+    # Detached, so no gradient is kept.
     for tensor in tensors:
         bits = tensor.detach().contiguous().view(-1).view(_INTEGERS[tensor.element_size()])
         sums.append(int(bits.sum(dtype=torch.int64)) if bits.numel() else 0)

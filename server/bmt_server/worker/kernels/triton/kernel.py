@@ -309,7 +309,7 @@ def _at_once(size: int) -> int:
 
 def _captures(device: torch.device) -> bool:
     """True while a CUDA graph is captured on the current stream."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return device.type == "cuda" and bool(torch.cuda.is_current_stream_capturing())
 
 
 def _addresses(gates: Sequence[GateLayer]) -> torch.Tensor:
