@@ -299,15 +299,17 @@ def test_the_true_error_is_seen_though_the_mask_cannot_be_removed(served, settin
         "    return float(len(text) % 2)\n"
     )
 
+    ending = threading.Timer(0.2, served.stop)
+
     def end(asked):
         mark.touch()
-        threading.Timer(0.2, served.stop).start()
+        ending.start()
 
     served.faults = at(7, end)
     lines = Lines()
     with pytest.raises(RewardError, match="the true error"):
         train(settings(server=served.url, reward=f"{file}:odd"), lines)
-    served.stop()
+    ending.join()
     served.start()
     assert (left(served) != []) == ("until it expires" in lines.text)
 
