@@ -18,6 +18,8 @@ from typing import Any
 from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.tokenizers.registry import resolve_tokenizer_args
 
+from bmt_server.vllm_integration.repetitions import check_repetitions
+
 GENERAL_BACKEND, MISTRAL_BACKEND = "xgrammar", "guidance"
 #: Backend of forced tool calls as structural tags; with others they are JSON schemas.
 TAG_BACKEND = "xgrammar"
@@ -86,6 +88,8 @@ def validate_for_backend(original: Any, params: Any, *args: Any) -> None:
     Raises VLLMValidationError, which is a 400, for every failure: all depend on the request alone.
     """
     try:
+        if params.structured_outputs is not None:
+            check_repetitions(params.structured_outputs)
         original(params, *args)
     except Exception as error:
         backend = getattr(params.structured_outputs, "_backend", None) or "auto"

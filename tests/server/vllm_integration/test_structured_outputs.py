@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import time
 from types import SimpleNamespace
 
 import pytest
 from bmt_server.cli import serve
 from bmt_server.vllm_integration import structured_outputs
+from bmt_server.vllm_integration.repetitions import expanded_size
 from bmt_server.vllm_integration.structured_outputs import validate_for_backend
 from vllm.config.structured_outputs import StructuredOutputsConfig
 from vllm.exceptions import VLLMValidationError
@@ -131,3 +133,44 @@ def test_a_refusal_names_backend_and_reason(backend):
         assert "parameter=structured_outputs" in text
     if backend == "xgrammar":
         assert "Unicode" in refused["letters"] or "\\p" in refused["letters"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "size"),
+    [
+        ("", 0),
+        ("abc", 3),
+        ("a{3}", 3),
+        ("a{1,9}b", 10),
+        ("(ab){2,5}", 10),
+        ("(a{1,99}){1,99}", 9801),
+        ("(a{1,9999}){1,9999}", 99_980_001),
+        ("((a{5,}|b){2}c)*", 13),
+        (r"\{9999}[{9]\d{2}", 9),
+        ("[]a]{4}x{y}", 8),
+        ("^[a-z]{1,64}@[a-z]{1,64}\\.[a-z]{2,8}$", 140),
+        ("a{" + "9" * 5000 + "}", int("9" * 30)),
+        ("(((", 0),
+        (")))a{", 5),
+    ],
+)
+def test_repetitions_are_counted(pattern, size):
+    assert expanded_size(pattern) == size
+
+
+def test_repetitions_inside_each_other_are_bounded():
+    """Wherever a pattern stands, before a backend reads it."""
+    pattern = "(a{1,9999}){1,9999}"
+    schema = {"properties": {"a": {"items": {"type": "string", "pattern": pattern}}}}
+    keys = {"type": "object", "patternProperties": {pattern: {}}}
+    tag = {"type": "structural_tag", "format": {"type": "regex", "pattern": pattern}}
+    for wanted in (
+        {"regex": pattern},
+        {"json": schema},
+        {"json": json.dumps(keys)},
+        {"structural_tag": json.dumps(tag)},
+    ):
+        started = time.process_time()
+        assert "repetitions are expanded" in verdict("xgrammar", wanted)
+        assert time.process_time() - started < 1
+    assert verdict("xgrammar", {"regex": "(a{1,99}){1,99}"}) == "ok"
