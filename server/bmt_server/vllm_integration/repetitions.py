@@ -32,14 +32,12 @@ def expanded_size(pattern: str) -> int:
     totals, last, at = [0], 0, 0
     while at < len(pattern):
         character, end = pattern[at], at + 1
-        if character == "{" and (end := pattern.find("}", at) + 1):
-            times = _times(pattern[at + 1 : end - 1])
-            if times is not None:
-                totals[-1] += last * (max(times, 1) - 1)
-                last *= max(times, 1)
-                at = end
-                continue
-            end = at + 1
+        closed = pattern.find("}", at) if character == "{" else -1
+        if closed > 0 and (times := _times(pattern[at + 1 : closed])) is not None:
+            totals[-1] += last * (max(times, 1) - 1)
+            last *= max(times, 1)
+            at = closed + 1
+            continue
         if character == "(":
             totals.append(0)
         elif character == ")" and len(totals) > 1:
