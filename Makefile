@@ -6,7 +6,7 @@ BIN := $(ROOT)/.venv/bin
 PORT ?= 8000
 # Processes of `make test` and `make test-quick`; 0 shows what tests print, with PYTEST=-s.
 JOBS ?= 2
-PARALLEL := -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n $(JOBS) --dist loadscope --no-loadscope-reorder
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 PAPER := paper-environment paper-sdft paper-table3 paper-forgetting paper-geometry paper-grpo paper-grpo-server paper-grpo-hard paper-grpo-no-tail paper-gsm8k paper-head paper-labels paper-lean-sft paper-live paper-prompts paper-steps paper-tool-calls paper-tool-calls-served

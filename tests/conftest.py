@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import signal
@@ -33,22 +34,34 @@ for name in ("BMT_URL", "BMT_API_KEY", "BMT_REGISTRY", "BMT_DATA_DIR", "BMT_SERV
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
 
 
-def is_engine(item: pytest.Item) -> bool:
-    return item.get_closest_marker("engine") is not None
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """In parallel, one process takes all engines, with one server, and files stay whole."""
-    group = "engine" if is_engine(item) else str(item.path.relative_to(ROOT))
-    item.add_marker(pytest.mark.xdist_group(group))
-
-
 # Last, after plugins that shuffle.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Engines last, because what fails fast should fail first; in parallel, engines first."""
     first = hasattr(config, "workerinput")
-    items.sort(key=lambda item: is_engine(item) != first)
+    items.sort(key=lambda item: (item.get_closest_marker("engine") is not None) != first)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """In parallel, one process takes the files with engines, which share one server.
+
+    The other processes take the other files, each as a whole. (`--dist loadgroup` would do, but
+    pytest-xdist 3.8 does not see the groups of pytest 9.2.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "engines" if has_engines(file) else file
+
+    return Files(config, log)
+
+
+@functools.cache
+def has_engines(file: str) -> bool:
+    return "mark.engine" in (ROOT / file).read_text()
 
 
 @pytest.fixture(scope="session")
