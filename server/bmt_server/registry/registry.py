@@ -275,8 +275,7 @@ class Registry:
                 return None
             entries = entries[1:]
         events: list[Event] = [fields for _, fields in entries]
-        counted = [int(e.get(b"generation", 0)) for e in events if e.get(b"kind") != b"keys"]
-        return events if counted == list(range(generation + 1, after[0] + 1)) else None
+        return events if follow_each_other(generation, events, after[0]) else None
 
     async def states(self, names: Iterable[tuple[str, str]]) -> list[NameState]:
         """State of each (tenant, name), each read at one time if it has few versions."""
@@ -312,6 +311,13 @@ class Registry:
             raise NotFound(f"no mask {name}{':' + alias if alias else ''}", code="mask_not_found")
         if outcome != "ok":
             raise BadRequest(f"the registry refused: {outcome}")
+
+
+def follow_each_other(generation: int, events: Iterable[Event], last: int | None = None) -> bool:
+    """True if no change is missing after `generation`, between events, and up to `last`."""
+    counted = [int(e.get(b"generation", 0)) for e in events if e.get(b"kind") != b"keys"]
+    end = generation + len(counted) if last is None else last
+    return counted == list(range(generation + 1, end + 1))
 
 
 def _precondition_failed(name: str, current: str) -> Conflict:

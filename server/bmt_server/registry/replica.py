@@ -25,9 +25,9 @@ from bmt_server.errors import ApiError
 from bmt_server.registry.names.catalog import Catalog, Key
 from bmt_server.registry.names.changes import KEYS, changed_names
 from bmt_server.registry.names.name_state import NameState
-from bmt_server.registry.names.reader import NameRead
+from bmt_server.registry.names.reader import MOST_DIGESTS, NameRead
 from bmt_server.registry.names.versions import Versions
-from bmt_server.registry.registry import EVENTS, Cursor, Registry
+from bmt_server.registry.registry import EVENTS, Cursor, Event, Registry, follow_each_other
 
 logger = logging.getLogger("vllm.bmt_server")
 
@@ -37,8 +37,6 @@ _PAUSE_S = 0.5
 _CANCEL_S = 0.2
 # Names of one read, so that neither the registry nor this process is held up by it.
 _BATCH = 100
-# Changed versions of one name, above which the whole name is read.
-_MANY = 500
 _READS = 5
 _REMOVED = 1024
 
@@ -182,7 +180,8 @@ class RegistryReplica:
 
     def _to_read(self, key: Key, digests: frozenset[str] | None) -> frozenset[str] | None:
         known = self.catalog.get(*key) is not None
-        return digests if known and digests is not None and len(digests) <= _MANY else None
+        few = digests is not None and len(digests) <= MOST_DIGESTS
+        return digests if known and few else None
 
     @staticmethod
     def _missing(state: NameState | None, read: NameRead) -> set[str]:
@@ -226,8 +225,8 @@ class RegistryReplica:
                 while True:
                     reply = await client.xread({EVENTS: last}, count=100, block=int(_BLOCK_S * 1e3))
                     for _, entries in _streams(reply):
-                        last = entries[-1][0]
-                        await self._apply([fields for _, fields in entries], last)
+                        await self._take_events(entries)
+                        last = self._cursor[1]
                     if time.monotonic() - reconciled > _RECONCILE_S:
                         await self._registry.check_server()
                         await self.sync()
@@ -256,7 +255,20 @@ class RegistryReplica:
         self._connected = connected
         self._on_connection(int(connected))
 
-    async def _apply(self, events: list[dict[bytes, bytes]], last: bytes) -> None:
+    async def _take_events(self, entries: list[tuple[bytes, Event]]) -> None:
+        """Apply events as they arrive, or read all names if some are missing between them.
+
+        The stream keeps about ten thousand: a process that stood still for longer misses some, and
+        its counter and last event are equal to the registry's all the same.
+        """
+        events = [fields for _, fields in entries]
+        if follow_each_other(self._cursor[0], events):
+            await self._apply(events, entries[-1][0])
+        else:
+            self._on_keys_change()
+            await self.sync()
+
+    async def _apply(self, events: list[Event], last: bytes) -> None:
         generation = self._cursor[0]
         for event in events:
             if event.get(b"kind") == KEYS:

@@ -9,6 +9,8 @@ import json
 import pytest
 import redis
 from bmt_server.registry.names.catalog import Catalog
+from bmt_server.registry.names.name_state import NameState
+from bmt_server.registry.names.reader import NameRead
 from bmt_server.registry.schemas import Version
 
 from tests.support.replica import make_mask, replica
@@ -129,3 +131,23 @@ async def test_versions_come_in_pages(api, valkey):
         assert (len(short["data"]), short["has_more"]) == (100, True)
         for wrong in ({"limit": 0}, {"limit": 1001}, {"after": -1}, {"after": "x"}):
             assert (await client.get(path, params=wrong)).status_code in (400, 422)
+
+
+async def test_a_name_that_is_deleted_while_a_page_is_made_is_left_out(full, monkeypatch):
+    """Its versions vanish from the state that the page holds."""
+    show, done = NameState.response, []
+
+    def late(state, *args):
+        if not done:
+            done.append(full.state.replica.catalog)
+            for name in ("m000001", "m000002"):
+                done[0].apply(NameRead("default", name, 10**9, whole=True))
+        return show(state, *args)
+
+    monkeypatch.setattr(NameState, "response", late)
+    async with full.client("infer") as client:
+        answer = await client.get("/v1/masks", params={"limit": 4})
+    assert answer.status_code == 200
+    page = answer.json()
+    assert [m["name"] for m in page["data"]] == ["m000000", "m000003"]
+    assert (page["has_more"], page["last"]) == (True, "m000003")

@@ -11,7 +11,9 @@ from bmt_server.cli.main import app
 from bmt_server.errors import Unavailable
 from bmt_server.ipc.blob import PREFIX, blob_key
 from bmt_server.registry.maintenance import check_consistency, collect_orphans
-from bmt_server.registry.registry import Registry
+from bmt_server.registry.names.changes import Changes
+from bmt_server.registry.names.reader import GENERATION
+from bmt_server.registry.registry import EVENTS, Registry
 from typer.testing import CliRunner
 
 from tests.support.replica import make_mask
@@ -187,3 +189,18 @@ async def test_a_collection_follows_what_is_published_meanwhile(api, registry, m
     monkeypatch.undo()
     assert (await check_consistency(registry)).problems == []
     assert await blobs(registry) == 3
+
+
+async def test_a_collection_follows_changes_of_more_versions_than_a_script_may_name(api, registry):
+    """As of a prune of ten thousand versions."""
+    await api.put("m", make_mask(0))
+    changes = Changes(registry)
+    await changes.start()
+    generation, quick = changes.generation, registry.connection.quick
+    for at in range(1, 51):
+        gone = " ".join(f"{at * 1000 + i:064x}" for i in range(200))
+        event = {"where": "default/m", "kind": "delete", "generation": generation + at}
+        await quick.incr(GENERATION)
+        await quick.xadd(EVENTS, {**event, "changed": gone})
+    file = bmt_core.file_digest(bmt_core.encode(make_mask(0)))
+    assert await changes.files() == {bytes.fromhex(file)}

@@ -55,10 +55,11 @@ def reads(monkeypatch):
 
 
 @pytest.fixture
-def filled(api, valkey):
+async def filled(api, valkey):
     """A name of many versions, in the registry that `api` serves."""
     with contextlib.closing(redis.Redis(unix_socket_path=valkey.socket)) as client:
         (name,) = fill(client, 1, VERSIONS)
+    await api.state.replica.sync()  # changes without events: the next one would have it read
     return name
 
 
@@ -157,6 +158,28 @@ async def test_pending_events_do_not_cause_a_read_of_all_names(api, reads):
     await quick.incr(f"{PREFIX}generation")
     await known.sync()
     assert (reads.scans, known.get("default", "m0")) == (1, None)
+
+
+async def test_events_that_were_trimmed_before_they_were_read_are_noticed(api):
+    """As under a process that stood still; the counter and the last event show nothing then."""
+    for seed in range(3):
+        await api.put(f"m{seed}", make_mask(seed))
+    known, quick = api.state.replica, api.state.connection.quick
+    cursor = await api.state.registry.cursor()
+    await until(lambda: known._cursor == cursor)
+    async with quick.pipeline(transaction=True) as pipe:
+        pipe.delete(f"{PREFIX}name:default/m1", versions_key("default/m1"))
+        pipe.srem(f"{PREFIX}names", "default/m1")
+        pipe.hset(f"{PREFIX}name:default/m2", "pinned", "1")
+        for at, name in ((1, "m1"), (2, "m2")):
+            event = {"where": f"default/{name}", "kind": "x", "generation": cursor[0] + at}
+            pipe.incr(f"{PREFIX}generation")
+            pipe.xadd(EVENTS, event)
+        pipe.xtrim(EVENTS, maxlen=1, approximate=False)
+        await pipe.execute()
+    await until(lambda: known.get("default", "m2").pinned)
+    await until(lambda: known.get("default", "m1") is None)
+    assert known._cursor == await api.state.registry.cursor()
 
 
 async def test_a_reply_older_than_what_is_known_is_read_again(api, monkeypatch):

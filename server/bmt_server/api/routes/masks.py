@@ -33,7 +33,9 @@ async def list_masks(
     names = app_state(request).replica.catalog.page(tenant_of(request), after, limit + 1)
     page, data = names[:limit], []
     async for stored in in_turns(page):
-        data.append({**_latest(request, stored), "versions": len(stored.versions)})
+        latest = _latest(request, stored)
+        if latest is not None:  # else deleted in the turn of another request
+            data.append({**latest, "versions": len(stored.versions)})
     return {
         "object": "list",
         "data": data,
@@ -110,8 +112,14 @@ async def _set_pin(request: Request, name: str, pinned: bool) -> dict[str, Any]:
     if latest is not None:
         await state.lifecycle.pin(latest, pinned)
     await state.registry.set_pin(stored.tenant, name, pinned)
-    return _latest(request, await state.replica.refresh(stored.tenant, name, ()) or stored)
+    answer = _latest(request, await state.replica.refresh(stored.tenant, name, ()) or stored)
+    if answer is None:
+        raise mask_not_found(name)
+    return answer
 
 
-def _latest(request: Request, stored: NameState) -> dict[str, Any]:
-    return stored.response(stored.newest(), app_state(request).settings.chat_template)
+def _latest(request: Request, stored: NameState) -> dict[str, Any] | None:
+    newest = stored.newest()
+    if newest is None:
+        return None
+    return stored.response(newest, app_state(request).settings.chat_template)

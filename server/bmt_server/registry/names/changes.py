@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from bmt_server.registry.names.reader import MOST_DIGESTS
 from bmt_server.registry.registry import Cursor, Event, Registry
 
 KEYS = b"keys"  # kind of the events of API keys, which change no name
 
 
 def changed_names(events: Iterable[Event]) -> dict[tuple[str, str], frozenset[str] | None]:
-    """Digests of the versions that changed, by (tenant, name); None if all may have.
+    """Digests of the versions that changed, by (tenant, name); None if all may have, or many have.
 
     Former builds write events without digests.
     """
@@ -24,7 +25,8 @@ def changed_names(events: Iterable[Event]) -> dict[tuple[str, str], frozenset[st
         if changed is None or before is None:
             names[key] = None
         else:
-            names[key] = before | frozenset(changed.decode().split())
+            digests = before | frozenset(changed.decode().split())
+            names[key] = digests if len(digests) <= MOST_DIGESTS else None
     return names
 
 

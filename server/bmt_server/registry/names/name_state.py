@@ -81,10 +81,13 @@ class NameState:
         entry = self.entry(alias, prefix)
         return entry.version() if entry else None
 
-    def newest(self) -> Version:
-        """The latest version, or the one of the highest rev if there is no latest."""
-        entry = self.entry(None) or self.versions.page(1)[0]
-        return entry.version()
+    def newest(self) -> Version | None:
+        """The latest version, or the one of the highest rev if there is no latest.
+
+        None if the name has been deleted since this state was taken.
+        """
+        entry = self.entry(None) or next(iter(self.versions.page(1)), None)
+        return entry.version() if entry is not None else None
 
     def response(self, version: Version, served_template: str = "") -> dict[str, Any]:
         """A version's JSON in responses. served_template: the server's chat template, as SHA-256.

@@ -28,6 +28,8 @@ GENERATION = PREFIX + "generation"
 # Names with more versions are read in pages.
 _INLINE = 32
 PAGE = 200  # versions
+# Versions of one name in a call: more are read with the whole name. A script can pass on 8,000.
+MOST_DIGESTS = 500
 _NAMES_PAGE = 500
 _FEW_NAMES = 16
 # Entries parsed before other work of the event loop gets its turn, about 3 ms.
