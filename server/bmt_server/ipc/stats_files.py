@@ -182,6 +182,7 @@ class StatsWriter:
 
     def __init__(self, folder: str | Path, pid: int, stats: Callable[[], _StatsFile]) -> None:
         self._folder, self._pid, self._stats = folder, pid, stats
+        self._writing = threading.Lock()
         self._dirty = threading.Event()
         self._dirty.set()
         threading.Thread(target=self._run, name="bmt-stats", daemon=True).start()
@@ -190,6 +191,14 @@ class StatsWriter:
         """Request a rewrite. Cheap enough for every step."""
         self._dirty.set()
 
+    def write(self) -> None:
+        """Rewrite the file before this call returns; any thread. Raises OSError.
+
+        One thread at a time collects and writes, so the file never goes back to an older state.
+        """
+        with self._writing:
+            self._stats().write(self._folder, self._pid)
+
     def _run(self) -> None:
         reset_affinity()
         pause = threading.Event()
@@ -197,7 +206,7 @@ class StatsWriter:
             self._dirty.wait()
             self._dirty.clear()
             try:
-                self._stats().write(self._folder, self._pid)
+                self.write()
             except OSError as error:
                 # The folder disappears with the server; missing statistics must not end a process.
                 _logger.warning("Statistics are no longer written to %s: %s", self._folder, error)

@@ -81,10 +81,12 @@ class MaskRuntime:
         # Tokens of the kernel's current plan; None if the kernel is idle.
         self._planned: bytes | None = None
         self._changed: Callable[[], None] = lambda: None
-        self._stats_dir = stats_dir
+        # Writes the statistics at once: whoever admits requests reads `base_error` from them.
+        self._publish: Callable[[], None] = lambda: None
         if stats_dir:
             # Last, because the writer's thread calls `collect_stats` at once.
-            self._changed = StatsWriter(stats_dir, self.stats.pid, self.collect_stats).changed
+            writer = StatsWriter(stats_dir, self.stats.pid, self.collect_stats)
+            self._changed, self._publish = writer.changed, writer.write
 
     def handles(self) -> list[int]:
         """Register the gate layers with the op; one handle per layer, in order."""
@@ -142,11 +144,6 @@ class MaskRuntime:
         """End `refuse_masks`."""
         self.stats.base_error = ""
         self._publish()
-
-    def _publish(self) -> None:
-        """Write the statistics at once: whoever admits requests reads `base_error` from them."""
-        if self._stats_dir:
-            self.collect_stats().write(self._stats_dir, self.stats.pid)
 
     def _check_base(self, name: str) -> None:
         if self.stats.base_error:
