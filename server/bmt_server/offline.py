@@ -10,7 +10,9 @@ be used in the same process.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
 import itertools
 import os
 import tempfile
@@ -21,6 +23,7 @@ from typing import Any
 
 import bmt_core
 import vllm
+from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
@@ -58,7 +61,7 @@ def masked_llm(
     check_version(lambda line: warnings.warn(line, stacklevel=4))
     options: dict[str, Any] = {**vllm_options}
     given = Namespace(**options)
-    check(given, offline=True)
+    check(given, offline=True, defaults=_defaults())
     count_drafts(given)
     options = {**vars(given), "enable_lora": True}
     path = checkpoint_folder(model, options.get("revision"))
@@ -92,6 +95,15 @@ def masked_llm(
     llm = vllm.LLM(path, **options)
     _check_requests(llm.llm_engine)
     return llm
+
+
+def _defaults() -> Namespace:
+    """vLLM's options of `vllm.LLM`, each with its default."""
+    fields = dataclasses.fields(EngineArgs)
+    made = {f.name: f.default_factory() for f in fields if callable(f.default_factory)}
+    parameters = inspect.signature(vllm.LLM.__init__).parameters.values()
+    named = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return Namespace(**{**{f.name: f.default for f in fields}, **made, **named})
 
 
 def mask_request(mask: bmt_core.Mask | str | os.PathLike[str], name: str = "") -> LoRARequest:

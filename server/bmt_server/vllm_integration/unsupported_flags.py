@@ -57,6 +57,9 @@ _OFFLOAD = (
     "masks read and write the gate weights where vLLM computes with them, and offloaded weights "
     "move between memories; serve without offloading"
 )
+_CONNECTOR = (
+    "a connector may find the KV cache by its tokens alone, and give one mask that of another"
+)
 _PARTS = "the parts of a step would use each other's masks"
 _SUPERVISOR = "it starts API servers of its own, without masks; start one bmt-server for each rank"
 
@@ -104,11 +107,8 @@ REFUSED: tuple[Refusal, ...] = (
         "others, or shares them with another server, whose answers a mask in place would change; "
         f"use one of {', '.join(FINGERPRINTED_FORMATS)}",
     ),
-    Refusal(
-        "kv_transfer_config",
-        _truthy,
-        "a connector may find the KV cache by its tokens alone, and give one mask that of another",
-    ),
+    Refusal("kv_transfer_config", _truthy, _CONNECTOR),
+    Refusal("kv_offloading_backend", _other_than("native"), f"{_CONNECTOR}; use native"),
     Refusal("model_weights", _truthy, "the fingerprint covers the weights in the model's folder"),
     Refusal("enable_elastic_ep", _truthy, "workers that join later would have no masks"),
     Refusal("enable_fault_tolerance", _truthy, "a recovered engine would have no masks"),
@@ -134,6 +134,8 @@ REFUSED: tuple[Refusal, ...] = (
 )
 # Refused by parts of its value, see `check`.
 _SPECULATION = "speculative_config"
+# Each of them makes vLLM speculate.
+_SPECULATES = (_SPECULATION, "spec_method", "spec_model", "spec_tokens")
 _PER_REQUEST = "per_request_spec_decode_metrics"
 
 
@@ -171,8 +173,10 @@ def check(
 
 def count_drafts(args: Namespace) -> None:
     """Let vLLM count each request's drafted and accepted tokens, for the metrics by mask."""
-    speculates = getattr(args, _SPECULATION, None) or getattr(args, "spec_method", None)
-    if speculates and getattr(args, _PER_REQUEST, "none") == "none":
+    if (
+        any(getattr(args, flag, None) for flag in _SPECULATES)
+        and getattr(args, _PER_REQUEST, "none") == "none"
+    ):
         setattr(args, _PER_REQUEST, "summary")
 
 

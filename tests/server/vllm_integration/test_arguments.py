@@ -60,6 +60,25 @@ def test_an_argument_that_nobody_decided_is_refused(defaults):
         check(Namespace(**{**vars(new), "weights_elsewhere": True}), defaults=new)
 
 
+def test_offline_use_refuses_it_too(monkeypatch):
+    """An option that a newer vLLM adds, to the engine's arguments or to `vllm.LLM`."""
+
+    @dataclasses.dataclass
+    class Newer(EngineArgs):
+        weights_elsewhere: bool = False
+
+    class Llm:
+        def __init__(self, model, *, order_elsewhere: str | None = None): ...
+
+    monkeypatch.setattr(offline, "EngineArgs", Newer)
+    monkeypatch.setattr(vllm, "LLM", Llm)
+    for option in ({"weights_elsewhere": True}, {"order_elsewhere": "x"}):
+        with pytest.raises(UnsupportedFlagError, match=r"elsewhere .*does not know how it acts"):
+            offline.masked_llm("/no/such/folder", **option)
+    with pytest.raises(SettingsError, match="not a folder"):
+        offline.masked_llm("/no/such/folder", weights_elsewhere=False, max_model_len=64)
+
+
 BREAKING = [
     ("offload_backend", "prefetch"),
     ("offload_group_size", 4),
@@ -74,6 +93,7 @@ BREAKING = [
     ("quantization", "fp8"),
     ("quantization_config", {"a": 1}),
     ("kv_transfer_config", {"kv_connector": "x"}),
+    ("kv_offloading_backend", "lmcache"),
     ("enable_elastic_ep", True),
     ("enable_fault_tolerance", True),
     ("worker_cls", "mine.Worker"),
@@ -154,6 +174,10 @@ def test_the_short_form_is_checked_too():
     args = Namespace(spec_method="ngram", per_request_spec_decode_metrics="detailed")
     count_drafts(args)
     assert args.per_request_spec_decode_metrics == "detailed"
+    for flag, value in (("spec_method", "ngram"), ("spec_model", "a/b"), ("spec_tokens", 3)):
+        args = Namespace(**{flag: value})
+        count_drafts(args)
+        assert args.per_request_spec_decode_metrics == "summary"
     args = Namespace(spec_method=None, per_request_spec_decode_metrics="none")
     count_drafts(args)
     assert args.per_request_spec_decode_metrics == "none"

@@ -88,7 +88,7 @@ ENGINE = frozenset(
         *("num_gpu_blocks_override", "enable_prefix_caching", "prefix_caching_hash_algo"),
         *("prefix_cache_retention_interval", "kv_cache_dtype_skip_layers"),
         *("kv_sharing_fast_prefill", "swa_bounded_replay", "prefix_match_unit"),
-        *("kv_offloading_size", "kv_offloading_backend", "kv_events_config"),
+        *("kv_offloading_size", "kv_events_config"),
         *("max_num_batched_tokens", "max_num_scheduled_tokens", "max_num_seqs"),
         *("max_num_active_seqs", "max_num_queued_tokens", "long_prefill_token_threshold"),
         *("long_prefill_token_threshold_adaptive", "scheduling_policy"),

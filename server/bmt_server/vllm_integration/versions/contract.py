@@ -31,6 +31,7 @@ def _command_line(moved: Moved) -> tuple[Seam, ...]:
         ),
         Seam(f"{moved.cli_startup}:cli_env_setup", "cli/serve.py", accepts=()),
         Seam("vllm.utils.argparse_utils:FlexibleArgumentParser", "cli/serve.py"),
+        Seam("vllm.engine.arg_utils:EngineArgs", "offline.py", attributes=("model",)),
         Seam(
             "vllm.engine.arg_utils:AsyncEngineArgs",
             "cli/serve.py",
