@@ -143,6 +143,7 @@ class Runner:
         ({"weights_iterator": [("a", 1)]}, "auto", "forget"),
         ({"is_checkpoint_format": False}, "auto", "forget"),
         ({"weights_path": "other"}, "auto", "another"),
+        ({"weights_path": "an/id"}, "auto", "forget"),
     ],
 )
 def test_only_a_reload_of_the_same_checkpoint_is_verified(
@@ -151,7 +152,7 @@ def test_only_a_reload_of_the_same_checkpoint_is_verified(
     other = tmp_path / "other"
     other.mkdir()
     save_file({"model.norm.weight": np.zeros(3, np.float32)}, other / "model.safetensors")
-    if "weights_path" in options:
+    if options.get("weights_path") == "other":
         options = {"weights_path": str(other)}
     base, model = Base(bmt_core.fingerprint(checkpoint)), Model()
     runner = Runner(model, checkpoint, load_format)

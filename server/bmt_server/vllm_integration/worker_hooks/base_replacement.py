@@ -12,6 +12,7 @@ Code that reaches the model in another way, such as a function of `collective_rp
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Any
 
@@ -51,7 +52,9 @@ def watch_model(runner: Any, model: torch.nn.Module, base: BaseWeights) -> None:
         config = runner.vllm_config
         known = str(config.load_config.load_format) in FINGERPRINTED_FORMATS
         if weights_iterator is None and is_checkpoint_format and known:
-            base.verified(bmt_core.fingerprint(config.model_config.model))
+            # A Hub id, or files of another kind: loaded, but not known to be the base.
+            with suppress(bmt_core.CheckpointError):
+                base.verified(bmt_core.fingerprint(config.model_config.model))
 
     model.load_weights = load_weights  # type: ignore[assignment]
     runner.reload_weights = reload_weights
