@@ -39,10 +39,20 @@ def arithmetic(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     file.
     """
     try:
-        config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
+        text = (Path(checkpoint) / "config.json").read_text(encoding="utf-8")
+        # NaN and infinity as text, because a mask's metadata has no such numbers.
+        config = json.loads(text, parse_constant=str, object_hook=_untagged)
         return dict(_fields(config)) if isinstance(config, dict) else {}
     except (OSError, ValueError, RecursionError):
         return {}
+
+
+def _untagged(value: dict[str, Any]) -> Any:
+    """An object of a configuration; the number's name for one that stands for NaN or infinity.
+
+    transformers 5 saves such numbers as `{"__float__": "Infinity"}`, and earlier ones as they are.
+    """
+    return value["__float__"] if value.keys() == {"__float__"} else value
 
 
 def _fields(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,7 @@ import struct
 import bmt_core
 import pytest
 from bmt_core.config import BASE_CONFIG, arithmetic, config_warning
+from bmt_core.mask import dump_metadata
 
 Tensor = tuple[str, str, list[int], bytes]
 TENSORS: list[Tensor] = [
@@ -252,6 +253,18 @@ def test_a_file_that_says_the_same_is_no_change(tmp_path):
     old = {**LLAMA, "rope_scaling": {"type": "linear", "factor": 2.0}}
     new = {**again, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}
     assert warned(tmp_path, old, new) is None
+
+
+def test_a_field_without_bounds_is_metadata(tmp_path):
+    """Falcon-H1's time_step_limit, as transformers 4 wrote it and as 5 writes it."""
+    found = []
+    for number in ("Infinity", '{"__float__": "Infinity"}'):
+        (tmp_path / "config.json").write_text(f'{{"time_step_limit": [0.0, {number}], "x": NaN}}')
+        found.append(arithmetic(tmp_path))
+    assert json.loads(dump_metadata({BASE_CONFIG: found[0]}))[BASE_CONFIG] == found[1]
+    assert config_warning({BASE_CONFIG: found[0]}, found[1]) is None
+    (tmp_path / "config.json").write_text('{"time_step_limit": [0.0, 1.0], "x": NaN}')
+    assert "time_step_limit" in config_warning({BASE_CONFIG: found[0]}, arithmetic(tmp_path))
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{", '{"a": '])

@@ -17,6 +17,7 @@ from bmt_trainer.evaluation.score import grade
 from bmt_trainer.evaluation.thoughts import KNOWN, Completion, Thoughts
 from bmt_trainer.rewards import find as rewards
 from bmt_trainer.rewards.trl_functions import trl_functions
+from transformers import AddedToken
 
 from tests.support.tiny_model import TEMPLATE, byte_tokenizer
 
@@ -230,6 +231,24 @@ def test_delimiters_of_chat_templates(pair, special):
     untouched = other.of_message(f"{opening}3", None, example, cut=False)
     if pair != KNOWN[0]:  # a model that does not use them
         assert untouched.answer == f"{opening}3"
+
+
+@pytest.mark.parametrize("pair", [("[THINK]", "[/THINK]"), ("<|channel|>", "<|message|>")])
+def test_delimiters_that_are_special_without_a_role(pair):
+    """As in gpt-oss: marked as special in the vocabulary, and no token has them as its role."""
+    opening, closing = pair
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([AddedToken(text, special=True) for text in pair])
+    assert not {*pair} & set(tokenizer.all_special_tokens)
+    if pair not in KNOWN:
+        pair = ("<|channel|>analysis", "<|channel|>final")
+        opening, closing = (f"{mark}<|message|>" for mark in pair)
+    tokenizer.chat_template = TEMPLATE + f"{{# {pair[0]} {pair[1]} #}}"
+    reader, example = CompletionReader(tokenizer), Example(chat("q"), "3")
+    for text, right in ((f"{opening}4{closing}3<|im_end|>", 1), (f"{opening}3", 0), ("3", 1)):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        made = reader.of_ids(ids, example, cut=False)
+        assert find("number").strict(made, "3") == right, text
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,11 @@ class CompletionReader:
         """A pattern of the special tokens, if delimiters of thoughts are among them."""
         if self._tokenizer is None:
             return None
-        tokens = sorted(map(str, self._tokenizer.all_special_tokens), key=len, reverse=True)
+        # Decoding leaves out every token that is marked as special, also those without a role, which
+        # transformers 5 does not count among all_special_tokens.
+        marked = {t.content for t in self._tokenizer.added_tokens_decoder.values() if t.special}
+        named = map(str, self._tokenizer.all_special_tokens)
+        tokens = sorted(marked.union(named), key=len, reverse=True)
         delimiters = [part for pair in self.thoughts.pairs for part in pair]
         if not any(token in part for part in delimiters for token in tokens):
             return None
