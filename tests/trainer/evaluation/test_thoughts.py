@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from random import Random
 from types import SimpleNamespace
@@ -208,6 +209,9 @@ def test_settings():
     off = CompletionReader(byte_tokenizer(), "off")
     thought = off.of_message("<think>3", None, example, cut=False)
     assert find("number").lenient(thought, "3") == 1
+    for pair in ("## ##END", "##BEGIN ##"):  # one begins with the other
+        opening, closing = pair.split()
+        assert Thoughts.of_setting(pair).after(f"{opening}4{closing}3") == "3"
     for wrong in ("", "on", "<r>", "<r> <r>", "a b c"):
         with pytest.raises(ConfigError, match=r"thoughts: .* neither off nor two"):
             Thoughts.of_setting(wrong)
@@ -270,6 +274,13 @@ def test_thoughts_that_a_prompt_opens(template, prompt, opened):
     example = Example(prompt, "3", template_kwargs={})
     assert CompletionReader(tokenizer).is_opened(example) == opened
     assert "<think>" in Encoder(tokenizer).prompt_text(example) or not opened
+
+
+def test_time_to_read_grows_with_the_text_alone():
+    text = "<" + " " * 200_000 + "\n" * 200_000
+    begin = time.process_time()
+    assert Thoughts().after(text) == text
+    assert time.process_time() - begin < 5  # minutes for a pattern that tries all pairs of places
 
 
 def test_tasks_of_models_that_do_not_think_are_as_they_were():

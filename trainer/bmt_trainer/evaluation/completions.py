@@ -55,7 +55,7 @@ class CompletionReader:
         """A pattern of the special tokens, if delimiters of thoughts are among them."""
         if self._tokenizer is None:
             return None
-        # Decoding leaves out every token that is marked as special, also those without a role, which
+        # Decoding leaves out each token that is marked as special, also those without a role, which
         # transformers 5 does not count among all_special_tokens.
         marked = {t.content for t in self._tokenizer.added_tokens_decoder.values() if t.special}
         named = map(str, self._tokenizer.all_special_tokens)

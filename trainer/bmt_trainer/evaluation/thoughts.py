@@ -74,11 +74,12 @@ class Thoughts:
 
     @cached_property
     def _marks(self) -> re.Pattern[str]:
-        """A pattern of all delimiters; group 1 is an opening one."""
-        opening, closing = (
-            "|".join(_pattern(pair[side]) for pair in self.pairs) or r"(?!)" for side in (0, 1)
-        )
-        return re.compile(f"({opening})|(?:{closing})")
+        """A pattern of all delimiters; a group is an opening one."""
+        sides = [(pair[side], side) for pair in self.pairs for side in (0, 1)]
+        # Longer ones first: one delimiter may begin with another.
+        sides.sort(key=lambda delimiter: -len(delimiter[0]))
+        patterns = [_pattern(text) if side else f"({_pattern(text)})" for text, side in sides]
+        return re.compile("|".join(patterns) or r"(?!)")
 
     def is_open(self, prompt: str, header: int) -> bool:
         """True if a prompt leaves a thought open, so that its completion begins inside of one.
@@ -91,16 +92,16 @@ class Thoughts:
             marks = [
                 mark for mark in self._marks.finditer(prompt) if not prompt[mark.end() :].strip()
             ]
-        return bool(marks) and marks[-1][1] is not None
+        return bool(marks) and _opens(marks[-1])
 
     def open_in(self, source: str) -> bool:
         """True if an opening delimiter is in the text."""
-        return any(mark[1] is not None for mark in self._marks.finditer(source))
+        return any(map(_opens, self._marks.finditer(source)))
 
     def opens(self, text: str) -> bool:
         """True if the text begins with a thought."""
         first = self._marks.match(text.lstrip())
-        return first is not None and first[1] is not None
+        return first is not None and _opens(first)
 
     def after(self, text: str, *, opened: bool = False, first: bool = False) -> str | None:
         """The text after its thoughts, None if one is not closed.
@@ -109,7 +110,7 @@ class Thoughts:
         """
         depth, begin = int(opened), 0
         for mark in self._marks.finditer(text):
-            if mark[1] is None:
+            if not _opens(mark):
                 depth = 0 if self._is_channel(text) else max(depth - 1, 0)
                 if not depth:
                     begin = mark.end()
@@ -139,11 +140,18 @@ class Thoughts:
         return text, reference
 
 
+def _opens(mark: re.Match[str]) -> bool:
+    """True for an opening delimiter."""
+    return mark.lastindex is not None
+
+
 def _pattern(delimiter: str) -> str:
     if tag := _TAG.fullmatch(delimiter):
         left, slash, name, right = map(re.escape, tag.groups())
+        # One repetition after another of the same characters takes time by the square.
+        slash = f"{slash}\\s*" if slash else ""
         # Hunyuan's later models add a suffix to the name: <think:NAME>.
-        return rf"(?i:{left}\s*{slash}\s*{name}(?::[^\s<>]+)?\s*{right})"
+        return rf"(?i:{left}\s*{slash}{name}(?::[^\s<>]+)?\s*{right})"
     return re.escape(delimiter)
 
 
