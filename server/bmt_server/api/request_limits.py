@@ -34,6 +34,9 @@ REFUSED_FIELDS: Mapping[str, str] = {
 _UNSET = (None, False)
 #: Field -> value, set in each body whose route has the field: vLLM's default differs.
 PINNED_FIELDS: Mapping[str, Any] = {"store": False, "background": False}
+#: Fields whose null is their default, as in OpenAI's API: vLLM's response repeats their value, and
+#: cannot hold a null, so an answer that was computed would be a 500.
+NULL_IS_DEFAULT = frozenset({"truncation"})
 # Objects whose names the user chooses: JSON schemas, and arguments of tools.
 _USERS_OBJECTS = frozenset(
     ("parameters", "input_schema", "schema", "json", "json_schema", "arguments", "metadata")
@@ -127,8 +130,14 @@ def check_body(body: Mapping[str, Any], *, may_step_ahead: bool = False) -> None
 
 
 def pin_fields(body: dict[str, Any], fields: Collection[str]) -> None:
-    """Set the fields of PINNED_FIELDS that a route has. fields: all fields of the route."""
+    """Set the fields of PINNED_FIELDS that a route has, and drop nulls that are defaults.
+
+    fields: all fields of the route.
+    """
     body.update((field, value) for field, value in PINNED_FIELDS.items() if field in fields)
+    for field in NULL_IS_DEFAULT & body.keys():
+        if body[field] is None:
+            del body[field]
 
 
 def count_sequences(body: Mapping[str, Any]) -> int:
