@@ -117,7 +117,7 @@ def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
         TAG_BACKEND,
         BackendChoice,
     )
-    from bmt_server.vllm_integration.unsupported_flags import check, count_drafts
+    from bmt_server.vllm_integration.unsupported_flags import check, check_model, count_drafts
     from bmt_server.vllm_integration.versions.check import cli_arguments, cli_startup
 
     cli_startup().cli_env_setup()
@@ -126,8 +126,9 @@ def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
     # No value means that the operator gives none; `_take_over_flags` sets vLLM's default.
     parser.set_defaults(tool_strict_level=None)
     choice = BackendChoice(parser)
-    args = parser.parse_args([*flags])
-    check(args, defaults=parser.parse_args([]))
+    args, defaults = parser.parse_args([*flags]), parser.parse_args([])
+    check(args, defaults=defaults)
+    check_model(model, args, defaults)
     count_drafts(args)
     args.model_tag = args.model = checkpoint_folder(model, args.revision)
     args.load_format = load_format(args.model, args.load_format)

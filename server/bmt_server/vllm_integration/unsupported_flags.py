@@ -132,6 +132,8 @@ REFUSED: tuple[Refusal, ...] = (
         "it is not known to verify its drafts under a request's mask",
     ),
 )
+# Flags whose values no message or log may show.
+_SECRET = ("api_key",)
 # Refused by parts of its value, see `check`.
 _SPECULATION = "speculative_config"
 # Each of them makes vLLM speculate.
@@ -171,6 +173,14 @@ def check(
             )
 
 
+def check_model(model: str, args: Namespace, defaults: Namespace) -> None:
+    """Raise UnsupportedFlagError if vLLM's flags, or a file of them, name another model."""
+    for flag in ("model", "model_tag"):
+        named = getattr(args, flag)
+        if named not in (model, getattr(defaults, flag)):
+            raise _error("model", named, f"{model!r} is served; name the model once")
+
+
 def count_drafts(args: Namespace) -> None:
     """Let vLLM count each request's drafted and accepted tokens, for the metrics by mask."""
     if (
@@ -182,4 +192,5 @@ def count_drafts(args: Namespace) -> None:
 
 def _error(flag: str, value: Any, reason: str) -> UnsupportedFlagError:
     name = "--" + flag.replace("_", "-")
-    return UnsupportedFlagError(f"{name} ({value!r}) cannot be used: {reason}")
+    shown = "" if flag in _SECRET else f" ({value!r})"
+    return UnsupportedFlagError(f"{name}{shown} cannot be used: {reason}")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import vllm
 from bmt_server import offline
+from bmt_server.cli import serve
 from bmt_server.settings import SettingsError
 from bmt_server.vllm_integration import platform_limits
 from bmt_server.vllm_integration.arguments import decided
@@ -17,6 +18,7 @@ from bmt_server.vllm_integration.unsupported_flags import (
     REFUSED,
     UnsupportedFlagError,
     check,
+    check_model,
     count_drafts,
 )
 from bmt_server.vllm_integration.versions.check import cli_arguments
@@ -205,3 +207,24 @@ def test_the_second_runner_on_the_cpu_is_refused_at_start(
         return
     with pytest.raises(SettingsError, match=refused):
         platform_limits.check_configuration(config)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--model", "another"], ["another"], ["--config", "{folder}/flags.yaml"]]
+)
+def test_a_second_model_among_the_flags_is_refused(tmp_path, flags):
+    (tmp_path / "flags.yaml").write_text("model: another\n")
+    given = [flag.format(folder=tmp_path) for flag in flags]
+    with pytest.raises(UnsupportedFlagError, match=r"--model \('another'\).*'a/b' is served"):
+        serve._parse_vllm_flags("a/b", given)
+
+
+def test_the_same_model_among_the_flags_passes(defaults):
+    for flag in ("model", "model_tag"):
+        check_model("a/b", Namespace(**{**vars(defaults), flag: "a/b"}), defaults)
+
+
+def test_a_refused_key_is_not_in_the_message(defaults):
+    with pytest.raises(UnsupportedFlagError, match="--api-key cannot be used") as error:
+        check(Namespace(**{**vars(defaults), "api_key": ["sk-secret"]}))
+    assert "sk-secret" not in str(error.value)

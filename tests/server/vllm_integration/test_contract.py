@@ -92,7 +92,7 @@ def test_an_older_vllm_is_refused_by_name(monkeypatch, old):
         check_version()
 
 
-@pytest.mark.parametrize("new", ["0.34.0", "1.0.0+cu130", "dev"])
+@pytest.mark.parametrize("new", ["0.34.0", "1.0.0+cu130", "dev", "0.1.dev9+g1a2b3c"])
 def test_a_newer_vllm_that_keeps_the_contract_is_used_with_one_warning(monkeypatch, new):
     places = TESTED[check._minor(vllm.__version__)]
     monkeypatch.setitem(TESTED, max(TESTED), places)

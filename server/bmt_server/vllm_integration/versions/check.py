@@ -77,9 +77,14 @@ def cli_startup() -> Any:
 
 
 def _minor(version: str) -> tuple[int, int] | None:
-    """Major and minor number; None for a version that has none, as builds from source may."""
-    found = re.match(r"(\d+)\.(\d+)", version)
-    return None if found is None else (int(found[1]), int(found[2]))
+    """Major and minor number; None for a version without them, as builds from source may have.
+
+    A clone without tags builds `0.1.devN`, whatever release it is near.
+    """
+    found = re.match(r"(\d+)\.(\d+)(?:\.(dev))?", version)
+    if found is None or (found[3] and found[1] == "0" and found[2] in "01"):
+        return None
+    return int(found[1]), int(found[2])
 
 
 def _names() -> str:
