@@ -344,6 +344,20 @@ def test_a_server_that_lets_nobody_remove_does_not_end_the_run(
         assert train(settings(server=served.url), lines).digest == undisturbed
     assert lines.text.count("stay on the server") == 1
     assert lines.text.count("stays on server") == 1
+    assert "until it expires" in lines.text
+
+
+def test_a_run_that_ends_in_its_first_push_removes_its_mask(served, settings, monkeypatch):
+    upload = BmtClient.upload
+
+    def interrupted(self, *args, **options):
+        upload(self, *args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BmtClient, "upload", interrupted)
+    with pytest.raises((KeyboardInterrupt, Interrupted)):
+        train(settings(server=served.url), quiet())
+    assert left(served) == []
 
 
 def test_a_key_with_few_places_waits_for_them(made, settings, monkeypatch):

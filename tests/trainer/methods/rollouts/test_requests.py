@@ -1,11 +1,13 @@
-"""Sampling settings of rollout requests. Answers by mask: tests/server/serving/test_serve.py."""
+"""Requests of rollouts and their answers. Answers by mask: tests/server/serving/test_serve.py."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
-from bmt_client import KeyInfo
-from bmt_trainer.methods.rollouts.server import ServerRollouts
+import pytest
+from bmt_client import KeyInfo, PermissionDenied
+from bmt_trainer.errors import RolloutError
+from bmt_trainer.methods.rollouts.server import ServerRollouts, _read
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 
@@ -39,3 +41,76 @@ def test_requests_have_the_runs_own_truncation():
     assert taken.repetition_penalty == 1.0
     # The template's end of a turn, which the checkpoint may not know.
     assert taken.stop_token_ids == [2, 7]
+
+
+def answering(change):
+    """The completions read of an answer to two of a prompt, after a change of its choices."""
+    asked = {"model": "m@1", "n": 2}
+    choices = [
+        {
+            "index": at,
+            "token_ids": [at, 7],
+            "logprobs": {"token_logprobs": [-1.0, -2.0]},
+            "finish_reason": "stop",
+        }
+        for at in (1, 0)
+    ]
+    change(choices)
+    return _read({"model": "m@1", "choices": choices}, asked)
+
+
+def test_completions_are_read_in_the_order_of_their_numbers():
+    assert [tokens for tokens, _ in answering(lambda choices: None)] == [[0, 7], [1, 7]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda choices: choices.pop(),
+        lambda choices: choices[0].pop("token_ids"),
+        lambda choices: choices[0].update(token_ids=None),
+        lambda choices: choices[0].update(logprobs=None),
+        lambda choices: choices[0]["token_ids"].pop(),
+    ],
+    ids=["fewer", "no ids", "null ids", "no log-probabilities", "other lengths"],
+)
+def test_an_answer_to_something_else_is_a_typed_error(change):
+    """A group that lacks a completion would give its rewards to the next group's prompt."""
+    with pytest.raises(RolloutError, match="m@1"):
+        answering(change)
+
+
+def test_rows_of_equal_prompts_ask_for_no_more_than_a_request_may():
+    asked = []
+    server = SimpleNamespace(
+        registry=None, limits=KeyInfo(scopes=frozenset(), max_n=4), generation=lambda: None
+    )
+    rollouts = ServerRollouts(server, "m", lambda: None, max_tokens=3, temperature=1.0)
+    rollouts._pushed_for = lambda trainer: "m@1"
+    rollouts._answers = lambda requests: asked.extend(requests) or []
+    trainer = SimpleNamespace(state=SimpleNamespace(global_step=2))
+    rollouts.turn([[1]] * 6 + [[2]] * 3, trainer, first=True)
+    assert [(one["prompt"], one["n"]) for one in asked] == [([1], 4), ([1], 2), ([2], 3)]
+    assert len({one["seed"] for one in asked}) == 3
+
+
+@pytest.mark.parametrize(
+    ("scopes", "until"), [(("infer", "upload"), "until it expires"), ((), "until an administrator")]
+)
+def test_a_mask_that_stays_is_said_to_expire_only_where_servers_remove_it(scopes, until):
+    def denied(name):
+        raise PermissionDenied("DELETE needs the scope 'admin'", status=403)
+
+    lines = []
+    server = SimpleNamespace(
+        registry=SimpleNamespace(delete=denied),
+        limits=KeyInfo(scopes=frozenset(scopes)),
+        generation=lambda: SimpleNamespace(close=lambda: None),
+        say=lines.append,
+        url="http://localhost",
+        close=lambda: None,
+    )
+    rollouts = ServerRollouts(server, "rollout-1", lambda: None, max_tokens=3, temperature=1.0)
+    rollouts._begun = True
+    rollouts.close()
+    assert [until in line for line in lines] == [True]

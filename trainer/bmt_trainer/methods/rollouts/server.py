@@ -69,6 +69,7 @@ class ServerRollouts:
         self._mask, self._max_tokens = mask, max_tokens
         self._temperature, self._sampling = temperature, {**NEUTRAL_SAMPLING, **sampling}
         self._pushed: list[Mask] = []
+        self._begun = False  # the server may have the name, even if no answer has said so
         self._renewed = 0.0
         self._stale: set[str] = set()  # digests of versions to remove
         self._may_retire, self._warned = True, False
@@ -86,6 +87,7 @@ class ServerRollouts:
         start = time.perf_counter()
         flips = symmetric_difference(self._pushed[-1], mask) if self._pushed else mask
         if not self._pushed:
+            self._begun = True
             self._server.call(lambda: self._upload(mask))
             self._server.call(lambda: self._find_stale(mask))
         elif mask.digest == self._pushed[-1].digest:
@@ -169,7 +171,13 @@ class ServerRollouts:
             self._model, self._turns = self._pushed_for(trainer), 0
         model, turn = self._model, self._turns
         self._turns += 1
-        groups = [(ids, len(list(same))) for ids, same in groupby(prompts)]
+        # Rows of equal prompts may follow each other, and be more than a request may ask for.
+        most = self._server.limits.max_n or len(prompts)
+        groups = [
+            (ids, min(most, count - done))
+            for ids, count in ((ids, len(list(same))) for ids, same in groupby(prompts))
+            for done in range(0, count, most)
+        ]
         # Derived from the step, so that a resumed run samples as an uninterrupted one would; later
         # turns, which have other numbers of prompts, draw from ranges of their own.
         step = trainer.state.global_step
@@ -220,7 +228,7 @@ class ServerRollouts:
             answers = self._generation.run([asked[at] for at in open_])
             for at, answer in zip(open_, answers, strict=True):
                 try:
-                    found[at] = _read(answer, asked[at]["model"])
+                    found[at] = _read(answer, asked[at])
                     continue
                 except (BmtClientError, Unanswered) as caught:
                     error = caught
@@ -265,7 +273,7 @@ class ServerRollouts:
         """
         self._generation.close()
         deadline = time.monotonic() + (_TIDIES_S if finished else 0.0)
-        while self._pushed:
+        while self._begun:
             try:
                 self._client.delete(self._name)
             except NotFound:
@@ -274,28 +282,45 @@ class ServerRollouts:
                 if is_passing(error) and time.monotonic() < deadline:
                     time.sleep(_PAUSE_S)
                     continue
+                until = f"it expires, {_EXPIRES} after its last push"
+                if not self._server.limits.scopes:  # of an earlier build, which knows no expiry
+                    until = "an administrator removes it"
                 self._server.say(
-                    f"{self._name} stays on server {self._server.url} until it expires, "
-                    f"{_EXPIRES} after its last push ({words(error)})"
+                    f"{self._name} stays on server {self._server.url} until {until} "
+                    f"({words(error)})"
                 )
-            self._pushed.clear()
+            self._begun = False
         self._server.close()
 
 
-def _read(answer: Answer, model: str) -> list[Completion]:
+def _read(answer: Answer, asked: Mapping[str, Any]) -> list[Completion]:
     """Token ids and log-probabilities of an answer's completions.
 
-    Raises the error in its place, Unanswered for a part of one, RolloutError for another model's.
+    Raises the error in its place, Unanswered for a part of one, RolloutError for another model's
+    and for an answer to something else than was asked.
     """
     if isinstance(answer, Exception):
         raise answer
+    model = asked["model"]
     if answer.get("model") != model:
         raise RolloutError(
             f"the server answered as {answer.get('model')}, not {model}; another client may have "
             "changed this run's name"
         )
-    choices: list[Any] = sorted(answer["choices"], key=lambda choice: choice["index"])
-    if cut := {str(choice["finish_reason"]) for choice in choices} - {"stop", "length"}:
-        # A server that stops may send what there is.
-        raise Unanswered(f"an answer ended by {', '.join(sorted(cut))}")
-    return [(list(c["token_ids"]), list(c["logprobs"]["token_logprobs"])) for c in choices]
+    try:
+        choices: list[Any] = sorted(answer["choices"], key=lambda choice: choice["index"])
+        if cut := {str(choice["finish_reason"]) for choice in choices} - {"stop", "length"}:
+            # A server that stops may send what there is.
+            raise Unanswered(f"an answer ended by {', '.join(sorted(cut))}")
+        read = [(list(c["token_ids"]), list(c["logprobs"]["token_logprobs"])) for c in choices]
+    except (KeyError, TypeError) as error:
+        raise RolloutError(
+            f"the server's answer as {model} lacks token ids or log-probabilities ({error!r}); "
+            "serve by bmt-server, without a proxy that changes requests"
+        ) from error
+    if len(read) != asked["n"] or any(len(tokens) != len(values) for tokens, values in read):
+        raise RolloutError(
+            f"the server's answer as {model} has {len(read)} completions of {asked['n']}, or other "
+            "numbers of tokens than of log-probabilities"
+        )
+    return read
