@@ -131,8 +131,19 @@ def mask_request(mask: bmt_core.Mask | str | os.PathLike[str], name: str = "") -
 def _check_base(settings: Settings) -> None:
     """Raise BaseMismatch if a worker refuses masks, because its base weights were replaced."""
     for worker in WorkerStats.read_all(settings.stats_dir):
-        if worker.base_error:
+        if worker.base_error and _lives(worker.pid):
             raise bmt_core.BaseMismatch(worker.base_error)
+
+
+def _lives(pid: int) -> bool:
+    """False for a worker of an earlier `masked_llm`, whose statistics stay in the folder."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
 
 
 def _check_requests(engine: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import bmt_core
@@ -47,3 +50,14 @@ def test_masks_are_refused_by_name_until_the_base_is_known_again(settings):
     WorkerStats(pid=1).write(settings.stats_dir, 1)
     engine.add_request("5", "prompt", lora_request=request)
     assert [a[0] for a, _ in added] == ["1", "4", "5"]
+
+
+def test_a_worker_that_has_ended_refuses_nothing(settings):
+    """Its file outlives a `masked_llm` whose base was replaced; the next one has the base."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    WorkerStats(pid=ended.pid, base_error="replaced").write(settings.stats_dir, ended.pid)
+    offline.mask_request(make_mask(1), "math")
+    WorkerStats(pid=os.getpid(), base_error="replaced").write(settings.stats_dir, os.getpid())
+    with pytest.raises(bmt_core.BaseMismatch, match="replaced"):
+        offline.mask_request(make_mask(1), "math")
