@@ -2,9 +2,9 @@
 
 At sharpness α, a gate with z = αG above 16.7 has σ(z) = 1 in fp32, and its gradient,
 α W σ(z) σ(-z), is far below what AdamW's eps lets through. α only grows (Eq. 7), so such a gate
-never moves again. From `LIVE_SET_MIN_ALPHA` (methods/config.py) on, training the other gates alone
-gives the same mask with a sixth of the optimizer's memory. At α = 100, where SFT starts, every gate
-moves.
+never moves again. From `LIVE_SET_MIN_ALPHA` (methods/config/grpo.py) on, training the other gates
+alone gives the same mask with a sixth of the optimizer's memory. At α = 100, where SFT starts,
+every gate moves.
 """
 
 from __future__ import annotations

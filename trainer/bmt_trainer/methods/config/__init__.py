@@ -1,0 +1,23 @@
+"""Settings of the training methods: one frozen dataclass per method. Imports no torch.
+
+TrainConfig
+├── SftConfig
+└── OnPolicyConfig
+    ├── GrpoConfig
+    └── SdftConfig
+"""
+
+from bmt_trainer.methods.config.grpo import LIVE_SET_MIN_ALPHA, GrpoConfig
+from bmt_trainer.methods.config.on_policy import OnPolicyConfig
+from bmt_trainer.methods.config.sdft import TEACHER_PROMPT, SdftConfig
+from bmt_trainer.methods.config.training import SftConfig, TrainConfig
+
+__all__ = [
+    "LIVE_SET_MIN_ALPHA",
+    "TEACHER_PROMPT",
+    "GrpoConfig",
+    "OnPolicyConfig",
+    "SdftConfig",
+    "SftConfig",
+    "TrainConfig",
+]

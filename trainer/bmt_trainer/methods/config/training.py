@@ -1,0 +1,147 @@
+"""Settings of every training run, and those of supervised training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bmt_trainer.errors import ConfigError
+from bmt_trainer.evaluation.thoughts import Thoughts
+from bmt_trainer.settings import check, option
+
+#: Help of settings that name rewards.
+REWARD_HELP = (
+    "words, number, gsm8k, math, letter, bbeh, tools, tool-calls, FILE.py:FUNCTION, a dotted path "
+    "or judge:URL?model=NAME, each with ?key=value&…, several joined by ' + '"
+)
+#: Help of the setting that names a measure of evaluation.
+GRADER_HELP = (
+    f"The measure of right answers in evaluation: {REWARD_HELP}; default: by the data set's form, "
+    "else words, or tool-calls if it has any."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of a training run of any method. Raises ConfigError."""
+
+    model: str = option("Folder of a safetensors checkpoint, or a model of the Hub.")
+    dataset: str = option(
+        "task:NAME, reasoning-gym:NAME, a benchmark's FORM:FILE (gsm8k, math, mmlu-pro, bbeh, "
+        "tools), a file, a folder, a URL or a Hub data set, each with ?key=value&…; several are "
+        "joined by ' + ', each perhaps with ?weight=.",
+        joined=True,
+    )
+    output: Path = option("The mask file to write (.bmt).")  # noqa: RUF009
+    system: str | None = option("System message before each prompt that has none.", None)
+    chat_template: str | None = option(
+        "Jinja file of the chat template, or the name of one of this package's; default: the "
+        "checkpoint's own.",
+        None,
+    )
+    chat_template_kwargs: Mapping[str, Any] | None = option(
+        'Arguments of the chat template as JSON, such as {"enable_thinking": false}.', None
+    )
+    heldout: int = option("Examples set aside for evaluation; 0 for none.", 400, least=0)
+    heldout_share: float | None = option(
+        "Instead: this share of a file's examples, rounded up; the paper's SFT: 0.25.",
+        None,
+        above=0,
+        most=0.9,
+    )
+    train_examples: int | None = option(
+        "Training examples at most; default: as many as the steps can use once.", None, least=1
+    )
+    steps: int = option("Optimizer steps, T of Eq. 7.", 400, least=1)
+    learning_rate: float = option("Constant AdamW learning rate of the gates.", 5e-4, above=0)
+    max_grad_norm: float = option("Gradients are clipped to this norm.", 1.0, above=0)
+    alpha_start: float = option("Sharpness at the first step (Eq. 7).", 1e2, above=0)
+    alpha_end: float = option("Sharpness after the last step (Eq. 7).", 1e3, above=0)
+    reg_lambda: float = option("Weight λ of the regularizer -λ‖W̃‖².", 1e-5, least=0)
+    eta: float = option(
+        "Share of the weights that start as deleted (Eq. 9).", 1 / 2048, above=0, most=1
+    )
+    init_mean: float = option("Mean of |G| at the start (Eq. 9).", 0.03, above=0)
+    init_std: float = option("Standard deviation of G at the start (Eq. 9).", 0.01, least=0)
+    init: Literal["paper", "no-tail"] = option(
+        "no-tail: gates of important weights start above 0, where Eq. 9 deletes some by chance.",
+        "paper",
+    )
+    calibration_prompts: int = option(
+        "Training prompts for the Wanda scores, or all if there are fewer.", 2048, least=1
+    )
+    targets: str | None = option(
+        r"Pattern of the module names to mask; default: \.mlp\.gate_proj$, in every layer.", None
+    )
+    max_length: int = option("Longer examples are left out, in tokens.", 1024, least=1)
+    max_new_tokens: int = option("Length of an answer in evaluation, in tokens.", 64, least=1)
+    eval_batch_size: int = option("Prompts at once in evaluation and calibration.", 64, least=1)
+    thoughts: str | None = option(
+        "Delimiters of thoughts, which are not graded: OPENING CLOSING, or off to grade them too; "
+        "default: <think> </think> and those of the chat template.",
+        None,
+    )
+    precision: Literal["auto", "bf16", "fp32"] = option(
+        "Arithmetic; gates are always fp32. bf16: autocast of the forward pass. fp32: weights too, "
+        "of any checkpoint, which take twice the memory of 16 bits. auto: bf16 if the device "
+        "computes it.",
+        "auto",
+    )
+    lean: Literal["off", "auto", "on"] = option(
+        "Write only deletions that training learned; auto: if they score as well.", "off"
+    )
+    gradient_checkpointing: bool = option("Trade a third of the speed for memory.", False)
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "Device to train on; auto takes a GPU if there is one.", "auto"
+    )
+    seed: int = option(
+        "Seed of the held-out split, the order of the examples and the gates' first values.",
+        0,
+        least=0,
+        most=2**32 - 1,
+    )
+    checkpoint_every: int = option("Steps between checkpoints; 0 for none.", 100, least=0)
+    resume: bool = option("Resume the unfinished run of this output, if there is one.", False)
+    overwrite: bool = option("Replace the mask and the history of an earlier run.", False)
+
+    def __post_init__(self) -> None:
+        check(self)
+        Thoughts.of_setting(self.thoughts)
+        if self.lean == "auto" and not self.heldout and self.heldout_share is None:
+            raise ConfigError(
+                "lean: auto chooses by scores, and nothing is held out (heldout 0); set heldout, "
+                "or lean on or off"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(TrainConfig):
+    """Settings of `sft.train`. The defaults are the paper's. Raises ConfigError."""
+
+    batch_size: int = option("Examples per device and forward pass.", 4, least=1)
+    gradient_accumulation: int = option("Forward passes per optimizer step.", 1, least=1)
+    group_by_length: bool = option(
+        "Put examples of like length in one step: less padding, so faster steps.", False
+    )
+    learn: Literal["all", "last"] = option(
+        "The turns of a chat that are learnt: every one of the assistant, or its last one.", "all"
+    )
+    packing: bool = option(
+        "Put several examples into one sequence of max_length, without attention across them.",
+        False,
+    )
+    overlong: Literal["drop", "truncate-left", "truncate-right", "error"] = option(
+        "Examples above max_length: leave out, cut at the beginning, cut at the end, or fail.",
+        "drop",
+    )
+    grader: str | None = option(GRADER_HELP, None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.packing and self.group_by_length:
+            raise ConfigError(
+                "packing: it fills sequences with examples of any length, so it excludes "
+                "group_by_length; set one of them"
+            )
