@@ -91,6 +91,11 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal("monokernel", _truthy, _FUSED),
     Refusal("kernel_config", _with("monokernel"), _FUSED),
     Refusal("enable_sleep_mode", _truthy, "sleep discards the weights that mask values come from"),
+    Refusal(
+        "enable_cumem_allocator",
+        _truthy,
+        "`LLM.sleep` discards its memory, and with it the tables by which masks find the weights",
+    ),
     Refusal("scheduler_cls", _truthy, "mask mode 'scatter' sets its own scheduler"),
     Refusal("headless", _truthy, "a node without an API process cannot receive masks"),
     Refusal("enable_dbo", _truthy, "the two halves of a step would use each other's masks"),

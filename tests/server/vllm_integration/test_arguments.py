@@ -89,6 +89,7 @@ BREAKING = [
     ("load_format", "dummy"),
     ("load_format", "tensorizer"),
     ("enable_sleep_mode", True),
+    ("enable_cumem_allocator", True),
     ("enable_dbo", True),
     ("ubatch_size", 2),
     ("prefill_context_parallel_size", 2),

@@ -57,7 +57,7 @@ MODEL = frozenset(
         *("disable_cascade_attn", "skip_tokenizer_init", "enable_prompt_embeds"),
         *("config_format", "hf_token", "hf_overrides", "model_class_overrides"),
         *("pooler_config", "generation_config", "override_generation_config"),
-        *("enable_cumem_allocator", "enable_nccl_comm_suspend", "model_impl"),
+        *("enable_nccl_comm_suspend", "model_impl"),
         *("logits_processors", "download_dir", "safetensors_load_strategy"),
         *("safetensors_prefetch_num_threads", "safetensors_prefetch_block_size"),
         *("model_loader_extra_config", "ignore_patterns", "pt_load_map_location"),
