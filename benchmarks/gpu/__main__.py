@@ -60,8 +60,10 @@ def _environment(job: Job) -> dict[str, str]:
 
 
 def _write(out: Path, job: Job, outcomes: list[Outcome]) -> dict[str, Any]:
-    measured = torch.cuda.is_available() and not job.tiny
     kept = {o.name: figures(out, o.name) for o in outcomes}
+    # The base is made, not measured.
+    some = any(found for name, found in kept.items() if name != "base")
+    measured = torch.cuda.is_available() and not job.tiny and some
     found: dict[str, Any] = {
         "measured": measured,
         "environment": provenance(),

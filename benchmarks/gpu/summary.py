@@ -52,5 +52,7 @@ def report(found: dict[str, Any]) -> str:
     """Lines for the terminal: how parts ended, then the ratios."""
     lines = [f"{p['name']:8} {p['end']}, {p['seconds']} s" for p in found["parts"]]
     if not found["measured"]:
-        return "\n".join([*lines, "nothing was measured: no CUDA device, or --tiny"])
+        return "\n".join(
+            [*lines, "nothing was measured: no CUDA device, --tiny, or no part came to a figure"]
+        )
     return "\n".join([*lines, *(f"{k}: {v}" for k, v in found["ratios"].items())])

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import arithmetic, base, machine_code, training
-from benchmarks.gpu.parts import PARTS, Job, Part, figures, run
+from benchmarks.gpu.parts import PARTS, Job, Outcome, Part, figures, run
 from benchmarks.gpu.summary import report, summary
 
 CHILD = "tests.support.children.gpu_parts"
@@ -31,6 +31,17 @@ def test_a_part_that_fails_or_hangs_keeps_its_figures_and_stops_no_other(tmp_pat
     assert "the reason" in found["parts"][1]["log"]
     assert found["measured"] is False
     assert found["ratios"] == "not measured"
+
+
+def test_a_run_on_a_gpu_without_a_figure_measured_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command, "provenance", dict)
+    (tmp_path / "base.jsonl").write_text('{"random base": {"seconds": 1}}\n')
+    outcomes = [Outcome("base", "done", 1.0), Outcome("masks", "failed", 1.0)]
+    found = command._write(tmp_path, Job(str(tmp_path)), outcomes)
+    assert (found["measured"], found["ratios"]) == (False, "not measured")
+    (tmp_path / "masks.jsonl").write_text('{"start_s": 9.5}\n')
+    assert command._write(tmp_path, Job(str(tmp_path)), outcomes)["measured"] is True
 
 
 def test_all_limits_together_are_below_eight_minutes():
