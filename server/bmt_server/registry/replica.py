@@ -154,29 +154,34 @@ class RegistryReplica:
         """Read what changed of names and take it over.
 
         A reply that is older than what another call has taken over meanwhile is read again: the
-        newer one holds only the version that its own change was about.
+        newer one holds only the version that its own change was about. A reply that is older than
+        what was known when it was asked for is of a registry that lost writes, and counts if it is
+        of the whole name.
         """
-        for attempt in range(_READS):
+        attempt = 0
+        while wanted:
+            attempt += 1
             asked = {key: self._to_read(key, digests) for key, digests in wanted.items()}
-            again: dict[Key, frozenset[str] | None] = {}
+            known = {key: self._newest(key) for key in wanted}
+            wanted = {}
             for read in await self._registry.reader.read(asked, self._known):
                 key = (read.tenant, read.name)
-                state = self.catalog.get(*key)
-                newest = state.generation if state is not None else self._removed.get(key, 0)
-                digests = asked[key]
-                if read.generation < newest or (state is None and not read.whole):
-                    again[key] = digests
+                state, digests = self.catalog.get(*key), asked[key]
+                if read.generation < known[key] == self._newest(key) and not read.whole:
+                    wanted[key] = None
+                elif known[key] <= read.generation < self._newest(key) or (
+                    state is None and not read.whole
+                ):
+                    wanted[key] = digests
                 elif digests is not None and (missing := self._missing(state, read)):
-                    again[key] = digests | missing
+                    wanted[key] = digests | missing if attempt < _READS else None
                 else:
                     self._take(read)
-                    continue
-                if attempt == _READS - 1:
-                    again[key] = None
-            if not again:
-                return
-            wanted = again
-        await self._read_all(list(wanted))
+
+    def _newest(self, key: Key) -> int:
+        """Counter of changes at the last read of a name that was taken over."""
+        state = self.catalog.get(*key)
+        return state.generation if state is not None else self._removed.get(key, 0)
 
     def _to_read(self, key: Key, digests: frozenset[str] | None) -> frozenset[str] | None:
         known = self.catalog.get(*key) is not None

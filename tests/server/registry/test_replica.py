@@ -204,6 +204,47 @@ async def test_a_reply_older_than_what_is_known_is_read_again(api, monkeypatch):
     assert state.latest == second.digest == (await registry.states([("default", "m")]))[0].latest
 
 
+async def test_reads_that_keep_crossing_leave_the_newest_state(api, monkeypatch):
+    """However often: no later event repairs what an old reply has undone."""
+    await api.put("m", make_mask(0))
+    await api.state.replica.close()
+    known, registry, read = api.state.replica, api.state.registry, NameReader.read
+    own, masks = make_mask(99), [make_mask(seed) for seed in range(1, 13)]
+    left, inside = list(masks), []
+
+    async def late(reader, wanted, *more):
+        replies = await read(reader, wanted, *more)
+        if not inside and left:
+            inside.append(1)
+            await api.put("m", left.pop(0))
+            inside.clear()
+        return replies
+
+    await api.put("m", own)
+    monkeypatch.setattr(NameReader, "read", late)
+    await known.refresh("default", "m", [own.digest])
+    state, (true,) = known.get("default", "m"), await registry.states([("default", "m")])
+    assert (state.latest, state.rev, set(state.versions)) == (
+        true.latest,
+        true.rev,
+        set(true.versions),
+    )
+
+
+async def test_a_name_of_a_registry_that_went_back_is_read_as_it_is(api):
+    first, second = make_mask(0), make_mask(1)
+    await api.put("m", first)
+    await api.put("m", second)
+    await api.state.replica.close()
+    known, quick = api.state.replica, api.state.connection.quick
+    await quick.set(f"{PREFIX}generation", 1)
+    await quick.hdel(versions_key("default/m"), second.digest)
+    await quick.hset(f"{PREFIX}name:default/m", "latest", first.digest)
+    async with asyncio.timeout(5):
+        state = await known.refresh("default", "m", ())
+    assert (state.latest, list(state.versions)) == (first.digest, [first.digest])
+
+
 async def test_unreadable_entries_hide_no_others(api, valkey, tmp_path, caplog):
     for seed in range(3):
         await api.put(f"m{seed}", make_mask(seed))
