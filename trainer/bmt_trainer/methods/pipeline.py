@@ -39,6 +39,7 @@ from bmt_trainer.methods.config import TrainConfig
 from bmt_trainer.methods.guards import contents, interruption, outputs
 from bmt_trainer.methods.guards.finite import check_weights
 from bmt_trainer.methods.guards.interruption import Interruption
+from bmt_trainer.methods.guards.metadata import check_metadata
 from bmt_trainer.methods.guards.targets import masked_weights
 from bmt_trainer.methods.guards.trl_contract import check_trl
 from bmt_trainer.methods.lengths import Answered
@@ -139,6 +140,7 @@ def read(
         prepare_tool_calls(tokenizer)
     complete_special_tokens(tokenizer)
     settings = {**settings_of(config), "base": base.fingerprint}
+    check_metadata(settings, folder)
     config = lengths.within_context(config, folder, display)
     bound = None
     if answered is not None:
