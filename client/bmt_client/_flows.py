@@ -183,8 +183,22 @@ def prune(
         raise UsageError("give keep_last, older_than, or both: without, prune has no bound")
     if keep_last is not None and keep_last < 1:
         raise UsageError(f"keep_last is {keep_last}; it must be at least 1")
-    request = routes.prune(mask_name(name), keep_last, older_than, dry_run)
-    removed = parse_json((yield from exchange(request, policy))).get("removed")
+    name = mask_name(name)
+    tried = yield from exchange(routes.prune(name, keep_last, older_than, True), policy)
+    due = _removed(tried)
+    if dry_run or not due:
+        return due
+    response = yield from exchange(routes.prune(name, keep_last, older_than, False), policy)
+    removed = _removed(response)
+    if response.attempts > 1:
+        # An attempt whose answer was lost has removed versions that this answer does not have.
+        left = {version.digest for version in (yield from versions(policy, name))}
+        removed = tuple(d for d in dict.fromkeys((*due, *removed)) if d not in left)
+    return removed
+
+
+def _removed(response: Response) -> tuple[str, ...]:
+    removed = parse_json(response).get("removed")
     if not isinstance(removed, list):
         raise ProtocolError("the answer has no `removed` list")
     return tuple(version_digest(str(one["digest"])) for one in removed)

@@ -157,6 +157,14 @@ def test_a_lost_answer_to_an_alias_move(client, server):
     assert client.set_alias("math", "latest", new, if_match=current).digest == new.digest
 
 
+def test_a_lost_answer_to_a_prune_hides_nothing_that_it_removed(client, server):
+    digests = [client.upload(make_mask(seed), "math").digest for seed in range(4)]
+    server.faults = [None, Fault(drop=True, after=True)]
+    assert set(client.prune("math", keep_last=1)) == set(digests[:3])
+    assert [version.digest for version in client.versions("math")] == digests[3:]
+    assert client.prune("math", keep_last=1) == ()
+
+
 def test_list_follows_the_pages(client, server):
     names = [f"m{i:03}" for i in range(7)]
     for i, name in enumerate(names):

@@ -51,7 +51,7 @@ class FakeServer:
         self.aliases: dict[tuple[str, str], str] = {}
         self.blobs: dict[str, bytes] = {}
         self.revs: dict[str, int] = {}
-        self.faults: list[Fault] = []
+        self.faults: list[Fault | None] = []  # None: no fault
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.extra: dict[str, Any] = {"field_of_a_newer_server": {"x": 1}}
         self.page_limit = 1000
@@ -91,6 +91,12 @@ class FakeServer:
                 self._find(name)
                 listed = [self._shown(v) for v in reversed(self.versions[name])]
                 return 200, {"object": "list", "data": listed}
+            case ("POST", "v1", "masks", name, "prune"):
+                self._find(name)
+                old = self.versions[name][: -int(query["keep_last"][0])]
+                if "dry_run" not in query:
+                    self.versions[name] = self.versions[name][len(old) :]
+                return 200, {"removed": [{"digest": version["digest"]} for version in old]}
             case ("DELETE", "v1", "masks", name, "versions", digest):
                 version = self._find(f"{name}@{digest}")
                 if names := self._shown(version)["aliases"]:
