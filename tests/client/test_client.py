@@ -157,9 +157,10 @@ def test_a_lost_answer_to_an_alias_move(client, server):
     assert client.set_alias("math", "latest", new, if_match=current).digest == new.digest
 
 
-def test_a_lost_answer_to_a_prune_hides_nothing_that_it_removed(client, server):
+@pytest.mark.parametrize("answered", [0, 1])
+def test_a_lost_answer_to_a_prune_hides_nothing_that_it_removed(client, server, answered):
     digests = [client.upload(make_mask(seed), "math").digest for seed in range(4)]
-    server.faults = [None, Fault(drop=True, after=True)]
+    server.faults = [*[None] * answered, Fault(drop=True, after=True)]
     assert set(client.prune("math", keep_last=1)) == set(digests[:3])
     assert [version.digest for version in client.versions("math")] == digests[3:]
     assert client.prune("math", keep_last=1) == ()
