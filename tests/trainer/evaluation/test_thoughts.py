@@ -328,6 +328,20 @@ def test_graders_as_rewards_see_the_answer_and_functions_the_whole(tmp_path):
     assert trl_functions(off, rows)[0](**given) == [0, 0, 0]
 
 
+@pytest.mark.parametrize("setting", [None, "off"])
+@pytest.mark.parametrize("template", [TEMPLATE, OPENING])
+def test_empty_thoughts_of_a_server_add_nothing(setting, template):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    reader = CompletionReader(tokenizer, setting)
+    example = Example(chat("q"), "3", template_kwargs={})
+    made = reader.of_message("3", "", example, cut=False)
+    assert find("number").strict(made, "3") == 1
+    assert (str(made) == "3") == (template == TEMPLATE or setting == "off")
+    empty = reader.of_message("", "", example, cut=False)
+    assert find("number").lenient(empty, "3") == 0
+
+
 def test_scores_count_what_was_cut():
     examples = [Example(chat("q"), "3")] * 4
     completions = [

@@ -103,9 +103,13 @@ class CompletionReader:
     def of_message(
         self, text: str, reasoning: str | None, example: Example, *, cut: bool
     ) -> Completion:
-        """The completion that a server gives as text, and perhaps its thoughts apart from it."""
+        """The completion that a server gives as text, and perhaps its thoughts apart from it.
+
+        reasoning: empty thoughts, which some servers always send, are none, unless the prompt
+        opens a thought: then the server has found its end.
+        """
         opened = self.is_opened(example)
-        if reasoning is not None:
+        if reasoning or (opened and reasoning is not None):
             opening, closing = (self.thoughts.pairs or KNOWN[:1])[-1]
             # Without text, the thought is unfinished, or nothing follows it.
             text = f"{reasoning}{closing}{text}" if text.strip() else reasoning
