@@ -202,7 +202,7 @@ class Registry:
         """
         key, data = blob_key(digest), bytearray()
         # One large reply would block this process's event loop for its whole length. The first
-        # piece detects within a second that the registry hangs.
+        # piece detects within QUICK_S that the registry hangs.
         client, within_s = self.connection.quick, QUICK_S
         for start, end in blob_ranges(data, size, _CHUNK):
             read = partial(client.getrange, key, start, end)
