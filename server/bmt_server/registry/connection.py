@@ -36,11 +36,10 @@ T = TypeVar("T")
 
 logger = logging.getLogger("vllm.bmt_server")
 
-# A process or registry short of CPU, or a fork of the registry, is late by tenths of a second.
-_TIMEOUT_S = 1.0
+_TIMEOUT_S = 0.5
 _BULK_TIMEOUT_S = 10.0  # blobs are megabytes
 # Bounds on a whole call, because socket timeouts add up over a retry and a reconnect's handshake.
-QUICK_S, BULK_S = 2.0, 30.0
+QUICK_S, BULK_S = 1.0, 30.0
 # Connections of each of the two pools, and the longest wait for one of them.
 CONNECTIONS = 32
 _WAIT_S = 5.0
@@ -82,13 +81,14 @@ class RegistryConnection:
         """Client for blocking reads of up to `block_s` seconds each, from the same primary."""
         return client(self._primary, 1, block_s + _TIMEOUT_S, _WAIT_S, 0)
 
-    async def call(self, command: Callable[[], Awaitable[T]], within_s: float = QUICK_S) -> T:
-        """Run one command within `within_s` seconds, including its retry and a reconnect.
+    async def call(self, command: Callable[[], Awaitable[T]], within_s: float | None = None) -> T:
+        """Run one command within `within_s` (QUICK_S) seconds, its retry and a reconnect included.
 
         A command that the node refuses because another one is the primary is run again, once, on
         that one. Raises RegistryDown, RegistryFull, Unavailable, and ResponseError of a script.
         """
         self._check_breaker()
+        within_s = QUICK_S if within_s is None else within_s
         places = self._quick_places if within_s <= QUICK_S else self._bulk_places
         try:
             async with asyncio.timeout(_WAIT_S):

@@ -34,7 +34,7 @@ from bmt_server.errors import (
     Unavailable,
 )
 from bmt_server.ipc.blob import PREFIX, blob_key, blob_ranges
-from bmt_server.registry.connection import BULK_S, QUICK_S, RegistryConnection
+from bmt_server.registry.connection import BULK_S, RegistryConnection
 from bmt_server.registry.durability import Durability
 from bmt_server.registry.lua import DELETE_NAME, DELETE_VERSION, PRUNE, PUBLISH, SET_ALIAS, SET_PIN
 from bmt_server.registry.names.name_state import NameState
@@ -202,8 +202,9 @@ class Registry:
         """
         key, data = blob_key(digest), bytearray()
         # One large reply would block this process's event loop for its whole length. The first
-        # piece detects within QUICK_S that the registry hangs.
-        client, within_s = self.connection.quick, QUICK_S
+        # piece detects within a second that the registry hangs.
+        within_s: float | None
+        client, within_s = self.connection.quick, None
         for start, end in blob_ranges(data, size, _CHUNK):
             read = partial(client.getrange, key, start, end)
             data += await self.connection.call(read, within_s)

@@ -131,5 +131,5 @@ def tell(
     assert {(a.status, a.code) for a in refused} == {(503, "registry_unavailable")}, refused
     assert all(int(a.retry_after) >= 1 for a in refused)
     slowest = max(a.total_s for a in refused)
-    figures.record(f"{fault}_refused_in", slowest, "s", "<= 2.1", size=f"{len(refused)} requests")
+    figures.record(f"{fault}_refused_in", slowest, "s", "<= 1.1", size=f"{len(refused)} requests")
     figures.record(f"{fault}_recovered_in", back, "s", "<= 5", size="once")

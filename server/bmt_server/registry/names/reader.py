@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from bmt_server.ipc.blob import PREFIX
-from bmt_server.registry.connection import BULK_S, QUICK_S, RegistryConnection
+from bmt_server.registry.connection import BULK_S, RegistryConnection
 from bmt_server.registry.names.versions import Entry, Versions
 
 logger = logging.getLogger("vllm.bmt_server")
@@ -123,7 +123,7 @@ class NameReader:
         few = len(wanted) <= _FEW_NAMES
         client = self._connection.quick if few else self._connection.bulk
         packed = await self._connection.call(
-            lambda: client.eval(_READ, len(keys), *keys, *args), QUICK_S if few else BULK_S
+            lambda: client.eval(_READ, len(keys), *keys, *args), None if few else BULK_S
         )
         try:
             generation, *parts = msgspec.msgpack.decode(packed)
