@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+from pathlib import Path
 
 import bmt_core
 import pytest
@@ -19,7 +20,8 @@ from tests.support.replica import make_mask
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
 FIELDS = {"message", "type", "code", "param", "request_id"}
 # Of the other tenant, and of Python's and the test's own places.
-SECRETS = ("theirs", "other-", "/work/", "/tmp/", "site-packages", "Traceback", "0x7f")
+FOLDER = f"{Path(__file__).resolve().parents[3]}/"
+SECRETS = ("theirs", "other-", FOLDER, "/tmp/", "site-packages", "Traceback", "0x7f")
 BODIES = (b"", b"{", b"[]", b'{"model": 5}', b'{"model": "theirs"}', b"\x00\xff" * 40)
 
 
