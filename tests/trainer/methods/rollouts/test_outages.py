@@ -46,27 +46,22 @@ def at(number, action):
     return [*[lambda asked: None] * number, action]
 
 
-def in_background(action):
-    """A fault that starts `action` and leaves the answer to the stub."""
+def ending(served, away_s=None):
+    """A fault: the server ends with all requests unanswered; starts again after `away_s` seconds.
 
-    def fault(asked):
-        threading.Thread(target=action).start()
+    Answers wait until it has ended, so that the run cannot go on with them.
+    """
 
-    return fault
-
-
-def restarting(served, away_s=0.3):
-    """A fault: the server ends with all requests unanswered, and starts again."""
-
-    def restart():
+    def end():
         served.stop()
         served.held.clear()
-        time.sleep(away_s)
-        served.start()
+        if away_s is not None:
+            time.sleep(away_s)
+            served.start()
 
     def fault(asked):
         served.held.set()
-        threading.Thread(target=restart).start()
+        threading.Thread(target=end).start()
 
     return fault
 
@@ -79,7 +74,7 @@ def left(served):
 
 @pytest.mark.found
 def test_a_server_may_restart_three_times(served, settings, undisturbed):
-    restart, seen = restarting(served), []
+    restart, seen = ending(served, away_s=0.3), []
 
     def first_of_a_version(asked):
         """Restarts under the first request of three steps; a step waits once, however often."""
@@ -191,7 +186,7 @@ def test_a_server_that_stays_away_ends_the_run_with_a_checkpoint(
     served, settings, undisturbed, minutes
 ):
     config = settings(server=served.url, server_wait=minutes)
-    served.faults = at(6, in_background(served.stop))
+    served.faults = at(6, ending(served))
     started, lines = time.monotonic(), Lines()
     with pytest.raises(RolloutError, match=r"has not come back.*--server-wait.*--resume"):
         train(config, lines)
@@ -334,7 +329,7 @@ def test_versions_of_earlier_steps_are_removed_by_the_key_of_the_run(served, set
     assert max(seen) == 2
 
 
-def test_a_server_that_lets_nobody_remove_does_not_end_the_run(
+def test_a_server_that_forbids_removal_does_not_end_the_run(
     served, settings, undisturbed, monkeypatch
 ):
     """One of an earlier build asks for an administrator's key."""
