@@ -166,16 +166,7 @@ class AsyncBmtClient(BaseClient):
         older_than: str | None = None,
         dry_run: bool = False,
     ) -> tuple[str, ...]:
-        """Remove old versions of a mask; return their mask digests.
-
-        The latest version and those of aliases stay, also without `keep_last`.
-
-        Parameters
-        ----------
-        keep_last : number of newest versions that stay
-        older_than : remove only versions of this age, such as `30d` (units m, h, d, w)
-        dry_run : remove nothing, only return what would be removed
-        """
+        """Remove old versions of a mask; return their mask digests; see `BmtClient.prune`."""
         return await self._run(flows.prune(self._policy, name, keep_last, older_than, dry_run))
 
     async def read(self, ref: str, *, progress: Progress | None = None) -> bytes:

@@ -26,7 +26,7 @@ import bmt_core
 from redis.exceptions import RedisError
 
 from bmt_server.errors import ApiError, BadRequest, NotFound, RegistryDown, Unauthorized
-from bmt_server.registry.connection import RegistryConnection
+from bmt_server.registry.connection import RegistryConnection, end_task
 from bmt_server.registry.expiry import has_expired, parse_expiry
 from bmt_server.registry.key_reader import KEYS, KeyReader
 from bmt_server.registry.lua import REVOKE_KEY
@@ -44,7 +44,6 @@ _POLL_S = 2.0
 # Seconds until an unknown key is looked up again.
 _UNKNOWN_S = 5.0
 _MAX_CACHED = 4096
-_CANCEL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +117,7 @@ class ApiKeyStore:
         """Stop the background tasks."""
         await self._reader.close()
         task, self._polling = self._polling, None
-        # Repeated until it ends; see RegistryReplica.close.
-        while task is not None and not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=_CANCEL_S)
+        await end_task(task)
 
     async def create(
         self,

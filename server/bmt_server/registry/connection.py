@@ -45,6 +45,7 @@ CONNECTIONS = 32
 _WAIT_S = 5.0
 _FAILURES_TO_OPEN = 3
 _OPEN_S = 1.0
+_CANCEL_S = 0.2
 
 # Errors without a class in redis-py, by their first word. Nothing was written.
 _NOT_NOW = {
@@ -192,3 +193,14 @@ def _refusal(error: ResponseError) -> ApiError | None:
     if why is None:
         return None
     return RegistryDown(f"the mask registry {why}; try again shortly", detail=str(error))
+
+
+async def end_task(task: asyncio.Task[None] | None) -> None:
+    """Cancel a task that uses Redis, and wait until it has ended.
+
+    redis-py swallows a cancellation that arrives together with a reply, and the task continues. So
+    cancel until it ends.
+    """
+    while task is not None and not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_CANCEL_S)

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from bmt_server.errors import ApiError
 from bmt_server.ipc.blob import PREFIX
+from bmt_server.registry.connection import end_task
 from bmt_server.registry.lua import TAKE_LEASE
 from bmt_server.registry.maintenance import collect_orphans, remove_orphan
 from bmt_server.registry.names.changes import Changes
@@ -34,7 +35,6 @@ _EVERY_S = 3600.0
 _EXPIRED_EVERY_S = 60.0
 _WHEN_FULL_S = 10.0
 _REMOVAL_DELAY_S = 10.0
-_CANCEL_S = 0.2
 
 
 class Housekeeper:
@@ -75,10 +75,7 @@ class Housekeeper:
         if self._removal is not None:
             self._removal.cancel()
         for task in tasks:
-            # Repeated until it ends; see RegistryReplica.close.
-            while not task.done():
-                task.cancel()
-                await asyncio.wait([task], timeout=_CANCEL_S)
+            await end_task(task)
 
     def removed(self, files: Iterable[str]) -> None:
         """Remove the files of removed versions soon, unless other versions have them.
@@ -98,7 +95,7 @@ class Housekeeper:
         self._tasks = [t for t in self._tasks if not t.done()] + [task]
 
     async def _remove_files(self) -> None:
-        """What cannot be removed now is left to the next collection of orphans."""
+        """Remove the files noted by `removed`; the collection of orphans takes what fails."""
         files, self._files = self._files, set()
         unused, cursor = self._unused(files)
         changes = Changes(self._registry)
@@ -111,9 +108,8 @@ class Housekeeper:
         """Remove the names that have expired; the number of them. Raises RegistryDown."""
         now, removed = time.time(), 0
         for state in self._expired(now):
-            files = [
-                entry.file_digest.hex() for entry in state.versions.entries()
-            ]  # the event of the removal may arrive before its reply
+            # Before the removal, whose event may arrive before its reply.
+            files = state.versions.files()
             if not await self._registry.delete_expired(state.tenant, state.name, now):
                 continue  # renewed meanwhile, or removed by another process
             removed += 1

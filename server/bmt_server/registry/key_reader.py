@@ -17,7 +17,7 @@ from functools import partial
 
 from bmt_server.errors import ApiError, RateLimited
 from bmt_server.ipc.blob import PREFIX
-from bmt_server.registry.connection import RegistryConnection
+from bmt_server.registry.connection import RegistryConnection, end_task
 
 KEYS = PREFIX + "keys"
 # Keys of one peer in one batch, keys of one peer that may wait, and keys in one batch.
@@ -26,7 +26,6 @@ WAITING = 1024
 _BATCH = 1024
 # Pause after a batch with a key that does not exist.
 _PAUSE_S = 0.02
-_CANCEL_S = 0.2
 
 
 class KeyReader:
@@ -62,10 +61,7 @@ class KeyReader:
     async def close(self) -> None:
         """End the look-up in progress."""
         task, self._task = self._task, None
-        # Repeated until it ends; see RegistryReplica.close.
-        while task is not None and not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=_CANCEL_S)
+        await end_task(task)
         for found in self._pending.values():
             found.cancel()
         self._pending.clear()

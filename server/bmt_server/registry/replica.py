@@ -22,6 +22,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from bmt_server.errors import ApiError
+from bmt_server.registry.connection import end_task
 from bmt_server.registry.names.catalog import Catalog, Key
 from bmt_server.registry.names.changes import KEYS, changed_names
 from bmt_server.registry.names.name_state import NameState
@@ -34,7 +35,6 @@ logger = logging.getLogger("vllm.bmt_server")
 _BLOCK_S = 2.0
 _RECONCILE_S = 10.0
 _PAUSE_S = 0.5
-_CANCEL_S = 0.2
 # Names of one read, so that neither the registry nor this process is held up by it.
 _BATCH = 100
 _READS = 5
@@ -212,11 +212,7 @@ class RegistryReplica:
 
     async def close(self) -> None:
         task, self._task = self._task, None
-        # redis-py swallows a cancellation that arrives together with a reply, and the task
-        # continues. So cancel until it ends.
-        while task is not None and not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=_CANCEL_S)
+        await end_task(task)
 
     async def _follow(self) -> None:
         while True:

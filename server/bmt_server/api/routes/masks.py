@@ -58,7 +58,7 @@ async def delete_mask(request: Request, name: str) -> Response:
     """Delete all versions of a name. Running requests finish on their version."""
     state, tenant = app_state(request), tenant_of(request)
     stored = state.replica.get(tenant, valid_name(name))
-    files = [entry.file_digest.hex() for entry in stored.versions.entries()] if stored else []
+    files = stored.versions.files() if stored else []
     await state.registry.delete_name(tenant, name, if_match(request))
     await state.replica.refresh(tenant, name)
     state.housekeeper.removed(files)

@@ -34,7 +34,7 @@ class Changes:
     """Files of versions that are published from `start` on.
 
     A collection of orphans takes seconds on a large registry. It follows the changes meanwhile,
-    where starting anew after each would not end.
+    because a collection that restarts after each change may never end.
     """
 
     def __init__(self, registry: Registry) -> None:

@@ -107,6 +107,10 @@ class Versions(Mapping[str, Version]):
     def entries(self) -> Iterator[Entry]:
         return iter(self._entries.values())
 
+    def files(self) -> list[str]:
+        """File digests of all versions, SHA-256, 64 hex digits each."""
+        return [entry.file_digest.hex() for entry in self._entries.values()]
+
     def put(self, entry: Entry) -> Entry | None:
         """Add or replace one version. Returns the entry that was replaced."""
         old = self._entries.get(entry.digest)
