@@ -68,8 +68,8 @@ class Inputs:
 
     settings: all that decide the result; folder: of the base's checkpoint; geometry:
     [d_out, d_in] of its tensors by name; gates: the number of weights to mask; reading: the count
-    by which masks are selected; environments: of rollouts. The configuration's lengths are within
-    the model's context.
+    by which masks are selected; lengths: of the training examples in tokens, if the run has a bound
+    on them; environments: of rollouts. The configuration's lengths are within the model's context.
     """
 
     config: TrainConfig
@@ -84,6 +84,7 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     grader: Rewards
     reading: Reading
+    lengths: Sequence[int]
     environments: Environments
 
 
@@ -180,6 +181,7 @@ def read(
             config.thoughts,
         ),
         reading=reading,
+        lengths=trained,
         environments=environments,
     )
 

@@ -64,7 +64,7 @@ class Requirements:
             )
 
 
-def too_dense(url: str, sparsity: float, bound: float) -> RolloutError:
+def too_many_zeros(url: str, sparsity: float, bound: float) -> RolloutError:
     """The error for a mask that has outgrown the server's bound."""
     return RolloutError(
         f"the mask deletes {sparsity:.3%} of the gate weights, and server {url} takes at most "

@@ -54,7 +54,7 @@ class Generation:
         try:
             return future.result()
         except BaseException:
-            future.cancel()  # a signal: nobody waits for the answers
+            future.cancel()  # a signal has ended the wait
             raise
 
     def close(self) -> None:

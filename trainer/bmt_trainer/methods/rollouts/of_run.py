@@ -11,7 +11,6 @@ from functools import partial
 import bmt_core
 
 from bmt_trainer import models
-from bmt_trainer.data.encoding import Encoder
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.masking.attach import Attached, select
 from bmt_trainer.masking.initialization import expected_sparsity
@@ -92,12 +91,11 @@ def _check_targets(targets: str, inputs: Inputs) -> None:
 def _connection(config: GrpoConfig, inputs: Inputs) -> Connection:
     """A connection to the server of the settings, with the needs of the run. Raises ConfigError."""
     assert config.server is not None
-    encoder, trained = Encoder(inputs.tokenizer), inputs.split.train[config.validation :]
     return Connection(
         config.server,
         Requirements(
             fingerprint=inputs.base.fingerprint,
-            prompt=max(len(encoder.prompt(example)) for example in trained),
+            prompt=max(inputs.lengths[config.validation :]),
             answer=inputs.config.max_new_tokens,
             completions=config.completions,
             sparsity=expected_sparsity(

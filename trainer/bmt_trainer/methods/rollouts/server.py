@@ -17,7 +17,7 @@ from bmt_core import Mask, encode, symmetric_difference
 
 from bmt_trainer.errors import RolloutError
 from bmt_trainer.evaluation.generate import NEUTRAL_SAMPLING
-from bmt_trainer.methods.rollouts.checks import too_dense
+from bmt_trainer.methods.rollouts.checks import too_many_zeros
 from bmt_trainer.methods.rollouts.connection import Connection
 from bmt_trainer.methods.rollouts.generation import Answer
 from bmt_trainer.methods.rollouts.outage import (
@@ -80,7 +80,7 @@ class ServerRollouts:
     def push(self) -> str:
         """Make the current mask the server's latest version; returns its model name.
 
-        Raises RolloutError, also for a mask that is denser than the server takes.
+        Raises RolloutError, also for a mask with more zeros than the server takes.
         """
         mask = self._mask()
         self._check_sparsity(mask)
@@ -114,7 +114,7 @@ class ServerRollouts:
         if bound is None:
             return
         if mask.sparsity > bound:
-            raise too_dense(self._server.url, mask.sparsity, bound)
+            raise too_many_zeros(self._server.url, mask.sparsity, bound)
         if mask.sparsity > _WARNED_SHARE * bound and not self._warned:
             self._warned = True
             self._server.say(
