@@ -10,7 +10,7 @@ import bmt_core
 import pytest
 import torch
 
-from tests.support.tiny_model import byte_tokenizer, tiny_llama
+from tests.support.tiny_model import save_tiny_llama
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -18,8 +18,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 @pytest.mark.parametrize("script", ["train_sft.py", "train_grpo.py"])
 def test_it_writes_a_mask(script, tmp_path):
     model, output = tmp_path / "model", tmp_path / "m.bmt"
-    tiny_llama(torch.bfloat16).save_pretrained(model)
-    byte_tokenizer().save_pretrained(model)
+    save_tiny_llama(model, torch.bfloat16)
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / script), str(model), str(output), "2"],
         capture_output=True,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import bmt_trainer.console
 import pytest
 import torch
@@ -41,18 +44,30 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(bmt_trainer.console.StepProgress, "on_step_end", stop)
 
 
-def tiny_llama(dtype: torch.dtype = torch.float32, seed: int = 0) -> LlamaForCausalLM:
+def tiny_llama(
+    dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any
+) -> LlamaForCausalLM:
+    """A random Llama; changes: of its configuration."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=259,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-        eos_token_id=2,
-        pad_token_id=0,
-        bos_token_id=None,
-    )
-    return LlamaForCausalLM(config).to(dtype).eval()
+    shape: dict[str, Any] = {
+        "vocab_size": 259,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+    }
+    return LlamaForCausalLM(LlamaConfig(**shape | changes)).to(dtype).eval()
+
+
+def save_tiny_llama(
+    folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any
+) -> Path:
+    """Write `tiny_llama` and its tokenizer as a checkpoint; returns its folder."""
+    tiny_llama(dtype, seed, **changes).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder

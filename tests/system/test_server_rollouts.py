@@ -15,18 +15,16 @@ from pathlib import Path
 
 import bmt_core
 import pytest
-import torch
 from bmt_client import BmtClient
 from bmt_server.registry.api_keys import ApiKeyStore, make_key
 from bmt_server.registry.connection import RegistryConnection
 from bmt_trainer.errors import TrainerError
 from bmt_trainer.methods.config import GrpoConfig
 from bmt_trainer.methods.grpo import train
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.support.scenarios.figures import Figures
 from tests.support.scenarios.servers import start
-from tests.support.tiny_model import byte_tokenizer
+from tests.support.tiny_model import save_tiny_llama
 from tests.support.training.display import Lines
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(3600)]
@@ -39,22 +37,8 @@ STEPS = 12
 
 def checkpoint(folder: Path, seed: int) -> Path:
     """A tiny random Llama that vLLM serves on a CPU."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=259,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        eos_token_id=2,
-        pad_token_id=0,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 2}
+    return save_tiny_llama(folder, seed=seed, **shape)
 
 
 class Runs:

@@ -12,13 +12,11 @@ from pathlib import Path
 import bmt_core
 import numpy as np
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.support.engines import PROMPTS, run_engine
 from tests.support.masks import random_mask_of
 from tests.support.scenarios.figures import Figures, scaled
-from tests.support.tiny_model import byte_tokenizer
+from tests.support.tiny_model import save_tiny_llama
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(2 * 3600)]
 
@@ -44,10 +42,8 @@ TIMEOUT_S = 1200
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory) -> Path:
     """A random Llama small enough for a thousand answers, whose masks answer otherwise."""
-    folder = tmp_path_factory.mktemp("random")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=259,
+    return save_tiny_llama(
+        tmp_path_factory.mktemp("random"),
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=4,
@@ -56,13 +52,7 @@ def random_model(tmp_path_factory) -> Path:
         max_position_embeddings=256,
         initializer_range=0.06,
         tie_word_embeddings=False,
-        eos_token_id=2,
-        pad_token_id=0,
-        bos_token_id=None,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("mode", ["delta", "scatter"])

@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from tests.support.scenarios.figures import Figures, scaled
-from tests.support.tiny_model import byte_tokenizer, tiny_llama
+from tests.support.tiny_model import save_tiny_llama
 from tests.support.training.kills import KINDS, storm
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(3600)]
@@ -23,8 +23,7 @@ KILLS = scaled(50, 6)
 
 def test_training_kills(tmp_path):
     base, reward = tmp_path / "base", tmp_path / "reward.py"
-    tiny_llama().save_pretrained(base)
-    byte_tokenizer().save_pretrained(base)
+    save_tiny_llama(base)
     reward.write_text(REWARD)
     common = {
         "model": base,

@@ -7,13 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.tiny_model import byte_tokenizer, tiny_llama
+from tests.support.tiny_model import save_tiny_llama
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a bf16 checkpoint; not to be written to."""
-    folder = tmp_path_factory.mktemp("base")
-    tiny_llama(torch.bfloat16).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("base"), torch.bfloat16)

@@ -170,7 +170,7 @@ async def test_fsck_and_gc_commands(api, registry, valkey):
 
 @pytest.mark.found
 async def test_a_collection_follows_what_is_published_meanwhile(api, registry, monkeypatch):
-    """It does not start anew, and keeps a blob that a version names again."""
+    """It does not restart, and keeps a blob that a version names again."""
     for name, seed in (("a", 0), ("b", 1)):
         await api.put(name, make_mask(seed))
         async with api.client() as client:

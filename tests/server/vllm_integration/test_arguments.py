@@ -55,7 +55,7 @@ def test_the_defaults_pass(defaults):
     check(defaults, offline=True, defaults=defaults)
 
 
-def test_an_argument_that_nobody_decided_is_refused(defaults):
+def test_an_undecided_argument_is_refused(defaults):
     new = Namespace(**vars(defaults), weights_elsewhere=False)
     check(new, defaults=new)
     with pytest.raises(UnsupportedFlagError, match=r"--weights-elsewhere \(True\).*remove it"):

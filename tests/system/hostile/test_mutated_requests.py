@@ -11,8 +11,6 @@ from pathlib import Path
 import bmt_core
 import httpx
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.support.masks import random_mask_of
 from tests.support.requests.mutations import (
@@ -25,7 +23,7 @@ from tests.support.requests.mutations import (
 from tests.support.requests.vllm_app import build_vllm_app
 from tests.support.scenarios.figures import Figures, scaled
 from tests.support.scenarios.servers import server
-from tests.support.tiny_model import byte_tokenizer
+from tests.support.tiny_model import save_tiny_llama
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(7200)]
 
@@ -38,14 +36,10 @@ TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     """A checkpoint that vLLM takes: its attention on the CPU needs heads of 32."""
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    shapes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    config = LlamaConfig(vocab_size=259, eos_token_id=2, pad_token_id=0, **shapes, **heads)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+    # As transformers has them by default.
+    rest = {"tie_word_embeddings": False, "bos_token_id": 1}
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny"), **shape, **rest)
 
 
 def chosen(mask: bytes) -> list[Request]:

@@ -16,7 +16,7 @@ from bmt_trainer.distributed import join
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.methods.config import TrainConfig
 
-from tests.support.tiny_model import byte_tokenizer, tiny_llama
+from tests.support.tiny_model import save_tiny_llama
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).with_name("two_ranks.py")
@@ -26,8 +26,7 @@ SCRIPT = Path(__file__).with_name("two_ranks.py")
 def exact(tmp_path_factory) -> Path:
     """The tiny model in fp32: rounding must not hide what differs."""
     folder = tmp_path_factory.mktemp("fp32")
-    tiny_llama(torch.float32).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    save_tiny_llama(folder)
     return folder
 
 
