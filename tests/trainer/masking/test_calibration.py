@@ -4,7 +4,7 @@ import torch
 from bmt_trainer.masking.attach import attach
 from bmt_trainer.masking.calibration import input_norms
 
-from tests.trainer.conftest import tiny_llama
+from tests.support.tiny_model import tiny_llama
 
 
 def naive_norms(model, prompts, name):
