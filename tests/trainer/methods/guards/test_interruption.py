@@ -51,7 +51,7 @@ def send_at(monkeypatch, target, name, signum, due):
     def sending(self, *args, **kwargs):
         if not sent and due(self):
             sent.append(True)
-            os.kill(os.getpid(), signum)
+            signal.raise_signal(signum)
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(target, name, sending)
@@ -149,7 +149,7 @@ def test_a_signal_waits_while_it_is_deferred():
     with Interruption().handled() as interruption:
         assert current() is interruption
         interruption.defer()
-        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)
         with pytest.raises(Interrupted) as raised:
             interruption.allow()
     assert raised.value.exit_code == 128 + signal.SIGUSR1
@@ -158,12 +158,12 @@ def test_a_signal_waits_while_it_is_deferred():
 
 def test_a_second_signal_ends_the_process_at_once():
     code = (
-        "import os, signal\n"
+        "import signal\n"
         "from bmt_trainer.methods.guards.interruption import Interruption\n"
         "with Interruption().handled() as interruption:\n"
         "    interruption.defer()\n"
         "    for _ in range(2):\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
         "    print('went on')\n"
     )
     done = subprocess.run(
@@ -178,7 +178,7 @@ def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with Interruption().handled():
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
