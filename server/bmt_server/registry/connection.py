@@ -195,7 +195,7 @@ def _refusal(error: ResponseError) -> ApiError | None:
     return RegistryDown(f"the mask registry {why}; try again shortly", detail=str(error))
 
 
-async def end_task(task: asyncio.Task[None] | None) -> None:
+async def end_task(task: asyncio.Task[Any] | None) -> None:
     """Cancel a task that uses Redis, and wait until it has ended.
 
     redis-py swallows a cancellation that arrives together with a reply, and the task continues. So
@@ -204,3 +204,5 @@ async def end_task(task: asyncio.Task[None] | None) -> None:
     while task is not None and not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=_CANCEL_S)
+    if task is not None and not task.cancelled():
+        task.exception()  # read, because nobody waits for it any more

@@ -16,7 +16,7 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -107,12 +107,7 @@ class RegistryReplica:
         cursor = await self._registry.cursor()
         if self.synced.is_set() and (cursor == self._cursor or await self._catch_up(cursor)):
             return
-        unseen = set(self.catalog.keys())
-        async for page in self._registry.reader.pages():
-            unseen.difference_update(page)
-            await self._read_all(page)
-        # Deleted, or published after the scan had begun.
-        await self._read_all(list(unseen))
+        await self._read_all()
         # A counter that decreased means that Redis lost acknowledged writes.
         if cursor[0] < self._cursor[0]:
             logger.error(
@@ -121,17 +116,53 @@ class RegistryReplica:
                 cursor[0],
             )
         self._cursor = cursor
-        if not self.synced.is_set():
-            # The names stay. A garbage collection that visits all of them would stop every stream
-            # for the better part of a second with 100,000 names.
-            gc.freeze()
         self.synced.set()
 
-    async def _read_all(self, names: list[Key]) -> None:
-        for at in range(0, len(names), _BATCH):
-            batch = dict.fromkeys(names[at : at + _BATCH])
-            for read in await self._registry.reader.read(batch, self._known):
+    async def _read_all(self) -> None:
+        """Read all names of the registry and take them over.
+
+        The registry makes one reply while this process parses the one before.
+        """
+        ahead: asyncio.Task[list[NameRead]] | None = None
+        known: dict[Key, int] = {}
+        try:
+            async for batch in self._batches():
+                read = self._registry.reader.read(dict.fromkeys(batch), self._known)
+                known_now = {key: self._newest(key) for key in batch}
+                current, ahead = ahead, asyncio.create_task(read)
+                if current is not None:
+                    await self._take_all(await current, known)
+                known = known_now
+            if ahead is not None:
+                await self._take_all(await ahead, known)
+        finally:
+            await end_task(ahead)
+
+    async def _take_all(self, reads: list[NameRead], known: dict[Key, int]) -> None:
+        """Take over whole names. known: counter of changes of each when it was asked for."""
+        crossed = []
+        for read in reads:
+            key = (read.tenant, read.name)
+            if known[key] <= read.generation < self._newest(key):
+                crossed.append(key)  # another call knows it newer, but maybe not all of it
+            else:
                 self._take(read)
+        await self._update(dict.fromkeys(crossed))
+
+    async def _batches(self) -> AsyncIterator[list[Key]]:
+        unseen = set(self.catalog.keys())
+        async for page in self._registry.reader.pages():
+            unseen.difference_update(page)
+            for at in range(0, len(page), _BATCH):
+                yield page[at : at + _BATCH]
+            if not self.synced.is_set():
+                # The names stay. A garbage collection that visits all of them would stop every
+                # stream for the better part of a second with 100,000 names.
+                gc.freeze()
+        # Deleted, or published after the scan had begun.
+        rest = list(unseen)
+        for at in range(0, len(rest), _BATCH):
+            yield rest[at : at + _BATCH]
 
     async def _catch_up(self, cursor: tuple[int, bytes]) -> bool:
         """Apply the events since the last known change. False if they do not explain `cursor`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 
 import pytest
 import redis
@@ -11,6 +12,7 @@ from bmt_server.ipc.blob import PREFIX
 from bmt_server.registry.names.reader import NameReader, versions_key
 from bmt_server.registry.names.versions import Entry, Versions
 from bmt_server.registry.registry import EVENTS
+from bmt_server.registry.replica import RegistryReplica
 
 from tests.support.replica import make_mask, replica
 from tests.support.scenarios.full_registry import fill
@@ -273,3 +275,43 @@ def test_versions_by_rev_and_by_digest_follow_changes():
     assert versions.of_prefix("aa").rev == 4
     assert versions.of_prefix("aa2") is None
     assert (versions.of_rev(1), versions.of_rev(5).digest) == (None, "cc1")
+
+
+async def test_a_first_read_of_all_names_stands_back_behind_newer_ones(api, monkeypatch):
+    """A request reads a name while its reply to the read of all names is on its way."""
+    for seed in range(3):
+        await api.put(f"m{seed}", make_mask(seed))
+    await api.state.replica.close()
+    registry, read = api.state.registry, NameReader.read
+    known = RegistryReplica(
+        registry,
+        on_change=lambda key, state: None,
+        on_keys_change=lambda: None,
+        on_connection=lambda connected: None,
+    )
+    newer = make_mask(10).digest
+
+    async def read_and_cross(self, wanted, known_versions):
+        replies = await read(self, wanted, known_versions)
+        if len(wanted) == 3:
+            monkeypatch.undo()
+            assert (await api.put("m1", make_mask(10))).status_code == 201
+            await known.refresh("default", "m1", [newer])
+        return replies
+
+    monkeypatch.setattr(NameReader, "read", read_and_cross)
+    await known.sync()
+    assert [len(known.get("default", f"m{i}").versions) for i in range(3)] == [1, 2, 1]
+    assert known.get("default", "m1").latest == newer
+
+
+def test_an_entry_is_read_whatever_its_metadata_holds():
+    """NaN, which the standard library writes and JSON does not have, and half of a character."""
+    fields = {"created": "2026-11-01T10:00:00.000+00:00", "file_digest": "ab" * 32}
+    fields["base"] = {"fingerprint": "f"}
+    for metadata in ({"loss": float("nan")}, {"note": "\ud800"}, {"note": "Größe 数"}):
+        for ascii_only in (True, False):
+            text = json.dumps({**fields, "metadata": metadata}, ensure_ascii=ascii_only)
+            entry = Entry.read("cd" * 32, f"2|7||{text}")
+            assert (entry.rev, entry.id, entry.fingerprint) == (2, 7, "f")
+    assert Entry.read("cd" * 32, "2|7||{}") is None

@@ -30,7 +30,7 @@ _INLINE = 32
 PAGE = 200  # versions
 # Versions of one name in a call: more are read with the whole name. A script can pass on 8,000.
 MOST_DIGESTS = 500
-_NAMES_PAGE = 500
+_NAMES_PAGE = 2000
 _FEW_NAMES = 16
 # Entries parsed before other work of the event loop gets its turn, about 3 ms.
 _TURN = 250

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from bmt_server.registry.schemas import Version
 
 logger = logging.getLogger("vllm.bmt_server")
@@ -45,23 +47,47 @@ class Entry:
         """Parse as much as lists and look-ups need; None, and a line in the log, if unreadable."""
         try:
             rev, identity, _, raw = text.split("|", 3)
-            fields: dict[str, Any] = json.loads(raw)
+            fields = _fields(raw)
             return cls(
                 digest,
                 text,
                 int(rev),
                 int(identity),
-                int(datetime.fromisoformat(fields["created"]).timestamp()),
-                bytes.fromhex(fields["file_digest"]),
-                _shared(fields["base"]["fingerprint"]),
+                int(datetime.fromisoformat(fields.created).timestamp()),
+                bytes.fromhex(fields.file_digest),
+                _shared(fields.base.fingerprint),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             logger.error("Version %s of the mask registry is unreadable: %r.", digest[:12], error)
             return None
 
     def version(self) -> Version:
         """The whole version."""
         return _parsed(self.text)
+
+
+class _Base(msgspec.Struct, gc=False):
+    fingerprint: str
+
+
+class _Fields(msgspec.Struct, gc=False):
+    """Fields of a version's JSON that an entry needs."""
+
+    created: str
+    file_digest: str
+    base: _Base
+
+
+_decode = msgspec.json.Decoder(_Fields).decode
+
+
+def _fields(raw: str) -> _Fields:
+    """Parse a version's JSON. Raises ValueError."""
+    try:
+        return _decode(raw)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        # Metadata may hold what the standard library writes and JSON does not have, such as NaN.
+        return msgspec.convert(json.loads(raw), _Fields)
 
 
 @functools.lru_cache(maxsize=256)
