@@ -102,10 +102,12 @@ def _text(calls: Sequence[dict[str, Any]]) -> str:
 
 def _right(server: Server, model: str, examples: Sequence[Example]) -> list[bool]:
     """True for each example whose `tool_calls` of the server are those of the row."""
-    import httpx
+    import httpx2
 
     headers = {"Authorization": f"Bearer {server.key}"}
-    with httpx.Client(base_url=server.url, headers=headers, timeout=300, trust_env=False) as client:
+    with httpx2.Client(
+        base_url=server.url, headers=headers, timeout=300, trust_env=False
+    ) as client:
 
         def one(example: Example) -> bool:
             body = {

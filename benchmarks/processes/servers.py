@@ -54,12 +54,12 @@ class Server:
 
     def wait(self) -> None:
         """Return when it is ready. Raises ServerError."""
-        import httpx
+        import httpx2
 
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self._process.poll() is None:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(self._ready, timeout=5).status_code == 200:
+            with contextlib.suppress(httpx2.HTTPError):
+                if httpx2.get(self._ready, timeout=5).status_code == 200:
                     return
             time.sleep(0.25)
         raise ServerError(f"the server did not start; its log ends:\n{self.tail()}")
@@ -140,14 +140,14 @@ def lora_flags(
 
 
 def upload(server: Server, files: Sequence[Path], names: Sequence[str]) -> float:
-    """PUT masks, four at a time. Returns seconds. Raises httpx.HTTPStatusError."""
+    """PUT masks, four at a time. Returns seconds. Raises httpx2.HTTPStatusError."""
     from concurrent.futures import ThreadPoolExecutor
 
-    import httpx
+    import httpx2
 
     headers = {"Authorization": f"Bearer {server.key}"}
     start = time.monotonic()
-    with httpx.Client(timeout=60, headers=headers, trust_env=False) as client:
+    with httpx2.Client(timeout=60, headers=headers, trust_env=False) as client:
 
         def one(item: tuple[Path, str]) -> None:
             path, name = item
@@ -161,10 +161,10 @@ def upload(server: Server, files: Sequence[Path], names: Sequence[str]) -> float
 
 def metrics(server: Server) -> dict[str, float]:
     """The server's `/metrics`, labels dropped, summed by name."""
-    import httpx
+    import httpx2
 
     headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
-    text = httpx.get(f"{server.url}/metrics", headers=headers, timeout=30, trust_env=False).text
+    text = httpx2.get(f"{server.url}/metrics", headers=headers, timeout=30, trust_env=False).text
     found: dict[str, Any] = {}
     for line in text.splitlines():
         if line and not line.startswith("#"):

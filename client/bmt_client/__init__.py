@@ -5,7 +5,7 @@
 ...     version = client.upload("math.bmt", alias=["prod"])
 ...     client.openai().chat.completions.create(model="math:prod", messages=[...])
 
-The import needs neither torch nor vLLM; httpx and openai are imported on first use.
+The import needs neither torch nor vLLM; httpx2 and openai are imported on first use.
 """
 
 from ._async_client import AsyncBmtClient

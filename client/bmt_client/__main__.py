@@ -2,7 +2,7 @@
 
 from bmt_core.console_script import run
 
-EXTRAS = dict.fromkeys(("httpx", "openai", "rich", "typer"), ("client",))
+EXTRAS = dict.fromkeys(("httpx2", "openai", "rich", "typer"), ("client",))
 
 
 def main() -> None:

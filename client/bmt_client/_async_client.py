@@ -27,7 +27,7 @@ from ._transport import (
 )
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
     import openai
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class AsyncBmtClient(BaseClient):
         *,
         timeout: float | None = None,
         max_retries: int = DEFAULT_MAX_RETRIES,
-        http_client: httpx.AsyncClient | None = None,
+        http_client: httpx2.AsyncClient | None = None,
         allow_insecure: bool = False,
     ) -> None:
         super().__init__(
@@ -59,10 +59,10 @@ class AsyncBmtClient(BaseClient):
             max_retries=max_retries,
             allow_insecure=allow_insecure,
         )
-        import httpx
+        import httpx2
 
         self._owned = http_client is None
-        self._http = http_client or httpx.AsyncClient(**self._pool_arguments())
+        self._http = http_client or httpx2.AsyncClient(**self._pool_arguments())
 
     async def __aenter__(self) -> AsyncBmtClient:
         return self
@@ -242,7 +242,7 @@ class AsyncBmtClient(BaseClient):
         return await asyncio.sleep(effect.seconds)
 
     async def _send(self, request: Request) -> Response:
-        import httpx
+        import httpx2
 
         content = None if request.body is None else _async_chunks(request.body, request.sent)
         try:
@@ -252,7 +252,7 @@ class AsyncBmtClient(BaseClient):
                 receiver = Receiver(request, response.status_code, response.headers)
                 async for chunk in response.aiter_bytes():
                     receiver.take(chunk)
-        except httpx.RequestError as error:
+        except httpx2.RequestError as error:
             raise self._no_answer(error) from error
         return self._response(response.status_code, response.headers, receiver.body())
 

@@ -11,7 +11,7 @@ from ._retry import DEFAULT_MAX_RETRIES, RetryPolicy
 from ._transport import NoAnswer, Request, Response
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -43,7 +43,7 @@ class BaseClient:
     def _pool_arguments(self) -> dict[str, Any]:
         import ssl
 
-        import httpx
+        import httpx2
 
         seconds = self._target.timeout_s
         # Over http:// no certificate is verified, and loading the trusted ones takes 15 to 30 ms.
@@ -53,7 +53,7 @@ class BaseClient:
             trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         return {
             "verify": trust,
-            "timeout": httpx.Timeout(seconds, connect=min(seconds, CONNECT_TIMEOUT_S)),
+            "timeout": httpx2.Timeout(seconds, connect=min(seconds, CONNECT_TIMEOUT_S)),
             # Requests to this machine, which carry the key, must not go through HTTP_PROXY.
             "trust_env": not self._target.loopback,
         }
@@ -80,7 +80,7 @@ class BaseClient:
         if self._target.api_key:
             headers["Authorization"] = f"Bearer {self._target.api_key}"
         if request.body is not None:
-            # Without it httpx sends a streamed body chunked, which the server refuses (411).
+            # Without it httpx2 sends a streamed body chunked, which the server refuses (411).
             headers["Content-Length"] = str(len(request.body))
         return {
             "method": request.method,
@@ -95,10 +95,10 @@ class BaseClient:
             body = body.replace(self._target.api_key.encode(), b"[key]")
         return Response(status, {name.lower(): value for name, value in headers.items()}, body)
 
-    def _no_answer(self, error: httpx.RequestError) -> NoAnswer:
+    def _no_answer(self, error: httpx2.RequestError) -> NoAnswer:
         import ssl
 
-        import httpx
+        import httpx2
 
         url = self._target.url
         cause: BaseException | None = error
@@ -107,12 +107,12 @@ class BaseClient:
                 message = f"{url} has a certificate that is not trusted: {cause.verify_message}"
                 return NoAnswer(message, code="certificate", retryable=False)
             cause = cause.__cause__ or cause.__context__
-        if isinstance(error, httpx.ConnectTimeout):
+        if isinstance(error, httpx2.ConnectTimeout):
             return NoAnswer(f"cannot connect to {url} in time", code="timeout")
-        if isinstance(error, httpx.TimeoutException):
+        if isinstance(error, httpx2.TimeoutException):
             seconds = self._target.timeout_s
             return NoAnswer(f"{url} did not answer within {seconds:g} s", code="timeout")
-        if isinstance(error, httpx.ConnectError):
+        if isinstance(error, httpx2.ConnectError):
             return NoAnswer(f"cannot connect to {url}: {_reason(error)}", code="connection")
         reason = _reason(error)
         return NoAnswer(f"the connection to {url} broke: {reason}", code="connection")

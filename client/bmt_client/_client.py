@@ -28,7 +28,7 @@ from ._transport import (
 )
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
     import openai
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class BmtClient(BaseClient):
     api_key : default `BMT_API_KEY`, then the config file's key for that address
     timeout : seconds for one attempt; default `BMT_TIMEOUT` or 60
     max_retries : attempts after the first on 408, 429, 500, 502-504 and broken connections
-    http_client : `httpx.Client` to use instead of a new one; the client does not close it
+    http_client : `httpx2.Client` to use instead of a new one; the client does not close it
     allow_insecure : allow sending the key over http:// to another machine
 
     Every method raises subclasses of `bmt_client.BmtClientError`. A `ref` is `math` (the latest
@@ -62,7 +62,7 @@ class BmtClient(BaseClient):
         *,
         timeout: float | None = None,
         max_retries: int = DEFAULT_MAX_RETRIES,
-        http_client: httpx.Client | None = None,
+        http_client: httpx2.Client | None = None,
         allow_insecure: bool = False,
     ) -> None:
         super().__init__(
@@ -72,10 +72,10 @@ class BmtClient(BaseClient):
             max_retries=max_retries,
             allow_insecure=allow_insecure,
         )
-        import httpx
+        import httpx2
 
         self._owned = http_client is None
-        self._http = http_client or httpx.Client(**self._pool_arguments())
+        self._http = http_client or httpx2.Client(**self._pool_arguments())
 
     def __enter__(self) -> BmtClient:
         return self
@@ -288,7 +288,7 @@ class BmtClient(BaseClient):
         return time.sleep(effect.seconds)
 
     def _send(self, request: Request) -> Response:
-        import httpx
+        import httpx2
 
         content = None if request.body is None else chunks(request.body, request.sent)
         try:
@@ -296,6 +296,6 @@ class BmtClient(BaseClient):
                 receiver = Receiver(request, response.status_code, response.headers)
                 for chunk in response.iter_bytes():
                     receiver.take(chunk)
-        except httpx.RequestError as error:
+        except httpx2.RequestError as error:
             raise self._no_answer(error) from error
         return self._response(response.status_code, response.headers, receiver.body())

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import httpx
+import httpx2
 from errors import DemoError
 from processes import end_group, program
 
@@ -71,7 +71,7 @@ class Server:
     def wait(self, tick: Callable[[str], None]) -> Address:
         """Return when it is ready; `tick` hears what it is doing. Raises ServerError."""
         deadline = time.monotonic() + START_S
-        with httpx.Client(timeout=2, trust_env=False) as client:
+        with httpx2.Client(timeout=2, trust_env=False) as client:
             while time.monotonic() < deadline:
                 if self._process.poll() is not None:
                     code = self._process.returncode
@@ -80,7 +80,7 @@ class Server:
                     if client.get(f"{self._url}/readyz").status_code == 200:
                         self._ready = True
                         return Address(self._url, self._key_file.read_text().strip())
-                except httpx.HTTPError:
+                except httpx2.HTTPError:
                     pass
                 tick(_doing(self._log.read_text(errors="replace")))
                 time.sleep(0.5)

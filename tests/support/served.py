@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import httpx
+import httpx2
 import redis
 from bmt_server.registry.embedded import binary_path
 
@@ -113,11 +113,11 @@ class Served:
             if self.process.poll() is not None:
                 raise AssertionError(f"the server ended:\n{self.log.read_text()[-4000:]}")
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200:
+                if httpx2.get(f"{self.url}/readyz", timeout=2).status_code == 200:
                     if self._key_file.exists():
                         self.key = self._key_file.read_text().strip()
                     return
-            except httpx.HTTPError:
+            except httpx2.HTTPError:
                 pass
             time.sleep(0.25)
         self.stop()
@@ -129,7 +129,7 @@ class Served:
 
     def metrics(self) -> dict[str, float]:
         """Values of `/metrics` by name and labels."""
-        text = httpx.get(f"{self.url}/metrics", headers=self.headers).text
+        text = httpx2.get(f"{self.url}/metrics", headers=self.headers).text
         lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, _, value in lines}
 

@@ -8,7 +8,7 @@ import json
 import time
 
 import bmt_core
-import httpx
+import httpx2
 import pytest
 from bmt_client import BmtClient
 from bmt_server.registry.api_keys import ApiKeyStore
@@ -101,7 +101,7 @@ def test_api_processes(smol, valkey, servers):
     figures.record("processes_asked", asked, "processes", "== 4", size=size)
     # A connection each, so that both processes are asked.
     scrapes = [(f"{s.url}/metrics", s.headers) for s in servers for _ in range(8)]
-    pages = [httpx.get(url, headers=headers).text for url, headers in scrapes]
+    pages = [httpx2.get(url, headers=headers).text for url, headers in scrapes]
     wanted = ("bmt_masks_resident_bytes{", "vllm:lora_requests_info{", "bmt_requests_total{")
     lacking = sum(any(name not in text for name in wanted) for text in pages)
     figures.record(

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import bmt_core
-import httpx
+import httpx2
 import pytest
 from bmt_client import BmtClient
 from bmt_server.vllm_integration.versions.check import TESTED
@@ -126,7 +126,7 @@ def test_server_for_cpus(smol, tmp_path):
             client.upload(bmt_core.encode(random_mask_of(smol, 0, 0.002)), name="m")
         body = {"model": "m", "prompt": "The sun", "max_tokens": 4}
         url = f"{served.url}/v1/completions"
-        answer = httpx.post(url, json=body, headers=served.headers, timeout=120)
+        answer = httpx2.post(url, json=body, headers=served.headers, timeout=120)
         figures.record("answers", answer.status_code, "status", "== 200", size="with a mask")
     finally:
         code = served.stop()

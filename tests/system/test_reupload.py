@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import bmt_core
-import httpx
+import httpx2
 import pytest
 
 from tests.support.masks import random_mask_of
@@ -22,7 +22,7 @@ TOKENS = 60
 async def text(to: Target, model: str, prompt: str) -> tuple[str, str]:
     """The answer and the version that gave it."""
     body = {"model": model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
-    async with httpx.AsyncClient(timeout=300) as client:
+    async with httpx2.AsyncClient(timeout=300) as client:
         answer = await client.post(
             f"http://127.0.0.1:{to.port}/v1/completions",
             json={**body, "ignore_eos": True},
@@ -42,7 +42,7 @@ def test_reupload(smol, valkey, admin_key, tmp_path):
 
         def put(data: bytes) -> dict:
             url = f"{served.url}/v1/masks/m"
-            return httpx.put(url, content=data, headers=served.headers, timeout=60).json()
+            return httpx2.put(url, content=data, headers=served.headers, timeout=60).json()
 
         async def all_of(model: str) -> list[tuple[str, str]]:
             return await asyncio.gather(*(text(to, model, p) for p in prompts))

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import bmt_core
-import httpx
+import httpx2
 import numpy as np
 import pytest
 
@@ -84,7 +84,7 @@ async def side_by_side(
 ) -> dict[str, Run]:
     data = masks(model)
     at = servers["masks"]
-    async with httpx.AsyncClient(base_url=at.url, headers=at.headers, timeout=60) as client:
+    async with httpx2.AsyncClient(base_url=at.url, headers=at.headers, timeout=60) as client:
         for name in kinds["masks"]:
             (await client.put(f"/v1/masks/{name}", content=next(data))).raise_for_status()
         # What is kept of each name, its metrics above all, is there from the start.
@@ -112,7 +112,7 @@ async def restarts(valkey: Valkey, faults: list[tuple[float, float]]) -> None:
 
 
 async def publish(
-    client: httpx.AsyncClient, names: list[str], data: Iterator[bytes], run: Run
+    client: httpx2.AsyncClient, names: list[str], data: Iterator[bytes], run: Run
 ) -> None:
     """New versions, each in the place of the one before, which is deleted."""
     chance, share, start = np.random.default_rng(6), zipf(len(names)), time.monotonic()
@@ -124,7 +124,7 @@ async def publish(
             if answer.status_code == 201:
                 run.uploads += 1
                 await client.delete(f"/v1/masks/{name}/versions/{answer.json()['parent']}")
-        except httpx.HTTPError:
+        except httpx2.HTTPError:
             continue
 
 

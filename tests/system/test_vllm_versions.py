@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import bmt_core
-import httpx
+import httpx2
 import pytest
 from bmt_client import BmtClient
 
@@ -62,7 +62,7 @@ def answers(python: str, smol: Path, folder: Path) -> dict[str, list[Any]]:
 
 def complete(served: Served, model: str, prompt: str) -> list[str]:
     body = {"model": model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "logprobs": 0}
-    answer = httpx.post(
+    answer = httpx2.post(
         f"{served.url}/v1/completions",
         json={**body, "ignore_eos": True},
         headers=served.headers,

@@ -3,7 +3,7 @@
 from bmt_core.console_script import run
 
 EXTRAS = {
-    **dict.fromkeys(("httpx", "openai"), ("client",)),
+    **dict.fromkeys(("httpx2", "openai"), ("client",)),
     **dict.fromkeys(("lm_eval", "math_verify", "matplotlib", "peft"), ("paper",)),
     **dict.fromkeys(
         (

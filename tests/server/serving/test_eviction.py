@@ -7,7 +7,7 @@ import random
 import time
 
 import bmt_core
-import httpx
+import httpx2
 import numpy as np
 import openai
 import pytest
@@ -36,7 +36,7 @@ def server(smol, valkey, tmp_path_factory):
 
 def test_eviction_under_load_gives_no_wrong_answer_and_no_error(server, smol):
     names = [f"m{i}" for i in range(MASKS)]
-    with httpx.Client(base_url=server.url, headers=server.headers, timeout=30) as http:
+    with httpx2.Client(base_url=server.url, headers=server.headers, timeout=30) as http:
         for i, name in enumerate(names):
             data = bmt_core.encode(random_mask_of(smol, i, SPARSITY))
             assert http.put(f"/v1/masks/{name}", content=data).status_code == 201

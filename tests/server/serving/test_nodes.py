@@ -7,7 +7,7 @@ folder name too long for a socket leaves vLLM's engine as the only way to them.
 from __future__ import annotations
 
 import bmt_core
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -43,7 +43,7 @@ def test_each_worker_fetches_by_digest(smol, valkey, tmp_path, monkeypatch):
         texts = {ask("smol").choices[0].text}
         for i, mask in enumerate(masks[:2]):
             url = f"{server.url}/v1/masks/m{i}"
-            put = httpx.put(url, content=bmt_core.encode(mask), headers=server.headers, timeout=30)
+            put = httpx2.put(url, content=bmt_core.encode(mask), headers=server.headers, timeout=30)
             assert put.status_code == 201
             answer = ask(f"m{i}")
             assert answer.model == put.json()["model"]
@@ -54,7 +54,7 @@ def test_each_worker_fetches_by_digest(smol, valkey, tmp_path, monkeypatch):
         # A blob that is gone is that request's error, and the engine goes on.
         url = f"{server.url}/v1/masks/lost"
         data = bmt_core.encode(masks[2])
-        stored = httpx.put(url, content=data, headers=server.headers, timeout=30).json()
+        stored = httpx2.put(url, content=data, headers=server.headers, timeout=30).json()
         lose(valkey, stored["file_digest"])
         with pytest.raises(openai.InternalServerError) as caught:
             ask("lost")

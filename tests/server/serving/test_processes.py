@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from bmt_server.vllm_integration.process_lifetime import IGNORED
 
@@ -43,7 +43,7 @@ def test_a_start_without_a_registry_and_a_stop_by_ctrl_c(smol, tmp_path):
         body = {"model": "smol", "prompt": "The sun", "max_tokens": TOKENS, "ignore_eos": True}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         with (
-            httpx.Client(base_url=served.url, headers=served.headers, timeout=60) as client,
+            httpx2.Client(base_url=served.url, headers=served.headers, timeout=60) as client,
             client.stream("POST", "/v1/completions", json=body) as stream,
         ):
             lines = (json.loads(x[6:]) for x in stream.iter_lines() if x.startswith("data: {"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import bmt_core
-import httpx
+import httpx2
 import numpy as np
 import openai
 import pytest
@@ -160,7 +160,7 @@ def test_unknown_masks_are_404_and_never_the_base(client, server):
         with pytest.raises(openai.NotFoundError) as caught:
             ask(client, name)
         assert caught.value.code == "model_not_found"
-    refused = httpx.post(f"{server.url}/v1/completions", json={"model": "a", "prompt": "x"})
+    refused = httpx2.post(f"{server.url}/v1/completions", json={"model": "a", "prompt": "x"})
     assert refused.status_code == 401
 
 
@@ -176,12 +176,12 @@ def test_bad_uploads_store_nothing(server, smol, masks):
     }
     for status, bodies in cases.items():
         for body in bodies:
-            answer = httpx.put(url, content=body, headers=server.headers, timeout=30)
+            answer = httpx2.put(url, content=body, headers=server.headers, timeout=30)
             assert answer.status_code == status, (len(body), answer.text)
             assert answer.json()["error"]["code"]
-    wrong = httpx.put(f"{url}?digest={'0' * 64}", content=good, headers=server.headers)
+    wrong = httpx2.put(f"{url}?digest={'0' * 64}", content=good, headers=server.headers)
     assert wrong.status_code == 400
-    assert httpx.get(url, headers=server.headers).status_code == 404
+    assert httpx2.get(url, headers=server.headers).status_code == 404
 
 
 def test_reupload_during_a_stream(client, bmt, masks):
@@ -345,16 +345,16 @@ def test_a_seed_holds_where_a_prompt_takes_several_steps(server, client, two):
     # Their prompts are cached by now, so that each takes one step.
     again = [answer(prompt) for prompt in prompts]
     assert [a.choices[0].text for a in several] == [a.choices[0].text for a in again]
-    assert httpx.get(f"{server.url}/livez").status_code == 200
+    assert httpx2.get(f"{server.url}/livez").status_code == 200
 
 
 def test_routes_of_vllm_that_are_not_ours_are_closed(server):
     for path in ("/pause", "/collective_rpc", "/v1/load_lora_adapter", "/invocations", "/adapters"):
-        assert httpx.post(server.url + path, json={}).status_code == 401
-        answer = httpx.post(server.url + path, json={}, headers=server.headers)
+        assert httpx2.post(server.url + path, json={}).status_code == 401
+        answer = httpx2.post(server.url + path, json={}, headers=server.headers)
         assert answer.status_code == 404
     for path in ("/docs", "/openapi.json", "/metrics", "/v1/models"):
-        assert httpx.get(server.url + path).status_code == 401
+        assert httpx2.get(server.url + path).status_code == 401
 
 
 def test_bench_serve_drives_several_masks(server, smol, two, tmp_path):
@@ -392,21 +392,21 @@ def test_registry_down_and_back(server, client, bmt, registry, two, masks):
             assert time.monotonic() - start < 5 + 3 * usual
         unknown = {"model": "never-seen", "prompt": "x", "max_tokens": 1}
         start = time.monotonic()
-        answer = httpx.post(
+        answer = httpx2.post(
             f"{server.url}/v1/completions", json=unknown, headers=server.headers, timeout=10
         )
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
         assert time.monotonic() - start < 2
-        put = httpx.put(
+        put = httpx2.put(
             f"{server.url}/v1/masks/late",
             content=bmt_core.encode(masks[0]),
             headers=server.headers,
             timeout=30,
         )
         assert put.status_code == 503
-        assert httpx.get(f"{server.url}/readyz").status_code == 200
-        assert httpx.get(f"{server.url}/livez").status_code == 200
+        assert httpx2.get(f"{server.url}/readyz").status_code == 200
+        assert httpx2.get(f"{server.url}/livez").status_code == 200
     finally:
         registry.start()
     deadline = time.monotonic() + 10
@@ -427,7 +427,7 @@ def test_clients_that_leave_free_their_masks(server, client, bmt, masks):
 
     def leave():
         with (
-            httpx.Client(timeout=30) as http,
+            httpx2.Client(timeout=30) as http,
             http.stream(
                 "POST",
                 f"{server.url}/v1/completions",
@@ -507,7 +507,7 @@ def test_flags_that_do_not_go_with_masks_are_refused(smol, tmp_path):
 
 def test_a_request_can_be_followed_through_log_and_trace(server, client, two, collector):
     """By its id, with the mask's digest; the engine's own span belongs to ours."""
-    digest = httpx.get(f"{server.url}/v1/masks/a", headers=server.headers).json()["digest"]
+    digest = httpx2.get(f"{server.url}/v1/masks/a", headers=server.headers).json()["digest"]
     prompt, name = "Unmistakable words of a prompt", "followed-1"
     client.completions.create(
         model="a", prompt=prompt, max_tokens=2, extra_headers={"X-Request-Id": name}

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.served import Served, engine_of
@@ -43,7 +43,7 @@ def server(running):
 
 @pytest.fixture
 def client(server):
-    with httpx.Client(base_url=server.url, headers=server.headers, timeout=60) as made:
+    with httpx2.Client(base_url=server.url, headers=server.headers, timeout=60) as made:
         yield made
 
 
@@ -52,7 +52,7 @@ def body(**more) -> dict:
     return {**base, "stream": True, "stream_options": {"include_usage": True}, **more}
 
 
-def events(stream: httpx.Response) -> Iterator[dict]:
+def events(stream: httpx2.Response) -> Iterator[dict]:
     return (json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: {"))
 
 
@@ -66,24 +66,24 @@ def test_a_hung_engine_fails_liveness_until_it_goes_on(server, client):
             os.kill(engine, signal.SIGSTOP)
             stopped = time.monotonic()
             try:
-                assert httpx.get(f"{server.url}/livez").status_code == 200
-                while httpx.get(f"{server.url}/livez").status_code == 200:
+                assert httpx2.get(f"{server.url}/livez").status_code == 200
+                while httpx2.get(f"{server.url}/livez").status_code == 200:
                     assert time.monotonic() - stopped < 2 * HANG_S
                     time.sleep(0.1)
                 assert time.monotonic() - stopped > HANG_S / 2
             finally:
                 os.kill(engine, signal.SIGCONT)
     assert used == TOKENS
-    assert httpx.get(f"{server.url}/livez").status_code == 200
+    assert httpx2.get(f"{server.url}/livez").status_code == 200
     # An engine without work need not give a sign of life.
     time.sleep(HANG_S + 0.5)
-    assert httpx.get(f"{server.url}/livez").status_code == 200
+    assert httpx2.get(f"{server.url}/livez").status_code == 200
 
 
 def test_a_stream_ends_whole_and_nothing_new_begins(server, client):
     signaled, seen, used, refused = 0.0, 0.0, 0, None
     # A connection for each question, but one TLS context: making it takes longer than asking.
-    fresh = httpx.Client(base_url=server.url, limits=httpx.Limits(max_keepalive_connections=0))
+    fresh = httpx2.Client(base_url=server.url, limits=httpx2.Limits(max_keepalive_connections=0))
     with fresh, client.stream("POST", "/v1/completions", json=body()) as stream:
         for count, event in enumerate(events(stream)):
             used = (event.get("usage") or {}).get("completion_tokens", used)
@@ -102,7 +102,7 @@ def test_a_stream_ends_whole_and_nothing_new_begins(server, client):
                     headers=server.headers,
                     timeout=10,
                 )
-            except httpx.ConnectError:
+            except httpx2.ConnectError:
                 raise AssertionError(f"gone too soon:\n{server.log.read_text()[-4000:]}") from None
     assert seen < 0.5
     assert refused is not None

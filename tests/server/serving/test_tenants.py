@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 
-import httpx
+import httpx2
 import pytest
 from bmt_server.registry.api_keys import ApiKeyStore
 from bmt_server.registry.connection import RegistryConnection
@@ -53,7 +53,7 @@ def test_prompts_of_a_tenant_are_cached_for_it_alone(server, registry, path):
     text = f"{uuid.uuid4()} " + "The north wind and the sun argued about strength. " * 40
     seen = {}
     for who in ("acme", "acme", "rival", "rival"):
-        answer = httpx.post(
+        answer = httpx2.post(
             server.url + path,
             json={"model": "smol", **bodies(text)[path]},
             headers={"Authorization": f"Bearer {made[who]}"},

@@ -6,7 +6,7 @@ import re
 import warnings
 from types import SimpleNamespace
 
-import httpx
+import httpx2
 import pytest
 from bmt_server.api.admission import KeyLimiter, SequenceLimiter
 from bmt_server.api.body.schemas import RequestSchemas
@@ -93,7 +93,7 @@ def client():
     async def asgi(scope, receive, send):
         await middleware({**scope, "app": app}, receive, send)
 
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app=asgi), base_url="http://test")
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=asgi), base_url="http://test")
 
 
 def test_the_app_has_dangerous_routes(routes):

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import bmt_core
-import httpx
+import httpx2
 
 ROOT = Path(__file__).resolve().parents[3]
 _SCRIPT = ROOT / "tests" / "support" / "children" / "replica_server.py"
@@ -54,7 +54,7 @@ class RevisionReplica:
         assert ready, f"the replica of {tree} did not start"
         self.key: str = ready["key"]
         self.key_id: str = ready["key_id"]
-        self._client = httpx.Client(
+        self._client = httpx2.Client(
             base_url=f"http://127.0.0.1:{ready['port']}",
             headers={"Authorization": f"Bearer {self.key}"},
             timeout=30,
@@ -77,7 +77,7 @@ class RevisionReplica:
             self._process.kill()
             self._process.wait()
 
-    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def request(self, method: str, path: str, **options: Any) -> httpx2.Response:
         return self._client.request(method, path, **options)
 
     def json(self, method: str, path: str, **options: Any) -> Any:

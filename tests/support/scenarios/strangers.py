@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bmt_core
-import httpx
+import httpx2
 from bmt_server.registry.api_keys import make_key
 
 from tests.support.replica import make_mask
@@ -28,9 +28,9 @@ class Stub:
     url: str
     key: str
 
-    def client(self, connections: int) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        return httpx.AsyncClient(base_url=self.url, limits=limits, timeout=60)
+    def client(self, connections: int) -> httpx2.AsyncClient:
+        limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+        return httpx2.AsyncClient(base_url=self.url, limits=limits, timeout=60)
 
 
 @contextmanager
@@ -57,7 +57,7 @@ async def uploads_beside_strangers(
     """Statuses of the uploads, and of requests with made-up keys that never pause."""
     stop, seen, mine = asyncio.Event(), Counter[int](), Counter[int]()
 
-    async def stranger(client: httpx.AsyncClient) -> None:
+    async def stranger(client: httpx2.AsyncClient) -> None:
         while not stop.is_set():
             headers = {"Authorization": f"Bearer {make_key(('infer',))}"}
             seen[(await client.get("/v1/models", headers=headers)).status_code] += 1

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import bmt_core
-import httpx
+import httpx2
 
 from tests.support.masks import random_mask_of
 from tests.support.served import Served
@@ -63,7 +63,7 @@ class Wire:
         return sorted(set(seen))
 
 
-def hostile(client: httpx.Client) -> list[int]:
+def hostile(client: httpx2.Client) -> list[int]:
     """Requests that name an address in every place that somebody might read one from."""
     statuses = []
     for url in FETCH:
@@ -99,7 +99,7 @@ def main(model: Path, folder: Path) -> None:
     served = Served(model, folder, "--enforce-eager", "--dtype", "float32")
     try:
         found["start"] = wire.taken()
-        with httpx.Client(base_url=served.url, headers=served.headers, timeout=120) as client:
+        with httpx2.Client(base_url=served.url, headers=served.headers, timeout=120) as client:
             mask = bmt_core.encode(random_mask_of(model, 0, 0.002))
             client.put("/v1/masks/m", content=mask).raise_for_status()
             asked = {"model": "m", "prompt": "The sun", "max_tokens": 8}

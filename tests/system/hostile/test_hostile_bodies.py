@@ -8,7 +8,7 @@ import random
 import time
 from collections import Counter
 
-import httpx
+import httpx2
 import psutil
 import pytest
 from bmt_server.api.body.bounds import BodyBounds
@@ -51,7 +51,7 @@ def chosen() -> list[tuple[str, HostileBody]]:
 class Probes:
     """The longest answer of `/livez` and `/readyz` while the block runs."""
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
+    def __init__(self, client: httpx2.AsyncClient) -> None:
         self._client = client
         self.longest_s, self.asked = 0.0, 0
 
@@ -83,12 +83,12 @@ def test_hostile_bodies(smol, valkey, admin_key, tmp_path):
     slowest: list[tuple[float, str]] = []
 
     async def run(url: str, process: psutil.Process) -> tuple[float, int, float]:
-        limits = httpx.Limits(max_connections=AT_ONCE + 8)
+        limits = httpx2.Limits(max_connections=AT_ONCE + 8)
         key = {"Authorization": f"Bearer {admin_key}", "Content-Type": "application/json"}
         async with (
-            httpx.AsyncClient(base_url=url, headers=key, limits=limits, timeout=300) as client,
+            httpx2.AsyncClient(base_url=url, headers=key, limits=limits, timeout=300) as client,
             # A client of its own, because the others' take all connections.
-            httpx.AsyncClient(base_url=url) as prober,
+            httpx2.AsyncClient(base_url=url) as prober,
         ):
 
             async def send(path: str, name: str, data: bytes) -> None:

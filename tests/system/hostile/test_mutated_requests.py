@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import bmt_core
-import httpx
+import httpx2
 import pytest
 
 from tests.support.masks import random_mask_of
@@ -62,8 +62,8 @@ async def answers(url: str, key: str, requests: list[Request]) -> list[tuple[Req
     limit = asyncio.Semaphore(AT_ONCE)
     headers = {"Authorization": f"Bearer {key}"}
     # A connection each: the server closes idle ones, and a request may meet that.
-    limits = httpx.Limits(max_keepalive_connections=0)
-    async with httpx.AsyncClient(
+    limits = httpx2.Limits(max_keepalive_connections=0)
+    async with httpx2.AsyncClient(
         base_url=url, headers=headers, timeout=300, limits=limits
     ) as client:
 
@@ -74,7 +74,7 @@ async def answers(url: str, key: str, requests: list[Request]) -> list[tuple[Req
                     answer = await client.request(
                         request.method, request.path, content=request.data, headers=form
                     )
-                except httpx.HTTPError as error:
+                except httpx2.HTTPError as error:
                     return request, "none", repr(error)
             broken = answer.status_code == 200 and '"code": "internal"' in answer.text
             return request, "500" if broken else str(answer.status_code), answer.text

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import bmt_core
-import httpx
+import httpx2
 import pytest
 from bmt_server.registry.api_keys import ApiKeyStore
 from bmt_server.registry.connection import RegistryConnection
@@ -216,5 +216,5 @@ def test_mixed_revisions(valkey, tmp_path, old_tree):
 def _status(replica: RevisionReplica, key: str) -> int:
     """Status of a listing with this key."""
     headers = {"Authorization": f"Bearer {key}"}
-    response: httpx.Response = replica.request("GET", "/v1/masks", headers=headers)
+    response: httpx2.Response = replica.request("GET", "/v1/masks", headers=headers)
     return response.status_code

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 
 import bmt_core
-import httpx
+import httpx2
 import pytest
 from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.maintenance import check_consistency, collect_orphans
@@ -35,14 +35,14 @@ class Tried:
 
 def upload(server: Publisher, key: str, tried: Tried) -> None:
     try:
-        answer = httpx.put(
+        answer = httpx2.put(
             f"{server.url}/v1/masks/{NAME}",
             params={"alias": ALIAS},
             content=tried.data,
             headers={"Authorization": f"Bearer {key}"},
             timeout=20,
         )
-    except httpx.HTTPError:
+    except httpx2.HTTPError:
         return
     assert answer.status_code in (200, 201), answer.text
     tried.acknowledged = True
@@ -98,7 +98,7 @@ def test_publish_killed(valkey, tmp_path):
     acknowledged = [t for t in uploads if t.acknowledged]
     server = Publisher(valkey.url, tmp_path / "cold")
     lost = 0
-    with httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=20) as client:
+    with httpx2.Client(headers={"Authorization": f"Bearer {key}"}, timeout=20) as client:
         for tried in acknowledged:
             found = client.get(f"{server.url}/v1/masks/{NAME}@{tried.digest}")
             blob = found.json().get("file_digest", "")

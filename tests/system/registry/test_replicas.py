@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import bmt_core
-import httpx
+import httpx2
 import numpy as np
 import pytest
 
@@ -82,8 +82,8 @@ def named(scenario: str, kind: str) -> Figures:
     return Figures(scenario if kind == "engine" else f"{scenario}_without_engine", scenario)
 
 
-def put(served: Served | Publisher, name: str, data: bytes, **headers: str) -> httpx.Response:
-    return httpx.put(
+def put(served: Served | Publisher, name: str, data: bytes, **headers: str) -> httpx2.Response:
+    return httpx2.put(
         f"{served.url}/v1/masks/{name}",
         params={"alias": "prod"},
         content=data,
@@ -139,7 +139,7 @@ def test_replica_was_away(kind, replicas, proxies, masks):
         newer = put(replicas[1], "away", masks(5003)).json()["model"]
         gone = put(replicas[2], "gone", masks(5005))
         assert gone.status_code == 201
-        deleted = httpx.delete(
+        deleted = httpx2.delete(
             f"{replicas[2].url}/v1/masks/gone", headers=replicas[2].headers, timeout=30
         )
         assert deleted.status_code == 204
@@ -172,7 +172,7 @@ def test_racing_writers(kind, replicas, masks):
 
     def write(writer: int) -> tuple[int, int, list[str]]:
         won, lost, made = 0, 0, []
-        with httpx.Client(timeout=30, headers=replicas[0].headers) as client:
+        with httpx2.Client(timeout=30, headers=replicas[0].headers) as client:
             for turn in range(WRITES):
                 data = masks(numbers[writer * WRITES + turn])
                 while True:
@@ -192,7 +192,7 @@ def test_racing_writers(kind, replicas, masks):
     with ThreadPoolExecutor(WRITERS) as pool:
         results = list(pool.map(write, range(WRITERS)))
     won, lost = (sum(r[i] for r in results) for i in (0, 1))
-    listed = httpx.get(
+    listed = httpx2.get(
         f"{replicas[1].url}/v1/masks/{name}/versions",
         params={"limit": 1000},
         headers=replicas[1].headers,

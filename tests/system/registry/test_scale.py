@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import bmt_core
-import httpx
+import httpx2
 import pytest
 import redis
 from bmt_server.ipc.blob import PREFIX
@@ -51,7 +51,7 @@ class Measured:
         )
         ready = self._line()
         self.ready_s = time.monotonic() - began
-        self.http = httpx.Client(
+        self.http = httpx2.Client(
             base_url=f"http://127.0.0.1:{ready['port']}",
             headers={"Authorization": f"Bearer {ready['key']}"},
             timeout=120,
