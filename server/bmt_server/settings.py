@@ -213,7 +213,24 @@ class Settings:
         True,
         vllm_flag="--tool-strict-level",
     )
-    metrics_open: bool = _option("Serve /metrics without a key.", False, flag="--metrics-open")
+    metrics_open: bool = _option(
+        "Serve /metrics to anybody without a key: the names of all tenants' masks, and their "
+        "traffic. Default: to keys of scope `metrics`.",
+        False,
+        flag="--metrics-open",
+    )
+    metrics_port: int = _option(
+        "Port that serves /metrics and nothing else, without a key, to those whom the network "
+        "lets reach it; on the address of --metrics-host. 0: none.",
+        0,
+        unit="port",
+        flag="--metrics-port",
+        least=0,
+        most=65535,
+    )
+    metrics_host: str = _option(
+        "Address of --metrics-port. Default: that of --host.", "", flag="--metrics-host"
+    )
     max_mask_labels: int = _option(
         "Largest number of values of the `mask` label in metrics.", 100, unit="labels", least=0
     )

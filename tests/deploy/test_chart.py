@@ -258,6 +258,34 @@ def test_errors_name_the_wrong_value(flags, message):
     assert message in done.stderr
 
 
+@pytest.mark.found
+def test_metrics_are_closed_and_prometheus_has_a_key():
+    """Whoever reached the Service read the names of all tenants' masks, by default."""
+    for path in EXAMPLES:
+        flags = server(example(path))["args"]
+        assert "--metrics-open" not in flags, path
+    for kind, name in (("ServiceMonitor", "keda"), ("PodMonitor", "hpa")):
+        monitor = one(example(CHART / f"examples/{name}.yaml"), kind)["spec"]
+        (endpoint,) = monitor.get("endpoints") or monitor["podMetricsEndpoints"]
+        credentials = endpoint["authorization"]
+        assert credentials["type"] == "Bearer"
+        assert credentials["credentials"] == {"name": "metrics-key", "key": "api-key"}
+    done = helm("template", str(CHART), "-f", str(MINIMAL), "--set=monitoring.monitor=service")
+    assert "monitoring.existingSecret" in done.stderr
+    pool = "--set=inferencePool.enabled=true,inferencePool.endpointPicker=picker"
+    assert "monitoring.port" in helm("template", str(CHART), "-f", str(MINIMAL), pool).stderr
+
+
+def test_the_port_of_metrics_is_named_everywhere():
+    objects = example(CHART / "examples/gateway.yaml")
+    assert "--metrics-port=9400" in server(objects)["args"]
+    assert {"name": "metrics", "containerPort": 9400} in server(objects)["ports"]
+    ports = {p["name"]: p["targetPort"] for p in one(objects, "Service")["spec"]["ports"]}
+    assert ports == {"http": "http", "metrics": "metrics"}
+    admitted = one(objects, "NetworkPolicy")["spec"]["ingress"]
+    assert [i["ports"][0]["port"] for i in admitted] == ["http", "metrics"]
+
+
 def test_alerts_pass_promtool():
     alerts = CHART / "files/alerts.yaml"
     done = subprocess.run(

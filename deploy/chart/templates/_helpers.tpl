@@ -80,8 +80,15 @@ seccompProfile:
 {{- if and .Values.valkey.enabled (or .Values.registry.url .Values.registry.existingSecret) -}}
 {{- fail "valkey.enabled: registry.url or registry.existingSecret is set too; choose one" -}}
 {{- end -}}
+{{- $reachable := or .Values.monitoring.open (gt (int .Values.monitoring.port) 0) -}}
+{{- if and (ne .Values.monitoring.monitor "none") (not $reachable) (not .Values.monitoring.existingSecret) -}}
+{{- fail "monitoring.monitor: /metrics needs an API key; set monitoring.existingSecret to a Secret with one of scope metrics, or monitoring.port to a port without keys" -}}
+{{- end -}}
 {{- if and .Values.inferencePool.enabled (not .Values.inferencePool.endpointPicker) -}}
 {{- fail "inferencePool.endpointPicker: set the name of the endpoint picker's Service" -}}
+{{- end -}}
+{{- if and .Values.inferencePool.enabled (not $reachable) -}}
+{{- fail "inferencePool.enabled: its endpoint picker reads /metrics without an API key; set monitoring.port (and the picker's --model-server-metrics-port) or monitoring.open" -}}
 {{- end -}}
 {{- end -}}
 

@@ -23,6 +23,7 @@ from bmt_server.api.masks.registry_changes import RegistryChanges
 from bmt_server.api.masks.resolver import Resolver
 from bmt_server.api.metrics.collectors import StatsCollectors
 from bmt_server.api.metrics.counters import Metrics
+from bmt_server.api.metrics.port import MetricsPort
 from bmt_server.api.model_list import ModelList
 from bmt_server.api.shutdown import Shutdown, interrupt_process
 from bmt_server.errors import ApiError, RegistryDown
@@ -56,6 +57,7 @@ class AppState:
     models: ModelList
     metrics: Metrics
     collectors: StatsCollectors
+    metrics_port: MetricsPort
     shutdown: Shutdown
     key_limiter: KeyLimiter
     sequence_limiter: SequenceLimiter
@@ -170,6 +172,12 @@ class AppState:
             collectors=StatsCollectors(
                 scraped or metrics_registry, settings.stats_dir, resolver.public_names
             ),
+            metrics_port=MetricsPort(
+                scraped or metrics_registry,
+                settings.metrics_host,
+                settings.metrics_port,
+                Path(settings.stats_dir),
+            ),
             shutdown=Shutdown(settings.drain_s, stop),
             key_limiter=KeyLimiter(settings.key_concurrency, settings.key_rate),
             sequence_limiter=SequenceLimiter(settings.queue),
@@ -180,6 +188,7 @@ class AppState:
 
     async def close(self) -> None:
         """Stop background tasks, close connections, unregister metrics."""
+        self.metrics_port.close()
         await self.replica.close()
         await self.housekeeper.close()
         await self.keys.close()

@@ -39,12 +39,12 @@ from bmt_server.api.body.reader import (
 )
 from bmt_server.api.isolation import isolate
 from bmt_server.api.masks.resolver import Lease
-from bmt_server.api.permissions import Route, find_route
+from bmt_server.api.permissions import Route, check_permission, find_route
 from bmt_server.api.response.cors import allowed_origin, is_preflight
 from bmt_server.api.response.refusals import watch
 from bmt_server.api.response.sender import ResponseSender
 from bmt_server.api.tracing import Span
-from bmt_server.errors import ApiError, BadRequest, Forbidden, NotFound, Unauthorized, Unavailable
+from bmt_server.errors import ApiError, BadRequest, NotFound, Unauthorized, Unavailable
 from bmt_server.registry.api_keys import SCOPES
 from bmt_server.registry.schemas import DEFAULT_TENANT, Principal
 
@@ -170,11 +170,7 @@ def _authorize(principal: Principal, route: Route | None, method: str, path: str
     """The route, if the principal has its scope. Raises NotFound, Forbidden."""
     if route is None:
         raise NotFound(f"no route {method} {path[:200]}", code="route_not_found")
-    if route.scope != "any" and not principal.may(route.scope):
-        raise Forbidden(
-            f"{method} {path[:200]} needs the scope {route.scope!r}; this key has "
-            f"{', '.join(sorted(principal.scopes))}"
-        )
+    check_permission(route, principal, f"{method} {path[:200]}")
     return route
 
 

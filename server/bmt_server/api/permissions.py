@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bmt_server.api.request_limits import MAX_PROMPTS
+from bmt_server.errors import Forbidden
+from bmt_server.registry.schemas import DEFAULT_TENANT, Principal
 
 # open: no key; any: a key of any scope.
-Scope = Literal["open", "any", "infer", "upload", "admin"]
+Scope = Literal["open", "any", "metrics", "infer", "upload", "admin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class Route:
     runs_engine: the engine runs the request, so it also needs its places and a loaded mask.
     prompts: the largest number of prompts in one body, each as long as the model's context.
     probe: called every few seconds by machines; not written to the access log.
+    operator: shows or changes what belongs to other tenants, so the key must be the operator's own.
+    for_monitoring: of a key of any scope, `metrics` alone included.
     """
 
     methods: frozenset[str]
@@ -34,6 +38,8 @@ class Route:
     runs_engine: bool = False
     probe: bool = False
     prompts: int = 1
+    operator: bool = False
+    for_monitoring: bool = False
 
 
 def _route(methods: str, path: str, scope: Scope, **flags: Any) -> Route:
@@ -47,9 +53,10 @@ _ROLLOUT_MASK = rf"/v1/masks/{ROLLOUT_PREFIX}[^/]+"
 
 ROUTES: tuple[Route, ...] = (
     _route("GET HEAD", r"/(livez|readyz)", "open", probe=True),
-    _route("GET", r"/metrics/?", "any", probe=True),
-    _route("GET HEAD", r"/health|/version|/ping", "any", probe=True),
-    _route("GET", r"/v1/me", "any"),
+    # Its labels are names of all tenants.
+    _route("GET", r"/metrics/?", "metrics", probe=True, operator=True, for_monitoring=True),
+    _route("GET HEAD", r"/health|/version|/ping", "any", probe=True, for_monitoring=True),
+    _route("GET", r"/v1/me", "any", for_monitoring=True),
     _route("GET", r"/v1/models(/.+)?", "any"),
     _route("GET", r"/v1/masks", "any"),
     _route("GET", _MASK, "any"),
@@ -89,3 +96,20 @@ def find_route(method: str, path: str) -> Route | None:
         if method in route.methods and route.path.fullmatch(path):
             return route
     return None
+
+
+def check_permission(route: Route, principal: Principal, request: str) -> None:
+    """Raise Forbidden if the principal may not use the route. request: its method and path."""
+    monitors = principal.scopes == {"metrics"} and not route.for_monitoring
+    if monitors or (route.scope != "any" and not principal.may(route.scope)):
+        needed = "of masks or inference" if monitors else repr(route.scope)
+        raise Forbidden(
+            f"{request} needs the scope {needed}; this key has "
+            f"{', '.join(sorted(principal.scopes))}"
+        )
+    if route.operator and principal.tenant != DEFAULT_TENANT:
+        raise Forbidden(
+            f"{request} shows or changes what belongs to all tenants; it needs a key of the "
+            f"tenant {DEFAULT_TENANT!r}, and this one is of {principal.tenant!r}",
+            code="operator_only",
+        )

@@ -72,6 +72,7 @@ def run(
 
     Raises before vLLM starts if flags, host, registry or checkpoint do not fit.
     """
+    from bmt_server.api.metrics.port import check_port
     from bmt_server.cli.first_key import check_url, contact_registry
     from bmt_server.vllm_integration.chat_template import served_digest
 
@@ -85,6 +86,8 @@ def run(
     args = _parse_vllm_flags(model, vllm_flags)
     vars(args).update(engine_flags.for_mode(chosen["mask_mode"], args.additional_config))
     chosen = {**chosen, **_take_over_flags(args)}
+    chosen["metrics_host"] = chosen["metrics_host"] or args.host or ""
+    check_port(chosen["metrics_host"], chosen["metrics_port"])
     chosen["chat_template"] = served_digest(args.chat_template, args.tokenizer or args.model)
     if chosen["no_auth"]:
         _require_loopback(args.host)

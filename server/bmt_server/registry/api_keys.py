@@ -33,9 +33,10 @@ from bmt_server.registry.lua import REVOKE_KEY
 from bmt_server.registry.registry import EVENTS
 from bmt_server.registry.schemas import DEFAULT_TENANT, Principal
 
-#: Scopes of a key, from the narrowest; `priority` lets its requests overtake those of others.
-SCOPES = ("priority", "infer", "upload", "admin")
-_KIND = {"priority": "inf", "infer": "inf", "upload": "upl", "admin": "adm"}
+#: Scopes of a key, from the narrowest: `metrics` reads /metrics and nothing of masks; `priority`
+#: lets its requests overtake those of others.
+SCOPES = ("metrics", "priority", "infer", "upload", "admin")
+_KIND = {"metrics": "met", "priority": "inf", "infer": "inf", "upload": "upl", "admin": "adm"}
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _RANDOM, _CHECK = 32, 6
 # Seconds between two reads of all known keys. A revoked key stops working within 5 s on every

@@ -107,7 +107,7 @@ async def test_websockets_are_closed(api):
 
 
 def test_every_route_of_the_table_has_a_scope():
-    assert {r.scope for r in ROUTES} == {"open", "any", "infer", "upload", "admin"}
+    assert {r.scope for r in ROUTES} == {"open", "any", "metrics", "infer", "upload", "admin"}
     assert [r.path.pattern for r in ROUTES if r.scope == "open"] == ["/(livez|readyz)"]
 
 
