@@ -27,7 +27,9 @@ def _with_keys(url: str, work: Callable[..., Awaitable[T]]) -> T:
 @app.command()
 def create(
     registry: RegistryUrl,
-    scope: Annotated[list[str], typer.Option(help="infer, upload, admin, priority or metrics; repeatable.")],
+    scope: Annotated[
+        list[str], typer.Option(help="infer, upload, admin, priority or metrics; repeatable.")
+    ],
     tenant: Annotated[str, typer.Option(help="Tenant whose masks the key can see.")] = "default",
     label: Annotated[str, typer.Option(help="Free-text note shown by `keys list`.")] = "",
     expires: Annotated[
