@@ -70,16 +70,17 @@ class Api:
 
 def settings_of(url: str, folder: Path, **changes: Any) -> Settings:
     """Settings of a server of the tiny base."""
-    return Settings(
-        model_id="tiny",
-        model_path="tiny",
-        fingerprint=BASE.fingerprint,
-        gates=GATES,
-        registry_url=url,
-        cache_dir=str(folder),
-        stats_dir=str(folder),
-        max_sparsity=0.05,
-        **changes,
+    settings = {
+        "model_id": "tiny",
+        "model_path": "tiny",
+        "fingerprint": BASE.fingerprint,
+        "gates": GATES,
+        "registry_url": url,
+        "cache_dir": str(folder),
+        "stats_dir": str(folder),
+        "max_sparsity": 0.05,
+    }
+    return Settings(**{**settings, **changes}
     )
 
 

@@ -144,11 +144,11 @@ class AppState:
         )
         replica = RegistryReplica(
             registry,
-            on_change=RegistryChanges(lifecycle).apply,
+            on_change=RegistryChanges(lifecycle, settings.fingerprint).apply,
             on_keys_change=keys.invalidate,
             on_connection=metrics.registry_up.set,
         )
-        resolver = Resolver(replica, lifecycle, engine)
+        resolver = Resolver(replica, lifecycle, engine, settings.fingerprint)
         return cls(
             settings=settings,
             limits=limits,
@@ -167,7 +167,7 @@ class AppState:
             cache=cache,
             lifecycle=lifecycle,
             resolver=resolver,
-            models=ModelList(replica, engine),
+            models=ModelList(replica, engine, settings.fingerprint),
             metrics=metrics,
             collectors=StatsCollectors(
                 scraped or metrics_registry, settings.stats_dir, resolver.public_names

@@ -26,9 +26,11 @@ _PART = 250
 class ModelList:
     """Model cards of one server."""
 
-    def __init__(self, replica: RegistryReplica, engine: Engine) -> None:
+    def __init__(self, replica: RegistryReplica, engine: Engine, fingerprint: str) -> None:
+        """fingerprint: of the served base; masks of others are not listed."""
         self._replica = replica
         self._engine = engine
+        self._fingerprint = fingerprint
         self._started = int(time.time())
 
     async def listing(self, tenant: str) -> AsyncIterator[bytes]:
@@ -45,6 +47,7 @@ class ModelList:
                 card % (name, entry.created, f"{state.name}@{entry.digest[:DIGEST_SHOWN]}")
                 for state in states
                 for name, entry in _names(state)
+                if entry.fingerprint == self._fingerprint
             ).encode()
             await asyncio.sleep(0)
         yield b"]}"

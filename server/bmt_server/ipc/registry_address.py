@@ -7,6 +7,9 @@
     redis+sentinel://[user:password@]host[:26379],host…/service[/db]
     redis+cluster://[user:password@]host[:6379],host…
 
+Each form takes `?prefix=team-a`: a registry of its own on a Redis that several share. Its keys begin
+with `{bmt:team-a}:` in place of `{bmt}:`.
+
 `valkey` may replace `redis`, and `valkeys` may replace `rediss`. Options are those of redis-py's
 connections, such as `ssl_ca_certs`. `sentinel_username` and `sentinel_password` are for sentinels,
 which have users of their own.
@@ -20,10 +23,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, urlencode
 
+import bmt_core
 import redis
 from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import parse_url
 from redis.sentinel import Sentinel
+
+from bmt_server.ipc.blob import PREFIX
 
 Kind = Literal["server", "sentinel", "cluster"]
 Node = tuple[str, int]
@@ -35,6 +41,7 @@ _URL = re.compile(
 )
 _KINDS: dict[str | None, Kind] = {None: "server", "sentinel": "sentinel", "cluster": "cluster"}
 _PORTS = {"server": 6379, "sentinel": 26379, "cluster": 6379}
+_MAX_PREFIX = 64
 _FORMS = "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
 
 
@@ -45,6 +52,7 @@ class RegistryAddress:
     nodes: (host, port) of the server, of sentinels or of cluster nodes; empty for a Unix socket.
     options: arguments of redis-py's connections, without host and port.
     service: name of the primary that sentinels watch.
+    prefix: of this registry among others on the same Redis; empty for the default one.
     """
 
     kind: Kind
@@ -53,11 +61,22 @@ class RegistryAddress:
     options: Mapping[str, Any] = field(repr=False)
     service: str = ""
     sentinel_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    prefix: str = ""
 
     @classmethod
     def parse(cls, url: str) -> RegistryAddress:
         """Parse a registry's URL. Raises ValueError, whose message does not repeat the URL."""
-        found = _URL.fullmatch(url.strip())
+        url, _, query = url.strip().partition("?")
+        options = parse_qsl(query, keep_blank_values=True)
+        prefix = [value for name, value in options if name == "prefix"]
+        if not prefix:
+            return cls._parse(f"{url}?{query}" if query else url)
+        others = {name: value for name, value in options if name != "prefix"}
+        return replace(cls._parse(url + _query(others)), prefix=_prefix(prefix))
+
+    @classmethod
+    def _parse(cls, url: str) -> RegistryAddress:
+        found = _URL.fullmatch(url)
         if found is None:
             raise ValueError(f"the registry's URL must begin with {_FORMS}")
         scheme, kind = found["scheme"], _KINDS[found["kind"]]
@@ -97,8 +116,18 @@ class RegistryAddress:
     def __str__(self) -> str:
         where = ", ".join(f"{host}:{port}" for host, port in self.nodes)
         if not self.nodes:
-            return f"socket {self.options['path']}"
-        return {"server": "", "sentinel": "sentinels ", "cluster": "cluster "}[self.kind] + where
+            where = f"socket {self.options['path']}"
+        kind = {"server": "", "sentinel": "sentinels ", "cluster": "cluster "}[self.kind]
+        return kind + where + (f", prefix {self.prefix}" if self.prefix else "")
+
+    @property
+    def tag(self) -> str:
+        """First characters of each key: the hash tag, so that a registry has one slot."""
+        return f"{{{PREFIX[1:-2]}:{self.prefix}}}:" if self.prefix else PREFIX
+
+    def key(self, key: str) -> str:
+        """A key of the default registry as this one has it."""
+        return self.tag + key.removeprefix(PREFIX)
 
     def blocking_client(self, **options: Any) -> Any:
         """A client without asyncio, for threads. options: of redis-py; the URL's own win."""
@@ -128,6 +157,18 @@ class RegistryAddress:
             "ssl": self.tls,
             **{k: v for k, v in self.options.items() if k.startswith("ssl_")},
         }
+
+
+def _prefix(values: list[str]) -> str:
+    """The option `prefix`, by the grammar of names. Raises ValueError."""
+    try:
+        if len(values) > 1:
+            raise ValueError("it is given twice")
+        if len(values[0]) > _MAX_PREFIX:
+            raise ValueError(f"it has at most {_MAX_PREFIX} characters")
+        return bmt_core.validate_name(values[0])
+    except (ValueError, bmt_core.InvalidName) as error:
+        raise ValueError(f"the option prefix in the registry's URL: {error}") from None
 
 
 def _node(text: str, port: int) -> Node:

@@ -24,7 +24,7 @@ from bmt_server.ipc.blob import PREFIX
 from bmt_server.ipc.registry_address import Node, RegistryAddress
 
 CONNECT_S = 0.5
-_SLOT = key_slot(PREFIX.encode())
+_TAG = PREFIX.encode()
 
 
 class Primary:
@@ -32,6 +32,7 @@ class Primary:
 
     def __init__(self, address: RegistryAddress) -> None:
         self.address = address
+        self._slot = key_slot(address.tag.encode())
         # A server turns out to be the node of a cluster by its first MOVED.
         self._cluster = address.kind == "cluster"
         self._known: Node | None = None
@@ -120,7 +121,7 @@ class Primary:
         for first, last, primary, *replicas in ranges:
             known = [(_text(n[0]) or node[0], int(n[1])) for n in (primary, *replicas)]
             nodes += known
-            if first <= _SLOT <= last:
+            if first <= self._slot <= last:
                 owner = known[0]
         return owner, nodes
 
@@ -129,15 +130,36 @@ def _text(value: bytes | str | None) -> str:
     return value.decode() if isinstance(value, bytes) else value or ""
 
 
-class _Following:
-    """Part of a connection that connects to the primary of that moment."""
+class _Prefixed:
+    """Part of a connection that gives the keys of commands the registry's prefix.
 
-    host: str
-    port: int
+    No other argument begins as a key does: names have no braces, and files begin with their magic.
+    """
 
     def __init__(self, *, primary: Primary, **options: Any) -> None:
         super().__init__(**options)
         self._primary = primary
+        self._tag = primary.address.tag.encode()
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        if self._tag != _TAG:
+            args = tuple(map(self._with_prefix, args))
+        packed: list[bytes] = super().pack_command(*args)  # type: ignore[misc]
+        return packed
+
+    def _with_prefix(self, argument: Any) -> Any:
+        if isinstance(argument, str):
+            return self._with_prefix(argument.encode()) if argument.startswith(PREFIX) else argument
+        if isinstance(argument, bytes) and argument.startswith(_TAG):
+            return self._tag + argument[len(_TAG) :]
+        return argument
+
+
+class _Following(_Prefixed):
+    """Part of a connection that connects to the primary of that moment."""
+
+    host: str
+    port: int
 
     async def connect_check_health(
         self, check_health: bool = True, retry_socket_connect: bool = True
@@ -160,6 +182,19 @@ class _TlsConnection(_Following, SSLConnection):
     pass
 
 
+class _SocketConnection(_Prefixed, UnixDomainSocketConnection):
+    pass
+
+
+class _Client(redis.Redis):
+    """Client whose scans return keys without the registry's prefix."""
+
+    async def scan(self, *args: Any, **options: Any) -> Any:
+        cursor, keys = await super().scan(*args, **options)
+        tag = self.connection_pool.connection_kwargs["primary"].address.tag.encode()
+        return cursor, [_TAG + key.removeprefix(tag) for key in keys]
+
+
 def client(
     primary: Primary, connections: int, timeout_s: float, wait_s: float, retries: int
 ) -> Any:
@@ -174,16 +209,15 @@ def client(
         "retry": Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.1), retries),
         "health_check_interval": 5,
         **address.options,
+        "primary": primary,
     }
-    if address.nodes:
-        options["primary"] = primary
-    kind: type[Any] = UnixDomainSocketConnection
+    kind: type[Any] = _SocketConnection
     if address.nodes:
         kind = _TlsConnection if address.tls else _PlainConnection
     pool = redis.BlockingConnectionPool(
         max_connections=connections, timeout=wait_s, connection_class=kind, **options
     )
-    return redis.Redis.from_pool(pool)
+    return _Client.from_pool(pool)
 
 
 async def drop_connections(client: Any) -> None:

@@ -11,7 +11,7 @@ from bmt_server.api.engine import Engine
 from bmt_server.api.masks.lifecycle import MaskLifecycle, TrackedVersion
 from bmt_server.errors import NotFound
 from bmt_server.registry.replica import RegistryReplica
-from bmt_server.registry.schemas import DEFAULT_TENANT, Version
+from bmt_server.registry.schemas import DEFAULT_TENANT, DIGEST_SHOWN, Version
 
 
 class Lease:
@@ -52,10 +52,18 @@ class Lease:
 class Resolver:
     """Resolves names against the local replica of the registry."""
 
-    def __init__(self, replica: RegistryReplica, lifecycle: MaskLifecycle, engine: Engine) -> None:
+    def __init__(
+        self,
+        replica: RegistryReplica,
+        lifecycle: MaskLifecycle,
+        engine: Engine,
+        fingerprint: str,
+    ) -> None:
+        """fingerprint: of the served base; other servers' masks may be of others."""
         self._replica = replica
         self._lifecycle = lifecycle
         self._engine = engine
+        self._fingerprint = fingerprint
 
     async def find(self, tenant: str, model: str) -> Version:
         """The version that a mask's name refers to now. Raises NotFound, RegistryDown."""
@@ -76,6 +84,29 @@ class Resolver:
             raise unknown
         return version
 
+    async def find_served(self, tenant: str, model: str) -> Version:
+        """The same, of a mask of the served base alone. Raises NotFound, RegistryDown."""
+        version = await self.find(tenant, model)
+        self.check_base(version)
+        return version
+
+    def serves(self, version: Version) -> bool:
+        """True if it is a mask of the served base."""
+        return version.base.fingerprint == self._fingerprint
+
+    def check_base(self, version: Version) -> None:
+        """Raise NotFound (`base_mismatch`) for a mask of another base than the served one."""
+        if not self.serves(version):
+            base = version.base
+            raise NotFound(
+                f"{version.model} is a mask of {base.model_id[:200]} (fingerprint "
+                f"{base.fingerprint[:DIGEST_SHOWN]}…), and this server serves "
+                f"{self._engine.base_names[0]} ({self._fingerprint[:DIGEST_SHOWN]}…); ask a server "
+                "of that base",
+                code="base_mismatch",
+                param="model",
+            )
+
     async def acquire(self, tenant: str, model: str, *, load: bool = True) -> Lease:
         """Resolve a model and hold it; the mask loads meanwhile, see `Lease.ready`.
 
@@ -84,7 +115,7 @@ class Resolver:
         """
         if model in self._engine.base_names:
             return Lease(model, self._lifecycle)
-        version = await self.find(tenant, model)
+        version = await self.find_served(tenant, model)
         tracked = self._lifecycle.acquire(version, load=load)
         return Lease(version.internal_name, self._lifecycle, tracked, version)
 

@@ -110,7 +110,10 @@ async def _set_pin(request: Request, name: str, pinned: bool) -> dict[str, Any]:
     state, stored = app_state(request), await state_of(request, name)
     latest = stored.resolve(None, None)
     if latest is not None:
-        await state.lifecycle.pin(latest, pinned)
+        if pinned:
+            state.resolver.check_base(latest)
+        if state.resolver.serves(latest):
+            await state.lifecycle.pin(latest, pinned)
     await state.registry.set_pin(stored.tenant, name, pinned)
     answer = _latest(request, await state.replica.refresh(stored.tenant, name, ()) or stored)
     if answer is None:

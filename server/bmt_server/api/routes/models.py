@@ -21,4 +21,4 @@ async def show_model(request: Request, model: str) -> dict[str, Any]:
     state = app_state(request)
     if model in state.engine.base_names:
         return state.models.base_card(model)
-    return state.models.card(model, await state.resolver.find(tenant_of(request), model))
+    return state.models.card(model, await state.resolver.find_served(tenant_of(request), model))

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -39,7 +40,10 @@ from bmt_server.errors import (
 )
 from bmt_server.ipc.blob import BlobError, decode_blob
 from bmt_server.registry.expiry import parse_expiry
+from bmt_server.registry.names.name_state import NameState
 from bmt_server.registry.schemas import AliasTarget, BaseRef, Principal, Version
+
+logger = logging.getLogger("vllm.bmt_server")
 
 
 async def put_mask(
@@ -88,6 +92,7 @@ async def patch_mask(
     until = _expiry(name, expires)
     state, stored = app_state(request), await state_of(request, name)
     before = version_of(stored, AliasTarget(digest=parent))
+    state.resolver.check_base(before)
     expected = valid_digest(digest)
     async with _received(request, state) as flips:
         blob = await state.registry.blob(before.file_digest, before.bytes)
@@ -149,6 +154,7 @@ async def _publish(
 ) -> JSONResponse:
     """Store a validated version under the request's conditions, and respond with it."""
     state, name = app_state(request), version.name
+    _warn_of_another_base(state.replica.get(version.tenant, name), version)
     outcome, _ = await state.registry.publish(
         version,
         data,
@@ -169,6 +175,19 @@ async def _publish(
         201 if outcome == "created" else 200,
         headers={"ETag": f'"{stored.digest}"'},
     )
+
+
+def _warn_of_another_base(stored: NameState | None, version: Version) -> None:
+    """Log that a name moves to another base: servers of the former one answer 404 for it."""
+    latest = stored.entry(None) if stored is not None else None
+    if latest is not None and latest.fingerprint != version.base.fingerprint:
+        logger.warning(
+            "%s moves from a mask of base %s to one of base %s: servers of the former base answer "
+            "404 for it. Separate the bases by names, or by prefixes of the registry.",
+            version.name,
+            latest.fingerprint[:12],
+            version.base.fingerprint[:12],
+        )
 
 
 @asynccontextmanager

@@ -100,9 +100,11 @@ class MaskFetcher:
         what = f"blob {source.file_digest[:12]}… of mask {source.digest[:12]}…"
         if not self._settings.registry_url:
             raise FetchError(f"{what} is not on this node, and no registry is set", "unavailable")
-        key, data, deadline = blob_key(source.file_digest), bytearray(), time.monotonic() + FETCH_S
+        data, deadline = bytearray(), time.monotonic() + FETCH_S
         try:
-            client, size = self._find(key)
+            address = RegistryAddress.parse(self._settings.registry_url)
+            key = address.key(blob_key(source.file_digest))
+            client, size = self._find(address, key)
             if size > self._limits.max_file_bytes:
                 raise FetchError(
                     f"{what} is {size} bytes; a mask of this base has at most "
@@ -127,9 +129,8 @@ class MaskFetcher:
             raise FetchError(f"the registry has no {what}; upload the mask again", "unavailable")
         return data
 
-    def _find(self, key: str) -> tuple[Any, int]:
+    def _find(self, address: RegistryAddress, key: str) -> tuple[Any, int]:
         """A client that may read the key, and the blob's size; 0 if it does not exist."""
-        address = RegistryAddress.parse(self._settings.registry_url)
         client = self._connected(address)
         try:
             return client, client.strlen(key)
