@@ -133,7 +133,8 @@ class Settings:
 
     registry_url: str = _option(
         "URL of Redis or Valkey: redis://, rediss://, unix://, redis+sentinel:// or "
-        "redis+cluster://; `?prefix=` names one of several registries there. Default: an embedded Valkey that keeps the masks in the data folder.",
+        "redis+cluster://; `?prefix=` names one of several registries there. Default: an embedded "
+        "Valkey that keeps the masks in the data folder.",
         "",
         flag="--registry",
         env="BMT_REGISTRY",

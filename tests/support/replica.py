@@ -80,8 +80,7 @@ def settings_of(url: str, folder: Path, **changes: Any) -> Settings:
         "stats_dir": str(folder),
         "max_sparsity": 0.05,
     }
-    return Settings(**{**settings, **changes}
-    )
+    return Settings(**{**settings, **changes})
 
 
 @asynccontextmanager

@@ -121,7 +121,11 @@ async def test_registries_with_prefixes_share_nothing(api, valkey, tmp_path):
 
 
 def test_prefix_of_a_url():
-    for url in ("redis://:p%3Fw@h/1?socket_timeout=3", "unix:///run/r.sock", "rediss+cluster://a,b"):
+    for url in (
+        "redis://:p%3Fw@h/1?socket_timeout=3",
+        "unix:///run/r.sock",
+        "rediss+cluster://a,b",
+    ):
         plain = RegistryAddress.parse(url)
         one = RegistryAddress.parse(with_prefix(url, "team-a"))
         assert (one.nodes, one.kind, dict(one.options)) == (
