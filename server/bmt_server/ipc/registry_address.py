@@ -7,8 +7,8 @@
     redis+sentinel://[user:password@]host[:26379],host…/service[/db]
     redis+cluster://[user:password@]host[:6379],host…
 
-Each form takes `?prefix=team-a`: a registry of its own on a Redis that several share. Its keys begin
-with `{bmt:team-a}:` in place of `{bmt}:`.
+Each form takes `?prefix=team-a`: a registry of its own on a Redis that several share. Its keys
+begin with `{bmt:team-a}:` in place of `{bmt}:`.
 
 `valkey` may replace `redis`, and `valkeys` may replace `rediss`. Options are those of redis-py's
 connections, such as `ssl_ca_certs`. `sentinel_username` and `sentinel_password` are for sentinels,
