@@ -5,9 +5,11 @@
     python -m benchmarks.gpu --tiny              small shapes on a CPU: to see that it works
     python -m benchmarks.gpu --only masks        some parts; --only may be repeated
 
-Parts are processes with time limits of their own. A part that fails or runs out of time keeps the
-figures that it has, and the others run all the same. Writes a folder with each part's figures and
-log, and `summary.json` with the ratios. Without a GPU nothing is measured, and the command says so.
+Parts are processes with time limits of their own; a part may also take the time that earlier ones
+left. A part that fails or runs out of time keeps the figures that it has, and the others run all
+the same, but for those that need it. Writes a folder with each part's figures and log, and
+`summary.json` with the ratios. The random base (16 GB) stays there for the next run. Without a GPU
+nothing is measured, and the command says so.
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.gpu.device import SETUP
 from benchmarks.gpu.parts import PARTS, Job, Outcome, Part, figures, run
-from benchmarks.gpu.summary import report, summary
+from benchmarks.gpu.summary import line, report, summary
 from benchmarks.harness.environment import WORK, provenance
 
 
@@ -30,17 +34,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the parts; exit code 1 if one did not come to its end."""
     options = _parse(arguments)
     if not torch.cuda.is_available() and not options.tiny:
-        sys.exit("gpu: this machine has no CUDA device, so nothing was measured; try --tiny")
+        sys.exit(f"gpu: {_no_device()}, so nothing was measured; try --tiny")
     out = Path(options.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     job = Job(str(out), options.model, options.tiny)
     outcomes: list[Outcome] = []
-    for part in PARTS:
-        if options.only and part.name not in options.only:
-            continue
-        outcome = run(_limited(part, job), job, _environment(job))
+    left = 0.0
+    for part in chosen(options.only):
+        limit, downloads = _limit(part, job), part.name == "base" and bool(job.model)
+        outcome = _run(part, job, limit + left, {o.name: o.end for o in outcomes})
         outcomes.append(outcome)
-        print(f"{part.name}: {outcome.end}, {outcome.seconds} s", flush=True)
+        left = left if downloads else max(0.0, left + limit - outcome.seconds)
+        print(line(asdict(outcome)), flush=True)
         _write(out, job, outcomes)
     found = _write(out, job, outcomes)
     print(report(found))
@@ -48,9 +53,32 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if all(o.end == "done" for o in outcomes) else 1
 
 
-def _limited(part: Part, job: Job) -> Part:
-    """A download is not among the eight minutes."""
-    return replace(part, limit_s=3600) if part.name == "base" and job.model else part
+def _no_device() -> str:
+    """Reason why torch sees no GPU."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is a build without CUDA ({SETUP} installs the other)"
+    return "torch finds no CUDA device (nvidia-smi shows driver and devices)"
+
+
+def chosen(only: Sequence[str]) -> list[Part]:
+    """The parts to run, in order: all, or those of `only` with the parts that they need."""
+    named = {need for part in PARTS if part.name in only for need in (part.name, *part.needs)}
+    return [part for part in PARTS if not only or part.name in named]
+
+
+def _run(part: Part, job: Job, limit_s: float, ends: dict[str, str]) -> Outcome:
+    if lacking := [name for name in part.needs if ends.get(name, "done") != "done"]:
+        # Figures of an earlier run in the same folder are not this one's.
+        (Path(job.out) / f"{part.name}.jsonl").unlink(missing_ok=True)
+        return Outcome(part.name, "not run", 0.0, f"it needs {' and '.join(lacking)}")
+    return run(replace(part, limit_s=limit_s), job, _environment(job))
+
+
+def _limit(part: Part, job: Job) -> float:
+    """Seconds; a download is not among the eight minutes, and a tiny run may be on a CPU."""
+    if part.name == "base" and job.model:
+        return 3600.0
+    return part.limit_s * (10 if job.tiny else 1)
 
 
 def _environment(job: Job) -> dict[str, str]:
@@ -61,8 +89,8 @@ def _environment(job: Job) -> dict[str, str]:
 
 def _write(out: Path, job: Job, outcomes: list[Outcome]) -> dict[str, Any]:
     kept = {o.name: figures(out, o.name) for o in outcomes}
-    # The base is made, not measured.
-    some = any(found for name, found in kept.items() if name != "base")
+    # The base is made, not measured, and so is the device.
+    some = any(found for name, found in kept.items() if name not in ("base", "device"))
     measured = torch.cuda.is_available() and not job.tiny and some
     found: dict[str, Any] = {
         "measured": measured,

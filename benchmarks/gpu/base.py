@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import bmt_core
+import numpy as np
 import torch
 from bmt_server.vllm_integration.checkpoint import checkpoint_folder
 from safetensors.torch import save_file
 
 from benchmarks.gpu.parts import Job, Keep
-from benchmarks.harness.inputs import random_mask
+from benchmarks.harness.inputs import SPARSITY, positions
 
 BIG = {
     "hidden_size": 4096,
@@ -55,13 +57,28 @@ def config(tiny: bool) -> dict[str, Any]:
 
 
 def make(job: Job, keep: Keep) -> None:
-    """Write the checkpoint, or download the model that the run was given."""
+    """Write the checkpoint unless it is there, or download the model that the run was given.
+
+    Raises OSError if the disk has no room for it.
+    """
     if job.model:
         keep("folder", checkpoint_folder(job.model, None))
         return
     start, folder = time.monotonic(), Path(job.base)
     folder.mkdir(parents=True, exist_ok=True)
     settings = config(job.tiny)
+    if _made(folder, settings):
+        keep("random base", {"seconds": 0.0, "of an earlier run": True, **settings})
+        return
+    (folder / "config.json").unlink(missing_ok=True)
+    size = sum(2 * math.prod(s) for _, shapes in _shards(settings) for s in shapes.values())
+    # What an earlier run left is written over.
+    free = shutil.disk_usage(folder).free + sum(f.stat().st_size for f in folder.glob("*"))
+    if free < 1.05 * size:
+        raise OSError(
+            f"the random base needs {size / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} are "
+            "free; choose another folder by --out"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(0)
     index: dict[str, str] = {}
@@ -74,9 +91,18 @@ def make(job: Job, keep: Keep) -> None:
                 value = (drawn / math.sqrt(shape[1])).cpu()
             tensors[key], index[key] = value, name
         save_file(tensors, folder / name, metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(settings))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    # Last: a folder with it is whole.
+    (folder / "config.json").write_text(json.dumps(settings))
     keep("random base", {"seconds": round(time.monotonic() - start, 1), **settings})
+
+
+def _made(folder: Path, settings: dict[str, Any]) -> bool:
+    """True if an earlier run wrote this base, to its end."""
+    try:
+        return bool(json.loads((folder / "config.json").read_text()) == settings)
+    except (OSError, ValueError):
+        return False
 
 
 def _shards(settings: dict[str, Any]) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
@@ -107,6 +133,20 @@ def _shards(settings: dict[str, Any]) -> Iterator[tuple[str, dict[str, tuple[int
 
 
 def masks(folder: str, fingerprint: str, seeds: range) -> list[bmt_core.Mask]:
-    """Random masks of 0.2 % of each gate, one a seed: the same in every process."""
+    """Random masks of 0.2 % of each gate, one a seed: the same in every process.
+
+    Gates of one shape share their positions, since drawing those of 32 masks takes a minute.
+    """
     gates = bmt_core.geometry(folder)
-    return [random_mask(gates, fingerprint, seed) for seed in seeds]
+    return [_mask(gates, fingerprint, seed) for seed in seeds]
+
+
+def _mask(gates: dict[str, tuple[int, int]], fingerprint: str, seed: int) -> bmt_core.Mask:
+    rng = np.random.default_rng(seed)
+    drawn: dict[tuple[int, int], np.ndarray] = {}
+    for shape in gates.values():
+        if shape not in drawn:
+            numel = math.prod(shape)
+            drawn[shape] = positions(numel, round(numel * SPARSITY), rng)
+    tensors = tuple(bmt_core.TensorMask(name, shape, drawn[shape]) for name, shape in gates.items())
+    return bmt_core.Mask(bmt_core.Base("benchmark", fingerprint), tensors, {"seed": seed})

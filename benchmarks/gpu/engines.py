@@ -108,18 +108,17 @@ def _facts(llm: Any, started: float, keep: Keep) -> None:
 def bare(job: Job, keep: Keep) -> None:
     """vLLM without adapter support, and with a mask's zeros in its weights."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the weights are in this process
-    import bmt_core
     from bmt_server.vllm_integration.checkpoint import checkpoint_folder
     from vllm import LLM
 
-    started = time.monotonic()
-    llm = LLM(job.base, **_options(job))
+    folder, started = checkpoint_folder(job.base, None), time.monotonic()
+    llm = LLM(folder, **_options(job))
     _facts(llm, started, keep)
     loads = Loads(job, llm, [])
     loads.parity(keep, "parity base", None)
     loads.speeds(keep)
-    folder = checkpoint_folder(job.base, None)
-    for i, mask in enumerate(base.masks(folder, bmt_core.fingerprint(folder), range(PARITY_MASKS))):
+    # Positions do not depend on the fingerprint, which takes seconds to read.
+    for i, mask in enumerate(base.masks(folder, "0" * 64, range(PARITY_MASKS))):
         zeroed = llm.apply_model(lambda model, mask=mask: _zero(model, mask))[0]
         if not zeroed:
             keep(f"parity mask {i}", "not run: this backend repacks its weights")

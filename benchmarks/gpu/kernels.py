@@ -29,11 +29,19 @@ def check(job: Job, keep: Keep) -> None:
         keep("tests", "not run: no CUDA device")
         return
     tests = "tests/server/worker/kernels/test_gpu.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    keep("tests", done.stdout.strip().splitlines()[-1])
-    if done.returncode:
-        raise RuntimeError(done.stdout[-3000:])
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", tests]
+    last = "no output"
+    # Each line as it comes, so that the log shows how far a run came that is out of time.
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
+        assert running.stdout is not None
+        for row in running.stdout:
+            print(row, end="", flush=True)
+            last = row.strip() or last
+    keep("tests", last)
+    if running.returncode:
+        raise RuntimeError(f"the kernels' tests ended with {running.returncode}: {last}")
 
 
 def sweep(job: Job, keep: Keep) -> None:

@@ -39,22 +39,24 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """name; place: "module:function" of `measure(job, keep)`; limit_s: seconds it may take, ten
-    times as many in a tiny run, which may be on a CPU."""
+    """name; place: "module:function" of `measure(job, keep)`; limit_s: seconds it may take, and
+    those that parts before it left; needs: parts without which it cannot run."""
 
     name: str
     place: str
     limit_s: float
+    needs: tuple[str, ...] = ("device",)
 
 
 PARTS = (
+    Part("device", "benchmarks.gpu.device:check", 15, ()),
     Part("base", "benchmarks.gpu.base:make", 60),
-    Part("check", "benchmarks.gpu.kernels:check", 40),
-    Part("kernels", "benchmarks.gpu.kernels:sweep", 60),
-    Part("lora", "benchmarks.gpu.kernels:lora", 40),
+    Part("bare", "benchmarks.gpu.engines:bare", 85, ("device", "base")),
+    Part("masks", "benchmarks.gpu.engines:masks", 105, ("device", "base")),
+    Part("check", "benchmarks.gpu.kernels:check", 35),
+    Part("kernels", "benchmarks.gpu.kernels:sweep", 50),
+    Part("lora", "benchmarks.gpu.kernels:lora", 35),
     Part("host", "benchmarks.gpu.kernels:host", 10),
-    Part("bare", "benchmarks.gpu.engines:bare", 80),
-    Part("masks", "benchmarks.gpu.engines:masks", 100),
     Part("step", "benchmarks.gpu.training:steps", 80),
 )
 
@@ -64,7 +66,7 @@ class Outcome:
     """The end of a part: seconds it took, and the end of its log unless it is done."""
 
     name: str
-    end: Literal["done", "failed", "out of time"]
+    end: Literal["done", "failed", "out of time", "not run"]
     seconds: float
     log: str = ""
 
@@ -102,7 +104,7 @@ def run(part: Part, job: Job, environment: dict[str, str]) -> Outcome:
         )
         end: Literal["done", "failed", "out of time"] = "out of time"
         try:
-            end = "done" if child.wait(part.limit_s * (10 if job.tiny else 1)) == 0 else "failed"
+            end = "done" if child.wait(part.limit_s) == 0 else "failed"
         except subprocess.TimeoutExpired:
             pass
         finally:

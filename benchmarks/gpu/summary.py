@@ -48,9 +48,18 @@ def agreement(one: list[list[int]], two: list[list[int]]) -> float:
     return round(sum(pairs) / len(pairs), 4)
 
 
+def line(part: dict[str, Any]) -> str:
+    """A part's end for the terminal, with the last line of its log unless it is done."""
+    words = f"{part['name']:8} {part['end']}, {part['seconds']} s"
+    if part["end"] == "done":
+        return words
+    last = next((row for row in reversed(part["log"].splitlines()) if row.strip()), "no log")
+    return f"{words}: {last.strip()[:300]}"
+
+
 def report(found: dict[str, Any]) -> str:
     """Lines for the terminal: how parts ended, then the ratios."""
-    lines = [f"{p['name']:8} {p['end']}, {p['seconds']} s" for p in found["parts"]]
+    lines = [line(part) for part in found["parts"]]
     if not found["measured"]:
         return "\n".join(
             [*lines, "nothing was measured: no CUDA device, --tiny, or no part came to a figure"]

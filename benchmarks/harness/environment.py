@@ -112,7 +112,8 @@ def has_compiler() -> bool:
 
 
 def has_gpu() -> bool:
-    return _gpu() != "none"
+    # Containers may have the device without the tool.
+    return _gpu() != "none" or any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _git(*arguments: str) -> str:
