@@ -1,7 +1,8 @@
 """Contract with another library: names of its private parts that code of this project needs.
 
 A table of `Seam`s lists them; `broken` compares it with the installed library and names everything
-that is missing or has another form. Nothing here depends on a version number.
+that is missing or has another form. Nothing in that depends on a version number;
+`minor_version` reads one, for lists of tested versions.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ast
 import dis
 import importlib
 import inspect
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -60,6 +62,22 @@ class Breach:
 
     def __str__(self) -> str:
         return f"{self.difference} (for {self.seam.used_by})"
+
+
+def minor_version(version: str) -> tuple[int, int] | None:
+    """Major and minor number; None for a version without them, as builds from source may have.
+
+    A clone without tags builds `0.1.devN`, whatever release it is near.
+    """
+    found = re.match(r"(\d+)\.(\d+)(?:\.(dev))?", version)
+    if found is None or (found[3] and found[1] == "0" and found[2] in "01"):
+        return None
+    return int(found[1]), int(found[2])
+
+
+def minor_names(versions: Iterable[tuple[int, int]]) -> str:
+    """The versions as people write them, in their order: `0.32, 0.33`."""
+    return ", ".join(f"{major}.{minor}" for major, minor in sorted(versions))
 
 
 def broken(seams: Iterable[Seam]) -> list[Breach]:

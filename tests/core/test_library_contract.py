@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import pytest
-from bmt_core.library_contract import Seam, broken
+from bmt_core.library_contract import Seam, broken, minor_names, minor_version
 
 NAME = "a_library"
 
@@ -119,3 +119,24 @@ def test_all_breaches_are_named_in_order_with_what_needs_them():
         "no b in a_library:Engine (for ours.py)",
     ]
     assert seams[0].library == NAME
+
+
+@pytest.mark.parametrize(
+    ("version", "minor"),
+    [
+        ("0.32.0", (0, 32)),
+        ("0.33.0rc1+cu130", (0, 33)),
+        ("1.16.0.dev0", (1, 16)),
+        ("1.9", (1, 9)),
+        ("0.10.dev3", (0, 10)),
+        ("0.1.dev9+g1a2b3c", None),
+        ("dev", None),
+        ("", None),
+    ],
+)
+def test_the_minor_version_of_a_library(version, minor):
+    assert minor_version(version) == minor
+
+
+def test_versions_are_named_in_their_order():
+    assert minor_names([(1, 16), (0, 9), (0, 32)]) == "0.9, 0.32, 1.16"

@@ -1,9 +1,9 @@
 """All changes to vLLM's behavior, with the file of vLLM that each one depends on (`contract.py`).
 
 `register()` applies them, and only if `bmt-server` or `bmt_server.offline` exported its settings:
-in any other vLLM of the environment the plugin does nothing. Every patch is idempotent, because
-vLLM may load plugins several times in a process. The change to seeded requests on the CPU has its
-code in `cpu_seeds.py`; `_patch_lora_manager` applies it.
+in any other vLLM of the environment the plugin does nothing. Every patch is applied once in a
+process (`method_patch.py`). The change to seeded requests on the CPU has its code in
+`worker_hooks/cpu_seeds.py`; `_patch_lora_manager` applies it.
 
 Public interfaces of vLLM do the rest: flags set the scheduler and what compile caches depend on
 (`engine_flags.py`), and plugins add routes (`plugin.py`). Two of them would change what users get:
@@ -32,9 +32,10 @@ from bmt_server.api.engine_vllm.heartbeat import Heartbeat
 from bmt_server.api.engine_vllm.step_hooks import StepRecorder
 from bmt_server.ipc.worker_channel import WORKER_METHOD
 from bmt_server.settings import Settings
-from bmt_server.vllm_integration import cpu_seeds, forced_tools, structured_outputs
+from bmt_server.vllm_integration import forced_tools, structured_outputs
+from bmt_server.vllm_integration.method_patch import patch_method
 from bmt_server.vllm_integration.platform_limits import check_configuration
-from bmt_server.vllm_integration.worker_hooks import base_replacement, capture_cost
+from bmt_server.vllm_integration.worker_hooks import base_replacement, capture_cost, cpu_seeds
 from bmt_server.worker.engine_vllm.gate_projections import is_gate, keep_base_rows
 from bmt_server.worker.engine_vllm.mask_manager import MaskManager
 
@@ -58,20 +59,6 @@ def register(settings: Settings, heartbeat: Heartbeat) -> None:
         _patch_forced_tools()
 
 
-def _once(owner: Any, name: str, replacement: Any) -> Any:
-    """Replace owner.name unless it is replaced already; return the original, or None."""
-    original = owner.__dict__[name]
-    function = getattr(original, "__func__", original)
-    if getattr(function, "bmt_patch", False):
-        return None
-    inner = getattr(replacement, "__func__", replacement)
-    inner.bmt_patch = True
-    # The contract is checked at each registration, and then finds the original's signature.
-    inner.__wrapped__ = function
-    setattr(owner, name, replacement)
-    return function
-
-
 def _patch_lora_manager(settings: Settings) -> None:
     """Build our mask manager in place of vLLM's LoRA manager.
 
@@ -80,7 +67,7 @@ def _patch_lora_manager(settings: Settings) -> None:
     code. On the CPU it also applies `cpu_seeds.py` (`v1/worker/gpu_model_runner.py`).
     """
 
-    def load_lora_model(self: Any, model: Any, vllm_config: Any, device: Any) -> Any:
+    def load_lora_model(_: Any, self: Any, model: Any, vllm_config: Any, device: Any) -> Any:
         if current_platform.is_cpu():
             cpu_seeds.patch_runner(self)
         else:
@@ -90,7 +77,7 @@ def _patch_lora_manager(settings: Settings) -> None:
         return model
 
     base_replacement.watch_workers()
-    _once(LoRAModelRunnerMixin, "load_lora_model", load_lora_model)
+    patch_method(LoRAModelRunnerMixin, "load_lora_model", load_lora_model)
 
 
 class _WithLora:
@@ -110,13 +97,11 @@ def _patch_lora_config() -> None:
 
     vLLM's `config/lora.py`, `LoRAConfig.verify_with_model_config`, refuses these from 0.33 on.
     """
-    original: Any = None
 
-    def verify_with_model_config(self: Any, model_config: Any) -> Any:
+    def verify_with_model_config(original: Any, self: Any, model_config: Any) -> Any:
         return original(self, _WithLora(model_config))
 
-    replaced = _once(LoRAConfig, "verify_with_model_config", verify_with_model_config)
-    original = replaced or original
+    patch_method(LoRAConfig, "verify_with_model_config", verify_with_model_config)
 
 
 def _add_worker_method() -> None:
@@ -145,9 +130,8 @@ def _patch_platform() -> None:
     owner = next(
         c for c in type(current_platform).__mro__ if "check_and_update_config" in c.__dict__
     )
-    original: Any = None
 
-    def check_and_update_config(cls: Any, vllm_config: Any) -> None:
+    def check_and_update_config(original: Any, cls: Any, vllm_config: Any) -> None:
         lora = vllm_config.lora_config
         if lora is None:
             original(cls, vllm_config)
@@ -161,8 +145,7 @@ def _patch_platform() -> None:
         finally:
             vllm_config.lora_config = lora
 
-    replaced = _once(owner, "check_and_update_config", classmethod(check_and_update_config))
-    original = replaced or original
+    patch_method(owner, "check_and_update_config", check_and_update_config)
 
 
 def _patch_cpu_weights(settings: Settings) -> None:
@@ -174,9 +157,8 @@ def _patch_cpu_weights(settings: Settings) -> None:
     """
     if not current_platform.is_cpu():
         return
-    original: Any = None
 
-    def process_weights_after_loading(self: Any, layer: Any) -> None:
+    def process_weights_after_loading(original: Any, self: Any, layer: Any) -> None:
         if is_gate(layer):
             if settings.mask_mode == "scatter":
                 layer._cpu_skip_gemm_dispatch = True
@@ -185,10 +167,9 @@ def _patch_cpu_weights(settings: Settings) -> None:
                 keep_base_rows(layer, layer.weight.data[:rows])
         original(self, layer)
 
-    replaced = _once(
+    patch_method(
         UnquantizedLinearMethod, "process_weights_after_loading", process_weights_after_loading
     )
-    original = replaced or original
 
 
 def _patch_stat_logger(settings: Settings, heartbeat: Heartbeat) -> None:
@@ -196,22 +177,20 @@ def _patch_stat_logger(settings: Settings, heartbeat: Heartbeat) -> None:
 
     vLLM's `v1/metrics/loggers.py`, `PrometheusStatLogger`; see `step_hooks.py`.
     """
-    made: Any = None
-    recorded: Any = None
 
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        made(self, *args, **kwargs)
+    def init(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
         gauge, self.gauge_lora_info = self.gauge_lora_info, None
         if gauge is not None:
             REGISTRY.unregister(gauge)
         self.bmt_steps = StepRecorder(settings, heartbeat)
 
-    def record(self: Any, scheduler_stats: Any, *args: Any, **kwargs: Any) -> None:
-        recorded(self, scheduler_stats, *args, **kwargs)
+    def record(original: Any, self: Any, scheduler_stats: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, scheduler_stats, *args, **kwargs)
         self.bmt_steps.record(scheduler_stats)
 
-    made = _once(PrometheusStatLogger, "__init__", init) or made
-    recorded = _once(PrometheusStatLogger, "record", record) or recorded
+    patch_method(PrometheusStatLogger, "__init__", init)
+    patch_method(PrometheusStatLogger, "record", record)
 
 
 def _patch_spin() -> None:
@@ -222,14 +201,18 @@ def _patch_spin() -> None:
     """
     if not current_platform.is_cpu():
         return
-    original: Any = None
 
     def init(
-        self: Any, is_reader: bool, context: Any, notify_address: str, busy_loop_s: float = SPIN_S
+        original: Any,
+        self: Any,
+        is_reader: bool,
+        context: Any,
+        notify_address: str,
+        busy_loop_s: float = SPIN_S,
     ) -> None:
         original(self, is_reader, context, notify_address, busy_loop_s)
 
-    original = _once(SpinCondition, "__init__", init) or original
+    patch_method(SpinCondition, "__init__", init)
 
 
 def _patch_structured_outputs() -> None:
@@ -237,12 +220,9 @@ def _patch_structured_outputs() -> None:
 
     vLLM's `sampling_params.py`, `SamplingParams._validate_structured_outputs`.
     """
-    original: Any = None
-
-    def validate(self: Any, *args: Any) -> None:
-        structured_outputs.validate_for_backend(original, self, *args)
-
-    original = _once(SamplingParams, "_validate_structured_outputs", validate) or original
+    patch_method(
+        SamplingParams, "_validate_structured_outputs", structured_outputs.validate_for_backend
+    )
 
 
 def _patch_forced_tools() -> None:
@@ -250,9 +230,4 @@ def _patch_forced_tools() -> None:
 
     vLLM's `parser/abstract_parser.py`, `DelegatingParser._apply_structural_tag`.
     """
-    original: Any = None
-
-    def apply(self: Any, request: Any) -> Any:
-        return forced_tools.apply_structural_tag(original, self, request)
-
-    original = _once(DelegatingParser, "_apply_structural_tag", apply) or original
+    patch_method(DelegatingParser, "_apply_structural_tag", forced_tools.apply_structural_tag)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,10 +164,12 @@ def check(
             raise _error(refusal.flag, value, refusal.reason)
     speculation = getattr(args, _SPECULATION, None)
     method = getattr(args, "spec_method", None)
-    if speculation or method:
-        whole = {**({"method": method} if method else {}), **(speculation or {})}
+    if speculation is not None or method:
+        whole = {} if speculation is None else speculation
+        if method and isinstance(whole, Mapping):
+            whole = {"method": method, **whole}
         if reason := reason_against(whole, tenants=not offline):
-            raise _error(_SPECULATION if speculation else "spec_method", whole, reason)
+            raise _error("spec_method" if speculation is None else _SPECULATION, whole, reason)
     known = DECIDED | {_SPECULATION} | {refusal.flag for refusal in refused}
     for flag, default in sorted(vars(defaults or Namespace()).items()):
         if flag not in known and getattr(args, flag, default) != default:

@@ -161,11 +161,23 @@ def test_drafts_that_the_masked_model_verifies_are_allowed(config):
         ({"method": "dspark"}, "not known to verify"),
         ({"method": "ngram", "rejection_sample_method": "synthetic"}, "did not verify"),
         ({"method": "suffix"}, "other?.*tenant"),
+        ({"method": 3}, "3 is not known to verify"),
+        *(
+            ({"method": "ngram", "rejection_sample_method": value}, "is .*; it must be standard")
+            for value in (None, "", "x", ["standard"])
+        ),
     ],
 )
 def test_other_speculation_is_refused(config, reason):
     with pytest.raises(UnsupportedFlagError, match=f"--speculative-config.*{reason}"):
         check(speculates(**config))
+
+
+@pytest.mark.parametrize("value", [["ngram"], "ngram", 3, [], 0])
+def test_a_value_that_is_no_object_is_refused(value):
+    for method in (None, "ngram"):
+        with pytest.raises(UnsupportedFlagError, match="no JSON object"):
+            check(Namespace(speculative_config=value, spec_method=method))
 
 
 def test_the_short_form_is_checked_too():

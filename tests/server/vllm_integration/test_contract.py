@@ -12,9 +12,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import vllm
-from bmt_core.library_contract import broken
+from bmt_core.library_contract import broken, minor_version
+from bmt_server.api.engine_vllm.heartbeat import Heartbeat
 from bmt_server.cli import serve
 from bmt_server.ipc.worker_channel import WORKER_METHOD
+from bmt_server.settings import Settings
 from bmt_server.vllm_integration import patches, plugin
 from bmt_server.vllm_integration.versions import check
 from bmt_server.vllm_integration.versions.check import (
@@ -26,9 +28,11 @@ from bmt_server.vllm_integration.versions.check import (
 )
 from bmt_server.vllm_integration.versions.contract import seams
 from bmt_server.vllm_integration.versions.worker_seams import MANAGER
+from bmt_server.vllm_integration.worker_hooks import base_replacement
 from bmt_server.worker.engine_vllm.mask_manager import MaskManager
 from uvicorn.protocols.http import flow_control
 from vllm.config.lora import LoRAConfig
+from vllm.platforms.interface import Platform
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 from vllm.v1.worker.worker_base import WorkerBase
@@ -94,7 +98,7 @@ def test_an_older_vllm_is_refused_by_name(monkeypatch, old):
 
 @pytest.mark.parametrize("new", ["0.34.0", "1.0.0+cu130", "dev", "0.1.dev9+g1a2b3c"])
 def test_a_newer_vllm_that_keeps_the_contract_is_used_with_one_warning(monkeypatch, new):
-    places = TESTED[check._minor(vllm.__version__)]
+    places = TESTED[minor_version(vllm.__version__)]
     monkeypatch.setitem(TESTED, max(TESTED), places)
     monkeypatch.setattr(vllm, "__version__", new)
     warnings: list[str] = []
@@ -212,17 +216,26 @@ def test_modules_that_move_are_named_by_their_versions_alone():
     assert wrong == []
 
 
-def test_each_patched_method_is_in_the_table():
-    targets = {s.target.partition(":")[2] for s in table()} | {"PrometheusStatLogger.__init__"}
-    tree = ast.parse((SERVER / "vllm_integration" / "patches.py").read_text())
-    patched = {
-        f"{node.args[0].id}.{node.args[1].value}"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "_once"
-        if isinstance(node.args[0], ast.Name) and node.args[0].id != "owner"
-    }
-    assert len(patched) >= 6
-    assert patched <= targets
+def test_each_patched_method_is_in_the_table(monkeypatch):
+    """Also of the next patch."""
+    patched: set[str] = set()
+
+    def note(owner, name, call):
+        # The table has the interface that all platforms share.
+        of = "Platform" if issubclass(owner, Platform) else owner.__name__
+        patched.add(f"{of}.{name}")
+
+    for module in (patches, base_replacement):
+        monkeypatch.setattr(module, "patch_method", note)
+    monkeypatch.setattr(WorkerBase, WORKER_METHOD, None, raising=False)
+    settings = Settings(
+        model_id="m", model_path="m", fingerprint="ab" * 32, gates={}, strict_forced_tools=True
+    )
+    patches.register(settings, Heartbeat())
+    known = {s.target.partition(":")[2] for s in table()}
+    known |= {f"{s.target.partition(':')[2]}.{name}" for s in table() for name in s.attributes}
+    assert len(patched) >= 16
+    assert patched - known == {"PrometheusStatLogger.__init__"}
 
 
 def _owner(target: str) -> str:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from bmt_server.vllm_integration import cpu_seeds
+from bmt_server.vllm_integration.worker_hooks import cpu_seeds
 
 
 class Runner:

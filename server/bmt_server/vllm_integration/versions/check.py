@@ -6,12 +6,11 @@ one is used if it has all of these parts, with a warning, and an older one is re
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from bmt_core.library_contract import Seam, broken
+from bmt_core.library_contract import Seam, broken, minor_names, minor_version
 
 from bmt_server.vllm_integration.versions import v0_32, v0_33
 from bmt_server.vllm_integration.versions.contract import seams
@@ -43,9 +42,11 @@ def check_version(warn: Callable[[str], None] | None = None) -> str:
     from vllm.platforms import current_platform
 
     version: str = vllm.__version__
-    minor = _minor(version)
+    minor = minor_version(version)
     if minor is not None and minor < min(TESTED):
-        raise VllmVersionError(f"vLLM is {version}, and masks need {_names()} or later; {_FIX}")
+        raise VllmVersionError(
+            f"vLLM is {version}, and masks need {minor_names(TESTED)} or later; {_FIX}"
+        )
     table = seams(moved(), cpu=current_platform.is_cpu(), all_processes=warn is None)
     if breaches := broken(table):
         parts = "; ".join(map(str, breaches))
@@ -53,8 +54,8 @@ def check_version(warn: Callable[[str], None] | None = None) -> str:
         raise VllmContractError(f"vLLM {version} does not have what masks need: {parts}; {fix}")
     if warn is not None and minor not in TESTED:
         warn(
-            f"vLLM {version} is not among the tested versions ({_names()}); it has all private "
-            f"parts that masks need, but compare some answers, or {_FIX}"
+            f"vLLM {version} is not among the tested versions ({minor_names(TESTED)}); it has all "
+            f"private parts that masks need, but compare some answers, or {_FIX}"
         )
     return version
 
@@ -63,7 +64,7 @@ def moved() -> Moved:
     """Places of the installed vLLM; of the newest tested version for an unknown one."""
     import vllm
 
-    return TESTED.get(_minor(vllm.__version__) or max(TESTED), TESTED[max(TESTED)])
+    return TESTED.get(minor_version(vllm.__version__) or max(TESTED), TESTED[max(TESTED)])
 
 
 def cli_arguments() -> Any:
@@ -74,21 +75,6 @@ def cli_arguments() -> Any:
 def cli_startup() -> Any:
     """vLLM's module with `cli_env_setup`."""
     return import_module(moved().cli_startup)
-
-
-def _minor(version: str) -> tuple[int, int] | None:
-    """Major and minor number; None for a version without them, as builds from source may have.
-
-    A clone without tags builds `0.1.devN`, whatever release it is near.
-    """
-    found = re.match(r"(\d+)\.(\d+)(?:\.(dev))?", version)
-    if found is None or (found[3] and found[1] == "0" and found[2] in "01"):
-        return None
-    return int(found[1]), int(found[2])
-
-
-def _names() -> str:
-    return ", ".join(f"{major}.{minor}" for major, minor in sorted(TESTED))
 
 
 def _fix(of: Sequence[Seam]) -> str:

@@ -179,12 +179,12 @@ CPU = (
     ),
     Seam(
         "vllm.v1.worker.gpu_model_runner:GPUModelRunner",
-        "vllm_integration/cpu_seeds.py",
+        "vllm_integration/worker_hooks/cpu_seeds.py",
         attributes=("_sample", "_bookkeeping_sync", "discard_request_mask", "input_batch"),
     ),
     Seam(
         "vllm.v1.worker.gpu_input_batch:InputBatch",
-        "vllm_integration/cpu_seeds.py",
+        "vllm_integration/worker_hooks/cpu_seeds.py",
         attributes=("generators", "num_reqs"),
     ),
 )

@@ -21,6 +21,7 @@ import torch
 from vllm.v1.worker.gpu_worker import Worker
 from vllm.v1.worker.worker_base import WorkerBase
 
+from bmt_server.vllm_integration.method_patch import patch_method
 from bmt_server.vllm_integration.unsupported_flags import FINGERPRINTED_FORMATS
 from bmt_server.worker.base_weights import BaseWeights
 
@@ -61,23 +62,15 @@ def watch_model(runner: Any, model: torch.nn.Module, base: BaseWeights) -> None:
 
 
 def watch_workers() -> None:
-    """Hook the classes of workers in this process. Idempotent."""
+    """Hook the classes of workers in this process, once."""
     for name in _REPLACING:
-        _wrap(Worker, name, _replacing)
+        patch_method(Worker, name, _replace)
     for name in _READING:
-        _wrap(Worker, name, _reading)
-    _wrap(Worker, "sleep", _sleeping)
-    _wrap(Worker, "wake_up", _waking)
-    _wrap(Worker, "get_model", _exposing)
-    _wrap(WorkerBase, "apply_model", _applying)
-
-
-def _wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    original = owner.__dict__[name]
-    if not getattr(original, "bmt_patch", False):
-        hooked: Any = wraps(original)(make(original))
-        hooked.bmt_patch = True
-        setattr(owner, name, hooked)
+        patch_method(Worker, name, _read)
+    patch_method(Worker, "sleep", _sleep)
+    patch_method(Worker, "wake_up", _wake_up)
+    patch_method(Worker, "get_model", _get_model)
+    patch_method(WorkerBase, "apply_model", _apply_model)
 
 
 def _base(worker: Any) -> BaseWeights | None:
@@ -87,70 +80,52 @@ def _base(worker: Any) -> BaseWeights | None:
     return base
 
 
-def _replacing(original: Callable[..., Any]) -> Callable[..., Any]:
-    def call(worker: Any, *args: Any, **kwargs: Any) -> Any:
-        base, name = _base(worker), original.__name__
-        if base is None or (name in _OF_A_SESSION and worker._weight_update_is_draft):
-            return original(worker, *args, **kwargs)
-        with base.replacement(name):
-            return original(worker, *args, **kwargs)
-
-    return call
-
-
-def _reading(original: Callable[..., Any]) -> Callable[..., Any]:
-    def call(worker: Any, *args: Any, **kwargs: Any) -> Any:
-        base = _base(worker)
-        if base is not None:
-            base.leave()
+def _replace(original: Callable[..., Any], worker: Any, *args: Any, **kwargs: Any) -> Any:
+    base, name = _base(worker), original.__name__
+    if base is None or (name in _OF_A_SESSION and worker._weight_update_is_draft):
+        return original(worker, *args, **kwargs)
+    with base.replacement(name):
         return original(worker, *args, **kwargs)
 
-    return call
+
+def _read(original: Callable[..., Any], worker: Any, *args: Any, **kwargs: Any) -> Any:
+    base = _base(worker)
+    if base is not None:
+        base.leave()
+    return original(worker, *args, **kwargs)
 
 
-def _sleeping(original: Callable[..., Any]) -> Callable[..., Any]:
-    def sleep(worker: Any, level: int = 1) -> None:
-        base = _base(worker)
-        if base is None:
+def _sleep(original: Callable[..., Any], worker: Any, level: int = 1) -> None:
+    base = _base(worker)
+    if base is None:
+        original(worker, level)
+    elif level == 1:
+        # The weights are kept, as they are now.
+        base.leave()
+        original(worker, level)
+    else:
+        with base.replacement(f"sleep of level {level}"):
             original(worker, level)
-        elif level == 1:
-            # The weights are kept, as they are now.
-            base.leave()
-            original(worker, level)
-        else:
-            with base.replacement(f"sleep of level {level}"):
-                original(worker, level)
-
-    return sleep
 
 
-def _waking(original: Callable[..., Any]) -> Callable[..., Any]:
-    def wake_up(worker: Any, *args: Any, **kwargs: Any) -> None:
-        original(worker, *args, **kwargs)
+def _wake_up(original: Callable[..., Any], worker: Any, *args: Any, **kwargs: Any) -> None:
+    original(worker, *args, **kwargs)
+    base = _base(worker)
+    if base is not None:
+        base.forget()
+
+
+def _get_model(original: Callable[..., Any], worker: Any) -> Any:
+    base = _base(worker)
+    if base is not None:
+        base.expose()
+    return original(worker)
+
+
+def _apply_model(original: Callable[..., Any], worker: Any, fn: Any) -> Any:
+    try:
+        return original(worker, fn)
+    finally:
         base = _base(worker)
         if base is not None:
-            base.forget()
-
-    return wake_up
-
-
-def _exposing(original: Callable[..., Any]) -> Callable[..., Any]:
-    def get_model(worker: Any) -> Any:
-        base = _base(worker)
-        if base is not None:
-            base.expose()
-        return original(worker)
-
-    return get_model
-
-
-def _applying(original: Callable[..., Any]) -> Callable[..., Any]:
-    def apply_model(worker: Any, fn: Any) -> Any:
-        try:
-            return original(worker, fn)
-        finally:
-            base = _base(worker)
-            if base is not None:
-                base.check_exposed()
-
-    return apply_model
+            base.check_exposed()

@@ -7,11 +7,10 @@ override or call, their attributes, and the settings that they are given.
 from __future__ import annotations
 
 import importlib.metadata
-import re
 from collections.abc import Callable
 from functools import cache
 
-from bmt_core.library_contract import Breach, Seam, broken
+from bmt_core.library_contract import Breach, Seam, broken, minor_names, minor_version
 
 from bmt_trainer.errors import LibraryError
 
@@ -155,29 +154,23 @@ def check_trl(say: Callable[[str], None]) -> None:
     say: shows one line if no test has run with this version.
     """
     version = importlib.metadata.version("trl")
-    found = re.match(r"(\d+)\.(\d+)", version)
-    minor = (int(found[1]), int(found[2])) if found else None
+    minor = minor_version(version)
     fix = f'install "trl{SUPPORTED}"'
-    if minor is not None and minor < TESTED[0]:
+    if minor is not None and minor < min(TESTED):
         raise LibraryError(
-            f"TRL is {version}, and training needs {_named(TESTED[0])} or later; {fix}"
+            f"TRL is {version}, and training needs {minor_names(TESTED)} or later; {fix}"
         )
     if breaches := _broken():
         parts = "; ".join(map(str, breaches))
         of = f"TRL {version} with transformers {importlib.metadata.version('transformers')}"
         raise LibraryError(f"{of} does not have what training needs: {parts}; {fix}")
     if minor not in TESTED:
-        tested = ", ".join(map(_named, TESTED))
         say(
-            f"warning: TRL {version} is not among the tested versions ({tested}); it has all "
-            "private parts that training needs"
+            f"warning: TRL {version} is not among the tested versions ({minor_names(TESTED)}); it "
+            "has all private parts that training needs"
         )
 
 
 @cache
 def _broken() -> tuple[Breach, ...]:
     return tuple(broken(SEAMS))
-
-
-def _named(minor: tuple[int, int]) -> str:
-    return ".".join(map(str, minor))
