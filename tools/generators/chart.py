@@ -27,12 +27,51 @@ SETTINGS = {
     "masks.cacheGiB": "mask_cache_bytes",
     "masks.maxSparsity": "max_sparsity",
 }
-LEAST = {"replicas": 0, "tensorParallelSize": 1, "drain.seconds": 0}
+LEAST = {
+    # No pod counts its waiting requests if there is none.
+    **{
+        f"{scaler}.{bound}Replicas": 1
+        for scaler in ("autoscaling", "keda")
+        for bound in ("min", "max")
+    },
+    **{"tensorParallelSize": 1, "backup.keep": 1, "probes.startupSeconds": 1},
+}
 # Objects whose content Kubernetes or the trainer defines.
-FREE = {"valkey.resources", "trainingJob.resources", "trainingJob.config", "resources"}
+FREE = {
+    *(f"{owner}resources" for owner in ("", "valkey.", "trainingJob.", "maintenance.", "backup.")),
+    *("podSecurityContext", "valkey.podSecurityContext", "containerSecurityContext"),
+    "trainingJob.config",
+}
+# Members of lists: an object of Kubernetes has at least these fields, and the others are texts.
+_NAMED = {"type": "object", "required": ["name"]}
+_MOUNT = {"type": "object", "required": ["name", "mountPath"]}
+_PEER = {"type": "object"}
+_TEXT = {"type": "string", "minLength": 1}
+MEMBERS = {
+    **{f"{owner}extraVolumes": _NAMED for owner in ("", "trainingJob.")},
+    **{f"{owner}extraVolumeMounts": _MOUNT for owner in ("", "trainingJob.")},
+    **{f"{owner}extraEnv": _NAMED for owner in ("", "trainingJob.")},
+    **{"initContainers": _NAMED, "sidecars": _NAMED, "httpRoute.parentRefs": _NAMED},
+    **{"ingress.hosts": _TEXT, "httpRoute.hostnames": _TEXT, "extraArgs": _TEXT},
+    **dict.fromkeys(("networkPolicy.from", "monitoring.from", "tolerations"), _PEER),
+    "modelCache.accessModes": {
+        "enum": ["ReadWriteOnce", "ReadWriteMany", "ReadOnlyMany", "ReadWriteOncePod"]
+    },
+}
 # Former names of values, accepted until 0.2.0.
 FORMER = {"masks.maxDensity": "masks.maxSparsity"}
+_QUANTITY = r"^[0-9]+([.][0-9]+)?([kKMGTP]|[KMGTP]i)?$"
+_SCHEDULE = r"^(\S+( \S+){4}|@\w+)?$"
 PATTERNS = {
+    "fullnameOverride": "^([a-z]([-a-z0-9]*[a-z0-9])?)?$",
+    **dict.fromkeys(
+        ("scratchSize", "sharedMemory", "modelCache.size", "valkey.size", "backup.size"), _QUANTITY
+    ),
+    **dict.fromkeys(("ingress.path", "httpRoute.path"), "^/"),
+    **dict.fromkeys(
+        ("maintenance.gcSchedule", "maintenance.fsckSchedule", "backup.schedule"),
+        r"^(\S+( \S+){4}|@\w+)?$",
+    ),
     "image.digest": "^(sha256:[0-9a-f]{64})?$",
     "registry.url": "^((rediss?|valkeys?)([+](sentinel|cluster))?://.+)?$",
 }
@@ -80,8 +119,12 @@ def schema(values: Any, path: str = "") -> dict[str, Any]:
         dict: {"type": "object"},
     }
     kind = kinds[type(values)]
+    if path in MEMBERS:
+        kind["items"] = MEMBERS[path]
     if path in PATTERNS:
         kind["pattern"] = PATTERNS[path]
+    if path == "valkey.maxmemory":
+        return {"type": ["string", "number"]}
     if path == "podDisruptionBudget.maxUnavailable":
         return {"type": ["integer", "string"]}
     if path in ("autoscaling.queue", "keda.queue", "keda.evictions"):

@@ -2,6 +2,23 @@
 {{- default (printf "%s" .Release.Name) .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
 {{- end -}}
 
+{{/* Name of an object that belongs to the release. Arguments: root, suffix, and the longest length of its
+kind. A name that would be longer ends with a hash, so that two never meet. */}}
+{{- define "bmt.child" -}}
+{{- $name := printf "%s-%s" (include "bmt.name" .root) .suffix -}}
+{{- $most := default 63 .most | int -}}
+{{- if gt (len $name) $most -}}
+{{- printf "%s-%s" ($name | trunc (int (sub $most 9)) | trimSuffix "-") ($name | sha256sum | trunc 8) -}}
+{{- else -}}
+{{- $name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A StatefulSet's name is in a label with a hash of 10 characters more. */}}
+{{- define "bmt.valkeyName" -}}
+{{- include "bmt.child" (dict "root" . "suffix" "valkey" "most" 52) -}}
+{{- end -}}
+
 {{- define "bmt.selector" -}}
 app.kubernetes.io/name: bmt-server
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -11,7 +28,14 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "bmt.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* Labels of the pods of a Job or of another program of the release; the argument has root and app. They
+stay the same from version to version, because a Job's template cannot change. */}}
+{{- define "bmt.appLabels" -}}
+app.kubernetes.io/name: {{ .app }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- end -}}
 
 {{- define "bmt.serviceAccount" -}}
@@ -31,16 +55,59 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{/* Environment variables with the registry's URL. */}}
+{{/* Largest number of servers that may run. */}}
+{{- define "bmt.maxReplicas" -}}
+{{- if .Values.autoscaling.enabled -}}{{ int .Values.autoscaling.maxReplicas }}
+{{- else if .Values.keda.enabled -}}{{ int .Values.keda.maxReplicas }}
+{{- else -}}{{ int .Values.replicas }}
+{{- end -}}
+{{- end -}}
+
+{{- define "bmt.scheme" -}}
+{{- ternary "https" "http" (ne .Values.tls.existingSecret "") -}}
+{{- end -}}
+
+{{- define "bmt.host" -}}
+{{ include "bmt.name" . }}.{{ .Release.Namespace }}.svc
+{{- end -}}
+
+{{/* Address of the server within the cluster. */}}
+{{- define "bmt.url" -}}
+{{ include "bmt.scheme" . }}://{{ include "bmt.host" . }}:{{ int .Values.service.port }}
+{{- end -}}
+
+{{/* Prometheus labels of this release's series. A pod's name is the Deployment's, a hash and five characters. */}}
+{{- define "bmt.series" -}}
+{{- if .Values.monitoring.selector -}}
+{{- .Values.monitoring.selector -}}
+{{- else -}}
+{{- printf "namespace=%q,pod=~%q" .Release.Namespace (printf "%s-[a-z0-9]{1,10}-?[a-z0-9]{5}" (include "bmt.name" .)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Name of the Secret with the administrator's key; empty: none, the server prints a key. */}}
+{{- define "bmt.adminSecret" -}}
+{{- if .Values.auth.existingSecret -}}
+{{- .Values.auth.existingSecret -}}
+{{- else if .Values.secrets.generate -}}
+{{- include "bmt.child" (dict "root" . "suffix" "admin") -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "bmt.valkeySecret" -}}
+{{- default (include "bmt.valkeyName" .) .Values.valkey.existingSecret -}}
+{{- end -}}
+
+{{/* Environment variables with the registry's URL. The server encodes the password. */}}
 {{- define "bmt.registryEnv" -}}
 {{- if .Values.valkey.enabled }}
-- name: VALKEY_PASSWORD
+- name: BMT_REGISTRY
+  value: redis://{{ include "bmt.valkeyName" . }}:6379/0
+- name: BMT_REGISTRY_PASSWORD
   valueFrom:
     secretKeyRef:
-      name: {{ default (printf "%s-valkey" (include "bmt.name" .)) .Values.valkey.existingSecret }}
+      name: {{ include "bmt.valkeySecret" . }}
       key: password
-- name: BMT_REGISTRY
-  value: redis://:$(VALKEY_PASSWORD)@{{ include "bmt.name" . }}-valkey:6379/0
 {{- else if .Values.registry.existingSecret }}
 - name: BMT_REGISTRY
   valueFrom:
@@ -50,79 +117,161 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- else }}
 - name: BMT_REGISTRY
   value: {{ required "registry: set registry.url, registry.existingSecret or valkey.enabled" .Values.registry.url | quote }}
+{{- with .Values.registry.passwordSecret }}
+- name: BMT_REGISTRY_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ $.Values.registry.passwordKey }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
-{{/* Security context of a container, for the restricted Pod Security Standard. */}}
-{{- define "bmt.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities:
-  drop: [ALL]
+{{/* Mount and volume of the registry's CA certificate, as lists. */}}
+{{- define "bmt.registryMounts" -}}
+{{- if .Values.registry.caSecret }}
+- {name: registry-ca, mountPath: /etc/bmt/registry, readOnly: true}
+{{- end }}
+{{- end -}}
+{{- define "bmt.registryVolumes" -}}
+{{- with .Values.registry.caSecret }}
+- name: registry-ca
+  secret:
+    secretName: {{ . }}
+    items: [{key: ca.crt, path: ca.crt}]
+{{- end }}
 {{- end -}}
 
-{{/* Security context of a pod; the argument is the user id. */}}
-{{- define "bmt.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: {{ . }}
-runAsGroup: {{ . }}
-fsGroup: {{ . }}
-fsGroupChangePolicy: OnRootMismatch
-seccompProfile:
-  type: RuntimeDefault
+{{/* Environment, mount and volume of privateCA. */}}
+{{- define "bmt.caEnv" -}}
+{{- if or .Values.privateCA.configMap .Values.privateCA.secret }}
+{{- range list "SSL_CERT_FILE" "REQUESTS_CA_BUNDLE" "OTEL_EXPORTER_OTLP_CERTIFICATE" }}
+- name: {{ . }}
+  value: /etc/bmt/ca/ca.crt
+{{- end }}
+{{- end }}
+{{- end -}}
+{{- define "bmt.caMounts" -}}
+{{- if or .Values.privateCA.configMap .Values.privateCA.secret }}
+- {name: private-ca, mountPath: /etc/bmt/ca, readOnly: true}
+{{- end }}
+{{- end -}}
+{{- define "bmt.caVolumes" -}}
+{{- if .Values.privateCA.configMap }}
+- name: private-ca
+  configMap:
+    name: {{ .Values.privateCA.configMap }}
+    items: [{key: {{ .Values.privateCA.key }}, path: ca.crt}]
+{{- else if .Values.privateCA.secret }}
+- name: private-ca
+  secret:
+    secretName: {{ .Values.privateCA.secret }}
+    items: [{key: {{ .Values.privateCA.key }}, path: ca.crt}]
+{{- end }}
 {{- end -}}
 
-{{/* Values that exclude or require each other. */}}
-{{- define "bmt.check" -}}
-{{- if and .Values.autoscaling.enabled .Values.keda.enabled -}}
-{{- fail "autoscaling.enabled and keda.enabled: choose one; both would scale the same Deployment" -}}
+{{/* Environment of programs that read models from the Hub. */}}
+{{- define "bmt.hubEnv" -}}
+{{- with .Values.huggingface.existingSecret }}
+- name: HF_TOKEN
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: token
+{{- end }}
+- name: HF_HUB_OFFLINE
+  value: {{ ternary "0" "1" .Values.huggingface.download | quote }}
 {{- end -}}
-{{- if and .Values.valkey.enabled (or .Values.registry.url .Values.registry.existingSecret) -}}
-{{- fail "valkey.enabled: registry.url or registry.existingSecret is set too; choose one" -}}
+
+{{/* `true` if a claim holds the models. */}}
+{{- define "bmt.modelsClaim" -}}
+{{- if or .Values.modelCache.enabled .Values.modelCache.existingClaim -}}true{{- end -}}
 {{- end -}}
-{{- $reachable := or .Values.monitoring.open (gt (int .Values.monitoring.port) 0) -}}
-{{- if and (ne .Values.monitoring.monitor "none") (not $reachable) (not .Values.monitoring.existingSecret) -}}
-{{- fail "monitoring.monitor: /metrics needs an API key; set monitoring.existingSecret to a Secret with one of scope metrics, or monitoring.port to a port without keys" -}}
-{{- end -}}
-{{- if and .Values.inferencePool.enabled (not .Values.inferencePool.endpointPicker) -}}
-{{- fail "inferencePool.endpointPicker: set the name of the endpoint picker's Service" -}}
-{{- end -}}
-{{- if and .Values.inferencePool.enabled (not $reachable) -}}
-{{- fail "inferencePool.enabled: its endpoint picker reads /metrics without an API key; set monitoring.port (and the picker's --model-server-metrics-port) or monitoring.open" -}}
+
+{{/* `true` if a volume that pods of any node can attach holds the models. */}}
+{{- define "bmt.sharedModels" -}}
+{{- if .Values.modelCache.volume -}}true
+{{- else if include "bmt.modelsClaim" . -}}
+{{- if or (has "ReadWriteMany" .Values.modelCache.accessModes) (has "ReadOnlyMany" .Values.modelCache.accessModes) -}}true{{- end -}}
 {{- end -}}
 {{- end -}}
 
-{{/* Bytes of a quantity of memory or disk, such as 4Gi, 500M or 1073741824. */}}
-{{- define "bmt.bytes" -}}
-{{- $units := dict "" 1 "k" 1000 "K" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
-{{- $text := toString . -}}
-{{- if kindIs "float64" . }}{{ $text = printf "%.0f" . }}{{ end -}}
-{{- if not (regexMatch "^[0-9]+(\\.[0-9]+)?([kKMGT]|[KMGT]i)?$" $text) -}}
-{{- fail (printf "%s: not a quantity; write it as 4Gi or 500M" $text) -}}
-{{- end -}}
-{{- $unit := regexFind "[A-Za-z]*$" $text -}}
-{{- mulf (float64 (trimSuffix $unit $text)) (get $units $unit) | floor | int64 -}}
+{{/* `true` if models cannot be written to their volume. */}}
+{{- define "bmt.readOnlyModels" -}}
+{{- $modes := .Values.modelCache.accessModes -}}
+{{- if and (include "bmt.modelsClaim" .) (has "ReadOnlyMany" $modes) (not (has "ReadWriteMany" $modes)) (not (has "ReadWriteOnce" $modes)) -}}true{{- end -}}
 {{- end -}}
 
-{{/* Bytes that the masks in Valkey may take: it refuses uploads there, before the kernel ends it. */}}
-{{- define "bmt.valkeyMaxmemory" -}}
-{{- $limit := dig "limits" "memory" "" .Values.valkey.resources -}}
-{{- if not (or .Values.valkey.maxmemory $limit) -}}
-{{- fail "valkey.maxmemory: set it, or valkey.resources.limits.memory; without a bound Valkey is killed when memory runs out" -}}
+{{/* Volume `models`. */}}
+{{- define "bmt.modelsVolume" -}}
+- name: models
+  {{- if .Values.modelCache.volume }}
+  {{- toYaml .Values.modelCache.volume | nindent 2 }}
+  {{- else if include "bmt.modelsClaim" . }}
+  persistentVolumeClaim:
+    claimName: {{ default (include "bmt.child" (dict "root" . "suffix" "models")) .Values.modelCache.existingClaim }}
+  {{- else }}
+  emptyDir: {}
+  {{- end }}
 {{- end -}}
-{{- $bytes := 0 -}}
-{{- if .Values.valkey.maxmemory -}}
-{{- $bytes = include "bmt.bytes" .Values.valkey.maxmemory | int64 -}}
+
+{{/* A list of environment variables in which those of `extra` replace those of `own`, a YAML list. */}}
+{{- define "bmt.env" -}}
+{{- $names := list -}}
+{{- range .extra }}{{ $names = append $names .name }}{{ end -}}
+{{- $all := list -}}
+{{- range fromYamlArray .own -}}
+{{- if not (has .name $names) }}{{ $all = append $all . }}{{ end -}}
+{{- end -}}
+{{- with concat $all (default (list) .extra) }}{{ toYaml . }}{{ end -}}
+{{- end -}}
+
+{{/* Fields of a pod that all pods share. Arguments: root, and `own`, values that replace the common ones. */}}
+{{- define "bmt.pod" -}}
+{{- $values := .root.Values -}}
+{{- $own := default (dict) .own -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext: {{- toYaml (default $values.podSecurityContext $own.podSecurityContext) | nindent 2 }}
+{{- with $values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ if kindIs "map" . }}{{ .name }}{{ else }}{{ . }}{{ end }}
+  {{- end }}
+{{- end }}
+{{- with default $values.priorityClassName $own.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with default $values.nodeSelector $own.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with default $values.tolerations $own.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if $own.affinity }}
+affinity: {{- toYaml $own.affinity | nindent 2 }}
+{{- else if not $own }}
+{{- with $values.affinity.nodeAffinity }}
+affinity:
+  nodeAffinity: {{- toYaml . | nindent 4 }}
+{{- end }}
+{{- end }}
+{{- with $values.dnsConfig }}
+dnsConfig: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Strategy of rollouts. A new pod that waits for a GPU, or for a disk that the old pod's node has, would
+wait for ever. */}}
+{{- define "bmt.strategy" -}}
+{{- if .Values.strategy -}}
+{{- toYaml .Values.strategy -}}
 {{- else -}}
-{{- $bytes = divf (mulf (include "bmt.bytes" $limit | int64) 6) 10 | floor | int64 -}}
+{{- $oneNode := and (include "bmt.modelsClaim" .) (not (include "bmt.sharedModels" .)) | empty | not -}}
+{{- $surge := and (eq .Values.accelerator "cpu") (not $oneNode) -}}
+type: RollingUpdate
+rollingUpdate:
+  maxSurge: {{ ternary 1 0 $surge }}
+  maxUnavailable: {{ ternary 0 1 $surge }}
 {{- end -}}
-{{- if $limit -}}
-{{- if gt (mul $bytes 10) (mul (include "bmt.bytes" $limit | int64) 8) -}}
-{{- fail (printf "valkey.maxmemory: %d bytes are more than 80 %% of valkey.resources.limits.memory (%v); a rewrite of the append-only file needs the rest" $bytes $limit) -}}
-{{- end -}}
-{{- end -}}
-{{- if lt (include "bmt.bytes" .Values.valkey.size | int64) (mul $bytes 3) -}}
-{{- fail (printf "valkey.size: %v is less than 3 times valkey.maxmemory (%d bytes); the append-only file doubles before it is rewritten, and the rewrite stands next to it" .Values.valkey.size $bytes) -}}
-{{- end -}}
-{{- $bytes -}}
 {{- end -}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -10,6 +11,8 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+from bmt_server.settings import SettingsError
 
 RegistryUrl = Annotated[
     str,
@@ -22,6 +25,25 @@ RegistryUrl = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 T = TypeVar("T")
+
+
+def complete_url(url: str) -> str:
+    """The registry's URL with BMT_REGISTRY_PASSWORD, if that is set; it leaves the environment.
+
+    Secrets hold passwords as they are, and a URL needs them percent-encoded. Raises SettingsError
+    for text that is no registry's URL, and for a password without a URL.
+    """
+    password = os.environ.pop("BMT_REGISTRY_PASSWORD", "")
+    if not password:
+        return url
+    if not url:
+        raise SettingsError("BMT_REGISTRY_PASSWORD is set, but no --registry (BMT_REGISTRY)")
+    from bmt_server.ipc.registry_address import with_password
+
+    try:
+        return with_password(url, password)
+    except ValueError as error:
+        raise SettingsError(f"--registry: {error}") from None
 
 
 def say(text: str) -> None:
@@ -41,7 +63,7 @@ def with_connection(url: str, work: Callable[[Any], Awaitable[T]]) -> T:
     from bmt_server.registry.connection import RegistryConnection
 
     async def run() -> T:
-        connection = RegistryConnection(url)
+        connection = RegistryConnection(complete_url(url))
         try:
             return await work(connection)
         finally:

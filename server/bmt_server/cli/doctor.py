@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bmt_server.cli.common import AsJson
+from bmt_server.cli.common import AsJson, complete_url, fail
+from bmt_server.settings import SettingsError
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -43,6 +44,10 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check that this host can serve masks. Exit code 1 if a check fails."""
+    try:
+        registry = complete_url(registry)
+    except SettingsError as error:
+        fail(str(error))
     findings = list(examine(registry))
     if as_json:
         print(json.dumps([asdict(f) for f in findings], indent=2))
@@ -160,7 +165,6 @@ def _engine() -> Iterator[Finding]:
 def _kernel(device: str) -> Finding:
     import torch
 
-    from bmt_server.settings import SettingsError
     from bmt_server.worker.kernels.selection import KERNEL_ENV, choose_kernel
 
     warnings: list[str] = []

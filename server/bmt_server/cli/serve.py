@@ -15,7 +15,7 @@ import bmt_core
 import typer
 from typer.core import TyperCommand
 
-from bmt_server.cli.common import fail, say
+from bmt_server.cli.common import complete_url, fail, say
 from bmt_server.cli.options import with_settings
 from bmt_server.settings import Settings, SettingsError
 from bmt_server.vllm_integration import engine_flags, plugin, process_lifetime
@@ -78,6 +78,7 @@ def run(
 
     if chosen["registry_url"]:
         check_url(chosen["registry_url"])
+    chosen = {**chosen, "registry_url": complete_url(chosen["registry_url"])}
     process_lifetime.ignore_signals()
     process_lifetime.mark_root()
     _require_plugin()

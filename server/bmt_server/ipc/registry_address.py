@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-from urllib.parse import parse_qsl, unquote, urlencode
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import bmt_core
 import redis
@@ -169,6 +169,22 @@ def _prefix(values: list[str]) -> str:
         return bmt_core.validate_name(values[0])
     except (ValueError, bmt_core.InvalidName) as error:
         raise ValueError(f"the option prefix in the registry's URL: {error}") from None
+
+
+def with_password(url: str, password: str) -> str:
+    """The URL with the password, percent-encoded. A password in the URL has precedence.
+
+    Raises ValueError for text that is no registry's URL.
+    """
+    RegistryAddress.parse(url)
+    found = _URL.fullmatch(url.strip())
+    assert found is not None
+    user = found["user"] or ""
+    if ":" in user:
+        return url
+    scheme, _, rest = url.strip().partition("://")
+    rest = rest.partition("@")[2] if found["user"] is not None else rest
+    return f"{scheme}://{user}:{quote(password, safe='')}@{rest}"
 
 
 def _node(text: str, port: int) -> Node:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
-from bmt_server.ipc.registry_address import RegistryAddress
+from bmt_server.cli.common import complete_url
+from bmt_server.ipc.registry_address import RegistryAddress, with_password
+from bmt_server.settings import SettingsError
 
 
 @pytest.mark.parametrize(
@@ -82,3 +86,42 @@ def test_a_password_with_a_bare_slash_is_not_repeated():
     with pytest.raises(ValueError, match="encode") as found:
         RegistryAddress.parse("redis://user:hunter2/x@h:6379")
     assert "hunter2" not in str(found.value)
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("password", ["ab/cd", "p@ss#", "a:b", "%41", "ü ?&=", "plain"])
+@pytest.mark.parametrize(
+    ("url", "user"),
+    [
+        ("redis://host:6380/2", None),
+        ("rediss://masks@host:6380/2?ssl_cert_reqs=none", "masks"),
+        ("redis+sentinel://a,b:26380/masks/2", None),
+        ("redis+cluster://masks@a,b:7000", "masks"),
+        ("unix:///run/redis.sock?db=2", None),
+    ],
+)
+def test_a_password_of_its_own_arrives_as_it_is(url, user, password):
+    before = RegistryAddress.parse(url)
+    found = RegistryAddress.parse(with_password(url, password))
+    assert found.options["password"] == password
+    assert found.options.get("username") == user
+    assert (found.nodes, found.tls, found.service) == (before.nodes, before.tls, before.service)
+    assert found.options.get("db") == before.options.get("db")
+
+
+def test_a_password_in_the_url_has_precedence():
+    assert with_password("redis://u:own@host", "other") == "redis://u:own@host"
+    with pytest.raises(ValueError, match="must begin"):
+        with_password("host:6379", "other")
+
+
+def test_the_environment_completes_the_url_of_every_command(monkeypatch):
+    monkeypatch.setenv("BMT_REGISTRY_PASSWORD", "ab/cd")
+    assert complete_url("redis://host") == "redis://:ab%2Fcd@host"
+    # Engine processes have no use for it.
+    assert "BMT_REGISTRY_PASSWORD" not in os.environ
+    assert complete_url("redis://host") == "redis://host"
+    monkeypatch.setenv("BMT_REGISTRY_PASSWORD", "secret")
+    with pytest.raises(SettingsError, match="BMT_REGISTRY") as caught:
+        complete_url("")
+    assert "secret" not in str(caught.value)
