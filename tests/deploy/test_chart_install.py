@@ -70,7 +70,9 @@ def test_claims_that_only_one_node_attaches_are_for_one_pod():
     )
     assert "ReadWriteMany" in message
     for scaler in ("keda", "autoscaling"):
-        scaled = values(f"{scaler}.enabled=true", 'monitoring={"monitor": "pod", "port": 9400}', *claim)
+        scaled = values(
+            f"{scaler}.enabled=true", 'monitoring={"monitor": "pod", "port": 9400}', *claim
+        )
         assert "up to 8 pods" in refusal("-f", str(MINIMAL), *scaled)
     shared = values('modelCache.accessModes=["ReadWriteMany"]')
     claimed = one(render("-f", str(MINIMAL), *several, *shared), "PersistentVolumeClaim")

@@ -62,7 +62,7 @@ for wanted in json.loads(os.environ["WANTED"]):
         print(f"Secret {name} is new", flush=True)
     except urllib.error.HTTPError as error:
         if error.code != 409:
-            raise SystemExit(f"Secret {name}: {error} {error.read().decode()[:500]}")
+            raise SystemExit(f"Secret {name}: {error} {error.read().decode()[:500]}") from None
         if not call("GET", f"secrets/{name}").get("data", {}).get(key):
             raise SystemExit(f"Secret {name} exists without the key {key}; add it, or delete it")
         print(f"Secret {name} exists", flush=True)

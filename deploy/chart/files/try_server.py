@@ -20,9 +20,9 @@ def ask(path, body=None):
         with urllib.request.urlopen(request, timeout=60) as response:
             return response.read().decode()
     except urllib.error.HTTPError as error:
-        raise SystemExit(f"{path}: {error} {error.read().decode()[:500]}")
+        raise SystemExit(f"{path}: {error} {error.read().decode()[:500]}") from None
     except OSError as error:
-        raise SystemExit(f"{path}: {error}")
+        raise SystemExit(f"{path}: {error}") from None
 
 
 ask("/readyz")
