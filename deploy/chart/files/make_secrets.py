@@ -64,5 +64,7 @@ for wanted in json.loads(os.environ["WANTED"]):
         if error.code != 409:
             raise SystemExit(f"Secret {name}: {error} {error.read().decode()[:500]}") from None
         if not call("GET", f"secrets/{name}").get("data", {}).get(key):
-            raise SystemExit(f"Secret {name} exists without the key {key}; add it, or delete it")
+            raise SystemExit(
+                f"Secret {name} exists without the key {key}; add it, or delete it"
+            ) from None
         print(f"Secret {name} exists", flush=True)
