@@ -11,7 +11,7 @@ import pytest
 import yaml
 from bmt_server.settings import options
 
-from tests.support.chart import (
+from tests.support.deploy.chart import (
     CHART,
     EXAMPLES,
     MINIMAL,

@@ -19,7 +19,7 @@ import pytest
 import trustme
 from bmt_server.registry.api_keys import well_formed
 
-from tests.support.chart import (
+from tests.support.deploy.chart import (
     CHART,
     EXAMPLES,
     MINIMAL,
