@@ -11,8 +11,6 @@ import bmt_core
 
 from ._errors import Invalid, UsageError
 
-MAX_NAME_CHARS = 128
-
 T = TypeVar("T")
 
 
@@ -45,11 +43,9 @@ def name_from_path(path: Path) -> str:
 
     Raises UsageError if no valid character is left.
     """
-    stem = path.name.removesuffix(".bmt").lower()
-    words = re.split(r"[^a-z0-9._-]+", stem)
-    # The grammar allows single separators between letters or digits.
-    text = re.sub(r"[._-]{2,}", "-", "-".join(word for word in words if word))
-    text = text[:MAX_NAME_CHARS].strip("._-")
+    stem = path.name.removesuffix(".bmt")
+    # A stem has no alias and no version, whatever characters it has.
+    text = bmt_core.suggest_name(re.sub("[:@]", " ", stem))
     if not text:
         raise UsageError(f"no name can be made of the file name {path.name!r}; give one")
     return text

@@ -36,7 +36,14 @@ from bmt_core.format import decode, encode, file_digest, load, save
 from bmt_core.header import Header, TensorHeader, inspect
 from bmt_core.limits import Limits
 from bmt_core.mask import Base, Mask, TensorMask
-from bmt_core.names import LATEST, MaskRef, validate_alias, validate_digest, validate_name
+from bmt_core.names import (
+    LATEST,
+    MaskRef,
+    suggest_name,
+    validate_alias,
+    validate_digest,
+    validate_name,
+)
 
 __all__ = [
     "LATEST",
@@ -80,6 +87,7 @@ __all__ = [
     "jaccard",
     "load",
     "save",
+    "suggest_name",
     "symmetric_difference",
     "union",
     "validate_alias",

@@ -14,18 +14,38 @@ LATEST = "latest"
 _NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*", re.ASCII)
 _PREFIX = re.compile(r"[0-9a-f]{12,64}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+# Longer texts are no names of anything; the mapping reads no more of them.
+_MAX_FOREIGN = 1024
 
 
 def _check(kind: str, text: str) -> str:
     if not isinstance(text, str) or len(text) > MAX_NAME or not _NAME.fullmatch(text):
+        own = suggest_name(text) if isinstance(text, str) else None
         raise InvalidName(
             f"{kind} {str(text)[:80]!r} is not allowed: use a-z and 0-9, with single '.', '_' or "
-            f"'-' between them, at most {MAX_NAME} characters",
+            f"'-' between them, at most {MAX_NAME} characters" + (f"; use {own!r}" if own else ""),
             field=kind,
             value=text,
             bound=MAX_NAME,
         )
     return text
+
+
+def suggest_name(text: str) -> str | None:
+    """Name for a mask that is called `text` elsewhere: `Acme/Support__Bot` -> `acme.support-bot`.
+
+    None if no letter or digit of the grammar is left, and for a reference such as `math:prod`,
+    which has a name already. Deterministic. Organizations of the Hub have no '.', so names of two
+    of them become one only if they differ in case or in separators.
+    """
+    text = text[:_MAX_FOREIGN].lower()
+    name, _, rest = re.sub("@", ":", text, count=1).partition(":")
+    if rest and _NAME.fullmatch(name) and (":" in text or _PREFIX.fullmatch(rest)):
+        return None
+    words = re.split(r"[^a-z0-9._-]+", text.replace("/", "."))
+    # The grammar has single separators between letters or digits.
+    name = re.sub(r"[._-]{2,}", "-", "-".join(word for word in words if word))
+    return name[:MAX_NAME].strip("._-") or None
 
 
 def validate_name(text: str) -> str:

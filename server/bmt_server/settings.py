@@ -249,6 +249,16 @@ class Settings:
         vllm_flag="--shutdown-timeout",
         least=0,
     )
+    keep_alive_s: int = _option(
+        "Time that an idle connection stays open. Must be longer than a proxy in front keeps it: "
+        "60 s for nginx and AWS, 600 s for Google. Else a request now and then meets a connection "
+        "that closes, and the proxy answers 502.",
+        120,
+        unit="s",
+        flag="--keep-alive-seconds",
+        env="VLLM_HTTP_TIMEOUT_KEEP_ALIVE",
+        least=1,
+    )
     key_concurrency: int = _option(
         "Concurrent requests of one API key in each API process; more get 429. 0: no limit.",
         0,

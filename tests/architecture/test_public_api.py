@@ -15,7 +15,7 @@ SURFACE = {
         MaskDiff MaskError MaskRef Overlap PayloadError PositionsError TensorHeader TensorMask
         TooManyZeros TooLarge TrailingBytes Truncated UnsupportedVersion compare decode difference
         encode file_digest fingerprint geometry inspect intersection jaccard load save
-        symmetric_difference union validate_alias validate_digest validate_name
+        suggest_name symmetric_difference union validate_alias validate_digest validate_name
     """,
     "bmt_trainer": """
         ConfigError DataError EmptyMask ExpertTensors FusedGate LibraryError ModelError

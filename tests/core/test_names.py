@@ -66,3 +66,32 @@ def test_the_longest_name_is_allowed():
     assert bmt_core.validate_name("a" * 128) == "a" * 128
     ref = bmt_core.MaskRef.parse("a" * 128 + ":" + "b" * 128)
     assert (ref.name, ref.alias, ref.digest_prefix) == ("a" * 128, "b" * 128, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("acme/support-bot", "acme.support-bot"),
+        ("Acme/Support__Bot", "acme.support-bot"),
+        ("Llama-3-SQL", "llama-3-sql"),
+        ("a__b", "a-b"),
+        ("rft@v2", "rft-v2"),
+        ("a/b/c", "a.b.c"),
+        ("/a/", "a"),
+        ("b" * 500, "b" * 128),
+        ("math", "math"),
+        ("é", None),
+        ("", None),
+        ("math:prod", None),
+        ("math@3f9c1a2b4d5e", None),
+    ],
+)
+def test_names_of_elsewhere_have_one_name_here(text, name):
+    assert bmt_core.suggest_name(text) == name
+    if name is None:
+        return
+    assert bmt_core.validate_name(name) == name
+    assert bmt_core.suggest_name(name) == name
+    if text != name and len(text) < 80:
+        with pytest.raises(bmt_core.InvalidName, match=f"use '{name}'"):
+            bmt_core.validate_name(text)

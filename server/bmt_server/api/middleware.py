@@ -14,8 +14,8 @@ The steps of a generation request, in order::
     response          sent when the mask is loaded (`response/sender.py`)
 
 A plain ASGI class, installed through vLLM's `--middleware`: an import that fails there stops the
-server, and a plugin that fails is only logged. Decisions use `scope["path"]`, the path that routing
-uses: a URL rebuilt from headers can be made to differ from it.
+server, and a plugin that fails is only logged. Decisions use the path that routing uses
+(`paths.py`): a URL rebuilt from headers can be made to differ from it.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ from bmt_server.api.body.reader import (
 )
 from bmt_server.api.isolation import isolate
 from bmt_server.api.masks.resolver import Lease
+from bmt_server.api.paths import app_scope, denied, encoded_slash, route_path
 from bmt_server.api.permissions import Route, check_permission, find_route
 from bmt_server.api.response.cors import allowed_origin, is_preflight
 from bmt_server.api.response.refusals import watch
 from bmt_server.api.response.sender import ResponseSender
 from bmt_server.api.tracing import Span
-from bmt_server.errors import ApiError, BadRequest, NotFound, Unauthorized, Unavailable
+from bmt_server.errors import ApiError, BadRequest, Unauthorized, Unavailable
 from bmt_server.registry.api_keys import SCOPES
 from bmt_server.registry.schemas import DEFAULT_TENANT, Principal
 
@@ -68,12 +69,15 @@ class RequestMiddleware:
             # No WebSocket route takes masks, and none may be reached without authentication.
             await send({"type": "websocket.close", "code": 1008})
             return
-        method, path, headers = scope["method"], scope["path"], read_headers(scope)
-        route = find_route(method, path)
+        method, path, headers = scope["method"], route_path(scope), read_headers(scope)
+        route = None if encoded_slash(scope, path) else find_route(method, path)
         record = RequestRecord(_request_id(headers), method, path, Span(method, headers))
         response = ResponseSender(send, record, watch(), allowed_origin(scope["app"], headers))
+        # The app has no HEAD of most routes; the protocol drops the body.
+        asked = method if route is None or method in route.methods else "GET"
+        inner = app_scope(scope, path, method=asked)
         try:
-            await self._handle(scope, headers, route, record, receive, response)
+            await self._handle(inner, headers, route, record, receive, response)
         except ApiError as error:
             await response.send_error(error)
         except Exception:
@@ -100,9 +104,9 @@ class RequestMiddleware:
         response: ResponseSender,
     ) -> None:
         if route is not None and route.scope == "open":
-            await self.app(scope, receive, response.pass_on)
+            await self.app(scope, receive, response.pass_on if route.unchanged else response.send)
             return
-        if is_preflight(scope["method"], scope["path"], headers):
+        if is_preflight(record.method, record.path, headers):
             await self.app(scope, receive, response.send)
             return
         state = find_app_state(scope["app"])
@@ -110,7 +114,7 @@ class RequestMiddleware:
             raise Unavailable("the server is starting; retry shortly", code="starting")
         principal = await _authenticate(state, route, headers, _peer(scope))
         record.set_principal(principal)
-        route = _authorize(principal, route, scope["method"], scope["path"])
+        route = _authorize(principal, route, scope, record)
         scope.setdefault("state", {})
         scope["bmt.principal"] = principal
         if not route.names_model:
@@ -119,9 +123,7 @@ class RequestMiddleware:
         with ExitStack() as admitted:
             admitted.enter_context(state.shutdown.track_request())
             admitted.enter_context(state.key_limiter.admit(principal.key_id))
-            body = await _read_checked_body(
-                state, principal, route, scope["path"], headers, receive
-            )
+            body = await _read_checked_body(state, principal, route, record.path, headers, receive)
             if route.runs_engine:
                 sequences = request_limits.count_sequences(body)
                 admitted.enter_context(state.sequence_limiter.admit(sequences))
@@ -166,11 +168,13 @@ async def _authenticate(
     return await state.keys.verify(key, peer)
 
 
-def _authorize(principal: Principal, route: Route | None, method: str, path: str) -> Route:
-    """The route, if the principal has its scope. Raises NotFound, Forbidden."""
+def _authorize(
+    principal: Principal, route: Route | None, scope: Message, record: RequestRecord
+) -> Route:
+    """The route, if the principal has its scope. Raises ApiError."""
     if route is None:
-        raise NotFound(f"no route {method} {path[:200]}", code="route_not_found")
-    check_permission(route, principal, f"{method} {path[:200]}")
+        raise denied(scope, record.method, record.path)
+    check_permission(route, principal, f"{record.method} {record.path[:200]}")
     return route
 
 

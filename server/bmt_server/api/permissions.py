@@ -27,6 +27,7 @@ class Route:
     runs_engine: the engine runs the request, so it also needs its places and a loaded mask.
     prompts: the largest number of prompts in one body, each as long as the model's context.
     probe: called every few seconds by machines; not written to the access log.
+    unchanged: its responses with an error status keep their bodies.
     operator: shows or changes what belongs to other tenants, so the key must be the operator's own.
     for_monitoring: of a key of any scope, `metrics` alone included.
     """
@@ -37,6 +38,7 @@ class Route:
     names_model: bool = False
     runs_engine: bool = False
     probe: bool = False
+    unchanged: bool = False
     prompts: int = 1
     operator: bool = False
     for_monitoring: bool = False
@@ -52,12 +54,15 @@ ROLLOUT_PREFIX = "rollout-"
 _ROLLOUT_MASK = rf"/v1/masks/{ROLLOUT_PREFIX}[^/]+"
 
 ROUTES: tuple[Route, ...] = (
-    _route("GET HEAD", r"/(livez|readyz)", "open", probe=True),
+    _route("GET", r"/(livez|readyz)", "open", probe=True, unchanged=True),
+    # vLLM's, for probes and gateways that are made for it and have no key. They have no content.
+    _route("GET", r"/health|/ping", "open", probe=True),
     # Its labels are names of all tenants.
-    _route("GET", r"/metrics/?", "metrics", probe=True, operator=True, for_monitoring=True),
-    _route("GET HEAD", r"/health|/version|/ping", "any", probe=True, for_monitoring=True),
+    _route("GET", r"/metrics", "metrics", probe=True, operator=True, for_monitoring=True),
+    _route("GET", r"/version", "any", probe=True, for_monitoring=True),
     _route("GET", r"/v1/me", "any", for_monitoring=True),
-    _route("GET", r"/v1/models(/.+)?", "any"),
+    _route("GET HEAD", r"/v1/models", "any"),
+    _route("GET", r"/v1/models/.+", "any"),
     _route("GET", r"/v1/masks", "any"),
     _route("GET", _MASK, "any"),
     _route("PUT PATCH", _MASK, "upload"),
@@ -91,9 +96,13 @@ ROUTES: tuple[Route, ...] = (
 
 
 def find_route(method: str, path: str) -> Route | None:
-    """The route that allows this request, or None: denied. path: the one that routing uses."""
+    """The route that allows this request, or None: denied. path: of `paths.route_path`.
+
+    HEAD is allowed where GET is.
+    """
     for route in ROUTES:
-        if method in route.methods and route.path.fullmatch(path):
+        allowed = method in route.methods or (method == "HEAD" and "GET" in route.methods)
+        if allowed and route.path.fullmatch(path):
             return route
     return None
 

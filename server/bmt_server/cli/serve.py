@@ -19,6 +19,8 @@ from bmt_server.cli.common import complete_url, fail, say
 from bmt_server.cli.options import with_settings
 from bmt_server.settings import Settings, SettingsError
 from bmt_server.vllm_integration import engine_flags, plugin, process_lifetime
+from bmt_server.vllm_integration.arguments.known import unknown_flag
+from bmt_server.vllm_integration.arguments.root_path import checked_root_path
 from bmt_server.vllm_integration.process_context import process_context
 from bmt_server.vllm_integration.versions.check import VllmVersionError, check_version
 
@@ -55,10 +57,16 @@ def serve(
     **settings: Any,
 ) -> None:
     """Serve MODEL with masks."""
+    if wrong := unknown_flag(context.args, own=_own_flags(context)):
+        fail(wrong, code=2)
     try:
         run(model, context.args, data_dir or _default_data_dir(), key_file, settings)
     except _user_errors() as error:
         fail(str(error))
+
+
+def _own_flags(context: typer.Context) -> list[str]:
+    return [name for parameter in context.command.params for name in parameter.opts]
 
 
 def run(
@@ -79,6 +87,7 @@ def run(
     if chosen["registry_url"]:
         check_url(chosen["registry_url"])
     chosen = {**chosen, "registry_url": complete_url(chosen["registry_url"])}
+    _check_places(data_dir, key_file)
     process_lifetime.ignore_signals()
     process_lifetime.mark_root()
     _require_plugin()
@@ -93,7 +102,6 @@ def run(
     if chosen["no_auth"]:
         _require_loopback(args.host)
     _prepare_kernel()
-    data_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         chosen["registry_url"] = chosen["registry_url"] or _embedded_registry(stack, data_dir, args)
         chosen["stats_dir"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="bmt-stats-"))
@@ -101,6 +109,19 @@ def run(
         contact_registry(settings.registry_url, key_file, no_auth=settings.no_auth)
         _prepare_cpu(settings, args, vllm_flags)
         _run_vllm(settings, args)
+
+
+def _check_places(data_dir: Path, key_file: Path | None) -> None:
+    """Make the data folder. Raises SettingsError for places where nothing can be written."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--data-dir {data_dir}: {error.strerror}") from None
+    for flag, folder in (("--data-dir", data_dir), ("--key-file", key_file and key_file.parent)):
+        if folder is not None and not os.access(folder, os.W_OK | os.X_OK):
+            raise SettingsError(f"{flag}: {folder} is no folder that this user can write to")
+    if key_file is not None and key_file.is_dir():
+        raise SettingsError(f"--key-file: {key_file} is a folder; name a file")
 
 
 def _require_plugin() -> None:
@@ -133,6 +154,7 @@ def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
     args, defaults = parser.parse_args([*flags]), parser.parse_args([])
     check(args, defaults=defaults)
     check_model(model, args, defaults)
+    args.root_path = checked_root_path(args.root_path)
     count_drafts(args)
     args.model_tag = args.model = checkpoint_folder(model, args.revision)
     args.load_format = load_format(args.model, args.load_format)
@@ -251,6 +273,7 @@ def _prepare_cpu(settings: Settings, args: Namespace, flags: Sequence[str]) -> N
 
 def _run_vllm(settings: Settings, args: Namespace) -> None:
     settings.export_env()
+    os.environ["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = str(settings.keep_alive_s)
     # An allow-list: no other plugin of the environment is loaded.
     os.environ["VLLM_PLUGINS"] = f"{plugin.GENERAL},{plugin.ENDPOINTS}"
     os.environ.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)

@@ -30,7 +30,7 @@ def paths() -> list[str]:
     made = {"/", "/x", "/v1", "/v1/", "//v1/models", "/v1/masks/", "/docs", "/pause", "/v1/%00"}
     names = ("mine", "theirs", "none", "mine@000000000000", "..%2f..", "%ff", "a" * 200)
     for route in ROUTES:
-        pattern = route.path.pattern.replace("/?", "").replace("(/.+)?", "/[^/]+")
+        pattern = route.path.pattern.replace("/?", "").replace("/.+", "/[^/]+")
         options = re.search(r"\(([^()]+)\)", pattern)
         for option in options[1].split("|") if options else [""]:
             whole = re.sub(r"\([^()]+\)", option, pattern, count=1)

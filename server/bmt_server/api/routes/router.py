@@ -13,7 +13,7 @@ def build_router() -> APIRouter:
     router.get("/livez")(probes.livez)
     router.get("/readyz")(probes.readyz)
     router.get("/v1/me")(me.show)
-    router.get("/v1/models")(models.list_models)
+    router.api_route("/v1/models", methods=["GET", "HEAD"])(models.list_models)
     router.get("/v1/models/{model:path}")(models.show_model)
     router.get("/v1/masks")(masks.list_masks)
     router.put("/v1/masks/{name}")(uploads.put_mask)
