@@ -162,8 +162,8 @@ def _leaves(values: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
 
 
 def _in_namespace(query: str) -> str:
-    """The query, limited to the dashboard's namespace."""
-    label = 'namespace="$namespace"'
+    """The query, limited to the dashboard's namespace and job."""
+    label = 'namespace="$namespace",job=~"$job"'
     return query.replace("{}", f"{{{label}}}").replace("{kind", f"{{{label},kind")
 
 
@@ -198,6 +198,14 @@ def dashboard() -> str:
             "datasource": source,
             "query": "label_values(bmt_worker_info, namespace)",
             "refresh": 2,
+        },
+        {
+            "name": "job",
+            "type": "query",
+            "datasource": source,
+            "query": 'label_values(bmt_worker_info{namespace="$namespace"}, job)',
+            "refresh": 2,
+            "includeAll": True,
         },
     ]
     board = {
