@@ -235,6 +235,14 @@ class Settings:
     max_mask_labels: int = _option(
         "Largest number of values of the `mask` label in metrics.", 100, unit="labels", least=0
     )
+    usage_days: int = _option(
+        "Days that requests and tokens by key, tenant and mask are kept for GET /v1/usage.",
+        100,
+        unit="days",
+        flag="--usage-days",
+        least=1,
+        most=3650,
+    )
     hang_s: float = _option(
         "/livez fails after the engine makes no progress on its requests for this long. 0: never.",
         50.0,

@@ -26,12 +26,15 @@ from bmt_server.api.metrics.counters import Metrics
 from bmt_server.api.metrics.port import MetricsPort
 from bmt_server.api.model_list import ModelList
 from bmt_server.api.shutdown import Shutdown, interrupt_process
+from bmt_server.api.usage.counter import UsageCounter
+from bmt_server.api.usage.meter import UsageMeter
 from bmt_server.errors import ApiError, RegistryDown
 from bmt_server.registry.api_keys import ApiKeyStore
 from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.housekeeping import Housekeeper
 from bmt_server.registry.registry import Registry
 from bmt_server.registry.replica import RegistryReplica
+from bmt_server.registry.usage.counts import UsageStore
 from bmt_server.settings import Settings
 
 _FIRST_SYNC_S = 5.0
@@ -58,6 +61,9 @@ class AppState:
     metrics: Metrics
     collectors: StatsCollectors
     metrics_port: MetricsPort
+    usage_store: UsageStore
+    usage: UsageCounter
+    meter: UsageMeter
     shutdown: Shutdown
     key_limiter: KeyLimiter
     sequence_limiter: SequenceLimiter
@@ -105,6 +111,7 @@ class AppState:
         state.replica.start()
         state.keys.start()
         state.housekeeper.start()
+        state.usage.start()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(state.replica.synced.wait(), _FIRST_SYNC_S)
         return state
@@ -149,6 +156,8 @@ class AppState:
             on_connection=metrics.registry_up.set,
         )
         resolver = Resolver(replica, lifecycle, engine, settings.fingerprint)
+        usage_store = UsageStore(connection, settings.usage_days)
+        usage = UsageCounter(usage_store, metrics.usage_lost.inc)
         return cls(
             settings=settings,
             limits=limits,
@@ -178,6 +187,9 @@ class AppState:
                 settings.metrics_port,
                 Path(settings.stats_dir),
             ),
+            usage_store=usage_store,
+            usage=usage,
+            meter=UsageMeter(metrics, usage),
             shutdown=Shutdown(settings.drain_s, stop),
             key_limiter=KeyLimiter(settings.key_concurrency, settings.key_rate),
             sequence_limiter=SequenceLimiter(settings.queue),
@@ -189,6 +201,7 @@ class AppState:
     async def close(self) -> None:
         """Stop background tasks, close connections, unregister metrics."""
         self.metrics_port.close()
+        await self.usage.close()
         await self.replica.close()
         await self.housekeeper.close()
         await self.keys.close()

@@ -45,9 +45,11 @@ from bmt_server.api.response.cors import allowed_origin, is_preflight
 from bmt_server.api.response.refusals import watch
 from bmt_server.api.response.sender import ResponseSender
 from bmt_server.api.tracing import Span
+from bmt_server.api.usage.caller import Caller, attribute
 from bmt_server.errors import ApiError, BadRequest, Unauthorized, Unavailable
 from bmt_server.registry.api_keys import SCOPES
 from bmt_server.registry.schemas import DEFAULT_TENANT, Principal
+from bmt_server.registry.usage.counts import Counts
 
 MAX_KEY_CHARACTERS = 256
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -130,6 +132,8 @@ class RequestMiddleware:
             isolate(principal.tenant)
             lease = await _resolve(state, principal, body, load=route.runs_engine)
             record.set_model(lease.model, lease.version)
+            caller = Caller(principal.key_id, principal.tenant, record.mask)
+            attribute(caller)
             # The app prepares the request, above all its tokens, while the workers load the mask.
             response.wait_for(lease.ready)
             traced = record.span.headers() if record.span.is_recording else {}
@@ -138,6 +142,8 @@ class RequestMiddleware:
                 await self.app(*replaced, response.send)
             finally:
                 lease.release()
+                if record.status < 400:
+                    state.usage.add(caller, Counts(requests=1))
 
 
 def _request_id(headers: Mapping[str, str]) -> str:

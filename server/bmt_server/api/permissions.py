@@ -61,6 +61,7 @@ ROUTES: tuple[Route, ...] = (
     _route("GET", r"/metrics", "metrics", probe=True, operator=True, for_monitoring=True),
     _route("GET", r"/version", "any", probe=True, for_monitoring=True),
     _route("GET", r"/v1/me", "any", for_monitoring=True),
+    _route("GET", r"/v1/usage", "any"),
     _route("GET HEAD", r"/v1/models", "any"),
     _route("GET", r"/v1/models/.+", "any"),
     _route("GET", r"/v1/masks", "any"),

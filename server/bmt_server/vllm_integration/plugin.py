@@ -83,7 +83,7 @@ class MaskEndpoints:
             stop=_Stop(self._app),
         )
         install_request_hooks(
-            engine_client, ours.metrics.request_finished, ours.lifecycle.hold_for_engine, heartbeat
+            engine_client, ours.meter.request_finished, ours.lifecycle.hold_for_engine, heartbeat
         )
         state.bmt = ours
         self._close_with_app(ours, engine)

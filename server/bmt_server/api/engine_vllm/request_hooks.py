@@ -23,6 +23,7 @@ from bmt_server.api.engine_vllm.heartbeat import Heartbeat
 from bmt_server.api.engine_vllm.sampling_buffers import check_integers, check_sampling_buffers
 from bmt_server.api.isolation import current_salt
 from bmt_server.api.response.refusals import note
+from bmt_server.api.usage.caller import Caller, current_caller
 from bmt_server.errors import ApiError, BadRequest, from_status
 
 # Context manager for one engine call with an adapter, by adapter id.
@@ -34,6 +35,7 @@ MAX_MESSAGE_CHARACTERS = 1000
 class RequestObserver(Protocol):
     """Called with each finished request. mask: internal name, None for the base model.
 
+    caller: whose request it was. cached_tokens: those of the prompt that the prefix cache had.
     drafted and accepted: its tokens of speculative decoding.
     """
 
@@ -41,8 +43,10 @@ class RequestObserver(Protocol):
         self,
         mask: str | None,
         *,
+        caller: Caller | None,
         outcome: str,
         prompt_tokens: int,
+        cached_tokens: int,
         completion_tokens: int,
         ttft_s: float | None,
         drafted: int = 0,
@@ -113,6 +117,8 @@ def _with_metrics(original: Any, on_finished: RequestObserver) -> Any:
         sampling = kwargs.get("sampling_params", args[1] if len(args) > 1 else None)
         cumulative = getattr(sampling, "output_kind", None) != RequestOutputKind.DELTA
         tokens, outcome = _TokenCount(), "cancelled"
+        # Now, because a call that is abandoned ends in the context of another task.
+        caller = current_caller()
         try:
             async with aclosing(original(*args, **kwargs)) as outputs:
                 async for output in outputs:
@@ -129,10 +135,15 @@ def _with_metrics(original: Any, on_finished: RequestObserver) -> Any:
                 note(refusal)
             raise
         finally:
+            if outcome == "cancelled" and not tokens.prompt:
+                # The engine has begun on it, and its first output has not come.
+                tokens.prompt = _prompt_length(kwargs.get("prompt", args[0] if args else None))
             on_finished(
                 lora.lora_name if lora is not None else None,
+                caller=caller,
                 outcome=outcome,
                 prompt_tokens=tokens.prompt,
+                cached_tokens=tokens.cached,
                 completion_tokens=sum(tokens.completions.values()),
                 ttft_s=tokens.ttft_s,
                 drafted=tokens.drafted,
@@ -140,6 +151,12 @@ def _with_metrics(original: Any, on_finished: RequestObserver) -> Any:
             )
 
     return call
+
+
+def _prompt_length(prompt: Any) -> int:
+    """Tokens of a prompt that vLLM's routes have rendered; 0 for other forms."""
+    ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
+    return len(ids) if isinstance(ids, list) else 0
 
 
 def _refusal(error: Exception) -> ApiError | None:
@@ -164,6 +181,7 @@ class _TokenCount:
     started: float = field(default_factory=time.perf_counter)
     ttft_s: float | None = None
     prompt: int = 0
+    cached: int = 0
     drafted: int = 0
     accepted: int = 0
     completions: dict[int, int] = field(default_factory=dict)  # index of a choice -> tokens
@@ -180,6 +198,7 @@ class _TokenCount:
                 self.accepted += sum(n * steps for n, steps in enumerate(drafts.histogram))
         if output.prompt_token_ids is not None:
             self.prompt = len(output.prompt_token_ids)
+        self.cached = max(self.cached, output.num_cached_tokens or 0)
         if self.ttft_s is None and any(self.completions.values()):
             # A request that is not streamed arrives here only when it is complete; the engine
             # client's own measurement has the time of its first token, unless stats are off.

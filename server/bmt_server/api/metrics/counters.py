@@ -49,7 +49,10 @@ class Metrics:
             registry=registry,
         )
         self.tokens = Counter(
-            "bmt_tokens", "Tokens by mask and kind.", ["mask", "kind"], registry=registry
+            "bmt_tokens",
+            "Tokens by mask and kind: of prompts, of those cached, of completions.",
+            ["mask", "kind"],
+            registry=registry,
         )
         self.drafts = Counter(
             "bmt_draft_tokens",
@@ -95,6 +98,12 @@ class Metrics:
             "Masks of training runs that this process removed after they expired.",
             registry=registry,
         )
+        self.usage_lost = Counter(
+            "bmt_usage_lost",
+            "Requests and tokens that are missing in GET /v1/usage: too many waited for the "
+            "registry.",
+            registry=registry,
+        )
         self.registry_up = Gauge(
             "bmt_registry_up",
             "1 while the registry answers every API process.",
@@ -119,6 +128,7 @@ class Metrics:
             self.cold_seconds,
             self.uploads,
             self.expired,
+            self.usage_lost,
             self.registry_up,
             self.holds,
         )
@@ -131,16 +141,19 @@ class Metrics:
         prompt_tokens: int,
         completion_tokens: int,
         ttft_s: float | None,
+        cached_tokens: int = 0,
         drafted: int = 0,
         accepted: int = 0,
     ) -> None:
         """Count a request that left the engine. mask: internal name, None for the base model.
 
-        drafted and accepted: its tokens of speculative decoding.
+        cached_tokens: those of the prompt that the prefix cache had. drafted and accepted: its
+        tokens of speculative decoding.
         """
         label = self._labels.label(mask)
         self.requests.labels(label, outcome).inc()
         self.tokens.labels(label, "prompt").inc(prompt_tokens)
+        self.tokens.labels(label, "cached").inc(cached_tokens)
         self.tokens.labels(label, "completion").inc(completion_tokens)
         if drafted:
             self.drafts.labels(label, "drafted").inc(drafted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from bmt_server.api.routes import aliases, blobs, masks, me, models, probes, prune, uploads
+from bmt_server.api.routes import aliases, blobs, masks, me, models, probes, prune, uploads, usage
 
 
 def build_router() -> APIRouter:
@@ -13,6 +13,7 @@ def build_router() -> APIRouter:
     router.get("/livez")(probes.livez)
     router.get("/readyz")(probes.readyz)
     router.get("/v1/me")(me.show)
+    router.get("/v1/usage")(usage.show)
     router.api_route("/v1/models", methods=["GET", "HEAD"])(models.list_models)
     router.get("/v1/models/{model:path}")(models.show_model)
     router.get("/v1/masks")(masks.list_masks)

@@ -44,13 +44,19 @@ class Client:
             index=0, token_ids=[1, 2], finish_reason="length", spec_decode_metrics=self.drafts
         )
         yield SimpleNamespace(
-            outputs=[completion], prompt_token_ids=[1, 2, 3], finished=True, metrics=None
+            outputs=[completion],
+            prompt_token_ids=[1, 2, 3],
+            num_cached_tokens=2,
+            finished=True,
+            metrics=None,
         )
 
     async def encode(self, prompt, pooling_params, request_id, **more):
         await self.engine_core.add_request_async(SimpleNamespace(cache_salt=prompt["salt"]))
         vector = SimpleNamespace(data=[0.5])
-        yield SimpleNamespace(outputs=vector, prompt_token_ids=[1, 2, 3], finished=True)
+        yield SimpleNamespace(
+            outputs=vector, prompt_token_ids=[1, 2, 3], num_cached_tokens=2, finished=True
+        )
 
 
 @pytest.fixture
@@ -61,7 +67,8 @@ def hooked():
     async def hold(adapter_id):
         yield
 
-    def on_finished(mask, **figures):
+    def on_finished(mask, caller, **figures):
+        assert caller is None
         finished.append((mask, figures))
 
     install_request_hooks(client, on_finished, hold, Heartbeat())
@@ -103,6 +110,7 @@ async def test_both_calls_are_counted(hooked, name, completion):
     assert mask == "m@0123456789ab"
     assert figures["outcome"] == "ok"
     assert (figures["prompt_tokens"], figures["completion_tokens"]) == (3, completion)
+    assert figures["cached_tokens"] == 2
     assert (figures["ttft_s"] is not None) == bool(completion)
 
 
