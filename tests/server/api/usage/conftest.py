@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.metered import install_model_routes
+from tests.support.requests.metered import install_model_routes
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.usage import counts as stored
 from bmt_server.registry.usage.counts import OTHER, Counts, Slot, UsageStore, today
 
-from tests.support.metered import COUNTING, GENERATING
 from tests.support.replica import make_mask, replica
+from tests.support.requests.metered import COUNTING, GENERATING
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 9}
 
