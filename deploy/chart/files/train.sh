@@ -1,4 +1,5 @@
 # Trains MASK unless this run has been uploaded before, then uploads it with the run's alias.
+folder=${FOLDER:-/scratch}
 client() {
   if [ -n "${SERVER_CA:-}" ]; then
     SSL_CERT_FILE="$SERVER_CA" bmt-client "$@"
@@ -8,7 +9,7 @@ client() {
   fi
 }
 # A wrong key shall not be found after hours of training. Exit codes: 3 wrong key, 4 not found.
-tries=180
+tries=${TRIES:-180}
 while :; do
   code=0
   client show "$MASK:$RUN" || code=$?
@@ -19,11 +20,11 @@ while :; do
   esac
   tries=$((tries - 1))
   if [ $tries -le 0 ]; then echo "$BMT_URL does not answer"; exit 1; fi
-  sleep 10
+  sleep "${WAIT:-10}"
 done
 # A restarted container resumes at its last checkpoint.
-if [ ! -e /scratch/trained ]; then
-  bmt-train "$METHOD" --config /recipe/recipe.yaml --model "$MODEL" --output /scratch/mask.bmt --resume
-  touch /scratch/trained
+if [ ! -e $folder/trained ]; then
+  bmt-train "$METHOD" --config /recipe/recipe.yaml --model "$MODEL" --output $folder/mask.bmt --resume
+  touch $folder/trained
 fi
-client upload /scratch/mask.bmt --name "$MASK" --alias "$RUN"
+client upload $folder/mask.bmt --name "$MASK" --alias "$RUN"

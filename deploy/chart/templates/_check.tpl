@@ -198,6 +198,9 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- if and .Values.valkey.restore (not .Values.backup.schedule) (not .Values.backup.existingClaim) -}}
+{{- fail "valkey.restore: no claim has snapshots; set backup.existingClaim, or backup.schedule" -}}
+{{- end -}}
 {{- if .Values.backup.schedule -}}
 {{- if not .Values.valkey.enabled -}}
 {{- fail "backup.schedule: it copies the chart's own Valkey (valkey.enabled); back up another registry where it runs" -}}

@@ -3,12 +3,13 @@
 {{- end -}}
 
 {{/* Name of an object that belongs to the release. Arguments: root, suffix, and the longest length of its
-kind. A name that would be longer ends with a hash, so that two never meet. */}}
+kind. A hash shortens a name that would be longer, so that two never meet. */}}
 {{- define "bmt.child" -}}
 {{- $name := printf "%s-%s" (include "bmt.name" .root) .suffix -}}
 {{- $most := default 63 .most | int -}}
 {{- if gt (len $name) $most -}}
-{{- printf "%s-%s" ($name | trunc (int (sub $most 9)) | trimSuffix "-") ($name | sha256sum | trunc 8) -}}
+{{- $room := int (sub $most (add 10 (len .suffix))) -}}
+{{- printf "%s-%s-%s" (include "bmt.name" .root | trunc $room | trimSuffix "-") ($name | sha256sum | trunc 8) .suffix -}}
 {{- else -}}
 {{- $name -}}
 {{- end -}}
@@ -17,6 +18,13 @@ kind. A name that would be longer ends with a hash, so that two never meet. */}}
 {{/* A StatefulSet's name is in a label with a hash of 10 characters more. */}}
 {{- define "bmt.valkeyName" -}}
 {{- include "bmt.child" (dict "root" . "suffix" "valkey" "most" 52) -}}
+{{- end -}}
+
+{{- define "bmt.backupName" -}}
+{{- include "bmt.child" (dict "root" . "suffix" "backup" "most" 52) -}}
+{{- end -}}
+{{- define "bmt.backupClaim" -}}
+{{- default (include "bmt.backupName" .) .Values.backup.existingClaim -}}
 {{- end -}}
 
 {{- define "bmt.selector" -}}
