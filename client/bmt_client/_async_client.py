@@ -50,6 +50,7 @@ class AsyncBmtClient(BaseClient):
         timeout: float | None = None,
         max_retries: int = DEFAULT_MAX_RETRIES,
         http_client: httpx2.AsyncClient | None = None,
+        ca_file: str | None = None,
         allow_insecure: bool = False,
     ) -> None:
         super().__init__(
@@ -57,12 +58,13 @@ class AsyncBmtClient(BaseClient):
             api_key,
             timeout=timeout,
             max_retries=max_retries,
+            ca_file=ca_file,
             allow_insecure=allow_insecure,
         )
         import httpx2
 
         self._owned = http_client is None
-        self._http = http_client or httpx2.AsyncClient(**self._pool_arguments())
+        self._http = self._pool(httpx2.AsyncClient, http_client)
 
     async def __aenter__(self) -> AsyncBmtClient:
         return self
@@ -211,8 +213,8 @@ class AsyncBmtClient(BaseClient):
         """Return an `openai.AsyncOpenAI` client; `arguments` go to its constructor."""
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-        if self._target.loopback:
-            arguments = {"http_client": DefaultAsyncHttpxClient(trust_env=False), **arguments}
+        if "http_client" not in arguments:
+            arguments["http_client"] = self._openai_pool(DefaultAsyncHttpxClient)
         return AsyncOpenAI(**self._openai_arguments(arguments))
 
     async def _run(self, flow: Flow[T]) -> T:

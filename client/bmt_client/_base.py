@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._config import Target, resolve
+from ._connection.failures import no_answer
+from ._connection.trust import build, http_arguments
+from ._errors import UsageError
 from ._retry import DEFAULT_MAX_RETRIES, RetryPolicy
 from ._transport import NoAnswer, Request, Response
 
 if TYPE_CHECKING:
     import httpx2
+
+T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -26,9 +30,12 @@ class BaseClient:
         *,
         timeout: float | None = None,
         max_retries: int = DEFAULT_MAX_RETRIES,
+        ca_file: str | None = None,
         allow_insecure: bool = False,
     ) -> None:
-        self._target: Target = resolve(base_url, api_key, timeout, allow_insecure=allow_insecure)
+        self._target: Target = resolve(
+            base_url, api_key, timeout, ca_file=ca_file, allow_insecure=allow_insecure
+        )
         self._policy = RetryPolicy(max_retries=max_retries)
 
     @property
@@ -40,23 +47,24 @@ class BaseClient:
         key = "set" if self._target.api_key else "none"
         return f"{type(self).__name__}({self._target.url!r}, api_key=<{key}>)"
 
-    def _pool_arguments(self) -> dict[str, Any]:
-        import ssl
-
+    def _pool(self, kind: type[T], given: object | None) -> T:
+        """The given `httpx2` client, or a new one with the timeouts of this client."""
         import httpx2
 
-        seconds = self._target.timeout_s
-        # Over http:// no certificate is verified, and loading the trusted ones takes 15 to 30 ms.
-        # This context trusts no certificate, so TLS by a redirect or proxy fails closed.
-        trust: Any = True
-        if self._target.url.startswith("http://"):
-            trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        return {
-            "verify": trust,
-            "timeout": httpx2.Timeout(seconds, connect=min(seconds, CONNECT_TIMEOUT_S)),
-            # Requests to this machine, which carry the key, must not go through HTTP_PROXY.
-            "trust_env": not self._target.loopback,
-        }
+        if given is None:
+            seconds = self._target.timeout_s
+            timeout = httpx2.Timeout(seconds, connect=min(seconds, CONNECT_TIMEOUT_S))
+            return build(kind, {"timeout": timeout, **http_arguments(self._target)})
+        if not isinstance(given, kind):
+            raise UsageError(
+                f"http_client is a {type(given).__module__}.{type(given).__name__}; "
+                f"it must be an httpx2.{kind.__name__}"
+            )
+        return given
+
+    def _openai_pool(self, kind: type[T]) -> T:
+        """OpenAI's own kind of `httpx2` client, with the trust and the proxies of this client."""
+        return build(kind, {"follow_redirects": False, **http_arguments(self._target)})
 
     def _openai_arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         arguments: dict[str, Any] = {
@@ -95,32 +103,8 @@ class BaseClient:
             body = body.replace(self._target.api_key.encode(), b"[key]")
         return Response(status, {name.lower(): value for name, value in headers.items()}, body)
 
-    def _no_answer(self, error: httpx2.RequestError) -> NoAnswer:
-        import ssl
-
-        import httpx2
-
-        url = self._target.url
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                message = f"{url} has a certificate that is not trusted: {cause.verify_message}"
-                return NoAnswer(message, code="certificate", retryable=False)
-            cause = cause.__cause__ or cause.__context__
-        if isinstance(error, httpx2.ConnectTimeout):
-            return NoAnswer(f"cannot connect to {url} in time", code="timeout")
-        if isinstance(error, httpx2.TimeoutException):
-            seconds = self._target.timeout_s
-            return NoAnswer(f"{url} did not answer within {seconds:g} s", code="timeout")
-        if isinstance(error, httpx2.ConnectError):
-            return NoAnswer(f"cannot connect to {url}: {_reason(error)}", code="connection")
-        reason = _reason(error)
-        return NoAnswer(f"the connection to {url} broke: {reason}", code="connection")
-
-
-def _reason(error: Exception) -> str:
-    """Text of an OS error without its number: `connection refused`."""
-    return re.sub(r"^\[Errno -?\d+\] ", "", str(error)).lower() or type(error).__name__
+    def _no_answer(self, error: httpx2.RequestError, silence_s: float | None = None) -> NoAnswer:
+        return no_answer(self._target, error, silence_s)
 
 
 def _user_agent() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,6 +44,8 @@ class BmtClient(BaseClient):
     timeout : seconds for one attempt; default `BMT_TIMEOUT` or 60
     max_retries : attempts after the first on 408, 429, 500, 502-504 and broken connections
     http_client : `httpx2.Client` to use instead of a new one; the client does not close it
+    ca_file : certificates to trust in place of the system's: a file or folder; default
+        `BMT_CA_FILE`
     allow_insecure : allow sending the key over http:// to another machine
 
     Every method raises subclasses of `bmt_client.BmtClientError`. A `ref` is `math` (the latest
@@ -63,6 +65,7 @@ class BmtClient(BaseClient):
         timeout: float | None = None,
         max_retries: int = DEFAULT_MAX_RETRIES,
         http_client: httpx2.Client | None = None,
+        ca_file: str | None = None,
         allow_insecure: bool = False,
     ) -> None:
         super().__init__(
@@ -70,12 +73,13 @@ class BmtClient(BaseClient):
             api_key,
             timeout=timeout,
             max_retries=max_retries,
+            ca_file=ca_file,
             allow_insecure=allow_insecure,
         )
         import httpx2
 
         self._owned = http_client is None
-        self._http = http_client or httpx2.Client(**self._pool_arguments())
+        self._http = self._pool(httpx2.Client, http_client)
 
     def __enter__(self) -> BmtClient:
         return self
@@ -260,11 +264,11 @@ class BmtClient(BaseClient):
         """Return an `openai.OpenAI` client; `arguments` go to its constructor."""
         from openai import DefaultHttpxClient, OpenAI
 
-        if self._target.loopback:
-            arguments = {"http_client": DefaultHttpxClient(trust_env=False), **arguments}
+        if "http_client" not in arguments:
+            arguments["http_client"] = self._openai_pool(DefaultHttpxClient)
         return OpenAI(**self._openai_arguments(arguments))
 
-    def _run(self, flow: Flow[T]) -> T:
+    def _run(self, flow: Flow[T], send: Callable[[Request], Response] | None = None) -> T:
         result: Any = None
         error: Exception | None = None
         while True:
@@ -275,14 +279,15 @@ class BmtClient(BaseClient):
                 return value
             result = error = None
             try:
-                result = self._perform(effect)
+                result = self._perform(effect, send or self._send)
             except Exception as raised:
                 # The flow decides if this reaches the caller.
                 error = raised
 
-    def _perform(self, effect: Effect) -> Any:
+    @staticmethod
+    def _perform(effect: Effect, send: Callable[[Request], Response]) -> Any:
         if isinstance(effect, Send):
-            return self._send(effect.request)
+            return send(effect.request)
         if isinstance(effect, Call):
             return effect.function()
         return time.sleep(effect.seconds)

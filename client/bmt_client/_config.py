@@ -1,42 +1,43 @@
-"""Server address and key: from arguments, else the environment, else the config file.
+"""Server address, key and trust: from arguments, else the environment, else the config file.
 
-The file is `$BMT_CONFIG`, by default `$XDG_CONFIG_HOME/bmt/client.json` (~/.config):
-
-    {"url": "https://masks.example.org", "keys": {"https://masks.example.org": "bmt_…"}}
-
-A key belongs to one address and is sent to no other. The file must have mode 0600, because anyone
-who reads it can act as the user.
+A key belongs to one address and is sent to no other. The file is that of
+`_connection.config_file`.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import json
 import math
 import os
-import stat
-import tempfile
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
+from ._connection.config_file import Content, change, config_path, load
 from ._errors import UsageError
+
+__all__ = ["Target", "checked_key", "config_path", "normal_url", "profile_url", "resolve", "store"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_S = 60.0  # of one attempt: connect, send and wait for the answer
 MAX_KEY_CHARS = 4096
 
+_PROFILE = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Server address, key and timeout. The repr omits the key."""
+    """Server address, key, trust and timeout. The repr omits the key."""
 
     url: str  # scheme://host[:port][/prefix], no trailing slash, no /v1
     api_key: str | None = field(repr=False)
     timeout_s: float
     timeout_given: bool  # False: the default, which is too short for generation
     loopback: bool  # the server is on this machine
+    ca_file: str | None = None  # file or folder of certificates that are trusted, and no others
+    url_from: str = "the default"
+    key_from: str = "none"
 
 
 def resolve(
@@ -44,19 +45,38 @@ def resolve(
     api_key: str | None,
     timeout: float | None,
     *,
+    ca_file: str | None = None,
     allow_insecure: bool = False,
+    without_file: bool = False,
 ) -> Target:
-    """Fill arguments that are None from `BMT_URL`, `BMT_API_KEY`, `BMT_TIMEOUT`, then the file.
+    """Fill arguments that are None from the environment, then from the config file.
+
+    The variables are `BMT_URL`, `BMT_API_KEY`, `BMT_TIMEOUT` and `BMT_CA_FILE`. An address may be
+    the name of a profile. without_file: take an empty one in place of a damaged config file.
 
     Raises UsageError for an invalid address or key, and for a key that would be sent unencrypted
     to another machine.
     """
-    file = _read(config_path())
-    url = normal_url(base_url or os.environ.get("BMT_URL") or file.get("url") or DEFAULT_URL)
-    key = api_key if api_key is not None else os.environ.get("BMT_API_KEY")
-    if key is None:
-        keys = file.get("keys")
-        key = keys.get(url) if isinstance(keys, dict) else None
+    path = config_path()
+    try:
+        file = load(path)
+    except UsageError:
+        if not without_file:
+            raise
+        file = Content()
+    addresses = (
+        ("the call", base_url),
+        ("BMT_URL", os.environ.get("BMT_URL")),
+        (str(path), file.url),
+        ("the default", DEFAULT_URL),
+    )
+    url_from, address = next((source, text) for source, text in addresses if text)
+    url = profile_url(address, file)
+    keys = (("the call", api_key), ("BMT_API_KEY", os.environ.get("BMT_API_KEY")))
+    key_from, key = next(
+        ((source, text) for source, text in keys if text is not None),
+        (str(path), file.keys.get(url)),
+    )
     key = checked_key(key) if key else None
     given = timeout if timeout is not None else os.environ.get("BMT_TIMEOUT") or None
     loopback = _is_loopback(url)
@@ -73,7 +93,27 @@ def resolve(
         timeout_s=DEFAULT_TIMEOUT_S if given is None else _seconds(given),
         timeout_given=given is not None,
         loopback=loopback,
+        ca_file=ca_file or os.environ.get("BMT_CA_FILE") or None,
+        url_from=url_from,
+        key_from=key_from if key else "none",
     )
+
+
+def profile_url(address: str, file: Content | None = None) -> str:
+    """Address of a profile of the config file, or a normalized URL. Raises UsageError."""
+    address = address.strip()
+    if _PROFILE.fullmatch(address):
+        profiles = (load(config_path()) if file is None else file).profiles
+        if address in profiles:
+            return normal_url(profiles[address])
+        if "." not in address and address != "localhost":
+            known = ", ".join(sorted(profiles)) or "none"
+            raise UsageError(
+                f"there is no profile {address} (there are: {known}); add it with: "
+                f"bmt-client login --url URL --profile {address}",
+                param="base_url",
+            )
+    return normal_url(address)
 
 
 def normal_url(url: str) -> str:
@@ -110,56 +150,23 @@ def checked_key(key: str) -> str:
     return key
 
 
-def config_path() -> Path:
-    """Path of the config file, which need not exist."""
-    if given := os.environ.get("BMT_CONFIG"):
-        return Path(given)
-    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(home) / "bmt" / "client.json"
+def checked_profile(name: str) -> str:
+    """Validate the name of a profile. Raises UsageError."""
+    if not _PROFILE.fullmatch(name) or name == "localhost":
+        raise UsageError(
+            f"the profile {name!r} must be lower-case letters and digits, with single . _ or - "
+            "between them",
+            param="profile",
+        )
+    return name
 
 
 def store(url: str, key: str | None) -> Path:
     """Make `url` the default server and store its key; None removes it. Atomic, mode 0600."""
-    path = config_path()
-    content = _read(path)
-    keys = dict(content.get("keys") or {})
     url = normal_url(url)
-    if key is None:
-        keys.pop(url, None)
-    else:
-        keys[url] = checked_key(key)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # mkstemp creates the file with mode 0600, before the key is written.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump({**content, "url": url, "keys": keys}, file, indent=2)
-            file.write("\n")
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    checked = None if key is None else checked_key(key)
+    path, _ = change(url, key=checked, drop_keys=key is None)
     return path
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            content = json.load(file)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the config file {path} cannot be read: {error}") from error
-    if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise UsageError(
-            f"the config file {path} has mode {stat.S_IMODE(mode):04o}, so other users can read "
-            f"its keys; run: chmod 600 {path}",
-            code="config_mode",
-        )
-    if not isinstance(content, dict):
-        raise UsageError(f"the config file {path} must hold a JSON object")
-    return content
 
 
 def _is_loopback(url: str) -> bool:

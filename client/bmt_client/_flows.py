@@ -20,7 +20,7 @@ from ._files import Prepared, destination, hex_sha256, prepare, write_atomically
 from ._models import Alias, KeyInfo, MaskInfo, ModelInfo, Page, Upload, Version
 from ._names import alias_name, is_digest, mask_name, mask_ref, version_digest
 from ._retry import RetryPolicy, exchange
-from ._transport import Call, Flow, Progress, Request, Response, parse_json
+from ._transport import Call, Flow, Progress, Request, Response, acknowledge, parse_json
 
 
 def upload(
@@ -222,7 +222,7 @@ def download(
 
 
 def pin(policy: RetryPolicy, name: str, pinned: bool) -> Flow[None]:
-    yield from exchange(routes.pin(mask_name(name), pinned), policy)
+    acknowledge((yield from exchange(routes.pin(mask_name(name), pinned), policy)))
 
 
 def me(policy: RetryPolicy) -> Flow[KeyInfo]:
@@ -245,8 +245,8 @@ def models(policy: RetryPolicy) -> Flow[tuple[ModelInfo, ...]]:
 
 def ready(policy: RetryPolicy) -> Flow[bool]:
     try:
-        yield from exchange(routes.ready(), policy)
-    except (Unavailable, NotFound):
+        acknowledge((yield from exchange(routes.ready(), policy)))
+    except (Unavailable, NotFound, ProtocolError):
         return False
     return True
 
@@ -267,9 +267,9 @@ def _fetch(policy: RetryPolicy, ref: str, progress: Progress | None) -> Flow[tup
 
 def _delete(policy: RetryPolicy, request: Request) -> Flow[None]:
     try:
-        yield from exchange(request, policy)
+        acknowledge((yield from exchange(request, policy)))
     except NotFound as error:
-        if error.attempts == 1:
+        if error.attempts == 1 or error.code == "not_a_bmt_server":
             raise
 
 

@@ -25,6 +25,9 @@ class Model:
         known = {f.name for f in fields(cls)}
         values = {key: value for key, value in raw.items() if key in known and value is not None}
         try:
+            for field_ in fields(cls):
+                if field_.name in values:
+                    _require_type(field_.name, values[field_.name], str(field_.type))
             return cls(**values)
         except (TypeError, ValueError) as error:
             raise ProtocolError(
@@ -202,6 +205,31 @@ class Page:
         more = raw.get("has_more", len(entries) >= limit)
         after = raw.get("next") or (str(getattr(entries[-1], cursor)) if entries else None)
         return cls(entries, after if more and entries else None)
+
+
+# Types of the fields of JSON, by their annotation without `| None`; others are checked where
+# they are converted. A bool is an int in Python, and 1.0 is a number of JSON as 1 is.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "tuple[str, ...]": (list, tuple),
+    "frozenset[str]": (list, tuple, frozenset),
+    "Mapping[str, Any]": (Mapping,),
+}
+
+
+def _require_type(name: str, value: object, annotation: str) -> None:
+    allowed = _TYPES.get(annotation.removesuffix(" | None"))
+    if allowed is None:
+        return
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        raise TypeError(f"{name} is {value!r:.80}, not {annotation}")
+    if "str, " in annotation or "[str]" in annotation:
+        for text in value:  # type: ignore[attr-defined]
+            if not isinstance(text, str):
+                raise TypeError(f"{name} has {text!r:.80}, not a text")
 
 
 def _require_text(model: Model, *names: str) -> None:

@@ -13,7 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ._errors import BmtClientError, Unavailable, UsageError
-from ._transport import Flow, NoAnswer, Request, Response, Send, Sleep, error_from_response
+from ._transport import (
+    Flow,
+    NoAnswer,
+    Request,
+    Response,
+    Send,
+    Sleep,
+    error_from_response,
+    foreign,
+)
 
 log = logging.getLogger("bmt_client")
 
@@ -85,7 +94,7 @@ def exchange(request: Request, policy: RetryPolicy) -> Flow[Response]:
         retryable = request.retry and (lost is None or lost.retryable)
         wait = policy.wait_s(attempts - 1, response) if retryable else None
         if wait is None:
-            failure = _failure(response, lost)
+            failure = _failure(request, response, lost)
             failure.attempts = attempts
             raise failure
         log.info(
@@ -98,7 +107,7 @@ def exchange(request: Request, policy: RetryPolicy) -> Flow[Response]:
         yield Sleep(wait)
 
 
-def _failure(response: Response | None, lost: NoAnswer | None) -> BmtClientError:
+def _failure(request: Request, response: Response | None, lost: NoAnswer | None) -> BmtClientError:
     if response is not None:
-        return error_from_response(response)
+        return foreign(response, request) or error_from_response(response)
     return Unavailable(str(lost), code=lost.code if lost else None)

@@ -137,6 +137,16 @@ def complete(fields: Mapping[str, Any]) -> Request:
     )
 
 
+def chat(fields: Mapping[str, Any]) -> Request:
+    """A conversation's next message, as a stream of events."""
+    return Request(
+        "POST",
+        "/v1/chat/completions",
+        headers={"Content-Type": "application/json", "Accept": "text/event-stream"},
+        body=json.dumps({**fields, "stream": True}).encode(),
+    )
+
+
 def list_models() -> Request:
     return Request("GET", "/v1/models")
 

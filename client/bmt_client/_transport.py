@@ -202,19 +202,56 @@ def error_from_response(response: Response) -> BmtClientError:
         if status < 400:
             location = response.headers.get("location", "another address")
             message = f"the server redirects to {location}; set that address as the base URL"
+    if status == 407:
+        message = f"a proxy asks for a user and a password: {message}"
     kind = _BY_STATUS.get(status) or (Unavailable if status >= 500 else ProtocolError)
-    code = body.get("code")
+    code = _code(body)
     request_id = response.headers.get("x-request-id") or body.get("request_id")
     return kind(
         message,
         status=status,
-        # vLLM's own errors repeat the status here as a number, which adds nothing.
-        code=code if isinstance(code, str) and code and not code.isdigit() else None,
+        code=code,
         param=body["param"] if isinstance(body.get("param"), str) else None,
         request_id=request_id if isinstance(request_id, str) else None,
         retry_after=response.retry_after_s(),
         retryable=False if status in _FINAL_5XX else None,
     )
+
+
+def foreign(response: Response, request: Request) -> BmtClientError | None:
+    """The error if an answer shows that no bmt-server is at the address, or None.
+
+    A bmt-server's 404 has a `code`. Other servers of OpenAI's API have none on these routes.
+    """
+    ours = request.path.startswith(("/v1/masks", "/v1/blobs", "/v1/me", "/readyz"))
+    body = _error_object(response)
+    if response.status not in (404, 405, 501) or _code(body) or (body and not ours):
+        return None
+    kind = NotFound if response.status == 404 else ProtocolError
+    message = body.get("message")
+    said = f", {message}" if isinstance(message, str) and message else ""
+    return kind(
+        f"the server answered {response.status} to {request.method} {request.path}{said}: it is no "
+        "bmt-server, or the base URL lacks the path below which it is served",
+        status=response.status,
+        code="not_a_bmt_server",
+        request_id=response.headers.get("x-request-id"),
+    )
+
+
+def acknowledge(response: Response) -> None:
+    """Accept the 2xx answer of a route without a result. Raises ProtocolError for any other page.
+
+    The answer is empty with status 204, or a JSON object.
+    """
+    if response.status != 204 or response.body:
+        parse_json(response)
+
+
+def _code(error: Mapping[str, Any]) -> str | None:
+    # vLLM's own errors repeat the status here as a number, which adds nothing.
+    code = error.get("code")
+    return code if isinstance(code, str) and code and not code.isdigit() else None
 
 
 def _error_object(response: Response) -> dict[str, Any]:

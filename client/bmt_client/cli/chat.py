@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from bmt_client import BmtClientError, Unavailable, UsageError
-from bmt_client._transport import Response, error_from_response
+from bmt_client import BmtClient, BmtClientError, ProtocolError, UsageError
+from bmt_client import _routes as routes
+from bmt_client._connection.events import open_stream
 
 from .output import Output, printable
 from .session import Session, session
-
-if TYPE_CHECKING:
-    import openai
 
 _HELP = "/reset clears the conversation, /model NAME switches, /exit or Ctrl-D quits"
 
@@ -45,8 +44,8 @@ def chat(
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     options = {name: value for name, value in options.items() if value is not None}
     messages = [{"role": "system", "content": system}] if system else []
-    with run.client() as client, client.openai() as openai_client:
-        conversation = Conversation(openai_client, run.out, model, options, messages)
+    with run.client() as client:
+        conversation = Conversation(client, run.out, model, options, messages)
         if prompt is None and sys.stdin.isatty() and not run.out.as_json:
             _converse(conversation, run)
             return
@@ -92,7 +91,7 @@ class Answer:
 class Conversation:
     """Conversation with one model."""
 
-    openai_client: openai.OpenAI
+    client: BmtClient
     out: Output
     model: str
     options: dict[str, Any]
@@ -100,16 +99,16 @@ class Conversation:
 
     def ask(self, prompt: str) -> Answer:
         """Send `prompt`, print the answer as it arrives, keep both in the conversation."""
-        import openai
-
         answer = Answer(self.model)
         self.messages.append({"role": "user", "content": prompt})
         try:
             self._stream(answer)
-        except openai.OpenAIError as error:
+        except BmtClientError:
             # Dropped, so that the next prompt does not follow an unanswered one.
             self.messages.pop()
-            raise translate(error) from error
+            if answer.text and not self.out.as_json:
+                print(flush=True)
+            raise
         except KeyboardInterrupt:
             self._keep(answer)
             raise
@@ -130,41 +129,38 @@ class Conversation:
             "stream_options": {"include_usage": True},
             **self.options,
         }
-        stream = self.openai_client.chat.completions.create(stream=True, **arguments)
-        with stream:
-            for chunk in stream:
-                answer.model = chunk.model or answer.model
-                if chunk.usage:
-                    answer.usage = {
-                        "prompt_tokens": chunk.usage.prompt_tokens,
-                        "completion_tokens": chunk.usage.completion_tokens,
-                    }
-                for choice in chunk.choices:
-                    answer.finish_reason = choice.finish_reason or answer.finish_reason
-                    if piece := choice.delta.content:
-                        answer.text += piece
-                        self._show(piece)
+        with open_stream(self.client, routes.chat(arguments)) as events:
+            pieces = 0
+            for event in events:
+                pieces += self._take(answer, event)
+        if not pieces:
+            raise ProtocolError("the answer has no part of a chat completion")
         answer.seconds = time.monotonic() - started
+
+    def _take(self, answer: Answer, event: Mapping[str, Any]) -> int:
+        """Add an event's text to the answer; return its number of choices."""
+        if isinstance(model := event.get("model"), str) and model:
+            answer.model = model
+        if isinstance(usage := event.get("usage"), Mapping):
+            counts = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
+            answer.usage = {n: count for n, count in counts.items() if isinstance(count, int)}
+        choices = event.get("choices")
+        for choice in choices if isinstance(choices, list) else []:
+            if not isinstance(choice, Mapping):
+                raise ProtocolError(f"a choice of the answer is {choice!r:.80}, not a JSON object")
+            if isinstance(reason := choice.get("finish_reason"), str):
+                answer.finish_reason = reason
+            delta = choice.get("delta")
+            if isinstance(delta, Mapping) and isinstance(piece := delta.get("content"), str):
+                answer.text += piece
+                self._show(piece)
+        return len(choices) if isinstance(choices, list) else 0
 
     def _show(self, piece: str) -> None:
         if self.out.as_json:
             return
         # A model may emit control characters, which only a terminal interprets.
         print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
-
-
-def translate(error: openai.OpenAIError) -> BmtClientError:
-    """Convert an error of the OpenAI client, so that hints and exit codes are the same."""
-    import openai
-
-    if isinstance(error, openai.APIStatusError):
-        headers = {name.lower(): value for name, value in error.response.headers.items()}
-        return error_from_response(Response(error.status_code, headers, error.response.content))
-    if isinstance(error, openai.APITimeoutError):
-        return Unavailable("the server did not answer in time", code="timeout")
-    if isinstance(error, openai.APIConnectionError):
-        return Unavailable(f"cannot connect: {error.__cause__ or error}", code="connection")
-    return BmtClientError(str(error), code="stream_error")
 
 
 def _converse(conversation: Conversation, run: Session) -> None:

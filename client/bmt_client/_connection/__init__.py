@@ -1,0 +1,1 @@
+"""Parts of a connection: stored addresses and keys, trust, failures, and streams of events."""
