@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ._connection.config_file import Content, change, config_path, load
+from ._connection.config_file import Content, change, config_path, load, sound_fields
 from ._errors import UsageError
 
 __all__ = ["Target", "checked_key", "config_path", "normal_url", "profile_url", "resolve", "store"]
@@ -52,18 +52,15 @@ def resolve(
     """Fill arguments that are None from the environment, then from the config file.
 
     The variables are `BMT_URL`, `BMT_API_KEY`, `BMT_TIMEOUT` and `BMT_CA_FILE`. An address may be
-    the name of a profile. without_file: take an empty one in place of a damaged config file.
+    the name of a profile. without_file: of a damaged config file, use the sound fields.
 
     Raises UsageError for an invalid address or key, and for a key that would be sent unencrypted
     to another machine.
     """
-    path = config_path()
-    try:
-        file = load(path)
-    except UsageError:
-        if not without_file:
-            raise
-        file = Content()
+    path, file = config_path(), Content()
+    # Arguments that leave nothing open need no file.
+    if base_url is None or api_key is None or _PROFILE.fullmatch(base_url.strip()):
+        file = sound_fields(path) if without_file else load(path)
     addresses = (
         ("the call", base_url),
         ("BMT_URL", os.environ.get("BMT_URL")),

@@ -16,7 +16,7 @@ from bmt_core import Mask, encode, symmetric_difference
 
 from . import _routes as routes
 from ._errors import Conflict, NotFound, ProtocolError, Unavailable, UsageError
-from ._files import Prepared, destination, hex_sha256, prepare, write_atomically
+from ._files import Prepared, decode, destination, hex_sha256, prepare, write_atomically
 from ._models import Alias, KeyInfo, MaskInfo, ModelInfo, Page, Upload, Version
 from ._names import alias_name, is_digest, mask_name, mask_ref, version_digest
 from ._retry import RetryPolicy, exchange
@@ -304,6 +304,11 @@ def _full_digest(policy: RetryPolicy, name: str, digest: str) -> Flow[str]:
     if len(digest) < 64:
         digest = (yield from get(policy, f"{name}@{digest}")).digest
     return digest
+
+
+def verify_mask(data: bytes, digest: str) -> None:
+    """Raise ProtocolError unless `data` is a mask with this mask digest; Invalid if it is none."""
+    _check("mask digest", decode(data).digest, digest)
 
 
 def _check(field: str, value: str, expected: str) -> None:

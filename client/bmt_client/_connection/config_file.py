@@ -73,7 +73,7 @@ def change(
 
     Parameters
     ----------
-    url : the default server, and the address of `key`; None changes neither
+    url : address of the key; with a key, it becomes the default server
     key : key of `url`
     drop_keys : remove the key of `url`, or with url None all keys
     profile : name of `url`
@@ -86,7 +86,7 @@ def change(
         content = load(path)
     except UsageError as error:
         # Keys that others could read still belong to their servers: only the mode is mended.
-        content = _parsed(path) if error.code == "config_mode" else _sound_fields(path)
+        content = sound_fields(path)
         if error.code != "config_mode":
             backup = _set_aside(path)
     keys, profiles = dict(content.keys), dict(content.profiles)
@@ -96,10 +96,11 @@ def change(
         keys[url] = key
     if url is not None and profile is not None:
         profiles[profile] = url
-    value = {**content.others, "url": url or content.url, "keys": keys, "profiles": profiles}
+    default = url if key is not None else content.url
+    value = {**content.others, "url": default, "keys": keys, "profiles": profiles}
     _write(
         path,
-        {name: part for name, part in value.items() if part not in (None, {}) or name == "keys"},
+        {n: part for n, part in value.items() if part or n not in ("url", "profiles")},
     )
     return path, backup
 
@@ -143,8 +144,10 @@ def _content(raw: Mapping[str, Any]) -> Content:
     )
 
 
-def _sound_fields(path: Path) -> Content:
-    """The fields of a damaged file that have their types."""
+def sound_fields(path: Path) -> Content:
+    """The fields that have their types, also of a damaged file, or one that others can read."""
+    if not path.exists():
+        return Content()
     try:
         raw = _json(path)
     except UsageError:

@@ -1,63 +1,26 @@
 """Command line `bmt-client`; each module has a group of commands.
 
 Exit codes: 0 success, 1 failure, 2 usage error, 3 missing or wrong key, 4 not found, 5 conflict
-with another client, 6 invalid file, 7 server unavailable, 130 interrupted.
+with another client, 6 invalid file, 7 server unavailable, 130 interrupted. A command on several
+files or masks ends with the code of the first that failed.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from bmt_core.console_script import TYPER_SETTINGS, version_line
-from typer.core import TyperGroup
 
-from bmt_client import BmtClientError
 from bmt_client._retry import DEFAULT_MAX_RETRIES
 
-from . import chat, local, login, masks, versions
+from . import chat, copying, local, login, masks, status, uploads, versions
+from .group import Group, hoist
 from .output import Output
-from .session import INTERRUPTED, Session, exit_code, hint
+from .session import INTERRUPTED, Session
 
-_FLAGS = frozenset({"--json", "--allow-insecure"})
-_VALUES = frozenset({"--url", "--timeout", "--retries"})
-
-
-class Group(TyperGroup):
-    """Command group: global options anywhere on the line, and exit codes for errors."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, hoist(args))
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BmtClientError as error:
-            out = ctx.obj.out if isinstance(ctx.obj, Session) else Output()
-            out.error(error, hint(error))
-            raise typer.Exit(exit_code(error)) from error
-        except (KeyboardInterrupt, typer.Abort) as error:
-            raise typer.Exit(INTERRUPTED) from error
-
-
-def hoist(args: Sequence[str]) -> list[str]:
-    """Move global options to the front: `list --json` becomes `--json list`."""
-    front: list[str] = []
-    rest: list[str] = []
-    words = iter(args)
-    for word in words:
-        if word == "--":
-            rest += [word, *words]
-        elif word in _FLAGS or ("=" in word and word.split("=")[0] in _VALUES):
-            front.append(word)
-        elif word in _VALUES:
-            front += [word, *([value] if (value := next(words, None)) is not None else [])]
-        else:
-            rest.append(word)
-    return front + rest
-
+__all__ = ["app", "hoist", "main"]
 
 app = typer.Typer(
     name="bmt-client",
@@ -80,7 +43,11 @@ def options(
     context: typer.Context,
     url: Annotated[
         str | None,
-        typer.Option(help="Server address (BMT_URL).", metavar="URL", show_default=False),
+        typer.Option(
+            help="Server address, or a profile of `login` (BMT_URL).",
+            metavar="URL",
+            show_default=False,
+        ),
     ] = None,
     timeout: Annotated[
         float | None,
@@ -92,6 +59,15 @@ def options(
             help="Maximum number of attempts after the first.", min=0, max=1000, metavar="N"
         ),
     ] = DEFAULT_MAX_RETRIES,
+    ca_file: Annotated[
+        str | None,
+        typer.Option(
+            "--ca-file",
+            help="Certificates to trust in place of the system's: a file or folder (BMT_CA_FILE).",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document on stdout.")
     ] = False,
@@ -104,10 +80,12 @@ def options(
         typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
     ] = False,
 ) -> None:
-    context.obj = Session(url, timeout, retries, allow_insecure, Output(as_json=as_json))
+    # The group's own, which knows how many documents are printed.
+    out = context.obj if isinstance(context.obj, Output) else Output(as_json=as_json)
+    context.obj = Session(url, timeout, retries, allow_insecure, out, ca_file)
 
 
-app.command("upload")(masks.upload)
+app.command("upload")(uploads.upload)
 app.command("list")(masks.list_masks)
 app.command("show")(masks.show)
 app.command("versions")(versions.versions)
@@ -116,13 +94,17 @@ app.command("rollback")(versions.rollback)
 app.command("delete")(masks.delete)
 app.command("prune")(versions.prune)
 app.command("download")(masks.download)
+app.command("copy")(copying.copy)
 app.command("pin")(masks.pin)
 app.command("unpin")(masks.unpin)
 app.command("inspect")(local.inspect)
 app.command("diff")(local.diff)
 app.command("chat")(chat.chat)
 app.command("models")(masks.models)
+app.command("status")(status.status)
+app.command("whoami")(status.whoami)
 app.command("login")(login.login)
+app.command("logout")(login.logout)
 
 
 def main() -> None:

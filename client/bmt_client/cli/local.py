@@ -15,7 +15,7 @@ from rich.text import Text
 from bmt_client import Invalid
 from bmt_client._files import decode, read_file
 
-from .output import pairs, percent, print_facts, print_table, printable, short, size
+from .output import percent, print_facts, print_pairs, print_table, printable, short, size
 from .session import Session, parse_ref, session
 
 
@@ -102,17 +102,16 @@ def diff(
     def show(console: Console) -> None:
         total = difference.total
         of = max(total.only_a + total.only_b + total.both, 1)
-        console.print(
-            pairs(
-                [
-                    ("A", f"{a}  {short(mask_a.digest)}  {mask_a.zeros:,} zeros"),
-                    ("B", f"{b}  {short(mask_b.digest)}  {mask_b.zeros:,} zeros"),
-                    ("only A", f"{total.only_a:,} ({percent(total.only_a / of)} of their union)"),
-                    ("only B", f"{total.only_b:,} ({percent(total.only_b / of)})"),
-                    ("both", f"{total.both:,} ({percent(total.both / of)})"),
-                    ("Jaccard", f"{total.jaccard:.4f}"),
-                ]
-            )
+        print_pairs(
+            console,
+            [
+                ("A", f"{a}  {short(mask_a.digest)}  {mask_a.zeros:,} zeros"),
+                ("B", f"{b}  {short(mask_b.digest)}  {mask_b.zeros:,} zeros"),
+                ("only A", f"{total.only_a:,} ({percent(total.only_a / of)} of their union)"),
+                ("only B", f"{total.only_b:,} ({percent(total.only_b / of)})"),
+                ("both", f"{total.both:,} ({percent(total.both / of)})"),
+                ("Jaccard", f"{total.jaccard:.4f}"),
+            ],
         )
         if layers:
             console.print()

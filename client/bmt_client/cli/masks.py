@@ -1,91 +1,93 @@
-"""Commands on masks: upload, list, show, delete, download, pin, unpin, models."""
+"""Commands on masks: list, show, delete, download, pin, unpin, models."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from heapq import nlargest, nsmallest
+from itertools import islice
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from bmt_client import MaskInfo, Upload, UsageError, Version
-from bmt_client._files import prepare
+from bmt_client import MaskInfo, UsageError, Version
 
-from .output import age, percent, print_facts, print_table, short, size
-from .session import Name, Ref, parse_alias, parse_digest, parse_name, session
-
-STDIN_BYTES = 1 << 30  # bound on a file from a pipe, bytes
+from .many import for_each
+from .output import age, aliases, percent, print_facts, print_table, short, size
+from .session import Names, Ref, Refs, Session, parse_alias, session
 
 _PAGE = 500  # masks of a list that are read and printed at a time
 _NUMBERS = ("REV", "ZEROS", "SPARSITY", "SIZE", "AGE")
 
 
-def upload(
+_SORT_KEYS: dict[str, Callable[[MaskInfo], Any]] = {
+    "created": lambda mask: mask.created,
+    "size": lambda mask: mask.bytes,
+    "versions": lambda mask: mask.versions,
+    "zeros": lambda mask: mask.zeros,
+}
+
+
+def list_masks(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A .bmt file, or - for stdin.")],
-    name: Annotated[
-        str | None,
-        typer.Option(
-            parser=parse_name, metavar="NAME", help="Default: the file's stem.", show_default=False
-        ),
+    patterns: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATTERN...", help="Only names like these, such as 'math-*'."),
     ] = None,
     alias: Annotated[
-        list[str] | None,
-        typer.Option(
-            parser=parse_alias, metavar="ALIAS", help="Also point this alias at it; repeatable."
-        ),
-    ] = None,
-    if_match: Annotated[
         str | None,
         typer.Option(
-            parser=parse_digest, metavar="DIGEST", help="Only if this version is the latest."
+            parser=parse_alias,
+            metavar="ALIAS",
+            help="Only masks whose latest version has this alias.",
+            show_default=False,
         ),
     ] = None,
-    if_new: Annotated[
-        bool, typer.Option("--if-new", help="Only if the name does not exist yet.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Validate the file locally, send nothing.")
-    ] = False,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Only masks of this base model.")
+    ] = None,
+    pinned: Annotated[bool, typer.Option("--pinned", help="Only pinned masks.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Stop after this number of masks.")
+    ] = None,
+    sort: Annotated[
+        Literal["name", "created", "size", "versions", "zeros"],
+        typer.Option(help="Order. All but `name` read the whole list first."),
+    ] = "name",
+    reverse: Annotated[bool, typer.Option("--reverse", help="Largest or newest first.")] = False,
 ) -> None:
-    """Upload a mask as the latest version of its name."""
+    """List masks with their latest versions."""
     run = session(context)
-    source = _stdin() if file == "-" else Path(file)
-    if dry_run:
-        checked = prepare(source, name)
-        run.out.data(
-            {
-                "name": checked.name,
-                "digest": checked.digest,
-                "file_digest": checked.sha256.hex(),
-                "bytes": len(checked.data),
-                "zeros": checked.mask.zeros,
-                "sparsity": checked.mask.sparsity,
-                "valid": True,
-            },
-            lambda console: console.print(
-                f"{checked.name}@{short(checked.digest)}  valid, not sent  "
-                f"({_facts(checked.mask.zeros, checked.mask.sparsity, len(checked.data))})"
-            ),
+
+    def wanted(mask: MaskInfo) -> bool:
+        return (
+            (not patterns or any(fnmatchcase(mask.name, pattern) for pattern in patterns))
+            and (alias is None or alias in mask.aliases)
+            and (base is None or mask.base.model_id == base)
+            and (not pinned or mask.pinned)
         )
-        return
-    with run.client() as client, run.out.progress("uploading") as progress:
-        uploaded = client.upload(
-            source,
-            name,
-            alias=alias or (),
-            if_match=if_match,
-            if_none_match=if_new,
-            progress=progress,
-        )
-    run.out.data(uploaded.as_dict(), lambda console: console.print(_uploaded(uploaded)))
+
+    with run.client() as client:
+        masks = (mask for mask in client.list(page_size=_PAGE) if wanted(mask))
+        _print_list(run, _ordered(masks, sort, reverse, limit))
 
 
-def list_masks(context: typer.Context) -> None:
-    """List all masks with their latest versions."""
-    run = session(context)
+def _ordered(
+    masks: Iterator[MaskInfo], sort: str, reverse: bool, limit: int | None
+) -> Iterator[MaskInfo]:
+    """The masks in order, read as they are taken if the order is the server's: by name."""
+    if sort == "name" and not reverse:
+        return islice(masks, limit)
+    key = _SORT_KEYS.get(sort, lambda mask: mask.name)
+    if limit is None:
+        return iter(sorted(masks, key=key, reverse=reverse))
+    return iter((nlargest if reverse else nsmallest)(limit, masks, key=key))
+
+
+def _print_list(run: Session, listed: Iterator[MaskInfo]) -> None:
     wide = run.out.stdout.width >= 100
     columns = ["NAME", "DIGEST", "REV", "ALIASES", "ZEROS", "SPARSITY", "AGE"]
     if wide:
@@ -96,7 +98,7 @@ def list_masks(context: typer.Context) -> None:
             mask.name,
             short(mask.digest),
             str(mask.rev),
-            _aliases(mask),
+            aliases(mask),
             f"{mask.zeros:,}",
             percent(mask.sparsity),
             *([size(mask.bytes)] if wide else []),
@@ -104,17 +106,16 @@ def list_masks(context: typer.Context) -> None:
             *([mask.base.model_id] if wide else []),
         ]
 
-    with run.client() as client:
-        count = run.out.stream(
-            client.list(page_size=_PAGE),
-            MaskInfo.as_dict,
-            lambda masks, first: print_table(
-                run.out.stdout, columns, [row(mask) for mask in masks], _NUMBERS, head=first
-            ),
-            at_once=_PAGE,
-        )
+    count = run.out.stream(
+        listed,
+        MaskInfo.as_dict,
+        lambda masks, first: print_table(
+            run.out.stdout, columns, [row(mask) for mask in masks], _NUMBERS, head=first
+        ),
+        at_once=_PAGE,
+    )
     if not count:
-        run.out.note("no masks yet; add one with: bmt-client upload mask.bmt")
+        run.out.note("no masks; add one with: bmt-client upload mask.bmt")
 
 
 def show(context: typer.Context, ref: Ref) -> None:
@@ -129,36 +130,43 @@ def show(context: typer.Context, ref: Ref) -> None:
 
 def delete(
     context: typer.Context,
-    ref: Ref,
+    refs: Refs,
     version: Annotated[
         bool, typer.Option("--version", help="Delete only the version that REF names now.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete a mask, or one of its versions.
+    """Delete masks, or single versions.
 
     `math` deletes all its versions; math@3f9c0a1b2c3d, or any REF with --version, only one.
     """
     run = session(context)
-    if ":" in ref and not version:
-        raise UsageError(
-            f"{ref} names an alias: add --version to delete its version, or remove only "
-            f"the alias with: bmt-client alias {ref.replace(':', ' ')} --delete"
-        )
-    one = version or "@" in ref
+    for ref in refs:
+        if ":" in ref and not version:
+            raise UsageError(
+                f"{ref} names an alias: add --version to delete its version, or remove only "
+                f"the alias with: bmt-client alias {ref.replace(':', ' ')} --delete"
+            )
     with run.client() as client:
         if not yes and not run.out.as_json and sys.stdin.isatty():
-            what = f"version {ref}" if one else f"{ref} and all its versions"
-            if not typer.confirm(f"Delete {what}?", err=True):
+            each = (
+                f"version {r}" if version or "@" in r else f"{r} with all its versions"
+                for r in refs
+            )
+            if not typer.confirm(f"Delete {', '.join(each)}?", err=True):
                 raise typer.Exit(1)
-        if one:
-            target = client.get(ref)
-            client.delete_version(target.name, target.digest)
-            deleted = target.model
-        else:
+
+        def one(ref: str) -> str:
+            if version or "@" in ref:
+                target = client.get(ref)
+                client.delete_version(target.name, target.digest)
+                return target.model
             client.delete(ref)
-            deleted = ref
-    run.out.data({"deleted": deleted}, lambda console: console.print(f"{deleted}  deleted"))
+            return ref
+
+        for_each(
+            run, "ref", refs, one, lambda gone: {"deleted": gone}, lambda gone: f"{gone}  deleted"
+        )
 
 
 def download(
@@ -177,6 +185,8 @@ def download(
 ) -> None:
     """Download the file of a mask, verified against its digest."""
     run = session(context)
+    if output == "-" and run.out.as_json:
+        raise UsageError("-o - writes the file to stdout, where --json writes its document")
     with run.client() as client, run.out.progress("downloading") as progress:
         if output == "-":
             data = client.read(ref, progress=progress)
@@ -191,14 +201,14 @@ def download(
     )
 
 
-def pin(context: typer.Context, name: Name) -> None:
-    """Keep a mask resident in the workers."""
-    _pin(context, name, True)
+def pin(context: typer.Context, names: Names) -> None:
+    """Keep masks resident in the workers."""
+    _pin(context, names, True)
 
 
-def unpin(context: typer.Context, name: Name) -> None:
-    """Allow the workers to evict a mask again."""
-    _pin(context, name, False)
+def unpin(context: typer.Context, names: Names) -> None:
+    """Allow the workers to evict masks again."""
+    _pin(context, names, False)
 
 
 def models(context: typer.Context) -> None:
@@ -217,43 +227,23 @@ def models(context: typer.Context) -> None:
     run.out.data([model.as_dict() for model in entries], show)
 
 
-def _pin(context: typer.Context, name: str, pinned: bool) -> None:
+def _pin(context: typer.Context, names: list[str], pinned: bool) -> None:
     run = session(context)
-    with run.client() as client:
-        (client.pin if pinned else client.unpin)(name)
     word = "pinned" if pinned else "unpinned"
-    run.out.data({"name": name, "pinned": pinned}, lambda console: console.print(f"{name}  {word}"))
+    with run.client() as client:
 
+        def one(name: str) -> str:
+            (client.pin if pinned else client.unpin)(name)
+            return name
 
-def _stdin() -> bytes:
-    if sys.stdin.isatty():
-        raise UsageError("- reads the mask from stdin, which is a terminal; pipe a file into it")
-    data = sys.stdin.buffer.read(STDIN_BYTES + 1)
-    if len(data) > STDIN_BYTES:
-        raise UsageError(f"stdin has more than {STDIN_BYTES} bytes, the bound on a mask")
-    return data
-
-
-def _uploaded(version: Upload) -> Text:
-    line = Text.assemble((version.model, "bold"), f"  rev {version.rev}  ")
-    word = {"created": "uploaded", "moved": "latest again"}.get(version.outcome, version.outcome)
-    line.append(word, "green" if version.changed else "yellow")
-    line.append(f"  ({_facts(version.zeros, version.sparsity, version.bytes)})", "dim")
-    if aliases := _aliases(version):
-        line.append(f"  {aliases}", "cyan")
-    return line
-
-
-def _facts(zeros: int, sparsity: float, count: int) -> str:
-    return f"{zeros:,} zeros, {percent(sparsity)}, {size(count)}"
-
-
-def _aliases(version: Version) -> str:
-    # In a list of latest versions, every one has the alias `latest`.
-    names = [alias for alias in version.aliases if alias != "latest"]
-    pinned = ["(pinned)"] if version.pinned else []
-    until = [f"(until {version.expires[:16]} UTC)"] if version.expires else []
-    return ", ".join([*names, *pinned, *until])
+        for_each(
+            run,
+            "name",
+            names,
+            one,
+            lambda name: {"name": name, "pinned": pinned},
+            lambda name: f"{name}  {word}",
+        )
 
 
 def _details(version: Version) -> list[tuple[str, str | Text]]:

@@ -20,7 +20,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from bmt_client import BmtClientError
+from bmt_client import BmtClientError, Version
 
 T = TypeVar("T")
 
@@ -36,16 +36,20 @@ class Output:
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
-        self._streaming_failed = False  # the document has the error already
+        self.documents = 0  # printed so far
         self.stdout = _console(stderr=False)
         self.stderr = _console(stderr=True)
 
     def data(self, value: Any, show: Callable[[Console], None]) -> None:
         """Print the command's result: `value` with `--json`, else by `show`."""
         if self.as_json:
-            self._document({"data": value})
+            self.document({"data": value})
         else:
             show(self.stdout)
+
+    def line(self, text: str | Text) -> None:
+        """Print one line of a result."""
+        self.stdout.print(text, soft_wrap=not on_terminal(self.stdout))
 
     def stream(
         self,
@@ -71,6 +75,7 @@ class Output:
         out, count, left = self.stdout.file, 0, iter(values)
         # An error before the first value has a document of its own.
         value = next(left, None)
+        self.documents += 1
         out.write(f'{{\n  "schema": {SCHEMA},\n  "data": [')
         try:
             while value is not None:
@@ -78,8 +83,9 @@ class Output:
                 out.write(("," if count else "") + "\n    " + text)
                 count += 1
                 value = next(left, None)
-        except BmtClientError as error:
-            self._streaming_failed = True
+        except (BmtClientError, KeyboardInterrupt) as error:
+            if not isinstance(error, BmtClientError):
+                error = BmtClientError("interrupted", code="interrupted")
             out.write(f'],\n  "error": {json.dumps(error.as_dict())}\n}}\n')
             raise
         out.write("\n  ]\n}\n" if count else "]\n}\n")
@@ -93,17 +99,24 @@ class Output:
 
     def error(self, error: BmtClientError, hint: str | None) -> None:
         """Print the error and a hint on stderr; with `--json` also a document on stdout."""
-        if self.as_json and not self._streaming_failed:
-            self._document({"error": {**error.as_dict(), "hint": hint}})
-        line = Text.assemble(("error: ", "bold red"), printable(error.message, lines=False))
+        if self.as_json and not self.documents:
+            self.document({"error": {**error.as_dict(), "hint": hint}})
+        self.failed(error, "", hint)
+
+    def failed(self, error: BmtClientError, subject: str, hint: str | None) -> None:
+        """Print the error on stderr as one line, and the hint as another. subject: `math: `."""
+        message = printable(subject + error.message, lines=False)
+        line = Text.assemble(("error: ", "bold red"), message)
         details = [str(error.status)] if error.status else []
         details += [error.code] if error.status else []
         details += [f"request {error.request_id}"] if error.request_id else []
         if details:
             line.append(f" ({printable(', '.join(details), lines=False)})", style="dim")
-        self.stderr.print(line)
+        soft = not on_terminal(self.stderr)
+        self.stderr.print(line, soft_wrap=soft)
         if hint:
-            self.stderr.print(Text.assemble(("hint: ", "bold"), printable(hint, lines=False)))
+            text = Text.assemble(("hint: ", "bold"), printable(hint, lines=False))
+            self.stderr.print(text, soft_wrap=soft)
 
     @contextmanager
     def progress(self, verb: str) -> Iterator[Callable[[int, int], None]]:
@@ -119,9 +132,16 @@ class Output:
             task = bar.add_task(verb, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
-    def _document(self, value: dict[str, Any]) -> None:
+    def document(self, value: dict[str, Any]) -> None:
+        """Print the one document of `--json`."""
+        self.documents += 1
         # ASCII only: a pipe may have any encoding.
         print(json.dumps({"schema": SCHEMA, **value}, indent=2), file=self.stdout.file, flush=True)
+
+
+def on_terminal(console: Console) -> bool:
+    """True if the output goes to a terminal; FORCE_COLOR makes no pipe one."""
+    return console.file.isatty()
 
 
 def print_table(
@@ -134,12 +154,16 @@ def print_table(
 ) -> None:
     """Print a table without frame; columns in `numbers` are right-aligned.
 
-    A pipe gets one line for the column names and one for each row, without a rule. head: print the
-    names of the columns.
+    A pipe gets one line for the column names and one for each row, with a tab between the columns
+    and nothing cut. head: print the names of the columns.
     """
-    rule = box.SIMPLE_HEAD if console.is_terminal else None
+    if not on_terminal(console):
+        lines = [[str(cell) for cell in row] for row in ([columns, *rows] if head else rows)]
+        text = "".join("\t".join(map(_cell, line)) + "\n" for line in lines)
+        console.file.write(text)
+        return
     table = Table(
-        box=rule if head else None,
+        box=box.SIMPLE_HEAD if head else None,
         pad_edge=False,
         show_edge=False,
         header_style="bold",
@@ -156,22 +180,33 @@ def print_table(
     console.print(table)
 
 
-def pairs(rows: Sequence[tuple[str, str | Text]]) -> Table:
-    """Table of names and values, one pair per line."""
+def print_pairs(console: Console, rows: Sequence[tuple[str, str | Text]], indent: int = 0) -> None:
+    """Print names and values, one pair per line; on a terminal, long values are folded."""
+    if not on_terminal(console):
+        width = max((len(name) for name, _ in rows), default=0)
+        for name, value in rows:
+            line = f"{' ' * indent}{printable(name):<{width}}  {_cell(str(value))}".rstrip()
+            console.file.write(f"{line}\n")
+        return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(printable(name), Text(printable(value)) if isinstance(value, str) else value)
-    return table
+    console.print(Padding(table, (0, 0, 0, indent), expand=False))
 
 
 def print_facts(console: Console, rows: Sequence[tuple[str, str | Text]], metadata: object) -> None:
     """Print facts, then the metadata, one row per leaf: `eval.accuracy  0.94`."""
-    console.print(pairs(rows))
+    print_pairs(console, rows)
     if leaves := list(_leaves(metadata, "")):
         console.print(Text("metadata", style="bold"))
-        console.print(Padding(pairs(leaves), (0, 0, 0, 2), expand=False))
+        print_pairs(console, leaves, indent=2)
+
+
+def _cell(text: str) -> str:
+    """One line without tabs, so that a line is a row."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _leaves(value: object, path: str) -> Iterator[tuple[str, str]]:
@@ -222,7 +257,15 @@ def age(created: str) -> str:
 
 def _console(*, stderr: bool) -> Console:
     console = Console(stderr=stderr, highlight=False, emoji=False, markup=False)
-    if not console.is_terminal:
+    if not on_terminal(console):
         # In a pipe every row is one line and nothing is cut.
         console = Console(stderr=stderr, highlight=False, emoji=False, markup=False, width=10_000)
     return console
+
+
+def aliases(version: Version) -> str:
+    """Aliases but `latest`, which each version of a list has, and if it is pinned or expires."""
+    names = [alias for alias in version.aliases if alias != "latest"]
+    pinned = ["(pinned)"] if version.pinned else []
+    until = [f"(until {version.expires[:16]} UTC)"] if version.expires else []
+    return ", ".join([*names, *pinned, *until])

@@ -48,13 +48,17 @@ class Session:
     retries: int
     allow_insecure: bool
     out: Output
+    ca_file: str | None = None
 
-    def client(self) -> BmtClient:
+    def client(self, url: str | None = None, api_key: str | None = None) -> BmtClient:
+        """Client of the server of this run, or of another one with a key of its own."""
         _show_retries(self.out)
         return BmtClient(
-            self.url,
+            url or self.url,
+            api_key,
             timeout=self.timeout,
             max_retries=self.retries,
+            ca_file=self.ca_file,
             allow_insecure=self.allow_insecure,
         )
 
@@ -77,6 +81,10 @@ def hint(error: BmtClientError) -> str | None:
         return "the mask was trained on other weights; see its base with: bmt-client inspect FILE"
     if error.code == "in_use":
         return "point the alias elsewhere or remove it with: bmt-client alias NAME ALIAS --delete"
+    if error.code == "certificate":
+        return "trust its authority's certificate by --ca-file FILE (BMT_CA_FILE)"
+    if error.code == "not_a_bmt_server":
+        return "set the address of a bmt-server by --url or BMT_URL"
     return _HINTS.get(type(error))
 
 
@@ -112,12 +120,18 @@ parse_alias = _argument(alias_name, "ALIAS")
 parse_digest = _argument(version_digest, "DIGEST")
 
 Name = Annotated[str, typer.Argument(parser=parse_name, metavar="NAME", help="Name of a mask.")]
+_REF_HELP = "math (its latest), math:prod (an alias) or math@3f9c0a1b2c3d (a digest)."
+
+Names = Annotated[
+    list[str], typer.Argument(parser=parse_name, metavar="NAME...", help="Names of masks.")
+]
+Refs = Annotated[list[str], typer.Argument(parser=parse_ref, metavar="REF...", help=_REF_HELP)]
 Ref = Annotated[
     str,
     typer.Argument(
         parser=parse_ref,
         metavar="REF",
-        help="math (its latest), math:prod (an alias) or math@3f9c0a1b2c3d (a digest).",
+        help=_REF_HELP,
     ),
 ]
 AliasName = Annotated[str, typer.Argument(parser=parse_alias, metavar="ALIAS", help="An alias.")]

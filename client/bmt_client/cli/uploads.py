@@ -1,0 +1,134 @@
+"""Command `upload`, for one file or several."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from bmt_client import Upload, UsageError
+from bmt_client._files import Prepared, prepare
+from bmt_client._names import name_from_path
+
+from .many import for_each
+from .output import aliases, percent, short, size
+from .session import parse_alias, parse_digest, parse_name, session
+
+STDIN_BYTES = 1 << 30  # bound on a file from a pipe, bytes
+
+
+def upload(
+    context: typer.Context,
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help=".bmt files, or - for stdin.")
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option(
+            parser=parse_name, metavar="NAME", help="Default: the file's stem.", show_default=False
+        ),
+    ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            parser=parse_alias, metavar="ALIAS", help="Also point this alias at it; repeatable."
+        ),
+    ] = None,
+    if_match: Annotated[
+        str | None,
+        typer.Option(
+            parser=parse_digest, metavar="DIGEST", help="Only if this version is the latest."
+        ),
+    ] = None,
+    if_new: Annotated[
+        bool, typer.Option("--if-new", help="Only if the name does not exist yet.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Validate the file locally, send nothing.")
+    ] = False,
+) -> None:
+    """Upload masks, each as the latest version of its name."""
+    run = session(context)
+    if len(files) > 1:
+        _check_several(files, name, if_match)
+    if dry_run:
+        for_each(run, "file", files, lambda f: prepare(_source(f), name), _checked, _valid)
+        return
+    with run.client() as client:
+
+        def send(file: str) -> Upload:
+            source = _source(file)
+            with run.out.progress(f"uploading {file}") as progress:
+                return client.upload(
+                    source,
+                    name,
+                    alias=alias or (),
+                    if_match=if_match,
+                    if_none_match=if_new,
+                    progress=progress,
+                )
+
+        for_each(run, "file", files, send, Upload.as_dict, uploaded_line)
+
+
+def uploaded_line(version: Upload) -> Text:
+    """`math@3f9c…  rev 2  uploaded  (42 zeros, 0.2 %, 1 kB)`."""
+    line = Text.assemble((version.model, "bold"), f"  rev {version.rev}  ")
+    word = {"created": "uploaded", "moved": "latest again"}.get(version.outcome, version.outcome)
+    line.append(word, "green" if version.changed else "yellow")
+    line.append(f"  ({_facts(version.zeros, version.sparsity, version.bytes)})", "dim")
+    if names := aliases(version):
+        line.append(f"  {names}", "cyan")
+    return line
+
+
+def _check_several(files: list[str], name: str | None, if_match: str | None) -> None:
+    for option, given in (("--name", name), ("--if-match", if_match)):
+        if given is not None:
+            raise UsageError(f"{option} is for one file; there are {len(files)}")
+    if "-" in files:
+        raise UsageError("- is for one mask, from stdin; upload the files on their own")
+    owners: dict[str, str] = {}
+    for file in files:
+        made = name_from_path(Path(file))
+        if made in owners:
+            raise UsageError(
+                f"{owners[made]} and {file} would both be {made}; "
+                "upload them on their own, with --name"
+            )
+        owners[made] = file
+
+
+def _source(file: str) -> Path | bytes:
+    if file != "-":
+        return Path(file)
+    if sys.stdin.isatty():
+        raise UsageError("- reads the mask from stdin, which is a terminal; pipe a file into it")
+    data = sys.stdin.buffer.read(STDIN_BYTES + 1)
+    if len(data) > STDIN_BYTES:
+        raise UsageError(f"stdin has more than {STDIN_BYTES} bytes, the bound on a mask")
+    return data
+
+
+def _checked(file: Prepared) -> dict[str, Any]:
+    return {
+        "name": file.name,
+        "digest": file.digest,
+        "file_digest": file.sha256.hex(),
+        "bytes": len(file.data),
+        "zeros": file.mask.zeros,
+        "sparsity": file.mask.sparsity,
+        "valid": True,
+    }
+
+
+def _valid(file: Prepared) -> str:
+    facts = _facts(file.mask.zeros, file.mask.sparsity, len(file.data))
+    return f"{file.name}@{short(file.digest)}  valid, not sent  ({facts})"
+
+
+def _facts(zeros: int, sparsity: float, count: int) -> str:
+    return f"{zeros:,} zeros, {percent(sparsity)}, {size(count)}"
