@@ -86,19 +86,18 @@ def proxy_variable(target: Target) -> str | None:
     """
     if target.loopback:
         return None
-    from urllib.request import getproxies_environment, proxy_bypass_environment
+    from urllib.request import getproxies, proxy_bypass
 
-    proxies = getproxies_environment()
-    parts = urlsplit(target.url)
-    if proxy_bypass_environment(parts.netloc, proxies):
+    proxies, parts = getproxies(), urlsplit(target.url)
+    if proxy_bypass(parts.netloc):
         return None
     return next((f"{s.upper()}_PROXY" for s in (parts.scheme, "all") if proxies.get(s)), None)
 
 
 def _proxy_variables() -> str:
-    from urllib.request import getproxies_environment
+    from urllib.request import getproxies
 
-    proxies = getproxies_environment()
+    proxies = getproxies()
     return " or ".join(f"{s.upper()}_PROXY" for s in ("http", "https", "all") if proxies.get(s))
 
 

@@ -35,7 +35,7 @@ def list_masks(
     context: typer.Context,
     patterns: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATTERN...", help="Only names like these, such as 'math-*'."),
+        typer.Argument(metavar="PATTERN", help="Only names like these, such as 'math-*'."),
     ] = None,
     alias: Annotated[
         str | None,

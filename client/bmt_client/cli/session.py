@@ -123,9 +123,9 @@ Name = Annotated[str, typer.Argument(parser=parse_name, metavar="NAME", help="Na
 _REF_HELP = "math (its latest), math:prod (an alias) or math@3f9c0a1b2c3d (a digest)."
 
 Names = Annotated[
-    list[str], typer.Argument(parser=parse_name, metavar="NAME...", help="Names of masks.")
+    list[str], typer.Argument(parser=parse_name, metavar="NAME", help="Names of masks.")
 ]
-Refs = Annotated[list[str], typer.Argument(parser=parse_ref, metavar="REF...", help=_REF_HELP)]
+Refs = Annotated[list[str], typer.Argument(parser=parse_ref, metavar="REF", help=_REF_HELP)]
 Ref = Annotated[
     str,
     typer.Argument(
