@@ -245,10 +245,10 @@ def models(policy: RetryPolicy) -> Flow[tuple[ModelInfo, ...]]:
 
 def ready(policy: RetryPolicy) -> Flow[bool]:
     try:
-        acknowledge((yield from exchange(routes.ready(), policy)))
+        answer = parse_json((yield from exchange(routes.ready(), policy)))
     except (Unavailable, NotFound, ProtocolError):
         return False
-    return True
+    return answer.get("status") == "ready" or answer.get("ready") is True
 
 
 def _page(policy: RetryPolicy, request: Request, model: Any, cursor: str, limit: int) -> Flow[Page]:

@@ -240,12 +240,15 @@ def foreign(response: Response, request: Request) -> BmtClientError | None:
 
 
 def acknowledge(response: Response) -> None:
-    """Accept the 2xx answer of a route without a result. Raises ProtocolError for any other page.
-
-    The answer is empty with status 204, or a JSON object.
-    """
+    """Accept the answer of a route without a result: 204. Raises ProtocolError for any other."""
     if response.status != 204 or response.body:
-        parse_json(response)
+        start = response.body[:40].decode("utf-8", "replace")
+        raise ProtocolError(
+            f"the server answered {response.status} and {start!r}, where a bmt-server answers 204; "
+            "is the base URL a bmt-server's?",
+            status=response.status,
+            request_id=response.headers.get("x-request-id"),
+        )
 
 
 def _code(error: Mapping[str, Any]) -> str | None:

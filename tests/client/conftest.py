@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from bmt_client import AsyncBmtClient, BmtClient
 from bmt_client._retry import RetryPolicy
+from bmt_client.cli import app
+from typer.testing import CliRunner
 
 from tests.support.http.fake_server import KEY, FakeServer, serving
 
@@ -17,7 +19,12 @@ from tests.support.http.fake_server import KEY, FakeServer, serving
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path, monkeypatch):
     """Hide the user's settings from tests, and shorten the waits of retries."""
-    for name in ("BMT_URL", "BMT_API_KEY", "BMT_TIMEOUT", "FORCE_COLOR", "NO_COLOR"):
+    for name in (
+        *("BMT_URL", "BMT_API_KEY", "BMT_TO_API_KEY", "BMT_TIMEOUT", "BMT_CA_FILE"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "FORCE_COLOR", "NO_COLOR"),
+        *(f"{scheme}_PROXY" for scheme in ("HTTP", "HTTPS", "ALL", "NO")),
+        *(f"{scheme}_proxy" for scheme in ("http", "https", "all", "no")),
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BMT_CONFIG", str(tmp_path / "config" / "client.json"))
     shorter = RetryPolicy.wait_s
@@ -26,6 +33,20 @@ def _isolated(tmp_path, monkeypatch):
         "wait_s",
         lambda *args: None if (wait := shorter(*args)) is None else min(wait, 0.01),
     )
+
+
+@pytest.fixture
+def program() -> Callable[..., Any]:
+    """Run a command line and check its exit code, unless None is expected; returns the result."""
+
+    def call(*words: object, stdin: str | None = None, exit_code: int | None = 0) -> Any:
+        found = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+        assert isinstance(found.exception, SystemExit | None), found.exception
+        assert exit_code in (None, found.exit_code), (words, found.exit_code, found.output)
+        assert KEY not in found.output
+        return found
+
+    return call
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ app = typer.Typer(
     help="Store, version and fetch masks, and chat with masked models.",
     epilog="The key comes from BMT_API_KEY or from `bmt-client login`, never from a flag. "
     "Global options may appear anywhere on the line.",
-    **TYPER_SETTINGS,
+    **{**TYPER_SETTINGS, "add_completion": True},
 )
 
 

@@ -18,7 +18,7 @@ from .session import FAILURE, INTERRUPTED, Session, exit_code, hint
 
 FLAGS = frozenset({"--json", "--allow-insecure"})
 VALUES = frozenset({"--url", "--timeout", "--retries", "--ca-file"})
-_HELP = frozenset({"-h", "--help"})
+_TEXTS = frozenset({"-h", "--help", "--show-completion", "--install-completion"})
 # Base class of all errors of a command line; each release of typer has it in another module.
 _CommandLineError: Any = typer.BadParameter.__mro__[2]
 
@@ -112,9 +112,9 @@ def split(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _asks_for_text(rest: Sequence[str]) -> bool:
-    """True for --help and --version, whose output is a text."""
+    """True for --help, --version and completion, whose output is a text."""
     before_end = rest[: rest.index("--")] if "--" in rest else rest
-    return bool(_HELP & set(before_end)) or list(rest[:1]) == ["--version"]
+    return bool(_TEXTS & set(before_end)) or list(rest[:1]) == ["--version"]
 
 
 def _fault(message: str, code: str) -> dict[str, Any]:

@@ -93,7 +93,11 @@ def _limit(value: float | None) -> str:
 def _key_text(target: Target, me: KeyInfo | None) -> str:
     if target.api_key is None:
         return "none"
-    known = f"{me.key_id} of {me.tenant}: {', '.join(sorted(me.scopes))}" if me else "set, and not shown by this server"
+    known = (
+        f"{me.key_id} of {me.tenant}: {', '.join(sorted(me.scopes))}"
+        if me
+        else "set, and not shown by this server"
+    )
     return f"{known}  (from {target.key_from})"
 
 

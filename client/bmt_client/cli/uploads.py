@@ -22,9 +22,7 @@ STDIN_BYTES = 1 << 30  # bound on a file from a pipe, bytes
 
 def upload(
     context: typer.Context,
-    files: Annotated[
-        list[str], typer.Argument(metavar="FILE", help=".bmt files, or - for stdin.")
-    ],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help=".bmt files, or - for stdin.")],
     name: Annotated[
         str | None,
         typer.Option(

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,6 +70,10 @@ class FakeServer:
         self._authorise(headers)
         parts = [unquote(part) for part in path.strip("/").split("/")]
         match (method, *parts):
+            case ("GET", "v1", "me"):
+                base = {"names": ["base"], "fingerprint": "ab" * 32}
+                key = {"key_id": "k1", "tenant": "default", "scopes": sorted(self.scopes)}
+                return 200, {"object": "key", **key, "base": base, "limits": {"max_n": 64}}
             case ("GET", "v1", "models"):
                 entries = [{"id": "base", "object": "model", "parent": None}]
                 entries += [
@@ -284,7 +289,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("X-Request-Id", "req-1")
         stream = isinstance(content, bytes) and content.startswith(b"data: ")
-        self.send_header("Content-Type", "text/event-stream" if stream else "application/json")
+        if "Content-Type" not in headers:
+            self.send_header("Content-Type", "text/event-stream" if stream else "application/json")
         for name, value in headers.items():
             self.send_header(name, value)
         if status != 204:
@@ -299,16 +305,28 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(fake: FakeServer) -> Iterator[FakeServer]:
-    """Run `fake` on a free port of the loopback; its `url` is set."""
+def serving(fake: FakeServer, tls: ssl.SSLContext | None = None) -> Iterator[FakeServer]:
+    """Run `fake` on a free port of the loopback, in TLS if given; its `url` is set."""
     handler = type("Bound", (Handler,), {"fake": fake})
+    with listening(handler, tls) as url:
+        fake.url = url
+        yield fake
+
+
+@contextmanager
+def listening(
+    handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
+    """Run a handler of requests on a free port of the loopback; yields its address."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
-        fake.url = f"http://127.0.0.1:{server.server_address[1]}"
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+        url = f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
-            yield fake
+            yield url
         finally:
             server.shutdown()
             thread.join()
