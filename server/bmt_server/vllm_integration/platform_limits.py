@@ -16,9 +16,9 @@ from bmt_server.worker.kernels import selection
 
 def eager_reason() -> str | None:
     """Reason why vLLM must run eagerly on this host; None if it may compile and capture graphs."""
-    if current_platform.is_cuda_alike() and not selection.supports_cuda_graphs():
+    if not current_platform.is_cpu() and not selection.supports_cuda_graphs():
         return (
-            "masks run on the portable kernel, which CUDA graphs cannot capture; the Triton kernel "
+            "masks run on the portable kernel, which graphs cannot capture; the Triton kernel "
             "needs CUDA and the triton package"
         )
     folder = Path(torch.__file__).parent

@@ -103,10 +103,13 @@ def test_the_kernel_gets_the_largest_graph(mode, largest, expected):
     assert limits.memory_bytes == settings.mask_memory_bytes
 
 
-def test_only_cuda_without_triton_is_eager(monkeypatch):
+@pytest.mark.found
+@pytest.mark.parametrize("cuda_alike", [True, False])
+def test_devices_without_a_kernel_for_graphs_are_eager(monkeypatch, cuda_alike):
+    """CUDA without triton, ROCm, and devices that are like neither CUDA nor a CPU."""
     assert platform_limits.eager_reason() is None
-    cuda = SimpleNamespace(is_cuda_alike=lambda: True, is_cpu=lambda: False)
-    monkeypatch.setattr(platform_limits, "current_platform", cuda)
+    device = SimpleNamespace(is_cuda_alike=lambda: cuda_alike, is_cpu=lambda: False)
+    monkeypatch.setattr(platform_limits, "current_platform", device)
     monkeypatch.setattr(selection, "supports_cuda_graphs", lambda: False)
     assert "triton" in platform_limits.eager_reason()
     monkeypatch.setattr(selection, "supports_cuda_graphs", lambda: True)
