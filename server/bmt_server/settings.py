@@ -139,6 +139,13 @@ class Settings:
         flag="--registry",
         env="BMT_REGISTRY",
     )
+    blobs_url: str = _option(
+        "Object store for the masks' bytes: s3://bucket/prefix, gs://…, az://… or file:///folder. "
+        "Credentials come from the environment. Default: Redis keeps them.",
+        "",
+        flag="--blobs",
+        env="BMT_BLOBS",
+    )
     registry_replicas: int = _option(
         "Replicas of the registry that must have a change before it is acknowledged; else 503 "
         "`not_durable`. 0: a failover may lose the last changes.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from bmt_server.api.shutdown import Shutdown, interrupt_process
 from bmt_server.api.usage.counter import UsageCounter
 from bmt_server.api.usage.meter import UsageMeter
 from bmt_server.errors import ApiError, RegistryDown
+from bmt_server.ipc.object_store import BlobsDown, ObjectStore
 from bmt_server.registry.api_keys import ApiKeyStore
 from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.housekeeping import Housekeeper
@@ -36,6 +38,8 @@ from bmt_server.registry.registry import Registry
 from bmt_server.registry.replica import RegistryReplica
 from bmt_server.registry.usage.counts import UsageStore
 from bmt_server.settings import Settings
+
+logger = logging.getLogger("vllm.bmt_server")
 
 _FIRST_SYNC_S = 5.0
 _KEY_CONNECTIONS = 8
@@ -86,10 +90,11 @@ class AppState:
         """Build all parts, connect to the registry and read it.
 
         If Redis does not answer within seconds, the server starts without it, and `ready` is False
-        until it does. metrics_registry: of this process's metrics. scraped: read by `/metrics`, if
+        until it does. An object store may be down too: masks on the disk are served.
+        metrics_registry: of this process's metrics. scraped: read by `/metrics`, if
         that is another one (`metrics/multiprocess.py`). schemas: of the app's request bodies. stop:
         ends the server when a signal asked for it and no request runs. Raises Unavailable if Redis
-        may evict masks.
+        may evict masks, or has their bytes elsewhere than this server.
         """
         state = cls._build(
             settings,
@@ -102,8 +107,11 @@ class AppState:
         )
         try:
             await state.registry.check_server()
+            await state.registry.blobs.open()
         except ApiError as error:
-            if not isinstance(error, RegistryDown):
+            if isinstance(error, BlobsDown):
+                logger.warning("%s (%s).", error, error.detail)
+            elif not isinstance(error, RegistryDown):
                 await state.close()
                 raise
         state.cache.trim()
@@ -129,7 +137,8 @@ class AppState:
     ) -> AppState:
         metrics = Metrics(settings.max_mask_labels, metrics_registry)
         connection = RegistryConnection(settings.registry_url)
-        registry = Registry(connection, settings.registry_replicas)
+        store = ObjectStore(settings.blobs_url) if settings.blobs_url else None
+        registry = Registry(connection, settings.registry_replicas, store)
         key_connection = RegistryConnection(settings.registry_url, _KEY_CONNECTIONS)
         keys = ApiKeyStore(key_connection)
         limits = bmt_core.Limits.for_geometry(settings.gates, settings.max_sparsity)

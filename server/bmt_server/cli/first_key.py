@@ -14,8 +14,10 @@ from threading import Thread
 
 from bmt_server.cli.common import say
 from bmt_server.errors import ApiError, BadRequest, RegistryDown
+from bmt_server.ipc.object_store import ObjectStore, parse_place
 from bmt_server.ipc.registry_address import RegistryAddress
 from bmt_server.registry.api_keys import SCOPES, ApiKeyStore
+from bmt_server.registry.blobs.moving import left_in_redis
 from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.registry import Registry
 from bmt_server.settings import SettingsError
@@ -31,16 +33,25 @@ def check_url(url: str) -> None:
         raise SettingsError(f"--registry: {error}") from None
 
 
-def contact_registry(url: str, key_file: Path | None, *, no_auth: bool) -> None:
+def check_place(url: str) -> None:
+    """Raise SettingsError for text that is no place of blobs."""
+    try:
+        parse_place(url)
+    except ValueError as error:
+        raise SettingsError(f"--blobs: {error}") from None
+
+
+def contact_registry(url: str, key_file: Path | None, *, no_auth: bool, blobs: str = "") -> None:
     """Check the registry, and print its first administrator key if it has none yet.
 
     While the registry does not answer, a background thread goes on trying. Raises SettingsError if
-    it refuses the server's user, may drop masks, or if BMT_ADMIN_KEY is not a key.
+    it refuses the server's user, may drop masks, has their bytes elsewhere than in `blobs`, or if
+    BMT_ADMIN_KEY is not a key.
     """
     # Removed from the environment, because the engine's processes have no use for it.
     given = os.environ.pop("BMT_ADMIN_KEY", "").strip()
     try:
-        _announce(asyncio.run(_contact(url, given, no_auth)), key_file)
+        _announce(asyncio.run(_contact(url, given, no_auth, blobs)), key_file)
     except BadRequest as error:
         raise SettingsError(f"BMT_ADMIN_KEY: {error}") from None
     except RegistryDown as error:
@@ -52,18 +63,21 @@ def contact_registry(url: str, key_file: Path | None, *, no_auth: bool) -> None:
             "and is not ready until it does"
         )
         Thread(
-            target=_keep_trying, args=(url, given, no_auth, key_file), name="bmt-key", daemon=True
+            target=_keep_trying,
+            args=(url, given, no_auth, key_file, blobs),
+            name="bmt-key",
+            daemon=True,
         ).start()
     except ApiError as error:
         raise SettingsError(f"--registry: {error}") from None
 
 
-def _keep_trying(url: str, given: str, no_auth: bool, key_file: Path | None) -> None:
+def _keep_trying(url: str, given: str, no_auth: bool, key_file: Path | None, blobs: str) -> None:
     said = ""
     while True:
         time.sleep(_RETRY_S)
         try:
-            _announce(asyncio.run(_contact(url, given, no_auth)), key_file)
+            _announce(asyncio.run(_contact(url, given, no_auth, blobs)), key_file)
             return
         except RegistryDown:
             continue
@@ -73,12 +87,17 @@ def _keep_trying(url: str, given: str, no_auth: bool, key_file: Path | None) -> 
                 say(f"no first key: {said}")
 
 
-async def _contact(url: str, given: str, no_auth: bool) -> str | None:
+async def _contact(url: str, given: str, no_auth: bool, blobs: str) -> str | None:
     """Secret of a new first key, or None. given: an admin key that is stored instead."""
     connection = RegistryConnection(url, connections=1)
     keys = ApiKeyStore(connection)
     try:
-        await Registry(connection).check_server()
+        # The object store itself is not asked here: its client must not run before processes fork.
+        store = ObjectStore(blobs) if blobs else None
+        registry = Registry(connection, store=store)
+        await registry.check_server()
+        if blobs and (line := await left_in_redis(connection)):
+            say(line)
         if no_auth:
             return None
         if given:

@@ -1,4 +1,4 @@
-"""`bmt-server`: serve, doctor, keys, fsck, gc."""
+"""`bmt-server`: serve, doctor, keys, blobs, fsck, gc."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from bmt_core.console_script import TYPER_SETTINGS, version_line
 
-from bmt_server.cli import doctor, keys, registry, serve
+from bmt_server.cli import blobs, doctor, keys, registry, serve
 
 app = typer.Typer(
     name="bmt-server",
@@ -15,6 +15,7 @@ app = typer.Typer(
     **TYPER_SETTINGS,
 )
 app.add_typer(keys.app, name="keys")
+app.add_typer(blobs.app, name="blobs")
 app.command("fsck")(registry.fsck)
 app.command("gc")(registry.gc)
 app.command(

@@ -19,7 +19,10 @@ T = TypeVar("T")
 def _with_registry(url: str, work: Callable[[Any], Awaitable[T]]) -> T:
     from bmt_server.registry.registry import Registry
 
-    return with_connection(url, lambda connection: work(Registry(connection)))
+    async def run(connection: Any) -> T:
+        return await work(await Registry.recorded(connection))
+
+    return with_connection(url, run)
 
 
 def fsck(
@@ -71,7 +74,7 @@ def gc(
     from bmt_server.registry.maintenance import collect_orphans
 
     collected = _with_registry(
-        registry, lambda r: collect_orphans(r, min_age_s=min_age, dry_run=dry_run)
+        registry, lambda r: collect_orphans(r, min_age_s=min_age, dry_run=dry_run, strays=True)
     )
     if as_json:
         print(json.dumps(asdict(collected)))

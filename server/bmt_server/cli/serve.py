@@ -81,11 +81,13 @@ def run(
     Raises before vLLM starts if flags, host, registry or checkpoint do not fit.
     """
     from bmt_server.api.metrics.port import check_port
-    from bmt_server.cli.first_key import check_url, contact_registry
+    from bmt_server.cli.first_key import check_place, check_url, contact_registry
     from bmt_server.vllm_integration.chat_template import served_digest
 
     if chosen["registry_url"]:
         check_url(chosen["registry_url"])
+    if chosen["blobs_url"]:
+        check_place(chosen["blobs_url"])
     chosen = {**chosen, "registry_url": complete_url(chosen["registry_url"])}
     _check_places(data_dir, key_file)
     process_lifetime.ignore_signals()
@@ -106,7 +108,9 @@ def run(
         chosen["registry_url"] = chosen["registry_url"] or _embedded_registry(stack, data_dir, args)
         chosen["stats_dir"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="bmt-stats-"))
         settings = _build_settings(model, args.model, data_dir, chosen)
-        contact_registry(settings.registry_url, key_file, no_auth=settings.no_auth)
+        contact_registry(
+            settings.registry_url, key_file, no_auth=settings.no_auth, blobs=settings.blobs_url
+        )
         _prepare_cpu(settings, args, vllm_flags)
         _run_vllm(settings, args)
 

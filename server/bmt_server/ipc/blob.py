@@ -1,9 +1,15 @@
-"""Registry blobs: key, ranges to read, and the checks that turn fetched bytes into a mask."""
+"""Registry blobs: key, ranges to read, and the checks that turn fetched bytes into a mask.
+
+A blob is a value of Redis at `blob_key`, or an object of an object store. Redis has a record of
+each object in the hash `OBJECTS`: file digest, 32 bytes -> "<size>|<mark>". The mark is new for
+each write, so an object that was given up is never the one that an upload of the same bytes writes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import bmt_core
 
@@ -11,6 +17,7 @@ from bmt_server.ipc.mask_source import MaskSource
 
 # Hash tag of all registry keys, so that a script may use several of them on a Redis cluster.
 PREFIX = "{bmt}:"
+OBJECTS = PREFIX + "objects"
 
 
 class BlobError(Exception):
@@ -28,6 +35,41 @@ class BlobError(Exception):
 def blob_key(file_digest: str) -> str:
     """Redis key of a file's bytes. file_digest: SHA-256, 64 hex digits."""
     return f"{PREFIX}blob:{file_digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object with the bytes of a file. size: in bytes; mark: 16 hex digits."""
+
+    file_digest: str
+    size: int
+    mark: str
+
+    @classmethod
+    def parse(cls, file_digest: str, record: bytes | None) -> StoredObject | None:
+        """The object of a record in `OBJECTS`; None if there is none."""
+        if record is None:
+            return None
+        size, _, mark = record.decode().partition("|")
+        return cls(file_digest, int(size), mark)
+
+    @property
+    def record(self) -> str:
+        return f"{self.size}|{self.mark}"
+
+    @property
+    def member(self) -> str:
+        """Name without folders, as records of objects in no use have it."""
+        return f"{self.file_digest}-{self.mark}"
+
+    @property
+    def name(self) -> str:
+        return object_name(self.member)
+
+
+def object_name(member: str) -> str:
+    """Name of an object in its store. member: <file digest>-<mark>."""
+    return f"blobs/{member[:2]}/{member}"
 
 
 def blob_ranges(data: bytearray, size: int, chunk: int) -> Iterator[tuple[int, int]]:

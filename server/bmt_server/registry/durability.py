@@ -12,6 +12,7 @@ replicas that have a write before it is acknowledged; 0 waits for the primary's 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -41,7 +42,9 @@ class Durability:
         self._disk = supported and state.appends is not False
         self._replica_disks = True
 
-    async def run(self, source: str, keys: list[str], args: list[str]) -> tuple[list[Any], Any]:
+    async def run(
+        self, source: str, keys: list[str], args: Sequence[str | bytes]
+    ) -> tuple[list[Any], Any]:
         """Run a script. Returns its reply, and replies that `check` judges if it wrote."""
         waits = self._waits()
 

@@ -138,7 +138,7 @@ class Housekeeper:
 
             async def collect(full: bool = full) -> None:
                 if await self._leased(_WHEN_FULL_S if full else 0.9 * self._every_s, full):
-                    found = await collect_orphans(self._registry)
+                    found = await collect_orphans(self._registry, urgent=full)
                     if found.removed:
                         logger.info(
                             "Removed %d blobs without a version from the mask registry: %.1f MB.",

@@ -1,14 +1,16 @@
 """Lua scripts of the registry's writes: atomic for readers, checks before writes.
 
-KEYS: name hash, versions hash, set of names, events, id counter, generation, written [, blob].
+KEYS: name hash, versions hash, set of names, events, id counter, generation, written; PUBLISH has
+four more: blob, objects, loose objects, place (`blobs/lua.py`).
 ARGV[1] is `<tenant>/<name>`, called `path` here. Each script returns {outcome, detail}.
 
 A script that succeeds writes, even if it changes nothing: `durability.py` waits for that write.
 All scripts but PUBLISH run on a full server too, or it could not be emptied.
 """
 
-# Redis 7.0: a script with a first line of flags may write where memory is used up.
-ALLOW_OOM = "#!lua flags=allow-oom\n"
+from __future__ import annotations
+
+from bmt_server.registry.blobs.lua import ALLOW_OOM
 
 # changed: digests of the versions that changed, with blanks between; nil if all may have.
 _ADD_EVENT = """
@@ -25,15 +27,35 @@ local function touch()
 end
 """
 
-# ARGV: path, digest, version JSON, if-match, if-none-match, expires ('' for never), alias...
+# ARGV: path, digest, version JSON, if-match, if-none-match, expires ('' for never), file digest of
+# 32 bytes, URL where the blob was written, record of its new object, record of a damaged one,
+# alias... ('' where there is none)
 PUBLISH = (
     _ADD_EVENT
     + """
 local digest = ARGV[2]
 local current = redis.call('HGET', KEYS[1], 'latest') or ''
-if redis.call('EXISTS', KEYS[8]) == 0 then return {'blob_unknown', ''} end
+local elsewhere = redis.call('HGET', KEYS[11], 'writes') or ''
+if elsewhere ~= ARGV[8] then return {'blobs_elsewhere', elsewhere} end
+local object, file = redis.call('HGET', KEYS[9], ARGV[7]) or '', string.match(KEYS[8], '%x+$')
+local function name(record) return file .. '-' .. string.match(record, '|(.*)$') end
+local written = ARGV[9] ~= '' and object == ARGV[10]
+if written then
+  local since = tonumber(redis.call('ZSCORE', KEYS[10], name(ARGV[9])) or '-1')
+  if since < 0 then return {'blob_unknown', ''} end
+elseif object == '' and (ARGV[9] ~= '' or redis.call('EXISTS', KEYS[8]) == 0) then
+  return {'blob_unknown', ''}
+end
 if ARGV[4] ~= '' and current ~= ARGV[4] then return {'conflict', current} end
 if ARGV[5] ~= '' and current ~= '' then return {'conflict', current} end
+if written then
+  redis.call('HSET', KEYS[9], ARGV[7], ARGV[9])
+  redis.call('ZREM', KEYS[10], name(ARGV[9]))
+  if ARGV[10] ~= '' then
+    redis.call('ZADD', KEYS[10], redis.call('TIME')[1], name(ARGV[10]))
+  end
+  redis.call('UNLINK', KEYS[8])
+end
 local outcome = 'unchanged'
 if current ~= digest then
   local known = redis.call('HGET', KEYS[2], digest)
@@ -57,7 +79,7 @@ if (redis.call('HGET', KEYS[1], 'expires') or '') ~= ARGV[6] then
   else redis.call('HSET', KEYS[1], 'expires', ARGV[6]) end
   moved = true
 end
-for i = 7, #ARGV do
+for i = 11, #ARGV do
   if redis.call('HGET', KEYS[1], 'alias:' .. ARGV[i]) ~= digest then
     redis.call('HSET', KEYS[1], 'alias:' .. ARGV[i], digest)
     moved = true

@@ -13,37 +13,22 @@ import hashlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import bmt_core
 
 from bmt_server.errors import NotFound, RegistryFull, Unavailable
-from bmt_server.ipc.blob import PREFIX, blob_key
-from bmt_server.registry.connection import BULK_S
-from bmt_server.registry.lua import ALLOW_OOM
+from bmt_server.registry.blobs.in_redis import ORPHANS, raw
+from bmt_server.registry.blobs.protocol import Removed
 from bmt_server.registry.names.changes import Changes
 from bmt_server.registry.names.name_state import NameState
-from bmt_server.registry.names.reader import GENERATION
 from bmt_server.registry.names.versions import Entry
 from bmt_server.registry.registry import WRITTEN, Registry
 from bmt_server.registry.schemas import DIGEST_SHOWN, Version
 
-ORPHANS = PREFIX + "orphans"  # hash: file digest -> time first seen, seconds since 1970
 _ATTEMPTS = 20
 _REMOVALS = 20
 # Names per read, so that other calls of the registry wait milliseconds for each.
 _BATCH = 100
-
-# KEYS: generation, blob, orphans. ARGV: generation at which the blob was an orphan, file digest.
-# Removes nothing if the registry changed since: a new version may name the blob.
-_REMOVE = (
-    ALLOW_OOM
-    + """
-if (redis.call('GET', KEYS[1]) or '0') ~= ARGV[1] then return 0 end
-redis.call('HDEL', KEYS[3], ARGV[2])
-return 1 + redis.call('UNLINK', KEYS[2])
-"""
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +91,7 @@ async def check_consistency(registry: Registry, *, deep: bool = True) -> Consist
                 if entry.file_digest not in wanted:
                     wanted.add(entry.file_digest)
                     fresh[entry.file_digest.hex()] = state, entry
-        sizes = await registry.blob_sizes(list(fresh))
+        sizes = await registry.blobs.stored_sizes(list(fresh))
         for (_, entry), size in zip(fresh.values(), sizes, strict=True):
             report.blobs += bool(size)
             report.bytes += size
@@ -115,6 +100,9 @@ async def check_consistency(registry: Registry, *, deep: bool = True) -> Consist
     async for orphans in _orphans(registry, wanted):
         report.orphans += len(orphans)
         report.bytes += sum(orphans.values())
+    loose = await registry.blobs.loose()
+    report.orphans += loose.blobs
+    report.bytes += loose.bytes
     return report
 
 
@@ -175,39 +163,33 @@ async def _damage(registry: Registry, version: Version) -> str:
 
 async def _orphans(registry: Registry, wanted: set[bytes]) -> AsyncIterator[dict[str, int]]:
     """Yield pages of blobs that are not in `wanted`: file digest -> bytes."""
-    prefix = blob_key("").encode()
-    cursor = 0
-    bulk = registry.connection.bulk
-    while True:
-        page = partial(bulk.scan, cursor, match=f"{blob_key('')}*", count=500)
-        cursor, keys = await registry.connection.call(page, BULK_S)
-        digests = [key.removeprefix(prefix).decode() for key in keys]
-        orphans = [digest for digest in digests if _bytes(digest) not in wanted]
+    async for digests in registry.blobs.pages():
+        orphans = [digest for digest in digests if raw(digest) not in wanted]
         if orphans:
             yield dict(zip(orphans, await registry.blob_sizes(orphans), strict=True))
-        if not cursor:
-            return
-
-
-def _bytes(digest: str) -> bytes:
-    """A file digest; of no version if it is not hexadecimal."""
-    try:
-        return bytes.fromhex(digest)
-    except ValueError:
-        return b""
 
 
 async def collect_orphans(
-    registry: Registry, *, min_age_s: float = 3600.0, dry_run: bool = False
+    registry: Registry,
+    *,
+    min_age_s: float = 3600.0,
+    dry_run: bool = False,
+    strays: bool = False,
+    urgent: bool = False,
 ) -> OrphanReport:
     """Remove blobs that have been orphans for `min_age_s` seconds; record new orphans.
 
-    Raises RegistryDown, and Unavailable if the registry changes too often for a safe removal.
+    strays: look for objects that Redis does not know, too, which lists the whole object store.
+    urgent: a store is full, so objects that are in no use go at once.
+    Raises RegistryDown, BlobsDown, and Unavailable if the registry changes too often for a safe
+    removal.
     """
     quick = registry.connection.quick
     removed = freed = 0
     changes = Changes(registry)
     await changes.start()
+    if strays and not dry_run:
+        await registry.blobs.find_strays()
     for _ in range(_ATTEMPTS):
         wanted = await _wanted(registry)
         full = not dry_run and await _is_full(registry)
@@ -220,16 +202,21 @@ async def collect_orphans(
             await _record_orphans(registry, seen, orphans)
         now = time.time()
         due = [d for d in orphans if full or now - seen.get(d, now) >= min_age_s]
+        loose = await registry.blobs.loose()
         if dry_run:
-            return OrphanReport(len(orphans), 0, sum(orphans[d] for d in due))
+            return OrphanReport(
+                len(orphans) + loose.blobs, 0, sum(orphans[d] for d in due) + loose.bytes
+            )
         for digest in due:
-            gone = await remove_orphan(registry, changes, digest)
+            gone = await remove_orphan(registry, changes, digest, seen.get(digest))
             if gone is None:
                 break  # changes are not known any more: find the orphans again
-            if gone:
-                removed, freed = removed + 1, freed + orphans[digest]
+            removed, freed = removed + gone.blobs, freed + gone.bytes
         else:
-            return OrphanReport(len(orphans), removed, freed)
+            gone = await registry.blobs.remove_loose(0 if urgent else min_age_s)
+            return OrphanReport(
+                len(orphans) + loose.blobs, removed + gone.blobs, freed + gone.bytes
+            )
         await changes.start()
     raise Unavailable(
         f"the registry changed during each of {_ATTEMPTS} attempts; try again when fewer masks are "
@@ -238,23 +225,23 @@ async def collect_orphans(
     )
 
 
-async def remove_orphan(registry: Registry, changes: Changes, digest: str) -> bool | None:
-    """Remove a blob of which no version is known. False if one of the changes since names it.
+async def remove_orphan(
+    registry: Registry, changes: Changes, digest: str, since: float | None = None
+) -> Removed | None:
+    """Remove a blob of which no version is known; nothing if one of the changes since names it.
 
-    None if changes cannot be followed. A change between the look at them and the removal makes the
-    script do nothing, and they are looked at again.
+    since: time from which it was without a version, seconds since 1970; None: now. None if changes
+    cannot be followed. A change between the look at them and the removal makes the script do
+    nothing, and they are looked at again.
     """
-    script = registry.connection.quick.register_script(_REMOVE)
     for _ in range(_REMOVALS):
         files = await changes.files()
         if files is None:
             return None
-        if _bytes(digest) in files:
-            return False
-        keys = [GENERATION, blob_key(digest), ORPHANS]
-        remove = partial(script, keys=keys, args=[changes.generation, digest])
-        if await registry.connection.call(remove):
-            return True
+        if raw(digest) in files:
+            return Removed()
+        if gone := await registry.blobs.remove(digest, changes.generation, since):
+            return gone
     return None
 
 

@@ -2,7 +2,10 @@
 
 Keys share one hash slot (`{bmt}`), so that a script may use several of them::
 
-    {bmt}:blob:<file digest>        the file's bytes
+    {bmt}:blob:<file digest>        the file's bytes, unless an object store has them (`blobs/`)
+    {bmt}:objects                   hash: file digest, 32 bytes -> "<size>|<mark>" of its object
+    {bmt}:loose                     sorted set of objects without such a record, by time
+    {bmt}:place                     hash: the object store's URL, and where blobs are written
     {bmt}:name:<tenant>/<name>      hash: rev, latest, pinned, expires (seconds since 1970),
                                     alias:<alias> -> mask digest
     {bmt}:versions:<tenant>/<name>  hash: mask digest -> "<rev>|<id>|<parent>|<version JSON>"
@@ -21,7 +24,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 from bmt_server.errors import (
@@ -33,7 +35,12 @@ from bmt_server.errors import (
     RegistryFull,
     Unavailable,
 )
-from bmt_server.ipc.blob import PREFIX, blob_key, blob_ranges
+from bmt_server.ipc.blob import OBJECTS, PREFIX, blob_key
+from bmt_server.ipc.object_store import ObjectStore
+from bmt_server.registry.blobs.in_objects import ObjectBlobs
+from bmt_server.registry.blobs.in_redis import LOOSE, RedisBlobs, raw
+from bmt_server.registry.blobs.place import PLACE, join
+from bmt_server.registry.blobs.protocol import Blobs
 from bmt_server.registry.connection import BULK_S, RegistryConnection
 from bmt_server.registry.durability import Durability
 from bmt_server.registry.lua import DELETE_NAME, DELETE_VERSION, PRUNE, PUBLISH, SET_ALIAS, SET_PIN
@@ -48,7 +55,6 @@ logger = logging.getLogger("vllm.bmt_server")
 EVENTS = PREFIX + "events"
 IDS = PREFIX + "ids"
 WRITTEN = PREFIX + "written"
-_CHUNK = 256 * 1024
 _MAX_EVENTS = 500
 _PRUNED_AT_ONCE = 200
 Event = dict[bytes, bytes]
@@ -59,11 +65,22 @@ _WROTE = {"created", "moved", "unchanged", "ok"}
 
 
 class Registry:
-    """Reads and writes of the registry. All methods raise RegistryDown if Redis does not answer."""
+    """Reads and writes of the registry. All methods raise RegistryDown if Redis does not answer.
 
-    def __init__(self, connection: RegistryConnection, replicas: int = 0) -> None:
-        """replicas: number of replicas that must have a write before it is acknowledged."""
+    blobs: where the masks' bytes are.
+    """
+
+    def __init__(
+        self, connection: RegistryConnection, replicas: int = 0, store: ObjectStore | None = None
+    ) -> None:
+        """replicas: number of replicas that must have a write before it is acknowledged.
+
+        store: of the masks' bytes; None for Redis.
+        """
         self.connection = connection
+        self.blobs: Blobs = RedisBlobs(connection)
+        if store is not None:
+            self.blobs = ObjectBlobs(connection, store)
         self.reader = NameReader(connection)
         # Set when an upload finds no memory; the housekeeper waits for it.
         self.full = asyncio.Event()
@@ -71,15 +88,23 @@ class Registry:
         self._unfit: ApiError | None = None
         self._warned: list[str] = []
 
-    async def check_server(self) -> None:
-        """Look at the server's role, eviction policy and durability; for each new connection.
+    @classmethod
+    async def recorded(cls, connection: RegistryConnection) -> Registry:
+        """The registry with the object store that it records, as commands use it."""
+        place = await join(connection)
+        return cls(connection, store=ObjectStore(place.url) if place.url else None)
 
-        Raises RegistryDown, and Unavailable with the setting to change if it may drop masks. Until
-        a later check passes, `publish` raises that too.
+    async def check_server(self) -> None:
+        """Look at the server's role, eviction policy, durability and place of blobs.
+
+        For each new connection. Raises RegistryDown, and Unavailable with the setting to change if
+        it may drop masks, or has their bytes elsewhere. Until a later check passes, `publish`
+        raises that too.
         """
         state = await read_state(self.connection)
         try:
             state.check()
+            await self.blobs.check()
         except RegistryDown:
             self.connection.leave()
             await self.connection.drop()
@@ -113,31 +138,37 @@ class Registry:
         Returns (outcome, mask digest); the outcome is `created`, `moved` (an older version is
         latest again) or `unchanged`. Raises Conflict if the precondition does not hold.
         """
-        bulk = self.connection.bulk
-        key = blob_key(version.file_digest)
+        digest = version.file_digest
         path = f"{version.tenant}/{version.name}"
-        arguments = [
+        arguments: list[str | bytes] = [
             version.digest,
             version.to_entry(),
             if_match or "",
             "1" if if_none_match else "",
             "" if expires is None else str(expires),
-            *aliases,
         ]
+        keys = [blob_key(digest), OBJECTS, LOOSE, PLACE]
         if self._unfit is not None:
             raise self._unfit
         try:
             for _ in range(_PUBLISH_ATTEMPTS):
-                await self.connection.call(lambda: bulk.set(key, blob, nx=True), BULK_S)
-                outcome, current = await self._script(PUBLISH, path, [key], arguments)
-                if outcome != "blob_unknown":
+                staged = await self.blobs.stage(digest, blob)
+                records = (o.record if o else "" for o in (staged.written, staged.replaces))
+                bytes_at = [raw(digest), staged.place, *records]
+                outcome, current = await self._script(
+                    PUBLISH, path, keys, [*arguments, *bytes_at, *aliases]
+                )
+                if outcome == "blobs_elsewhere":
+                    await self.blobs.check()
+                elif outcome != "blob_unknown":
                     break  # else an old orphan of the same bytes was removed in between
         except RegistryFull:
             self.full.set()
             raise
         if outcome == "conflict":
+            await self.blobs.discard(staged)
             raise _precondition_failed(version.name, current)
-        if outcome == "blob_unknown":
+        if outcome in ("blob_unknown", "blobs_elsewhere"):
             raise Unavailable(
                 "the registry lost the mask's bytes right after the upload; upload it again",
                 code="not_durable",
@@ -196,40 +227,19 @@ class Registry:
         self._expect_ok(outcome, name, None, "")
 
     async def blob(self, digest: str, size: int) -> bytearray:
-        """Read a file's bytes in pieces, without hashing them. Raises NotFound.
+        """Read a file's bytes without hashing them. Raises NotFound.
 
         size: as stated by the version; a blob of another size is damaged, and its hash differs.
         """
-        key, data = blob_key(digest), bytearray()
-        # One large reply would block this process's event loop for its whole length. The first
-        # piece detects within a second that the registry hangs.
-        within_s: float | None
-        client, within_s = self.connection.quick, None
-        for start, end in blob_ranges(data, size, _CHUNK):
-            read = partial(client.getrange, key, start, end)
-            data += await self.connection.call(read, within_s)
-            client, within_s = self.connection.bulk, BULK_S
-        if not data:
-            raise NotFound(f"no blob {digest[:12]}…", code="blob_unknown")
-        return data
+        return await self.blobs.read(digest, size)
 
     async def blob_size(self, digest: str) -> int:
         """Size of a blob in bytes; 0 if it does not exist."""
-        quick = self.connection.quick
-        return int(await self.connection.call(lambda: quick.strlen(blob_key(digest))))
+        return (await self.blob_sizes([digest]))[0]
 
     async def blob_sizes(self, digests: list[str]) -> list[int]:
         """Sizes of blobs in bytes, in the order of `digests`; 0 for those that do not exist."""
-        bulk = self.connection.bulk
-
-        async def read() -> list[int]:
-            async with bulk.pipeline(transaction=False) as pipe:
-                for digest in digests:
-                    pipe.strlen(blob_key(digest))
-                sizes: list[int] = await pipe.execute()
-                return sizes
-
-        return await self.connection.call(read, BULK_S) if digests else []
+        return await self.blobs.sizes(digests)
 
     async def names(self) -> list[tuple[str, str]]:
         """(tenant, name) of every name that has versions."""
@@ -292,7 +302,7 @@ class Registry:
         ]
 
     async def _script(
-        self, source: str, path: str, keys: list[str], args: list[str]
+        self, source: str, path: str, keys: list[str], args: Sequence[str | bytes]
     ) -> tuple[str, str]:
         """Run a script of `lua.py` on a name. Returns (outcome, detail), once it is durable.
 

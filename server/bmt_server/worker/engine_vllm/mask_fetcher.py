@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from bmt_server.ipc.blob import BlobError, blob_key, blob_ranges
+from bmt_server.errors import ApiError
+from bmt_server.ipc.blob import OBJECTS, BlobError, StoredObject, blob_key, blob_ranges
 from bmt_server.ipc.cold_path import ColdPath, map_cached
 from bmt_server.ipc.disk_cache import DiskCache, DiskError, DiskFull
 from bmt_server.ipc.mask_layout import Layout, LayoutError, map_layout
 from bmt_server.ipc.mask_source import MaskSource
+from bmt_server.ipc.object_store import ObjectStore, SizeDiffers
 from bmt_server.ipc.registry_address import RegistryAddress
 from bmt_server.ipc.worker_channel import Code
 from bmt_server.settings import Settings
@@ -39,6 +42,7 @@ FETCH_S = 20.0
 _CONNECT_S = 1.0
 _ANSWER_S = 5.0
 _CHUNK = 1 << 20
+_READS = 3
 
 
 class FetchError(Exception):
@@ -59,6 +63,9 @@ class MaskFetcher:
         self._limits = bmt_core.Limits.for_geometry(settings.gates, settings.max_sparsity)
         self._cold_path: ColdPath | None = None
         self._client: Any = None
+        self._objects: ObjectStore | None = None
+        if settings.blobs_url:
+            self._objects = ObjectStore(settings.blobs_url, FETCH_S)
         self.fetches = 0
 
     def open(self, source: str) -> Layout:
@@ -100,44 +107,80 @@ class MaskFetcher:
         what = f"blob {source.file_digest[:12]}… of mask {source.digest[:12]}…"
         if not self._settings.registry_url:
             raise FetchError(f"{what} is not on this node, and no registry is set", "unavailable")
-        data, deadline = bytearray(), time.monotonic() + FETCH_S
         try:
-            address = RegistryAddress.parse(self._settings.registry_url)
-            key = address.key(blob_key(source.file_digest))
-            client, size = self._find(address, key)
-            if size > self._limits.max_file_bytes:
-                raise FetchError(
-                    f"{what} is {size} bytes; a mask of this base has at most "
-                    f"{self._limits.max_file_bytes}",
-                    "unusable",
-                )
-            for start, end in blob_ranges(data, size, _CHUNK):
-                if time.monotonic() > deadline:
-                    raise FetchError(
-                        f"{what} did not arrive in {FETCH_S:g} s: {len(data)} of {size} bytes",
-                        "unavailable",
-                    )
-                piece: Any = client.getrange(key, start, end)
-                data += piece
+            # A move between Redis and the object store puts the bytes to one place before it takes
+            # them from the other: look again.
+            for _ in range(_READS):
+                data = self._from_object(source, what) or self._from_redis(source, what)
+                if data:
+                    return data
         except (redis.RedisError, OSError) as error:
             # The cause has the registry's address, and the message reaches clients.
             logger.warning("%s: the registry does not answer this worker (%s).", what, error)
             raise FetchError(
                 f"{what}: the registry does not answer this worker", "unavailable"
             ) from None
-        if not data:
-            raise FetchError(f"the registry has no {what}; upload the mask again", "unavailable")
-        return data
+        raise FetchError(f"the registry has no {what}; upload the mask again", "unavailable")
 
-    def _find(self, address: RegistryAddress, key: str) -> tuple[Any, int]:
-        """A client that may read the key, and the blob's size; 0 if it does not exist."""
-        client = self._connected(address)
+    def _from_object(self, source: MaskSource, what: str) -> bytearray | None:
+        """The bytes of the blob's object; None if it has none."""
+        digest = source.file_digest
+        field = bytes.fromhex(digest)
+        _, record = self._ask(lambda client: client.hget(self._address.key(OBJECTS), field))
+        stored = StoredObject.parse(digest, record)
+        if stored is None:
+            return None
+        if self._objects is None:
+            raise FetchError(
+                f"{what} is in an object store, and the server has no --blobs", "unavailable"
+            )
+        self._check_size(what, stored.size)
         try:
-            return client, client.strlen(key)
+            return self._objects.get_blocking(stored.name, stored.size)
+        except SizeDiffers as error:
+            raise FetchError(f"{what}: {error}; upload the mask again", "unusable") from None
+        except ApiError as error:
+            detail = getattr(error, "detail", "")
+            logger.warning("%s: %s (%s).", what, error, detail)
+            raise FetchError(f"{what}: {error}", "unavailable") from None
+
+    def _from_redis(self, source: MaskSource, what: str) -> bytearray:
+        """The blob's bytes in Redis; empty if there are none, or not all any more."""
+        data, deadline = bytearray(), time.monotonic() + FETCH_S
+        key = self._address.key(blob_key(source.file_digest))
+        client, size = self._ask(lambda client: client.strlen(key))
+        self._check_size(what, size)
+        for start, end in blob_ranges(data, size, _CHUNK):
+            if time.monotonic() > deadline:
+                raise FetchError(
+                    f"{what} did not arrive in {FETCH_S:g} s: {len(data)} of {size} bytes",
+                    "unavailable",
+                )
+            piece: Any = client.getrange(key, start, end)
+            data += piece
+        return data if len(data) == size else bytearray()
+
+    @property
+    def _address(self) -> RegistryAddress:
+        return RegistryAddress.parse(self._settings.registry_url)
+
+    def _check_size(self, what: str, size: int) -> None:
+        if size > self._limits.max_file_bytes:
+            raise FetchError(
+                f"{what} is {size} bytes; a mask of this base has at most "
+                f"{self._limits.max_file_bytes}",
+                "unusable",
+            )
+
+    def _ask(self, command: Callable[[Any], Any]) -> tuple[Any, Any]:
+        """A client that may read a blob's key, and its reply to a command."""
+        client = self._connected(self._address)
+        try:
+            return client, command(client)
         except redis.exceptions.MovedError:
             self._client = None
-            client = self._connected(address.as_cluster())
-            return client, client.strlen(key)
+            client = self._connected(self._address.as_cluster())
+            return client, command(client)
 
     def _connected(self, address: RegistryAddress) -> Any:
         if self._client is None:

@@ -1,0 +1,289 @@
+"""Object store that keeps the bytes of masks outside of Redis: S3, GCS, Azure, or a folder.
+
+::
+
+    s3://bucket[/prefix]    gs://bucket[/prefix]    az://container[/prefix]    file:///folder
+
+Credentials, region and endpoint come from the environment, as the libraries of each cloud read it:
+`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_…`, or the
+identity of the machine. The URL has none of them, so it may be recorded and shown.
+
+API processes use the asynchronous methods and workers `get_blocking`. Each call has a bound in
+time. After three failures in a row, calls are refused at once, but for one at a time that tries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import LocalStore, from_url
+
+from bmt_server.errors import RegistryFull, Unavailable
+
+T = TypeVar("T")
+
+FORMS = "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///folder"
+_SCHEMES = {"s3": "s3", "gs": "gs", "az": "az", "file": "file"}
+# Until the first byte of an answer, and for a whole transfer: masks are megabytes.
+ANSWER_S, TRANSFER_S = 5.0, 30.0
+_CONNECT_S = 1.0
+_FAILURES_TO_OPEN = 3
+_OPEN_S = 1.0
+_LIST_PAGE = 1000
+_SECRET = re.compile(r"(AWS|AZURE|GOOGLE|GCP).*(KEY|SECRET|TOKEN|SAS|CREDENTIAL|ACCOUNT)", re.I)
+
+
+class BlobsDown(Unavailable):
+    """Object store that does not answer, or refuses this server.
+
+    detail: the cause without credentials, for the operator's log; clients do not see it.
+    """
+
+    def __init__(self, message: str, *, code: str = "blobs_unavailable", detail: str = "") -> None:
+        super().__init__(message, code=code)
+        self.detail = detail
+
+
+class SizeDiffers(Exception):
+    """Object of another size than recorded; it is damaged, and not read."""
+
+
+def parse_place(url: str) -> str:
+    """The URL of a place for blobs in its one spelling. Raises ValueError.
+
+    The message does not repeat the URL, which may hold a password by mistake.
+    """
+    parts = urlsplit(url.strip())
+    if parts.scheme not in _SCHEMES:
+        raise ValueError(f"the place of blobs must have the form {FORMS}")
+    if "@" in parts.netloc or parts.query or parts.fragment or parts.port is not None:
+        raise ValueError(
+            "the place of blobs is a bucket and a prefix alone; credentials, region and endpoint "
+            "come from the environment, such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL"
+        )
+    path = re.sub(r"/+", "/", parts.path).rstrip("/")
+    if any(part in (".", "..") for part in path.split("/")):
+        raise ValueError("the place of blobs has '.' or '..' in its path")
+    if parts.scheme == "file":
+        if parts.netloc or not path:
+            raise ValueError("a folder for blobs has the form file:///folder, from the root")
+    elif not parts.netloc:
+        raise ValueError(f"the place of blobs names no bucket; it must have the form {FORMS}")
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+class ObjectStore:
+    """Objects below a URL. Raises ValueError for a URL that is no place of blobs.
+
+    transfer_s: bound on one transfer, in seconds. Methods raise BlobsDown, and RegistryFull if
+    there is no room. Safe to use from threads.
+    """
+
+    def __init__(self, url: str, transfer_s: float = TRANSFER_S) -> None:
+        self.url = parse_place(url)
+        self._transfer_s = transfer_s
+        self._folder = Path(unquote(urlsplit(self.url).path)) if url.startswith("file:") else None
+        self._made: Any = None
+        self._failures = 0
+        self._failed_at = 0.0
+        self._trying = False
+
+    # Asynchronous, for API processes and commands.
+
+    async def get(self, name: str, size: int | None = None) -> bytearray | None:
+        """An object's bytes; None if it does not exist. Raises SizeDiffers, too.
+
+        size: as recorded; None for a small object of any size.
+        """
+
+        async def read() -> bytearray | None:
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    found = await obstore.get_async(self._store(), name)
+            except FileNotFoundError as error:
+                _check_bucket(error)
+                return None
+            _check_size(name, found.meta["size"], size)
+            return bytearray(await found.bytes_async())
+
+        return await self._call(read)
+
+    async def put(self, name: str, data: bytes) -> None:
+        """Write an object in one step; it is on the store's disk when this returns."""
+
+        async def write() -> None:
+            await obstore.put_async(self._store(), name, data, use_multipart=False)
+            if self._folder is not None:
+                await asyncio.to_thread(_sync, self._folder, name)
+
+        await self._call(write)
+
+    async def size(self, name: str) -> int:
+        """Size of an object in bytes; 0 if it does not exist."""
+
+        async def look() -> int:
+            try:
+                found = await obstore.head_async(self._store(), name)
+                return int(found["size"])
+            except FileNotFoundError as error:
+                _check_bucket(error)
+                return 0
+
+        return await self._call(look, ANSWER_S)
+
+    async def delete(self, names: Sequence[str]) -> None:
+        """Delete objects; those that do not exist count as deleted."""
+
+        async def remove() -> None:
+            try:
+                await obstore.delete_async(self._store(), list(names))
+            except FileNotFoundError:  # of a folder alone, which stops at the first
+                for name in names:
+                    try:
+                        await obstore.delete_async(self._store(), name)
+                    except FileNotFoundError:
+                        continue
+
+        await self._call(remove)
+
+    async def pages(self) -> AsyncIterator[list[str]]:
+        """Names of all objects, in pages."""
+        listed = await self._call(self._listing)
+        while True:
+            page = await self._call(lambda: _next(listed))
+            if page is None:
+                return
+            yield [str(entry["path"]) for entry in page]
+
+    async def _listing(self) -> Any:
+        return obstore.list(self._store(), chunk_size=_LIST_PAGE).__aiter__()
+
+    # Blocking, for workers' threads.
+
+    def get_blocking(self, name: str, size: int) -> bytearray | None:
+        """As `get`."""
+        with self._counted():
+            try:
+                found = obstore.get(self._store(), name)
+            except FileNotFoundError as error:
+                _check_bucket(error)
+                return None
+            _check_size(name, found.meta["size"], size)
+            return bytearray(found.bytes())
+
+    async def _call(self, work: Callable[[], Awaitable[T]], within_s: float | None = None) -> T:
+        with self._counted():
+            async with asyncio.timeout(within_s or self._transfer_s):
+                return await work()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count failures of one call, and refuse it while the store is known not to answer."""
+        trying = self._failures >= _FAILURES_TO_OPEN
+        if trying:
+            if self._trying or time.monotonic() < self._failed_at + _OPEN_S:
+                raise BlobsDown("the object store of masks does not answer; try again shortly")
+            self._trying = True
+        try:
+            yield
+        except (PermissionDeniedError, UnauthenticatedError) as error:
+            self._failed()
+            raise BlobsDown(
+                "the object store of masks refuses this server's credentials",
+                code="blobs_refused",
+                detail=f"{self.url}: {_cause(error)}",
+            ) from None
+        except (BaseError, TimeoutError, OSError) as error:
+            if "No space left" in str(error) or "QuotaExceeded" in str(error):
+                raise RegistryFull(
+                    "the object store of masks is full; delete versions or add space"
+                ) from None
+            self._failed()
+            raise BlobsDown(
+                "the object store of masks does not answer; try again shortly",
+                detail=f"{self.url}: {_cause(error)}",
+            ) from None
+        else:
+            self._failures = 0
+        finally:
+            if trying:
+                self._trying = False
+
+    def _failed(self) -> None:
+        self._failures += 1
+        self._failed_at = time.monotonic()
+
+    def _store(self) -> Any:
+        if self._made is None:
+            if self._folder is not None:
+                self._made = LocalStore(self._folder, mkdir=True)
+            else:
+                self._made = from_url(
+                    self.url,
+                    client_options={
+                        "connect_timeout": timedelta(seconds=_CONNECT_S),
+                        "timeout": timedelta(seconds=self._transfer_s),
+                        # Of an endpoint that the environment names as http://; the clouds' are not.
+                        "allow_http": True,
+                    },
+                    retry_config={
+                        "max_retries": 2,
+                        "retry_timeout": timedelta(seconds=ANSWER_S),
+                        "backoff": {
+                            "init_backoff": timedelta(milliseconds=50),
+                            "max_backoff": timedelta(seconds=1),
+                            "base": 2,
+                        },
+                    },
+                )
+        return self._made
+
+
+async def _next(listed: Any) -> Any:
+    try:
+        return await listed.__anext__()
+    except StopAsyncIteration:
+        return None
+
+
+def _check_bucket(error: FileNotFoundError) -> None:
+    """Raise if the bucket is missing, and not an object of it."""
+    if "NoSuchBucket" in str(error) or "ContainerNotFound" in str(error):
+        raise OSError("the bucket does not exist") from None
+
+
+def _check_size(name: str, found: int, recorded: int | None) -> None:
+    if found != (recorded if recorded is not None else min(found, 1 << 16)):
+        raise SizeDiffers(f"object {name} has {found} bytes and not {recorded}")
+
+
+def _sync(folder: Path, name: str) -> None:
+    """Flush a file and its entries in folders to the disk."""
+    path = folder / name
+    for part in (path, path.parent, folder):
+        handle = os.open(part, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _cause(error: Exception) -> str:
+    """The first line of an error, without markup and without values of secret variables."""
+    lines = str(error).splitlines() or [""]
+    text = re.sub(r"<([A-Za-z]*Key[A-Za-z]*|StringToSign.*?|Signature.*?)>.*?</\1>", "", lines[0])
+    for name, value in os.environ.items():
+        if _SECRET.match(name) and len(value) >= 4:
+            text = text.replace(value, "…")
+    return text[:300] or type(error).__name__

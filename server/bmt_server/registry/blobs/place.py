@@ -1,0 +1,94 @@
+"""The registry's record of where its blobs are, which all servers must agree with.
+
+The hash `{bmt}:place` has the URL of an object store, the URL to which blobs are written (empty
+while that is Redis) and the registry's id, which the object store holds too. Without the hash all
+blobs are in Redis.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+
+from bmt_server.errors import Unavailable
+from bmt_server.ipc.blob import OBJECTS, PREFIX
+from bmt_server.ipc.object_store import ObjectStore
+from bmt_server.registry.blobs.lua import JOIN, TURN
+from bmt_server.registry.connection import RegistryConnection
+
+OWNER = "bmt-registry.json"  # object that names the registry
+PLACE = PREFIX + "place"
+_NAMES = PREFIX + "names"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The record. writes: URL to which blobs are written, empty for Redis.
+
+    claimed: the object store has the registry's id. used: objects are in use there.
+    """
+
+    url: str = ""
+    writes: str = ""
+    id: str = ""
+    claimed: bool = False
+    used: bool = False
+
+    def check(self, url: str) -> None:
+        """Raise Unavailable (`blobs_elsewhere`) if a server with `url` cannot read all blobs.
+
+        url: of the server's object store; empty for a server that knows Redis alone.
+        """
+        if url == self.url or (not url and not self.writes and not self.used):
+            return
+        own = f"this server was started with --blobs {url}" if url else "this server has no --blobs"
+        raise Unavailable(
+            f"the registry's blobs are in {self.url} and {own}; start it with --blobs {self.url}, "
+            "or move them by bmt-server blobs move",
+            code="blobs_elsewhere",
+        )
+
+
+async def join(connection: RegistryConnection, url: str = "") -> Place:
+    """The registry's record; a registry without one takes over `url`. Raises RegistryDown."""
+    quick = connection.quick
+    reply = await connection.call(
+        lambda: quick.eval(JOIN, 3, PLACE, OBJECTS, _NAMES, url, secrets.token_hex(16))
+    )
+    *texts, used = reply
+    url, writes, identity, claimed = (text.decode() for text in texts)
+    return Place(url, writes, identity, bool(claimed), bool(used))
+
+
+async def turn(connection: RegistryConnection, url: str, *, outside: bool) -> None:
+    """Let servers write blobs to the place `url` from now on, or to Redis. Raises Unavailable."""
+    arguments = [url, secrets.token_hex(16), url if outside else ""]
+    other = await connection.call(lambda: connection.quick.eval(TURN, 1, PLACE, *arguments))
+    if other:
+        raise Unavailable(
+            f"the registry's blobs are in {other.decode()}; move them to redis first, and then to "
+            f"{url}",
+            code="blobs_elsewhere",
+        )
+
+
+async def record_copy(connection: RegistryConnection, url: str) -> None:
+    """Record another object store that holds a copy of the recorded one. Raises Unavailable."""
+    store, place = ObjectStore(url), await join(connection)
+    if not place.url or owner_of(await store.get(OWNER)) != place.id:
+        raise Unavailable(
+            f"{store.url} is no copy of {place.url or 'an object store'}: it lacks this registry's "
+            f"{OWNER}",
+            code="blobs_elsewhere",
+        )
+    fields = {"url": store.url, "writes": store.url if place.writes else ""}
+    await connection.call(lambda: connection.quick.hset(PLACE, mapping=fields))
+
+
+def owner_of(found: bytearray | None) -> str:
+    """The registry's id in an object store's `OWNER`; empty if it cannot be read."""
+    try:
+        return str(json.loads(found or b"{}")["registry"])
+    except (ValueError, KeyError, TypeError):
+        return ""
