@@ -13,6 +13,7 @@ ApiError                 status, type, code, param, retry_after
 ├── RateLimited      429  with Retry-After
 ├── Unavailable      503  with Retry-After
 │   ├── CacheFull         the local disk, not the registry
+│   ├── BlobsDown         the object store, not Redis
 │   └── RegistryDown
 ├── MemoryFull       507
 └── RegistryFull     507
@@ -145,6 +146,19 @@ class RegistryDown(Unavailable):
         self, message: str, *, code: str | None = None, retry_after: int = 2, detail: str = ""
     ) -> None:
         super().__init__(message, code=code, retry_after=retry_after)
+        self.detail = detail
+
+
+class BlobsDown(Unavailable):
+    """Object store that does not answer, or refuses this server.
+
+    detail: the cause without credentials, for the operator's log; clients do not see it.
+    """
+
+    code = "blobs_unavailable"
+
+    def __init__(self, message: str, *, code: str | None = None, detail: str = "") -> None:
+        super().__init__(message, code=code)
         self.detail = detail
 
 

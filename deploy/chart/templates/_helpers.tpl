@@ -133,6 +133,20 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
       key: {{ $.Values.registry.passwordKey }}
 {{- end }}
 {{- end }}
+{{- with .Values.blobs.url }}
+- name: BMT_BLOBS
+  value: {{ . | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* Sources of whole environments: of the operator, and credentials of the object store. */}}
+{{- define "bmt.envFrom" -}}
+{{- with .Values.extraEnvFrom }}
+{{- toYaml . }}
+{{- end }}
+{{- with .Values.blobs.existingSecret }}
+- secretRef: {name: {{ . }}}
+{{- end }}
 {{- end -}}
 
 {{/* Mount and volume of the registry's CA certificate, as lists. */}}

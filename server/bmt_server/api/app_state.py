@@ -29,8 +29,8 @@ from bmt_server.api.model_list import ModelList
 from bmt_server.api.shutdown import Shutdown, interrupt_process
 from bmt_server.api.usage.counter import UsageCounter
 from bmt_server.api.usage.meter import UsageMeter
-from bmt_server.errors import ApiError, RegistryDown
-from bmt_server.ipc.object_store import BlobsDown, ObjectStore
+from bmt_server.errors import ApiError, BlobsDown, RegistryDown
+from bmt_server.ipc.object_store import ObjectStore
 from bmt_server.registry.api_keys import ApiKeyStore
 from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.housekeeping import Housekeeper

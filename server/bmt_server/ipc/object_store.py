@@ -19,7 +19,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, from_url
 
-from bmt_server.errors import RegistryFull, Unavailable
+from bmt_server.errors import BlobsDown, RegistryFull
 
 T = TypeVar("T")
 
@@ -42,17 +42,6 @@ _FAILURES_TO_OPEN = 3
 _OPEN_S = 1.0
 _LIST_PAGE = 1000
 _SECRET = re.compile(r"(AWS|AZURE|GOOGLE|GCP).*(KEY|SECRET|TOKEN|SAS|CREDENTIAL|ACCOUNT)", re.I)
-
-
-class BlobsDown(Unavailable):
-    """Object store that does not answer, or refuses this server.
-
-    detail: the cause without credentials, for the operator's log; clients do not see it.
-    """
-
-    def __init__(self, message: str, *, code: str = "blobs_unavailable", detail: str = "") -> None:
-        super().__init__(message, code=code)
-        self.detail = detail
 
 
 class SizeDiffers(Exception):
@@ -269,14 +258,18 @@ def _check_size(name: str, found: int, recorded: int | None) -> None:
 
 
 def _sync(folder: Path, name: str) -> None:
-    """Flush a file and its entries in folders to the disk."""
+    """Flush a file and its entries in folders to the disk.
+
+    A collection may have removed it already, and then its publication fails.
+    """
     path = folder / name
-    for part in (path, path.parent, folder):
-        handle = os.open(part, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with suppress(FileNotFoundError):
+        for part in (path, *path.parents[: len(path.relative_to(folder).parts)]):
+            handle = os.open(part, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def _cause(error: Exception) -> str:
