@@ -39,6 +39,7 @@ async def api(valkey, tmp_path):
     for name, scopes, tenant in (
         ("infer", ("infer",), "default"),
         ("upload", ("upload",), "default"),
+        ("promote", ("promote",), "default"),
         ("admin", ("infer", "upload", "admin"), "default"),
         ("other", ("infer", "upload", "admin"), "other"),
     ):

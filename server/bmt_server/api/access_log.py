@@ -1,6 +1,7 @@
-"""Access log: one log line and one span per request, with its key, its mask and its outcome.
+"""Access log: one line and one span per request. Audit log: one line per change.
 
-Neither contains prompts, completions, keys or the query of the URL. With vLLM's
+Lines have the caller's key and address, which uvicorn takes from a header of trusted proxies alone
+(FORWARDED_ALLOW_IPS). None contains prompts, completions, keys or the query of the URL. With vLLM's
 `--logging-config.formatter json` the line's fields are JSON fields.
 """
 
@@ -9,12 +10,16 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote
+
+from fastapi import Request
 
 from bmt_server.api.tracing import Span
 from bmt_server.registry.schemas import Principal, Version
 
 logger = logging.getLogger("vllm.bmt_server.requests")
+audit_logger = logging.getLogger("vllm.bmt_server.audit")
 
 _MAX_PATH_CHARACTERS = 200
 
@@ -24,14 +29,17 @@ class RequestRecord:
     """Log fields of one request, filled in as the request proceeds.
 
     path: as routing sees it. digest: the mask's full digest. status: 0 until a response starts.
+    peer: address of the client.
     """
 
     request_id: str
     method: str
     path: str
     span: Span
+    peer: str = ""
     status: int = 0
     key_id: str = ""
+    key_name: str = ""
     tenant: str = ""
     model: str = ""
     mask: str = ""
@@ -42,6 +50,7 @@ class RequestRecord:
     def set_principal(self, principal: Principal) -> None:
         """Record the authenticated key and its tenant."""
         self.key_id, self.tenant = principal.key_id, principal.tenant
+        self.key_name = principal.key_name
 
     def set_model(self, model: str, version: Version | None) -> None:
         """Record the resolved model. version: None for the base model."""
@@ -61,6 +70,7 @@ class RequestRecord:
                     "error.type": self.error,
                     "bmt.request.id": self.request_id,
                     "bmt.key.id": self.key_id,
+                    "client.address": self.peer,
                     "bmt.tenant": self.tenant,
                     "bmt.mask.name": self.mask,
                     "bmt.mask.digest": self.digest,
@@ -71,7 +81,8 @@ class RequestRecord:
             return
         # Quoted, because a client must not be able to forge log lines.
         path = quote(self.path[:_MAX_PATH_CHARACTERS], safe="/:@")
-        fields = (self.request_id, self.method, path, self.model, self.key_id, self.error)
+        by = (self.model, self.key_id, _plain(self.peer), self.error)
+        fields = (self.request_id, self.method, path, *by)
         logger.info(
             "%s: %d in %.3f s",
             " ".join(f for f in fields if f),
@@ -85,8 +96,43 @@ class RequestRecord:
                 "seconds": round(seconds, 6),
                 "key_id": self.key_id,
                 "tenant": self.tenant,
+                "peer": _plain(self.peer),
                 "model": self.model,
                 "mask_digest": self.digest,
                 "error": self.error,
             },
         )
+
+
+def audit(request: Request, action: str, what: str, **fields: Any) -> None:
+    """Write the line of a change that has been made, with its caller.
+
+    action: a word such as `publish`. what: the object, for people. fields: the change, for
+    machines; those without a value are left out.
+    """
+    record: RequestRecord = request.scope["bmt.record"]
+    given = {name: value for name, value in fields.items() if value not in (None, "", ())}
+    shown = [f"{name}={_plain(str(value))}" for name, value in given.items()]
+    name = f" ({_plain(record.key_name)})" if record.key_name else ""
+    audit_logger.info(
+        "%s",
+        " ".join(
+            [f"audit {action} {_plain(what)} by key {record.key_id}{name} of {record.tenant}"]
+            + [f"from {_plain(record.peer) or 'unknown'} {record.request_id}", *shown]
+        ),
+        extra={
+            "action": action,
+            "object": what,
+            "request_id": record.request_id,
+            "key_id": record.key_id,
+            "key_name": record.key_name,
+            "tenant": record.tenant,
+            "peer": _plain(record.peer),
+            **given,
+        },
+    )
+
+
+def _plain(text: str) -> str:
+    """Text that cannot end a log line or look like another field of it."""
+    return quote(text[:_MAX_PATH_CHARACTERS], safe="/:@,.[]*= ")

@@ -140,7 +140,7 @@ class AppState:
         store = ObjectStore(settings.blobs_url) if settings.blobs_url else None
         registry = Registry(connection, settings.registry_replicas, store)
         key_connection = RegistryConnection(settings.registry_url, _KEY_CONNECTIONS)
-        keys = ApiKeyStore(key_connection)
+        keys = ApiKeyStore(key_connection, settings.registry_replicas)
         limits = bmt_core.Limits.for_geometry(settings.gates, settings.max_sparsity)
         cache = MaskCache(
             Path(settings.cache_dir),

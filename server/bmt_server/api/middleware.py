@@ -9,7 +9,8 @@ The steps of a generation request, in order::
     read_body         within the bounds that follow from the model's context (`body/`)
     check_body        refused fields and bounds (`request_limits.py`), shape (`body/schemas.py`)
     admit             limit of the server on sequences, for routes that run the engine
-    resolve           `model` -> base model or one version of a mask, held until the response ends
+    resolve           `model` -> base model or one version of a mask, held until the response ends;
+                      the version that `If-Match` names, if the request has one
     app               vLLM's handlers, while the workers load the mask
     response          sent when the mask is loaded (`response/sender.py`)
 
@@ -38,6 +39,7 @@ from bmt_server.api.body.reader import (
     replace_body,
 )
 from bmt_server.api.isolation import isolate
+from bmt_server.api.masks.condition import Condition
 from bmt_server.api.masks.resolver import Lease
 from bmt_server.api.paths import app_scope, denied, encoded_slash, route_path
 from bmt_server.api.permissions import Route, check_permission, find_route
@@ -73,7 +75,8 @@ class RequestMiddleware:
             return
         method, path, headers = scope["method"], route_path(scope), read_headers(scope)
         route = None if encoded_slash(scope, path) else find_route(method, path)
-        record = RequestRecord(_request_id(headers), method, path, Span(method, headers))
+        span = Span(method, headers)
+        record = RequestRecord(_request_id(headers), method, path, span, _peer(scope))
         response = ResponseSender(send, record, watch(), allowed_origin(scope["app"], headers))
         # The app has no HEAD of most routes; the protocol drops the body.
         asked = method if route is None or method in route.methods else "GET"
@@ -114,11 +117,11 @@ class RequestMiddleware:
         state = find_app_state(scope["app"])
         if state is None:
             raise Unavailable("the server is starting; retry shortly", code="starting")
-        principal = await _authenticate(state, route, headers, _peer(scope))
+        principal = await _authenticate(state, route, headers, record.peer)
         record.set_principal(principal)
         route = _authorize(principal, route, scope, record)
         scope.setdefault("state", {})
-        scope["bmt.principal"] = principal
+        scope["bmt.principal"], scope["bmt.record"] = principal, record
         if not route.names_model:
             await self.app(scope, receive, response.send)
             return
@@ -130,7 +133,8 @@ class RequestMiddleware:
                 sequences = request_limits.count_sequences(body)
                 admitted.enter_context(state.sequence_limiter.admit(sequences))
             isolate(principal.tenant)
-            lease = await _resolve(state, principal, body, load=route.runs_engine)
+            condition = Condition.read(headers.get("if-match"))
+            lease = await _resolve(state, principal, body, condition, load=route.runs_engine)
             record.set_model(lease.model, lease.version)
             caller = Caller(principal.key_id, principal.tenant, record.mask)
             attribute(caller)
@@ -209,11 +213,16 @@ async def _read_checked_body(
 
 
 async def _resolve(
-    state: AppState, principal: Principal, body: dict[str, Any], *, load: bool
+    state: AppState,
+    principal: Principal,
+    body: dict[str, Any],
+    condition: Condition,
+    *,
+    load: bool,
 ) -> Lease:
     """Hold the model that the body names, and write vLLM's name of it into the body.
 
-    Raises ApiError.
+    Raises ApiError; Conflict if the condition does not hold.
     """
     model = body.get("model")
     if model is None:
@@ -227,6 +236,6 @@ async def _resolve(
         model = state.engine.base_names[0]
     if not isinstance(model, str):
         raise BadRequest("`model` must be a string", param="model")
-    lease = await state.resolver.acquire(principal.tenant, model, load=load)
+    lease = await state.resolver.acquire(principal.tenant, model, condition, load=load)
     body["model"] = lease.model
     return lease

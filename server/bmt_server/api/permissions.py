@@ -15,7 +15,7 @@ from bmt_server.errors import Forbidden
 from bmt_server.registry.schemas import DEFAULT_TENANT, Principal
 
 # open: no key; any: a key of any scope.
-Scope = Literal["open", "any", "metrics", "infer", "upload", "admin"]
+Scope = Literal["open", "any", "metrics", "infer", "upload", "promote", "admin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,15 @@ ROUTES: tuple[Route, ...] = (
     _route("GET", _MASK + r"/versions", "any"),
     _route("DELETE", _MASK + r"/versions/[^/]+", "admin"),
     _route("POST", _MASK + r"/prune", "admin"),
-    _route("PUT DELETE", _MASK + r"/aliases/[^/]+", "upload"),
+    # An upload moves `latest` too.
+    _route("PUT", _MASK + r"/aliases/latest", "upload"),
+    _route("PUT DELETE", _MASK + r"/aliases/[^/]+", "promote"),
     _route("PUT DELETE", _MASK + r"/pin", "admin"),
     _route("GET HEAD", r"/v1/blobs/[^/]+", "any"),
+    # Of the key's own tenant, unless it has the scope `operator`: `api/keys/rights.py`.
+    _route("GET POST", r"/v1/keys", "admin"),
+    _route("GET DELETE", r"/v1/keys/[^/]+", "admin"),
+    _route("POST", r"/v1/keys/[^/]+/rotate", "admin"),
     _route(
         "POST",
         r"/v1/(chat/completions|responses|messages)",

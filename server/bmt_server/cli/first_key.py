@@ -101,7 +101,8 @@ async def _contact(url: str, given: str, no_auth: bool, blobs: str) -> str | Non
         if no_auth:
             return None
         if given:
-            await keys.import_key(given, label="BMT_ADMIN_KEY")
+            if await keys.import_environment_key(given) == "revoked":
+                say("BMT_ADMIN_KEY was revoked, and stays so; take it out, or generate another one")
             return None
         made = await keys.create(SCOPES, label="first", only_if_first=True)
     finally:

@@ -43,7 +43,7 @@ class Durability:
         self._replica_disks = True
 
     async def run(
-        self, source: str, keys: list[str], args: Sequence[str | bytes]
+        self, source: str, keys: Sequence[str], args: Sequence[str | bytes]
     ) -> tuple[list[Any], Any]:
         """Run a script. Returns its reply, and replies that `check` judges if it wrote."""
         waits = self._waits()

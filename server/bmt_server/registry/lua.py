@@ -190,17 +190,6 @@ return {'ok', ''}
 """
 )
 
-# KEYS: hash of API keys, events. ARGV: field.
-REVOKE_KEY = (
-    ALLOW_OOM
-    + """
-redis.call('HDEL', KEYS[1], ARGV[1])
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', 10000, '*',
-           'where', '', 'kind', 'keys', 'generation', 0)
-return 1
-"""
-)
-
 # KEYS: lease. ARGV: milliseconds.
 TAKE_LEASE = (
     ALLOW_OOM

@@ -14,6 +14,7 @@ from bmt_server.settings import NO_TEMPLATE
 
 DEFAULT_TENANT = "default"
 DIGEST_SHOWN = 12
+MAX_ADDRESS = 64
 _TEMPLATE = "chat_template"  # key of a mask's metadata: SHA-256 of the template, or null
 
 
@@ -22,6 +23,14 @@ class BaseRef(BaseModel):
 
     model_id: str
     fingerprint: str
+
+
+class Publisher(BaseModel):
+    """The key that published a version first, its name, and the client's address."""
+
+    key_id: str
+    key_name: str = ""
+    address: str = ""
 
 
 class Version(BaseModel):
@@ -46,10 +55,13 @@ class Version(BaseModel):
     base: BaseRef
     parent: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+    published_by: Publisher | None = None  # for administrators alone
 
     def to_entry(self) -> str:
         """JSON kept in the registry; its scripts keep `rev`, `id` and `parent` next to it."""
         entry = self.model_dump(mode="json", exclude={"rev", "id", "parent"})
+        if self.published_by is None:
+            del entry["published_by"]
         # Builds before 0.1.0 require this former name of `sparsity`, and their replicas read the
         # same registry during a rolling update. To be removed in 0.2.0.
         return json.dumps({**entry, "density": self.sparsity}, ensure_ascii=False)
@@ -104,11 +116,16 @@ class AliasTarget(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Authenticated caller: the API key's id, tenant and scopes."""
+    """Authenticated caller: the API key's id, tenant, scopes, name (its label) and expiry."""
 
     key_id: str
     tenant: str
     scopes: frozenset[str]
+    key_name: str = ""
+    expires: str | None = None  # ISO 8601, UTC
 
     def may(self, scope: str) -> bool:
-        return scope in self.scopes or "admin" in self.scopes
+        """True if the key has the scope; `admin` includes all but `operator`, which has all."""
+        if scope in self.scopes or "operator" in self.scopes:
+            return True
+        return "admin" in self.scopes and scope != "operator"

@@ -22,12 +22,21 @@ PATHS = {
     "upload": [
         ("PUT", "/v1/masks/m"),
         ("PATCH", "/v1/masks/m"),
+        ("PUT", "/v1/masks/m/aliases/latest"),
+    ],
+    "promote": [
         ("PUT", "/v1/masks/m/aliases/prod"),
+        ("DELETE", "/v1/masks/m/aliases/prod"),
     ],
     "admin": [
         ("DELETE", "/v1/masks/m"),
         ("DELETE", "/v1/masks/m/versions/" + "0" * 12),
         ("PUT", "/v1/masks/m/pin"),
+        ("GET", "/v1/keys"),
+        ("POST", "/v1/keys"),
+        ("GET", "/v1/keys/0"),
+        ("DELETE", "/v1/keys/0"),
+        ("POST", "/v1/keys/0/rotate"),
     ],
 }
 
@@ -51,7 +60,7 @@ async def test_every_route_needs_its_scope(api):
                 continue
             for bad in (None, "", "nonsense", "bmt_adm_" + "x" * 38, make_key(("admin",))):
                 assert await status(api, method, path, bad) == 401, (method, path, bad)
-            for name in ("infer", "upload"):
+            for name in ("infer", "upload", "promote"):
                 allowed = scope in ("any", name)
                 found = await status(api, method, path, api.keys[name])
                 assert (found not in (401, 403)) == allowed, (method, path, name, found)
@@ -109,7 +118,8 @@ async def test_websockets_are_closed(api):
 
 
 def test_every_route_of_the_table_has_a_scope():
-    assert {r.scope for r in ROUTES} == {"open", "any", "metrics", "infer", "upload", "admin"}
+    scopes = {"open", "any", "metrics", "infer", "upload", "promote", "admin"}
+    assert {r.scope for r in ROUTES} == scopes
     assert [r.path.pattern for r in ROUTES if r.scope == "open"] == [
         "/(livez|readyz)",
         "/health|/ping",

@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from bmt_server.errors import BadRequest, RateLimited, RegistryDown, Unauthorized
-from bmt_server.registry import key_reader
 from bmt_server.registry.api_keys import ApiKeyStore, make_key
 from bmt_server.registry.connection import RegistryConnection
-from bmt_server.registry.expiry import has_expired, parse_expiry
+from bmt_server.registry.keys import reader as key_reader
+from bmt_server.registry.keys.expiry import has_expired, parse_expiry
 
 NOW = datetime(2026, 11, 29, 12, 0, tzinfo=UTC)
 

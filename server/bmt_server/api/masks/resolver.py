@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import bmt_core
 
 from bmt_server.api.engine import Engine
+from bmt_server.api.masks.condition import ANY_VERSION, Condition
 from bmt_server.api.masks.lifecycle import MaskLifecycle, TrackedVersion
 from bmt_server.errors import NotFound
 from bmt_server.registry.replica import RegistryReplica
@@ -107,15 +108,19 @@ class Resolver:
                 param="model",
             )
 
-    async def acquire(self, tenant: str, model: str, *, load: bool = True) -> Lease:
+    async def acquire(
+        self, tenant: str, model: str, condition: Condition = ANY_VERSION, *, load: bool = True
+    ) -> Lease:
         """Resolve a model and hold it; the mask loads meanwhile, see `Lease.ready`.
 
         load: False if the request needs no more than the name, as for counting tokens. Raises
-        ApiError.
+        ApiError; Conflict if `condition` does not hold.
         """
         if model in self._engine.base_names:
+            condition.check(None, f"`{model[:200]}` is the base model")
             return Lease(model, self._lifecycle)
         version = await self.find_served(tenant, model)
+        condition.check(version, f"`{model[:200]}` is {version.model}")
         tracked = self._lifecycle.acquire(version, load=load)
         return Lease(version.internal_name, self._lifecycle, tracked, version)
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import bmt_core
 from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from bmt_server.api.app_state import AppState
-from bmt_server.errors import BadRequest, NotFound, from_core
+from bmt_server.api.masks.condition import Condition
+from bmt_server.errors import BadRequest, Conflict, NotFound, PayloadTooLarge, from_core
 from bmt_server.registry.names.name_state import NameState
+from bmt_server.registry.names.versions import Versions
 from bmt_server.registry.schemas import AliasTarget, Principal, Version
 
 OCTETS = "application/octet-stream"
@@ -19,6 +23,7 @@ OCTETS = "application/octet-stream"
 _TURN = 50
 
 T = TypeVar("T")
+Body = TypeVar("Body", bound=BaseModel)
 
 
 def app_state(request: Request) -> AppState:
@@ -27,10 +32,15 @@ def app_state(request: Request) -> AppState:
     return state
 
 
+def principal_of(request: Request) -> Principal:
+    """The request's caller."""
+    principal: Principal = request.scope["bmt.principal"]
+    return principal
+
+
 def tenant_of(request: Request) -> str:
     """Tenant of the request's API key."""
-    principal: Principal = request.scope["bmt.principal"]
-    return principal.tenant
+    return principal_of(request).tenant
 
 
 def valid_ref(text: str) -> str:
@@ -65,16 +75,47 @@ def valid_digest(text: str) -> str:
         raise BadRequest(str(error), code="digest_invalid", param="digest") from None
 
 
-def if_match(request: Request) -> str | None:
-    """Digest in the If-Match header, None without one. Raises BadRequest."""
-    value = request.headers.get("if-match")
-    if value is None:
-        return None
-    digest = value.strip().removeprefix("W/").strip('"')
+def if_match(
+    request: Request, name: str, stored: NameState | None, alias: str = bmt_core.LATEST
+) -> str | None:
+    """Mask digest that `name:alias` must have by the If-Match header; None without one.
+
+    stored: the name as this server knows it. Raises BadRequest, Conflict.
+    """
+    given = request.headers.getlist("if-match")
+    condition = Condition.read(", ".join(given) if given else None)
+    if not all(wanted.rpartition("/")[2] in ("", name) for wanted, _ in condition.wanted):
+        raise Conflict(f"If-Match asks for {condition}, which is no version of {name[:200]}")
+    entry = stored.entry(alias) if stored is not None else None
+    versions = stored.versions if stored is not None else Versions()
+    return condition.digest_of(entry.digest if entry is not None else None, versions)
+
+
+async def read_json(request: Request, kind: type[Body], max_bytes: int = 4096) -> Body:
+    """The request's body as a model; an empty one has no fields. Raises ApiError."""
+    data = b""
     try:
-        return bmt_core.validate_digest(digest)
-    except bmt_core.InvalidName as error:
-        raise BadRequest(f"If-Match: {error}", code="digest_invalid", param="if-match") from None
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > max_bytes:
+                raise PayloadTooLarge(f"the body is larger than {max_bytes} bytes")
+    except ClientDisconnect:
+        raise BadRequest("the client closed the connection", code="disconnected") from None
+    try:
+        return kind.model_validate_json(data or b"{}")
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        field = ".".join(map(str, wrong["loc"]))[:100]
+        raise BadRequest(
+            f"the body is not valid: {field + ': ' if field else ''}{wrong['msg']}",
+            code="bad_json" if wrong["type"] == "json_invalid" else "bad_request",
+            param=field or None,
+        ) from None
+
+
+def shown(request: Request, stored: NameState, version: Version) -> dict[str, Any]:
+    """A version's JSON in responses."""
+    return stored.response(version, app_state(request).settings.chat_template)
 
 
 def mask_not_found(name: str) -> NotFound:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import Query, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
+from bmt_server.api.access_log import audit
 from bmt_server.api.routes.dependencies import (
     app_state,
     if_match,
     in_turns,
     mask_not_found,
+    principal_of,
+    shown,
     state_of,
     tenant_of,
     valid_name,
@@ -44,14 +47,21 @@ async def list_masks(
     }
 
 
-async def show_mask(request: Request, name: str) -> dict[str, Any]:
-    """One version: `math`, `math:prod` or `math@3f9c…`."""
+async def show_mask(request: Request, name: str) -> JSONResponse:
+    """One version: `math`, `math:prod` or `math@3f9c…`; its tag is the mask digest.
+
+    Administrators see who published it first, and from where.
+    """
     state, tenant = app_state(request), tenant_of(request)
     version = await state.resolver.find(tenant, valid_ref(name))
     stored = state.replica.get(tenant, version.name)
     if stored is None:
         raise mask_not_found(name)
-    return stored.response(version, state.settings.chat_template)
+    answer = shown(request, stored, version)
+    if principal_of(request).may("admin"):
+        publisher = version.published_by
+        answer["published_by"] = None if publisher is None else publisher.model_dump()
+    return JSONResponse(answer, headers={"ETag": f'"{version.digest}"'})
 
 
 async def delete_mask(request: Request, name: str) -> Response:
@@ -59,7 +69,8 @@ async def delete_mask(request: Request, name: str) -> Response:
     state, tenant = app_state(request), tenant_of(request)
     stored = state.replica.get(tenant, valid_name(name))
     files = stored.versions.files() if stored else []
-    await state.registry.delete_name(tenant, name, if_match(request))
+    await state.registry.delete_name(tenant, name, if_match(request, name, stored))
+    audit(request, "delete", name, digest=stored.latest if stored else None, versions=len(files))
     await state.replica.refresh(tenant, name)
     state.housekeeper.removed(files)
     return Response(status_code=204)
@@ -73,11 +84,10 @@ async def list_versions(
 ) -> dict[str, Any]:
     """Versions of a name, newest first; `after` is the last rev of the page before."""
     stored = await state_of(request, name)
-    served = app_state(request).settings.chat_template
     versions = stored.versions.page(limit + 1, after)
     page, data = versions[:limit], []
     async for entry in in_turns(page):
-        data.append(stored.response(entry.version(), served))
+        data.append(shown(request, stored, entry.version()))
     return {
         "object": "list",
         "data": data,
@@ -91,6 +101,7 @@ async def delete_version(request: Request, name: str, digest: str) -> Response:
     state, stored = app_state(request), await state_of(request, name)
     version = version_of(stored, AliasTarget(digest=digest))
     await state.registry.delete_version(stored.tenant, name, version.digest)
+    audit(request, "version_delete", version.model, digest=version.digest)
     await state.replica.refresh(stored.tenant, name, [version.digest])
     state.housekeeper.removed([version.file_digest])
     return Response(status_code=204)
@@ -115,6 +126,7 @@ async def _set_pin(request: Request, name: str, pinned: bool) -> dict[str, Any]:
         if state.resolver.serves(latest):
             await state.lifecycle.pin(latest, pinned)
     await state.registry.set_pin(stored.tenant, name, pinned)
+    audit(request, "pin" if pinned else "unpin", name)
     answer = _latest(request, await state.replica.refresh(stored.tenant, name, ()) or stored)
     if answer is None:
         raise mask_not_found(name)
@@ -125,4 +137,4 @@ def _latest(request: Request, stored: NameState) -> dict[str, Any] | None:
     newest = stored.newest()
     if newest is None:
         return None
-    return stored.response(newest, app_state(request).settings.chat_template)
+    return shown(request, stored, newest)

@@ -7,11 +7,15 @@ from typing import Any
 
 from fastapi import Query, Request
 
+from bmt_server.api.access_log import audit
 from bmt_server.api.routes.dependencies import app_state, state_of
 from bmt_server.errors import BadRequest
-from bmt_server.registry.expiry import parse_duration
+from bmt_server.registry.keys.expiry import parse_duration
 from bmt_server.registry.names.name_state import NameState
 from bmt_server.registry.names.versions import Entry
+from bmt_server.registry.schemas import DIGEST_SHOWN
+
+_LOGGED = 100
 
 
 async def prune(
@@ -34,6 +38,7 @@ async def prune(
     removed = list(due)
     if not dry_run and due:
         removed = await state.registry.prune(stored.tenant, name, removed)
+        audit(request, "prune", name, versions=len(removed), digests=_shortened(removed))
         await state.replica.refresh(stored.tenant, name, removed)
         state.housekeeper.removed(due[digest].file_digest.hex() for digest in removed)
     return {
@@ -42,6 +47,11 @@ async def prune(
         "dry_run": dry_run,
         "versions": len(stored.versions) - (len(removed) if dry_run else 0),
     }
+
+
+def _shortened(digests: list[str]) -> str:
+    """The first digests of a list, as much of each as names a version."""
+    return ",".join(digest[:DIGEST_SHOWN] for digest in digests[:_LOGGED])
 
 
 def _due(stored: NameState, keep: int, before: float | None) -> list[Entry]:

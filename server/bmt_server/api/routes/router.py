@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from bmt_server.api.routes import aliases, blobs, masks, me, models, probes, prune, uploads, usage
+from bmt_server.api.routes import (
+    aliases,
+    blobs,
+    keys,
+    masks,
+    me,
+    models,
+    probes,
+    prune,
+    uploads,
+    usage,
+)
 
 
 def build_router() -> APIRouter:
-    """Routes of the registry, `/v1/me`, `/v1/models`, `/livez` and `/readyz`."""
+    """Routes of the registry, of API keys, `/v1/me`, `/v1/models`, `/livez` and `/readyz`."""
     router = APIRouter()
     router.get("/livez")(probes.livez)
     router.get("/readyz")(probes.readyz)
@@ -28,5 +39,10 @@ def build_router() -> APIRouter:
     router.delete("/v1/masks/{name}/aliases/{alias}", status_code=204)(aliases.delete_alias)
     router.put("/v1/masks/{name}/pin")(masks.pin)
     router.delete("/v1/masks/{name}/pin")(masks.unpin)
+    router.get("/v1/keys")(keys.list_keys)
+    router.post("/v1/keys", status_code=201)(keys.create_key)
+    router.get("/v1/keys/{key_id}")(keys.show_key)
+    router.delete("/v1/keys/{key_id}", status_code=204)(keys.revoke_key)
+    router.post("/v1/keys/{key_id}/rotate", status_code=201)(keys.rotate_key)
     router.api_route("/v1/blobs/{digest}", methods=["GET", "HEAD"])(blobs.blob)
     return router

@@ -16,12 +16,15 @@ from fastapi import Query, Request
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
+from bmt_server.api.access_log import audit
 from bmt_server.api.app_state import AppState
 from bmt_server.api.permissions import ROLLOUT_PREFIX
 from bmt_server.api.routes.dependencies import (
     OCTETS,
     app_state,
     if_match,
+    principal_of,
+    shown,
     state_of,
     tenant_of,
     valid_alias,
@@ -32,6 +35,7 @@ from bmt_server.api.routes.dependencies import (
 from bmt_server.errors import (
     BadRequest,
     Conflict,
+    Forbidden,
     LengthRequired,
     PayloadTooLarge,
     Unavailable,
@@ -39,9 +43,9 @@ from bmt_server.errors import (
     from_core,
 )
 from bmt_server.ipc.blob import BlobError, decode_blob
-from bmt_server.registry.expiry import parse_expiry
+from bmt_server.registry.keys.expiry import parse_expiry
 from bmt_server.registry.names.name_state import NameState
-from bmt_server.registry.schemas import AliasTarget, BaseRef, Principal, Version
+from bmt_server.registry.schemas import MAX_ADDRESS, AliasTarget, BaseRef, Publisher, Version
 
 logger = logging.getLogger("vllm.bmt_server")
 
@@ -65,6 +69,11 @@ async def put_mask(
     if name in state.engine.base_names:
         raise BadRequest(f"{name!r} is the base model's name; choose another", code="name_reserved")
     aliases = [valid_alias(a) for a in alias if a != bmt_core.LATEST]
+    if aliases and not principal_of(request).may("promote"):
+        raise Forbidden(
+            f"an upload that moves {name[:128]}:{aliases[0]} needs the scope 'promote'; upload "
+            "without aliases, and let a key with that scope move them"
+        )
     until = _expiry(name, expires)
     async with _received(request, state) as data:
         stated = _stated_digest(request, digest)
@@ -153,14 +162,29 @@ async def _publish(
     expires: int | None,
 ) -> JSONResponse:
     """Store a validated version under the request's conditions, and respond with it."""
-    state, name = app_state(request), version.name
-    _warn_of_another_base(state.replica.get(version.tenant, name), version)
+    state, name, record = app_state(request), version.name, request.scope["bmt.record"]
+    publisher = Publisher(
+        key_id=record.key_id, key_name=record.key_name, address=record.peer[:MAX_ADDRESS]
+    )
+    version = version.model_copy(update={"published_by": publisher})
+    before = state.replica.get(version.tenant, name)
+    _warn_of_another_base(before, version)
     outcome, _ = await state.registry.publish(
         version,
         data,
         aliases=aliases,
-        if_match=if_match(request),
+        if_match=if_match(request, name, before),
         if_none_match=request.headers.get("if-none-match") == "*",
+        expires=expires,
+    )
+    audit(
+        request,
+        "publish",
+        version.model,
+        digest=version.digest,
+        file_digest=version.file_digest,
+        outcome=outcome,
+        aliases=",".join(aliases),
         expires=expires,
     )
     current = await state.replica.refresh(version.tenant, name, [version.digest])
@@ -171,7 +195,7 @@ async def _publish(
     if current is None or stored is None:
         raise Conflict(f"{name} was deleted while it was published", code="deleted")
     return JSONResponse(
-        {**current.response(stored, state.settings.chat_template), "outcome": outcome},
+        {**shown(request, current, stored), "outcome": outcome},
         201 if outcome == "created" else 200,
         headers={"ETag": f'"{stored.digest}"'},
     )
@@ -193,8 +217,7 @@ def _warn_of_another_base(stored: NameState | None, version: Version) -> None:
 @asynccontextmanager
 async def _received(request: Request, state: AppState) -> AsyncIterator[bytes]:
     """The complete body, with a place for the work on it. Raises ApiError."""
-    principal: Principal = request.scope["bmt.principal"]
-    with state.uploads.receive(principal.key_id) as received:
+    with state.uploads.receive(principal_of(request).key_id) as received:
         data = await _read_upload(request, state.max_upload_bytes, received)
         async with state.uploads.work:
             yield data

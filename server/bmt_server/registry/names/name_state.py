@@ -98,7 +98,7 @@ class NameState:
         if self.latest == version.digest:
             aliases.insert(0, "latest")
         return {
-            **version.model_dump(),
+            **version.model_dump(exclude={"published_by"}),
             "model": version.model,
             "aliases": aliases,
             "pinned": self.pinned,

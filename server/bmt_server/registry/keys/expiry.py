@@ -50,10 +50,16 @@ def parse_duration(text: str, param: str) -> float:
     return timedelta(**{_UNITS[duration[2]]: int(duration[1])}).total_seconds()
 
 
-def has_expired(stored: str) -> bool:
-    """True after a stored time; True for text that is no time with a zone, as early builds took."""
+def read_expiry(stored: str) -> datetime | None:
+    """A stored time; None for text that is no time with a zone, as early builds took."""
     try:
         at = datetime.fromisoformat(stored)
-        return at.tzinfo is None or at <= datetime.now(UTC)
-    except ValueError:
-        return True
+        return None if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def has_expired(stored: str) -> bool:
+    """True after a stored time, and for text that is no time with a zone."""
+    at = read_expiry(stored)
+    return at is None or at <= datetime.now(UTC)

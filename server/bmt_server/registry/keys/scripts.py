@@ -1,0 +1,73 @@
+"""Lua scripts of changes of API keys. The event makes all servers look their keys up again.
+
+KEYS: hash of API keys, events [, set of the environment's keys]. Each script returns {outcome, …}.
+"""
+
+from bmt_server.registry.lua import ALLOW_OOM
+
+_EVENT = """
+local function add_event()
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', 10000, '*',
+             'where', '', 'kind', 'keys', 'generation', 0)
+end
+"""
+
+# ARGV: field, record, '1' if only for a registry without keys.
+CREATE = """
+if ARGV[3] ~= '' then
+  for _, record in ipairs(redis.call('HVALS', KEYS[1])) do
+    if not string.find(record, '"scopes": %[%]') then return {'exists', ''} end
+  end
+end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return {'ok', ''}
+"""
+
+# A key of the environment whose record is gone was revoked, and stays so.
+# ARGV: field, record, record that it replaces or ''. Returns the record that stays.
+IMPORT = (
+    ALLOW_OOM
+    + _EVENT
+    + """
+local there = redis.call('HGET', KEYS[1], ARGV[1])
+if there and there ~= ARGV[3] then
+  redis.call('SADD', KEYS[3], ARGV[1])
+  return {'known', there}
+end
+if not there and redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 1 then return {'revoked', ''} end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('SADD', KEYS[3], ARGV[1])
+add_event()
+return {'ok', ARGV[2]}
+"""
+)
+
+# ARGV: field, record that is expected, record to leave behind for a key of the environment, `1` if
+# its label says that it is one: former versions know no set of them.
+REVOKE = (
+    ALLOW_OOM
+    + _EVENT
+    + """
+local there = redis.call('HGET', KEYS[1], ARGV[1])
+if there ~= ARGV[2] then return {'changed', ''} end
+if ARGV[4] == '1' or redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 1 then
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+else
+  redis.call('HDEL', KEYS[1], ARGV[1])
+end
+add_event()
+return {'ok', ''}
+"""
+)
+
+# ARGV: field, record that is expected, record with the end of the overlap, field and record of the
+# new key.
+ROTATE = (
+    _EVENT
+    + """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return {'changed', ''} end
+redis.call('HSET', KEYS[1], ARGV[4], ARGV[5], ARGV[1], ARGV[3])
+add_event()
+return {'ok', ''}
+"""
+)
