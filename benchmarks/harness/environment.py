@@ -29,8 +29,9 @@ def engine_environment(plain: bool = False) -> dict[str, str]:
     environment = {k: v for k, v in os.environ.items() if k not in _FOREIGN}
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     environment.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # As bmt-server sets it (cpu_environment.py): starts find what an earlier one compiled.
-    environment.setdefault("VLLM_USE_AOT_COMPILE", "0")
+    if not has_gpu():
+        # As bmt-server sets it (cpu_environment.py): starts find what an earlier one compiled.
+        environment.setdefault("VLLM_USE_AOT_COMPILE", "0")
     environment.setdefault("HF_HUB_OFFLINE", "1")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment["no_proxy"] = environment["NO_PROXY"] = "127.0.0.1,localhost"

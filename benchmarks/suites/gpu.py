@@ -37,7 +37,10 @@ Race = Callable[[Work, Work], tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """A measurement: shapes as in `gate_layers.py`, share of zeros, masks, tokens of a step."""
+    """A measurement: shapes as in `gate_layers.py`, share of zeros, masks, tokens of a step.
+
+    graphs: most tokens of a step in a CUDA graph, by default vLLM's on a large GPU.
+    """
 
     layers: int = 32
     rows: int = 14336
@@ -46,6 +49,7 @@ class Sizes:
     masks: int = 64
     decode: tuple[int, ...] = (1, 8, 32, 64)
     prefill: tuple[int, ...] = (1024, 8192)
+    graphs: int = 512
     dtype: torch.dtype = torch.bfloat16
 
 
@@ -77,9 +81,7 @@ class Model:
         memory = sizes.masks * sizes.layers * (zeros * 6 + sizes.rows * 6 + 4096)
         most = max(*sizes.decode, *sizes.prefill)
         # Prefill runs outside of graphs in vLLM; here too it may take its own way.
-        self.kernel = kernel(
-            gates, memory_bytes=memory, max_tokens=most, graph_tokens=max(sizes.decode)
-        )
+        self.kernel = kernel(gates, memory_bytes=memory, max_tokens=most, graph_tokens=sizes.graphs)
         layouts = list(_layouts(sizes, zeros))
         self.masks: dict[int, ResidentMask] = {
             i + 1: load_mask(layouts[i % len(layouts)], gates, self.kernel.to_device)

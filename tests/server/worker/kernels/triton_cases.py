@@ -23,6 +23,8 @@ from bmt_server.worker.resident_mask import NoRoomError, load_mask
 from bmt_server.worker.runtime import MaskRuntime
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.gpu import kernels as gpu_kernels
+from benchmarks.gpu.parts import Job
 from tests.support.kernels.launches import record
 from tests.support.worker import (
     BASE,
@@ -515,7 +517,7 @@ def test_the_benchmark_runs(monkeypatch):
     spec.loader.exec_module(gpu)
     sizes = gpu.Sizes(
         layers=2, rows=70, cols=40, sparsity=0.05, masks=3, decode=(2,), prefill=(64,),
-        dtype=torch.float32,
+        graphs=2, dtype=torch.float32,
     )  # fmt: skip
     model = gpu.Model(sizes, torch.device("cpu"), TritonKernel)
     before = [weight.clone() for weight in model.weights]
@@ -531,6 +533,15 @@ def test_the_benchmark_runs(monkeypatch):
     assert all(torch.equal(w, b) for w, b in zip(model.weights, before, strict=True))
     assert len(gpu.table(figures).splitlines()) == 1 + len(figures)
     assert {"id", "value", "unit", "baseline", "command"} == set(gpu.record(figures[0]))
+
+
+def test_the_gpu_command_records_only_what_graphs_may_hold(monkeypatch):
+    """Its sweep captures each work; here every one runs as if a graph were captured."""
+    monkeypatch.setattr(kernel_module, "_captures", lambda device: True)
+    kept: dict[str, object] = {}
+    gpu_kernels.sweep(Job("", tiny=True), kept.__setitem__)
+    assert {"decode 32 tokens, 0 masks", "decode 32 tokens, 4 masks"} < set(kept)
+    assert {"prefill 80 tokens, 1 masks", "prefill 80 tokens, 4 masks"} < set(kept)
 
 
 def test_a_gate_may_be_a_strided_view(tmp_path):
