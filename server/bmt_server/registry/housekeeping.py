@@ -2,7 +2,7 @@
 
 Each minute, names that have expired are removed: masks of training runs that were killed. Each
 hour, and when the registry is full, blobs without a version are; those of versions that a request
-removes go within seconds. All API processes of all servers
+removes go within seconds, from an object store within two hours. All API processes of all servers
 run both. A script in the registry removes a name once, whoever asks; a lease lets one process do
 the work on blobs.
 """
@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from bmt_server.errors import ApiError
 from bmt_server.ipc.blob import PREFIX
+from bmt_server.registry.blobs.moving import sweep
 from bmt_server.registry.connection import end_task
 from bmt_server.registry.lua import TAKE_LEASE
 from bmt_server.registry.maintenance import collect_orphans, remove_orphan
@@ -138,6 +139,7 @@ class Housekeeper:
 
             async def collect(full: bool = full) -> None:
                 if await self._leased(_WHEN_FULL_S if full else 0.9 * self._every_s, full):
+                    await sweep(self._registry.connection, self._registry.blobs)
                     found = await collect_orphans(self._registry, urgent=full)
                     if found.removed:
                         logger.info(

@@ -235,7 +235,10 @@ class Registry:
 
     async def blob_size(self, digest: str) -> int:
         """Size of a blob in bytes; 0 if it does not exist."""
-        return (await self.blob_sizes([digest]))[0]
+        (size,) = await self.blob_sizes([digest])
+        if not size:
+            await self.blobs.check()  # it may be where this server does not look
+        return size
 
     async def blob_sizes(self, digests: list[str]) -> list[int]:
         """Sizes of blobs in bytes, in the order of `digests`; 0 for those that do not exist."""

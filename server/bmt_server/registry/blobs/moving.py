@@ -19,6 +19,7 @@ from bmt_server.registry.blobs.in_objects import ObjectBlobs
 from bmt_server.registry.blobs.in_redis import LOOSE, RedisBlobs, has_digest, raw, read_value
 from bmt_server.registry.blobs.lua import LEAVE, TO_OBJECT, TO_REDIS
 from bmt_server.registry.blobs.place import OWNER, PLACE, join, turn
+from bmt_server.registry.blobs.protocol import Blobs
 from bmt_server.registry.connection import BULK_S, RegistryConnection
 
 # Blobs in transfer at once; each is in memory as a whole.
@@ -26,6 +27,7 @@ _AT_ONCE = 4
 _PASSES = 20
 # Objects that a running request may still read after its blob has moved to Redis.
 _READ_S = 60.0
+_PATIENCE_S = 30.0
 
 
 @dataclass(slots=True)
@@ -66,7 +68,8 @@ async def _counts(quick: Any) -> tuple[int, int]:
 class Mover:
     """Moves the blobs of one registry between Redis and `url`.
 
-    on_moved: called with the report after each blob.
+    on_moved: called with the report after each blob. read_s: longest read of an
+    object by a request. blobs: of `url`, if there are some already.
     """
 
     def __init__(
@@ -75,9 +78,10 @@ class Mover:
         url: str,
         on_moved: Callable[[MoveReport], None] = lambda report: None,
         read_s: float = _READ_S,
+        blobs: ObjectBlobs | None = None,
     ) -> None:
         self._connection = connection
-        self._blobs = ObjectBlobs(connection, ObjectStore(url))
+        self._blobs = blobs or ObjectBlobs(connection, ObjectStore(url))
         self._on_moved = on_moved
         self._read_s = read_s
         self._damaged: set[str] = set()
@@ -104,6 +108,10 @@ class Mover:
             await join(self._connection, url)
         await self._blobs.open()
         await turn(self._connection, url, outside=True)
+        return await self.sweep()
+
+    async def sweep(self) -> MoveReport:
+        """Move what is in Redis now."""
         return await self._repeat(RedisBlobs(self._connection).pages, self._out)
 
     async def back(self) -> MoveReport:
@@ -188,15 +196,33 @@ class Mover:
 
     async def _leave(self) -> None:
         """Remove the objects once no request can read them, and the record of the place."""
-        deadline = time.monotonic() + 2 * self._read_s
-        while (await self._blobs.loose()).blobs and time.monotonic() < deadline:
+        deadline = time.monotonic() + 2 * self._read_s + _PATIENCE_S
+        while True:
             await self._blobs.remove_loose(self._read_s)
+            if not (await self._blobs.loose()).blobs:
+                break
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"objects are still in {self._blobs.store.url}; run the command again to "
+                    "remove them",
+                    code="registry_busy",
+                )
             await asyncio.sleep(min(1.0, self._read_s))
         gone = await self._connection.call(
             lambda: self._connection.quick.eval(LEAVE, 3, PLACE, OBJECTS, LOOSE)
         )
         if gone:
             await self._blobs.store.delete([OWNER])
+
+
+async def sweep(connection: RegistryConnection, blobs: Blobs) -> MoveReport:
+    """Move what servers of former builds wrote to Redis, if blobs belong to an object store."""
+    if not isinstance(blobs, ObjectBlobs):
+        return MoveReport()
+    url = blobs.store.url
+    if (await join(connection)).writes != url:
+        return MoveReport()
+    return await Mover(connection, url, blobs=blobs).sweep()
 
 
 async def left_in_redis(connection: RegistryConnection) -> str:
