@@ -229,8 +229,9 @@ def test_models_and_pins(client, name, real):
     version = client.upload(make_mask(1), name, alias=["eu"])
     found = {model.id: model for model in client.models()}
     assert found["tiny"].parent is None
-    for each in (name, f"{name}:eu", version.model):
+    for each in (name, f"{name}:eu"):
         assert found[each].parent == "tiny"
+        assert found[each].root == version.model
     client.pin(name)
     assert client.get(name).pinned
     assert version.id in real.engine.pinned

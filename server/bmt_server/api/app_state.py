@@ -25,7 +25,7 @@ from bmt_server.api.masks.resolver import Resolver
 from bmt_server.api.metrics.collectors import StatsCollectors
 from bmt_server.api.metrics.counters import Metrics
 from bmt_server.api.metrics.port import MetricsPort
-from bmt_server.api.model_list import ModelList
+from bmt_server.api.models.listing import ModelList
 from bmt_server.api.shutdown import Shutdown, interrupt_process
 from bmt_server.api.usage.counter import UsageCounter
 from bmt_server.api.usage.meter import UsageMeter

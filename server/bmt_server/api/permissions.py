@@ -64,6 +64,10 @@ ROUTES: tuple[Route, ...] = (
     _route("GET", r"/v1/usage", "any"),
     _route("GET HEAD", r"/v1/models", "any"),
     _route("GET", r"/v1/models/.+", "any"),
+    # By the id's form, with the scopes of the routes below: of an alias, a rollout's mask, others.
+    _route("DELETE", r"/v1/models/[^/:@]+:[^/:@]+", "promote"),
+    _route("DELETE", rf"/v1/models/{ROLLOUT_PREFIX}[^/:@]+(@[^/:@]+)?", "upload"),
+    _route("DELETE", r"/v1/models/.+", "admin"),
     _route("GET", r"/v1/masks", "any"),
     _route("GET", _MASK, "any"),
     _route("PUT PATCH", _MASK, "upload"),

@@ -128,8 +128,8 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal("grpc", _truthy, "the gRPC server has neither authentication nor masks"),
     Refusal(
         "served_model_name",
-        lambda v: any("@" in n or ":" in n for n in ([v] if isinstance(v, str) else v or [])),
-        "'@' and ':' separate a mask's name from its version and alias",
+        lambda v: any("@" in n for n in ([v] if isinstance(v, str) else v or [])),
+        "'@' separates a mask's name from its version",
     ),
     Refusal(
         "spec_method",

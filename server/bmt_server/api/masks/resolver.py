@@ -67,14 +67,18 @@ class Resolver:
         self._fingerprint = fingerprint
 
     async def find(self, tenant: str, model: str) -> Version:
-        """The version that a mask's name refers to now. Raises NotFound, RegistryDown."""
+        """The version that a mask's name refers to now. Raises NotFound, RegistryDown.
+
+        model: also after the base model's name and a colon, as `base:mask`.
+        """
         unknown = NotFound(f"The model `{model[:200]}` does not exist.", code="model_not_found")
         prefix = f"{tenant}/"
-        text = model.removeprefix(prefix) if tenant != DEFAULT_TENANT else model
+        text = self._without_base(model)
+        text = text.removeprefix(prefix) if tenant != DEFAULT_TENANT else text
         try:
             ref = bmt_core.MaskRef.parse(text)
         except bmt_core.InvalidName:
-            raise unknown from None
+            raise self._unknown_name(model, text) or unknown from None
         state = self._replica.get(tenant, ref.name)
         version = state.resolve(ref.alias, ref.digest_prefix) if state else None
         if version is None:
@@ -84,6 +88,25 @@ class Resolver:
         if version is None:
             raise unknown
         return version
+
+    def _without_base(self, model: str) -> str:
+        # The longest name first: `gpt-oss:120b` and `gpt-oss` may both be names of the base.
+        for name in sorted(self._engine.base_names, key=len, reverse=True):
+            if model.startswith(f"{name}:"):
+                return model[len(name) + 1 :]
+        return model
+
+    @staticmethod
+    def _unknown_name(model: str, text: str) -> NotFound | None:
+        """The error for a name of the Hub, which no mask has; None for other text."""
+        proposed = bmt_core.suggest_name(text)
+        if proposed is None:
+            return None
+        return NotFound(
+            f"The model `{model[:200]}` does not exist. A mask of that name is called "
+            f"`{proposed}` here.",
+            code="model_not_found",
+        )
 
     async def find_served(self, tenant: str, model: str) -> Version:
         """The same, of a mask of the served base alone. Raises NotFound, RegistryDown."""

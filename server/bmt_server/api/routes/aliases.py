@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from bmt_server.api.access_log import audit
 from bmt_server.api.routes.dependencies import (
     app_state,
+    check_free,
     if_match,
     read_json,
     shown,
@@ -25,8 +26,9 @@ from bmt_server.registry.schemas import AliasTarget
 async def put_alias(request: Request, name: str, alias: str) -> dict[str, Any]:
     """Point an alias to a version. Moving `latest` is a rollback."""
     state, stored = app_state(request), await state_of(request, name)
+    check_free(state, f"{name}:{valid_alias(alias)}")
     version = version_of(stored, await read_json(request, AliasTarget))
-    expected = if_match(request, name, stored, valid_alias(alias))
+    expected = if_match(request, name, stored, alias)
     await state.registry.set_alias(stored.tenant, name, alias, version.digest, expected)
     audit(request, "alias", f"{name}:{alias}", version=version.model, digest=version.digest)
     stored = await state.replica.refresh(stored.tenant, name, ()) or stored

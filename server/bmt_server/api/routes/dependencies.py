@@ -43,6 +43,14 @@ def tenant_of(request: Request) -> str:
     return principal_of(request).tenant
 
 
+def check_free(state: AppState, model: str) -> None:
+    """Raise BadRequest for a name of a mask by which requests reach the base model."""
+    if model in state.engine.base_names:
+        raise BadRequest(
+            f"{model!r} is the base model's name; choose another", code="name_reserved"
+        )
+
+
 def valid_ref(text: str) -> str:
     """`text` as a mask's name with an optional alias or version. Raises ApiError."""
     try:

@@ -27,6 +27,7 @@ def build_router() -> APIRouter:
     router.get("/v1/usage")(usage.show)
     router.api_route("/v1/models", methods=["GET", "HEAD"])(models.list_models)
     router.get("/v1/models/{model:path}")(models.show_model)
+    router.delete("/v1/models/{model:path}")(models.delete_model)
     router.get("/v1/masks")(masks.list_masks)
     router.put("/v1/masks/{name}")(uploads.put_mask)
     router.patch("/v1/masks/{name}")(uploads.patch_mask)

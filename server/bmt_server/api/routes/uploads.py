@@ -22,6 +22,7 @@ from bmt_server.api.permissions import ROLLOUT_PREFIX
 from bmt_server.api.routes.dependencies import (
     OCTETS,
     app_state,
+    check_free,
     if_match,
     principal_of,
     shown,
@@ -66,9 +67,9 @@ async def put_mask(
     """
     state, tenant = app_state(request), tenant_of(request)
     valid_name(name)
-    if name in state.engine.base_names:
-        raise BadRequest(f"{name!r} is the base model's name; choose another", code="name_reserved")
     aliases = [valid_alias(a) for a in alias if a != bmt_core.LATEST]
+    for model in (name, *(f"{name}:{a}" for a in aliases)):
+        check_free(state, model)
     if aliases and not principal_of(request).may("promote"):
         raise Forbidden(
             f"an upload that moves {name[:128]}:{aliases[0]} needs the scope 'promote'; upload "

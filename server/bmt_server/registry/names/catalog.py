@@ -68,6 +68,14 @@ class Catalog:
         following = names.names.irange(minimum=after, inclusive=(False, True))
         return [names.names[name] for name in islice(following, limit)]
 
+    def page_before(self, tenant: str, before: str, limit: int) -> list[NameState]:
+        """States of the last `limit` names of a tenant before `before`, sorted by name."""
+        names = self._tenants.get(tenant)
+        if names is None:
+            return []
+        earlier = names.names.irange(maximum=before, inclusive=(True, False), reverse=True)
+        return [names.names[name] for name in islice(earlier, limit)][::-1]
+
     def has_file(self, tenant: str, digest: str) -> bool:
         """True if a version of the tenant has this file. digest: SHA-256, 64 hex digits."""
         names = self._tenants.get(tenant)
