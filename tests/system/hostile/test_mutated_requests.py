@@ -50,7 +50,7 @@ def chosen(mask: bytes) -> list[Request]:
     ]
     others = mutated_requests(mask, CASES // 10)
     each = -(-(CASES - len(others)) // len(pairs))
-    bodies = [list(mutated_bodies(*pair, each * 3 // 2)) for pair in pairs]
+    bodies = [list(mutated_bodies(*pair, each * 2)) for pair in pairs]
     # Where a schema has few values, other fields have more.
     turns = itertools.chain.from_iterable(itertools.zip_longest(*bodies))
     made = [r for r in turns if r is not None][: CASES - len(others)] + others
