@@ -7,7 +7,8 @@ server. Only the fields that identify an object are required.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Self
 
 from ._errors import ProtocolError
@@ -22,12 +23,11 @@ class Model:
         """Build from the server's JSON. Raises ProtocolError if a required field is missing."""
         if not isinstance(raw, Mapping):
             raise ProtocolError(f"expected a JSON object for {cls.__name__}, got {raw!r:.80}")
-        known = {f.name for f in fields(cls)}
+        known = _annotations(cls)
         values = {key: value for key, value in raw.items() if key in known and value is not None}
         try:
-            for field_ in fields(cls):
-                if field_.name in values:
-                    _require_type(field_.name, values[field_.name], str(field_.type))
+            for name, value in values.items():
+                _require_type(name, value, known[name])
             return cls(**values)
         except (TypeError, ValueError) as error:
             raise ProtocolError(
@@ -36,7 +36,8 @@ class Model:
             ) from error
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = {name: getattr(self, name) for name in _annotations(type(self))}
+        return {n: v.as_dict() if isinstance(v, Model) else v for n, v in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +219,12 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "frozenset[str]": (list, tuple, frozenset),
     "Mapping[str, Any]": (Mapping,),
 }
+
+
+@cache
+def _annotations(model: type[Model]) -> Mapping[str, str]:
+    """Annotations of a model's fields by name; listings ask for each entry."""
+    return {f.name: str(f.type) for f in fields(model)}
 
 
 def _require_type(name: str, value: object, annotation: str) -> None:

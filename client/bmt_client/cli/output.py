@@ -79,8 +79,8 @@ class Output:
         out.write(f'{{\n  "schema": {SCHEMA},\n  "data": [')
         try:
             while value is not None:
-                text = json.dumps(document(value), indent=2).replace("\n", "\n    ")
-                out.write(("," if count else "") + "\n    " + text)
+                # One line for each value: the encoder with line breaks is ten times as slow.
+                out.write(("," if count else "") + "\n    " + json.dumps(document(value)))
                 count += 1
                 value = next(left, None)
         except (BmtClientError, KeyboardInterrupt) as error:
@@ -206,6 +206,8 @@ def print_facts(console: Console, rows: Sequence[tuple[str, str | Text]], metada
 
 def _cell(text: str) -> str:
     """One line without tabs, so that a line is a row."""
+    if text.isprintable():
+        return text
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
