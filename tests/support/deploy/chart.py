@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -66,6 +67,21 @@ def refusal(*arguments: str) -> str:
     done = template(*arguments)
     assert done.returncode != 0, "rendered"
     return done.stderr
+
+
+def settings(values: dict[str, Any]) -> list[str]:
+    """Arguments of helm for values of any type."""
+    return [w for name, v in values.items() for w in ("--set-json", f"{name}={json.dumps(v)}")]
+
+
+def with_values(**values: Any) -> list[dict[str, Any]]:
+    """The minimal example with more values."""
+    return render("-f", str(MINIMAL), *settings(values))
+
+
+def refused(**values: Any) -> str:
+    """The message of more values that the chart refuses."""
+    return refusal("-f", str(MINIMAL), *settings(values))
 
 
 @functools.cache
