@@ -62,7 +62,9 @@ def compiler_missing() -> str | None:
     # As Triton looks for them (`triton/runtime/build.py`).
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "Triton needs a C compiler: install gcc, or name one in CC"
-    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    scheme = sysconfig.get_default_scheme()
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme
+    headers = Path(sysconfig.get_paths(scheme)["include"]) / "Python.h"
     if not headers.is_file():
         return f"Triton needs Python's headers ({headers}): install python3-dev"
     return None

@@ -103,7 +103,7 @@ def test_a_missing_compiler_is_named(monkeypatch):
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
     assert "install gcc" in device.compiler_missing()
     monkeypatch.setenv("CC", "cc")
-    monkeypatch.setattr(device.sysconfig, "get_paths", lambda: {"include": "/no/such"})
+    monkeypatch.setattr(device.sysconfig, "get_paths", lambda scheme: {"include": "/no/such"})
     assert "python3-dev" in device.compiler_missing()
 
 
