@@ -20,6 +20,8 @@ from typing import Any
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from bmt_server.api.response.cors import allowed_origin
+
 MAX_HEAD_BYTES, MAX_HEAD_FIELDS = 32 << 10, 100
 HEAD_TIMEOUT_S, BODY_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 60.0, 60.0
 MIN_BODY_RATE = 8 << 10  # bytes per second
@@ -149,14 +151,24 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             body = _JSON % (message.encode(), code.encode())
             self.transport.write(
                 b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\nconnection: close\r\n"
-                b"content-length: %d\r\n\r\n%s"
-                % (status, HTTPStatus(status).phrase.encode(), len(body), body)
+                b"content-length: %d\r\n%s\r\n%s"
+                % (status, HTTPStatus(status).phrase.encode(), len(body), self._cors(), body)
             )
         if self.cycle is not None and not self.cycle.response_complete:
             # The app stops waiting for the rest of the body and sends nothing more.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()
+
+    def _cors(self) -> bytes:
+        """Header lines that let a browser's page read the error."""
+        # uvicorn wraps the app in its layer for proxies.
+        app = getattr(self.app, "app", self.app)
+        given = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers or ()
+        }
+        lines = allowed_origin(app, given) if hasattr(app, "state") else ()
+        return b"".join(b"%s: %s\r\n" % line for line in lines)
 
 
 def _set_read_timeout(transport: asyncio.Transport, seconds: float) -> None:

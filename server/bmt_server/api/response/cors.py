@@ -7,10 +7,20 @@ never reach it get its header here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bmt_server.api.permissions import find_route
+
+
+# Headers of answers that a page reads anyway, and those that are for the browser or a proxy.
+_NOT_EXPOSED = frozenset(
+    (
+        *(b"cache-control", b"content-language", b"content-length", b"content-type", b"expires"),
+        *(b"last-modified", b"pragma", b"set-cookie", b"vary", b"connection", b"date", b"server"),
+        *(b"transfer-encoding", b"x-content-type-options"),
+    )
+)
 
 
 def is_preflight(method: str, path: str, headers: Mapping[str, str]) -> bool:
@@ -34,3 +44,11 @@ def allowed_origin(app: Any, headers: Mapping[str, str]) -> list[tuple[bytes, by
     if credentials:
         found.append((b"access-control-allow-credentials", b"true"))
     return found
+
+
+def exposed(names: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
+    """Header that lets a page read the answer's others of these: Retry-After, the request's id."""
+    shown = sorted(
+        name for name in names if name not in _NOT_EXPOSED and not name.startswith(b"access-")
+    )
+    return [(b"access-control-expose-headers", b", ".join(shown))] if shown else []

@@ -11,6 +11,7 @@ from http.client import responses
 from bmt_server.api.access_log import RequestRecord
 from bmt_server.api.asgi import Message, Send
 from bmt_server.api.response import event_stream
+from bmt_server.api.response.cors import exposed
 from bmt_server.api.response.refusals import Refusal
 from bmt_server.errors import ApiError, from_status
 
@@ -219,8 +220,10 @@ class ResponseSender:
             headers.append((b"retry-after", b"1"))
         if b"x-content-type-options" not in names:
             headers.append((b"x-content-type-options", b"nosniff"))
-        if b"access-control-allow-origin" not in names:
-            headers += self._cors
+        if self._cors:
+            if b"access-control-allow-origin" not in names:
+                headers += self._cors
+            headers += exposed(h[0].lower() for h in headers)
         return headers
 
 

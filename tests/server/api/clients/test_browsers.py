@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 from bmt_server.api.middleware import RequestMiddleware
 from fastapi.middleware.cors import CORSMiddleware
 
+from tests.support.http.raw import head, serving
 from tests.support.replica import make_mask
 
 PAGE = "http://ui.local"
@@ -104,3 +106,53 @@ async def test_an_options_request_that_is_no_preflight_needs_a_key(api, browse):
     async with api.client("") as client:
         assert (await client.options(ASKED)).status_code == 401
         assert (await client.options(ASKED, headers={"Origin": PAGE})).status_code == 401
+
+
+async def test_a_page_reads_the_headers_that_clients_act_on(api, browse):
+    """Of errors and streams too; browsers show others than a few only if they are named."""
+    browse(PAGE)
+    stored = (await api.put("m", make_mask())).json()
+    api.hold.set()
+    for key, method, path, body in (
+        ("infer", "POST", ASKED, {"model": "m"}),
+        ("infer", "POST", ASKED, {"model": "m", "stream": True}),
+        ("", "POST", ASKED, {"model": "m"}),
+        ("infer", "POST", ASKED, {"model": "none"}),
+        ("infer", "GET", "/v1/models", None),
+        ("infer", "GET", "/v1/masks/m", None),
+        ("infer", "GET", f"/v1/blobs/{stored['file_digest']}", None),
+        ("", "GET", "/readyz", None),
+    ):
+        async with api.client(key) as client:
+            answer = await client.request(method, path, json=body, headers={"Origin": PAGE})
+            shown = answer.headers["access-control-expose-headers"].split(", ")
+            assert "x-request-id" in shown
+            for name in ("etag", "retry-after", "www-authenticate"):
+                assert (name in answer.headers) == (name in shown)
+            other = await client.request(method, path, json=body, headers={"Origin": "http://c"})
+            assert not any(name.startswith("access-control") for name in other.headers)
+
+
+async def heard(port: int, data: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    return answer.partition(b"\r\n\r\n")[0].lower()
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"X-Long": "a" * 40_000}, b"431"),
+        ({"Content-Length": "5", "Content-Type": "application/json"}, b"408"),
+    ],
+)
+async def test_a_page_reads_the_errors_of_the_protocol(api, browse, fields, status):
+    browse(PAGE)
+    async with serving(api.app, body_timeout_s=0.2) as port:
+        for origin, readable in ((PAGE, True), ("http://c", False)):
+            answer = await heard(port, head(api, Origin=origin, **fields))
+            assert answer.startswith(b"http/1.1 " + status)
+            line = f"access-control-allow-origin: {origin}".encode()
+            assert (line in answer) == readable
