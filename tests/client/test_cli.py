@@ -343,3 +343,29 @@ def test_an_error_on_a_later_page_is_in_the_one_document(run, server, many):
     document = json.loads(run("list", "--json", exit_code=1).stdout)
     assert len(document["data"]) == 500
     assert "no `data` list" in document["error"]["message"]
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("acme/support-bot", "acme.support-bot"),
+        ("Llama-3-SQL", "llama-3-sql"),
+        ("a__b", "a-b"),
+        ("Acme/Support__Bot", "acme.support-bot"),
+    ],
+)
+def test_a_name_of_the_hub_is_imported_and_told(run, files, name, own):
+    out = run("upload", "m0.bmt", "--name", name)
+    assert f"{own}@" in out.stdout
+    (line,) = out.stderr.splitlines()
+    assert line.startswith(f"{name} is uploaded as {own}")
+    assert data(run("upload", "m0.bmt", "--name", name, "--json"))["name"] == own
+    assert run("show", own).stderr == ""
+    assert f"'{own}'" in " ".join(run("show", name, exit_code=2).stderr.replace("│", "").split())
+    assert own == bmt_core.suggest_name(name)
+
+
+@pytest.mark.parametrize("name", ["No Name", "math:prod", "//", "", "é"])
+def test_other_names_are_refused(run, files, name):
+    assert run("upload", "m0.bmt", "--name", name, exit_code=2).stdout == ""

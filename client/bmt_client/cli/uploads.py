@@ -13,9 +13,10 @@ from bmt_client import Upload, UsageError
 from bmt_client._files import Prepared, prepare
 from bmt_client._names import name_from_path
 
+from .imported import imported_name
 from .many import for_each
 from .output import aliases, percent, short, size
-from .session import parse_alias, parse_digest, parse_name, session
+from .session import parse_alias, parse_digest, session
 
 STDIN_BYTES = 1 << 30  # bound on a file from a pipe, bytes
 
@@ -26,7 +27,9 @@ def upload(
     name: Annotated[
         str | None,
         typer.Option(
-            parser=parse_name, metavar="NAME", help="Default: the file's stem.", show_default=False
+            metavar="NAME",
+            help="Default: the file's stem. Acme/Bot, as on the Hub, becomes acme.bot.",
+            show_default=False,
         ),
     ] = None,
     alias: Annotated[
@@ -50,6 +53,7 @@ def upload(
 ) -> None:
     """Upload masks, each as the latest version of its name."""
     run = session(context)
+    name = imported_name(run.out, name)
     if len(files) > 1:
         _check_several(files, name, if_match)
     if dry_run:
