@@ -12,7 +12,6 @@ from typing import Any
 
 from bmt_server.api.permissions import find_route
 
-
 # Headers of answers that a page reads anyway, and those that are for the browser or a proxy.
 _NOT_EXPOSED = frozenset(
     (
