@@ -222,7 +222,11 @@ def download(
 
 
 def pin(policy: RetryPolicy, name: str, pinned: bool) -> Flow[None]:
-    acknowledge((yield from exchange(routes.pin(mask_name(name), pinned), policy)))
+    name = mask_name(name)
+    response = yield from exchange(routes.pin(name, pinned), policy)
+    # Pinning answers with the mask, unpinning with nothing.
+    if response.status == 204 or Version.from_json(parse_json(response)).name != name:
+        acknowledge(response)
 
 
 def me(policy: RetryPolicy) -> Flow[KeyInfo]:

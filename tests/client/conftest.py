@@ -52,6 +52,7 @@ def program() -> Callable[..., Any]:
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
     with serving(FakeServer()) as fake:
+        fake.shows_key = True
         yield fake
 
 

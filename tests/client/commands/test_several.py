@@ -126,6 +126,7 @@ def test_colors_by_force_do_not_make_a_pipe_a_terminal(run, server, monkeypatch)
 def other(monkeypatch):
     """A second server, with another key."""
     fake = FakeServer()
+    fake.shows_key = True
     fake.key = "bmt_key-of-the-other-server"
     with serving(fake):
         yield fake

@@ -54,6 +54,7 @@ def _hash(path):
 def secure(tls):
     """A server in TLS with the mask that the command lines name."""
     with serving(FakeServer(), tls) as fake:
+        fake.shows_key = True
         fake._store("math", make_mask(0), bmt_core.encode(make_mask(0)), None)
         for alias in ("prod", "eu"):
             fake.aliases["math", alias] = fake.latest["math"]
@@ -131,6 +132,7 @@ def test_every_command_uses_the_proxy(run_all, secure, folder, monkeypatch, sche
     with ExitStack() as stack:
         if scheme == "http":
             plain = stack.enter_context(serving(FakeServer()))
+            plain.shows_key = True
             for part in ("versions", "latest", "aliases", "blobs", "revs"):
                 setattr(plain, part, getattr(secure, part))
             port = urlsplit(plain.url).port

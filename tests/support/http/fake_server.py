@@ -56,6 +56,7 @@ class FakeServer:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.extra: dict[str, Any] = {"field_of_a_newer_server": {"x": 1}}
         self.page_limit = 1000
+        self.shows_key = False  # servers of an earlier build do not
         self.chat: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None
         # The text of an answer that is not streamed, by the request's fields.
         self.reply: Callable[[dict[str, Any]], str] | None = None
@@ -70,7 +71,7 @@ class FakeServer:
         self._authorise(headers)
         parts = [unquote(part) for part in path.strip("/").split("/")]
         match (method, *parts):
-            case ("GET", "v1", "me"):
+            case ("GET", "v1", "me") if self.shows_key:
                 base = {"names": ["base"], "fingerprint": "ab" * 32}
                 key = {"key_id": "k1", "tenant": "default", "scopes": sorted(self.scopes)}
                 return 200, {"object": "key", **key, "base": base, "limits": {"max_n": 64}}
@@ -115,8 +116,9 @@ class FakeServer:
                     raise Problem(404, "alias_not_found", f"{name} has no alias {alias}")
                 return 204, None
             case ("PUT" | "DELETE", "v1", "masks", ref, "pin"):
-                self._find(ref)["pinned"] = method == "PUT"
-                return 204, None
+                version = self._find(ref)
+                version["pinned"] = method == "PUT"
+                return (200, self._shown(version)) if version["pinned"] else (204, None)
             case ("GET", "v1", "blobs", digest) if digest in self.blobs:
                 return 200, self.blobs[digest]
         raise Problem(404, "not_found", f"nothing at {method} {path}")
