@@ -23,10 +23,12 @@ from ._errors import (
     Unavailable,
     UsageError,
 )
+from ._keys import ApiKey, NewApiKey
 from ._models import Alias, BaseModelInfo, KeyInfo, MaskInfo, ModelInfo, Page, Upload, Version
 
 __all__ = [
     "Alias",
+    "ApiKey",
     "AsyncBmtClient",
     "AuthenticationError",
     "BaseModelInfo",
@@ -37,6 +39,7 @@ __all__ = [
     "KeyInfo",
     "MaskInfo",
     "ModelInfo",
+    "NewApiKey",
     "NotFound",
     "Page",
     "PermissionDenied",

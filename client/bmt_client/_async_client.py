@@ -11,6 +11,7 @@ from bmt_core import Mask
 
 from . import _flows as flows
 from ._base import BaseClient
+from ._keys import AsyncKeys
 from ._models import Alias, KeyInfo, MaskInfo, ModelInfo, Page, Upload, Version
 from ._retry import DEFAULT_MAX_RETRIES
 from ._transport import (
@@ -196,6 +197,11 @@ class AsyncBmtClient(BaseClient):
     async def me(self) -> KeyInfo:
         """Return the key's scopes and limits; `NotFound` from a server of an earlier build."""
         return await self._run(flows.me(self._policy))
+
+    @property
+    def keys(self) -> AsyncKeys:
+        """API keys of the server, for administrators."""
+        return AsyncKeys(self._run, self._policy)
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """List the names that a request may give as `model`: base, masks and aliases."""

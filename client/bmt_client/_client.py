@@ -12,6 +12,7 @@ from bmt_core import Mask
 
 from . import _flows as flows
 from ._base import BaseClient
+from ._keys import Keys
 from ._models import Alias, KeyInfo, MaskInfo, ModelInfo, Page, Upload, Version
 from ._retry import DEFAULT_MAX_RETRIES
 from ._transport import (
@@ -239,6 +240,11 @@ class BmtClient(BaseClient):
     def me(self) -> KeyInfo:
         """Return the key's scopes and limits; `NotFound` from a server of an earlier build."""
         return self._run(flows.me(self._policy))
+
+    @property
+    def keys(self) -> Keys:
+        """API keys of the server, for administrators."""
+        return Keys(self._run, self._policy)
 
     def models(self) -> tuple[ModelInfo, ...]:
         """List the names that a request may give as `model`: base, masks and aliases."""

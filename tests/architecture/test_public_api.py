@@ -24,9 +24,9 @@ SURFACE = {
     """,
     "bmt_server.offline": "mask_request masked_llm",
     "bmt_client": """
-        Alias AsyncBmtClient AuthenticationError BaseModelInfo BmtClient BmtClientError Conflict
-        Invalid KeyInfo MaskInfo ModelInfo NotFound Page PermissionDenied ProtocolError RateLimited
-        TooLarge Unavailable Upload UsageError Version
+        Alias ApiKey AsyncBmtClient AuthenticationError BaseModelInfo BmtClient BmtClientError
+        Conflict Invalid KeyInfo MaskInfo ModelInfo NewApiKey NotFound Page PermissionDenied
+        ProtocolError RateLimited TooLarge Unavailable Upload UsageError Version
     """,
 }
 

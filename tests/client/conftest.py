@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from bmt_client import AsyncBmtClient, BmtClient
+from bmt_client._keys import AsyncKeys
 from bmt_client._retry import RetryPolicy
 from bmt_client.cli import app
 from typer.testing import CliRunner
@@ -59,7 +60,7 @@ def server() -> Iterator[FakeServer]:
 class Blocking:
     """`AsyncBmtClient` with the interface of `BmtClient`, so that each test runs on both."""
 
-    def __init__(self, client: AsyncBmtClient, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, client: AsyncBmtClient | AsyncKeys, loop: asyncio.AbstractEventLoop) -> None:
         self.client, self.loop = client, loop
 
     def __getattr__(self, name: str) -> Any:
@@ -68,6 +69,8 @@ class Blocking:
             return lambda **kwargs: iter(self.loop.run_until_complete(_all(member(**kwargs))))
         if inspect.iscoroutinefunction(member):
             return lambda *args, **kwargs: self.loop.run_until_complete(member(*args, **kwargs))
+        if isinstance(member, AsyncKeys):
+            return Blocking(member, self.loop)
         return member
 
 

@@ -18,14 +18,19 @@ from typing import Any
 import bmt_core
 import pytest
 from bmt_client import (
+    AsyncBmtClient,
     AuthenticationError,
+    BmtClient,
     Conflict,
     Invalid,
     NotFound,
     PermissionDenied,
     TooLarge,
+    Unavailable,
 )
+from bmt_client._transport import NoAnswer
 from bmt_client.cli import app as program
+from bmt_server.registry.keys.secret import well_formed
 from typer.testing import CliRunner
 
 from tests.support.fake_engine import FakeEngine
@@ -357,3 +362,87 @@ def test_old_versions_are_pruned(client, run, name):
     assert run("prune", name, exit_code=2)["code"]
     assert run("prune", name, "--older-than", "soon", exit_code=6)["status"] == 400
     assert run("prune", "absent", "--keep-last", 1, exit_code=4)["status"] == 404
+
+
+def test_keys_are_made_used_rotated_and_revoked(connect, client, real, name):
+    made = client.keys.create(["infer", "upload"], label=name, expires="30d")
+    assert made.key not in repr(made)
+    uploader = connect(real.url, made.key)
+    assert uploader.upload(make_mask(1), name).rev == 1
+    with pytest.raises(PermissionDenied):
+        uploader.set_alias(name, "prod", 1)
+    with pytest.raises(PermissionDenied):
+        uploader.keys.list()
+    rotated = client.keys.rotate(made.key_id, overlap="1h")
+    assert (rotated.scopes, rotated.label) == (made.scopes, name)
+    assert rotated.replaces is not None
+    assert rotated.replaces.key_id == made.key_id
+    assert {made.key_id, rotated.key_id} <= {key.key_id for key in client.keys.list()}
+    client.keys.revoke(made.key_id)
+    client.keys.revoke(rotated.key_id)
+    for key in (made.key, rotated.key):
+        with pytest.raises(AuthenticationError):
+            connect(real.url, key).models()
+    with pytest.raises(NotFound) as caught:
+        client.keys.revoke(made.key_id)
+    assert caught.value.code == "key_unknown"
+    with pytest.raises(Invalid) as caught:
+        client.keys.create(["infer"], expires="tomorrow")
+    assert (caught.value.status, caught.value.param) == (400, "expires")
+    theirs = client.keys.create("admin", tenant="acme")
+    assert [key.key_id for key in client.keys.list(tenant="acme")] == [theirs.key_id]
+    assert {key.tenant for key in connect(real.url, theirs.key).keys.list()} == {"acme"}
+    client.keys.revoke(theirs.key_id)
+
+
+async def test_keys_by_asyncio(real):
+    async with AsyncBmtClient(real.url, real.key) as client:
+        made = await client.keys.create(["infer"])
+        rotated = await client.keys.rotate(made.key_id, overlap="0m", expires="1d")
+        assert rotated.expires is not None
+        await client.keys.revoke(made.key_id)
+        await client.keys.revoke(rotated.key_id)
+        listed = {key.key_id for key in await client.keys.list()}
+        assert not listed & {made.key_id, rotated.key_id}
+
+
+def test_commands_of_keys(run, connect, real):
+    made = run("keys", "create", "--scope", "infer", "--scope", "promote", "--label", "ci")
+    assert made["scopes"] == ["infer", "promote"]
+    assert connect(real.url, made["key"]).models()
+    rotated = run("keys", "rotate", made["key_id"], "--overlap", "12h")
+    assert rotated["replaces"]["key_id"] == made["key_id"]
+    shown = {key["key_id"]: key for key in run("keys", "list", "--tenant", "default")}
+    assert {"key", "replaces"}.isdisjoint(shown[rotated["key_id"]])
+    for key in (made, rotated):
+        assert run("keys", "revoke", key["key_id"])["revoked"]
+    assert run("keys", "revoke", made["key_id"], exit_code=4)["code"] == "key_unknown"
+    run("keys", "create", "--scope", "root", exit_code=6)
+    run("keys", "create", exit_code=2)
+
+
+def test_a_secret_is_alone_on_stdout(real, monkeypatch):
+    """For `export BMT_API_KEY=$(bmt-client keys create …)`."""
+    monkeypatch.setenv("BMT_URL", real.url)
+    monkeypatch.setenv("BMT_API_KEY", real.key)
+    found = CliRunner().invoke(program, ["keys", "create", "--scope", "infer"])
+    assert (found.exit_code, well_formed(found.stdout.strip())) == (0, True)
+    assert found.stdout.strip() not in found.stderr
+
+
+def test_a_request_that_makes_a_key_is_sent_once(real, monkeypatch):
+    client = BmtClient(real.url, real.key)
+    before = {key.key_id for key in client.keys.list()}
+    sent = []
+
+    def lose(request):
+        sent.append(request)
+        raise NoAnswer("lost", code="connection")
+
+    monkeypatch.setattr(client, "_send", lose)
+    with pytest.raises(Unavailable):
+        client.keys.create(["infer"])
+    assert len(sent) == 1
+    monkeypatch.undo()
+    assert {key.key_id for key in client.keys.list()} == before
+    client.close()

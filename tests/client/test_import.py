@@ -10,6 +10,7 @@ import bmt_client
 
 SURFACE = [
     "Alias",
+    "ApiKey",
     "AsyncBmtClient",
     "AuthenticationError",
     "BaseModelInfo",
@@ -20,6 +21,7 @@ SURFACE = [
     "KeyInfo",
     "MaskInfo",
     "ModelInfo",
+    "NewApiKey",
     "NotFound",
     "Page",
     "PermissionDenied",

@@ -15,7 +15,7 @@ from bmt_core.console_script import TYPER_SETTINGS, version_line
 
 from bmt_client._retry import DEFAULT_MAX_RETRIES
 
-from . import chat, copying, local, login, masks, status, uploads, versions
+from . import chat, copying, keys, local, login, masks, status, uploads, versions
 from .group import Group, hoist
 from .output import Output
 from .session import INTERRUPTED, Session
@@ -103,6 +103,7 @@ app.command("chat")(chat.chat)
 app.command("models")(masks.models)
 app.command("status")(status.status)
 app.command("whoami")(status.whoami)
+app.add_typer(keys.app, name="keys")
 app.command("login")(login.login)
 app.command("logout")(login.logout)
 

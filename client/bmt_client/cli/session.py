@@ -79,6 +79,8 @@ def hint(error: BmtClientError) -> str | None:
         return "start one with `bmt-server serve MODEL`, or point BMT_URL (--url) at a running one"
     if error.code == "base_mismatch":
         return "the mask was trained on other weights; see its base with: bmt-client inspect FILE"
+    if error.code == "key_unknown":
+        return "list the keys with: bmt-client keys list"
     if error.code == "in_use":
         return "point the alias elsewhere or remove it with: bmt-client alias NAME ALIAS --delete"
     if error.code == "certificate":
