@@ -7,7 +7,7 @@ import os
 import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,6 +96,7 @@ def run(
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     check_version(lambda line: say(f"warning: {line}"))
     args = _parse_vllm_flags(model, vllm_flags)
+    data_dir.mkdir(parents=True, exist_ok=True)
     vars(args).update(engine_flags.for_mode(chosen["mask_mode"], args.additional_config))
     chosen = {**chosen, **_take_over_flags(args)}
     chosen["metrics_host"] = chosen["metrics_host"] or args.host or ""
@@ -116,7 +117,8 @@ def run(
 
 
 def _check_places(data_dir: Path, key_file: Path | None) -> None:
-    """Make the data folder. Raises SettingsError for places where nothing can be written."""
+    """Raise SettingsError for places where nothing can be written. Leaves no new folder."""
+    new = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -126,6 +128,9 @@ def _check_places(data_dir: Path, key_file: Path | None) -> None:
             raise SettingsError(f"{flag}: {folder} is no folder that this user can write to")
     if key_file is not None and key_file.is_dir():
         raise SettingsError(f"--key-file: {key_file} is a folder; name a file")
+    with suppress(OSError):  # another server has begun to use it
+        for folder in new:
+            folder.rmdir()
 
 
 def _require_plugin() -> None:

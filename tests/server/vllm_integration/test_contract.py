@@ -129,7 +129,7 @@ def test_the_server_ends_with_the_line_before_it_does_anything(monkeypatch, tmp_
     monkeypatch.setattr(vllm, "__version__", "0.31.0")
     assert issubclass(VllmContractError, serve._user_errors())
     with pytest.raises(VllmVersionError):
-        serve.run("m", [], tmp_path / "data", None, {"registry_url": ""})
+        serve.run("m", [], tmp_path / "data", None, {"registry_url": "", "blobs_url": ""})
     assert not (tmp_path / "data").exists()
 
 

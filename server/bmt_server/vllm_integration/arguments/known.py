@@ -52,9 +52,9 @@ def unknown_flag(words: Sequence[str], own: Iterable[str]) -> str | None:
         flag = re.split(r"[=.]", word, maxsplit=1)[0]
         if flag.startswith("--"):
             flag = flag.replace("_", "-")
-            positive = re.sub("^--no-", "--", flag)
+            forms = _forms(flag)
             # The parser takes an unambiguous beginning for the whole.
-            meant = {positive} & names or {name for name in names if name.startswith(positive)}
+            meant = names.intersection(forms) or {n for n in names if n.startswith(forms)}
         elif flag.startswith("-") and not _NUMBER.fullmatch(word):
             # Names of one letter take their value without a space.
             meant = {name for name in _SHORT if name.startswith(flag) or name == flag[:2]}
@@ -68,3 +68,13 @@ def unknown_flag(words: Sequence[str], own: Iterable[str]) -> str | None:
             typed = re.split(r"[=.]", word, maxsplit=1)[0]
             return f"no such flag: {typed}" + (f"; did you mean {' or '.join(near)}?" * bool(near))
     return None
+
+
+def _forms(flag: str) -> tuple[str, ...]:
+    """A long flag, and the names that it negates: `--no-x`, and from vLLM 0.33 on its opposite."""
+    positive = re.sub("^--no-", "--", flag)
+    if positive.startswith("--disable-"):
+        return positive, positive.replace("--disable-", "--enable-", 1)
+    if positive.startswith("--enable-"):
+        return positive, positive.replace("--enable-", "--disable-", 1)
+    return (positive,)

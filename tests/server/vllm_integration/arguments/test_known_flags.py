@@ -32,6 +32,9 @@ def test_every_flag_of_vllm_is_known(parser):
                 assert unknown_flag([spelled, *value], OWN) is None, spelled
     for flags in (["-O3"], ["-O", "2"], ["-n1"], ["-tp", "2"], ["-cc.mode", "3"], ["x", "-0.5"]):
         assert unknown_flag(flags, OWN) is None
+    # vLLM 0.33 has the opposite of each flag of this kind.
+    for flag in ("--disable-prefix-caching", "--enable-cascade-attn", "--no-enable-lora"):
+        assert unknown_flag([flag], OWN) is None
     assert unknown_flag(["--limit-mm-per-prompt.image+", "2", "--max-model-l", "5"], OWN) is None
 
 
