@@ -16,7 +16,7 @@ _HUB = re.compile(r"[A-Za-z0-9._/-]+", re.ASCII)
 
 
 def imported_name(out: Output, name: str | None) -> str | None:
-    """`name` if it is valid, else the name that it becomes here, told in a note.
+    """`name` if it is valid, else the name that it becomes here, with a note.
 
     Raises UsageError if no name can be made of it.
     """

@@ -10,7 +10,9 @@ import base64
 import http.server
 import json
 import shutil
+import socket
 import threading
+import time
 from pathlib import Path
 
 import bmt_core
@@ -194,6 +196,22 @@ def test_a_page_of_an_origin_that_is_not_allowed_reads_nothing(server, browser, 
             assert answer["status"] == 0
             assert "Failed to fetch" in answer["text"]
     page.close()
+
+
+@pytest.mark.found
+def test_an_idle_connection_stays_open(server):
+    """For longer than vLLM's 5 s."""
+    request = b"GET /masks/livez HTTP/1.1\r\nHost: t\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        for wait_s in (0, 8):
+            time.sleep(wait_s)
+            connection.sendall(request)
+            answer = b""
+            while not answer.endswith(b'{"status":"ok"}'):
+                part = connection.recv(4096)
+                assert part, "closed"
+                answer += part
+            assert answer.startswith(b"HTTP/1.1 200")
 
 
 def test_the_server_is_below_its_path_and_without_it(server):

@@ -1,4 +1,4 @@
-"""Names of all flags of `bmt-server serve`, so that a wrong one is told without loading vLLM.
+"""Names of all flags of `bmt-server serve`, so that a wrong one is refused without loading vLLM.
 
 vLLM's own parser takes 10 s to load. Its flags have the names of its arguments, all of which are
 decided on (`decided.py`, `unsupported_flags.py`); the rules of spelling are those of its parser.

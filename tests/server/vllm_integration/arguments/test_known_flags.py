@@ -1,4 +1,4 @@
-"""Names of flags, told without vLLM; the table is compared with vLLM's own parser."""
+"""Names of flags, checked without vLLM; the table is compared with vLLM's own parser."""
 
 from __future__ import annotations
 
