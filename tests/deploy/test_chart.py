@@ -6,9 +6,11 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 import yaml
+from bmt_server.ipc.registry_address import RegistryAddress
 from bmt_server.settings import options
 
 from tests.support.deploy.chart import (
@@ -22,10 +24,12 @@ from tests.support.deploy.chart import (
     named,
     one,
     pods,
+    refused,
     render,
     server,
     template,
     validate,
+    with_values,
 )
 from tests.support.programs import ROOT, tool
 
@@ -209,34 +213,6 @@ def test_errors_name_the_wrong_value(flags, message):
     assert message in done.stderr
 
 
-@pytest.mark.found
-def test_metrics_are_closed_and_prometheus_has_a_key():
-    """Whoever reached the Service read the names of all tenants' masks, by default."""
-    for path in EXAMPLES:
-        flags = server(example(path))["args"]
-        assert "--metrics-open" not in flags, path
-    for kind, name in (("ServiceMonitor", "keda"), ("PodMonitor", "hpa")):
-        monitor = one(named(name), kind)["spec"]
-        (endpoint,) = monitor.get("endpoints") or monitor["podMetricsEndpoints"]
-        credentials = endpoint["authorization"]
-        assert credentials["type"] == "Bearer"
-        assert credentials["credentials"] == {"name": "metrics-key", "key": "api-key"}
-    done = helm("template", str(CHART), "-f", str(MINIMAL), "--set=monitoring.monitor=service")
-    assert "monitoring.existingSecret" in done.stderr
-    pool = "--set=inferencePool.enabled=true,inferencePool.endpointPicker=picker"
-    assert "monitoring.port" in helm("template", str(CHART), "-f", str(MINIMAL), pool).stderr
-
-
-def test_the_port_of_metrics_is_named_everywhere():
-    objects = named("gateway")
-    assert "--metrics-port=9400" in server(objects)["args"]
-    assert {"name": "metrics", "containerPort": 9400} in server(objects)["ports"]
-    ports = {p["name"]: p["targetPort"] for p in one(objects, "Service")["spec"]["ports"]}
-    assert ports == {"http": "http", "metrics": "metrics"}
-    admitted = one(objects, "NetworkPolicy")["spec"]["ingress"]
-    assert [i["ports"][0]["port"] for i in admitted] == ["http", "metrics"]
-
-
 def test_alerts_pass_promtool():
     alerts = CHART / "files/alerts.yaml"
     done = subprocess.run(
@@ -246,6 +222,52 @@ def test_alerts_pass_promtool():
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_versions_agree():
+    """One version in the package, the chart, the images' lines and the pages."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == version
+    assert server(example(MINIMAL))["image"] == f"bmt-adapters/server:{version}"
+    pages = [*(ROOT / "deploy/docker").glob("*.Dockerfile"), ROOT / "README.md"]
+    found = re.findall(
+        r"bmt-adapters/(?:server|trainer):([\w.]+)",
+        "".join(p.read_text() for p in (*pages, ROOT / "docs/operate.md")),
+    )
+    assert len(found) >= 5
+    assert set(found) == {version}
+
+
+def test_registries_of_the_examples_are_urls_that_servers_read():
+    kinds = set()
+    for path in EXAMPLES:
+        url = environment(server(example(path)))["BMT_REGISTRY"]
+        if isinstance(url, str):
+            kinds.add(RegistryAddress.parse(url).kind)
+    assert kinds == {"server", "sentinel"}
+    cluster = with_values(registry={"url": "redis+cluster://a,b:7000", "passwordSecret": "r"})
+    assert RegistryAddress.parse(environment(server(cluster))["BMT_REGISTRY"]).kind == "cluster"
+    assert environment(server(cluster))["BMT_REGISTRY_PASSWORD"]["secretKeyRef"]["name"] == "r"
+    # Whoever sets both would not know which of them is used.
+    both = {"url": "redis://r", "existingSecret": "whole", "passwordSecret": "r"}
+    assert "choose one" in refused(registry=both)
+
+
+@pytest.mark.found
+def test_notes_lead_to_the_first_key():
+    def notes(*arguments: str) -> str:
+        done = helm("install", "masks", str(CHART), "--dry-run=client", "-n", "ns", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.partition("NOTES:")[2]
+
+    first = notes("-f", str(CHART / "examples/first.yaml"))
+    assert "get secret masks-admin" in first
+    assert "masks and keys are lost" in first
+    # A key that a log has shown once may be in any pod's, also before its restart.
+    printed = notes("-f", str(MINIMAL), "--set", "secrets.generate=false")
+    assert "--previous" in printed
+    assert "deployment/masks | grep" not in printed
 
 
 def test_queries_use_existing_metrics():

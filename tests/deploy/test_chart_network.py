@@ -9,10 +9,15 @@ import yaml
 
 from tests.support.deploy.chart import (
     CHART,
+    EXAMPLES,
+    MINIMAL,
+    example,
+    helm,
     named,
     one,
     refused,
     render,
+    server,
     with_values,
 )
 
@@ -93,8 +98,8 @@ def test_scaling_fails_loudly():
         monitor = {"monitor": "pod", "port": 9400}
         assert "more than maxReplicas" in refused(**{scaler: bounds}, monitoring=monitor)
         assert "minimum" in refused(**{scaler: {"enabled": True, "minReplicas": 0}})
-    for example in ("keda", "everything"):
-        objects = named(example)
+    for values in ("keda", "everything"):
+        objects = named(values)
         name = one(objects, "Deployment")["metadata"]["name"]
         for trigger in one(objects, "ScaledObject")["spec"]["triggers"]:
             assert trigger["metadata"]["ignoreNullValues"] == "false"
@@ -137,3 +142,31 @@ def test_dashboards_of_two_releases_are_two():
                 assert f'pod=~"{release}-[' in target["expr"]
                 assert "$namespace" not in target["expr"]
     assert all(one_value != other for one_value, other in zip(*boards, strict=True))
+
+
+@pytest.mark.found
+def test_metrics_are_closed_and_prometheus_has_a_key():
+    """Whoever reached the Service read the names of all tenants' masks, by default."""
+    for path in EXAMPLES:
+        flags = server(example(path))["args"]
+        assert "--metrics-open" not in flags, path
+    for kind, name in (("ServiceMonitor", "keda"), ("PodMonitor", "hpa")):
+        monitor = one(named(name), kind)["spec"]
+        (endpoint,) = monitor.get("endpoints") or monitor["podMetricsEndpoints"]
+        credentials = endpoint["authorization"]
+        assert credentials["type"] == "Bearer"
+        assert credentials["credentials"] == {"name": "metrics-key", "key": "api-key"}
+    done = helm("template", str(CHART), "-f", str(MINIMAL), "--set=monitoring.monitor=service")
+    assert "monitoring.existingSecret" in done.stderr
+    pool = "--set=inferencePool.enabled=true,inferencePool.endpointPicker=picker"
+    assert "monitoring.port" in helm("template", str(CHART), "-f", str(MINIMAL), pool).stderr
+
+
+def test_the_port_of_metrics_is_named_everywhere():
+    objects = named("gateway")
+    assert "--metrics-port=9400" in server(objects)["args"]
+    assert {"name": "metrics", "containerPort": 9400} in server(objects)["ports"]
+    ports = {p["name"]: p["targetPort"] for p in one(objects, "Service")["spec"]["ports"]}
+    assert ports == {"http": "http", "metrics": "metrics"}
+    admitted = one(objects, "NetworkPolicy")["spec"]["ingress"]
+    assert [i["ports"][0]["port"] for i in admitted] == ["http", "metrics"]

@@ -43,6 +43,11 @@ class Valkey:
             start_new_session=True,
         )
         client = redis.Redis(unix_socket_path=self.socket)
+        for _ in range(1000):
+            # A client waits for seconds between its attempts to connect.
+            if Path(self.socket).exists():
+                break
+            time.sleep(0.01)
         for _ in range(200):
             try:
                 client.ping()

@@ -1,5 +1,7 @@
 # Writes a snapshot of Valkey at HOST into /backup, checks it, and keeps the newest KEEP.
 folder=${FOLDER:-/backup}
+# Without the line's end of an editor that wrote the Secret.
+REDISCLI_AUTH=$(printf %s "${REDISCLI_AUTH:-}")
 file="$folder/masks-$(date -u +%Y%m%dT%H%M%SZ).rdb"
 # A snapshot that was cut must not look like a whole one.
 rm -f "$folder"/*.part

@@ -49,7 +49,7 @@ def call(method, path, body=None):
 
 for wanted in json.loads(os.environ["WANTED"]):
     name, key = wanted["name"], wanted["key"]
-    value = admin_key() if key == "admin-key" else secrets.token_urlsafe(32)
+    value = admin_key() if key == "admin-key" else secrets.token_hex(32)
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",

@@ -113,7 +113,7 @@
 {{- fail (printf "extraArgs: %s is set by the chart; %s" $flag (ternary "remove it" (printf "set %s" (get $values $flag)) (eq (get $values $flag) ""))) -}}
 {{- end -}}
 {{- if or (has $flag $nodes) (eq (toString .) "--distributed-executor-backend=ray") -}}
-{{- fail (printf "extraArgs: %s needs pods of several nodes for one server, which neither the chart nor the server has: a node without an API process cannot receive masks. Use GPUs of one node (tensorParallelSize) and more replicas" $flag) -}}
+{{- fail (printf "extraArgs: %s is for a server on several nodes, whose pods the chart does not make: a node without an API process cannot receive masks. Use the GPUs of one node (tensorParallelSize) and more replicas" $flag) -}}
 {{- end -}}
 {{- if and (has $flag $gpus) (not $.Values.resources) -}}
 {{- fail (printf "resources: the chart counts GPUs by tensorParallelSize alone; with %s name the container's resources" $flag) -}}

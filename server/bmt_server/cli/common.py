@@ -30,10 +30,11 @@ T = TypeVar("T")
 def complete_url(url: str) -> str:
     """The registry's URL with BMT_REGISTRY_PASSWORD, if that is set; it leaves the environment.
 
-    Secrets hold passwords as they are, and a URL needs them percent-encoded. Raises SettingsError
+    Secrets hold passwords as they are, often with a line's end, and a URL needs them
+    percent-encoded. Raises SettingsError
     for text that is no registry's URL, and for a password without a URL.
     """
-    password = os.environ.pop("BMT_REGISTRY_PASSWORD", "")
+    password = os.environ.pop("BMT_REGISTRY_PASSWORD", "").rstrip("\r\n")
     if not password:
         return url
     if not url:

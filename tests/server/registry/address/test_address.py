@@ -118,6 +118,8 @@ def test_a_password_in_the_url_has_precedence():
 def test_the_environment_completes_the_url_of_every_command(monkeypatch):
     monkeypatch.setenv("BMT_REGISTRY_PASSWORD", "ab/cd")
     assert complete_url("redis://host") == "redis://:ab%2Fcd@host"
+    monkeypatch.setenv("BMT_REGISTRY_PASSWORD", "ab/cd\n")
+    assert complete_url("redis://host") == "redis://:ab%2Fcd@host"
     # Engine processes have no use for it.
     assert "BMT_REGISTRY_PASSWORD" not in os.environ
     assert complete_url("redis://host") == "redis://host"
