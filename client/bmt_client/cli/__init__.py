@@ -7,6 +7,7 @@ files or masks ends with the code of the first that failed.
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -110,6 +111,10 @@ app.command("logout")(login.logout)
 
 def main() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        # A text that the terminal's encoding lacks is escaped, not an error.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except KeyboardInterrupt:

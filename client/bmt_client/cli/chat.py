@@ -16,7 +16,7 @@ from bmt_client import _routes as routes
 from bmt_client._connection.events import open_stream
 
 from .output import Output, printable
-from .session import Session, session
+from .session import Session, session, stdin_text
 
 _HELP = "/reset clears the conversation, /model NAME switches, /exit or Ctrl-D quits"
 
@@ -50,7 +50,7 @@ def chat(
             _converse(conversation, run)
             return
         if prompt is None or prompt == "-":
-            prompt = sys.stdin.read()
+            prompt = stdin_text()
         if not prompt.strip():
             raise UsageError("the prompt is empty")
         answer = conversation.ask(prompt)

@@ -64,6 +64,10 @@ class Group(TyperGroup):
             elif text is not None:
                 print(text.getvalue(), end="")
             sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader has enough, as `head` has. Python writes what is left when it ends.
+            sys.stdout = io.StringIO()
+            sys.exit(FAILURE)
         except OSError as error:
             out.error(BmtClientError(f"cannot write the output: {error.strerror or error}"), None)
             code = FAILURE

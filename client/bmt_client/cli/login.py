@@ -12,7 +12,7 @@ from bmt_client import BmtClient, KeyInfo, NotFound, PermissionDenied
 from bmt_client._config import checked_key, checked_profile, resolve
 from bmt_client._connection.config_file import change, config_path, load
 
-from .session import Session, session
+from .session import Session, session, stdin_text
 
 
 def login(
@@ -46,7 +46,7 @@ def login(
     if sys.stdin.isatty():
         key = typer.prompt(f"API key for {url}", hide_input=True, err=True)
     else:
-        key = sys.stdin.readline()
+        key = stdin_text().partition("\n")[0]
     key = checked_key(key)
     resolve(url, key, run.timeout, allow_insecure=run.allow_insecure, without_file=True)
     me = _asked(run, url, key) if check else None

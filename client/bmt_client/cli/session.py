@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
@@ -88,6 +89,14 @@ def hint(error: BmtClientError) -> str | None:
     if error.code == "not_a_bmt_server":
         return "set the address of a bmt-server by --url or BMT_URL"
     return _HINTS.get(type(error))
+
+
+def stdin_text() -> str:
+    """All text of stdin. Raises UsageError if it is not in the terminal's encoding."""
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise errors.UsageError(f"stdin is no text: {error}") from error
 
 
 def _show_retries(out: Output) -> None:

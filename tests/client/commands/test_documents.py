@@ -119,6 +119,20 @@ def test_an_interrupt_is_a_document(words, tmp_path):
     assert b"Traceback" not in err
 
 
+@pytest.mark.parametrize("words", ["models", "models --json"])
+def test_a_reader_that_has_enough_and_a_full_disk(server, words):
+    environment = {**os.environ, "BMT_URL": server.url, "BMT_API_KEY": KEY}
+    command = f"{sys.executable} -m bmt_client {words}"
+
+    def shell(line: str) -> subprocess.CompletedProcess:
+        return subprocess.run(line, shell=True, capture_output=True, text=True, env=environment)
+
+    assert shell(f"{command} | true").stderr == ""
+    full = shell(f"{command} > /dev/full")
+    assert full.returncode == 1
+    assert full.stderr.count("\n") == 1
+
+
 def test_an_interrupt_within_a_list_ends_its_document(program, server, monkeypatch):
     version = {"name": "math", "digest": "ab" * 32}
     answers = [{"data": [version] * 500, "has_more": True, "next": "x"}]

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 import trustme
 
-from tests.support.http.commands import COMMANDS, stdin, words, write_files
+from tests.support.http.commands import all_commands, stdin, words, write_files
 from tests.support.http.fake_server import KEY, FakeServer, serving
 from tests.support.http.foreign import KINDS, foreign
 
@@ -49,7 +49,7 @@ def test_every_command_fails_in_one_line(program, urls, tmp_path, monkeypatch, k
     monkeypatch.setenv("BMT_API_KEY", KEY)
     write_files(tmp_path)
     wrong = {}
-    for name in COMMANDS:
+    for name in all_commands():
         if (kind, name) in ALIKE:
             continue
         flags = ["--retries", "0", "--timeout", "0.1", *(["--json"] if as_json else [])]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import bmt_core
+from bmt_client.cli import app
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from tests.support.http.fake_server import KEY
 from tests.support.masks import make_mask
@@ -33,9 +39,35 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Commands that ask no server.
+LOCAL = {"inspect", "logout"}
+
+
+@cache
+def all_commands() -> dict[str, tuple[str, ...]]:
+    """COMMANDS, and a line for each other command of the program, also of a later one."""
+    known = {line[0] for line in COMMANDS.values()} | LOCAL
+    return {**COMMANDS, **{" ".join(line): line for line in _lines(get_command(app), known)}}
+
+
+def _lines(group: Any, known: set[str], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        line = (*path, name)
+        if line[0] in known:
+            continue
+        if isinstance(command, TyperGroup):
+            yield from _lines(command, known, line)
+            continue
+        for param in command.params:
+            if param.required:
+                value = "infer" if param.name == "scope" else "math"
+                line += (value,) if param.param_type_name == "argument" else (param.opts[0], value)
+        yield line
+
+
 def words(name: str, url: str) -> list[str]:
     """The command line against the server at `url`; `login` reads its key from stdin."""
-    return ["--url", url, *(word.format(url=url) for word in COMMANDS[name])]
+    return ["--url", url, *(word.format(url=url) for word in all_commands()[name])]
 
 
 def stdin(name: str) -> str | None:
