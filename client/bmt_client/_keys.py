@@ -15,7 +15,7 @@ from urllib.parse import quote
 from ._errors import NotFound, ProtocolError
 from ._models import Model, Page, _require_text
 from ._retry import RetryPolicy, exchange
-from ._transport import Flow, Request, parse_json
+from ._transport import Flow, Request, acknowledge, parse_json
 
 _PAGE = 1000
 
@@ -66,6 +66,8 @@ def _pages(policy: RetryPolicy, tenant: str | None) -> Flow[tuple[ApiKey, ...]]:
         found += page.data
         if page.next is None:
             return tuple(sorted(found, key=lambda key: (key.created, key.key_id)))
+        if page.next == after:
+            raise ProtocolError(f"the server answers the page after {after!r} with itself")
         after = page.next
 
 
@@ -90,10 +92,10 @@ def _made(policy: RetryPolicy, path: str, body: dict[str, Any]) -> Flow[NewApiKe
 
 def _revoke(policy: RetryPolicy, key_id: str) -> Flow[None]:
     try:
-        yield from exchange(Request("DELETE", _path(key_id)), policy)
+        acknowledge((yield from exchange(Request("DELETE", _path(key_id)), policy)))
     except NotFound as error:
         # A second attempt does not find what the first one has removed.
-        if error.attempts == 1:
+        if error.attempts == 1 or error.code == "not_a_bmt_server":
             raise
 
 

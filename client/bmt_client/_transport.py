@@ -223,7 +223,9 @@ def foreign(response: Response, request: Request) -> BmtClientError | None:
 
     A bmt-server's 404 has a `code`. Other servers of OpenAI's API have none on these routes.
     """
-    ours = request.path.startswith(("/v1/masks", "/v1/blobs", "/v1/me", "/readyz"))
+    ours = request.path.startswith(
+        ("/v1/masks", "/v1/blobs", "/v1/keys", "/v1/me", "/v1/usage", "/readyz")
+    )
     body = _error_object(response)
     if response.status not in (404, 405, 501) or _code(body) or (body and not ours):
         return None
