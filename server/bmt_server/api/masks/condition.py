@@ -83,11 +83,11 @@ ANY_VERSION = Condition()
 def _read_tag(tag: str) -> tuple[str, str]:
     match = _TAG.fullmatch(tag)
     text = (match[1] or match[2] or "") if match else ""
-    name, _, digest = text.rpartition("@")
+    name, at, digest = text.rpartition("@")
     try:
         if not _DIGEST.fullmatch(digest):
             raise _invalid(repr(tag[:100]))
-        for part in name.split("/", 1) if name else ():  # with a tenant, as in answers
+        for part in name.split("/", 1) if at else ():  # with a tenant, as in answers
             bmt_core.validate_name(part)
         return name, digest
     except bmt_core.InvalidName:
