@@ -89,6 +89,20 @@ def test_ingress_and_http_route():
     assert "ingress.hosts" in refused(ingress={"enabled": True})
 
 
+@pytest.mark.parametrize(
+    ("path", "root"), [("/", None), ("/masks", "/masks"), ("/a/b/", "/a/b"), ("/v1", None)]
+)
+def test_the_server_knows_its_path_at_the_edge(path, root):
+    """Below a path of its own, such as `/v1`, it has no root path."""
+    for edge in (
+        {"ingress": {"enabled": True, "hosts": ["h"], "path": path}},
+        {"httpRoute": {"enabled": True, "parentRefs": [{"name": "g"}], "path": path}},
+    ):
+        pod = one(with_values(**edge), "Deployment", "masks")["spec"]["template"]["spec"]
+        given = [a for a in pod["containers"][0]["args"] if a.startswith("--root-path")]
+        assert given == ([f"--root-path={root}"] if root else [])
+
+
 @pytest.mark.found
 def test_scaling_fails_loudly():
     """KEDA takes an empty answer as no load, unless it is told otherwise."""

@@ -36,3 +36,11 @@
   value: {{ .Values.tracing.share | quote }}
 {{- end }}
 {{- end -}}
+
+{{/* Path at the edge, if it is not one of the server's own paths. The server answers without it too, so the edge may strip it. */}}
+{{- define "bmt.rootPath" -}}
+{{- $edge := ternary .Values.ingress.path (ternary .Values.httpRoute.path "/" .Values.httpRoute.enabled) .Values.ingress.enabled -}}
+{{- $path := trimSuffix "/" $edge -}}
+{{- $own := list "" "v1" "livez" "readyz" "health" "ping" "version" "metrics" "tokenize" "detokenize" -}}
+{{- if not (has (index (splitList "/" (trimPrefix "/" $path)) 0) $own) }}{{ $path }}{{ end -}}
+{{- end -}}

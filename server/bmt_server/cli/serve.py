@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,9 +16,10 @@ from typer.core import TyperCommand
 
 from bmt_server.cli.common import complete_url, fail, say
 from bmt_server.cli.options import with_settings
+from bmt_server.cli.places import check_places, require_loopback
 from bmt_server.settings import Settings, SettingsError
 from bmt_server.vllm_integration import engine_flags, plugin, process_lifetime
-from bmt_server.vllm_integration.arguments.known import unknown_flag
+from bmt_server.vllm_integration.arguments.known import given, unknown_flag
 from bmt_server.vllm_integration.arguments.root_path import checked_root_path
 from bmt_server.vllm_integration.process_context import process_context
 from bmt_server.vllm_integration.versions.check import VllmVersionError, check_version
@@ -89,7 +89,9 @@ def run(
     if chosen["blobs_url"]:
         check_place(chosen["blobs_url"])
     chosen = {**chosen, "registry_url": complete_url(chosen["registry_url"])}
-    _check_places(data_dir, key_file)
+    check_places(data_dir, key_file)
+    if chosen["no_auth"] and not given("--config", vllm_flags):
+        require_loopback(given("--host", vllm_flags))
     process_lifetime.ignore_signals()
     process_lifetime.mark_root()
     _require_plugin()
@@ -103,7 +105,7 @@ def run(
     check_port(chosen["metrics_host"], chosen["metrics_port"])
     chosen["chat_template"] = served_digest(args.chat_template, args.tokenizer or args.model)
     if chosen["no_auth"]:
-        _require_loopback(args.host)
+        require_loopback(args.host)
     _prepare_kernel()
     with ExitStack() as stack:
         chosen["registry_url"] = chosen["registry_url"] or _embedded_registry(stack, data_dir, args)
@@ -114,23 +116,6 @@ def run(
         )
         _prepare_cpu(settings, args, vllm_flags)
         _run_vllm(settings, args)
-
-
-def _check_places(data_dir: Path, key_file: Path | None) -> None:
-    """Raise SettingsError for places where nothing can be written. Leaves no new folder."""
-    new = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"--data-dir {data_dir}: {error.strerror}") from None
-    for flag, folder in (("--data-dir", data_dir), ("--key-file", key_file and key_file.parent)):
-        if folder is not None and not os.access(folder, os.W_OK | os.X_OK):
-            raise SettingsError(f"{flag}: {folder} is no folder that this user can write to")
-    if key_file is not None and key_file.is_dir():
-        raise SettingsError(f"--key-file: {key_file} is a folder; name a file")
-    with suppress(OSError):  # another server has begun to use it
-        for folder in new:
-            folder.rmdir()
 
 
 def _require_plugin() -> None:
@@ -203,18 +188,6 @@ def _take_over_flags(args: Namespace) -> dict[str, Any]:
     taken["strict_forced_tools"] = args.tool_strict_level is None
     args.tool_strict_level = args.tool_strict_level or "auto"
     return taken
-
-
-def _require_loopback(host: str | None) -> None:
-    try:
-        if host == "localhost" or ipaddress.ip_address(host or "0.0.0.0").is_loopback:
-            return
-    except ValueError:
-        pass  # a host name, which may resolve to any address
-    raise SettingsError(
-        f"--no-auth was given and the server would listen on {host or 'all addresses'}; it is "
-        "allowed on loopback only: add --host 127.0.0.1"
-    )
 
 
 def _prepare_kernel() -> None:

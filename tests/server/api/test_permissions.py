@@ -13,25 +13,31 @@ from bmt_server.errors import BadRequest
 from bmt_server.registry.api_keys import SCOPES, make_key
 
 PATHS = {
-    "open": [("GET", "/livez"), ("GET", "/readyz")],
+    "open": [(m, p) for m in ("GET", "HEAD") for p in ("/livez", "/readyz")],
     "any": [
         *[("GET", p) for p in ("/v1/models", "/v1/masks", "/v1/masks/m", "/v1/masks/m/versions")],
         ("GET", "/v1/blobs/" + "0" * 64),
+        *(("HEAD", p) for p in ("/v1/models", "/v1/masks", "/v1/models/tiny", "/v1/me")),
     ],
     "infer": [("POST", "/v1/chat/completions")],
     "upload": [
         ("PUT", "/v1/masks/m"),
         ("PATCH", "/v1/masks/m"),
         ("PUT", "/v1/masks/m/aliases/latest"),
+        ("DELETE", "/v1/models/rollout-m"),
     ],
     "promote": [
         ("PUT", "/v1/masks/m/aliases/prod"),
         ("DELETE", "/v1/masks/m/aliases/prod"),
+        ("DELETE", "/v1/models/m:prod"),
     ],
     "admin": [
         ("DELETE", "/v1/masks/m"),
         ("DELETE", "/v1/masks/m/versions/" + "0" * 12),
         ("PUT", "/v1/masks/m/pin"),
+        ("DELETE", "/v1/models/m"),
+        ("DELETE", "/v1/models/m@" + "0" * 12),
+        ("DELETE", "/v1/models/a/b:c"),
         ("GET", "/v1/keys"),
         ("POST", "/v1/keys"),
         ("GET", "/v1/keys/0"),

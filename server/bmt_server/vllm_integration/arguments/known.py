@@ -78,3 +78,14 @@ def _forms(flag: str) -> tuple[str, ...]:
     if positive.startswith("--enable-"):
         return positive, positive.replace("--enable-", "--disable-", 1)
     return (positive,)
+
+
+def given(flag: str, words: Sequence[str]) -> str | None:
+    """Value of the last use of a flag on a command line, or None."""
+    value = None
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        if word == flag:
+            value = following
+        elif word.startswith(f"{flag}="):
+            value = word.partition("=")[2]
+    return value

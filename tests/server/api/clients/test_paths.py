@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import anthropic
 import httpx2
+import openai
 import pytest
+from bmt_client import BmtClient
 from bmt_core import MaskRef
 from bmt_server.api.paths import MASK_PARTS, route_path
 from bmt_server.api.permissions import ROUTES
@@ -94,6 +99,28 @@ async def test_a_proxy_that_strips_the_root_path_may_say_so(api, root):
     async with api.client("infer") as client:
         for headers in ({}, {"X-Forwarded-Prefix": "/masks"}):
             assert (await client.get("/v1/me", headers=headers)).status_code == 200
+
+
+async def test_clients_take_the_path_in_their_base_url(api):
+    """Ours, OpenAI's and Anthropic's, also with a slash at the end."""
+    api.app.root_path = "/masks"
+    stored = (await api.put("m", make_mask())).json()
+    key = api.keys["admin"]
+
+    def ours(url: str) -> str:
+        with BmtClient(url, key) as client:
+            assert client.read("m")
+            return client.get("m").digest
+
+    async with serving(api.app) as port:
+        base = f"http://127.0.0.1:{port}/masks"
+        for slash in ("", "/"):
+            for url in (f"{base}{slash}", f"{base}/v1{slash}"):
+                assert await asyncio.to_thread(ours, url) == stored["digest"]
+            async with openai.AsyncOpenAI(base_url=f"{base}/v1{slash}", api_key=key) as client:
+                assert [m.id async for m in client.models.list()] == ["tiny", "m"]
+            async with anthropic.AsyncAnthropic(base_url=f"{base}{slash}", api_key=key) as client:
+                assert [m.id async for m in client.models.list()] == ["tiny", "m"]
 
 
 @pytest.mark.found

@@ -83,6 +83,9 @@ def test_the_proposal(words, said):
         ["--data-dir", "/proc/none"],
         ["--key-file", "/none/key"],
         ["--key-file", "/"],
+        ["--no-auth"],
+        ["--no-auth", "--host", "0.0.0.0"],
+        ["--no-auth", "--host=::", "--port", "1"],
     ],
 )
 def test_a_wrong_flag_is_refused_before_vllm_is_loaded(flags):
