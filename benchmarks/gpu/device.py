@@ -20,6 +20,7 @@ CAPABILITY = (8, 0)
 # vLLM's share of the memory, which has to be free (`--gpu-memory-utilization`), and the least that
 # holds the random base (16 GB), its masks, vLLM's buffers and some KV cache.
 SHARE, LEAST_GB = 0.9, 22
+COMPILES = "would be compiled at the first start, for minutes: not used"
 
 
 class UnfitError(RuntimeError):
@@ -50,7 +51,7 @@ def check(job: Job, keep: Keep) -> None:
             "memory_gb": round(total / 1e9, 1),
             "free_gb": round(free / 1e9, 1),
             "cuda": torch.version.cuda,
-            "flashinfer": _flashinfer(),
+            "flashinfer": flashinfer(),
         },
     )
     if reason := unfit(capability, free, total, random_base=not (job.model or job.tiny)):
@@ -88,11 +89,11 @@ def unfit(capability: tuple[int, int], free: int, total: int, *, random_base: bo
     return None
 
 
-def _flashinfer() -> str:
-    """The kernels of FlashInfer that vLLM may use; it has others for all that runs here."""
+def flashinfer() -> str:
+    """The state of FlashInfer's kernels here, as vLLM finds it (`utils/flashinfer.py`)."""
     if find_spec("flashinfer") is None:
         return "not installed"
     if find_spec("flashinfer_cubin") or find_spec("flashinfer_jit_cache"):
         return "compiled kernels installed"
     compiles = shutil.which("ninja") and (os.environ.get("CUDA_HOME") or shutil.which("nvcc"))
-    return "compiled at the first start, for minutes" if compiles else "off: no nvcc or no ninja"
+    return COMPILES if compiles else "off: no nvcc or no ninja"

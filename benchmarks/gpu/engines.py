@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu import base
+from benchmarks.gpu.device import COMPILES, flashinfer
 from benchmarks.gpu.parts import Job, Keep
 
 KNOWN, COLD = 16, 16  # masks of the loads, and versions that arrive under load
@@ -40,6 +41,11 @@ def _options(job: Job) -> dict[str, Any]:
     if job.tiny:
         options |= {"max_model_len": 256, "max_num_seqs": 8, "max_num_batched_tokens": 512}
         options |= {"enforce_eager": True, "compilation_config": {}}
+    if torch.cuda.is_available() and flashinfer() == COMPILES:
+        # Greedy answers need no sampler of it. Attention is Triton's where vLLM prefers FlashInfer.
+        os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+        if torch.cuda.get_device_capability() >= (10, 0):
+            options["attention_config"] = {"backend": "TRITON_ATTN"}
     return options
 
 

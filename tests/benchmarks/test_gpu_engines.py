@@ -107,3 +107,16 @@ def test_a_masks_zeros_are_put_into_the_weights_and_taken_back(job):
     assert all(torch.equal(gate.weight, was) for gate, was in zip(model, before, strict=True))
     model[0].weight.data = torch.empty(0)  # as the CPU backend leaves it
     assert engines._zero(model, mask) == []
+
+
+@pytest.mark.parametrize(("capability", "attention"), [((9, 0), None), ((10, 0), "TRITON_ATTN")])
+def test_engines_wait_for_no_compiler_of_flashinfer(monkeypatch, capability, attention):
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(engines, "flashinfer", lambda: "compiled kernels installed")
+    assert "attention_config" not in engines._options(Job(""))
+    assert engines.os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == "1"
+    monkeypatch.setattr(engines, "flashinfer", lambda: engines.COMPILES)
+    assert engines._options(Job("")).get("attention_config", {}).get("backend") == attention
+    assert engines.os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == "0"

@@ -190,7 +190,7 @@ class _Client(redis.Redis):
     """Client whose scans return keys without the registry's prefix."""
 
     async def scan(self, *args: Any, **options: Any) -> Any:
-        found: tuple[Any, list[bytes]] = await super().scan(*args, **options)
+        found: Any = await super().scan(*args, **options)
         cursor, keys = found
         tag = self.connection_pool.connection_kwargs["primary"].address.tag.encode()
         return cursor, [_TAG + key.removeprefix(tag) for key in keys]
