@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -41,6 +42,27 @@ def test_a_key_that_the_operator_chose_is_stored_when_the_registry_is_there(tmp_
         until(lambda: one.client().hlen("{bmt}:keys") == 1, 10)
     finally:
         one.kill()
+
+
+def test_a_key_that_was_revoked_is_named_and_stays_so(tmp_path, monkeypatch, capsys):
+    """Each start of a server has the variable still."""
+    key = make_key(("admin",))
+
+    def start() -> str:
+        monkeypatch.setenv("BMT_ADMIN_KEY", key)
+        contact_registry(one.url, None, no_auth=False)
+        return capsys.readouterr().err
+
+    with node(tmp_path / "r") as one:
+        assert start() == ""
+        (field,) = one.client().hkeys("{bmt}:keys")
+        (record,) = map(json.loads, one.client().hvals("{bmt}:keys"))
+        command = ("keys", "revoke", record["key_id"], "--registry", one.url)
+        subprocess.run([sys.executable, "-m", "bmt_server", *command], check=True, timeout=60)
+        said = start()
+        assert "BMT_ADMIN_KEY was revoked" in said
+        assert key not in said
+        assert json.loads(one.client().hget("{bmt}:keys", field))["scopes"] == []
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,13 @@ TARGETS = st.one_of(
     st.sampled_from([b'{"rev": 1}', b'{"digest": "%s"}' % MASKS[0].digest.encode(), b"{}", b"[1]"]),
     st.binary(max_size=60),
 )
+# Of keys that are made or rotated; none that ends the test's own.
+NEW_KEYS = st.one_of(
+    st.sampled_from(
+        [b'{"scopes": ["infer"], "expires": "1d"}', b'{"overlap": "1m"}', b"{}", b"[]"]
+    ),
+    st.binary(max_size=60),
+)
 # What a request that means something would have there.
 FAMILIAR = {
     "name": st.sampled_from([NAME, "n", f"{NAME}:prod", f"{NAME}@{MASKS[0].digest[:12]}"]),
@@ -75,7 +82,9 @@ def test_schemas(valkey, tmp_path):
                     part[field] = data.draw(FAMILIAR[field])
         more: dict[str, Any] = {}
         headers = {"Authorization": f"Bearer {key}"}
-        if case.method.upper() in ("PUT", "PATCH"):
+        if case.method.upper() == "POST" and "/v1/keys" in case.path:
+            more["data"] = data.draw(NEW_KEYS)
+        elif case.method.upper() in ("PUT", "PATCH"):
             more["data"] = data.draw(TARGETS if "aliases" in case.path else BODIES)
             headers["Content-Type"] = "application/octet-stream"
             if data.draw(st.booleans()):

@@ -27,7 +27,7 @@ def parse_expiry(text: str, now: datetime | None = None) -> str:
                     f"{now:%Y-%m-%d}T12:00:00+00:00 or as a duration, 30d",
                     param="expires",
                 )
-        at = at.astimezone(UTC)
+        at = at.astimezone(UTC).replace(microsecond=0)
     except (ValueError, OverflowError):
         raise BadRequest(
             f"expires is {text!r}; give a duration (90m, 12h, 30d, 4w) or an ISO 8601 time with a "
