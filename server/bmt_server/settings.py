@@ -112,6 +112,12 @@ def _option(help: str, default: Any = MISSING, **more: Any) -> Any:
     return field(default=default, metadata={"option": Option(help=help, **more)})
 
 
+def _budget(what: str, span: str, flag: str) -> Any:
+    """Limit of requests or tokens over all servers of a registry."""
+    text = f"Limit on the {what} in a window of {span}, over all servers; more get 429. 0: none."
+    return _option(text, 0, unit=what.split()[0], flag=flag, least=0, most=10**11)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Settings of one server, shared by its API, engine and worker processes."""
@@ -287,6 +293,50 @@ class Settings:
         unit="requests/s",
         flag="--key-rate",
         least=0,
+    )
+    key_requests_per_minute: int = _budget(
+        "requests of one API key", "a minute", "--key-requests-per-minute"
+    )
+    key_tokens_per_minute: int = _budget(
+        "tokens of one API key", "a minute", "--key-tokens-per-minute"
+    )
+    key_tokens_per_day: int = _budget("tokens of one API key", "24 hours", "--key-tokens-per-day")
+    key_tokens_per_month: int = _budget(
+        "tokens of one API key", "30 days", "--key-tokens-per-month"
+    )
+    tenant_requests_per_minute: int = _budget(
+        "requests of all keys of one tenant", "a minute", "--tenant-requests-per-minute"
+    )
+    tenant_tokens_per_minute: int = _budget(
+        "tokens of all keys of one tenant", "a minute", "--tenant-tokens-per-minute"
+    )
+    tenant_tokens_per_day: int = _budget(
+        "tokens of all keys of one tenant", "24 hours", "--tenant-tokens-per-day"
+    )
+    tenant_tokens_per_month: int = _budget(
+        "tokens of all keys of one tenant", "30 days", "--tenant-tokens-per-month"
+    )
+    tenant_storage_bytes: int = _option(
+        "Bytes of different files that the masks of a tenant may have; more get 413. 0: no limit.",
+        0,
+        unit="bytes",
+        flag="--tenant-storage-mib",
+        flag_unit="MiB",
+        least=0,
+    )
+    tenant_versions: int = _option(
+        "Versions of masks that one tenant may have; more get 413. 0: no limit.",
+        0,
+        unit="versions",
+        flag="--tenant-versions",
+        least=0,
+    )
+    budget_outage: Literal["allow", "refuse"] = _option(
+        "Requests of keys and tenants with limits over all servers, while the registry is away. "
+        "allow: they are served without these limits, as masks are served without the registry. "
+        "refuse: they get 503.",
+        "allow",
+        flag="--budget-outage",
     )
     queue: int = _option(
         "Sequences that may run or wait in all API processes together; more get 503.",

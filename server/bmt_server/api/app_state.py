@@ -27,6 +27,7 @@ from bmt_server.api.metrics.counters import Metrics
 from bmt_server.api.metrics.port import MetricsPort
 from bmt_server.api.models.listing import ModelList
 from bmt_server.api.shutdown import Shutdown, interrupt_process
+from bmt_server.api.usage.budgets import Budgets
 from bmt_server.api.usage.counter import UsageCounter
 from bmt_server.api.usage.meter import UsageMeter
 from bmt_server.errors import ApiError, BlobsDown, RegistryDown
@@ -37,6 +38,7 @@ from bmt_server.registry.housekeeping import Housekeeper
 from bmt_server.registry.registry import Registry
 from bmt_server.registry.replica import RegistryReplica
 from bmt_server.registry.usage.counts import UsageStore
+from bmt_server.registry.usage.limits import LimitStore, default_limits
 from bmt_server.settings import Settings
 
 logger = logging.getLogger("vllm.bmt_server")
@@ -67,6 +69,8 @@ class AppState:
     metrics_port: MetricsPort
     usage_store: UsageStore
     usage: UsageCounter
+    limit_store: LimitStore
+    budgets: Budgets
     meter: UsageMeter
     shutdown: Shutdown
     key_limiter: KeyLimiter
@@ -120,6 +124,8 @@ class AppState:
         state.keys.start()
         state.housekeeper.start()
         state.usage.start()
+        state.limit_store.start()
+        state.budgets.start()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(state.replica.synced.wait(), _FIRST_SYNC_S)
         return state
@@ -158,10 +164,22 @@ class AppState:
             base_config=arithmetic(settings.model_path),
             removal_delay_s=removal_delay_s,
         )
+        limit_store = LimitStore(connection, default_limits(settings))
+        budgets = Budgets(
+            connection,
+            limit_store,
+            refuse=settings.budget_outage == "refuse",
+            on_enforced=metrics.budgets_enforced.set,
+        )
+
+        def on_keys_change() -> None:
+            keys.invalidate()
+            limit_store.invalidate()
+
         replica = RegistryReplica(
             registry,
             on_change=RegistryChanges(lifecycle, settings.fingerprint).apply,
-            on_keys_change=keys.invalidate,
+            on_keys_change=on_keys_change,
             on_connection=metrics.registry_up.set,
         )
         resolver = Resolver(replica, lifecycle, engine, settings.fingerprint)
@@ -198,7 +216,9 @@ class AppState:
             ),
             usage_store=usage_store,
             usage=usage,
-            meter=UsageMeter(metrics, usage),
+            limit_store=limit_store,
+            budgets=budgets,
+            meter=UsageMeter(metrics, usage, budgets),
             shutdown=Shutdown(settings.drain_s, stop),
             key_limiter=KeyLimiter(settings.key_concurrency, settings.key_rate),
             sequence_limiter=SequenceLimiter(settings.queue),
@@ -211,6 +231,8 @@ class AppState:
         """Stop background tasks, close connections, unregister metrics."""
         self.metrics_port.close()
         await self.usage.close()
+        await self.budgets.close()
+        await self.limit_store.close()
         await self.replica.close()
         await self.housekeeper.close()
         await self.keys.close()

@@ -5,7 +5,8 @@ The steps of a generation request, in order::
     find_route        allow-list of routes; anything else is denied
     authenticate      API key -> principal (key id, tenant, scopes)
     authorize         the route's scope
-    admit             shutdown, limits of the key (`admission.py`)
+    admit             shutdown, limits of the key here (`admission.py`) and over all servers
+                      (`usage/budgets.py`)
     read_body         within the bounds that follow from the model's context (`body/`)
     check_body        refused fields and bounds (`request_limits.py`), shape (`body/schemas.py`)
     admit             limit of the server on sequences, for routes that run the engine
@@ -128,10 +129,26 @@ class RequestMiddleware:
         with ExitStack() as admitted:
             admitted.enter_context(state.shutdown.track_request())
             admitted.enter_context(state.key_limiter.admit(principal.key_id))
+            budgeted = await state.budgets.admit(
+                principal.key_id,
+                principal.tenant,
+                response.limit_headers,
+                engine=route.runs_engine,
+            )
             body = await _read_checked_body(state, principal, route, record.path, headers, receive)
             if route.runs_engine:
                 sequences = request_limits.count_sequences(body)
                 admitted.enter_context(state.sequence_limiter.admit(sequences))
+                if budgeted is not None:
+                    admitted.callback(budgeted.release)
+                    budgeted.reserve(
+                        request_limits.most_tokens(
+                            body,
+                            sequences,
+                            state.engine.max_model_len,
+                            generates=record.path != "/v1/embeddings",
+                        )
+                    )
             isolate(principal.tenant)
             condition = Condition.read(headers.get("if-match"))
             lease = await _resolve(state, principal, body, condition, load=route.runs_engine)

@@ -62,6 +62,8 @@ ROUTES: tuple[Route, ...] = (
     _route("GET", r"/version", "any", probe=True, for_monitoring=True),
     _route("GET", r"/v1/me", "any", for_monitoring=True),
     _route("GET", r"/v1/usage", "any"),
+    _route("GET", r"/v1/limits", "admin", operator=True),
+    _route("PUT DELETE", r"/v1/limits/(keys|tenants)/[^/]+", "admin", operator=True),
     _route("GET HEAD", r"/v1/models", "any"),
     _route("GET", r"/v1/models/.+", "any"),
     # By the id's form, with the scopes of the routes below: of an alias, a rollout's mask, others.

@@ -74,6 +74,9 @@ MAX_GRAMMAR_CHARACTERS: Mapping[str, int] = {
     "json": 65_536,
 }
 MAX_PROMPTS = 64
+#: Context of a model that states none.
+MAX_CONTEXT = 1 << 20
+_MAX_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 #: Items of a conversation in `input`.
 MAX_INPUT_ITEMS = 1024
 MAX_STOP_CHARACTERS = 1024
@@ -145,6 +148,38 @@ def count_sequences(body: Mapping[str, Any]) -> int:
     prompts = [body[field] for field in ("prompt", "input") if _is_prompt_list(body.get(field))]
     most = max(map(len, prompts), default=1)
     return most * max(1, int(_number(body.get("n")) or 1))
+
+
+def most_tokens(
+    body: Mapping[str, Any], sequences: int, context: int | None, *, generates: bool
+) -> int:
+    """The most tokens that a checked request may take, prompts and completions together.
+
+    context: of the model. generates: False for embeddings. A prompt has no more tokens than it has
+    characters, about; without `max_tokens` a completion may fill the context.
+    """
+    given = [n for f in _MAX_TOKENS if (n := _number(body.get(f))) is not None]
+    context = context or MAX_CONTEXT
+    completion = min([context, *given]) if generates else 0
+    prompts = sum(_characters(body.get(field)) for field in ("messages", "prompt", "input"))
+    return int(min(sequences * context, prompts + sequences * max(0, completion)))
+
+
+def _characters(value: Any) -> int:
+    """Characters of all text in a value, and one for each number."""
+    pending, count = [value], 0
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            count += len(item.encode(errors="replace"))
+        elif isinstance(item, (list, dict)):
+            count += len(item)
+            pending += [
+                v
+                for v in (item.values() if isinstance(item, dict) else item)
+                if isinstance(v, (str, list, dict))
+            ]
+    return count
 
 
 def _is_prompt_list(prompt: Any) -> bool:

@@ -110,6 +110,13 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
+        self.budgets_enforced = Gauge(
+            "bmt_budgets_enforced",
+            "1 while limits of keys and tenants are enforced over all servers, in every API "
+            "process.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
         self.holds = Gauge(
             "bmt_mask_holds",
             "Holds on masks, one by each response and one by each request in the engine.",
@@ -130,6 +137,7 @@ class Metrics:
             self.expired,
             self.usage_lost,
             self.registry_up,
+            self.budgets_enforced,
             self.holds,
         )
 

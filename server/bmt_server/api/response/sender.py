@@ -77,6 +77,8 @@ class ResponseSender:
         self._record = record
         self._refusal = refusal
         self._cors = cors
+        #: `x-ratelimit-…`, of whatever response is sent.
+        self.limit_headers: list[tuple[bytes, bytes]] = []
         self._ready: Callable[[], Awaitable[None]] | None = None
         self._started = False
         self._replaced: ResponseReplaced | None = None
@@ -220,6 +222,7 @@ class ResponseSender:
             headers.append((b"retry-after", b"1"))
         if b"x-content-type-options" not in names:
             headers.append((b"x-content-type-options", b"nosniff"))
+        headers += self.limit_headers
         if self._cors:
             if b"access-control-allow-origin" not in names:
                 headers += self._cors

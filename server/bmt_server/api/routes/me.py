@@ -36,5 +36,9 @@ async def show(request: Request) -> dict[str, Any]:
             "key_rate": settings.key_rate,
             "queue": settings.queue,
         },
+        "budgets": {
+            "key": state.limit_store.of("key", principal.key_id).to_dict(),
+            "tenant": state.limit_store.of("tenant", principal.tenant).to_dict(),
+        },
         "rollout_prefix": ROLLOUT_PREFIX,
     }

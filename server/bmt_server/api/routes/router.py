@@ -8,6 +8,7 @@ from bmt_server.api.routes import (
     aliases,
     blobs,
     keys,
+    limits,
     masks,
     me,
     models,
@@ -25,6 +26,9 @@ def build_router() -> APIRouter:
     router.get("/readyz")(probes.readyz)
     router.get("/v1/me")(me.show)
     router.get("/v1/usage")(usage.show)
+    router.get("/v1/limits")(limits.show)
+    router.put("/v1/limits/{kind}/{name}")(limits.put)
+    router.delete("/v1/limits/{kind}/{name}", status_code=204)(limits.delete)
     router.api_route("/v1/models", methods=["GET", "HEAD"])(models.list_models)
     router.get("/v1/models/{model:path}")(models.show_model)
     router.delete("/v1/models/{model:path}")(models.delete_model)

@@ -40,7 +40,7 @@ CLOSED = {
     # Stored responses, of which there are none.
     *("/v1/responses/x", "/v1/responses/x/cancel"),
 }
-OURS = r"/v1/(masks|blobs|keys)(/.*)?|/(livez|readyz)|/v1/(me|usage|models/x)"
+OURS = r"/v1/(masks|blobs|keys|limits)(/.*)?|/(livez|readyz)|/v1/(me|usage|models/x)"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 BODIES = {
     "/tokenize": {"prompt": "x"},
