@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -51,6 +52,7 @@ class Option:
     least: float | None = None
     above: float | None = None
     most: float | None = None
+    pattern: str = ""  # of a text
 
     def to_flag(self, value: Any) -> Any:
         """A value of the field in the flag's unit."""
@@ -91,6 +93,8 @@ class Option:
             raise SettingsError(f"{label} is {value!r}; it must be one of {', '.join(choices)}")
         if kind in (bool, str) and not isinstance(value, kind):
             raise SettingsError(f"{label} is {value!r}; it must be a {kind.__name__}")
+        if kind is str and self.pattern and not re.fullmatch(self.pattern, value):
+            raise SettingsError(f"{label} is {value!r}; it must have the form {self.pattern}")
         if kind not in (int, float):
             return value
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -160,6 +164,23 @@ class Settings:
         flag="--registry-replicas",
         least=0,
         most=16,
+    )
+    retention_keep_last: int = _option(
+        "Newest versions of each name that stay; the servers remove older ones that neither "
+        "`latest` nor an alias points at. A name's own rule (`bmt-client retention`) comes before "
+        "it. 0: all stay.",
+        0,
+        unit="versions",
+        flag="--retention-keep-last",
+        least=0,
+        most=1_000_000,
+    )
+    retention_older_than: str = _option(
+        "Age, as in 30d, of versions that the servers remove, beyond those that "
+        "--retention-keep-last keeps. Empty: any age.",
+        "",
+        flag="--retention-older-than",
+        pattern=r"|[0-9]{1,6}[mhdw]",
     )
     mask_mode: MaskMode = _option(  # noqa: RUF009
         "How masks are applied. delta: a correction of the output, any mix of masks per step. "

@@ -37,6 +37,8 @@ from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.housekeeping import Housekeeper
 from bmt_server.registry.registry import Registry
 from bmt_server.registry.replica import RegistryReplica
+from bmt_server.registry.retention.retention import Retention
+from bmt_server.registry.retention.rules import Rule
 from bmt_server.registry.usage.counts import UsageStore
 from bmt_server.registry.usage.limits import LimitStore, default_limits
 from bmt_server.settings import Settings
@@ -59,6 +61,7 @@ class AppState:
     registry: Registry
     replica: RegistryReplica
     housekeeper: Housekeeper
+    retention: Retention
     keys: ApiKeyStore
     cache: MaskCache
     lifecycle: MaskLifecycle
@@ -126,6 +129,7 @@ class AppState:
         state.usage.start()
         state.limit_store.start()
         state.budgets.start()
+        state.retention.start()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(state.replica.synced.wait(), _FIRST_SYNC_S)
         return state
@@ -185,6 +189,12 @@ class AppState:
         resolver = Resolver(replica, lifecycle, engine, settings.fingerprint)
         usage_store = UsageStore(connection, settings.usage_days)
         usage = UsageCounter(usage_store, metrics.usage_lost.inc)
+        housekeeper = Housekeeper(
+            registry,
+            expired=replica.expired,
+            unused=replica.unused,
+            on_expired=metrics.expired.inc,
+        )
         return cls(
             settings=settings,
             limits=limits,
@@ -193,11 +203,15 @@ class AppState:
             key_connection=key_connection,
             registry=registry,
             replica=replica,
-            housekeeper=Housekeeper(
+            housekeeper=housekeeper,
+            retention=Retention(
                 registry,
-                expired=replica.expired,
-                unused=replica.unused,
-                on_expired=metrics.expired.inc,
+                replica,
+                default=Rule(
+                    settings.retention_keep_last or None, settings.retention_older_than or None
+                ),
+                removed=housekeeper.removed,
+                in_use=lifecycle.in_use,
             ),
             keys=keys,
             cache=cache,
@@ -234,6 +248,7 @@ class AppState:
         await self.budgets.close()
         await self.limit_store.close()
         await self.replica.close()
+        await self.retention.close()
         await self.housekeeper.close()
         await self.keys.close()
         await self.lifecycle.close()

@@ -76,6 +76,7 @@ ROUTES: tuple[Route, ...] = (
     # Before those of all masks: the first route that matches decides.
     _route("DELETE", _ROLLOUT_MASK, "upload"),
     _route("DELETE", _ROLLOUT_MASK + r"/versions/[^/]+", "upload"),
+    _route("PUT DELETE", _ROLLOUT_MASK + "/retention", "upload"),
     _route("DELETE", _MASK, "admin"),
     _route("GET", _MASK + r"/versions", "any"),
     _route("DELETE", _MASK + r"/versions/[^/]+", "admin"),
@@ -83,6 +84,8 @@ ROUTES: tuple[Route, ...] = (
     # An upload moves `latest` too.
     _route("PUT", _MASK + r"/aliases/latest", "upload"),
     _route("PUT DELETE", _MASK + r"/aliases/[^/]+", "promote"),
+    _route("GET", _MASK + r"/retention", "any"),
+    _route("PUT DELETE", _MASK + r"/retention", "admin"),
     _route("PUT DELETE", _MASK + r"/pin", "admin"),
     _route("GET HEAD", r"/v1/blobs/[^/]+", "any"),
     # Of the key's own tenant, unless it has the scope `operator`: `api/keys/rights.py`.

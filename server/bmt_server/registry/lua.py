@@ -13,7 +13,7 @@ from __future__ import annotations
 from bmt_server.registry.blobs.lua import ALLOW_OOM
 
 # changed: digests of the versions that changed, with blanks between; nil if all may have.
-_ADD_EVENT = """
+ADD_EVENT = """
 local function add_event(kind, changed)
   local generation = redis.call('INCR', KEYS[6])
   local event = {'where', ARGV[1], 'kind', kind, 'generation', generation}
@@ -31,7 +31,7 @@ end
 # 32 bytes, URL where the blob was written, record of its new object, record of a damaged one,
 # alias... ('' where there is none)
 PUBLISH = (
-    _ADD_EVENT
+    ADD_EVENT
     + """
 local digest = ARGV[2]
 local current = redis.call('HGET', KEYS[1], 'latest') or ''
@@ -93,7 +93,7 @@ return {outcome, current}
 # ARGV: path, alias, digest ('' removes), if-match
 SET_ALIAS = (
     ALLOW_OOM
-    + _ADD_EVENT
+    + ADD_EVENT
     + """
 local field = 'alias:' .. ARGV[2]
 if ARGV[2] == 'latest' then field = 'latest' end
@@ -117,7 +117,7 @@ return {'ok', current}
 # ARGV: path, if-match, expired by: seconds since 1970, or '' for a name of any expiry
 DELETE_NAME = (
     ALLOW_OOM
-    + _ADD_EVENT
+    + ADD_EVENT
     + """
 if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 0 then return {'unknown', ''} end
 local current = redis.call('HGET', KEYS[1], 'latest') or ''
@@ -142,7 +142,7 @@ return {'ok', current}
 # ARGV: path, digest
 DELETE_VERSION = (
     ALLOW_OOM
-    + _ADD_EVENT
+    + ADD_EVENT
     + """
 if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 0 then return {'unknown', ''} end
 local head = redis.call('HGETALL', KEYS[1])
@@ -162,7 +162,7 @@ return {'ok', ''}
 # ARGV: path, digest...
 PRUNE = (
     ALLOW_OOM
-    + _ADD_EVENT
+    + ADD_EVENT
     + """
 if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 0 then return {'unknown', ''} end
 local head, held, gone = redis.call('HGETALL', KEYS[1]), {}, {}
@@ -181,7 +181,7 @@ return {'ok', changed}
 # ARGV: path, '1' or ''
 SET_PIN = (
     ALLOW_OOM
-    + _ADD_EVENT
+    + ADD_EVENT
     + """
 if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 0 then return {'unknown', ''} end
 redis.call('HSET', KEYS[1], 'pinned', ARGV[2])

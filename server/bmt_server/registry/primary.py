@@ -193,7 +193,7 @@ class _Client(redis.Redis):
         found: Any = await super().scan(*args, **options)
         cursor, keys = found
         tag = self.connection_pool.connection_kwargs["primary"].address.tag.encode()
-        return cursor, [_TAG + key.removeprefix(tag) for key in keys]
+        return cursor, [_TAG + bytes(key).removeprefix(tag) for key in keys]
 
 
 def client(

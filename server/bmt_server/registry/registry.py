@@ -7,9 +7,10 @@ Keys share one hash slot (`{bmt}`), so that a script may use several of them::
     {bmt}:loose                     sorted set of objects without such a record, by time
     {bmt}:place                     hash: the object store's URL, and where blobs are written
     {bmt}:name:<tenant>/<name>      hash: rev, latest, pinned, expires (seconds since 1970),
-                                    alias:<alias> -> mask digest
+                                    retention (rule), alias:<alias> -> mask digest
     {bmt}:versions:<tenant>/<name>  hash: mask digest -> "<rev>|<id>|<parent>|<version JSON>"
     {bmt}:names                     set of <tenant>/<name> that have versions
+    {bmt}:holds                     hash: <tenant>/<name>@<digest> that requests use -> end of hold
     {bmt}:ids                       counter of adapter ids
     {bmt}:generation                counter of changes, which reveals missed events to a replica
     {bmt}:events                    stream of changes
@@ -56,7 +57,7 @@ EVENTS = PREFIX + "events"
 IDS = PREFIX + "ids"
 WRITTEN = PREFIX + "written"
 _MAX_EVENTS = 500
-_PRUNED_AT_ONCE = 200
+PRUNED_AT_ONCE = 200
 Event = dict[bytes, bytes]
 Cursor = tuple[int, bytes]  # counter of changes and id of the last event
 _PUBLISH_ATTEMPTS = 3
@@ -155,7 +156,7 @@ class Registry:
                 staged = await self.blobs.stage(digest, blob)
                 records = (o.record if o else "" for o in (staged.written, staged.replaces))
                 bytes_at = [raw(digest), staged.place, *records]
-                outcome, current = await self._script(
+                outcome, current = await self.run_script(
                     PUBLISH, path, keys, [*arguments, *bytes_at, *aliases]
                 )
                 if outcome == "blobs_elsewhere":
@@ -179,16 +180,16 @@ class Registry:
         self, tenant: str, name: str, alias: str, digest: str | None, if_match: str | None = None
     ) -> None:
         """Point an alias, or `latest`, at a version; None removes it. Raises Conflict, NotFound."""
-        outcome, current = await self._script(
+        outcome, current = await self.run_script(
             SET_ALIAS, f"{tenant}/{name}", [], [alias, digest or "", if_match or ""]
         )
-        self._expect_ok(outcome, name, alias, current)
+        self.expect_ok(outcome, name, alias, current)
 
     async def delete_name(self, tenant: str, name: str, if_match: str | None = None) -> None:
         """Remove all versions and aliases of a name; its rev is kept. Raises NotFound, Conflict."""
         arguments = [if_match or "", ""]
-        outcome, current = await self._script(DELETE_NAME, f"{tenant}/{name}", [], arguments)
-        self._expect_ok(outcome, name, None, current)
+        outcome, current = await self.run_script(DELETE_NAME, f"{tenant}/{name}", [], arguments)
+        self.expect_ok(outcome, name, None, current)
 
     async def delete_expired(self, tenant: str, name: str, now: float) -> bool:
         """Remove a name that has expired and is not pinned; False if there is none.
@@ -196,17 +197,17 @@ class Registry:
         An upload that renews the expiry meanwhile keeps it. now: seconds since 1970.
         """
         arguments = ["", str(int(now))]
-        outcome, _ = await self._script(DELETE_NAME, f"{tenant}/{name}", [], arguments)
+        outcome, _ = await self.run_script(DELETE_NAME, f"{tenant}/{name}", [], arguments)
         return outcome == "ok"
 
     async def delete_version(self, tenant: str, name: str, digest: str) -> None:
         """Remove one version. Raises NotFound, and Conflict if an alias points at it."""
-        outcome, alias = await self._script(DELETE_VERSION, f"{tenant}/{name}", [], [digest])
+        outcome, alias = await self.run_script(DELETE_VERSION, f"{tenant}/{name}", [], [digest])
         if outcome == "in_use":
             raise Conflict(
                 f"{name}@{digest[:12]} is {name}:{alias}; move that alias first", code="in_use"
             )
-        self._expect_ok(outcome, name, None, alias)
+        self.expect_ok(outcome, name, None, alias)
 
     async def prune(self, tenant: str, name: str, digests: Sequence[str]) -> list[str]:
         """Remove versions that neither `latest` nor an alias points at. Raises NotFound.
@@ -214,17 +215,17 @@ class Registry:
         Returns the digests of those that were removed.
         """
         removed: list[str] = []
-        for at in range(0, len(digests), _PRUNED_AT_ONCE):
-            some = list(digests[at : at + _PRUNED_AT_ONCE])
-            outcome, gone = await self._script(PRUNE, f"{tenant}/{name}", [], some)
-            self._expect_ok(outcome, name, None, "")
+        for at in range(0, len(digests), PRUNED_AT_ONCE):
+            some = list(digests[at : at + PRUNED_AT_ONCE])
+            outcome, gone = await self.run_script(PRUNE, f"{tenant}/{name}", [], some)
+            self.expect_ok(outcome, name, None, "")
             removed += gone.split()
         return removed
 
     async def set_pin(self, tenant: str, name: str, pinned: bool) -> None:
         """Exempt a name's latest version from eviction, or end the exemption. Raises NotFound."""
-        outcome, _ = await self._script(SET_PIN, f"{tenant}/{name}", [], ["1" if pinned else ""])
-        self._expect_ok(outcome, name, None, "")
+        outcome, _ = await self.run_script(SET_PIN, f"{tenant}/{name}", [], ["1" if pinned else ""])
+        self.expect_ok(outcome, name, None, "")
 
     async def blob(self, digest: str, size: int) -> bytearray:
         """Read a file's bytes without hashing them. Raises NotFound.
@@ -304,10 +305,10 @@ class Registry:
             for read in await self.reader.read(dict.fromkeys(names))
         ]
 
-    async def _script(
+    async def run_script(
         self, source: str, path: str, keys: list[str], args: Sequence[str | bytes]
     ) -> tuple[str, str]:
-        """Run a script of `lua.py` on a name. Returns (outcome, detail), once it is durable.
+        """Run a script in the form of `lua.py` on a name. Returns (outcome, detail) once durable.
 
         Raises Unavailable (`not_durable`) if that is not confirmed in time.
         """
@@ -318,7 +319,7 @@ class Registry:
             self._durability.check(confirmed)
         return outcome, detail
 
-    def _expect_ok(self, outcome: str, name: str, alias: str | None, current: str) -> None:
+    def expect_ok(self, outcome: str, name: str, alias: str | None, current: str) -> None:
         if outcome == "conflict":
             raise _precondition_failed(name, current)
         if outcome == "unknown":

@@ -114,6 +114,15 @@ class AliasTarget(BaseModel):
     rev: int | None = None
 
 
+class RetentionRule(BaseModel):
+    """Body of `PUT …/retention`; null for no bound, and without both all versions stay."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    keep_last: int | None = None
+    older_than: str | None = Field(default=None, max_length=16)
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Authenticated caller: the API key's id, tenant, scopes, name (its label) and expiry."""

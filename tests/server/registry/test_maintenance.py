@@ -100,14 +100,14 @@ async def test_an_upload_stores_its_blob_again_if_a_collection_removed_it(
     api, registry, monkeypatch
 ):
     """The collection runs between the write of the blob and the move of the name."""
-    script, taken = Registry._script, []
+    script, taken = Registry.run_script, []
 
     async def late(self, source, where, keys, args):
         if keys and not taken:
             taken.append(await self.connection.quick.unlink(*keys))
         return await script(self, source, where, keys, args)
 
-    monkeypatch.setattr(Registry, "_script", late)
+    monkeypatch.setattr(Registry, "run_script", late)
     answer = await api.put("a", make_mask(0))
     assert taken == [1]
     assert answer.status_code == 201

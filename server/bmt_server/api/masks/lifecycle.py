@@ -208,6 +208,11 @@ class MaskLifecycle:
             for name, same_name in self._in_use.items()
         }
 
+    def in_use(self) -> set[str]:
+        """Versions that requests run on: <tenant>/<name>@<digest>."""
+        tracked = (t.version for same_name in self._in_use.values() for t in same_name.values())
+        return {f"{v.tenant}/{v.name}@{v.digest}" for v in tracked}
+
     def __len__(self) -> int:
         return len(self._tracked)
 

@@ -10,9 +10,7 @@ from fastapi import Query, Request
 from bmt_server.api.access_log import audit
 from bmt_server.api.routes.dependencies import app_state, state_of
 from bmt_server.errors import BadRequest
-from bmt_server.registry.keys.expiry import parse_duration
-from bmt_server.registry.names.name_state import NameState
-from bmt_server.registry.names.versions import Entry
+from bmt_server.registry.retention.rules import Rule
 from bmt_server.registry.schemas import DIGEST_SHOWN
 
 _LOGGED = 100
@@ -32,9 +30,9 @@ async def prune(
     """
     if keep_last is None and older_than is None:
         raise BadRequest("give keep_last, older_than, or both", code="prune_unbounded")
+    rule = Rule(keep_last, older_than)
     state, stored = app_state(request), await state_of(request, name)
-    before = None if older_than is None else time.time() - parse_duration(older_than, "older_than")
-    due = {entry.digest: entry for entry in _due(stored, keep_last or 0, before)}
+    due = {entry.digest: entry for entry in stored.due(rule, time.time())}
     removed = list(due)
     if not dry_run and due:
         removed = await state.registry.prune(stored.tenant, name, removed)
@@ -52,14 +50,3 @@ async def prune(
 def _shortened(digests: list[str]) -> str:
     """The first digests of a list, as much of each as names a version."""
     return ",".join(digest[:DIGEST_SHOWN] for digest in digests[:_LOGGED])
-
-
-def _due(stored: NameState, keep: int, before: float | None) -> list[Entry]:
-    """Versions beyond the newest `keep` that no alias holds. before: seconds since 1970."""
-    held = {stored.latest, *stored.aliases.values()}
-    newest_first = stored.versions.page(len(stored.versions))
-    return [
-        entry
-        for entry in newest_first[keep:]
-        if entry.digest not in held and (before is None or entry.created < before)
-    ]

@@ -14,6 +14,7 @@ from bmt_server.api.routes import (
     models,
     probes,
     prune,
+    retention,
     uploads,
     usage,
 )
@@ -40,6 +41,9 @@ def build_router() -> APIRouter:
     router.get("/v1/masks/{name}/versions")(masks.list_versions)
     router.delete("/v1/masks/{name}/versions/{digest}", status_code=204)(masks.delete_version)
     router.post("/v1/masks/{name}/prune")(prune.prune)
+    router.get("/v1/masks/{name}/retention")(retention.show)
+    router.put("/v1/masks/{name}/retention")(retention.set_rule)
+    router.delete("/v1/masks/{name}/retention", status_code=204)(retention.delete_rule)
     router.put("/v1/masks/{name}/aliases/{alias}")(aliases.put_alias)
     router.delete("/v1/masks/{name}/aliases/{alias}", status_code=204)(aliases.delete_alias)
     router.put("/v1/masks/{name}/pin")(masks.pin)

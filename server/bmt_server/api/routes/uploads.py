@@ -189,6 +189,7 @@ async def _publish(
         expires=expires,
     )
     current = await state.replica.refresh(version.tenant, name, [version.digest])
+    state.retention.published(version.tenant, name)
     stored = current.versions.get(version.digest) if current else None
     if stored is not None:
         await state.lifecycle.store_uploaded(stored, mask, resident=resident)

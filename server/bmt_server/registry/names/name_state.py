@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from bmt_server.registry.names.versions import Entry, Versions
+from bmt_server.registry.retention.rules import Rule
 from bmt_server.registry.schemas import Version, iso_time
 
 NO_ALIASES: Mapping[str, str] = MappingProxyType({})
@@ -18,6 +19,7 @@ class NameState:
     """Everything that the registry holds under one tenant's name.
 
     expires: the time from which it may be removed, seconds since 1970; None: it stays.
+    retention: its rule as `Rule.read` takes it; None for the server's default.
     versions: shared by the states of a name over time, and always the newest. generation: counter
     of the registry's changes at the time of the read.
     """
@@ -31,6 +33,7 @@ class NameState:
     aliases: Mapping[str, str]
     versions: Versions
     generation: int
+    retention: str | None = None
 
     @classmethod
     def of_head(
@@ -53,17 +56,21 @@ class NameState:
             aliases=aliases or NO_ALIASES,
             versions=versions,
             generation=generation,
+            retention=head.get("retention"),
         )
+
+    def rule(self, default: Rule) -> Rule:
+        """Its retention rule. default: the server's."""
+        return default if self.retention is None else Rule.read(self.retention)
+
+    def due(self, rule: Rule, now: float) -> Iterator[Entry]:
+        """Versions that a rule removes, oldest first. now: seconds since 1970."""
+        return rule.due(self.versions, {self.latest, *self.aliases.values()}, now)
 
     def same_head(self, other: NameState) -> bool:
         """True if all but the versions is equal."""
-        return (self.rev, self.latest, self.pinned, self.expires, self.aliases) == (
-            other.rev,
-            other.latest,
-            other.pinned,
-            other.expires,
-            other.aliases,
-        )
+        fields = ("rev", "latest", "pinned", "expires", "aliases", "retention")
+        return all(getattr(self, field) == getattr(other, field) for field in fields)
 
     def has_expired(self, now: float) -> bool:
         """True if the servers may remove it. now: seconds since 1970."""
@@ -103,5 +110,6 @@ class NameState:
             "aliases": aliases,
             "pinned": self.pinned,
             "expires": None if self.expires is None else iso_time(self.expires),
+            "retention": None if self.retention is None else Rule.read(self.retention).as_json(),
             "same_chat_template": version.same_template(served_template),
         }

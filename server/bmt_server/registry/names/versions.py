@@ -179,6 +179,11 @@ class Versions(Mapping[str, Version]):
         end = len(order) if before is None else bisect_left(order, (before, ""))
         return [self._entries[digest] for _, digest in reversed(order[max(0, end - limit) : end])]
 
+    def beyond(self, keep: int) -> Iterator[Entry]:
+        """All versions but the newest `keep`, oldest first."""
+        order = self._order()
+        return (self._entries[digest] for _, digest in order[: max(0, len(order) - keep)])
+
     def _order(self) -> list[tuple[int, str]]:
         if self._by_rev is None:
             self._by_rev = sorted((e.rev, e.digest) for e in self._entries.values())

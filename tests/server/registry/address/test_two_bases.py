@@ -46,9 +46,8 @@ async def test_masks_of_another_base_are_not_listed_and_not_found(api, valkey, t
         assert answer.status_code == 201
         await api.state.replica.refresh("default", "theirs")
         await second.state.replica.refresh("default", "mine")
-        listed = [["tiny", "mine", f"mine@{make_mask(0).digest[:12]}"]]
-        listed.append(["tiny", "theirs", f"theirs@{theirs.digest[:12]}", "theirs:prod"])
-        assert [await models(api), await models(second)] == listed
+        assert await models(api) == ["tiny", "mine"]
+        assert await models(second) == ["tiny", "theirs", "theirs:prod"]
         for model in ("theirs", "theirs:prod", f"theirs@{theirs.digest[:12]}"):
             refused = await api.ask(model)
             error = refused.json()["error"]
@@ -92,8 +91,8 @@ async def test_registries_with_prefixes_share_nothing(api, valkey, tmp_path):
         theirs = make_mask(1, base=OTHER)
         answer = await second.put("m", theirs)
         assert (answer.status_code, answer.json()["rev"], answer.json()["id"]) == (201, 1, 1)
-        assert await models(second) == ["tiny", "m", f"m@{theirs.digest[:12]}"]
-        assert await models(api) == ["tiny", "m", f"m@{make_mask(0).digest[:12]}"]
+        assert await models(second) == ["tiny", "m"]
+        assert await models(api) == ["tiny", "m"]
         for one, code in ((api, 201), (second, 422)):
             assert (await one.put("n", make_mask(2))).status_code == code
         assert (await second.ask("m")).status_code == 200
