@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
 from typing import Any, Self
 
 from ._errors import ProtocolError
@@ -221,9 +220,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-@cache
 def _annotations(model: type[Model]) -> Mapping[str, str]:
-    """Annotations of a model's fields by name; listings ask for each entry."""
+    """Annotations of a model's fields by name."""
     return {f.name: str(f.type) for f in fields(model)}
 
 

@@ -9,7 +9,8 @@ import typer
 from rich.text import Text
 
 from bmt_client import Upload, UsageError
-from bmt_client._config import Content, config_path, load, profile_url
+from bmt_client._config import profile_url
+from bmt_client._connection.config_file import Content, config_path, load
 from bmt_client._flows import verify_mask
 
 from .many import for_each

@@ -34,7 +34,7 @@ class Group(TyperGroup):
         return super().parse_args(ctx, hoist(args))
 
     def get_params(self, ctx: Any) -> list[Any]:
-        params = super().get_params(ctx)
+        params: list[Any] = list(super().get_params(ctx))
         for param in params:
             # Documented with the client; the help of commands has options of their own alone.
             if param.name in ("install_completion", "show_completion"):
