@@ -246,6 +246,8 @@ def test_a_snapshot_is_restored_once(tmp_path):
     client = redis.Redis(unix_socket_path=live.socket)
     try:
         client.set("mask", b"\x00one")
+        # Valkey waits this long for more replicas before it sends a snapshot.
+        client.config_set("repl-diskless-sync-delay", 0)
         copies = variables | {"HOST": "h", "KEEP": "2", "LIVE": live.socket, "FOLDER": str(backup)}
         (backup / "masks-20200101T000000Z.rdb").touch()
         (backup / "masks-20210101T000000Z.rdb").touch()
