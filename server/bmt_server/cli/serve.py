@@ -19,7 +19,7 @@ from bmt_server.cli.options import with_settings
 from bmt_server.cli.places import check_places, require_loopback
 from bmt_server.settings import Settings, SettingsError
 from bmt_server.vllm_integration import engine_flags, plugin, process_lifetime
-from bmt_server.vllm_integration.arguments.known import given, unknown_flag
+from bmt_server.vllm_integration.arguments.known import given, unknown_flag, unknown_key
 from bmt_server.vllm_integration.arguments.root_path import checked_root_path
 from bmt_server.vllm_integration.process_context import process_context
 from bmt_server.vllm_integration.versions.check import VllmVersionError, check_version
@@ -57,7 +57,8 @@ def serve(
     **settings: Any,
 ) -> None:
     """Serve MODEL with masks."""
-    if wrong := unknown_flag(context.args, own=_own_flags(context)):
+    wrong = unknown_flag(context.args, own=_own_flags(context)) or unknown_key(context.args)
+    if wrong:
         fail(wrong, code=2)
     try:
         run(model, context.args, data_dir or _default_data_dir(), key_file, settings)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import bmt_core
 import httpx2
 import pytest
 from bmt_client import BmtClient
 
 from tests.support.masks import random_mask_of
-from tests.support.requests.open_webui import calls
+from tests.support.requests.open_webui import replay
 
 pytestmark = pytest.mark.engine
 
@@ -24,29 +22,7 @@ def version(server, smol) -> str:
 
 def test_every_call_is_answered(server, version):
     for model, answered in (("smol", "smol"), ("webui:prod", version), ("smol:webui", version)):
-        for call in calls(server.key, model):
-            answer = httpx2.request(
-                call.method,
-                f"{server.url}/v1{call.path}",
-                headers=call.headers,
-                json=call.body,
-                timeout=120,
-            )
-            assert answer.status_code == 200, (call.what, answer.text)
-            if "Origin" in call.headers:
-                assert answer.headers.get_list("access-control-allow-origin") == ["*"]
-            if call.streams:
-                assert answer.headers["content-type"].startswith("text/event-stream")
-                events = [e.removeprefix("data: ") for e in answer.text.split("\n\n") if e]
-                assert events[-1] == "[DONE]"
-                chunks = [json.loads(event) for event in events[:-1]]
-                assert {chunk["model"] for chunk in chunks} == {answered}
-                assert chunks[-1]["usage"]["completion_tokens"] > 0
-            elif call.body is not None:
-                assert answer.json()["model"] == answered
-                assert answer.json()["choices"][0]["message"]["content"]
-            elif call.method == "GET":
-                assert {"smol", "webui", "webui:prod"} <= {m["id"] for m in answer.json()["data"]}
+        replay(server.url, server.key, model, answered, "*")
 
 
 @pytest.mark.found

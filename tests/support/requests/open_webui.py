@@ -7,9 +7,12 @@ connection, chats and has titles written; with a direct connection the browser s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import httpx2
 
 #: Origin of the page, for direct connections.
 PAGE = "http://chat.example.org"
@@ -70,6 +73,34 @@ def calls(key: str, model: str) -> Iterator[WebuiCall]:
         }
         yield WebuiCall("preflight", "OPTIONS", path, page | asked)
         yield WebuiCall("direct", method, path, page | auth | _JSON, body, streams=body is not None)
+
+
+def replay(url: str, key: str, model: str, answered: str, allowed: str) -> None:
+    """Send all calls to a real server, whose answers are whole and name the version.
+
+    url: of the server, without `/v1`. allowed: the header that lets the page read, empty for none.
+    """
+    for call in calls(key, model):
+        answer = httpx2.request(
+            call.method, f"{url}/v1{call.path}", headers=call.headers, json=call.body, timeout=120
+        )
+        page = "Origin" in call.headers
+        if page:
+            assert answer.headers.get("access-control-allow-origin", "") == allowed, call.what
+        refused = page and not allowed and call.method == "OPTIONS"
+        assert answer.status_code == (400 if refused else 200), (call.what, answer.text)
+        if call.streams:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            events = [e.removeprefix("data: ") for e in answer.text.split("\n\n") if e]
+            assert events[-1] == "[DONE]"
+            chunks = [json.loads(event) for event in events[:-1]]
+            assert {chunk["model"] for chunk in chunks} == {answered}
+            assert chunks[-1]["usage"]["completion_tokens"] > 0
+        elif call.body is not None:
+            assert answer.json()["model"] == answered
+            assert answer.json()["choices"][0]["message"]["content"]
+        elif call.method == "GET":
+            assert model.split(":")[0] in {m["id"] for m in answer.json()["data"]}
 
 
 def _chat(model: str) -> dict[str, Any]:

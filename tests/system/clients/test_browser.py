@@ -18,9 +18,11 @@ from pathlib import Path
 import bmt_core
 import httpx2
 import pytest
+from bmt_client import BmtClient
 
 from tests.support.http.ports import free_port
 from tests.support.masks import random_mask_of
+from tests.support.requests.open_webui import replay
 from tests.support.served import Served
 
 pytestmark = pytest.mark.operate
@@ -196,6 +198,16 @@ def test_a_page_of_an_origin_that_is_not_allowed_reads_nothing(server, browser, 
             assert answer["status"] == 0
             assert "Failed to fetch" in answer["text"]
     page.close()
+
+
+@pytest.mark.found
+def test_open_webui_below_a_path(server, smol):
+    with BmtClient(f"{server.url}/masks", server.key) as client:
+        mask = bmt_core.encode(random_mask_of(smol, 6, sparsity=0.02))
+        version = client.upload(mask, name="webui").model
+    for model, answered in (("smol", "smol"), ("webui", version), ("smol:webui", version)):
+        # Its page's origin is not allowed here.
+        replay(f"{server.url}/masks", server.key, model, answered, "")
 
 
 @pytest.mark.found

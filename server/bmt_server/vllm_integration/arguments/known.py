@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import yaml
 
 from bmt_server.vllm_integration.arguments.decided import DECIDED
 from bmt_server.vllm_integration.unsupported_flags import REFUSED
@@ -68,6 +71,22 @@ def unknown_flag(words: Sequence[str], own: Iterable[str]) -> str | None:
             typed = re.split(r"[=.]", word, maxsplit=1)[0]
             return f"no such flag: {typed}" + (f"; did you mean {' or '.join(near)}?" * bool(near))
     return None
+
+
+def unknown_key(words: Sequence[str]) -> str | None:
+    """Message about the first key of the file of `--config` that is no flag of vLLM, or None.
+
+    A file that cannot be read is an error of vLLM's parser.
+    """
+    path = given("--config", words)
+    if path is None:
+        return None
+    try:
+        keys = yaml.safe_load(Path(path).read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    found = unknown_flag([f"--{key}" for key in keys], ()) if isinstance(keys, dict) else None
+    return f"{path}: {found}" if found else None
 
 
 def _forms(flag: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from bmt_server.cli.main import app
-from bmt_server.vllm_integration.arguments.known import unknown_flag
+from bmt_server.vllm_integration.arguments.known import unknown_flag, unknown_key
 from bmt_server.vllm_integration.arguments.root_path import checked_root_path
 from bmt_server.vllm_integration.unsupported_flags import UnsupportedFlagError
 from bmt_server.vllm_integration.versions.check import cli_arguments
@@ -93,6 +93,32 @@ def test_a_wrong_flag_is_refused_before_vllm_is_loaded(flags):
     assert done.exit_code in (1, 2)
     assert flags[0] in done.output
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "port: 1\nmax_model_lenn: 5\n",
+            "no such flag: --max_model_lenn; did you mean --max-model-len?",
+        ),
+        ("mask-mode: delta\n", "no such flag: --mask-mode"),
+        ("port: 1\nmax-model-len: 5\nno-enable-prefix-caching: true\n", None),
+        ("- a\n", None),
+        ("a: [\n", None),
+    ],
+)
+def test_keys_of_the_file_of_flags(tmp_path, text, said):
+    path = tmp_path / "flags.yaml"
+    path.write_text(text)
+    found = unknown_key(["--config", str(path), "--port", "2"])
+    assert found is None if said is None else found.startswith(f"{path}: {said}")
+    assert unknown_key(["--config", str(tmp_path / "none.yaml")]) is None
+    assert unknown_key(["--port", "1"]) is None
+    if said is not None:
+        done = CliRunner().invoke(app, ["serve", "/none", f"--config={path}"])
+        assert done.exit_code == 2
+        assert "no such flag" in done.output
 
 
 def test_a_process_with_a_wrong_flag_ends_at_once():
