@@ -15,6 +15,7 @@ import vllm
 from bmt_core.library_contract import broken, minor_version
 from bmt_server.api.engine_vllm.heartbeat import Heartbeat
 from bmt_server.cli import serve
+from bmt_server.cli.main import app
 from bmt_server.ipc.worker_channel import WORKER_METHOD
 from bmt_server.settings import Settings
 from bmt_server.vllm_integration import patches, plugin
@@ -30,6 +31,7 @@ from bmt_server.vllm_integration.versions.contract import seams
 from bmt_server.vllm_integration.versions.worker_seams import MANAGER
 from bmt_server.vllm_integration.worker_hooks import base_replacement
 from bmt_server.worker.engine_vllm.mask_manager import MaskManager
+from typer.testing import CliRunner
 from uvicorn.protocols.http import flow_control
 from vllm.config.lora import LoRAConfig
 from vllm.platforms.interface import Platform
@@ -125,11 +127,12 @@ def test_every_process_checks_what_it_needs(monkeypatch):
         plugin.register()
 
 
-def test_the_server_ends_with_the_line_before_it_does_anything(monkeypatch, tmp_path, capsys):
+def test_the_server_ends_with_the_line_before_it_does_anything(monkeypatch, tmp_path):
     monkeypatch.setattr(vllm, "__version__", "0.31.0")
     assert issubclass(VllmContractError, serve._user_errors())
-    with pytest.raises(VllmVersionError):
-        serve.run("m", [], tmp_path / "data", None, {"registry_url": "", "blobs_url": ""})
+    done = CliRunner().invoke(app, ["serve", "m", "--data-dir", str(tmp_path / "data")])
+    assert done.exit_code == 1
+    assert "vLLM is 0.31.0, and masks need 0.32" in " ".join(done.output.split())
     assert not (tmp_path / "data").exists()
 
 
