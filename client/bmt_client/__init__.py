@@ -24,7 +24,17 @@ from ._errors import (
     UsageError,
 )
 from ._keys import ApiKey, NewApiKey
-from ._models import Alias, BaseModelInfo, KeyInfo, MaskInfo, ModelInfo, Page, Upload, Version
+from ._models import (
+    Alias,
+    BaseModelInfo,
+    KeyInfo,
+    MaskInfo,
+    ModelInfo,
+    Page,
+    Retention,
+    Upload,
+    Version,
+)
 
 __all__ = [
     "Alias",
@@ -45,6 +55,7 @@ __all__ = [
     "PermissionDenied",
     "ProtocolError",
     "RateLimited",
+    "Retention",
     "TooLarge",
     "Unavailable",
     "Upload",

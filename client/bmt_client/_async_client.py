@@ -12,7 +12,7 @@ from bmt_core import Mask
 from . import _flows as flows
 from ._base import BaseClient
 from ._keys import AsyncKeys
-from ._models import Alias, KeyInfo, MaskInfo, ModelInfo, Page, Upload, Version
+from ._models import Alias, KeyInfo, MaskInfo, ModelInfo, Page, Retention, Upload, Version
 from ._retry import DEFAULT_MAX_RETRIES
 from ._transport import (
     Call,
@@ -171,6 +171,21 @@ class AsyncBmtClient(BaseClient):
     ) -> tuple[str, ...]:
         """Remove old versions of a mask; return their mask digests; see `BmtClient.prune`."""
         return await self._run(flows.prune(self._policy, name, keep_last, older_than, dry_run))
+
+    async def retention(self, name: str) -> Retention:
+        """Return the rule by which the server removes old versions of a mask."""
+        return await self._run(flows.retention(self._policy, name, None))
+
+    async def set_retention(
+        self, name: str, *, keep_last: int | None = None, older_than: str | None = None
+    ) -> Retention:
+        """Have the server remove old versions by itself; see `BmtClient.set_retention`."""
+        rule = {"keep_last": keep_last, "older_than": older_than}
+        return await self._run(flows.retention(self._policy, name, rule))
+
+    async def delete_retention(self, name: str) -> Retention:
+        """Let the server's default rule apply to a mask again; return that rule."""
+        return await self._run(flows.retention(self._policy, name, None, True))
 
     async def read(self, ref: str, *, progress: Progress | None = None) -> bytes:
         """Return the `.bmt` file of `ref`, verified against its digest."""

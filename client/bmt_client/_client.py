@@ -13,7 +13,7 @@ from bmt_core import Mask
 from . import _flows as flows
 from ._base import BaseClient
 from ._keys import Keys
-from ._models import Alias, KeyInfo, MaskInfo, ModelInfo, Page, Upload, Version
+from ._models import Alias, KeyInfo, MaskInfo, ModelInfo, Page, Retention, Upload, Version
 from ._retry import DEFAULT_MAX_RETRIES
 from ._transport import (
     Call,
@@ -211,6 +211,26 @@ class BmtClient(BaseClient):
         dry_run : remove nothing, only return what would be removed
         """
         return self._run(flows.prune(self._policy, name, keep_last, older_than, dry_run))
+
+    def retention(self, name: str) -> Retention:
+        """Return the rule by which the server removes old versions of a mask."""
+        return self._run(flows.retention(self._policy, name, None))
+
+    def set_retention(
+        self, name: str, *, keep_last: int | None = None, older_than: str | None = None
+    ) -> Retention:
+        """Have the server remove old versions of a mask by itself, now and after each upload.
+
+        Versions beyond the newest `keep_last` go, and of those only what is `older_than` (`30d`).
+        The latest version, those of aliases and those that requests run on stay. Without bounds
+        all versions stay, whatever the server's default.
+        """
+        rule = {"keep_last": keep_last, "older_than": older_than}
+        return self._run(flows.retention(self._policy, name, rule))
+
+    def delete_retention(self, name: str) -> Retention:
+        """Let the server's default rule apply to a mask again; return that rule."""
+        return self._run(flows.retention(self._policy, name, None, True))
 
     def read(self, ref: str, *, progress: Progress | None = None) -> bytes:
         """Return the `.bmt` file of `ref`, verified against its digest."""

@@ -17,7 +17,7 @@ from bmt_core import Mask, encode, symmetric_difference
 from . import _routes as routes
 from ._errors import Conflict, NotFound, ProtocolError, Unavailable, UsageError
 from ._files import Prepared, decode, destination, hex_sha256, prepare, write_atomically
-from ._models import Alias, KeyInfo, MaskInfo, ModelInfo, Page, Upload, Version
+from ._models import Alias, KeyInfo, MaskInfo, ModelInfo, Page, Retention, Upload, Version
 from ._names import alias_name, is_digest, mask_name, mask_ref, version_digest
 from ._retry import RetryPolicy, exchange
 from ._transport import Call, Flow, Progress, Request, Response, acknowledge, parse_json
@@ -195,6 +195,17 @@ def prune(
         left = {version.digest for version in (yield from versions(policy, name))}
         removed = tuple(d for d in dict.fromkeys((*due, *removed)) if d not in left)
     return removed
+
+
+def retention(
+    policy: RetryPolicy, name: str, rule: Mapping[str, Any] | None, delete: bool = False
+) -> Flow[Retention]:
+    name = mask_name(name)
+    if delete:
+        yield from exchange(routes.retention(name, None, True), policy)
+        rule = None
+    response = yield from exchange(routes.retention(name, rule), policy)
+    return Retention.from_json(parse_json(response))
 
 
 def _removed(response: Response) -> tuple[str, ...]:

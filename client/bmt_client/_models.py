@@ -129,6 +129,24 @@ class Alias(Model):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retention(Model):
+    """Versions of a name that the server removes by itself.
+
+    Versions beyond the newest `keep_last` go, and of those only what is `older_than`; without
+    either, all stay.
+    """
+
+    name: str
+    keep_last: int | None = None
+    older_than: str | None = None  # such as `30d`
+    source: str = "server"  # name: the name's own rule; server: the server's default
+    due: int = 0  # versions that go next
+
+    def __post_init__(self) -> None:
+        _require_text(self, "name")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelInfo(Model):
     """Entry of `/v1/models`: the base, a mask or an alias."""
 

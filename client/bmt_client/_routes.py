@@ -93,6 +93,17 @@ def prune(name: str, keep_last: int | None, older_than: str | None, dry_run: boo
     return Request("POST", f"{_mask(name)}/prune", params=given)
 
 
+def retention(name: str, rule: Mapping[str, Any] | None, delete: bool = False) -> Request:
+    """Show the retention rule of `name`, set it to `rule`, or delete it."""
+    path = f"{_mask(name)}/retention"
+    if delete:
+        return Request("DELETE", path)
+    if rule is None:
+        return Request("GET", path)
+    headers = {"Content-Type": "application/json"}
+    return Request("PUT", path, headers=headers, body=json.dumps(rule).encode())
+
+
 def put_alias(
     name: str, alias: str, target: Mapping[str, str | int], if_match: str | None
 ) -> Request:

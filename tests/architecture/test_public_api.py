@@ -26,7 +26,7 @@ SURFACE = {
     "bmt_client": """
         Alias ApiKey AsyncBmtClient AuthenticationError BaseModelInfo BmtClient BmtClientError
         Conflict Invalid KeyInfo MaskInfo ModelInfo NewApiKey NotFound Page PermissionDenied
-        ProtocolError RateLimited TooLarge Unavailable Upload UsageError Version
+        ProtocolError RateLimited Retention TooLarge Unavailable Upload UsageError Version
     """,
 }
 

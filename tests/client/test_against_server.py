@@ -364,6 +364,25 @@ def test_old_versions_are_pruned(client, run, name):
     assert run("prune", "absent", "--keep-last", 1, exit_code=4)["status"] == 404
 
 
+@pytest.mark.found
+def test_a_retention_rule_is_set_shown_and_removed(client, run, name):
+    for seed in range(4):
+        client.upload(make_mask(950 + seed), name)
+    assert run("retention", name)["source"] == "server"
+    rule = run("retention", name, "--keep-last", 2, "--older-than", "30d")
+    assert (rule["keep_last"], rule["older_than"], rule["source"]) == (2, "30d", "name")
+    assert run("retention", name, "--keep-all")["keep_last"] is None
+    assert client.set_retention(name, keep_last=2).due == 2
+    deadline = time.monotonic() + 10
+    while [v.rev for v in client.versions(name)] != [4, 3]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert run("retention", name, "--delete")["source"] == "server"
+    assert run("retention", name, "--delete", "--keep-all", exit_code=2)["code"]
+    assert run("retention", name, "--older-than", "soon", exit_code=6)["status"] == 400
+    assert run("retention", "absent", "--keep-last", 1, exit_code=4)["status"] == 404
+
+
 def test_keys_are_made_used_rotated_and_revoked(connect, client, real, name):
     made = client.keys.create(["infer", "upload"], label=name, expires="30d")
     assert made.key not in repr(made)

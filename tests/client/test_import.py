@@ -27,6 +27,7 @@ SURFACE = [
     "PermissionDenied",
     "ProtocolError",
     "RateLimited",
+    "Retention",
     "TooLarge",
     "Unavailable",
     "Upload",

@@ -1,4 +1,4 @@
-"""Commands on the versions of a mask: versions, alias, rollback, prune."""
+"""Commands on the versions of a mask: versions, alias, rollback, prune, retention."""
 
 from __future__ import annotations
 
@@ -138,3 +138,48 @@ def prune(
         {"name": name, "removed": list(removed), "dry_run": dry_run},
         lambda console: console.print(f"{name}  {len(removed):,} versions {word}"),
     )
+
+
+def retention(
+    context: typer.Context,
+    name: Name,
+    keep_last: Annotated[
+        int | None,
+        typer.Option("--keep-last", min=1, metavar="N", help="Number of newest versions to keep."),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(
+            "--older-than", metavar="AGE", help="Only versions of this age: 90m, 12h, 30d, 4w."
+        ),
+    ] = None,
+    keep_all: Annotated[
+        bool, typer.Option("--keep-all", help="Keep all versions, whatever the server's default.")
+    ] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove the rule: the server's default applies.")
+    ] = False,
+) -> None:
+    """Show or set the rule by which the server removes old versions of a mask.
+
+    The latest version, versions of aliases and those that requests run on stay.
+    """
+    run = session(context)
+    bounded = keep_last is not None or older_than is not None
+    if bounded + keep_all + delete > 1:
+        raise UsageError("give --keep-last and --older-than, or --keep-all, or --delete")
+    with run.client() as client:
+        if delete:
+            rule = client.delete_retention(name)
+        elif bounded or keep_all:
+            rule = client.set_retention(name, keep_last=keep_last, older_than=older_than)
+        else:
+            rule = client.retention(name)
+
+    def show(console: Console) -> None:
+        bounds = [] if rule.keep_last is None else [f"keep the last {rule.keep_last:,}"]
+        bounds += [] if rule.older_than is None else [f"remove only older than {rule.older_than}"]
+        owner = "its own rule" if rule.source == "name" else "the server's default"
+        console.print(f"{name}  {', '.join(bounds) or 'keep all'}  ({owner}; {rule.due:,} to go)")
+
+    run.out.data(rule.as_dict(), show)
