@@ -43,7 +43,7 @@ def program() -> Callable[..., Any]:
     def call(*words: object, stdin: str | None = None, exit_code: int | None = 0) -> Any:
         found = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
         assert isinstance(found.exception, SystemExit | None), found.exception
-        assert exit_code in (None, found.exit_code), (words, found.exit_code, found.output)
+        assert exit_code in (None, found.exit_code), (words[-4:], found.exit_code, found.output)
         assert KEY not in found.output
         return found
 

@@ -164,8 +164,11 @@ def proxying(port: int) -> Iterator[Proxy]:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             with socket.create_connection(("127.0.0.1", proxy.port)) as server:
                 server.sendall("\r\n".join([*head, "", ""]).encode() + body)
-                while data := server.recv(65536):
+                # The client must not send another request on this connection.
+                data = server.recv(65536).replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+                while data:
                     self.wfile.write(data)
+                    data = server.recv(65536)
             self.wfile.flush()
 
         do_GET = do_PUT = do_DELETE = do_POST = do_PATCH = _forward  # noqa: N815
