@@ -65,6 +65,30 @@ def test_a_service_for_the_outside_is_reachable_from_there(kind):
         assert "LoadBalancer" in refused(service=refused_ranges)
 
 
+@pytest.mark.parametrize(
+    ("values", "ports"),
+    [
+        ({"registry": {"url": "redis://r"}}, [6379]),
+        ({"registry": {"url": "rediss://user@r:6380/0?ssl_cert_reqs=none"}}, [6380]),
+        ({"registry": {"url": "redis://[fd00::1]:6381"}}, [6381]),
+        ({"registry": {"url": "redis+sentinel://a,b:26380,c/masks"}}, [6379, 26379, 26380]),
+        ({"registry": {"url": "redis+cluster://a:7000,b:7001", "port": 7002}}, [7000, 7001, 7002]),
+        ({"registry": {"url": "", "existingSecret": "whole", "port": 6390}}, [6390]),
+        ({"registry": {"url": "", "port": 1}, "valkey": {"enabled": True}}, [6379]),
+        ({"tracing": {"endpoint": "http://collector:4318/v1/traces"}}, [4318, 6379]),
+        ({"tracing": {"endpoint": "https://collector/v1", "port": 0}}, [443, 6379]),
+        ({"tracing": {"endpoint": "http://collector"}}, [4317, 6379]),
+    ],
+)
+def test_egress_opens_the_ports_that_the_urls_name(values, ports):
+    objects = with_values(**values, huggingface={"download": False}, model={"id": "/models/x"})
+    egress = one(objects, "NetworkPolicy")["spec"] if "valkey" not in values else next(
+        o["spec"] for o in objects if o["kind"] == "NetworkPolicy" and o["spec"]["egress"]
+    )  # fmt: skip
+    named_ports = {p["port"] for rule in egress["egress"] for p in rule["ports"]} - {53}
+    assert sorted(named_ports) == ports
+
+
 @pytest.mark.found
 def test_ingress_and_http_route():
     objects = named("sentinel")
