@@ -94,7 +94,7 @@ CODES = {
     "memory_full": "BmtMemoryFull",
 }
 # They mean that requests or uploads are refused, which other alerts notice by their share or rate.
-BY_SHARE = {"queue_full", "unavailable", "registry_unavailable"}
+BY_SHARE = {"queue_full", "unavailable", "registry_unavailable", "budgets_unavailable"}
 BY_RATE = {"uploads_full", "registry_busy"}
 # Ordinary states of a server that starts or stops.
 ORDINARY = {"starting", "stopping", "disconnected"}

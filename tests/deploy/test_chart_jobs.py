@@ -1,33 +1,26 @@
-"""Jobs of the chart: a training run that happens once, and backups that can be restored."""
+"""Jobs of the chart: a training run that happens once, and schedules of maintenance."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import time
-from pathlib import Path
+import re
 from typing import Any
 
 import bmt_core
 import pytest
-import redis
 import yaml
-from bmt_server.registry.embedded import binary_path
 
 from tests.support.deploy.chart import (
     CHART,
     environment,
     named,
     one,
-    pods,
     refusal,
     render,
     template,
     validate,
 )
-from tests.support.served import Valkey
+from tests.support.deploy.scripts import programs, run_script
 
 BASE = ("--set", "valkey.enabled=true", "--set", "trainingJob.enabled=true")
 
@@ -142,28 +135,6 @@ def test_settings_that_the_job_cannot_keep_are_refused():
     assert "'sft', 'grpo', 'sdft'" in message('trainingJob.method="dpo"')
 
 
-def _programs(folder: Path, **scripts: str) -> dict[str, str]:
-    """An environment whose PATH begins with these programs."""
-    folder.mkdir(exist_ok=True)
-    for name, script in scripts.items():
-        program = folder / name.replace("_", "-")
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(0o755)
-    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
-
-
-def _sh(name: str, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    script = (CHART / "files" / name).read_text()
-    return subprocess.run(
-        ["sh", "-euc", script],
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 @pytest.mark.found
 @pytest.mark.parametrize(
     ("shown", "trained", "exit_code", "does"),
@@ -187,11 +158,11 @@ def test_the_job_trains_once(tmp_path, shown, trained, exit_code, does):
     }
     if trained:
         (tmp_path / "trained").touch()
-    variables = _programs(tmp_path / "bin", **scripts) | {
+    variables = programs(tmp_path / "bin", **scripts) | {
         **{"METHOD": "sft", "MODEL": "a/b", "MASK": "m", "RUN": "run-1", "BMT_URL": "http://s"},
         **{"FOLDER": str(tmp_path), "TRIES": "2", "WAIT": "0"},
     }
-    done = _sh("train.sh", variables)
+    done = run_script("train.sh", variables)
     assert done.returncode == exit_code, done.stderr
     lines = log.read_text().splitlines()
     assert [line.split()[0] for line in lines] == does
@@ -225,73 +196,12 @@ def test_schedules_of_maintenance():
 
 
 @pytest.mark.found
-def test_a_snapshot_is_restored_once(tmp_path):
-    command_line = shutil.which("valkey-cli") or shutil.which("redis-cli")
-    if command_line is None:
-        pytest.skip("neither valkey-cli nor redis-cli is there")
-    check = tmp_path / "bin/valkey-check-rdb"
-    variables = _programs(
-        tmp_path / "bin",
-        valkey_server=f'exec {binary_path()} "$@"',
-        # Of a server on a Unix socket in place of a host.
-        valkey_cli=f'case "$1" in -h) shift 4; set -- -s "$LIVE" "$@";; esac; '
-        f'exec {command_line} "$@"',
-    )
-    check.symlink_to(binary_path())
-    folder, backup = tmp_path / "data", tmp_path / "backup"
-    for path in (folder, backup):
-        path.mkdir()
-    live = Valkey(folder)
-    live.start()
-    client = redis.Redis(unix_socket_path=live.socket)
-    try:
-        client.set("mask", b"\x00one")
-        # Valkey waits this long for more replicas before it sends a snapshot.
-        client.config_set("repl-diskless-sync-delay", 0)
-        copies = variables | {"HOST": "h", "KEEP": "2", "LIVE": live.socket, "FOLDER": str(backup)}
-        (backup / "masks-20200101T000000Z.rdb").touch()
-        (backup / "masks-20210101T000000Z.rdb").touch()
-        (backup / "masks-cut.rdb.part").touch()
-        done = _sh("backup.sh", copies)
-        assert done.returncode == 0, done.stdout + done.stderr
-        *_, newest = sorted(p.name for p in backup.iterdir())
-        assert sorted(p.name for p in backup.iterdir()) == ["masks-20210101T000000Z.rdb", newest]
-        client.set("mask", b"later")
-    finally:
-        client.close()
-        live.close()
-    restore = variables | {"SNAPSHOT": newest, "DATA": str(folder), "FOLDER": str(backup)}
-    restore |= {"SOCKET": f"{live.socket_dir}-r", "PAUSE": "0.05"}
-    missing = _sh("restore.sh", restore | {"SNAPSHOT": "masks-x.rdb"})
-    assert missing.returncode == 1
-    assert newest in missing.stdout
-    done = _sh("restore.sh", restore)
-    assert done.returncode == 0, done.stdout + done.stderr
-    again = Valkey(folder)
-    again.start()
-    client = redis.Redis(unix_socket_path=again.socket)
-    try:
-        for _ in range(100):
-            if not client.info("persistence")["loading"]:
-                break
-            time.sleep(0.05)
-        assert client.get("mask") == b"\x00one"
-        client.set("mask", b"new")
-    finally:
-        client.close()
-        again.close()
-    assert "before" in _sh("restore.sh", restore).stdout
-
-
-def test_the_pod_of_valkey_restores_before_it_starts():
-    restored = ("--set", "valkey.enabled=true", "--set", "valkey.restore=masks-1.rdb")
-    assert "backup.existingClaim" in refusal(*restored)
-    objects = render(*restored, "--set", "backup.existingClaim=backups")
-    validate(objects)
-    (spec,) = [s for s in pods(objects) if s["containers"][0]["name"] == "valkey"]
-    (first,) = spec["initContainers"]
-    assert environment(first)["SNAPSHOT"] == "masks-1.rdb"
-    assert {"name": "backup", "persistentVolumeClaim": {"claimName": "backups"}} in spec["volumes"]
+def test_data_of_the_examples_is_mounted():
+    objects = named("everything")
+    recipe = one(objects, "ConfigMap", "train")["data"]["recipe.yaml"]
+    (folder,) = {match[1] for match in re.finditer(r":(/\w+)/", recipe)}
+    (container,) = one(objects, "Job", "train")["spec"]["template"]["spec"]["containers"]
+    assert folder in {m["mountPath"] for m in container["volumeMounts"]}
 
 
 def test_the_recipe_is_the_config_as_it_is():
