@@ -199,8 +199,10 @@ class KeyInfo(Model):
         object.__setattr__(self, "base_names", tuple(self.base_names))
 
     def may(self, scope: str) -> bool:
-        """True if the key has `scope`; `admin` includes the others."""
-        return scope in self.scopes or "admin" in self.scopes
+        """True if the key has `scope`; `admin` includes all but `operator`, which has all."""
+        if scope in self.scopes or "operator" in self.scopes:
+            return True
+        return "admin" in self.scopes and scope != "operator"
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,7 @@ def examine(registry_url: str = "") -> Iterator[Finding]:
     yield _valkey()
     if registry_url:
         yield _registry(registry_url)
+        yield _keys(registry_url)
 
 
 def _python() -> Finding:
@@ -259,3 +260,31 @@ def _registry(url: str) -> Finding:
     if warnings := state.warnings():
         return Finding("Registry", "warn", value, "; ".join(warnings))
     return Finding("Registry", "ok", value)
+
+
+def _keys(url: str) -> Finding:
+    """Keys that all servers refuse, because an early version stored an expiry that is none."""
+    from bmt_server.errors import ApiError
+    from bmt_server.registry.api_keys import ApiKeyStore, KeyRecord
+    from bmt_server.registry.connection import RegistryConnection
+
+    async def look() -> list[KeyRecord]:
+        connection = RegistryConnection(url, connections=1)
+        try:
+            return await ApiKeyStore(connection).records()
+        finally:
+            await connection.close()
+
+    try:
+        records = asyncio.run(look())
+    except (ApiError, ValueError) as error:
+        return Finding("API keys", "warn", f"not read: {error}")
+    refused = [f"{record.key_id}: {record.fault}" for record in records if record.fault]
+    if refused:
+        return Finding(
+            "API keys",
+            "warn",
+            "; ".join(refused[:8]),
+            "revoke them and create others: docs/keys.md",
+        )
+    return Finding("API keys", "ok", f"{len(records)}, all readable")

@@ -18,7 +18,7 @@ from bmt_server.api.routes.dependencies import app_state, principal_of, read_jso
 from bmt_server.errors import BadRequest, Forbidden, NotFound
 from bmt_server.registry.keys.expiry import parse_duration, parse_expiry
 from bmt_server.registry.keys.record import KeyRecord
-from bmt_server.registry.keys.writer import MAX_LABEL_CHARACTERS
+from bmt_server.registry.keys.writer import MAX_LABEL_CHARACTERS, check_known
 from bmt_server.registry.schemas import Principal
 
 MAX_PAGE = 1000
@@ -88,6 +88,7 @@ async def create_key(request: Request) -> JSONResponse:
     state, principal = _managed(request)
     body = await read_json(request, NewKey)
     tenant, scopes = body.tenant or principal.tenant, tuple(body.scopes)
+    check_known(scopes)
     rights.check_tenant(principal, tenant)
     rights.check_scopes(principal, scopes)
     expires = None if body.expires is None else parse_expiry(body.expires)

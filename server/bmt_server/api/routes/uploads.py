@@ -45,6 +45,7 @@ from bmt_server.errors import (
 )
 from bmt_server.ipc.blob import BlobError, decode_blob
 from bmt_server.registry.keys.expiry import parse_expiry
+from bmt_server.registry.keys.writer import MAX_LABEL_CHARACTERS
 from bmt_server.registry.names.name_state import NameState
 from bmt_server.registry.schemas import MAX_ADDRESS, AliasTarget, BaseRef, Publisher, Version
 
@@ -165,7 +166,9 @@ async def _publish(
     """Store a validated version under the request's conditions, and respond with it."""
     state, name, record = app_state(request), version.name, request.scope["bmt.record"]
     publisher = Publisher(
-        key_id=record.key_id, key_name=record.key_name, address=record.peer[:MAX_ADDRESS]
+        key_id=record.key_id,
+        key_name=record.key_name[:MAX_LABEL_CHARACTERS],
+        address=record.peer[:MAX_ADDRESS],
     )
     version = version.model_copy(update={"published_by": publisher})
     before = state.replica.get(version.tenant, name)

@@ -81,7 +81,7 @@ def read_record(digest: str, value: bytes) -> KeyRecord:
     """
     try:
         raw: dict[str, Any] = json.loads(value)
-        fields = {name: raw.get(name) for name in _FIELDS}
+        fields: dict[str, Any] = {name: raw.get(name) for name in _FIELDS}
         scopes = tuple(fields.pop("scopes") or ())
         texts = [*scopes, *(fields[name] for name in ("key_id", "tenant", "label", "created"))]
         if not all(isinstance(text, str) for text in texts):

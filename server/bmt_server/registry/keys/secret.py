@@ -23,7 +23,8 @@ _RANDOM, _CHECK = 32, 6
 
 def make_key(scopes: tuple[str, ...]) -> str:
     """Create a secret; its prefix names the widest scope."""
-    widest = max(scopes, key=SCOPES.index)
+    # Scopes of later versions, of a key that is rotated, have no prefix here.
+    widest = max((scope for scope in scopes if scope in SCOPES), key=SCOPES.index)
     body = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM))
     head = f"bmt_{_KIND[widest]}_{body}"
     return head + _checksum(head)

@@ -84,12 +84,7 @@ class KeyWriter:
             bmt_core.validate_name(tenant)
         except bmt_core.InvalidName as error:
             raise BadRequest(f"tenant: {error}", code=error.code, param="tenant") from None
-        if not scopes or not set(scopes) <= set(SCOPES):
-            raise BadRequest(
-                f"scopes are {[s[:64] for s in scopes[:8]]}; choose from {', '.join(SCOPES)}",
-                code="scope_unknown",
-                param="scopes",
-            )
+        check_known(scopes)
         if "operator" in scopes and tenant != DEFAULT_TENANT:
             raise BadRequest(
                 f"the scope 'operator' is for the tenant {DEFAULT_TENANT!r}, not for {tenant!r}",
@@ -184,9 +179,10 @@ class KeyWriter:
         until = parse_expiry(expires) if expires is not None else None
         for _ in range(_ATTEMPTS):
             field, value, record = await self._find(key_id)
-            if record.fault:
+            fault = record.fault or ("" if set(record.scopes) & set(SCOPES) else "it has no scope")
+            if fault:
                 raise BadRequest(
-                    f"key {key_id} cannot be used: {record.fault}; create another one",
+                    f"key {key_id} cannot be used: {fault}; create another one",
                     code="key_unreadable",
                 )
             if until is None and record.status == "expired":
@@ -255,6 +251,16 @@ def _earlier(expires: str | None, overlap_s: float) -> str:
     end = datetime.now(UTC) + timedelta(seconds=overlap_s)
     before = read_expiry(expires) if expires is not None else None
     return min(end, before or end).isoformat(timespec="seconds")
+
+
+def check_known(scopes: tuple[str, ...]) -> None:
+    """Raise BadRequest for no scope, or for one that is none."""
+    if not scopes or not set(scopes) <= set(SCOPES):
+        raise BadRequest(
+            f"scopes are {[s[:64] for s in scopes[:8]]}; choose from {', '.join(SCOPES)}",
+            code="scope_unknown",
+            param="scopes",
+        )
 
 
 def _check_label(label: str) -> None:

@@ -8,13 +8,16 @@ import json
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from bmt_server.errors import BadRequest, Unauthorized
+from bmt_server.api.keys.rights import check_change
+from bmt_server.cli.doctor import _keys
+from bmt_server.errors import BadRequest, Forbidden, Unauthorized
 from bmt_server.registry.api_keys import SCOPES, ApiKeyStore, make_key
 from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.keys.expiry import parse_expiry, read_expiry
 from bmt_server.registry.keys.record import KeyRecord, read_record
 from bmt_server.registry.keys.secret import hash_key
 from bmt_server.registry.keys.writer import ENVIRONMENT_LABEL
+from bmt_server.registry.schemas import Principal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -205,3 +208,34 @@ async def test_two_rotations_at_once_prolong_nothing(store):
     assert ends
     limit = datetime.now(UTC) + timedelta(seconds=61)
     assert all(datetime.fromisoformat(end) <= limit for end in ends)
+
+
+async def test_a_scope_of_a_later_version_is_nobodys_to_give(store):
+    """An administrator does not rotate a key that may what this version does not know."""
+    key, quick = make_key(("infer",)), store._connection.quick
+    text = KeyRecord("k", "default", ("infer",), "", "2026-01-01T00:00:00+00:00").to_json()
+    later = json.dumps({**json.loads(text), "scopes": ["infer", "paint"]})
+    await quick.hset("{bmt}:keys", hash_key(key), later)
+    (record,) = await store.records()
+    with pytest.raises(Forbidden):
+        check_change(Principal("a", "default", frozenset({"admin"})), record)
+    check_change(Principal("o", "default", frozenset({"operator"})), record)
+    made = await store.rotate("k")
+    assert made.new.scopes == record.scopes
+    alone = json.dumps({**json.loads(text), "scopes": ["paint"]})
+    await quick.hset("{bmt}:keys", hash_key(key), alone)
+    with pytest.raises(BadRequest):
+        await store.rotate("k")
+
+
+@pytest.mark.found
+async def test_the_doctor_names_keys_that_are_refused(store, valkey):
+    await store.create(("infer",))
+    found = await asyncio.to_thread(_keys, valkey.url)
+    assert (found.verdict, found.value) == ("ok", "1, all readable")
+    text = KeyRecord("old", "default", ("infer",), "", "2026-01-01T00:00:00+00:00", "30d")
+    await store._connection.quick.hset("{bmt}:keys", "f" * 64, text.to_json())
+    found = await asyncio.to_thread(_keys, valkey.url)
+    assert found.verdict == "warn"
+    assert "old" in found.value
+    assert "'30d'" in found.value
