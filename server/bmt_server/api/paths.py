@@ -19,8 +19,9 @@ from bmt_server.errors import ApiError, NotFound, from_core
 # `https://host/` + `/v1/models`, and `https://host/v1/` + `/models`.
 _JOINED = re.compile(r"/v1/+")
 _MASKS, _MODELS = "/v1/masks/", "/v1/models/"
+_CHANGING = frozenset({"DELETE", "PUT", "PATCH"})
 # What a path has after a mask's name.
-MASK_PARTS = frozenset({"versions", "aliases", "pin", "prune"})
+MASK_PARTS = frozenset({"aliases", "pin", "prune", "retention", "versions"})
 
 
 def route_path(scope: Message) -> str:
@@ -34,7 +35,8 @@ def route_path(scope: Message) -> str:
         path = "/" + path[len(root) :].lstrip("/")
     if (joined := _JOINED.match(path)) is not None:
         path = "/v1/" + path[joined.end() :]
-    if path.endswith("/") and not path.endswith("//") and not path[:-1].startswith(_MODELS):
+    kept = scope["method"] in _CHANGING or path[:-1].startswith(_MODELS)
+    if path.endswith("/") and not path.endswith("//") and not kept:
         path = path[:-1] or "/"
     return path
 

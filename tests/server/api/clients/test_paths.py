@@ -26,8 +26,8 @@ def root(api, request):
     return request.param.rstrip("/")
 
 
-def seen(path: str, root: str = "") -> str:
-    return route_path({"path": path, "root_path": root})
+def seen(path: str, root: str = "", method: str = "GET") -> str:
+    return route_path({"path": path, "root_path": root, "method": method})
 
 
 @pytest.mark.parametrize("root", ["", "/masks"])
@@ -48,6 +48,17 @@ def test_joined_base_urls_name_the_same_path(path, root):
 def test_an_empty_identifier_names_no_other_path(path):
     """Neither does a path that only begins with the letters of the root path."""
     assert seen(path, "/masks") == path.replace("/v1//", "/v1/")
+
+
+async def test_a_change_without_its_last_identifier_changes_nothing(api):
+    """As of a script whose variable is empty: `/v1/masks/m/$VERSION`."""
+    stored = (await api.put("m", make_mask())).json()
+    async with api.client("admin") as client:
+        for method in ("DELETE", "PUT", "PATCH"):
+            for rest in ("", "versions/", "aliases/", "pin/"):
+                answer = await client.request(method, f"/v1/masks/m/{rest}", content=b"{}")
+                assert answer.status_code in (400, 404), (method, rest)
+        assert (await client.get("/v1/masks/m/")).json()["digest"] == stored["digest"]
 
 
 def test_no_path_gives_another_after_a_second_look():
