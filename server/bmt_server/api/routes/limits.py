@@ -7,6 +7,7 @@ from typing import Any
 import bmt_core
 from fastapi import Request
 
+from bmt_server.api.access_log import audit
 from bmt_server.api.routes.dependencies import app_state
 from bmt_server.errors import BadRequest, NotFound
 from bmt_server.registry.usage.limits import KINDS, Kind, Limits
@@ -37,12 +38,14 @@ async def put(request: Request, kind: str, name: str, limits: Limits) -> dict[st
     _check_name(found, name)
     store = app_state(request).limit_store
     await store.set(found, name, limits)
+    audit(request, "limits", f"{kind}/{name}", **limits.to_dict())
     return {"object": "limits", "kind": kind, "name": name, **limits.to_dict()}
 
 
 async def delete(request: Request, kind: str, name: str) -> None:
     """Remove the limits of a key or a tenant, so that the server's flags count."""
     await app_state(request).limit_store.clear(_kind(kind), name)
+    audit(request, "limits", f"{kind}/{name}", default=True)
 
 
 def _kind(text: str) -> Kind:
