@@ -128,6 +128,25 @@ def test_the_server_knows_its_path_at_the_edge(path, root):
 
 
 @pytest.mark.found
+def test_routes_speak_https_to_pods_that_do():
+    objects = named("gitops")
+    policy = one(objects, "BackendTLSPolicy")["spec"]
+    assert policy["targetRefs"] == [{"group": "", "kind": "Service", "name": "masks"}]
+    assert policy["validation"]["hostname"] == "masks.inference.svc"
+    assert policy["validation"]["caCertificateRefs"][0]["name"] == "masks-ca"
+    tls = {"existingSecret": "cert"}
+    route = {"enabled": True, "parentRefs": [{"name": "g"}]}
+    assert "backendCA" in refused(tls=tls, httpRoute=route)
+    assert not [o for o in with_values(httpRoute=route) if o["kind"] == "BackendTLSPolicy"]
+    ingress = {"enabled": True, "hosts": ["a.b"]}
+    assert "ingress.annotations" in refused(tls=tls, ingress=ingress)
+    https = {"annotations": {"nginx.ingress.kubernetes.io/backend-protocol": "HTTPS"}}
+    one(with_values(tls=tls, ingress=ingress | https), "Ingress")
+    pool = {"enabled": True, "endpointPicker": "picker"}
+    assert "by HTTP" in refused(tls=tls, inferencePool=pool, monitoring={"port": 9400})
+
+
+@pytest.mark.found
 def test_scaling_fails_loudly():
     """KEDA takes an empty answer as no load, unless it is told otherwise."""
     for scaler in ("keda", "autoscaling"):

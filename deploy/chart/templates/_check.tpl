@@ -151,6 +151,17 @@
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
 {{- fail "httpRoute.parentRefs: set the Gateway, as in [{name: public, namespace: gateways}]" -}}
 {{- end -}}
+{{- if .Values.tls.existingSecret -}}
+{{- if .Values.inferencePool.enabled -}}
+{{- fail "inferencePool.enabled: gateways reach the pods of an InferencePool by HTTP, and tls.existingSecret makes them serve HTTPS; end TLS at the gateway" -}}
+{{- end -}}
+{{- if and .Values.httpRoute.enabled (not .Values.httpRoute.backendCA) -}}
+{{- fail "httpRoute.backendCA: with tls.existingSecret name a ConfigMap whose ca.crt checks the pods' certificate, or the gateway would speak HTTP to them" -}}
+{{- end -}}
+{{- if and .Values.ingress.enabled (not .Values.ingress.annotations) (not .Values.service.annotations) -}}
+{{- fail "ingress.annotations: with tls.existingSecret tell the controller to speak HTTPS to the pods, as in nginx.ingress.kubernetes.io/backend-protocol: HTTPS" -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.service.loadBalancerSourceRanges (ne .Values.service.type "LoadBalancer") -}}
 {{- fail "service.loadBalancerSourceRanges: service.type is not LoadBalancer" -}}
 {{- end -}}

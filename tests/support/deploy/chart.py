@@ -20,7 +20,7 @@ EXAMPLES = sorted(CHART.glob("examples/*.yaml"))
 MINIMAL = CHART / "examples/minimal.yaml"
 # Custom resources, whose schemas are not available here.
 FOREIGN = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "ScaledObject", "InferencePool"}
-FOREIGN |= {"HTTPRoute"}
+FOREIGN |= {"HTTPRoute", "BackendTLSPolicy"}
 VERSION = "1.35"
 
 
