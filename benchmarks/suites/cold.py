@@ -84,7 +84,7 @@ async def publish(endpoint: Endpoint, prefix: str, count: int, seed: int) -> lis
     from bmt_server.registry.schemas import BaseRef, Version
 
     store = RegistryConnection(endpoint.registry)
-    registry, names = Registry(store), []
+    registry, names = await Registry.recorded(store), []
     try:
         for number, data in enumerate(random_masks(endpoint.model, count, seed)):
             header = bmt_core.inspect(data)

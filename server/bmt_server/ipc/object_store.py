@@ -35,8 +35,8 @@ T = TypeVar("T")
 
 FORMS = "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///folder"
 _SCHEMES = {"s3": "s3", "gs": "gs", "az": "az", "file": "file"}
-# Until the first byte of an answer, and for a whole transfer: masks are megabytes.
-ANSWER_S, TRANSFER_S = 5.0, 30.0
+# Until the first byte of an answer, for a whole read, and for a write: masks are megabytes.
+ANSWER_S, TRANSFER_S, WRITE_S = 5.0, 30.0, 15.0
 _CONNECT_S = 1.0
 _FAILURES_TO_OPEN = 3
 _OPEN_S = 1.0
@@ -116,7 +116,7 @@ class ObjectStore:
             if self._folder is not None:
                 await asyncio.to_thread(_sync, self._folder, name)
 
-        await self._call(write)
+        await self._call(write, WRITE_S)
 
     async def size(self, name: str) -> int:
         """Size of an object in bytes; 0 if it does not exist."""

@@ -10,7 +10,7 @@ All scripts but PUBLISH run on a full server too, or it could not be emptied.
 
 from __future__ import annotations
 
-from bmt_server.registry.blobs.lua import ALLOW_OOM
+from bmt_server.registry.blobs.lua import ALLOW_OOM as ALLOW_OOM
 
 # changed: digests of the versions that changed, with blanks between; nil if all may have.
 ADD_EVENT = """

@@ -155,7 +155,7 @@ class Registry:
             for _ in range(_PUBLISH_ATTEMPTS):
                 staged = await self.blobs.stage(digest, blob)
                 records = (o.record if o else "" for o in (staged.written, staged.replaces))
-                bytes_at = [raw(digest), staged.place, *records]
+                bytes_at: list[str | bytes] = [raw(digest), staged.place, *records]
                 outcome, current = await self.run_script(
                     PUBLISH, path, keys, [*arguments, *bytes_at, *aliases]
                 )

@@ -7,8 +7,8 @@ import secrets
 import pytest
 from bmt_server.registry.connection import RegistryConnection
 
+from tests.support.blobs.object_store import S3
 from tests.support.replica import replica
-from tests.support.scenarios.object_store import S3
 from tests.support.scenarios.registry import new_key
 
 

@@ -12,8 +12,8 @@ from bmt_server.registry.maintenance import check_consistency, collect_orphans
 from bmt_server.registry.registry import Registry
 from bmt_server.worker.engine_vllm.mask_fetcher import FetchError, MaskFetcher
 
+from tests.support.blobs.places import damage, lose, places
 from tests.support.replica import make_mask
-from tests.support.scenarios.blobs import damage, lose, places
 
 pytestmark = pytest.mark.redis
 

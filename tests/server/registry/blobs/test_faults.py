@@ -12,8 +12,8 @@ from bmt_server.ipc.blob import OBJECTS
 from bmt_server.registry.blobs.in_redis import LOOSE
 from bmt_server.registry.maintenance import check_consistency, collect_orphans
 
+from tests.support.blobs.places import places
 from tests.support.replica import make_mask
-from tests.support.scenarios.blobs import places
 from tests.support.scenarios.proxy import FaultProxy
 
 pytestmark = pytest.mark.redis
@@ -77,12 +77,15 @@ async def test_resident_masks_are_served_and_others_get_503(
             assert (await other.ask(f"m{seed}")).status_code == 200
 
 
+@pytest.mark.parametrize("fault", ["cut", "stall"])
 async def test_an_upload_without_the_store_is_not_acknowledged_nor_published(
-    open_replica, place, proxy
+    open_replica, place, proxy, fault, monkeypatch
 ):
+    for name in ("ANSWER_S", "WRITE_S"):
+        monkeypatch.setattr(f"bmt_server.ipc.object_store.{name}", 0.5)
     async with open_replica(place) as one:
         await one.put("m", make_mask(0))
-        proxy.set("cut")
+        proxy.set(fault)
         async with steady(0.25):
             answer = await one.put("m", make_mask(1))
         assert answer.status_code == 503

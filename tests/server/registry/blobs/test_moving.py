@@ -16,8 +16,8 @@ from bmt_server.registry.blobs.place import PLACE
 from bmt_server.registry.maintenance import check_consistency, collect_orphans
 from typer.testing import CliRunner
 
+from tests.support.blobs.places import damage, places
 from tests.support.replica import make_mask
-from tests.support.scenarios.blobs import damage, places
 
 pytestmark = pytest.mark.redis
 

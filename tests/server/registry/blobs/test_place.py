@@ -14,9 +14,9 @@ from bmt_server.ipc.object_store import ObjectStore, parse_place
 from bmt_server.registry.blobs.place import OWNER, PLACE
 from bmt_server.settings import SettingsError
 
+from tests.support.blobs.object_store import CREDENTIALS
+from tests.support.blobs.places import places
 from tests.support.replica import make_mask
-from tests.support.scenarios.blobs import places
-from tests.support.scenarios.object_store import CREDENTIALS
 
 pytestmark = pytest.mark.redis
 
