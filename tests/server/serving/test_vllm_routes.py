@@ -66,11 +66,14 @@ def client():
             raise Unauthorized("no")
         return Principal(key, "default", KEYS[key])
 
-    async def acquire(tenant, model, load):
+    async def acquire(tenant, model, condition, *, load):
         async def ready():
             return None
 
         return SimpleNamespace(model=model, version=None, ready=ready, release=lambda: None)
+
+    async def admit(key_id, tenant, headers, *, engine):
+        return None
 
     state = SimpleNamespace(
         settings=SimpleNamespace(no_auth=False, metrics_open=False),
@@ -78,6 +81,8 @@ def client():
         shutdown=Shutdown(1),
         key_limiter=KeyLimiter(0, 0),
         sequence_limiter=SequenceLimiter(8),
+        budgets=SimpleNamespace(admit=admit),
+        usage=SimpleNamespace(add=lambda caller, counts: None),
         engine=SimpleNamespace(max_model_len=128),
         schemas=RequestSchemas({}),
         turns=Turns(),
@@ -104,7 +109,8 @@ def test_the_app_has_dangerous_routes(routes):
 
 def test_reachable_vllm_routes_are_the_allowed_ones(routes):
     reached = {p for p, methods in routes.items() if any(find_route(m, p) for m in METHODS)}
-    ours = {p for p in reached if re.match(r"/v1/(masks|blobs|me$)|/(livez|readyz)|/v1/models/", p)}
+    own = r"/v1/(masks|blobs|keys|limits|usage|me$)|/(livez|readyz)|/v1/models/"
+    ours = {p for p in reached if re.match(own, p)}
     assert reached - ours == REACHED_ROUTES & set(routes)
 
 
