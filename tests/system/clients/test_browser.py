@@ -22,7 +22,7 @@ from bmt_client import BmtClient
 
 from tests.support.http.ports import free_port
 from tests.support.masks import random_mask_of
-from tests.support.requests.open_webui import replay
+from tests.support.requests.open_webui import PAGE, replay
 from tests.support.served import Served
 
 pytestmark = pytest.mark.operate
@@ -62,7 +62,7 @@ async ([url, key, encoded]) => {
 """
 
 
-class Page(http.server.BaseHTTPRequestHandler):
+class OtherOrigin(http.server.BaseHTTPRequestHandler):
     """An empty page of another origin."""
 
     def do_GET(self) -> None:
@@ -79,7 +79,7 @@ class Page(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def origin():
-    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), OtherOrigin)
     threading.Thread(target=served.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{served.server_port}"
     served.shutdown()
@@ -92,7 +92,7 @@ def server(smol: Path, origin: str, tmp_path_factory: pytest.TempPathFactory):
         smol,
         tmp_path_factory.mktemp("browser"),
         *("--enforce-eager", "--max-num-seqs", "8", "--root-path", "/masks"),
-        *("--allowed-origins", json.dumps([origin]), "--key-concurrency", "1"),
+        *("--allowed-origins", json.dumps([origin, PAGE]), "--key-concurrency", "1"),
         port=free_port(),
     )
     yield started
@@ -206,8 +206,7 @@ def test_open_webui_below_a_path(server, smol):
         mask = bmt_core.encode(random_mask_of(smol, 6, sparsity=0.02))
         version = client.upload(mask, name="webui").model
     for model, answered in (("smol", "smol"), ("webui", version), ("smol:webui", version)):
-        # Its page's origin is not allowed here.
-        replay(f"{server.url}/masks", server.key, model, answered, "")
+        replay(f"{server.url}/masks", server.key, model, answered, PAGE)
 
 
 @pytest.mark.found
