@@ -139,11 +139,11 @@ class Retention(Model):
     name: str
     keep_last: int | None = None
     older_than: str | None = None  # such as `30d`
-    source: str = "server"  # name: the name's own rule; server: the server's default
+    source: str  # name: the name's own rule; server: the server's default
     due: int = 0  # versions that go next
 
     def __post_init__(self) -> None:
-        _require_text(self, "name")
+        _require_text(self, "name", "source")
 
 
 @dataclass(frozen=True, kw_only=True)
