@@ -120,8 +120,8 @@ async def show_key(request: Request, key_id: str) -> dict[str, Any]:
 async def rotate_key(request: Request, key_id: str) -> JSONResponse:
     """Create a key in place of another one, which still works for `overlap`.
 
-    The new key has the old one's tenant, scopes and label. Its secret is `key`, which is not shown
-    again; `replaces` is the old key.
+    The new key has the old one's tenant, scopes, label and limits. Its secret is `key`, which is
+    not shown again; `replaces` is the old key.
     """
     state, principal = _managed(request)
     body = await read_json(request, Rotation)

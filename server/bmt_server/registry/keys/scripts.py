@@ -1,6 +1,7 @@
 """Lua scripts of changes of API keys. The event makes all servers look their keys up again.
 
-KEYS: hash of API keys, events [, set of the environment's keys]. Each script returns {outcome, …}.
+KEYS: hash of API keys, events, set of the environment's keys, hash of limits. Each script returns
+{outcome, …}.
 """
 
 from bmt_server.registry.lua import ALLOW_OOM
@@ -43,7 +44,7 @@ return {'ok', ARGV[2]}
 )
 
 # ARGV: field, record that is expected, record to leave behind for a key of the environment, `1` if
-# its label says that it is one: former versions know no set of them.
+# its label says that it is one: former versions know no set of them. Field of its limits.
 REVOKE = (
     ALLOW_OOM
     + _EVENT
@@ -55,18 +56,22 @@ if ARGV[4] == '1' or redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 1 then
 else
   redis.call('HDEL', KEYS[1], ARGV[1])
 end
+redis.call('HDEL', KEYS[4], ARGV[5])
 add_event()
 return {'ok', ''}
 """
 )
 
+# The new key keeps the limits of the old one, or a rotation would end what an operator has set.
 # ARGV: field, record that is expected, record with the end of the overlap, field and record of the
-# new key.
+# new key, fields of the limits of both.
 ROTATE = (
     _EVENT
     + """
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return {'changed', ''} end
 redis.call('HSET', KEYS[1], ARGV[4], ARGV[5], ARGV[1], ARGV[3])
+local limits = redis.call('HGET', KEYS[4], ARGV[6])
+if limits then redis.call('HSET', KEYS[4], ARGV[7], limits) end
 add_event()
 return {'ok', ''}
 """

@@ -26,6 +26,7 @@ from bmt_server.registry.keys.scripts import CREATE, IMPORT, REVOKE, ROTATE
 from bmt_server.registry.keys.secret import hash_key, make_key, well_formed
 from bmt_server.registry.registry import EVENTS
 from bmt_server.registry.schemas import DEFAULT_TENANT
+from bmt_server.registry.usage.limits import LIMITS
 
 #: Hashes of keys that came from BMT_ADMIN_KEY: once revoked, they are not stored again.
 ENVIRONMENT_KEYS = PREFIX + "environment-keys"
@@ -152,7 +153,8 @@ class KeyWriter:
             field, value, record = await self._find(key_id)
             check(record)
             marked = "1" if record.label == ENVIRONMENT_LABEL else ""
-            arguments: list[str | bytes] = [field, value, record.revocation().to_json(), marked]
+            arguments: list[str | bytes] = [field, value, record.revocation().to_json()]
+            arguments += [marked, f"key:{key_id}"]
             if (await self._write(REVOKE, arguments))[0] == "ok":
                 return record
         raise _changed(key_id)
@@ -197,7 +199,7 @@ class KeyWriter:
             new = replace(record, key_id=secrets.token_hex(4), created=_now(), expires=ends)
             old = replace(record, expires=_earlier(record.expires, overlap_s))
             arguments: list[str | bytes] = [field, value, old.to_json()]
-            arguments += [hash_key(key), new.to_json()]
+            arguments += [hash_key(key), new.to_json(), f"key:{key_id}", f"key:{new.key_id}"]
             if (await self._write(ROTATE, arguments))[0] == "ok":
                 return RotatedKey(key, new, old)
         raise _changed(key_id)
@@ -230,7 +232,7 @@ class KeyWriter:
 
         durable: once the change cannot be lost. Raises Unavailable (`not_durable`).
         """
-        keys = [KEYS, EVENTS, ENVIRONMENT_KEYS]
+        keys = [KEYS, EVENTS, ENVIRONMENT_KEYS, LIMITS]
         if not durable:
             quick = self._connection.quick
             run = partial(quick.eval, script, len(keys), *keys, *arguments)

@@ -179,6 +179,18 @@ async def test_a_rotated_key_works_for_the_overlap(api, caller):
     assert answer.json()["expires"] > short["expires"]
 
 
+async def test_a_rotated_key_keeps_the_limits_that_it_had(api, caller):
+    admin = caller("admin")
+    made = await admin.made("infer")
+    path, limits = f"/v1/limits/keys/{made['key_id']}", {"requests_per_minute": 7}
+    assert (await admin("PUT", path, limits)).status_code == 200
+    new = (await admin("POST", f"/v1/keys/{made['key_id']}/rotate", {})).json()
+    stored = (await admin("GET", "/v1/limits")).json()["keys"]
+    assert stored == {made["key_id"]: limits, new["key_id"]: limits}
+    assert (await admin("DELETE", f"/v1/keys/{made['key_id']}")).status_code == 204
+    assert list((await admin("GET", "/v1/limits")).json()["keys"]) == [new["key_id"]]
+
+
 @pytest.mark.parametrize(
     "body",
     [
