@@ -175,7 +175,7 @@ class MemoryFull(ApiError):
 
 
 class RegistryFull(ApiError):
-    """Registry out of memory; it must not evict masks."""
+    """Registry out of memory or disk; it must not evict masks."""
 
     status, type, code = 507, "server_error", "registry_full"
 

@@ -47,6 +47,8 @@ _FAILURES_TO_OPEN = 3
 _OPEN_S = 1.0
 _CANCEL_S = 0.2
 
+# Ends of MISCONF's text when an append-only file cannot grow, as the C library words them.
+_DISK_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 # Errors without a class in redis-py, by their first word. Nothing was written.
 _NOT_NOW = {
     "MISCONF": "cannot write to its disk",
@@ -184,6 +186,12 @@ def _refusal(error: ResponseError) -> ApiError | None:
         return Unavailable(
             "the mask registry has too few replicas for a write; try again shortly",
             code="not_durable",
+        )
+    if _word(error) == "MISCONF" and any(text in str(error) for text in _DISK_FULL):
+        return RegistryFull(
+            "the mask registry's disk is full, and it takes no change until there is room: enlarge "
+            "the disk, or free some of it",
+            retry_after=10,
         )
     why = _NOT_NOW.get(_word(error))
     if isinstance(error, ReadOnlyError | MovedError | AskError | TryAgainError):

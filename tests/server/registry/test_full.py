@@ -49,6 +49,19 @@ async def test_uploads_are_refused_and_removals_work(full):
         assert [entry["name"] for entry in listed] == ["a"]
 
 
+async def test_old_versions_are_pruned_and_rules_are_set(full):
+    api, _ = full
+    async with api.client() as client:
+        answer = await client.post("/v1/masks/a/prune", params={"keep_last": 1})
+        assert len(answer.json()["removed"]) == 1
+        answer = await client.put("/v1/masks/a/retention", json={"keep_last": 1})
+        assert (answer.status_code, answer.json()["due"]) == (200, 0)
+        target = {"digest": make_mask(1, zeros=150).digest}
+        assert (await client.put("/v1/masks/a/aliases/x", json=target)).status_code == 200
+    await api.state.retention.hold()
+    assert await api.state.retention.apply_all() == 0
+
+
 async def test_a_version_can_be_rolled_back(full):
     api, _ = full
     async with api.client() as client:
