@@ -18,7 +18,7 @@ _SCRIPT = ROOT / "tests" / "support" / "children" / "replica_server.py"
 _SOURCES = ("core", "trainer", "server", "client", ".")
 # Response fields whose name differs between revisions, `zeros` carries the same information, and
 # fields that older revisions do not have.
-_RENAMED = ("density", "sparsity", "same_chat_template", "retention")
+_RENAMED = ("density", "sparsity", "same_chat_template", "expires", "retention", "published_by")
 
 
 def export(revision: str, folder: Path) -> str:

@@ -1,11 +1,12 @@
-"""Replicas of an old revision and of this one side by side on one registry.
+"""Replicas of old revisions and of this one side by side on one registry.
 
-$BMT_OLD_REVISION: commit of the old replicas.
+$BMT_OLD_REVISION: commits of the old replicas, in turn, with blanks between.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import Any
 import bmt_core
 import httpx2
 import pytest
+import redis
 from bmt_server.registry.api_keys import ApiKeyStore
 from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.maintenance import check_consistency
@@ -26,16 +28,22 @@ from tests.support.scenarios.revisions import ROOT, RevisionReplica, export
 
 pytestmark = [pytest.mark.operate, pytest.mark.redis, pytest.mark.timeout(3600)]
 
-REVISION = os.environ.get("BMT_OLD_REVISION", "b34d087")
+# The one before names were read by what changed, and the one before keys and blobs had rooms.
+REVISIONS = os.environ.get("BMT_OLD_REVISION", "b34d087 1ae8fe4").split()
 NAMES = scaled(40, 8)
 RACES = scaled(50, 10)
 VISIBLE_S = 5.0
 
 
+@pytest.fixture(scope="module", params=REVISIONS)
+def revision(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def old_tree(tmp_path_factory) -> Path:
+def old_tree(revision, tmp_path_factory) -> Path:
     tree = tmp_path_factory.mktemp("old") / "tree"
-    reason = export(REVISION, tree)
+    reason = export(revision, tree)
     if reason:
         pytest.skip(reason)
     return tree
@@ -57,10 +65,23 @@ class Comparison:
 def visible_s(replica: RevisionReplica, expected: dict[str, Any]) -> float:
     """Seconds until a replica lists what the other one lists."""
     start = time.monotonic()
-    while replica.listing() != expected:
-        assert time.monotonic() - start < 4 * VISIBLE_S
+    while (found := replica.listing()) != expected:
+        assert time.monotonic() - start < 4 * VISIBLE_S, difference(found, expected)
         time.sleep(0.02)
     return time.monotonic() - start
+
+
+def difference(found: Any, expected: Any, where: str = "") -> str:
+    """The first part of a JSON value that is not as expected."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in sorted({*found, *expected}):
+            if found.get(key) != expected.get(key):
+                return difference(found.get(key), expected.get(key), f"{where}.{key}")
+    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        for at, (one, other) in enumerate(zip(found, expected, strict=True)):
+            if one != other:
+                return difference(one, other, f"{where}[{at}]")
+    return f"{where} is {found!r}, expected {expected!r}"
 
 
 def check_resolution(
@@ -109,8 +130,17 @@ async def problems(url: str) -> list[str]:
         await connection.close()
 
 
-def test_mixed_revisions(valkey, tmp_path, old_tree):
-    figures, compare = Figures("mixed_revisions"), Comparison()
+@pytest.fixture
+def empty(valkey):
+    with contextlib.closing(redis.Redis(unix_socket_path=valkey.socket)) as client:
+        client.flushall()
+    return valkey
+
+
+def test_mixed_revisions(empty, tmp_path, revision, old_tree):
+    valkey = empty
+    suffix = "" if revision == REVISIONS[0] else f"_{revision}"
+    figures, compare = Figures(f"mixed_revisions{suffix}", "mixed_revisions"), Comparison()
     names = [f"m{i:03}" for i in range(NAMES)]
     expected: dict[str, bmt_core.Mask] = {}
     with RevisionReplica(old_tree, valkey.url, tmp_path / "old") as old:
@@ -169,6 +199,21 @@ def test_mixed_revisions(valkey, tmp_path, old_tree):
             ids = [e["id"] for e in entries]
             compare.equal("adapter ids are unique", len(set(ids)), len(ids))
 
+            # A retention rule, which the old revision ignores, holds for what it publishes too.
+            kept = [old.publish("kept", make_mask(45_000 + i)) for i in range(3)]
+            new.json("PUT", "/v1/masks/kept/retention", json={"keep_last": 2})
+            for i in range(3):
+                replica = new if i else old
+                kept.append(replica.publish("kept", make_mask(46_000 + i)))
+            start = time.monotonic()
+            while len(new.json("GET", "/v1/masks/kept/versions")["data"]) != 2:
+                assert time.monotonic() - start < 4 * VISIBLE_S
+                time.sleep(0.05)
+            visible_s(old, new.listing())
+            left = [e["digest"] for e in old.json("GET", "/v1/masks/kept/versions")["data"]]
+            compare.equal("kept by the rule", left, [e["digest"] for e in kept[:-3:-1]])
+            listing = new.listing()
+
             # Of two publications that expect the same version, one succeeds.
             base = old.publish("race", make_mask(40_000))
             digest = base["digest"]
@@ -194,16 +239,16 @@ def test_mixed_revisions(valkey, tmp_path, old_tree):
             listing = new.listing()
 
     # Both revisions start on the registry that both wrote, with empty caches.
-    for revision, tree in (("old", old_tree), ("new", ROOT)):
-        with RevisionReplica(tree, valkey.url, tmp_path / f"cold-{revision}") as cold:
-            compare.equal(f"{revision} listing after a restart", cold.listing(), listing)
+    for which, tree in (("old", old_tree), ("new", ROOT)):
+        with RevisionReplica(tree, valkey.url, tmp_path / f"cold-{which}") as cold:
+            compare.equal(f"{which} listing after a restart", cold.listing(), listing)
             check_resolution(compare, cold, expected)
     figures.record(
         "wrong_answers",
         len(compare.wrong),
         "answers",
         "== 0",
-        size=f"{compare.answers} answers of {REVISION} and this revision",
+        size=f"{compare.answers} answers of {revision} and this revision",
         note="; ".join(compare.wrong[:3]),
     )
     found = asyncio.run(problems(valkey.url))
