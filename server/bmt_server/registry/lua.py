@@ -1,7 +1,8 @@
 """Lua scripts of the registry's writes: atomic for readers, checks before writes.
 
 KEYS: name hash, versions hash, set of names, events, id counter, generation, written; PUBLISH has
-four more: blob, objects, loose objects, place (`blobs/lua.py`).
+five more: blob, objects, loose objects, place (`blobs/lua.py`), newest versions of the tenant
+(`usage/quota.py`).
 ARGV[1] is `<tenant>/<name>`, called `path` here. Each script returns {outcome, detail}.
 
 A script that succeeds writes, even if it changes nothing: `durability.py` waits for that write.
@@ -11,6 +12,7 @@ All scripts but PUBLISH run on a full server too, or it could not be emptied.
 from __future__ import annotations
 
 from bmt_server.registry.blobs.lua import ALLOW_OOM as ALLOW_OOM
+from bmt_server.registry.usage import quota
 
 # changed: digests of the versions that changed, with blanks between; nil if all may have.
 ADD_EVENT = """
@@ -29,9 +31,10 @@ end
 
 # ARGV: path, digest, version JSON, if-match, if-none-match, expires ('' for never), file digest of
 # 32 bytes, URL where the blob was written, record of its new object, record of a damaged one,
-# alias... ('' where there is none)
+# quota, alias... ('' where there is none)
 PUBLISH = (
     ADD_EVENT
+    + quota.LUA
     + """
 local digest = ARGV[2]
 local current = redis.call('HGET', KEYS[1], 'latest') or ''
@@ -48,6 +51,10 @@ elseif object == '' and (ARGV[9] ~= '' or redis.call('EXISTS', KEYS[8]) == 0) th
 end
 if ARGV[4] ~= '' and current ~= ARGV[4] then return {'conflict', current} end
 if ARGV[5] ~= '' and current ~= '' then return {'conflict', current} end
+if current ~= digest and redis.call('HEXISTS', KEYS[2], digest) == 0 then
+  local refused, stored = check_quota(file)
+  if refused then return {refused, stored} end
+end
 if written then
   redis.call('HSET', KEYS[9], ARGV[7], ARGV[9])
   redis.call('ZREM', KEYS[10], name(ARGV[9]))
@@ -79,13 +86,14 @@ if (redis.call('HGET', KEYS[1], 'expires') or '') ~= ARGV[6] then
   else redis.call('HSET', KEYS[1], 'expires', ARGV[6]) end
   moved = true
 end
-for i = 11, #ARGV do
+for i = 12, #ARGV do
   if redis.call('HGET', KEYS[1], 'alias:' .. ARGV[i]) ~= digest then
     redis.call('HSET', KEYS[1], 'alias:' .. ARGV[i], digest)
     moved = true
   end
 end
 if moved then add_event('publish', digest) else touch() end
+if outcome == 'created' then count_quota(file) end
 return {outcome, current}
 """
 )

@@ -50,6 +50,7 @@ from bmt_server.registry.names.reader import GENERATION, NAMES, NameReader, name
 from bmt_server.registry.names.versions import Versions
 from bmt_server.registry.schemas import Version
 from bmt_server.registry.server_state import read_state
+from bmt_server.registry.usage.quota import BEHIND, OVER, Quota, quota_key
 
 logger = logging.getLogger("vllm.bmt_server")
 
@@ -130,14 +131,16 @@ class Registry:
         if_match: str | None = None,
         if_none_match: bool = False,
         expires: int | None = None,
+        quota: Quota | None = None,
     ) -> tuple[str, str]:
         """Store a blob, then move the name to it in one step for all readers.
 
         expires: the time from which the servers may remove the name, seconds since 1970; None:
-        never, whatever an earlier upload said.
+        never, whatever an earlier upload said. quota: of the tenant, None without one.
 
         Returns (outcome, mask digest); the outcome is `created`, `moved` (an older version is
-        latest again) or `unchanged`. Raises Conflict if the precondition does not hold.
+        latest again) or `unchanged`, or one of `usage/quota.py`.
+        Raises Conflict if the precondition does not hold.
         """
         digest = version.file_digest
         path = f"{version.tenant}/{version.name}"
@@ -148,7 +151,7 @@ class Registry:
             "1" if if_none_match else "",
             "" if expires is None else str(expires),
         ]
-        keys = [blob_key(digest), OBJECTS, LOOSE, PLACE]
+        keys = [blob_key(digest), OBJECTS, LOOSE, PLACE, quota_key(version.tenant)]
         if self._unfit is not None:
             raise self._unfit
         try:
@@ -156,8 +159,9 @@ class Registry:
                 staged = await self.blobs.stage(digest, blob)
                 records = (o.record if o else "" for o in (staged.written, staged.replaces))
                 bytes_at: list[str | bytes] = [raw(digest), staged.place, *records]
+                words = quota.words() if quota is not None else ""
                 outcome, current = await self.run_script(
-                    PUBLISH, path, keys, [*arguments, *bytes_at, *aliases]
+                    PUBLISH, path, keys, [*arguments, *bytes_at, words, *aliases]
                 )
                 if outcome == "blobs_elsewhere":
                     await self.blobs.check()
@@ -166,6 +170,9 @@ class Registry:
         except RegistryFull:
             self.full.set()
             raise
+        if outcome in (OVER, BEHIND):
+            await self.blobs.discard(staged)
+            return outcome, current
         if outcome == "conflict":
             await self.blobs.discard(staged)
             raise _precondition_failed(version.name, current)

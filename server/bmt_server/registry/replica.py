@@ -79,6 +79,10 @@ class RegistryReplica:
         used = self.catalog.any_has_file
         return [d for d in digests if not used(bytes.fromhex(d))], self._cursor
 
+    def stored(self, tenant: str) -> tuple[int, int, int]:
+        """Versions of a tenant, bytes of their files, and the change that both include."""
+        return *self.catalog.stored(tenant), self._cursor[0]
+
     def expired(self, now: float) -> list[NameState]:
         """Names of all tenants that the servers may remove. now: seconds since 1970."""
         return [state for state in self.catalog.expiring() if state.has_expired(now)]

@@ -20,6 +20,7 @@ async def show(request: Request) -> dict[str, Any]:
     state = app_state(request)
     principal: Principal = request.scope["bmt.principal"]
     settings = state.settings
+    versions, stored, _ = state.replica.stored(principal.tenant)
     return {
         "object": "key",
         "key_id": principal.key_id,
@@ -40,5 +41,6 @@ async def show(request: Request) -> dict[str, Any]:
             "key": state.limit_store.of("key", principal.key_id).to_dict(),
             "tenant": state.limit_store.of("tenant", principal.tenant).to_dict(),
         },
+        "stored": {"versions": versions, "bytes": stored},
         "rollout_prefix": ROLLOUT_PREFIX,
     }

@@ -33,6 +33,7 @@ from bmt_server.api.routes.dependencies import (
     valid_name,
     version_of,
 )
+from bmt_server.api.usage.storage import publish_within_quota
 from bmt_server.errors import (
     BadRequest,
     Conflict,
@@ -173,7 +174,8 @@ async def _publish(
     version = version.model_copy(update={"published_by": publisher})
     before = state.replica.get(version.tenant, name)
     _warn_of_another_base(before, version)
-    outcome, _ = await state.registry.publish(
+    outcome = await publish_within_quota(
+        state,
         version,
         data,
         aliases=aliases,

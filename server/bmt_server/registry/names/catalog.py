@@ -18,23 +18,34 @@ Key = tuple[str, str]  # tenant and name
 
 
 class _Tenant:
-    """Names of one tenant, and the number of versions of each file digest."""
+    """Names of one tenant, and the number of versions of each file digest.
 
-    __slots__ = ("files", "names")
+    versions, bytes: of all names, and of the different files.
+    """
+
+    __slots__ = ("bytes", "files", "names", "versions")
 
     def __init__(self) -> None:
         self.names: SortedDict = SortedDict()  # name -> NameState
         self.files: dict[bytes, int] = {}
+        self.versions = 0
+        self.bytes = 0
 
     def add(self, entry: Entry) -> None:
-        self.files[entry.file_digest] = self.files.get(entry.file_digest, 0) + 1
+        before = self.files.get(entry.file_digest, 0)
+        self.files[entry.file_digest] = before + 1
+        self.versions += 1
+        if not before:
+            self.bytes += entry.size
 
     def discard(self, entry: Entry) -> None:
         left = self.files[entry.file_digest] - 1
+        self.versions -= 1
         if left:
             self.files[entry.file_digest] = left
         else:
             del self.files[entry.file_digest]
+            self.bytes -= entry.size
 
 
 class Catalog:
@@ -80,6 +91,11 @@ class Catalog:
         """True if a version of the tenant has this file. digest: SHA-256, 64 hex digits."""
         names = self._tenants.get(tenant)
         return names is not None and bytes.fromhex(digest) in names.files
+
+    def stored(self, tenant: str) -> tuple[int, int]:
+        """Versions of a tenant, and bytes of their different files."""
+        names = self._tenants.get(tenant)
+        return (names.versions, names.bytes) if names is not None else (0, 0)
 
     def any_has_file(self, digest: bytes) -> bool:
         """True if a version of any tenant has this file. digest: SHA-256, 32 bytes."""

@@ -32,6 +32,7 @@ class Entry:
     """One version as the registry keeps it: "<rev>|<id>|<parent>|<version JSON>".
 
     created: seconds since 1970. file_digest: 32 bytes. fingerprint: of the base.
+    size: of the file, bytes.
     """
 
     digest: str
@@ -41,6 +42,7 @@ class Entry:
     created: int
     file_digest: bytes
     fingerprint: str
+    size: int = 0
 
     @classmethod
     def read(cls, digest: str, text: str) -> Entry | None:
@@ -56,6 +58,7 @@ class Entry:
                 int(datetime.fromisoformat(fields.created).timestamp()),
                 bytes.fromhex(fields.file_digest),
                 _shared(fields.base.fingerprint),
+                fields.bytes,
             )
         except (ValueError, TypeError) as error:
             logger.error("Version %s of the mask registry is unreadable: %r.", digest[:12], error)
@@ -76,6 +79,7 @@ class _Fields(msgspec.Struct, gc=False):
     created: str
     file_digest: str
     base: _Base
+    bytes: int = 0
 
 
 _decode = msgspec.json.Decoder(_Fields).decode
