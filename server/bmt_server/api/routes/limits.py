@@ -8,7 +8,7 @@ import bmt_core
 from fastapi import Request
 
 from bmt_server.api.access_log import audit
-from bmt_server.api.routes.dependencies import app_state
+from bmt_server.api.routes.dependencies import app_state, read_json
 from bmt_server.errors import BadRequest, NotFound
 from bmt_server.registry.usage.limits import KINDS, Kind, Limits
 
@@ -29,13 +29,14 @@ async def show(request: Request) -> dict[str, Any]:
     }
 
 
-async def put(request: Request, kind: str, name: str, limits: Limits) -> dict[str, Any]:
+async def put(request: Request, kind: str, name: str) -> dict[str, Any]:
     """Set all limits of a key, by its id, or a tenant; those that are left out are the defaults.
 
     0: no limit. Every server has them within seconds.
     """
     found = _kind(kind)
     _check_name(found, name)
+    limits = await read_json(request, Limits)
     store = app_state(request).limit_store
     await store.set(found, name, limits)
     audit(request, "limits", f"{kind}/{name}", **limits.to_dict())
