@@ -28,9 +28,11 @@ def route_path(scope: Message) -> str:
     """The request's path below the root path, without doubled slashes around `v1` and at its end.
 
     Slashes between identifiers stay: an empty identifier must not make a path that means another
-    one, as `/v1/masks//pin` would. So do those of a model's id, which may be a folder.
+    one, as `/v1/masks//pin` would, and as `DELETE /v1/masks/m/` might, whose version was empty. So
+    do those of a model's id, which may be a folder.
     """
-    path, root = "/" + scope["path"].lstrip("/"), _root(scope)
+    given: str = scope["path"]
+    path, root = "/" + given.lstrip("/"), _root(scope)
     if root and (path == root or path.startswith(f"{root}/")):
         path = "/" + path[len(root) :].lstrip("/")
     if (joined := _JOINED.match(path)) is not None:

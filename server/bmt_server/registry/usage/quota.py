@@ -74,8 +74,8 @@ class Quota:
 
     def words(self) -> str:
         """Argument of the script."""
-        numbers = (self.generation, self.versions, self.bytes, self.most_versions)
-        numbers += (self.most_bytes, self.size, int(self.has_file))
+        known = (self.generation, self.versions, self.bytes)
+        numbers = (*known, self.most_versions, self.most_bytes, self.size, int(self.has_file))
         return " ".join(str(max(0, number)) for number in numbers)
 
     def exceeded(self) -> bool:
