@@ -53,16 +53,19 @@ def parse_place(url: str) -> str:
 
     The message does not repeat the URL, which may hold a password by mistake.
     """
-    parts = urlsplit(url.strip())
+    try:
+        parts = urlsplit(url.strip())
+    except ValueError:
+        raise ValueError(f"the place of blobs must have the form {FORMS}") from None
     if parts.scheme not in _SCHEMES:
         raise ValueError(f"the place of blobs must have the form {FORMS}")
-    if "@" in parts.netloc or parts.query or parts.fragment or parts.port is not None:
+    if re.search("[@:]", parts.netloc) or parts.query or parts.fragment:
         raise ValueError(
             "the place of blobs is a bucket and a prefix alone; credentials, region and endpoint "
             "come from the environment, such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL"
         )
     path = re.sub(r"/+", "/", parts.path).rstrip("/")
-    if any(part in (".", "..") for part in path.split("/")):
+    if any(part in (".", "..") for part in unquote(path).split("/")):
         raise ValueError("the place of blobs has '.' or '..' in its path")
     if parts.scheme == "file":
         if parts.netloc or not path:
@@ -82,7 +85,7 @@ class ObjectStore:
     def __init__(self, url: str, transfer_s: float = TRANSFER_S) -> None:
         self.url = parse_place(url)
         self._transfer_s = transfer_s
-        self._folder = Path(unquote(urlsplit(self.url).path)) if url.startswith("file:") else None
+        self._folder = Path(unquote(urlsplit(self.url).path)) if self.url[:5] == "file:" else None
         self._made: Any = None
         self._failures = 0
         self._failed_at = 0.0

@@ -18,8 +18,8 @@ from bmt_server.errors import ApiError, NotFound, Unavailable
 from bmt_server.ipc.blob import OBJECTS, StoredObject, object_name
 from bmt_server.ipc.object_store import ObjectStore, SizeDiffers
 from bmt_server.registry.blobs.in_redis import LOOSE, RedisBlobs, has_digest, raw, read_value
-from bmt_server.registry.blobs.lua import ADD_LOOSE, ADOPT, CLAIM
-from bmt_server.registry.blobs.place import OWNER, PLACE, Place, join, owner_of
+from bmt_server.registry.blobs.lua import ADD_LOOSE, ADOPT, CLAIM, CONFIRM
+from bmt_server.registry.blobs.place import OWNER, PLACE, Place, forget, join, owner_of
 from bmt_server.registry.blobs.protocol import Removed, Staged
 from bmt_server.registry.connection import BULK_S, RegistryConnection
 
@@ -48,13 +48,16 @@ class ObjectBlobs:
 
     async def open(self) -> None:
         """Write the registry's id into the place, or compare it. Raises Unavailable, BlobsDown."""
-        if self._opened:
-            return
+        if not self._opened:
+            await self._check_owner()
+            self._opened = True
+
+    async def _check_owner(self) -> None:
         if self._place is None:
             await self.check()
         assert self._place is not None
-        place, url = self._place, self.store.url
-        found = await self.store.get(OWNER)
+        place, url, quick = self._place, self.store.url, self._connection.quick
+        found = await self._owner()
         if found is None and place.claimed:
             raise Unavailable(
                 f"{url} has lost {OWNER}: the folder is not mounted, or the bucket was emptied. "
@@ -64,15 +67,24 @@ class ObjectBlobs:
             )
         if found is None:
             await self.store.put(OWNER, json.dumps({"registry": place.id}).encode())
-            found = await self.store.get(OWNER)
-        if owner_of(found) != place.id:
+            found = await self._owner()
+        if found != place.id:
+            await forget(self._connection, url)
             raise Unavailable(
                 f"{url} has the blobs of another registry; give each registry a prefix of its own",
                 code="blobs_elsewhere",
             )
-        quick = self._connection.quick
-        await self._connection.call(lambda: quick.hset(PLACE, "claimed", "1"))
-        self._opened = True
+        if not await self._connection.call(lambda: quick.eval(CONFIRM, 1, PLACE, url)):
+            self._place = None
+            await self._check_owner()
+
+    async def _owner(self) -> str | None:
+        """The registry's id in the place; empty if it cannot be read, None if it is not there."""
+        try:
+            found = await self.store.get(OWNER)
+        except SizeDiffers:
+            return ""
+        return None if found is None else owner_of(found)
 
     async def stage(self, digest: str, data: bytes) -> Staged:
         if self._place is None or self._place.writes != self.store.url:
@@ -230,6 +242,8 @@ class ObjectBlobs:
         return await gathered([partial(self.store.size, object_name(m)) for m in members])
 
     async def find_strays(self) -> int:
+        # Each time: the objects of another registry would all be strays, and removed.
+        await self._check_owner()
         found = 0
         async for page in self.store.pages():
             members = [m for path in page if (m := path.rpartition("/")[2]) and _ours(path, m)]

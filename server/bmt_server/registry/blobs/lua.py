@@ -104,41 +104,70 @@ return 1
 
 # KEYS: place, objects, names. ARGV: URL of a server ('' for Redis alone), new id.
 # A registry without masks begins at the URL. One with masks notes it, and goes on in Redis until
-# they are moved. Returns {URL, URL where blobs are written, id, claimed, 1 if there are objects}.
+# they are moved. A record that has not been confirmed by the object store, as of a mistyped URL,
+# gives way to another URL. The id stays, because an object store may have it already.
+# Returns {URL, URL where blobs are written, id, claimed, 1 if there are objects}.
 JOIN = (
     ALLOW_OOM
     + """
 local url = redis.call('HGET', KEYS[1], 'url') or ''
-if url == '' and ARGV[1] ~= '' then
+local claimed = redis.call('HGET', KEYS[1], 'claimed') or ''
+local used = redis.call('EXISTS', KEYS[2])
+if ARGV[1] ~= '' and url ~= ARGV[1] and (url == '' or (claimed == '' and used == 0)) then
   url = ARGV[1]
-  redis.call('HSET', KEYS[1], 'url', url, 'id', ARGV[2], 'writes', '')
+  redis.call('HSETNX', KEYS[1], 'id', ARGV[2])
+  redis.call('HSET', KEYS[1], 'url', url, 'writes', '')
   if redis.call('SCARD', KEYS[3]) == 0 then redis.call('HSET', KEYS[1], 'writes', url) end
 end
-local record = redis.call('HMGET', KEYS[1], 'writes', 'id', 'claimed')
-return {url, record[1] or '', record[2] or '', record[3] or '',
-        redis.call('EXISTS', KEYS[2])}
+local record = redis.call('HMGET', KEYS[1], 'writes', 'id')
+return {url, record[1] or '', record[2] or '', claimed, used}
 """
 )
 
-# KEYS: place, events. ARGV: URL, new id, URL where blobs are written from now on.
+# KEYS: place. ARGV: URL. Notes that the object store there has the registry's id.
+# Returns 0 if another URL is recorded meanwhile.
+CONFIRM = (
+    ALLOW_OOM
+    + """
+if redis.call('HGET', KEYS[1], 'url') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'claimed', '1')
+return 1
+"""
+)
+
+# KEYS: place, objects. ARGV: URL. Forgets a URL that its object store has not confirmed.
+FORGET = (
+    ALLOW_OOM
+    + """
+local record = redis.call('HMGET', KEYS[1], 'url', 'claimed')
+if record[1] ~= ARGV[1] or record[2] or redis.call('EXISTS', KEYS[2]) > 0 then return 0 end
+redis.call('HDEL', KEYS[1], 'url', 'writes')
+return 1
+"""
+)
+
+# KEYS: place. ARGV: URL, new id, URL where blobs are written from now on.
 TURN = (
     ALLOW_OOM
     + """
 local url = redis.call('HGET', KEYS[1], 'url') or ''
-if url == '' then redis.call('HSET', KEYS[1], 'url', ARGV[1], 'id', ARGV[2])
+if url == '' then
+  redis.call('HSETNX', KEYS[1], 'id', ARGV[2])
+  redis.call('HSET', KEYS[1], 'url', ARGV[1])
 elseif url ~= ARGV[1] then return url end
 redis.call('HSET', KEYS[1], 'writes', ARGV[3])
 return ''
 """
 )
 
-# KEYS: place, objects, loose. Forgets the place if nothing is there any more.
+# KEYS: place, objects, loose. Forgets the place if nothing is there any more, but not the id: a
+# command that ends right here leaves it in the object store.
 LEAVE = (
     ALLOW_OOM
     + """
 if redis.call('EXISTS', KEYS[2], KEYS[3]) > 0 then return 0 end
 if (redis.call('HGET', KEYS[1], 'writes') or '') ~= '' then return 0 end
-redis.call('UNLINK', KEYS[1])
+redis.call('HDEL', KEYS[1], 'url', 'writes', 'claimed')
 return 1
 """
 )

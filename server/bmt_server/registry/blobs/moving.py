@@ -18,7 +18,7 @@ from bmt_server.ipc.object_store import ObjectStore, SizeDiffers
 from bmt_server.registry.blobs.in_objects import ObjectBlobs
 from bmt_server.registry.blobs.in_redis import LOOSE, RedisBlobs, has_digest, raw, read_value
 from bmt_server.registry.blobs.lua import LEAVE, TO_OBJECT, TO_REDIS
-from bmt_server.registry.blobs.place import OWNER, PLACE, join, turn
+from bmt_server.registry.blobs.place import OWNER, PLACE, forget, join, turn
 from bmt_server.registry.blobs.protocol import Blobs
 from bmt_server.registry.connection import BULK_S, RegistryConnection
 
@@ -95,17 +95,16 @@ class Mover:
         """
         url = self._blobs.store.url
         place = await join(self._connection)
-        if not place.url and not force:
+        if place.settled:
+            place.check(url)
+        elif place.url != url and not force:
             raise Unavailable(
                 f"no server of this registry was started with --blobs {url}, and servers without "
                 "it cannot read what is moved; restart them with it first, or give --force",
                 code="blobs_elsewhere",
             )
-        # Both before the first server writes there.
-        if place.url:
-            place.check(url)
-        else:
-            await join(self._connection, url)
+        # Before the first server writes there.
+        await self._blobs.check()
         await self._blobs.open()
         await turn(self._connection, url, outside=True)
         return await self.sweep()
@@ -116,6 +115,9 @@ class Mover:
 
     async def back(self) -> MoveReport:
         """Move all blobs into Redis, and forget the place. Raises RegistryFull too."""
+        if not (await join(self._connection)).settled:
+            await forget(self._connection, self._blobs.store.url)
+            return self.report
         await self._blobs.check()
         await self._blobs.open()
         await turn(self._connection, self._blobs.store.url, outside=False)

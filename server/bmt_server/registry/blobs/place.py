@@ -1,8 +1,8 @@
 """The registry's record of where its blobs are, which all servers must agree with.
 
 The hash `{bmt}:place` has the URL of an object store, the URL to which blobs are written (empty
-while that is Redis) and the registry's id, which the object store holds too. Without the hash all
-blobs are in Redis.
+while that is Redis) and the registry's id, which the object store holds too. Without a URL all
+blobs are in Redis. The URL binds other servers from the time at which the object store has the id.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from bmt_server.errors import Unavailable
 from bmt_server.ipc.blob import OBJECTS, PREFIX
 from bmt_server.ipc.object_store import ObjectStore
-from bmt_server.registry.blobs.lua import JOIN, TURN
+from bmt_server.registry.blobs.lua import FORGET, JOIN, TURN
 from bmt_server.registry.connection import RegistryConnection
 
 OWNER = "bmt-registry.json"  # object that names the registry
@@ -35,6 +35,11 @@ class Place:
     claimed: bool = False
     used: bool = False
 
+    @property
+    def settled(self) -> bool:
+        """True if blobs are or may be there: the record gives way to no other URL."""
+        return self.claimed or self.used
+
     def check(self, url: str) -> None:
         """Raise Unavailable (`blobs_elsewhere`) if a server with `url` cannot read all blobs.
 
@@ -51,7 +56,10 @@ class Place:
 
 
 async def join(connection: RegistryConnection, url: str = "") -> Place:
-    """The registry's record; a registry without one takes over `url`. Raises RegistryDown."""
+    """The registry's record, after it took over `url` if it has none that is settled.
+
+    Raises RegistryDown.
+    """
     quick = connection.quick
     reply = await connection.call(
         lambda: quick.eval(JOIN, 3, PLACE, OBJECTS, _NAMES, url, secrets.token_hex(16))
@@ -59,6 +67,11 @@ async def join(connection: RegistryConnection, url: str = "") -> Place:
     *texts, used = reply
     url, writes, identity, claimed = (text.decode() for text in texts)
     return Place(url, writes, identity, bool(claimed), bool(used))
+
+
+async def forget(connection: RegistryConnection, url: str) -> None:
+    """Forget a place that has never been confirmed, such as one of another registry."""
+    await connection.call(lambda: connection.quick.eval(FORGET, 2, PLACE, OBJECTS, url))
 
 
 async def turn(connection: RegistryConnection, url: str, *, outside: bool) -> None:

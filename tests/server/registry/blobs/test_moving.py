@@ -106,7 +106,8 @@ async def test_a_move_may_end_at_any_point_and_be_run_again(open_replica, place)
             assert (found.in_redis, found.in_objects) == ((0, 9) if way == "out" else (9, 0))
             assert (await check_consistency(one.state.registry)).problems == []
         assert await places(one) == (9, 0)
-        assert not await one.state.connection.quick.exists(PLACE)
+        # An object store that could not be asked at the end may still have the id.
+        assert await one.state.connection.quick.hkeys(PLACE) == [b"id"]
         # Servers of Redis alone may start again.
         async with open_replica("") as after_all:
             assert (await after_all.ask("m0")).status_code == 200

@@ -6,13 +6,20 @@ import asyncio
 import http.server
 import logging
 import threading
+from pathlib import Path
 
 import pytest
 from bmt_server.cli.first_key import check_place, contact_registry
+from bmt_server.cli.main import app
 from bmt_server.errors import BlobsDown, Unavailable
 from bmt_server.ipc.object_store import ObjectStore, parse_place
+from bmt_server.registry.blobs.in_objects import ObjectBlobs
 from bmt_server.registry.blobs.place import OWNER, PLACE
+from bmt_server.registry.connection import RegistryConnection
+from bmt_server.registry.maintenance import collect_orphans
+from bmt_server.registry.registry import Registry
 from bmt_server.settings import SettingsError
+from typer.testing import CliRunner
 
 from tests.support.blobs.object_store import CREDENTIALS
 from tests.support.blobs.places import places
@@ -28,6 +35,10 @@ pytestmark = pytest.mark.redis
         "s3://bucket/p?aws_secret_access_key=p4ss",
         "s3://bucket/../p4ss",
         "s3://bucket:9000/p4ss",
+        "s3://bucket:p4ss",
+        "s3://[p4ss",
+        "s3://[p4ss]/x",
+        "s3://bucket/%2e%2e/p4ss",
         "s3:///p4ss",
         "file://host/p4ss",
         "file:///",
@@ -53,10 +64,17 @@ def test_a_wrong_url_is_refused_without_repeating_it(url):
         ("gs://bucket/p/", "gs://bucket/p"),
         ("az://container/p", "az://container/p"),
         (" file:///var/masks/ ", "file:///var/masks"),
+        ("FILE:///var/masks", "file:///var/masks"),
     ],
 )
 def test_one_place_has_one_spelling(url, one):
     assert parse_place(url) == one
+
+
+@pytest.mark.parametrize("spelled", ["file://{}/new", " file://{}/new/", "FILE://{}/new"])
+async def test_each_spelling_of_a_folder_stores_there(spelled, tmp_path):
+    await ObjectStore(spelled.format(tmp_path)).put("a", b"1")
+    assert (tmp_path / "new" / "a").read_bytes() == b"1"
 
 
 async def test_servers_of_another_place_are_refused(open_replica, place_of, empty):
@@ -84,6 +102,69 @@ async def test_a_place_of_another_registry_is_refused(open_replica, place_of):
         async with open_replica(url):
             pass
     assert refused.value.code == "blobs_elsewhere"
+
+
+async def test_a_registry_never_removes_the_objects_of_another_one(open_replica, place_of, empty):
+    """A second registry on the same Redis is started with the first one's place by mistake."""
+    url, second = place_of("file"), f"{empty[0]}?prefix=second"
+    async with open_replica(url) as first:
+        await first.put("m", make_mask(0))
+        with pytest.raises(Unavailable, match="another registry"):
+            async with open_replica(url, registry_url=second):
+                pass
+        connection = RegistryConnection(second)
+        # As it was recorded by a server that ended before it compared the owner.
+        fields = {"url": url, "writes": url, "id": "of the second", "claimed": "1"}
+        for claimed in (False, True):
+            await connection.quick.delete(PLACE)
+            recorded = {k: v for k, v in fields.items() if k != "claimed" or claimed}
+            await connection.quick.hset(PLACE, mapping=recorded)
+            with pytest.raises(Unavailable, match="another registry"):
+                await collect_orphans(
+                    await Registry.recorded(connection), min_age_s=0, strays=True
+                )
+        await connection.close()
+        assert await places(first) == (0, 1)
+
+
+@pytest.mark.parametrize("wrong", ["of another registry", "without an answer"])
+@pytest.mark.parametrize("right", ["file", "redis"])
+async def test_a_mistyped_place_binds_no_registry(open_replica, place_of, empty, wrong, right):
+    mistyped, place = f"{place_of('file')}/a", place_of(right)
+    folder = Path(mistyped.removeprefix("file://"))
+    if wrong == "without an answer":
+        folder.parent.write_text("no folder")
+        async with open_replica(mistyped):
+            pass
+        if right == "redis":
+            runner, command = CliRunner(), ["blobs", "move", "redis", "--registry", empty[0]]
+            assert (await asyncio.to_thread(runner.invoke, app, command)).exit_code == 0
+    else:
+        await ObjectStore(mistyped).put(OWNER, b'{"registry": "of somebody else"}')
+        with pytest.raises(Unavailable, match="another registry"):
+            async with open_replica(mistyped):
+                pass
+    async with open_replica(place) as one:
+        assert (await one.put("m", make_mask(0))).status_code == 201
+        assert await places(one) == ((0, 1) if place else (1, 0))
+        if place:  # the first mask binds it
+            with pytest.raises(Unavailable, match=place):
+                async with open_replica(mistyped):
+                    pass
+
+
+async def test_the_first_of_two_places_wins_that_a_registry_is_started_with(
+    open_replica, place_of, empty
+):
+    """Both servers have looked at the record before either of them has written to its place."""
+    blobs = [ObjectBlobs(RegistryConnection(empty[0]), ObjectStore(place_of("file"))) for _ in "ab"]
+    for one in blobs:
+        await one.check()
+    await blobs[1].open()
+    with pytest.raises(Unavailable, match="was started with --blobs"):
+        await blobs[0].open()
+    for one in blobs:
+        await one._connection.close()
 
 
 async def test_a_place_that_lost_its_content_takes_no_uploads(open_replica, place_of):
