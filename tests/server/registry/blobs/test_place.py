@@ -120,9 +120,7 @@ async def test_a_registry_never_removes_the_objects_of_another_one(open_replica,
             recorded = {k: v for k, v in fields.items() if k != "claimed" or claimed}
             await connection.quick.hset(PLACE, mapping=recorded)
             with pytest.raises(Unavailable, match="another registry"):
-                await collect_orphans(
-                    await Registry.recorded(connection), min_age_s=0, strays=True
-                )
+                await collect_orphans(await Registry.recorded(connection), min_age_s=0, strays=True)
         await connection.close()
         assert await places(first) == (0, 1)
 
