@@ -140,6 +140,7 @@ class RequestMiddleware:
                 sequences = request_limits.count_sequences(body)
                 admitted.enter_context(state.sequence_limiter.admit(sequences))
                 if budgeted is not None:
+                    schema = state.schemas.get(record.path)
                     admitted.callback(budgeted.release)
                     budgeted.reserve(
                         request_limits.most_tokens(
@@ -147,6 +148,7 @@ class RequestMiddleware:
                             sequences,
                             state.engine.max_model_len,
                             generates=record.path != "/v1/embeddings",
+                            fields=schema.fields if schema is not None else None,
                         )
                     )
             isolate(principal.tenant)
@@ -158,12 +160,16 @@ class RequestMiddleware:
             # The app prepares the request, above all its tokens, while the workers load the mask.
             response.wait_for(lease.ready)
             traced = record.span.headers() if record.span.is_recording else {}
+            failed = False
             try:
                 replaced = replace_body(scope, receive, body, traced, state.turns)
                 await self.app(*replaced, response.send)
+            except Exception:
+                failed = not record.status  # the answer is an error, which is still to come
+                raise
             finally:
                 lease.release()
-                if record.status < 400:
+                if record.status < 400 and not failed:
                     state.usage.add(caller, Counts(requests=1))
 
 

@@ -76,6 +76,8 @@ MAX_GRAMMAR_CHARACTERS: Mapping[str, int] = {
 MAX_PROMPTS = 64
 #: Context of a model that states none.
 MAX_CONTEXT = 1 << 20
+# Fields of a message.
+_PLAIN = frozenset(("role", "content", "type", "text", "name"))
 _MAX_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 #: Items of a conversation in `input`.
 MAX_INPUT_ITEMS = 1024
@@ -151,22 +153,36 @@ def count_sequences(body: Mapping[str, Any]) -> int:
 
 
 def most_tokens(
-    body: Mapping[str, Any], sequences: int, context: int | None, *, generates: bool
+    body: Mapping[str, Any],
+    sequences: int,
+    context: int | None,
+    *,
+    generates: bool,
+    fields: Collection[str] | None = None,
 ) -> int:
     """The most tokens that a checked request may take, prompts and completions together.
 
-    context: of the model. generates: False for embeddings. A prompt has no more tokens than it has
-    characters, about; without `max_tokens` a completion may fill the context.
+    context: of the model. generates: False for embeddings. fields: all fields of the route; None:
+    unknown. A prompt has no more tokens than it has characters, about, and may have the text of
+    any field: `system`, `tools`. Without `max_tokens` a completion may fill the context. Beam
+    search runs the model once for each beam and token, each time on all tokens before.
     """
-    given = [n for f in _MAX_TOKENS if (n := _number(body.get(f))) is not None]
+    # Of several such fields, which one counts is the route's affair.
+    known = [f for f in _MAX_TOKENS if fields is None or f in fields]
+    given = [n for f in known if (n := _number(body.get(f))) is not None]
     context = context or MAX_CONTEXT
-    completion = min([context, *given]) if generates else 0
-    prompts = sum(_characters(body.get(field)) for field in ("messages", "prompt", "input"))
-    return int(min(sequences * context, prompts + sequences * max(0, completion)))
+    completion = max(0, min(context, max(given, default=context))) if generates else 0
+    prompts = sum(_characters(value) for field, value in body.items() if field != "model")
+    if generates and body.get("use_beam_search") not in _FALSE:
+        return int(sequences * max(1, completion) * min(context, prompts + completion))
+    return int(min(sequences * context, prompts + sequences * completion))
 
 
 def _characters(value: Any) -> int:
-    """Characters of all text in a value, and one for each number."""
+    """Characters of all text in a value, names of tools' parameters too, and one for each number.
+
+    Names of the API's own fields are no text of a prompt.
+    """
     pending, count = [value], 0
     while pending:
         item = pending.pop()
@@ -174,6 +190,8 @@ def _characters(value: Any) -> int:
             count += len(item.encode(errors="replace"))
         elif isinstance(item, (list, dict)):
             count += len(item)
+            if isinstance(item, dict):
+                count += sum(len(key) for key in item if key not in _PLAIN)
             pending += [
                 v
                 for v in (item.values() if isinstance(item, dict) else item)

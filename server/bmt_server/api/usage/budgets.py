@@ -31,8 +31,8 @@ from limits.aio.strategies import FixedWindowRateLimiter, SlidingWindowCounterRa
 from redis.exceptions import RedisError
 
 from bmt_server.errors import ApiError, RateLimited, Unavailable
-from bmt_server.ipc.blob import PREFIX
 from bmt_server.registry.connection import RegistryConnection, end_task
+from bmt_server.registry.usage.charges import BUDGET_KEYS, Charges
 from bmt_server.registry.usage.limits import BUDGETS, Kind, LimitStore
 
 logger = logging.getLogger("vllm.bmt_server")
@@ -96,16 +96,19 @@ class Budgets:
         storage = RedisStorage(
             "async+redis://",
             implementation="redispy",
-            key_prefix=f"{PREFIX}budget",
+            key_prefix=BUDGET_KEYS,
             connection_pool=connection.quick.connection_pool,
         )
         self._requests = SlidingWindowCounterRateLimiter(storage)
         self._tokens = FixedWindowRateLimiter(storage)
+        self._charges = Charges(connection)
         self._windows: dict[tuple[str, str], tuple[Window, ...]] = {}
         self._reserved: dict[Window, int] = {}
         # Tokens that the registry has not counted yet, and those that it has since the start.
         self._pending: dict[Window, int] = {}
         self._charged: dict[Window, int] = {}
+        # The charge that the registry has not confirmed: window and tokens.
+        self._sending: tuple[Window, int] | None = None
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._away_until = 0.0
@@ -138,7 +141,12 @@ class Budgets:
         try:
             if time.monotonic() < self._away_until:
                 raise Unavailable("the registry did not answer a moment ago")
-            hits = await asyncio.gather(*(self._ask(self._requests.hit, w) for w in requests))
+            hits = [False] * len(requests)
+            # The key's before its tenant's: what a key is refused is nothing that its tenant used.
+            for at, window in enumerate(requests):
+                hits[at] = await self._ask(self._requests.hit, window)
+                if not hits[at]:
+                    break
             stats = await asyncio.gather(
                 *(self._ask(self._requests.get_window_stats, w) for w in requests),
                 *(self._ask(self._tokens.get_window_stats, w) for w in tokens),
@@ -186,8 +194,8 @@ class Budgets:
             )
         return windows
 
-    async def _ask(self, question: Callable[..., Awaitable[Any]], w: Window, **more: int) -> Any:
-        return await self._connection.call(lambda: question(*w.counted, **more), _CALL_S)
+    async def _ask(self, question: Callable[..., Awaitable[Any]], w: Window) -> Any:
+        return await self._connection.call(lambda: question(*w.counted), _CALL_S)
 
     async def _run(self) -> None:
         while True:
@@ -199,12 +207,18 @@ class Budgets:
 
     async def _attempt(self) -> bool:
         """Add pending tokens to the registry's windows; False if it does not answer."""
-        for window, tokens in list(self._pending.items()):
+        while self._sending or self._pending:
+            if self._sending is None:
+                self._charges.begin()
+                self._sending = next(iter(self._pending.items()))
+            window, tokens = self._sending
+            item, *names = window.counted
             try:
-                await self._ask(self._tokens.hit, window, cost=tokens)
+                await self._charges.send(item, tuple(names), tokens, _CALL_S)
             except (ApiError, RedisError) as error:
                 self._note_away(error)
                 return False
+            self._sending = None
             if len(self._charged) >= _MAX_WINDOWS:
                 self._charged = {w: n for w, n in self._charged.items() if w in self._reserved}
             self._charged[window] = self._charged.get(window, 0) + tokens

@@ -65,11 +65,12 @@ async def test_a_key_of_metrics_reads_nothing_else(served):
 async def test_cards_of_models_show_no_folders(served):
     """`root` was the folder of the mask or the checkpoint on the server."""
     assert (await served.put("m", make_mask())).status_code == 201
-    cards = (await get(served, "/v1/models", "infer")).json()["data"]
+    listed = "/v1/models?kind=base,name,version"
+    cards = (await get(served, listed, "infer")).json()["data"]
     cards += [(await get(served, f"/v1/models/{c['id']}", "infer")).json() for c in cards]
-    assert len(cards) >= 4  # base and mask, in the list and alone
+    assert len(cards) >= 6  # base, mask and version, in the list and alone
     for card in cards:
-        assert card["root"].partition("@")[0] == card["id"]
+        assert card["root"].partition("@")[0] == card["id"].partition("@")[0]
         assert not any("/" in str(value) for value in card.values()), card
 
 
