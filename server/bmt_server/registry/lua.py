@@ -51,7 +51,7 @@ elseif object == '' and (ARGV[9] ~= '' or redis.call('EXISTS', KEYS[8]) == 0) th
 end
 if ARGV[4] ~= '' and current ~= ARGV[4] then return {'conflict', current} end
 if ARGV[5] ~= '' and current ~= '' then return {'conflict', current} end
-if current ~= digest and redis.call('HEXISTS', KEYS[2], digest) == 0 then
+if redis.call('HEXISTS', KEYS[2], digest) == 0 then
   local refused, stored = check_quota(file)
   if refused then return {refused, stored} end
 end
@@ -64,8 +64,8 @@ if written then
   redis.call('UNLINK', KEYS[8])
 end
 local outcome = 'unchanged'
-if current ~= digest then
-  local known = redis.call('HGET', KEYS[2], digest)
+local known = redis.call('HGET', KEYS[2], digest)
+if current ~= digest or not known then
   local rev = redis.call('HINCRBY', KEYS[1], 'rev', 1)
   if known then
     outcome = 'moved'
@@ -74,8 +74,9 @@ if current ~= digest then
   else
     outcome = 'created'
     local id = redis.call('INCR', KEYS[5])
+    local parent = current ~= digest and current or ''
     redis.call('HSET', KEYS[2], digest,
-               rev .. '|' .. id .. '|' .. current .. '|' .. ARGV[3])
+               rev .. '|' .. id .. '|' .. parent .. '|' .. ARGV[3])
   end
   redis.call('SADD', KEYS[3], ARGV[1])
   redis.call('HSET', KEYS[1], 'latest', digest)

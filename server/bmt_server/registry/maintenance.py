@@ -10,8 +10,9 @@ upload that loses its blob stores it again, or learns that the registry is full.
 from __future__ import annotations
 
 import hashlib
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
 import bmt_core
@@ -21,6 +22,7 @@ from bmt_server.registry.blobs.in_redis import ORPHANS, raw
 from bmt_server.registry.blobs.protocol import Removed
 from bmt_server.registry.names.changes import Changes
 from bmt_server.registry.names.name_state import NameState
+from bmt_server.registry.names.reader import versions_key
 from bmt_server.registry.names.versions import Entry
 from bmt_server.registry.registry import WRITTEN, Registry
 from bmt_server.registry.schemas import DIGEST_SHOWN, Version
@@ -29,6 +31,7 @@ _ATTEMPTS = 20
 _REMOVALS = 20
 # Names per read, so that other calls of the registry wait milliseconds for each.
 _BATCH = 100
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,8 @@ async def check_consistency(registry: Registry, *, deep: bool = True) -> Consist
         fresh: dict[str, tuple[NameState, Entry]] = {}
         for state in states:
             report.names += 1
-            report.problems += _dangling(state)
+            report.problems += _unreadable(state) + _dangling(state)
+            wanted |= _files_named(state.unreadable)
             for entry in state.versions.entries():
                 report.versions += 1
                 model = f"{state.name}@{entry.digest[:DIGEST_SHOWN]}"
@@ -127,6 +131,24 @@ async def _check_blob(
     return _blob_problem(version.model, "blob_damaged", why) if why else None
 
 
+def _unreadable(state: NameState) -> list[Problem]:
+    key = versions_key(f"{state.tenant}/{state.name}")
+    return [
+        Problem(
+            "version_unreadable",
+            f"{state.name}@{digest[:DIGEST_SHOWN]} cannot be read by this build",
+            f"if a newer build wrote it, upgrade to that one; else delete the field {digest} of "
+            f"{key} in Redis, and upload the mask again",
+        )
+        for digest in state.unreadable
+    ]
+
+
+def _files_named(texts: Mapping[str, str]) -> set[bytes]:
+    """Digests in texts of versions that this build cannot read: their files must stay, too."""
+    return {raw(digest) for text in texts.values() for digest in _DIGEST.findall(text)}
+
+
 def _dangling(state: NameState) -> list[Problem]:
     pointers = {f":{alias}": digest for alias, digest in state.aliases.items()}
     if state.latest:
@@ -138,7 +160,7 @@ def _dangling(state: NameState) -> list[Problem]:
             "upload the mask again, or move the alias",
         )
         for alias, digest in pointers.items()
-        if digest not in state.versions
+        if digest not in state.versions and digest not in state.unreadable
     ]
 
 
@@ -247,12 +269,12 @@ async def remove_orphan(
 
 async def _wanted(registry: Registry) -> set[bytes]:
     """File digests that versions name. `Changes` has those of a change meanwhile."""
-    return {
-        entry.file_digest
-        async for states in _states(registry)
-        for state in states
-        for entry in state.versions.entries()
-    }
+    wanted: set[bytes] = set()
+    async for states in _states(registry):
+        for state in states:
+            wanted.update(entry.file_digest for entry in state.versions.entries())
+            wanted |= _files_named(state.unreadable)
+    return wanted
 
 
 async def _is_full(registry: Registry) -> bool:

@@ -308,6 +308,7 @@ class Registry:
                 read.head,
                 Versions({d: entry for d, entry in read.entries.items() if entry is not None}),
                 read.generation,
+                read.unreadable,
             )
             for read in await self.reader.read(dict.fromkeys(names))
         ]

@@ -12,11 +12,11 @@ from bmt_server.errors import Unavailable
 from bmt_server.ipc.blob import PREFIX, blob_key
 from bmt_server.registry.maintenance import check_consistency, collect_orphans
 from bmt_server.registry.names.changes import Changes
-from bmt_server.registry.names.reader import GENERATION
+from bmt_server.registry.names.reader import GENERATION, versions_key
 from bmt_server.registry.registry import EVENTS, Registry
 from typer.testing import CliRunner
 
-from tests.support.replica import make_mask
+from tests.support.replica import make_mask, replica
 
 
 @pytest.fixture
@@ -144,6 +144,45 @@ async def test_racing_uploads_and_collections_lose_nothing(api, registry):
     await collector
     found = await check_consistency(registry)
     assert (found.names, found.problems) == (3, [])
+
+
+@pytest.mark.parametrize("more", [0, 40])
+@pytest.mark.parametrize(
+    "damage", [(b'"created": "', b'"created": "of a newer build '), (b'"metadata": ', b"\xff")]
+)
+async def test_bytes_of_a_version_that_cannot_be_read_stay(
+    api, valkey, registry, tmp_path, damage, more
+):
+    """A collection by an older build, or one of damaged text, would make the damage final."""
+    for seed in range(3 + more):
+        await api.put("m", make_mask(seed))
+    key, old, quick = versions_key("default/m"), make_mask(0).digest, registry.connection.quick
+    text = await quick.hget(key, old)
+    await quick.hset(key, old, text.replace(*damage))
+    found = await check_consistency(registry)
+    (problem,) = found.problems
+    assert (problem.code, found.versions, found.orphans) == ("version_unreadable", 2 + more, 0)
+    assert old in problem.fix
+    for _ in range(2):
+        assert (await collect_orphans(registry, min_age_s=0)).removed == 0
+    # The other versions of the name are served, and the repaired one too.
+    async with replica(valkey.url, tmp_path / "second", api.keys) as second:
+        for seed, status in ((0, 404), (1, 200), (2, 200)):
+            answer = await second.ask(f"m@{make_mask(seed).digest[:12]}")
+            assert answer.status_code == status
+    await quick.hset(key, old, text)
+    assert (await check_consistency(registry)).problems == []
+
+
+async def test_an_upload_repairs_an_alias_that_points_at_nothing(api, registry):
+    await api.put("m", make_mask(0))
+    digest = make_mask(0).digest
+    await registry.connection.quick.hdel(versions_key("default/m"), digest)
+    (problem,) = (await check_consistency(registry)).problems
+    assert (problem.code, problem.fix.split(",")[0]) == ("dangling", "upload the mask again")
+    answer = await api.put("m", make_mask(0))
+    assert (answer.status_code, answer.json()["parent"]) == (201, None)
+    assert (await check_consistency(registry)).problems == []
 
 
 async def test_fsck_and_gc_commands(api, registry, valkey):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +11,7 @@ from bmt_server.registry.names.versions import Entry, Versions
 from bmt_server.registry.retention.rules import Rule
 from bmt_server.registry.schemas import Version, iso_time
 
-NO_ALIASES: Mapping[str, str] = MappingProxyType({})
+NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,8 @@ class NameState:
     expires: the time from which it may be removed, seconds since 1970; None: it stays.
     retention: its rule as `Rule.read` takes it; None for the server's default.
     versions: shared by the states of a name over time, and always the newest. generation: counter
-    of the registry's changes at the time of the read.
+    of the registry's changes at the time of the read. unreadable: texts of versions by digest that
+    this build cannot read, for the maintenance of the registry alone.
     """
 
     tenant: str
@@ -34,10 +35,17 @@ class NameState:
     versions: Versions
     generation: int
     retention: str | None = None
+    unreadable: Mapping[str, str] = field(default_factory=lambda: NO_TEXTS)
 
     @classmethod
     def of_head(
-        cls, tenant: str, name: str, head: Mapping[str, str], versions: Versions, generation: int
+        cls,
+        tenant: str,
+        name: str,
+        head: Mapping[str, str],
+        versions: Versions,
+        generation: int,
+        unreadable: Mapping[str, str] = NO_TEXTS,
     ) -> NameState:
         """State from the fields of the name's hash. Reuses the digests that `versions` holds."""
 
@@ -53,10 +61,11 @@ class NameState:
             latest=known(head["latest"]) if head.get("latest") else None,
             pinned=head.get("pinned") == "1",
             expires=int(head["expires"]) if "expires" in head else None,
-            aliases=aliases or NO_ALIASES,
+            aliases=aliases or NO_TEXTS,
             versions=versions,
             generation=generation,
             retention=head.get("retention"),
+            unreadable=unreadable,
         )
 
     def rule(self, default: Rule) -> Rule:

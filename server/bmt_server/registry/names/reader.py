@@ -67,6 +67,7 @@ class NameRead:
     """One name as read: the fields of its hash, and all its versions or those asked for.
 
     entries: None for a digest that has no version. generation: counter of changes at the read.
+    unreadable: texts of versions by digest that this build cannot read; they are in no entry.
     """
 
     tenant: str
@@ -75,6 +76,21 @@ class NameRead:
     whole: bool
     head: dict[str, str] = field(default_factory=dict)
     entries: dict[str, Entry | None] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def add(self, digest: str, text: Any, known: Versions | None) -> None:
+        """Take a version as read; the known entry if it is equal.
+
+        text: a string, bytes that may be none, or anything else for a version that is missing.
+        """
+        entry = None
+        try:
+            entry = _entry(digest, text.decode() if isinstance(text, bytes) else text, known)
+        except UnicodeDecodeError as error:
+            logger.error("Version %s of the mask registry is unreadable: %s.", digest[:12], error)
+        self.entries[digest] = entry
+        if entry is None and isinstance(text, str | bytes):
+            self.unreadable[digest] = _text(text)
 
     def pointers(self) -> set[str]:
         """Digests at which `latest` and aliases point."""
@@ -135,10 +151,11 @@ class NameReader:
             read.head, versions = _pairs(parts[2 * i]), parts[2 * i + 1]
             old = known(tenant, name)
             if digests:
-                found = zip(digests, versions, strict=True)
-                read.entries = {d: _entry(d, text, old) for d, text in found}
+                for digest, text in zip(digests, versions, strict=True):
+                    read.add(digest, text, old)
             elif digests is None and versions is not False:
-                read.entries = {d: _entry(d, text, old) for d, text in _pairs(versions).items()}
+                for digest, text in _pairs(versions).items():
+                    read.add(digest, text, old)
             elif digests is None:
                 await self._read_in_pages(read, old)
             reads.append(read)
@@ -155,8 +172,14 @@ class NameReader:
         if len(wanted) > 1:
             return [r for key in wanted for r in await self.read({key: wanted[key]}, known)]
         ((tenant, name),) = wanted
-        logger.error("Mask %s/%s of the registry is unreadable: %s.", tenant, name, error)
-        return [NameRead(tenant, name, 0, whole=True)]
+        logger.error("Mask %s/%s of the registry is unreadable in part: %s.", tenant, name, error)
+        quick, key = self._connection.quick, name_key(f"{tenant}/{name}")
+        generation = await self._connection.call(lambda: quick.get(GENERATION))
+        head = await self._connection.call(lambda: quick.hgetall(key))
+        read = NameRead(tenant, name, int(generation or 0), whole=True)
+        read.head = {_text(k): _text(v) for k, v in head.items()}
+        await self._scan(read, known(tenant, name))
+        return [read]
 
     async def _read_in_pages(self, read: NameRead, old: Versions | None) -> None:
         """Read all versions of a name in pages, then its hash.
@@ -164,18 +187,23 @@ class NameReader:
         A version that is written or deleted meanwhile may be missing or stale, as the event of
         that change, which follows, will show.
         """
-        path, cursor, bulk = f"{read.tenant}/{read.name}", 0, self._connection.bulk
-        while True:
-            scan = partial(bulk.hscan, versions_key(path), cursor, count=PAGE)
-            cursor, found = await self._connection.call(scan, BULK_S)
-            for digest, text in found.items():
-                read.entries[digest.decode()] = _entry(digest.decode(), text.decode(), old)
-            if not int(cursor):
-                break
+        await self._scan(read, old)
         missing = frozenset(read.pointers() - read.entries.keys())
         if missing:
             (late,) = await self.read({(read.tenant, read.name): missing})
             read.head, read.entries = late.head, {**read.entries, **late.entries}
+            read.unreadable |= late.unreadable
+
+    async def _scan(self, read: NameRead, old: Versions | None) -> None:
+        """Read all versions of a name into `read`, in pages."""
+        key, cursor, bulk = versions_key(f"{read.tenant}/{read.name}"), 0, self._connection.bulk
+        while True:
+            scan = partial(bulk.hscan, key, cursor, count=PAGE)
+            cursor, found = await self._connection.call(scan, BULK_S)
+            for digest, text in found.items():
+                read.add(_text(digest), text, old)
+            if not int(cursor):
+                return
 
 
 def name_key(path: str) -> str:
@@ -194,6 +222,11 @@ def _entry(digest: str, text: Any, known: Versions | None) -> Entry | None:
         return None
     old = known.entry(digest) if known is not None else None
     return old if old is not None and old.text == text else Entry.read(digest, text)
+
+
+def _text(stored: str | bytes) -> str:
+    """Text of the registry, with U+FFFD in place of bytes that are none."""
+    return stored.decode(errors="replace") if isinstance(stored, bytes) else stored
 
 
 def _pairs(flat: Iterable[str]) -> dict[str, str]:
