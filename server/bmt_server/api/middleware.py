@@ -124,6 +124,7 @@ class RequestMiddleware:
         scope.setdefault("state", {})
         scope["bmt.principal"], scope["bmt.record"] = principal, record
         if not route.names_model:
+            _check_conditional(route, record, headers)
             await self.app(scope, receive, response.send)
             return
         with ExitStack() as admitted:
@@ -209,6 +210,18 @@ def _authorize(
         raise denied(scope, record.method, record.path)
     check_permission(route, principal, f"{record.method} {record.path[:200]}")
     return route
+
+
+def _check_conditional(route: Route, record: RequestRecord, headers: Mapping[str, str]) -> None:
+    """Raise BadRequest for a change with a condition that its route would leave out."""
+    if route.conditional or "if-match" not in headers or record.method in ("GET", "HEAD"):
+        return
+    raise BadRequest(
+        f"{record.method} {record.path[:200]} takes no If-Match: it replaces no version; leave out "
+        "the header",
+        code="condition_refused",
+        param="if-match",
+    )
 
 
 async def _read_checked_body(

@@ -83,6 +83,12 @@ def valid_digest(text: str) -> str:
         raise BadRequest(str(error), code="digest_invalid", param="digest") from None
 
 
+def condition_of(request: Request) -> Condition:
+    """The request's If-Match. Raises BadRequest."""
+    given = request.headers.getlist("if-match")
+    return Condition.read(", ".join(given) if given else None)
+
+
 def if_match(
     request: Request, name: str, stored: NameState | None, alias: str = bmt_core.LATEST
 ) -> str | None:
@@ -90,8 +96,7 @@ def if_match(
 
     stored: the name as this server knows it. Raises BadRequest, Conflict.
     """
-    given = request.headers.getlist("if-match")
-    condition = Condition.read(", ".join(given) if given else None)
+    condition = condition_of(request)
     if not all(wanted.rpartition("/")[2] in ("", name) for wanted, _ in condition.wanted):
         raise Conflict(f"If-Match asks for {condition}, which is no version of {name[:200]}")
     entry = stored.entry(alias) if stored is not None else None

@@ -93,12 +93,7 @@ async def create_key(request: Request) -> JSONResponse:
     rights.check_scopes(principal, scopes)
     expires = None if body.expires is None else parse_expiry(body.expires)
     rights.check_expiry(principal, expires)
-    there = sum(record.tenant == tenant for record in await state.keys.records())
-    if there >= MAX_KEYS:
-        raise BadRequest(
-            f"tenant {tenant!r} has {there} keys, and {MAX_KEYS} are allowed; revoke some first",
-            code="too_many_keys",
-        )
+    await _check_number(state, tenant)
     made = await state.keys.create(
         scopes, tenant=tenant, label=body.label, expires=expires, durable=True
     )
@@ -131,7 +126,9 @@ async def rotate_key(request: Request, key_id: str) -> JSONResponse:
         rights.check_expiry(principal, expires)
 
     # Not found comes before what is wrong with the key.
-    rights.check_change(principal, await state.keys.get(key_id))
+    replaced = await state.keys.get(key_id)
+    rights.check_change(principal, replaced)
+    await _check_number(state, replaced.tenant)
     made = await state.keys.rotate(
         key_id,
         overlap_s=parse_duration(body.overlap, "overlap"),
@@ -160,6 +157,17 @@ async def revoke_key(request: Request, key_id: str) -> Response:
     state.keys.invalidate()
     audit(request, "key_revoke", f"key {key_id}", **_described(record))
     return Response(status_code=204)
+
+
+async def _check_number(state: AppState, tenant: str) -> None:
+    """Raise BadRequest if a tenant has as many keys as are allowed."""
+    there = sum(record.tenant == tenant for record in await state.keys.records())
+    if there >= MAX_KEYS:
+        raise BadRequest(
+            f"tenant {tenant!r} has {there} keys, and {MAX_KEYS} are allowed; revoke some first, "
+            "as those that have expired or were replaced",
+            code="too_many_keys",
+        )
 
 
 def _managed(request: Request) -> tuple[AppState, Principal]:

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from bmt_server.api.access_log import audit
 from bmt_server.api.routes.dependencies import (
     app_state,
+    condition_of,
     if_match,
     in_turns,
     mask_not_found,
@@ -54,6 +55,7 @@ async def show_mask(request: Request, name: str) -> JSONResponse:
     """
     state, tenant = app_state(request), tenant_of(request)
     version = await state.resolver.find(tenant, valid_ref(name))
+    condition_of(request).check(version, f"`{name[:200]}` is {version.model}")
     stored = state.replica.get(tenant, version.name)
     if stored is None:
         raise mask_not_found(name)
@@ -100,6 +102,7 @@ async def delete_version(request: Request, name: str, digest: str) -> Response:
     """Delete one version that no alias points to."""
     state, stored = app_state(request), await state_of(request, name)
     version = version_of(stored, AliasTarget(digest=digest))
+    condition_of(request).check(version, f"the version is {version.model}")
     await state.registry.delete_version(stored.tenant, name, version.digest)
     audit(request, "version_delete", version.model, digest=version.digest)
     await state.replica.refresh(stored.tenant, name, [version.digest])

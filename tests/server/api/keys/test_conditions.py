@@ -94,6 +94,43 @@ async def test_an_alias_is_moved_and_removed_if_it_is_that_version(stored):
         assert answer.status_code == 204
 
 
+async def test_a_version_is_shown_and_removed_if_it_is_that_version(stored):
+    three = make_mask(3)
+    await stored.put("m", three)
+    two = TWO.digest
+    async with stored.client() as client:
+        for method, path in (
+            ("GET", f"/v1/masks/m@{two}"),
+            ("DELETE", f"/v1/masks/m/versions/{two}"),
+            ("DELETE", f"/v1/models/m@{two[:12]}"),
+        ):
+            for wrong in (ONE.digest, three.digest[:12], f"n@{two[:12]}"):
+                answer = await client.request(method, path, headers={"If-Match": wrong})
+                assert answer.status_code == 412, (method, path, wrong)
+        headers = {"If-Match": f'"m@{two[:12]}"'}
+        assert (await client.get(f"/v1/masks/m@{two}", headers=headers)).status_code == 200
+        answer = await client.delete(f"/v1/masks/m/versions/{two}", headers=headers)
+        assert answer.status_code == 204
+
+
+async def test_a_change_that_replaces_no_version_refuses_a_condition(stored):
+    """A condition that is left out would be a change that its caller ruled out."""
+    headers = {"If-Match": ONE.digest}
+    async with stored.client() as client:
+        for method, path, body in (
+            *(("PUT", "/v1/masks/m/pin", None), ("DELETE", "/v1/masks/m/pin", None)),
+            ("POST", "/v1/masks/m/prune?keep_last=1", None),
+            ("PUT", "/v1/masks/m/retention", {"keep_last": 1}),
+            ("DELETE", "/v1/masks/m/retention", None),
+            ("PUT", "/v1/limits/tenants/default", {}),
+            ("POST", "/v1/keys", {"scopes": ["infer"]}),
+        ):
+            answer = await client.request(method, path, json=body, headers=headers)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (400, "condition_refused"), path
+        assert len((await client.get("/v1/masks/m/versions")).json()["data"]) == 2
+
+
 async def test_a_name_and_an_upload_take_versions_too(stored):
     async with stored.client() as client:
         shown = await client.get("/v1/masks/m")

@@ -234,9 +234,13 @@ async def test_bodies_and_numbers_are_bounded(caller, monkeypatch):
     admin = caller("admin")
     answer = await admin.make("infer", label="x" * 5000)
     assert answer.status_code == 413
+    made = await admin.made("infer")
     there = len((await admin("GET", "/v1/keys")).json()["data"])
     monkeypatch.setattr(routes, "MAX_KEYS", there)
     assert code(await admin.make("infer")) == (400, "too_many_keys")
+    # A replaced key stays in the list until it is revoked.
+    answer = await admin("POST", f"/v1/keys/{made['key_id']}/rotate", {})
+    assert code(answer) == (400, "too_many_keys")
 
 
 async def test_a_server_that_asks_for_no_keys_makes_none(api, caller):
