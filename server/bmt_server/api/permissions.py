@@ -70,9 +70,7 @@ ROUTES: tuple[Route, ...] = (
     _route("GET", r"/v1/models/.+", "any"),
     # By the id's form, with the scopes of the routes below: of an alias, a rollout's mask, others.
     _route("DELETE", r"/v1/models/[^/:@]+:[^/:@]+", "promote", conditional=True),
-    _route(
-        "DELETE", rf"/v1/models/{ROLLOUT_PREFIX}[^/:@]+(@[^/:@]+)?", "upload", conditional=True
-    ),
+    _route("DELETE", rf"/v1/models/{ROLLOUT_PREFIX}[^/:@]+(@[^/:@]+)?", "upload", conditional=True),
     _route("DELETE", r"/v1/models/.+", "admin", conditional=True),
     _route("GET", r"/v1/masks", "any"),
     _route("GET", _MASK, "any"),
