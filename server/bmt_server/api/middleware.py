@@ -124,7 +124,7 @@ class RequestMiddleware:
         scope.setdefault("state", {})
         scope["bmt.principal"], scope["bmt.record"] = principal, record
         if not route.names_model:
-            _check_conditional(route, record, headers)
+            _check_conditions(route, record, headers)
             await self.app(scope, receive, response.send)
             return
         with ExitStack() as admitted:
@@ -212,16 +212,17 @@ def _authorize(
     return route
 
 
-def _check_conditional(route: Route, record: RequestRecord, headers: Mapping[str, str]) -> None:
+def _check_conditions(route: Route, record: RequestRecord, headers: Mapping[str, str]) -> None:
     """Raise BadRequest for a change with a condition that its route would leave out."""
-    if route.conditional or "if-match" not in headers or record.method in ("GET", "HEAD"):
+    if record.method in ("GET", "HEAD"):
         return
-    raise BadRequest(
-        f"{record.method} {record.path[:200]} takes no If-Match: it replaces no version; leave out "
-        "the header",
-        code="condition_refused",
-        param="if-match",
-    )
+    for name, shown in (("if-match", "If-Match"), ("if-none-match", "If-None-Match")):
+        if name in headers and name not in route.conditions:
+            raise BadRequest(
+                f"{record.method} {record.path[:200]} takes no {shown}; leave out the header",
+                code="condition_refused",
+                param=name,
+            )
 
 
 async def _read_checked_body(

@@ -30,7 +30,7 @@ class Route:
     unchanged: its responses with an error status keep their bodies.
     operator: shows or changes what belongs to other tenants, so the key must be the operator's own.
     for_monitoring: of a key of any scope, `metrics` alone included.
-    conditional: `If-Match` names a version there. A change on another route refuses the header.
+    conditions: headers that a change keeps to; a change on another route refuses them.
     """
 
     methods: frozenset[str]
@@ -43,13 +43,14 @@ class Route:
     prompts: int = 1
     operator: bool = False
     for_monitoring: bool = False
-    conditional: bool = False
+    conditions: frozenset[str] = frozenset()
 
 
 def _route(methods: str, path: str, scope: Scope, **flags: Any) -> Route:
     return Route(frozenset(methods.split()), re.compile(path), scope, **flags)
 
 
+_MATCH = frozenset({"if-match"})
 _MASK = r"/v1/masks/[^/]+"
 # Masks of training runs, which push and remove a version in each step.
 ROLLOUT_PREFIX = "rollout-"
@@ -69,23 +70,25 @@ ROUTES: tuple[Route, ...] = (
     _route("GET HEAD", r"/v1/models", "any"),
     _route("GET", r"/v1/models/.+", "any"),
     # By the id's form, with the scopes of the routes below: of an alias, a rollout's mask, others.
-    _route("DELETE", r"/v1/models/[^/:@]+:[^/:@]+", "promote", conditional=True),
-    _route("DELETE", rf"/v1/models/{ROLLOUT_PREFIX}[^/:@]+(@[^/:@]+)?", "upload", conditional=True),
-    _route("DELETE", r"/v1/models/.+", "admin", conditional=True),
+    _route("DELETE", r"/v1/models/[^/:@]+:[^/:@]+", "promote", conditions=_MATCH),
+    _route(
+        "DELETE", rf"/v1/models/{ROLLOUT_PREFIX}[^/:@]+(@[^/:@]+)?", "upload", conditions=_MATCH
+    ),
+    _route("DELETE", r"/v1/models/.+", "admin", conditions=_MATCH),
     _route("GET", r"/v1/masks", "any"),
     _route("GET", _MASK, "any"),
-    _route("PUT PATCH", _MASK, "upload", conditional=True),
+    _route("PUT PATCH", _MASK, "upload", conditions=_MATCH | {"if-none-match"}),
     # Before those of all masks: the first route that matches decides.
-    _route("DELETE", _ROLLOUT_MASK, "upload", conditional=True),
-    _route("DELETE", _ROLLOUT_MASK + r"/versions/[^/]+", "upload", conditional=True),
+    _route("DELETE", _ROLLOUT_MASK, "upload", conditions=_MATCH),
+    _route("DELETE", _ROLLOUT_MASK + r"/versions/[^/]+", "upload", conditions=_MATCH),
     _route("PUT DELETE", _ROLLOUT_MASK + "/retention", "upload"),
-    _route("DELETE", _MASK, "admin", conditional=True),
+    _route("DELETE", _MASK, "admin", conditions=_MATCH),
     _route("GET", _MASK + r"/versions", "any"),
-    _route("DELETE", _MASK + r"/versions/[^/]+", "admin", conditional=True),
+    _route("DELETE", _MASK + r"/versions/[^/]+", "admin", conditions=_MATCH),
     _route("POST", _MASK + r"/prune", "admin"),
     # An upload moves `latest` too.
-    _route("PUT", _MASK + r"/aliases/latest", "upload", conditional=True),
-    _route("PUT DELETE", _MASK + r"/aliases/[^/]+", "promote", conditional=True),
+    _route("PUT", _MASK + r"/aliases/latest", "upload", conditions=_MATCH),
+    _route("PUT DELETE", _MASK + r"/aliases/[^/]+", "promote", conditions=_MATCH),
     _route("GET", _MASK + r"/retention", "any"),
     _route("PUT DELETE", _MASK + r"/retention", "admin"),
     _route("PUT DELETE", _MASK + r"/pin", "admin"),

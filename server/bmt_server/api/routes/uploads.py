@@ -180,7 +180,7 @@ async def _publish(
         data,
         aliases=aliases,
         if_match=if_match(request, name, before),
-        if_none_match=request.headers.get("if-none-match") == "*",
+        if_none_match=_only_first(request),
         expires=expires,
     )
     audit(
@@ -206,6 +206,18 @@ async def _publish(
         201 if outcome == "created" else 200,
         headers={"ETag": f'"{stored.digest}"'},
     )
+
+
+def _only_first(request: Request) -> bool:
+    """True with `If-None-Match: *`: publish no second version. Raises BadRequest for other tags."""
+    given = request.headers.get("if-none-match")
+    if given not in (None, "*"):
+        raise BadRequest(
+            f"If-None-Match is {given[:100]!r}; an upload takes *, for a name that has no version",
+            code="condition_refused",
+            param="if-none-match",
+        )
+    return given is not None
 
 
 def _warn_of_another_base(stored: NameState | None, version: Version) -> None:

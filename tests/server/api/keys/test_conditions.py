@@ -131,6 +131,18 @@ async def test_a_change_that_replaces_no_version_refuses_a_condition(stored):
         assert len((await client.get("/v1/masks/m/versions")).json()["data"]) == 2
 
 
+async def test_a_first_version_alone(stored):
+    for value, status in (("*", 412), ('"*"', 400), (f'"{ONE.digest}"', 400)):
+        answer = await stored.put("m", make_mask(3), headers={"If-None-Match": value})
+        assert answer.status_code == status, value
+    assert (await stored.put("n", ONE, headers={"If-None-Match": "*"})).status_code == 201
+    async with stored.client() as client:
+        path, to = "/v1/masks/m/aliases/prod", {"digest": TWO.digest}
+        answer = await client.put(path, json=to, headers={"If-None-Match": "*"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "condition_refused")
+        assert (await client.get("/v1/masks/m:prod")).json()["digest"] == ONE.digest
+
+
 async def test_a_name_and_an_upload_take_versions_too(stored):
     async with stored.client() as client:
         shown = await client.get("/v1/masks/m")
