@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bmt_server.api.app_state import AppState
-from bmt_server.errors import Unavailable
+from bmt_server.errors import Conflict, Unavailable
 from bmt_server.registry.schemas import Version
 from bmt_server.registry.usage.quota import BEHIND, OVER, Quota
 
@@ -28,12 +28,18 @@ async def publish_within_quota(
             # Before the bytes are stored: a tenant beyond its quota fills nothing.
             raise quota.refusal(quota.versions, quota.bytes)
     for _ in range(_ATTEMPTS):
-        outcome, stored = await state.registry.publish(version, data, quota=quota, **conditions)
+        try:
+            outcome, stored = await state.registry.publish(version, data, quota=quota, **conditions)
+        except Conflict:
+            state.housekeeper.removed([version.file_digest])
+            raise
         if outcome not in (OVER, BEHIND) or quota is None:
             return outcome
         # The script counts what this process may know already; with all changes known it decides.
         await state.replica.sync()
         quota = _quota(state, version)
+    # Redis has the bytes, and a tenant would store any number of them by refused uploads.
+    state.housekeeper.removed([version.file_digest])
     if outcome == BEHIND or quota is None:
         raise Unavailable(
             "the tenant publishes faster than its quota can be counted; try again shortly",

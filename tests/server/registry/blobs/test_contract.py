@@ -10,6 +10,7 @@ from bmt_server.errors import ApiError, NotFound, Unavailable
 from bmt_server.ipc.mask_source import MaskSource
 from bmt_server.registry.maintenance import check_consistency, collect_orphans
 from bmt_server.registry.registry import Registry
+from bmt_server.registry.usage.limits import Limits
 from bmt_server.worker.engine_vllm.mask_fetcher import FetchError, MaskFetcher
 
 from tests.support.blobs.places import damage, lose, places
@@ -114,6 +115,25 @@ async def test_a_refused_upload_leaves_nothing(api):
     assert answer.status_code == 412
     await collect_orphans(api.state.registry, min_age_s=0)
     assert sum(await places(api)) == 1
+
+
+@pytest.mark.parametrize("limit", ["versions", "storage_bytes"])
+async def test_the_bytes_of_refused_uploads_go_by_themselves(api, limit):
+    """Else a tenant would fill the registry beyond its quota by uploads that are refused."""
+    api.state.housekeeper._removal_delay_s = 0.05
+    assert (await api.put("a", make_mask(0))).status_code == 201
+    for seed in (1, 2):
+        answer = await api.put("a", make_mask(seed), headers={"If-None-Match": "*"})
+        assert answer.status_code == 412
+    room = {"versions": 2, "storage_bytes": 800}[limit]
+    await api.state.limit_store.set("tenant", "default", Limits(**{limit: room}))
+    uploads = [api.put(f"m{seed}", make_mask(seed)) for seed in range(3, 9)]
+    answers = [answer.status_code for answer in await asyncio.gather(*uploads)]
+    assert sorted(answers) == [201, 413, 413, 413, 413, 413]
+    async with asyncio.timeout(5):
+        while sum(await places(api)) != 2:
+            await asyncio.sleep(0.05)
+    assert (await check_consistency(api.state.registry)).problems == []
 
 
 async def test_racing_uploads_and_collections_lose_nothing(api):
