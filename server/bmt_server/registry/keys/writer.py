@@ -6,6 +6,7 @@ by an event.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -205,18 +206,19 @@ class KeyWriter:
         raise _changed(key_id)
 
     async def _stored(self) -> list[tuple[str, bytes, KeyRecord]]:
-        """Field, value and record of all keys; read in pages, which hold up nobody."""
-        quick, cursor, found = self._connection.quick, 0, dict[bytes, bytes]()
+        """Field, value and record of all keys, read and parsed in pages: requests go on."""
+        quick, cursor = self._connection.quick, 0
+        # By field, because a page may repeat what another one had.
+        found: dict[bytes, tuple[str, bytes, KeyRecord]] = {}
         while True:
             read = partial(quick.hscan, KEYS, cursor, count=_PAGE)
             cursor, page = await self._connection.call(read)
-            found |= page
+            for raw, value in page.items():
+                field = raw.decode()
+                found[raw] = (field, value, read_record(field, value))
+            await asyncio.sleep(0)
             if not cursor:
-                break
-        return [
-            (field.decode(), value, read_record(field.decode(), value))
-            for field, value in found.items()
-        ]
+                return list(found.values())
 
     async def _find(self, key_id: str) -> tuple[str, bytes, KeyRecord]:
         """Field, value and record of a key. Raises NotFound."""

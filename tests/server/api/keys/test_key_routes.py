@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from bmt_server.api.routes import keys as routes
-from bmt_server.registry.keys.record import SCOPES
+from bmt_server.registry.keys import writer
+from bmt_server.registry.keys.reader import KEYS
+from bmt_server.registry.keys.record import SCOPES, read_record
 from bmt_server.registry.keys.secret import well_formed
 
 from tests.support.replica import make_mask
@@ -241,6 +245,31 @@ async def test_bodies_and_numbers_are_bounded(caller, monkeypatch):
     # A replaced key stays in the list until it is revoked.
     answer = await admin("POST", f"/v1/keys/{made['key_id']}/rotate", {})
     assert code(answer) == (400, "too_many_keys")
+
+
+async def test_reading_many_keys_leaves_turns_to_requests(api, monkeypatch):
+    template = (await api.state.keys.create(("infer",)))[1].to_json()
+    fields = {f"{number:064x}": template for number in range(4000)}
+    await api.state.connection.quick.hset(KEYS, mapping=fields)
+    turns, parsed = 0, []
+
+    async def others():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def read(digest, value):
+        parsed.append(turns)
+        return read_record(digest, value)
+
+    monkeypatch.setattr(writer, "read_record", read)
+    task = asyncio.create_task(others())
+    try:
+        assert len(await api.state.keys.records()) > 4000
+    finally:
+        task.cancel()
+    assert max(Counter(parsed).values()) < 1000
 
 
 async def test_a_server_that_asks_for_no_keys_makes_none(api, caller):
