@@ -59,8 +59,8 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 
 def with_connection(url: str, work: Callable[[Any], Awaitable[T]]) -> T:
-    """Result of `work` on a `RegistryConnection`. An error of the registry ends the process."""
-    from bmt_server.errors import ApiError, RegistryDown
+    """Result of `work` on a `RegistryConnection`. An error of it or its blobs ends the process."""
+    from bmt_server.errors import ApiError, BlobsDown, RegistryDown
     from bmt_server.registry.connection import RegistryConnection
 
     async def run() -> T:
@@ -72,7 +72,7 @@ def with_connection(url: str, work: Callable[[Any], Awaitable[T]]) -> T:
 
     try:
         return asyncio.run(run())
-    except RegistryDown as error:
+    except (RegistryDown, BlobsDown) as error:
         fail(f"{error} ({error.detail})" if error.detail else str(error))
     except (ApiError, ValueError) as error:
         fail(str(error))

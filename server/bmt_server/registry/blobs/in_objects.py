@@ -57,7 +57,7 @@ class ObjectBlobs:
             await self.check()
         assert self._place is not None
         place, url, quick = self._place, self.store.url, self._connection.quick
-        found = await self._owner()
+        found = await owner_of(self.store)
         if found is None and place.claimed:
             raise Unavailable(
                 f"{url} has lost {OWNER}: the folder is not mounted, or the bucket was emptied. "
@@ -67,7 +67,7 @@ class ObjectBlobs:
             )
         if found is None:
             await self.store.put(OWNER, json.dumps({"registry": place.id}).encode())
-            found = await self._owner()
+            found = await owner_of(self.store)
         if found != place.id:
             await forget(self._connection, url)
             raise Unavailable(
@@ -77,14 +77,6 @@ class ObjectBlobs:
         if not await self._connection.call(lambda: quick.eval(CONFIRM, 1, PLACE, url)):
             self._place = None
             await self._check_owner()
-
-    async def _owner(self) -> str | None:
-        """The registry's id in the place; empty if it cannot be read, None if it is not there."""
-        try:
-            found = await self.store.get(OWNER)
-        except SizeDiffers:
-            return ""
-        return None if found is None else owner_of(found)
 
     async def stage(self, digest: str, data: bytes) -> Staged:
         if self._place is None or self._place.writes != self.store.url:

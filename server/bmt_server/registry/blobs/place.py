@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from bmt_server.errors import Unavailable
 from bmt_server.ipc.blob import OBJECTS, PREFIX
-from bmt_server.ipc.object_store import ObjectStore
+from bmt_server.ipc.object_store import ObjectStore, SizeDiffers
 from bmt_server.registry.blobs.lua import FORGET, JOIN, TURN
 from bmt_server.registry.connection import RegistryConnection
 
@@ -89,7 +89,7 @@ async def turn(connection: RegistryConnection, url: str, *, outside: bool) -> No
 async def record_copy(connection: RegistryConnection, url: str) -> None:
     """Record another object store that holds a copy of the recorded one. Raises Unavailable."""
     store, place = ObjectStore(url), await join(connection)
-    if not place.url or owner_of(await store.get(OWNER)) != place.id:
+    if not place.url or await owner_of(store) != place.id:
         raise Unavailable(
             f"{store.url} is no copy of {place.url or 'an object store'}: it lacks this registry's "
             f"{OWNER}",
@@ -99,9 +99,10 @@ async def record_copy(connection: RegistryConnection, url: str) -> None:
     await connection.call(lambda: connection.quick.hset(PLACE, mapping=fields))
 
 
-def owner_of(found: bytearray | None) -> str:
-    """The registry's id in an object store's `OWNER`; empty if it cannot be read."""
+async def owner_of(store: ObjectStore) -> str | None:
+    """The registry's id in an object store; empty if it is unreadable, None if it is not there."""
     try:
-        return str(json.loads(found or b"{}")["registry"])
-    except (ValueError, KeyError, TypeError):
+        found = await store.get(OWNER)
+        return None if found is None else str(json.loads(found)["registry"])
+    except (SizeDiffers, ValueError, KeyError, TypeError):
         return ""

@@ -79,6 +79,14 @@ class Catalog:
         following = names.names.irange(minimum=after, inclusive=(False, True))
         return [names.names[name] for name in islice(following, limit)]
 
+    def pages(self, size: int) -> Iterator[list[NameState]]:
+        """States of all names, at most `size` at a time, which may change between two of them."""
+        for tenant in list(self._tenants):
+            after = ""
+            while states := self.page(tenant, after, size):
+                yield states
+                after = states[-1].name
+
     def page_before(self, tenant: str, before: str, limit: int) -> list[NameState]:
         """States of the last `limit` names of a tenant before `before`, sorted by name."""
         names = self._tenants.get(tenant)

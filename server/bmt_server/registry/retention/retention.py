@@ -126,11 +126,9 @@ class Retention:
     async def apply_all(self) -> int:
         """Apply the rules of all names; the number of versions removed."""
         due: list[Key] = []
-        for at, key in enumerate(list(self._replica.catalog.keys())):
-            if at % _TURN == _TURN - 1:
-                await asyncio.sleep(0)
-            if self._due(self._replica.get(*key)):
-                due.append(key)
+        for page in self._replica.catalog.pages(_TURN):
+            due += [(state.tenant, state.name) for state in page if self._due(state)]
+            await asyncio.sleep(0)
         return sum([await self.apply(*key) for key in due])
 
     async def hold(self) -> None:

@@ -6,6 +6,7 @@ ignore it, and a rule in a form that this build does not know removes nothing.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -43,12 +44,7 @@ class Rule:
     @classmethod
     def read(cls, text: str) -> Rule:
         """The rule of a name's hash."""
-        try:
-            keep, older = text.split("|")
-            return cls(int(keep) if keep else None, older or None)
-        except (ValueError, BadRequest):
-            logger.warning("The retention rule %r is unknown to this build: it is not used.", text)
-            return cls()
+        return _read(text)
 
     def __str__(self) -> str:
         return f"{'' if self.keep_last is None else self.keep_last}|{self.older_than or ''}"
@@ -80,3 +76,14 @@ class Rule:
         for entry in versions.beyond(self.keep_last or 0):
             if entry.digest not in held and (before is None or entry.created < before):
                 yield entry
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(text: str) -> Rule:
+    """The rule of a text; the log names an unknown one once, and not at each look at a name."""
+    try:
+        keep, older = text.split("|")
+        return Rule(int(keep) if keep else None, older or None)
+    except (ValueError, BadRequest):
+        logger.warning("The retention rule %r is unknown to this build: it is not used.", text)
+        return Rule()

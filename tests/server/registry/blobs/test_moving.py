@@ -199,6 +199,15 @@ async def test_commands(open_replica, place, empty):
     assert "must have the form" in await run("blobs", "move", "ftp://x", code=1)
 
 
+async def test_a_command_names_the_cause_of_a_store_that_does_not_answer(empty, tmp_path):
+    """Its user is the operator, who has no other log of it."""
+    (tmp_path / "file").write_text("no folder")
+    command = ["blobs", "move", f"file://{tmp_path}/file/x", "--force", "--registry", empty[0]]
+    done = await asyncio.to_thread(CliRunner().invoke, app, command)
+    assert done.exit_code == 1
+    assert f"file://{tmp_path}/file/x: " in done.output
+
+
 async def test_a_backup_of_both_is_a_complete_registry(open_replica, place_of, empty, tmp_path):
     """Redis first, then the objects: those of versions deleted meanwhile are kept for an hour."""
     url = place_of("file")
