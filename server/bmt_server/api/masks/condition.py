@@ -45,10 +45,14 @@ class Condition:
         if not self.wanted:
             return True
         return version is not None and any(
-            name in ("", version.name, f"{version.tenant}/{version.name}")
-            and version.digest.startswith(digest)
-            for name, digest in self.wanted
+            version.digest.startswith(digest)
+            for _, digest in self.of_name(version.tenant, version.name).wanted
         )
+
+    def of_name(self, tenant: str, name: str) -> Condition:
+        """The versions that may be of a mask: those without a name, and those with its name."""
+        names = ("", name, f"{tenant}/{name}")
+        return Condition(tuple(one for one in self.wanted if one[0] in names))
 
     def check(self, version: Version | None, now: str) -> None:
         """Raise Conflict if the condition does not hold. now: how things are, for the message."""

@@ -96,9 +96,10 @@ def if_match(
 
     stored: the name as this server knows it. Raises BadRequest, Conflict.
     """
-    condition = condition_of(request)
-    if not all(wanted.rpartition("/")[2] in ("", name) for wanted, _ in condition.wanted):
-        raise Conflict(f"If-Match asks for {condition}, which is no version of {name[:200]}")
+    given = condition_of(request)
+    condition = given.of_name(tenant_of(request), name)
+    if given.wanted and not condition.wanted:
+        raise Conflict(f"If-Match asks for {given}, which is no version of {name[:200]}")
     entry = stored.entry(alias) if stored is not None else None
     versions = stored.versions if stored is not None else Versions()
     return condition.digest_of(entry.digest if entry is not None else None, versions)

@@ -219,6 +219,7 @@ class Budgets:
                 self._note_away(error)
                 return False
             self._sending = None
+            self._note_back()
             if len(self._charged) >= _MAX_WINDOWS:
                 self._charged = {w: n for w, n in self._charged.items() if w in self._reserved}
             self._charged[window] = self._charged.get(window, 0) + tokens

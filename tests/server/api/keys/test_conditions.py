@@ -88,7 +88,8 @@ async def test_an_alias_is_moved_and_removed_if_it_is_that_version(stored):
             assert await move(wrong) == 412, wrong
             answer = await client.delete(path, headers={"If-Match": wrong})
             assert answer.status_code == 412, wrong
-        assert await move(f'"m@{one[:12]}"') == 200
+        assert await move(f"other/m@{one[:12]}") == 412
+        assert await move(f'"n@{two[:12]}", "default/m@{one[:12]}"') == 200
         assert await move(one[:12]) == 412
         answer = await client.delete(path, headers={"If-Match": f"{one}, {two[:20]}"})
         assert answer.status_code == 204

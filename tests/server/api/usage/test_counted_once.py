@@ -50,6 +50,8 @@ async def test_tokens_whose_reply_was_lost_are_counted_once(api, engine, monkeyp
         await asyncio.sleep(0.01)
     assert len(lost) == 3
     await asyncio.sleep(0.1)
+    # Without a further request, which would find the registry there.
+    assert api.state.metrics.budgets_enforced._value.get() == 1
     left = (await post(api)).headers["x-ratelimit-remaining-tokens"]
     assert left == str(1000 - 12)
 
