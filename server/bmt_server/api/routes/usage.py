@@ -106,7 +106,7 @@ def _read_tenant(principal: Principal, tenant: str | None) -> str | None:
     """The tenant to read; None for all. Raises Forbidden."""
     if tenant is None or tenant == principal.tenant:
         return principal.tenant
-    if "admin" not in principal.scopes or principal.tenant != DEFAULT_TENANT:
+    if not principal.may("admin") or principal.tenant != DEFAULT_TENANT:
         raise Forbidden(
             f"usage of another tenant than {principal.tenant!r} needs an administrator's key of "
             f"the tenant {DEFAULT_TENANT!r}",

@@ -107,6 +107,8 @@ async def test_a_tenant_sees_its_own_usage(api, engine):
     ]
     assert (await usage(api, tenant="other"))["total"]["requests"] == 2
     assert (await usage(api, "other", tenant="other"))["total"]["requests"] == 2
+    api.keys["operator"] = (await api.state.keys.create(("operator",)))[0]
+    assert (await usage(api, "operator", tenant="other"))["total"]["requests"] == 2
 
 
 async def test_days_are_chosen_and_wrong_queries_are_refused(api, engine):
