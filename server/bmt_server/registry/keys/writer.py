@@ -1,7 +1,7 @@
 """Changes of API keys in the registry: create, import, revoke, rotate.
 
-Each is one script that checks first and writes last. All but the creation of a key tell the servers
-by an event.
+Each is one script that checks first and writes last. All but the creation of a key add an event, so
+that the servers look their keys up again.
 """
 
 from __future__ import annotations

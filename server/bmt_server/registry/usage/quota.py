@@ -3,7 +3,7 @@
 A file counts once for a tenant, whatever number of its versions have it. The server knows what a
 tenant has at some change of the registry; the script that publishes adds what was published since,
 from a short list of the tenant, and decides. So of uploads at the same time, on any servers, none
-passes beside another. Removals count when the server has seen them, within a second.
+passes with another one. Removals count when the server has seen them, within a second.
 
     {bmt}:quota:<tenant>    list: "<generation> <bytes> <file digest>" of the newest versions
 """
