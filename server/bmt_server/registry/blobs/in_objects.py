@@ -7,7 +7,6 @@ which know Redis alone. `lua.py` says how uploads and collections stay out of ea
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -19,7 +18,16 @@ from bmt_server.ipc.blob import OBJECTS, StoredObject, object_name
 from bmt_server.ipc.object_store import ObjectStore, SizeDiffers
 from bmt_server.registry.blobs.in_redis import LOOSE, RedisBlobs, has_digest, raw, read_value
 from bmt_server.registry.blobs.lua import ADD_LOOSE, ADOPT, CLAIM, CONFIRM
-from bmt_server.registry.blobs.place import OWNER, PLACE, Place, forget, join, owner_of
+from bmt_server.registry.blobs.place import (
+    OWNER,
+    PLACE,
+    RELEASED,
+    Place,
+    forget,
+    join,
+    owner_of,
+    write_owner,
+)
 from bmt_server.registry.blobs.protocol import Removed, Staged
 from bmt_server.registry.connection import BULK_S, RegistryConnection
 
@@ -65,8 +73,8 @@ class ObjectBlobs:
                 f"{PLACE} in Redis",
                 code="blobs_lost",
             )
-        if found is None:
-            await self.store.put(OWNER, json.dumps({"registry": place.id}).encode())
+        if found in (None, RELEASED):
+            await write_owner(self.store, place.id)
             found = await owner_of(self.store)
         if found != place.id:
             await forget(self._connection, url)

@@ -18,7 +18,7 @@ from bmt_server.ipc.object_store import ObjectStore, SizeDiffers
 from bmt_server.registry.blobs.in_objects import ObjectBlobs
 from bmt_server.registry.blobs.in_redis import LOOSE, RedisBlobs, has_digest, raw, read_value
 from bmt_server.registry.blobs.lua import LEAVE, TO_OBJECT, TO_REDIS
-from bmt_server.registry.blobs.place import OWNER, PLACE, forget, join, turn
+from bmt_server.registry.blobs.place import PLACE, RELEASED, forget, join, turn, write_owner
 from bmt_server.registry.blobs.protocol import Blobs
 from bmt_server.registry.connection import BULK_S, RegistryConnection
 
@@ -214,7 +214,7 @@ class Mover:
             lambda: self._connection.quick.eval(LEAVE, 3, PLACE, OBJECTS, LOOSE)
         )
         if gone:
-            await self._blobs.store.delete([OWNER])
+            await write_owner(self._blobs.store, RELEASED)
 
 
 async def sweep(connection: RegistryConnection, blobs: Blobs) -> MoveReport:

@@ -18,6 +18,9 @@ from bmt_server.registry.blobs.lua import FORGET, JOIN, TURN
 from bmt_server.registry.connection import RegistryConnection
 
 OWNER = "bmt-registry.json"  # object that names the registry
+# The id in an object store whose registry has moved away. It is written and not removed: another
+# process may compare the owner at that time, and a missing one means that the store is lost.
+RELEASED = ""
 PLACE = PREFIX + "place"
 _NAMES = PREFIX + "names"
 
@@ -100,9 +103,14 @@ async def record_copy(connection: RegistryConnection, url: str) -> None:
 
 
 async def owner_of(store: ObjectStore) -> str | None:
-    """The registry's id in an object store; empty if it is unreadable, None if it is not there."""
+    """The registry's id in an object store; None without one, and RELEASED after a move away."""
     try:
         found = await store.get(OWNER)
         return None if found is None else str(json.loads(found)["registry"])
     except (SizeDiffers, ValueError, KeyError, TypeError):
-        return ""
+        return "unreadable"
+
+
+async def write_owner(store: ObjectStore, identity: str) -> None:
+    """Write a registry's id, or RELEASED, into an object store."""
+    await store.put(OWNER, json.dumps({"registry": identity}).encode())

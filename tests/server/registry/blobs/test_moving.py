@@ -11,8 +11,10 @@ import pytest
 from bmt_server.cli.main import app
 from bmt_server.errors import Unavailable
 from bmt_server.ipc.blob import blob_key
+from bmt_server.ipc.object_store import ObjectStore
+from bmt_server.registry.blobs.in_objects import ObjectBlobs
 from bmt_server.registry.blobs.moving import Mover, sweep, whereabouts
-from bmt_server.registry.blobs.place import PLACE
+from bmt_server.registry.blobs.place import OWNER, PLACE
 from bmt_server.registry.maintenance import check_consistency, collect_orphans
 from typer.testing import CliRunner
 
@@ -111,6 +113,42 @@ async def test_a_move_may_end_at_any_point_and_be_run_again(open_replica, place)
         # Servers of Redis alone may start again.
         async with open_replica("") as after_all:
             assert (await after_all.ask("m0")).status_code == 200
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_look_at_the_place_while_it_is_left_locks_no_registry_out(
+    open_replica, place, empty, monkeypatch, when
+):
+    """A collection compares the owner of the place at the end of a move to Redis."""
+    async with open_replica(place) as one:
+        await one.put("m", make_mask(0))
+        look = ObjectBlobs(one.state.connection, ObjectStore(place)).find_strays
+
+        def watch(method: str) -> None:
+            original, seen = getattr(ObjectStore, method), []
+
+            async def watched(store, names, *rest):
+                first = OWNER in names and not seen
+                seen.extend([OWNER] if OWNER in names else [])
+                if first and when == "before":
+                    await look()
+                await original(store, names, *rest)
+                if first and when == "after":
+                    await look()
+
+            monkeypatch.setattr(ObjectStore, method, watched)
+
+        watch("put")
+        watch("delete")
+        assert (await mover(one, place).back()).blobs == 1
+        await mover(one, place).out(force=True)
+        assert (await one.put("n", make_mask(1))).status_code == 201
+        assert await places(one) == (0, 2)
+        await mover(one, place).back()
+    # Another registry may have the place then.
+    async with open_replica(place, registry_url=f"{empty[0]}?prefix=second") as second:
+        await second.state.registry.blobs.open()
+        assert await places(second) == (0, 0)
 
 
 async def test_damaged_blobs_stay_where_they_are_and_are_named(open_replica, place):
