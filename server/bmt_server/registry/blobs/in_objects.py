@@ -138,7 +138,7 @@ class ObjectBlobs:
                 if found is not None:
                     return found
             data = await read_value(self._connection, digest, size)
-            if len(data) == size:
+            if data and len(data) == size:
                 return data
         if not data:
             raise NotFound(f"no blob {digest[:12]}…", code="blob_unknown")

@@ -7,6 +7,7 @@ import asyncio
 import bmt_core
 import pytest
 from bmt_server.errors import ApiError, NotFound, Unavailable
+from bmt_server.ipc.blob import OBJECTS, blob_key
 from bmt_server.ipc.mask_source import MaskSource
 from bmt_server.registry.maintenance import check_consistency, collect_orphans
 from bmt_server.registry.registry import Registry
@@ -55,6 +56,15 @@ async def test_what_does_not_exist_is_said_so(api, tmp_path):
     fetcher = MaskFetcher(api.state.settings)
     with pytest.raises(FetchError, match="upload the mask again"):
         await asyncio.to_thread(fetcher.open, str(MaskSource("default", "1" * 64, digest)))
+
+
+async def test_a_file_that_the_registry_lost_is_missing_and_not_damaged(api):
+    mask = make_mask(0)
+    await api.put("m", mask)
+    await api.state.connection.quick.delete(OBJECTS, blob_key(digest_of(mask)))
+    async with api.client() as client:
+        answer = await client.get(f"/v1/blobs/{digest_of(mask)}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "blob_unknown")
 
 
 @pytest.mark.parametrize("how", ["flip", "cut", "grow", "lose"])
