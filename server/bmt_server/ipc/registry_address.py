@@ -42,6 +42,13 @@ _URL = re.compile(
 _KINDS: dict[str | None, Kind] = {None: "server", "sentinel": "sentinel", "cluster": "cluster"}
 _PORTS = {"server": 6379, "sentinel": 26379, "cluster": 6379}
 _MAX_PREFIX = 64
+# Options of redis-py that change replies, or are objects that a URL cannot have.
+_REFUSED = frozenset(
+    (
+        *("credential_provider", "decode_responses", "encoding", "encoding_errors"),
+        *("event_dispatcher", "redis_connect_func", "retry"),
+    )
+)
 _FORMS = "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
 
 
@@ -214,8 +221,10 @@ def _options(url: str) -> dict[str, Any]:
     for name in ("host", "port"):
         options.pop(name, None)
     kind = options.pop("connection_class", redis.Connection)
+    if refused := _REFUSED & options.keys():
+        raise ValueError(f"the registry's URL may not have the option {', '.join(sorted(refused))}")
     try:
         kind(**options)
-    except TypeError as error:
+    except (TypeError, AttributeError, redis.RedisError) as error:
         raise ValueError(f"unknown option in the registry's URL: {error}") from None
     return options
