@@ -213,4 +213,4 @@ async def end_task(task: asyncio.Task[Any] | None) -> None:
         task.cancel()
         await asyncio.wait([task], timeout=_CANCEL_S)
     if task is not None and not task.cancelled():
-        task.exception()  # read, because nobody waits for it any more
+        task.exception()  # read, because no call waits for it any more

@@ -35,7 +35,7 @@ def large_masks(count: int) -> list[bytes]:
 
 
 def _version(name: str, data: bytes) -> Version:
-    """Of a mask's file, or of bytes that stand for one, which nobody decodes."""
+    """Of a mask's file, or of bytes that stand for one, which no test decodes."""
     digest = hashlib.sha256(data).hexdigest()
     if data[:3] == b"BMT" or len(data) != MIB:
         digest = bmt_core.inspect(data).digest

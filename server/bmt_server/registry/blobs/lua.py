@@ -40,7 +40,7 @@ return {1, size, record}
 )
 
 # KEYS: loose, objects. ARGV: least age in seconds, then name and digest of 32 bytes of each.
-# Returns the names that nobody can put in use any more.
+# Returns the names that no upload can put in use any more.
 CLAIM = (
     ALLOW_OOM
     + """

@@ -41,7 +41,7 @@ class MoveReport:
 
 @dataclass(frozen=True, slots=True)
 class Whereabouts:
-    """Where a registry's blobs are. writes: URL of new blobs, or `redis`."""
+    """Places and numbers of a registry's blobs. writes: URL of new blobs, or `redis`."""
 
     url: str
     writes: str

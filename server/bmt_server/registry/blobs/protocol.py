@@ -31,7 +31,7 @@ class Removed:
 
 
 class Blobs(Protocol):
-    """Where a registry keeps its blobs: in Redis alone, or in an object store too.
+    """Place of a registry's blobs: in Redis alone, or in an object store too.
 
     A digest is the SHA-256 of a file, 64 hex digits. All methods raise RegistryDown if Redis does
     not answer, and BlobsDown if the object store does not.

@@ -58,7 +58,7 @@ def quota_key(tenant: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What a tenant has at a change of the registry, and what it may have (0: any number).
+    """Storage of a tenant at a change of the registry, and what it may have (0: any number).
 
     size: bytes of the file that is uploaded; has_file: the tenant has it already.
     """
