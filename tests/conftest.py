@@ -17,6 +17,9 @@ from tests.support.served import Served, Valkey
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "examples" / "demo"
+KEPT_SIGNALS = [
+    getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "QUIT", "USR1", "USR2")
+]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -57,6 +60,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
             return "engines" if has_engines(file) else file
 
     return Files(config, log)
+
+
+@pytest.fixture(autouse=True)
+def handlers_of_signals() -> Iterator[None]:
+    """A program that a test runs in this process leaves its handlers to no other test."""
+    before = {one: signal.getsignal(one) for one in KEPT_SIGNALS}
+    yield
+    for one, handler in before.items():
+        if handler is not None and signal.getsignal(one) is not handler:
+            signal.signal(one, handler)
 
 
 @functools.cache

@@ -95,7 +95,7 @@ CODES = {
 }
 # They mean that requests or uploads are refused, which other alerts notice by their share or rate.
 BY_SHARE = {"queue_full", "unavailable", "registry_unavailable", "budgets_unavailable"}
-BY_RATE = {"uploads_full", "registry_busy"}
+BY_RATE = {"uploads_full", "registry_busy", "quota_busy"}
 # Ordinary states of a server that starts or stops.
 ORDINARY = {"starting", "stopping", "disconnected"}
 
@@ -127,6 +127,7 @@ CASES = (
     Case("refused by their own fault", _http("client_error", _later("0+600x40"))),
     Case("no requests", _http("ok", f"600x{MINUTES}")),
     Case("uploads wait", _code("uploads_full", "0+60x60"), ("BmtUploadsWait:uploads_full",)),
+    Case("quota busy", _code("quota_busy", "0+60x60"), ("BmtUploadsWait:quota_busy",)),
     Case("registry busy", _code("registry_busy", "0+60x60"), ("BmtUploadsWait:registry_busy",)),
     Case("an upload waits", _code("uploads_full", "_x50 1x10")),
     Case("base replaced", {"bmt_base_replaced{POD2}": _later("1x40")}, ("BmtBaseReplaced",)),
