@@ -138,7 +138,7 @@ def _known(path: str) -> bool:
 
 
 def check(objects: list[dict[str, Any]]) -> None:
-    """What the API server, the scheduler or a controller would refuse, beyond the schemas."""
+    """Refusals of the API server, the scheduler or a controller, beyond the schemas."""
     validate(objects)
     named = [(o["kind"], o["metadata"]["name"]) for o in objects]
     assert len(set(named)) == len(named)

@@ -161,7 +161,7 @@ def test_secrets_are_made_by_a_job_or_come_from_elsewhere():
     role = one(objects, "Role")
     assert all(r["resources"] == ["secrets"] for r in role["rules"])
     assert {v for r in role["rules"] for v in r["verbs"]} == {"create", "get"}
-    # With Secrets of their own, nobody needs rights on the cluster's API.
+    # With Secrets of the operator's own, no pod needs rights on the cluster's API.
     given = ("--set", "auth.existingSecret=a", "--set", "valkey.existingSecret=v")
     kinds = {o["kind"] for o in render(*VALKEY, *given)}
     assert not kinds & {"Role", "RoleBinding", "Job"}

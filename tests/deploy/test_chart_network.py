@@ -1,4 +1,4 @@
-"""Who reaches the pods: network policy, Service, routes, and what scales and watches them."""
+"""Access to the pods, by network policy, Service and routes; their scaling and monitoring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operators add to pods: volumes, variables, containers, TLS, certificates, nodes."""
+"""Additions of operators to pods: volumes, variables, containers, TLS, certificates, nodes."""
 
 from __future__ import annotations
 

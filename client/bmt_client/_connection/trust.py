@@ -26,7 +26,7 @@ _VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 def trust_source(target: Target) -> str:
-    """Where the trusted certificates come from: a path, or `system`."""
+    """The source of the trusted certificates: a path, or `system`."""
     given = [target.ca_file, *map(os.environ.get, _VARIABLES)]
     return next((source for source in given if source), "system")
 

@@ -89,7 +89,7 @@ def _forget(run: Session, url: str | None) -> None:
 
 
 def _asked(run: Session, url: str, key: str) -> KeyInfo | None:
-    """What the server says of the key; None from a server of an earlier build."""
+    """The server's description of the key; None from a server of an earlier build."""
     with BmtClient(
         url,
         key,

@@ -14,6 +14,17 @@ from bmt_client import UsageError
 from .output import age, percent, print_table, short, size
 from .session import AliasName, Name, session
 
+KeepLast = Annotated[
+    int | None,
+    typer.Option("--keep-last", min=1, metavar="N", help="Number of newest versions to keep."),
+]
+OlderThan = Annotated[
+    str | None,
+    typer.Option(
+        "--older-than", metavar="AGE", help="Only versions of this age: 90m, 12h, 30d, 4w."
+    ),
+]
+
 _NUMBERS = ("REV", "ZEROS", "SPARSITY", "SIZE", "AGE")
 
 
@@ -106,16 +117,8 @@ def rollback(
 def prune(
     context: typer.Context,
     name: Name,
-    keep_last: Annotated[
-        int | None,
-        typer.Option("--keep-last", min=1, metavar="N", help="Number of newest versions to keep."),
-    ] = None,
-    older_than: Annotated[
-        str | None,
-        typer.Option(
-            "--older-than", metavar="AGE", help="Only versions of this age: 90m, 12h, 30d, 4w."
-        ),
-    ] = None,
+    keep_last: KeepLast = None,
+    older_than: OlderThan = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would be removed.")
     ] = False,
@@ -143,16 +146,8 @@ def prune(
 def retention(
     context: typer.Context,
     name: Name,
-    keep_last: Annotated[
-        int | None,
-        typer.Option("--keep-last", min=1, metavar="N", help="Number of newest versions to keep."),
-    ] = None,
-    older_than: Annotated[
-        str | None,
-        typer.Option(
-            "--older-than", metavar="AGE", help="Only versions of this age: 90m, 12h, 30d, 4w."
-        ),
-    ] = None,
+    keep_last: KeepLast = None,
+    older_than: OlderThan = None,
     keep_all: Annotated[
         bool, typer.Option("--keep-all", help="Keep all versions, whatever the server's default.")
     ] = False,

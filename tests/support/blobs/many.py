@@ -110,7 +110,7 @@ def cold_seconds(
 
 @dataclass
 class Load:
-    """What a load saw: requests for resident masks, for others, uploads, and the longest stall.
+    """Results of a load: requests for resident masks, for others, uploads, and the longest stall.
 
     `wrong` has everything that is neither right nor a 503 with Retry-After.
     """

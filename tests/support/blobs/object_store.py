@@ -16,7 +16,7 @@ from tests.support.http.ports import free_port
 # What a client of it has in its environment.
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "AKIATESTTESTTESTTEST",
-    "AWS_SECRET_ACCESS_KEY": "a-secret-that-nobody-may-see",
+    "AWS_SECRET_ACCESS_KEY": "a-secret-that-no-log-may-show",
     "AWS_REGION": "us-east-1",
     "AWS_ALLOW_HTTP": "true",
 }

@@ -42,7 +42,7 @@ def with_keys(url: str, work: Callable[[ApiKeyStore], Awaitable[Any]]) -> Any:
 
 
 def rights(replica: RevisionReplica, key: str, number: int) -> dict[str, bool]:
-    """What a key may do on a replica; by requests that change something of `m`."""
+    """Rights of a key on a replica, tried by requests that change something of `m`."""
 
     def may(method: str, path: str, **options: Any) -> bool:
         headers = {"Authorization": f"Bearer {key}"}

@@ -1,4 +1,4 @@
-"""Who a request is for: the key, the tenant and the mask that its tokens are counted under.
+"""The caller of a request: key, tenant and mask that its tokens are counted under.
 
 The middleware sets the caller for everything that runs on behalf of a request, and each call of the
 engine takes it at its start (`engine_vllm/request_hooks.py`): a call may end in another task, long
