@@ -172,6 +172,16 @@ def step(flow: Generator[Any, Any, Any], result: Any, error: Exception | None) -
     return flow.send(result) if error is None else flow.throw(error)
 
 
+def unexpected(response: Response, before: str, after: str = "") -> ProtocolError:
+    """Return the error for an answer in a form that no bmt-server gives; it quotes the start."""
+    start = response.body[:40].decode("utf-8", "replace")
+    return ProtocolError(
+        f"{before} {start!r}{after}; is the base URL a bmt-server's?",
+        status=response.status,
+        request_id=response.headers.get("x-request-id"),
+    )
+
+
 def parse_json(response: Response) -> dict[str, Any]:
     """Parse the JSON object of a 2xx answer. Raises ProtocolError."""
     try:
@@ -179,12 +189,7 @@ def parse_json(response: Response) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raw = None
     if not isinstance(raw, dict):
-        start = response.body[:40].decode("utf-8", "replace")
-        raise ProtocolError(
-            f"the answer is not a JSON object but {start!r}; is the base URL a bmt-server's?",
-            status=response.status,
-            request_id=response.headers.get("x-request-id"),
-        )
+        raise unexpected(response, "the answer is not a JSON object but")
     return raw
 
 
@@ -244,13 +249,8 @@ def foreign(response: Response, request: Request) -> BmtClientError | None:
 def acknowledge(response: Response) -> None:
     """Accept the answer of a route without a result: 204. Raises ProtocolError for any other."""
     if response.status != 204 or response.body:
-        start = response.body[:40].decode("utf-8", "replace")
-        raise ProtocolError(
-            f"the server answered {response.status} and {start!r}, where a bmt-server answers 204; "
-            "is the base URL a bmt-server's?",
-            status=response.status,
-            request_id=response.headers.get("x-request-id"),
-        )
+        said = f"the server answered {response.status} and"
+        raise unexpected(response, said, ", where a bmt-server answers 204")
 
 
 def _code(error: Mapping[str, Any]) -> str | None:

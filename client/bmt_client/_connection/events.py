@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bmt_client._client import BmtClient
 from bmt_client._errors import BmtClientError, ProtocolError, Unavailable
 from bmt_client._retry import exchange
-from bmt_client._transport import Receiver, Request, Response
+from bmt_client._transport import Receiver, Request, Response, unexpected
 
 if TYPE_CHECKING:
     import httpx2
@@ -46,13 +46,7 @@ def open_stream(client: BmtClient, request: Request) -> Iterator[Iterator[dict[s
 
         answer = client._run(exchange(request, client._policy), send)
         if not _is_stream(opened[0]):
-            start = answer.body[:40].decode("utf-8", "replace")
-            raise ProtocolError(
-                f"the answer is not a stream of events but {start!r}; is the base URL a "
-                "bmt-server's?",
-                status=answer.status,
-                request_id=answer.headers.get("x-request-id"),
-            )
+            raise unexpected(answer, "the answer is not a stream of events but")
         yield _events(client, opened[0])
 
 

@@ -11,8 +11,7 @@ import pytest
 from bmt_server.api.keys.rights import check_change
 from bmt_server.cli.doctor import _keys
 from bmt_server.errors import BadRequest, Forbidden, Unauthorized
-from bmt_server.registry.api_keys import SCOPES, ApiKeyStore, make_key
-from bmt_server.registry.connection import RegistryConnection
+from bmt_server.registry.api_keys import SCOPES, make_key
 from bmt_server.registry.keys.expiry import parse_expiry, read_expiry
 from bmt_server.registry.keys.record import KeyRecord, read_record
 from bmt_server.registry.keys.secret import hash_key
@@ -91,14 +90,6 @@ def test_words_of_scopes_keep_the_meaning_that_they_had():
     # A key that a former version made keeps what it could do.
     before = json.dumps({**json.loads(text), "scopes": ["infer", "upload"]})
     assert set(read_record("f" * 64, before.encode()).scopes) == {"infer", "upload", "promote"}
-
-
-@pytest.fixture
-async def store(valkey):
-    connection = RegistryConnection(valkey.url)
-    await connection.quick.flushall()
-    yield ApiKeyStore(connection)
-    await connection.close()
 
 
 async def refused(store, key):

@@ -55,14 +55,6 @@ def test_stored_times_are_compared_as_times():
     assert has_expired((soon + timedelta(hours=8)).replace(tzinfo=None).isoformat() + "+09:00")
 
 
-@pytest.fixture
-async def store(valkey):
-    connection = RegistryConnection(valkey.url)
-    await connection.quick.flushall()
-    yield ApiKeyStore(connection)
-    await connection.close()
-
-
 @pytest.mark.found
 @pytest.mark.parametrize("tenant", ["acme/sub", "", "Acme", "a b", "acme\n", "..", "a" * 200])
 async def test_a_tenant_has_the_form_of_a_name(store, tenant):
