@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -22,10 +21,10 @@ from bmt_server.errors import ApiError
 from bmt_server.ipc.blob import PREFIX
 from bmt_server.registry.blobs.moving import sweep
 from bmt_server.registry.connection import end_task
-from bmt_server.registry.lua import TAKE_LEASE
 from bmt_server.registry.maintenance import collect_orphans, remove_orphan
 from bmt_server.registry.names.changes import Changes
 from bmt_server.registry.names.name_state import NameState
+from bmt_server.registry.periodic import about, take_lease
 from bmt_server.registry.registry import Cursor, Registry
 from bmt_server.registry.schemas import iso_time
 
@@ -127,19 +126,21 @@ class Housekeeper:
 
     async def _run_expiry(self) -> None:
         while True:
-            await asyncio.sleep(_about(self._expired_every_s))
+            await asyncio.sleep(about(self._expired_every_s))
             await self._attempt(self.remove_expired, "Expired masks were not removed: %s.")
 
     async def _run(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._registry.full.wait(), _about(self._every_s))
+                await asyncio.wait_for(self._registry.full.wait(), about(self._every_s))
             full = self._registry.full.is_set()
             self._registry.full.clear()
 
             async def collect(full: bool = full) -> None:
-                if await self._leased(_WHEN_FULL_S if full else 0.9 * self._every_s, full):
-                    await sweep(self._registry.connection, self._registry.blobs)
+                connection, lease = self._registry.connection, f"{LEASE}:full" if full else LEASE
+                for_s = _WHEN_FULL_S if full else 0.9 * self._every_s
+                if await take_lease(connection, lease, for_s):
+                    await sweep(connection, self._registry.blobs)
                     found = await collect_orphans(self._registry, urgent=full)
                     if found.removed:
                         logger.info(
@@ -155,16 +156,3 @@ class Housekeeper:
             await work()
         except (ApiError, RedisError) as error:
             logger.info(failed, error)
-
-    async def _leased(self, for_s: float, full: bool) -> bool:
-        """True for the one process that may collect during the next `for_s` seconds."""
-        connection, lease = self._registry.connection, f"{LEASE}:full" if full else LEASE
-        milliseconds = max(1, int(for_s * 1000))
-        return bool(
-            await connection.call(lambda: connection.quick.eval(TAKE_LEASE, 1, lease, milliseconds))
-        )
-
-
-def _about(seconds: float) -> float:
-    """Within 10 %, so that servers started together do not all ask at once."""
-    return seconds * (0.9 + 0.2 * secrets.randbelow(1000) / 1000)

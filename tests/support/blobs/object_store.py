@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -24,10 +23,7 @@ START_S = 60
 
 
 class S3:
-    """`start` makes the bucket `masks`; a killed server has lost its objects' names.
-
-    Suspend and resume it to have a server that does not answer and then has everything.
-    """
+    """`start` makes the bucket `masks`; a killed server has lost its objects' names."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -68,14 +64,6 @@ class S3:
             assert self.process.poll() is None, (self._folder / "s3.log").read_text()
             assert time.monotonic() < deadline, "the S3 server did not start"
             time.sleep(0.1)
-
-    def suspend(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         if self.process is not None and self.process.poll() is None:

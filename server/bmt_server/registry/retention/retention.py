@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterable
 
@@ -23,9 +22,9 @@ from redis.exceptions import RedisError
 from bmt_server.errors import ApiError
 from bmt_server.ipc.blob import PREFIX
 from bmt_server.registry.connection import end_task
-from bmt_server.registry.lua import TAKE_LEASE
 from bmt_server.registry.names.catalog import Key
 from bmt_server.registry.names.name_state import NameState
+from bmt_server.registry.periodic import about, take_lease
 from bmt_server.registry.registry import Registry
 from bmt_server.registry.replica import RegistryReplica
 from bmt_server.registry.retention.rules import Rule
@@ -179,12 +178,13 @@ class Retention:
         return len(gone)
 
     async def _run(self) -> None:
+        connection = self._registry.connection
         while True:
-            await asyncio.sleep(self._every_s * (0.9 + 0.2 * secrets.randbelow(1000) / 1000))
+            await asyncio.sleep(about(self._every_s))
             if not self._replica.synced.is_set():
                 continue
             try:
-                leased = await self._leased()
+                leased = await take_lease(connection, LEASE, 0.8 * self._every_s)
                 if leased or self._in_use():
                     await self.hold()
                 if leased:
@@ -203,10 +203,3 @@ class Retention:
                     await self.apply(*key)
                 except (ApiError, RedisError) as error:
                     logger.info("The retention rule of %s was not applied: %s.", key[1], error)
-
-    async def _leased(self) -> bool:
-        """True for the one process that applies all rules in this period."""
-        connection, milliseconds = self._registry.connection, max(1, int(800 * self._every_s))
-        return bool(
-            await connection.call(lambda: connection.quick.eval(TAKE_LEASE, 1, LEASE, milliseconds))
-        )

@@ -11,9 +11,10 @@ from bmt_server.ipc.blob import PREFIX, blob_key
 from bmt_server.registry.names.catalog import Catalog
 from bmt_server.registry.names.reader import NameRead, versions_key
 from bmt_server.registry.names.versions import Entry
+from bmt_server.registry.periodic import take_lease
 from bmt_server.registry.registry import EVENTS
 from bmt_server.registry.retention import rules
-from bmt_server.registry.retention.retention import HOLDS, Retention
+from bmt_server.registry.retention.retention import HOLDS, LEASE, Retention
 from bmt_server.registry.retention.rules import Rule
 
 from tests.support.replica import make_mask, replica
@@ -244,8 +245,8 @@ async def test_two_servers_at_once(api, name, valkey, tmp_path):
         )
         assert sum(removed) == 6
         await until_revs(second, name, [10, 9, 8, 7])
-        assert await api.state.retention._leased()
-        assert not await second.state.retention._leased()
+        assert await take_lease(api.state.registry.connection, LEASE, 60)
+        assert not await take_lease(second.state.registry.connection, LEASE, 60)
 
 
 async def test_rules_of_later_builds_remove_nothing(api, name, raw, caplog):
