@@ -15,7 +15,7 @@ export GSM8K PAPER_DATA
 STRICT := core/bmt_core client/bmt_client $(addprefix server/bmt_server/,api registry ipc worker)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-quick test-operate test-vllm bench bench-serve bench-swap bench-cold bench-format $(PAPER) reproduce tools lint format docs clean
+.PHONY: help setup demo serve test test-slow test-quick test-operate test-vllm bench bench-serve bench-swap bench-cold bench-format $(PAPER) reproduce tools lint format docs lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' "$(ROOT)/Makefile" | sed 's/:.*## /\t/' | expand -t 20
@@ -92,6 +92,9 @@ format: setup ## let ruff lay out and mend what it can
 
 docs: setup ## write the generated pages: docs/cli.md, recipes/paper, the chart's files, figures
 	@cd "$(ROOT)" && "$(BIN)/python" tools/generate.py
+
+lock: setup ## pin newer dependencies: constraints/ and the images' requirements
+	@cd "$(ROOT)" && "$(BIN)/python" -m pip install -q uv && "$(BIN)/python" tools/lock.py $(LOCK)
 
 clean: ## remove .venv, .bmt and caches
 	@cd "$(ROOT)" && rm -rf .venv .bmt .pytest_cache .mypy_cache .ruff_cache .hypothesis
