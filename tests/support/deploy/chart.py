@@ -29,7 +29,8 @@ class StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
 
 
 def _mapping(loader: Any, node: Any) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
+    merge = "tag:yaml.org,2002:merge"
+    keys = [loader.construct_object(key) for key, _ in node.value if key.tag != merge]
     twice = {key for key in keys if keys.count(key) > 1}
     if twice:
         raise ValueError(f"{twice} twice in {node.start_mark}")
