@@ -79,7 +79,7 @@ $(PAPER): setup
 reproduce: setup ## run what recipes/queue.yaml has left, and keep the results; NEXT=1: one run
 	@cd "$(ROOT)" && "$(BIN)/python" -m experiments.reproduce $(if $(NEXT),--next)
 
-tools: setup ## fetch the programs that tests run: helm, kubectl, promtool, hadolint
+tools: setup ## fetch the programs that tests run: helm, kubectl, promtool, prometheus, hadolint
 	@"$(BIN)/python" "$(ROOT)/tools/fetch_test_tools.py"
 
 lint: setup ## ruff and mypy

