@@ -10,17 +10,61 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+AT_ROOT = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+PAGES = [*(ROOT / name for name in AT_ROOT), *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_resolve(page):
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-        if not target.startswith(("http://", "https://", "mailto:")):
-            assert (page.parent / target).exists(), target
+    """To files that exist, and to headings that they have."""
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text()):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        other = page.parent / target if target else page
+        assert other.exists(), target
+        if anchor and other.suffix == ".md":
+            assert anchor in anchors(other), f"{target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them; code blocks have none."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
+
+
+def test_paths_of_the_contributors_page_exist():
+    """Names in code: a path from the root, or from the package that its paragraph is about."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    roots = [ROOT, ROOT / "server/bmt_server", ROOT / "trainer/bmt_trainer", ROOT / "tests"]
+    named = {p for p in re.findall(r"`([\w./]+/[\w./]*)`", text) if "NAME" not in p}
+    assert len(named) > 6
+    missing = [p for p in named if not any((root / p).exists() for root in roots)]
+    assert not missing
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make ([a-z-]+)", text)) <= targets
+
+
+def test_files_of_the_host_parse():
+    """Issue forms have what the host needs to show them; hooks name files that exist."""
+    for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(path.read_text())
+        if path.name == "config.yml":
+            assert all({"name", "url", "about"} <= set(link) for link in form["contact_links"])
+            continue
+        assert {"name", "description", "body"} <= set(form)
+        names = [part["id"] for part in form["body"]]
+        assert len(set(names)) == len(names)
+        assert all(part["attributes"]["label"] for part in form["body"])
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    for repository in hooks["repos"]:
+        for hook in repository["hooks"]:
+            scripts = [w for w in hook.get("entry", "").split() if w.endswith(".py")]
+            assert all((ROOT / script).exists() for script in scripts), hook["id"]
 
 
 def tracked() -> list[str]:

@@ -225,8 +225,9 @@ def test_alerts_pass_promtool():
 
 
 def test_versions_agree():
-    """One version in the package, the chart, the images' lines and the pages."""
+    """One version in the package, the citation, the chart, the images' lines and the pages."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["version"] == chart["appVersion"] == version
     assert server(example(MINIMAL))["image"] == f"bmt-adapters/server:{version}"
