@@ -225,13 +225,13 @@ def _plugin() -> Finding:
 
 def _valkey() -> Finding:
     try:
-        from bmt_server.registry.embedded import binary_path
+        from bmt_server.registry.embedded import find_binary
 
-        path = binary_path()
+        found = find_binary()
     except Exception as error:
         # The error that `serve` without --registry would end with.
         return Finding("Embedded Valkey", "warn", str(error), "pass --registry redis://… to serve")
-    return Finding("Embedded Valkey", "ok", str(path))
+    return Finding("Embedded Valkey", "ok", f"{found}, {found.path}")
 
 
 def _registry(url: str) -> Finding:

