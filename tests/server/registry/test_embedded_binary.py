@@ -72,7 +72,10 @@ def test_redis_on_the_path_keeps_masks(tmp_path, monkeypatch):
     [
         ("echo 'Redis server v=6.2.14 sha=00000000:0'", "is Redis 6.2.14, and masks need 7.0"),
         ("echo hello", "does not state its version: hello"),
-        ("echo 'cannot load libssl' >&2; exit 127", "does not state its version: cannot load libssl"),
+        (
+            "echo 'cannot load libssl' >&2; exit 127",
+            "does not state its version: cannot load libssl",
+        ),
         ("exit 3", "does not state its version: no output"),
     ],
     ids=["too old", "another program", "does not start", "says nothing"],

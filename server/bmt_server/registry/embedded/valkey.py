@@ -142,15 +142,16 @@ class EmbeddedValkey:
             while True:
                 if self._process.poll() is not None:
                     raise EmbeddedError(
-                        f"{self.binary} ended with code {self._process.returncode} while starting:\n"
-                        f"{self._log_tail()}"
+                        f"{self.binary} ended with code {self._process.returncode} while "
+                        f"starting:\n{self._log_tail()}"
                     )
                 with contextlib.suppress(redis.RedisError, OSError):
                     if client.ping():
                         break
                 if time.monotonic() > deadline:
                     raise EmbeddedError(
-                        f"{self.binary} did not answer within {START_TIMEOUT_S:.0f} s:\n{self._log_tail()}"
+                        f"{self.binary} did not answer within {START_TIMEOUT_S:.0f} s:\n"
+                        f"{self._log_tail()}"
                     )
                 time.sleep(0.02)
             config = client.config_get("appendonly", "maxmemory-policy")
