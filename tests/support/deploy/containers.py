@@ -102,6 +102,7 @@ class Container:
         """Commands that lay out the file system and become the service's command."""
         at = shlex.quote(str(self._layer))
         root = f"{at}/root"
+        shared = self._service.get("shm_size", "64m")  # the engine's default
         lines = [
             "mount --make-rprivate /",
             f"mount -t tmpfs layer {at}",
@@ -110,7 +111,7 @@ class Container:
             # An interpreter may lie in root's home.
             f"chmod 711 {root}/root",
             *(f"mount --rbind /{one} {root}/{one}" for one in ("proc", "dev", "sys")),
-            f"mount -t tmpfs -o size={self._service.get('shm_size', '64m')} shm {root}/dev/shm",
+            f"mount -t tmpfs -o size={compose.size(shared)} shm {root}/dev/shm",
         ]
         for path, program in self._image.programs.items():
             lines += [f"mkdir -p $(dirname {root}{path})", f"ln -sf {program} {root}{path}"]
