@@ -1,42 +1,69 @@
-# syntax=docker/dockerfile:1
-# Server image for CPUs: docker build -f deploy/docker/server.cpu.Dockerfile -t bmt-adapters/server:0.1.0-cpu .
-FROM python:3.11.11-slim-bookworm AS build
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv /opt/bmt
+# Server image for CPUs, linux/amd64 and linux/arm64:
+#   docker build -f deploy/docker/server.cpu.Dockerfile -t bmt-adapters/server:0.1.0-cpu .
+# The digest is that of an index of both platforms. To renew it, take tag and digest that
+# `docker buildx imagetools inspect python:3.11-slim-trixie` prints, in all Dockerfiles and labels.
+ARG BASE=python:3.11.17-slim-trixie@sha256:45037981b62b34b44602584fccbc4d884d5f7dc92c7ee86bb38a698a79fe1e51
+FROM ${BASE} AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+# strip, for the last step. A Debian release has one version of each package.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends binutils \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
+COPY deploy/docker/requirements requirements
+# PyTorch's builds for CPUs, or a mirror of them. A pip.conf for other package indexes:
+# docker build --secret id=pip,src=pip.conf …
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    python -m venv --without-pip /opt/bmt \
+    && python -m pip install --require-hashes -r requirements/build.txt \
+    && python -m pip --python /opt/bmt/bin/python install --no-deps \
+        --extra-index-url "${TORCH_INDEX}" -r requirements/torch-cpu.txt \
+    && python -m pip --python /opt/bmt/bin/python install --no-deps --require-hashes \
+        -r requirements/server-cpu.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY core core
 COPY trainer trainer
 COPY server server
 COPY client client
-# A CPU build of torch first, to avoid the CUDA libraries. torchvision, torchaudio and torchcodec are
-# removed because their builds do not match it.
-RUN /opt/bmt/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu \
-    && /opt/bmt/bin/pip install ".[cpu,client]" \
-    && /opt/bmt/bin/pip uninstall -y torchvision torchaudio torchcodec
+COPY deploy/docker/steps steps
+# triton is for GPUs, and OpenCV for videos; vLLM goes on without them.
+RUN python -m pip wheel --no-deps --no-build-isolation -w /wheels . \
+    && python -m pip --python /opt/bmt/bin/python install --no-deps /wheels/*.whl \
+    && python steps/slim.py /opt/bmt \
+        --without triton opencv-python-headless --if-imported torchvision
 
-FROM python:3.11.11-slim-bookworm
+FROM ${BASE}
+ARG VERSION=0.1.0
+ARG REVISION=""
 LABEL org.opencontainers.image.title="bmt-server" \
-      org.opencontainers.image.description="vLLM server of one base model with a bit mask per request" \
+      org.opencontainers.image.description="vLLM server of one base model with a bit mask per request, for CPUs" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.source="https://github.com/bmt-adapters/bmt-adapters" \
+      org.opencontainers.image.documentation="https://github.com/bmt-adapters/bmt-adapters/blob/main/docs/operate.md" \
       org.opencontainers.image.licenses="Apache-2.0"
 # g++ compiles the mask kernel and torch.compile's code at the first start; vLLM recommends
-# tcmalloc.
-# A Debian release has one version of each package, and the image pins the release.
+# tcmalloc. Any user may write to /scratch and /models, as to /tmp: platforms choose the UID.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends g++ libnuma1 libtcmalloc-minimal4 \
+    && apt-get install -y --no-install-recommends g++ libnuma1 libtcmalloc-minimal4t64 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /scratch bmt \
-    && install -d -o bmt -g bmt /scratch /models /keys
+    && install -d -o bmt -g 0 -m 1777 /scratch /models \
+    && install -d -o bmt -g 0 -m 775 /keys
 COPY --from=build /opt/bmt /opt/bmt
+COPY deploy/docker/steps/healthcheck.py /opt/bmt/healthcheck.py
 # Files are written only to /scratch, /models and /tmp, so the root file system may be read-only.
+# USER: a UID without an entry in /etc/passwd has no other name, and torch asks for one.
 ENV PATH=/opt/bmt/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 VLLM_NO_USAGE_STATS=1 \
-    HOME=/scratch HF_HOME=/models BMT_DATA_DIR=/scratch/bmt VLLM_CACHE_ROOT=/scratch/vllm \
+    HOME=/scratch USER=bmt HF_HOME=/models BMT_DATA_DIR=/scratch/bmt VLLM_CACHE_ROOT=/scratch/vllm \
     TORCHINDUCTOR_CACHE_DIR=/scratch/inductor
 USER 10001:10001
 WORKDIR /scratch
 VOLUME ["/scratch", "/models"]
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20m --retries=6 \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
+    CMD ["python", "/opt/bmt/healthcheck.py"]
 ENTRYPOINT ["bmt-server"]
