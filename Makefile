@@ -90,8 +90,9 @@ lint: setup ## ruff and mypy
 format: setup ## let ruff lay out and mend what it can
 	@cd "$(ROOT)" && "$(BIN)/python" -m ruff check --fix -q . ; "$(BIN)/python" -m ruff format .
 
-docs: setup ## write the generated pages: docs/cli.md, recipes/paper, the chart's files, figures
-	@cd "$(ROOT)" && "$(BIN)/python" tools/generate.py
+docs: setup ## write the generated pages, and build the site into site/
+	@cd "$(ROOT)" && "$(BIN)/python" tools/generate.py \
+		&& NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --strict --quiet
 
 lock: setup ## pin newer dependencies: constraints/ and the images' requirements
 	@cd "$(ROOT)" && "$(BIN)/python" -m pip install -q uv && "$(BIN)/python" tools/lock.py $(LOCK)

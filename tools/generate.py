@@ -14,7 +14,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Tables of results in the README, then what follows from commands, recipes, chart and scenarios.
-GENERATORS = ("cli_reference", "settings", "recipes", "chart", "operate", "readme_figures")
+GENERATORS = (
+    "cli_reference",
+    "settings",
+    "http_api",
+    "recipes",
+    "chart",
+    "operate",
+    "readme_figures",
+)
 
 
 def main() -> int:
