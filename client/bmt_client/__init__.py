@@ -1,9 +1,9 @@
 """Client of a bmt-server: upload, version, alias and fetch masks, and query masked models.
 
->>> from bmt_client import BmtClient
->>> with BmtClient("http://127.0.0.1:8000", api_key="bmt_...") as client:   # doctest: +SKIP
-...     version = client.upload("math.bmt", alias=["prod"])
-...     client.openai().chat.completions.create(model="math:prod", messages=[...])
+    from bmt_client import BmtClient
+    with BmtClient("http://127.0.0.1:8000", api_key="bmt_...") as client:
+        version = client.upload("math.bmt", alias=["prod"])
+        client.openai().chat.completions.create(model="math:prod", messages=[...])
 
 The import needs neither torch nor vLLM; httpx2 and openai are imported on first use.
 """

@@ -39,8 +39,8 @@ class AsyncBmtClient(BaseClient):
 
     Disk access and decoding run in threads, so they do not block the event loop.
 
-    >>> async with AsyncBmtClient() as client:                         # doctest: +SKIP
-    ...     version = await client.upload("math.bmt")
+        async with AsyncBmtClient() as client:
+            version = await client.upload("math.bmt")
     """
 
     def __init__(

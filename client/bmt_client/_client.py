@@ -53,9 +53,9 @@ class BmtClient(BaseClient):
     version), `math:prod` (an alias) or `math@3f9c…` (12 to 64 hex digits of the mask digest).
     Instances may be shared between threads.
 
-    >>> with BmtClient() as client:                                    # doctest: +SKIP
-    ...     version = client.upload("math.bmt", alias=["prod"])
-    ...     client.openai().chat.completions.create(model=version.model, messages=[...])
+        with BmtClient() as client:
+            version = client.upload("math.bmt", alias=["prod"])
+            client.openai().chat.completions.create(model=version.model, messages=[...])
     """
 
     def __init__(
