@@ -17,7 +17,9 @@ from tests.support.deploy import compose
 from tests.support.deploy.chart import CHART, named, server
 from tests.support.programs import ROOT, tool
 
-PROFILES = {p: compose.project(compose.variables(COMPOSE_PROFILES=p)) for p in ("cpu", "gpu")}
+PROFILES = {
+    p: compose.project(compose.variables(COMPOSE_PROFILES=f"{p},tools")) for p in ("cpu", "gpu")
+}
 SERVICES = [(p, name) for p, project in PROFILES.items() for name in project["services"]]
 DOCKERFILES = {p: ROOT / f"deploy/docker/server.{p}.Dockerfile" for p in PROFILES}
 each_service = pytest.mark.parametrize(("profile", "name"), SERVICES)
@@ -82,8 +84,7 @@ def test_all_that_a_service_names_exists(profile, name):
         assert path.is_file(), path
     for volume, _ in compose.mounts(service).values():
         assert volume in project["volumes"]
-    for network in service.get("networks", []):
-        assert network in project["networks"]
+    assert set(service.get("networks", [])) <= project["networks"].keys()
     everywhere = PROFILES["cpu"]["services"] | PROFILES["gpu"]["services"]
     for other, how in service.get("depends_on", {}).items():
         assert other in everywhere
@@ -125,10 +126,10 @@ def test_services_reach_each_other(profile):
     name, port, networks = _host(profile, registry)
     assert (name, port) == ("valkey", 6379)
     assert networks == {"registry"}  # no other service than the server's is there
-    assert [n for n, s in services.items() if "registry" in s.get("networks", [])] == [
-        f"server-{profile}",
-        "valkey",
-    ]
+    near = [name for name, one in services.items() if "registry" in one.get("networks", [])]
+    assert near == [f"server-{profile}", "valkey", "backup", "restore"]
+    for name in ("backup", "restore"):
+        assert services[name]["environment"]["HOST"] == "valkey"
     scrape = yaml.safe_load((compose.FOLDER / "compose/prometheus.yaml").read_text())[
         "scrape_configs"
     ]
@@ -151,7 +152,7 @@ def test_images_are_pinned_and_those_of_the_chart(profile, name):
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
     ours = {
-        "valkey": values["valkey"]["image"],
+        **dict.fromkeys(("valkey", "backup", "restore"), values["valkey"]["image"]),
         "server-cpu": f"{values['image']['repository']}:{version}-cpu",
         "server-gpu": f"{values['image']['repository']}:{version}",
     }
@@ -168,8 +169,10 @@ def test_services_have_few_rights_and_bounds(profile, name):
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["logging"]["options"]["max-size"]
-    assert service["restart"] == "unless-stopped"
-    assert service["healthcheck"]["test"]
+    # Those of a profile of their own run once, by hand.
+    once = service.get("profiles") == ["tools"]
+    assert service["restart"] == ("no" if once else "unless-stopped")
+    assert once or service["healthcheck"]["test"]
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     assert "mem_limit" in service
     assert all("size=" in folder for folder in service["tmpfs"])

@@ -1,10 +1,15 @@
-# Replaces the masks in /data by those of SNAPSHOT in /backup, once.
+# Replaces the masks in /data by those of SNAPSHOT in /backup, once; with AGAIN, each time.
+: "${SNAPSHOT:?is empty; set it to the name of a file in the backup}"
 data=${DATA:-/data} backup=${FOLDER:-/backup} socket=${SOCKET:-/tmp/restore.sock}
-if [ -e "$data/restored-$SNAPSHOT" ]; then
+if [ -e "$data/restored-$SNAPSHOT" ] && [ -z "${AGAIN:-}" ]; then
   echo "$SNAPSHOT was restored before"; exit 0
 fi
 if [ ! -e "$backup/$SNAPSHOT" ]; then
   echo "$SNAPSHOT is not in the backup:"; ls -l "$backup"; exit 1
+fi
+# A server that runs on the folder would write over it.
+if [ -n "${HOST:-}" ] && valkey-cli -h "$HOST" ping 2>/dev/null | grep -Eq 'PONG|NOAUTH|LOADING|WRONGPASS|DENIED'; then
+  echo "Valkey runs at $HOST; stop it first"; exit 1
 fi
 valkey-check-rdb "$backup/$SNAPSHOT"
 # What was there stays until the next restoration.

@@ -60,10 +60,15 @@ def network() -> Iterator[None]:
 
 
 class Container:
-    """One running service. folder: for its layer, its log and the project's volumes."""
+    """One running service. folder: for its layer, its log and the project's volumes.
 
-    def __init__(self, project: Mapping[str, Any], name: str, image: Image, folder: Path) -> None:
-        self._service = project["services"][name]
+    more: environment as of `docker compose run --env`.
+    """
+
+    def __init__(
+        self, project: Mapping[str, Any], name: str, image: Image, folder: Path, **more: str
+    ) -> None:
+        self._service, self._more = project["services"][name], more
         self._image, self._layer = image, folder / "layers" / name
         self._layer.mkdir(parents=True)
         self.volumes = folder / "volumes"
@@ -89,7 +94,7 @@ class Container:
 
     def _environment(self) -> dict[str, str]:
         own = {k: str(v) for k, v in self._service.get("environment", {}).items()}
-        return {"PATH": _SYSTEM_PATH, **self._image.environment, **own}
+        return {"PATH": _SYSTEM_PATH, **self._image.environment, **own, **self._more}
 
     def _as_user(self) -> str:
         uid, _, gid = self._user.partition(":")

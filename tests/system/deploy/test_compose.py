@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -63,15 +64,19 @@ class Project:
 
     def __init__(self, folder: Path, smol: Path) -> None:
         given = {"BMT_MODEL": "/models/smol", "CPU_KVCACHE_GIB": "1", "BMT_FLAGS": FLAGS}
-        self._project = compose.project(compose.variables(**given))
+        profiles = "cpu,tools"
+        self._project = compose.project(compose.variables(COMPOSE_PROFILES=profiles, **given))
         self._folder, self._serial = folder, 0
+        binary = Path(binary_path())
+        valkey = Image(
+            {
+                "/usr/local/bin/valkey-server": binary,
+                "/usr/local/bin/valkey-check-rdb": binary,
+                "/usr/local/bin/valkey-cli": program("redis-cli"),
+            }
+        )
         self._images = {
-            "valkey": Image(
-                {
-                    "/usr/local/bin/valkey-server": Path(binary_path()),
-                    "/usr/local/bin/valkey-cli": program("redis-cli"),
-                }
-            ),
+            **dict.fromkeys(("valkey", "backup", "restore"), valkey),
             "server-cpu": server_image(
                 ROOT / "deploy/docker/server.cpu.Dockerfile", Path(sys.prefix)
             ),
@@ -83,14 +88,21 @@ class Project:
             os.chown(path, 10001, 10001)
         self.running: list[Container] = []
 
-    def up(self, name: str) -> Container:
+    def up(self, name: str, **more: str) -> Container:
         self._serial += 1
         layers = self._folder / f"run-{self._serial}"
         layers.mkdir()
         (layers / "volumes").symlink_to(self._folder / "volumes")
-        one = Container(self._project, name, self._images[name], layers)
+        one = Container(self._project, name, self._images[name], layers, **more)
         self.running.append(one)
         return one
+
+    def once(self, name: str, **more: str) -> str:
+        """The log of a service that ends by itself, as `docker compose run --rm` shows it."""
+        one = self.up(name, **more)
+        assert one.process.wait(120) == 0, one.log.read_text()
+        self.running.remove(one)
+        return one.log.read_text()
 
     def down(self) -> list[int]:
         codes = [one.stop() for one in reversed(self.running)]
@@ -196,13 +208,30 @@ def test_the_projects_commands_serve_and_are_watched(project, smol):
         assert rule["health"] == "ok", rule
         assert rule["state"] != "firing", rule
 
-    # All of it again on the volumes: the same keys and masks.
+    # A snapshot of the running Valkey, and a mask that is deleted afterwards.
+    taken = project.once("backup")
+    (snapshot,) = re.findall(r"masks-\w+\.rdb$", taken, re.MULTILINE)
+    with BmtClient(base_url=API, api_key=key) as client:
+        client.delete("d")
+    assert _ask(key, "d", "Hello").status_code == 404
+    early = project.up("restore", SNAPSHOT=snapshot)
+    assert early.process.wait(60) == 1
+    assert "stop it first" in early.log.read_text()
+    project.running.remove(early)
     logs = [one.log for one in project.running]
     codes = project.down()
     assert set(codes) <= {0, -15}, codes
+
+    # The volumes keep everything; then the snapshot takes its place.
+    valkey = project.up("valkey")
+    _until(valkey.healthy, 60, project.running)
+    count = 'REDISCLI_AUTH="$VALKEY_PASSWORD" valkey-cli dbsize'
+    assert int(valkey.run("sh", "-c", count).stdout) > len(MASKS)
+    project.down()
+    assert f"{snapshot} is restored" in project.once("restore", SNAPSHOT=snapshot)
     again = _start(project)
     assert "made a key" not in again.log.read_text()
-    assert _ask(key, "a", "Hello").status_code == 200
+    assert _ask(key, "d", "Hello").status_code == 200
     for log in [*logs, again.log]:
         assert key not in log.read_text()
         assert compose.PASSWORDS["VALKEY_PASSWORD"] not in log.read_text()
