@@ -35,6 +35,8 @@ from ._models import (
     Upload,
     Version,
 )
+from ._usage.counts import Usage, UsageRow
+from ._usage.limits import Limits, LimitTable
 
 __all__ = [
     "Alias",
@@ -47,6 +49,8 @@ __all__ = [
     "Conflict",
     "Invalid",
     "KeyInfo",
+    "LimitTable",
+    "Limits",
     "MaskInfo",
     "ModelInfo",
     "NewApiKey",
@@ -59,6 +63,8 @@ __all__ = [
     "TooLarge",
     "Unavailable",
     "Upload",
+    "Usage",
     "UsageError",
+    "UsageRow",
     "Version",
 ]

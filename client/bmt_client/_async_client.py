@@ -26,6 +26,10 @@ from ._transport import (
     chunks,
     step,
 )
+from ._usage import counts
+from ._usage import limits as limit_flows
+from ._usage.counts import Usage
+from ._usage.limits import Limits, LimitTable
 
 if TYPE_CHECKING:
     import httpx2
@@ -217,6 +221,31 @@ class AsyncBmtClient(BaseClient):
     def keys(self) -> AsyncKeys:
         """API keys of the server, for administrators."""
         return AsyncKeys(self._run, self._policy)
+
+    async def usage(
+        self,
+        *,
+        start: str | None = None,
+        end: str | None = None,
+        group_by: Sequence[str] = ("key", "mask"),
+        tenant: str | None = None,
+    ) -> Usage:
+        """Return requests and tokens of the key's tenant; see `BmtClient.usage`."""
+        return await self._run(counts.show(self._policy, start, end, group_by, tenant))
+
+    async def limits(self) -> LimitTable:
+        """Return the limits of single keys and tenants, and those of all others."""
+        return await self._run(limit_flows.show(self._policy))
+
+    async def set_limits(
+        self, limits: Limits, *, key: str | None = None, tenant: str | None = None
+    ) -> Limits:
+        """Set all limits of a key, by its id, or of a tenant; see `BmtClient.set_limits`."""
+        return await self._run(limit_flows.put(self._policy, limits, key, tenant))
+
+    async def delete_limits(self, *, key: str | None = None, tenant: str | None = None) -> None:
+        """Remove the limits of a key or a tenant, so that the server's defaults apply."""
+        return await self._run(limit_flows.delete(self._policy, key, tenant))
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """List the names that a request may give as `model`: base, masks and aliases."""

@@ -27,6 +27,10 @@ from ._transport import (
     chunks,
     step,
 )
+from ._usage import counts
+from ._usage import limits as limit_flows
+from ._usage.counts import Usage
+from ._usage.limits import Limits, LimitTable
 
 if TYPE_CHECKING:
     import httpx2
@@ -265,6 +269,42 @@ class BmtClient(BaseClient):
     def keys(self) -> Keys:
         """API keys of the server, for administrators."""
         return Keys(self._run, self._policy)
+
+    def usage(
+        self,
+        *,
+        start: str | None = None,
+        end: str | None = None,
+        group_by: Sequence[str] = ("key", "mask"),
+        tenant: str | None = None,
+    ) -> Usage:
+        """Return requests and tokens of the key's tenant, by day in UTC.
+
+        Parameters
+        ----------
+        start, end : first and last day, such as `2026-01-31`; default the last 30 days
+        group_by : of tenant, key, mask and day; empty for one total
+        tenant : another tenant, or `*` for all, for an administrator of the tenant `default`
+        """
+        return self._run(counts.show(self._policy, start, end, group_by, tenant))
+
+    def limits(self) -> LimitTable:
+        """Return the limits of single keys and tenants, and those of all others."""
+        return self._run(limit_flows.show(self._policy))
+
+    def set_limits(
+        self, limits: Limits, *, key: str | None = None, tenant: str | None = None
+    ) -> Limits:
+        """Set all limits of a key, by its id, or of a tenant; needs an operator's key.
+
+        Those that are None are the server's defaults; 0: no limit. Every server has them within
+        seconds.
+        """
+        return self._run(limit_flows.put(self._policy, limits, key, tenant))
+
+    def delete_limits(self, *, key: str | None = None, tenant: str | None = None) -> None:
+        """Remove the limits of a key or a tenant, so that the server's defaults apply."""
+        return self._run(limit_flows.delete(self._policy, key, tenant))
 
     def models(self) -> tuple[ModelInfo, ...]:
         """List the names that a request may give as `model`: base, masks and aliases."""

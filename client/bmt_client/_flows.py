@@ -19,7 +19,7 @@ from ._errors import Conflict, NotFound, ProtocolError, Unavailable, UsageError
 from ._files import Prepared, decode, destination, hex_sha256, prepare, write_atomically
 from ._models import Alias, KeyInfo, MaskInfo, ModelInfo, Page, Retention, Upload, Version
 from ._names import alias_name, is_digest, mask_name, mask_ref, version_digest
-from ._retry import RetryPolicy, exchange
+from ._retry import RetryPolicy, exchange, remove
 from ._transport import Call, Flow, Progress, Request, Response, acknowledge, parse_json
 
 
@@ -143,7 +143,7 @@ def delete_alias(policy: RetryPolicy, name: str, alias: str, if_match: str | Non
     name = mask_name(name)
     if if_match is not None:
         if_match = yield from _full_digest(policy, name, if_match)
-    yield from _delete(policy, routes.delete_alias(name, alias_name(alias), if_match))
+    yield from remove(routes.delete_alias(name, alias_name(alias), if_match), policy)
 
 
 def rollback(policy: RetryPolicy, name: str, to: str | int | Version | None) -> Flow[Version]:
@@ -167,13 +167,13 @@ def rollback(policy: RetryPolicy, name: str, to: str | int | Version | None) -> 
 
 
 def delete(policy: RetryPolicy, name: str) -> Flow[None]:
-    yield from _delete(policy, routes.delete_mask(mask_name(name)))
+    yield from remove(routes.delete_mask(mask_name(name)), policy)
 
 
 def delete_version(policy: RetryPolicy, name: str, digest: str) -> Flow[None]:
     name = mask_name(name)
     digest = yield from _full_digest(policy, name, digest)
-    yield from _delete(policy, routes.delete_version(name, digest))
+    yield from remove(routes.delete_version(name, digest), policy)
 
 
 def prune(
@@ -278,14 +278,6 @@ def _fetch(policy: RetryPolicy, ref: str, progress: Progress | None) -> Flow[tup
     digest = yield Call(lambda: hex_sha256(response.body))
     _check("file digest", digest, version.file_digest)
     return version, response.body
-
-
-def _delete(policy: RetryPolicy, request: Request) -> Flow[None]:
-    try:
-        acknowledge((yield from exchange(request, policy)))
-    except NotFound as error:
-        if error.attempts == 1 or error.code == "not_a_bmt_server":
-            raise
 
 
 def _target(policy: RetryPolicy, name: str, to: str | int | Version) -> Flow[dict[str, str | int]]:

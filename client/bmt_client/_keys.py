@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from ._errors import NotFound, ProtocolError
+from ._errors import ProtocolError
 from ._models import Model, Page, _require_text
-from ._retry import RetryPolicy, exchange
-from ._transport import Flow, Request, acknowledge, parse_json
+from ._retry import RetryPolicy, exchange, remove
+from ._transport import Flow, Request, parse_json
 
 _PAGE = 1000
 
@@ -91,12 +91,7 @@ def _made(policy: RetryPolicy, path: str, body: dict[str, Any]) -> Flow[NewApiKe
 
 
 def _revoke(policy: RetryPolicy, key_id: str) -> Flow[None]:
-    try:
-        acknowledge((yield from exchange(Request("DELETE", _path(key_id)), policy)))
-    except NotFound as error:
-        # A second attempt does not find what the first one has removed.
-        if error.attempts == 1 or error.code == "not_a_bmt_server":
-            raise
+    yield from remove(Request("DELETE", _path(key_id)), policy)
 
 
 def _path(key_id: str) -> str:

@@ -161,6 +161,9 @@ class ModelInfo(Model):
         _require_text(self, "id")
 
 
+_OF_KEY = ("key_id", "tenant", "scopes", "budgets", "stored")
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeyInfo(Model):
     """The client's key, the served base and the limits that apply.
@@ -177,6 +180,10 @@ class KeyInfo(Model):
     max_n: int | None = None  # completions of a request
     max_sparsity: float | None = None  # share of the gate weights that a mask may set to zero
     key_concurrency: int | None = None  # requests at a time
+    # Limits of the key and its tenant over all servers, by `key` and `tenant`; 0: none.
+    budgets: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    # Versions and bytes of the tenant.
+    stored: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @classmethod
     def from_json(cls, raw: Any) -> Self:
@@ -187,7 +194,7 @@ class KeyInfo(Model):
         base, limits = (part if isinstance(part, Mapping) else {} for part in parts.values())
         return super().from_json(
             {
-                **{name: raw.get(name) for name in ("key_id", "tenant", "scopes")},
+                **{name: raw.get(name) for name in _OF_KEY},
                 "base_names": base.get("names"),
                 "fingerprint": base.get("fingerprint"),
                 **{name: limit for name, limit in limits.items() if limit},

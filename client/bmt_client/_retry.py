@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ._errors import BmtClientError, Unavailable, UsageError
+from ._errors import BmtClientError, NotFound, Unavailable, UsageError
 from ._transport import (
     Flow,
     NoAnswer,
@@ -20,6 +20,7 @@ from ._transport import (
     Response,
     Send,
     Sleep,
+    acknowledge,
     error_from_response,
     foreign,
 )
@@ -105,6 +106,16 @@ def exchange(request: Request, policy: RetryPolicy) -> Flow[Response]:
             wait,
         )
         yield Sleep(wait)
+
+
+def remove(request: Request, policy: RetryPolicy) -> Flow[None]:
+    """Send a request that removes something and answers 204. Raises as `exchange` does."""
+    try:
+        acknowledge((yield from exchange(request, policy)))
+    except NotFound as error:
+        # A second attempt does not find what the first one has removed.
+        if error.attempts == 1 or error.code == "not_a_bmt_server":
+            raise
 
 
 def _failure(request: Request, response: Response | None, lost: NoAnswer | None) -> BmtClientError:

@@ -25,8 +25,9 @@ SURFACE = {
     "bmt_server.offline": "mask_request masked_llm",
     "bmt_client": """
         Alias ApiKey AsyncBmtClient AuthenticationError BaseModelInfo BmtClient BmtClientError
-        Conflict Invalid KeyInfo MaskInfo ModelInfo NewApiKey NotFound Page PermissionDenied
-        ProtocolError RateLimited Retention TooLarge Unavailable Upload UsageError Version
+        Conflict Invalid KeyInfo LimitTable Limits MaskInfo ModelInfo NewApiKey NotFound Page
+        PermissionDenied ProtocolError RateLimited Retention TooLarge Unavailable Upload Usage
+        UsageError UsageRow Version
     """,
 }
 

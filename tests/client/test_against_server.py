@@ -23,10 +23,12 @@ from bmt_client import (
     BmtClient,
     Conflict,
     Invalid,
+    Limits,
     NotFound,
     PermissionDenied,
     TooLarge,
     Unavailable,
+    UsageError,
 )
 from bmt_client._transport import NoAnswer
 from bmt_client.cli import app as program
@@ -465,3 +467,103 @@ def test_a_request_that_makes_a_key_is_sent_once(real, monkeypatch):
     monkeypatch.undo()
     assert {key.key_id for key in client.keys.list()} == before
     client.close()
+
+
+@pytest.mark.found
+def test_limits_are_set_shown_and_removed(client, connect, real):
+    before = client.limits()
+    assert before.of(tenant="acme") == before.tenant_defaults
+    assert client.set_limits(Limits(tokens_per_day=5, versions=0), tenant="acme").versions == 0
+    assert client.set_limits(Limits(requests_per_minute=600), key="1a2b3c4d").given() == {
+        "requests_per_minute": 600
+    }
+    table = client.limits()
+    assert table.tenants["acme"] == Limits(tokens_per_day=5, versions=0)
+    assert table.of(key="1a2b3c4d").requests_per_minute == 600
+    assert table.of(tenant="acme").requests_per_minute == table.tenant_defaults.requests_per_minute
+    client.delete_limits(tenant="acme")
+    client.delete_limits(key="1a2b3c4d")
+    with pytest.raises(NotFound) as caught:
+        client.delete_limits(tenant="acme")
+    assert caught.value.code == "limits_unknown"
+    assert client.limits() == before
+    with pytest.raises(Invalid):
+        client.set_limits(Limits(versions=1), key="1a2b3c4d")
+    for both in ({}, {"key": "1a2b3c4d", "tenant": "acme"}):
+        with pytest.raises(UsageError):
+            client.set_limits(Limits(versions=1), **both)
+    with pytest.raises(PermissionDenied):
+        connect(real.url, real.keys["infer"]).limits()
+
+
+def test_commands_of_limits(run):
+    made = run("limits", "set", "--tenant", "corp", "--tokens-per-day", 7, "--versions", 3)
+    assert (made["name"], made["tokens_per_day"], made["versions"]) == ("corp", 7, 3)
+    assert run("limits", "show", "--tenant", "corp") == made
+    assert run("limits", "show")["tenants"]["corp"] == {"tokens_per_day": 7, "versions": 3}
+    assert run("limits", "show", "--tenant", "none")["stored"] is False
+    run("limits", "set", "--key", "1a2b", "--requests-per-minute", 0)
+    assert run("limits", "show")["keys"]["1a2b"] == {"requests_per_minute": 0}
+    for name in ("--tenant", "corp"), ("--key", "1a2b"):
+        assert run("limits", "remove", *name)["stored"] is False
+        assert run("limits", "remove", *name, exit_code=4)["code"] == "limits_unknown"
+    run("limits", "set", "--tenant", "corp", exit_code=2)
+    run("limits", "set", "--versions", 1, exit_code=2)
+    run("limits", "set", "--tenant", "corp", "--versions", -1, exit_code=2)
+    run("limits", "show", "--tenant", "corp", "--key", "1a2b", exit_code=2)
+
+
+def test_a_limit_that_goes_back_to_the_default_is_named(real, monkeypatch):
+    monkeypatch.setenv("BMT_URL", real.url)
+    monkeypatch.setenv("BMT_API_KEY", real.key)
+
+    def limits(*words):
+        found = CliRunner().invoke(program, ["limits", *words])
+        assert found.exit_code == 0, found.output
+        return found
+
+    limits("set", "--tenant", "corp", "--tokens-per-day", "7000", "--versions", "3")
+    found = limits("set", "--tenant", "corp", "--versions", "4")
+    assert "tokens_per_day was 7,000" in found.stderr
+    assert "versions was" not in found.stderr
+    columns, row = (line.split("\t") for line in found.stdout.splitlines())
+    shown = dict(zip(columns, row, strict=True))
+    assert (shown["NAME"], shown["VERSIONS"], shown["TOKENS_PER_DAY"]) == ("corp", "4", "none")
+    limits("remove", "--tenant", "corp")
+
+
+@pytest.mark.found
+def test_usage_is_shown_by_key_mask_and_day(client, connect, run, real, name):
+    client.upload(make_mask(1), name)
+    body = {"model": name, "messages": [{"role": "user", "content": "x"}]}
+    made = client.keys.create(["infer"])
+    with BmtClient(real.url, made.key) as caller, caller.openai() as stock:
+        for _ in range(2):
+            stock.chat.completions.create(**body, stream=True).close()
+    found = client.usage()
+    rows = {row.mask: row for row in found.data if row.key == made.key_id}
+    assert rows[name].requests == 2
+    assert found.total.requests == sum(row.requests for row in found.data)
+    (day,) = client.usage(group_by=["day"]).data
+    assert (day.day, day.requests, day.key) == (found.end, found.total.requests, None)
+    assert client.usage(group_by=[]).total == found.total
+    assert run("usage")["total"] == found.total.as_dict()
+    assert {row["tenant"] for row in run("usage", "--by", "tenant", "--tenant", "*")["data"]} == {
+        "default"
+    }
+    assert run("usage", "--start", "2020-01-01", "--end", "2020-01-31")["data"] == []
+    assert run("usage", "--by", "color", exit_code=6)["status"] == 400
+    assert run("usage", "--start", "soon", exit_code=6)["param"] == "start"
+    with pytest.raises(PermissionDenied):
+        connect(real.url, made.key).usage(tenant="acme")
+    client.keys.revoke(made.key_id)
+
+
+def test_whoami_shows_budgets_and_what_is_stored(client, run, real):
+    me = client.me()
+    client.set_limits(Limits(tokens_per_day=77), key=me.key_id)
+    me = client.me()
+    assert me.budgets["key"]["tokens_per_day"] == 77
+    assert set(me.stored) == {"versions", "bytes"}
+    assert run("whoami")["budgets"]["key"]["tokens_per_day"] == 77
+    client.delete_limits(key=me.key_id)

@@ -19,6 +19,8 @@ SURFACE = [
     "Conflict",
     "Invalid",
     "KeyInfo",
+    "LimitTable",
+    "Limits",
     "MaskInfo",
     "ModelInfo",
     "NewApiKey",
@@ -31,7 +33,9 @@ SURFACE = [
     "TooLarge",
     "Unavailable",
     "Upload",
+    "Usage",
     "UsageError",
+    "UsageRow",
     "Version",
 ]
 

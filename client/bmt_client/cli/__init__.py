@@ -20,6 +20,7 @@ from . import chat, copying, keys, local, login, masks, status, uploads, version
 from .group import Group, hoist
 from .output import Output
 from .session import INTERRUPTED, Session
+from .usage import counts, limits
 
 __all__ = ["app", "hoist", "main"]
 
@@ -106,6 +107,8 @@ app.command("models")(masks.models)
 app.command("status")(status.status)
 app.command("whoami")(status.whoami)
 app.add_typer(keys.app, name="keys")
+app.command("usage")(counts.usage)
+app.add_typer(limits.app, name="limits")
 app.command("login")(login.login)
 app.command("logout")(login.logout)
 

@@ -82,6 +82,8 @@ def hint(error: BmtClientError) -> str | None:
         return "the mask was trained on other weights; see its base with: bmt-client inspect FILE"
     if error.code == "key_unknown":
         return "list the keys with: bmt-client keys list"
+    if error.code == "limits_unknown":
+        return "see the limits that are set with: bmt-client limits show"
     if error.code == "in_use":
         return "point the alias elsewhere or remove it with: bmt-client alias NAME ALIAS --delete"
     if error.code == "certificate":

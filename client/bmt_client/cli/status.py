@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import typer
@@ -28,6 +29,8 @@ def whoami(context: typer.Context) -> None:
         ("base", ", ".join(me.base_names)),
         ("fingerprint", me.fingerprint),
         *((name, _limit(value)) for name, value in _limits(me).items()),
+        *((f"limits of the {kind}", _budget(limits)) for kind, limits in me.budgets.items()),
+        *([("stored", _stored(me))] if me.stored else []),
     ]
     run.out.data({"url": url, **_document(me)}, lambda console: print_pairs(console, rows))
 
@@ -88,6 +91,16 @@ def _limits(me: KeyInfo) -> dict[str, float | None]:
 
 def _limit(value: float | None) -> str:
     return "none" if value is None else f"{value:g}"
+
+
+def _budget(limits: object) -> str:
+    """Limits over all servers; 0 is none."""
+    given = limits.items() if isinstance(limits, Mapping) else ()
+    return ", ".join(f"{name} {limit}" for name, limit in given if limit) or "none"
+
+
+def _stored(me: KeyInfo) -> str:
+    return ", ".join(f"{count} {what}" for what, count in me.stored.items())
 
 
 def _key_text(target: Target, me: KeyInfo | None) -> str:

@@ -9,6 +9,7 @@ from bmt_server.registry.housekeeping import Housekeeper
 from bmt_server.registry.maintenance import collect_orphans
 
 from tests.support.replica import make_mask, replica
+from tests.support.requests.metered import install_model_routes
 from tests.support.scenarios.nodes import node
 from tests.support.scenarios.registry import new_key
 
@@ -85,6 +86,31 @@ async def test_gc_removes_at_once_and_needs_no_memory(full):
     # What a version names is still there.
     assert (await api.ask("a")).status_code == 200
     assert await api.state.registry.blob_size((await entry(api, "a"))["file_digest"])
+
+
+async def test_limits_of_keys_and_tenants_hold(full):
+    """Counts of requests and tokens go on without memory, and so do changes of limits."""
+    api, one = full
+    install_model_routes(api)
+    async with api.client() as client:
+        (key,) = await api.state.keys.records()
+        path = f"/v1/limits/keys/{key.key_id}"
+        assert (await client.put(path, json={"requests_per_minute": 3})).status_code == 200
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 9}
+        answers = [await client.post("/v1/chat/completions", json=body) for _ in range(5)]
+        assert [a.status_code for a in answers] == [200] * 3 + [429] * 2
+        assert one.client().info("stats")["evicted_keys"] == 0
+        assert (await client.delete(path)).status_code == 204
+        tenant = {"tokens_per_day": 1}
+        assert (await client.put("/v1/limits/tenants/default", json=tenant)).status_code == 200
+        assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+        async with asyncio.timeout(5):
+            while (await client.post("/v1/chat/completions", json=body)).status_code != 429:
+                await asyncio.sleep(0.05)
+        assert (await client.put("/v1/masks/c", content=b"x")).status_code != 201
+        await api.state.usage.flush()
+        (total,) = [(await client.get("/v1/usage?group_by=")).json()["total"]]
+    assert total["requests"] >= 4
 
 
 async def entry(api, name: str) -> dict:

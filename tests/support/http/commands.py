@@ -36,6 +36,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "whoami": ("whoami",),
     "login": ("login",),
     "delete": ("delete", "math"),
+    "usage": ("usage",),
+    "limits show": ("limits", "show"),
+    "limits set": ("limits", "set", "--tenant", "acme", "--versions", "1"),
+    "limits remove": ("limits", "remove", "--tenant", "acme"),
 }
 
 
@@ -46,17 +50,19 @@ LOCAL = {"inspect", "logout"}
 @cache
 def all_commands() -> dict[str, tuple[str, ...]]:
     """COMMANDS, and a line for each other command of the program, also of a later one."""
-    known = {line[0] for line in COMMANDS.values()} | LOCAL
+    known = {line[:n] for line in COMMANDS.values() for n in (1, 2)} | {(name,) for name in LOCAL}
     return {**COMMANDS, **{" ".join(line): line for line in _lines(get_command(app), known)}}
 
 
-def _lines(group: Any, known: set[str], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def _lines(
+    group: Any, known: set[tuple[str, ...]], path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, ...]]:
     for name, command in group.commands.items():
         line = (*path, name)
-        if line[0] in known:
-            continue
         if isinstance(command, TyperGroup):
             yield from _lines(command, known, line)
+            continue
+        if line in known:
             continue
         for param in command.params:
             if param.required:

@@ -75,6 +75,15 @@ class FakeServer:
                 base = {"names": ["base"], "fingerprint": "ab" * 32}
                 key = {"key_id": "k1", "tenant": "default", "scopes": sorted(self.scopes)}
                 return 200, {"object": "key", **key, "base": base, "limits": {"max_n": 64}}
+            case ("GET", "v1", "usage"):
+                return 200, {"tenant": "default", "start": "2026-11-01", "end": "2026-11-30"}
+            case ("GET", "v1", "limits"):
+                defaults = {"keys": {}, "tenants": {"versions": 9}}
+                return 200, {"defaults": defaults, "keys": {}, "tenants": {}}
+            case ("PUT", "v1", "limits", "tenants", _):
+                return 200, json.loads(body)
+            case ("DELETE", "v1", "limits", "tenants", _):
+                return 204, None
             case ("GET", "v1", "models"):
                 entries = [{"id": "base", "object": "model", "parent": None}]
                 entries += [

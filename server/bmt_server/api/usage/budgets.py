@@ -26,14 +26,14 @@ from limits import (
     RateLimitItemPerMinute,
     RateLimitItemPerMonth,
 )
-from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter, SlidingWindowCounterRateLimiter
 from redis.exceptions import RedisError
 
 from bmt_server.errors import ApiError, RateLimited, Unavailable
 from bmt_server.registry.connection import RegistryConnection, end_task
-from bmt_server.registry.usage.charges import BUDGET_KEYS, Charges
+from bmt_server.registry.usage.charges import Charges
 from bmt_server.registry.usage.limits import BUDGETS, Kind, LimitStore
+from bmt_server.registry.usage.windows import WindowStorage
 
 logger = logging.getLogger("vllm.bmt_server")
 
@@ -93,12 +93,7 @@ class Budgets:
     ) -> None:
         self._connection, self._limits = connection, limits
         self._refuse, self._on_enforced = refuse, on_enforced
-        storage = RedisStorage(
-            "async+redis://",
-            implementation="redispy",
-            key_prefix=BUDGET_KEYS,
-            connection_pool=connection.quick.connection_pool,
-        )
+        storage = WindowStorage(connection)
         self._requests = SlidingWindowCounterRateLimiter(storage)
         self._tokens = FixedWindowRateLimiter(storage)
         self._charges = Charges(connection)

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from bmt_server.errors import ApiError, BadRequest, NotFound
 from bmt_server.ipc.blob import PREFIX
 from bmt_server.registry.connection import RegistryConnection, end_task
+from bmt_server.registry.lua import ALLOW_OOM
 from bmt_server.registry.registry import EVENTS
 from bmt_server.settings import Settings
 
@@ -38,7 +39,9 @@ BUDGETS = ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "tokens
 STORAGE = ("storage_bytes", "versions")
 
 # KEYS: hash, events. ARGV: field, JSON or '' to remove, most fields.
-_SET = """
+_SET = (
+    ALLOW_OOM
+    + """
 if ARGV[2] == '' then
   if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 'unknown' end
 else
@@ -50,6 +53,7 @@ redis.call('XADD', KEYS[2], 'MAXLEN', '~', 10000, '*',
            'where', '', 'kind', 'keys', 'generation', 0)
 return 'ok'
 """
+)
 
 
 class Limits(BaseModel):

@@ -1,0 +1,1 @@
+"""Requests and tokens of keys and tenants, and limits on them."""
