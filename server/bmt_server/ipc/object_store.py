@@ -15,18 +15,26 @@ time. After three failures in a row, calls are refused at once, but for one at a
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotSupportedError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 from obstore.store import LocalStore, from_url
 
 from bmt_server.errors import BlobsDown, RegistryFull
@@ -114,12 +122,46 @@ class ObjectStore:
     async def put(self, name: str, data: bytes) -> None:
         """Write an object in one step; it is on the store's disk when this returns."""
 
-        async def write() -> None:
-            await obstore.put_async(self._store(), name, data, use_multipart=False)
-            if self._folder is not None:
-                await asyncio.to_thread(_sync, self._folder, name)
+        await self._call(lambda: self._put(name, data), WRITE_S)
 
-        await self._call(write, WRITE_S)
+    async def swap(self, name: str, data: bytes, expected: bytes | None) -> bool:
+        """Write a small object if its bytes are `expected`; None: if it does not exist.
+
+        False if it is another one. A store without conditional writes writes in any case, so read
+        it afterwards.
+        """
+
+        async def write() -> bool:
+            condition: Any = "create"
+            if expected is not None:
+                found = await obstore.get_async(self._store(), name)
+                if bytes(await found.bytes_async()) != expected:
+                    return False
+                marks = {key: found.meta[key] for key in ("e_tag", "version")}
+                condition = {key: mark for key, mark in marks.items() if mark is not None}
+                if self._folder is not None:
+                    condition = "overwrite"  # under the lock
+            try:
+                await self._put(name, data, condition)
+            except (AlreadyExistsError, PreconditionError, FileNotFoundError):
+                return False
+            except (NotSupportedError, NotImplementedError):
+                await self._put(name, data)
+            return True
+
+        async def write_in_turn(folder: Path) -> bool:
+            async with _locked(folder / f"{name}.lock"):
+                return await write()
+
+        folder = self._folder
+        if folder is None or expected is None:
+            return await self._call(write, WRITE_S)
+        return await self._call(lambda: write_in_turn(folder), WRITE_S)
+
+    async def _put(self, name: str, data: bytes, mode: Any = "overwrite") -> None:
+        await obstore.put_async(self._store(), name, data, mode=mode, use_multipart=False)
+        if self._folder is not None:
+            await asyncio.to_thread(_sync, self._folder, name)
 
     async def size(self, name: str) -> int:
         """Size of an object in bytes; 0 if it does not exist."""
@@ -273,6 +315,22 @@ def _sync(folder: Path, name: str) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+@asynccontextmanager
+async def _locked(path: Path) -> AsyncIterator[None]:
+    """Hold a lock among all processes of a shared folder, on a file that stays."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(0.02)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _cause(error: Exception) -> str:

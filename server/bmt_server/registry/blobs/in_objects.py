@@ -23,10 +23,10 @@ from bmt_server.registry.blobs.place import (
     PLACE,
     RELEASED,
     Place,
+    claim,
     forget,
     join,
     owner_of,
-    write_owner,
 )
 from bmt_server.registry.blobs.protocol import Removed, Staged
 from bmt_server.registry.connection import BULK_S, RegistryConnection
@@ -74,8 +74,7 @@ class ObjectBlobs:
                 code="blobs_lost",
             )
         if found in (None, RELEASED):
-            await write_owner(self.store, place.id)
-            found = await owner_of(self.store)
+            found = await claim(self.store, place.id)
         if found != place.id:
             await forget(self._connection, url)
             raise Unavailable(

@@ -104,13 +104,36 @@ async def record_copy(connection: RegistryConnection, url: str) -> None:
 
 async def owner_of(store: ObjectStore) -> str | None:
     """The registry's id in an object store; None without one, and RELEASED after a move away."""
+    return (await _read_owner(store))[1]
+
+
+async def claim(store: ObjectStore, identity: str) -> str | None:
+    """Write a registry's id into a place that has none or was left; return the id that is there.
+
+    One of several registries that do so at the same time has the place: each write is conditional.
+    """
+    written, owner = await _read_owner(store)
+    if owner in (None, RELEASED):
+        await store.swap(OWNER, _owner(identity), written)
+        return await owner_of(store)
+    return owner
+
+
+async def _read_owner(store: ObjectStore) -> tuple[bytes | None, str | None]:
+    """The object as it is, and the id in it."""
     try:
         found = await store.get(OWNER)
-        return None if found is None else str(json.loads(found)["registry"])
+        if found is None:
+            return None, None
+        return bytes(found), str(json.loads(found)["registry"])
     except (SizeDiffers, ValueError, KeyError, TypeError):
-        return "unreadable"
+        return b"", "unreadable"
 
 
 async def write_owner(store: ObjectStore, identity: str) -> None:
     """Write a registry's id, or RELEASED, into an object store."""
-    await store.put(OWNER, json.dumps({"registry": identity}).encode())
+    await store.put(OWNER, _owner(identity))
+
+
+def _owner(identity: str) -> bytes:
+    return json.dumps({"registry": identity}).encode()

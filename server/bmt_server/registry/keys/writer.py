@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import bmt_core
 
-from bmt_server.errors import BadRequest, Conflict, NotFound
+from bmt_server.errors import ApiError, BadRequest, Conflict, NotFound
 from bmt_server.ipc.blob import PREFIX
 from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.durability import Durability
@@ -31,6 +31,8 @@ from bmt_server.registry.usage.limits import LIMITS
 
 #: Hashes of keys that came from BMT_ADMIN_KEY: once revoked, they are not stored again.
 ENVIRONMENT_KEYS = PREFIX + "environment-keys"
+#: Ids of keys that this version made.
+IDS = PREFIX + "key-ids"
 #: Label of such a key.
 ENVIRONMENT_LABEL = "BMT_ADMIN_KEY"
 MAX_LABEL_CHARACTERS = 128
@@ -40,6 +42,8 @@ _PAGE = 500
 _ATTEMPTS = 3
 
 Imported = Literal["stored", "known", "revoked"]
+# Field, value and record of a key.
+_Stored: TypeAlias = tuple[str, bytes, KeyRecord]
 
 
 def _allow(record: KeyRecord) -> None:
@@ -96,12 +100,15 @@ class KeyWriter:
         _check_label(label)
         key = make_key(scopes)
         ordered = tuple(scope for scope in SCOPES if scope in scopes)
-        record = KeyRecord(secrets.token_hex(4), tenant, ordered, label, _now(), expires)
-        # One script, so that of two servers starting at once only one prints a first key.
-        outcome, _ = await self._write(
-            CREATE, [hash_key(key), record.to_json(), "1" if only_if_first else ""], durable
-        )
-        return (key, record) if outcome == "ok" else None
+        first = "1" if only_if_first else ""
+        for _ in range(_ATTEMPTS):
+            record = KeyRecord(new_id(), tenant, ordered, label, _now(), expires)
+            arguments: list[str | bytes] = [hash_key(key), record.to_json(), first, record.key_id]
+            # One script, so that of two servers starting at once only one prints a first key.
+            outcome, _detail = await self._write(CREATE, arguments, durable)
+            if outcome != "taken":
+                return (key, record) if outcome == "ok" else None
+        raise _no_id()
 
     async def import_key(self, key: str, scopes: tuple[str, ...] = SCOPES, label: str = "") -> bool:
         """Store a key that `make_key` created elsewhere; False if it is stored or was revoked.
@@ -124,8 +131,14 @@ class KeyWriter:
                 "not a valid API key, or mistyped; create one with `bmt-server keys generate`"
             )
         field = hash_key(key)
-        record = KeyRecord(secrets.token_hex(4), DEFAULT_TENANT, scopes, label, _now())
-        outcome, there = await self._write(IMPORT, [field, record.to_json(), ""])
+        for _ in range(_ATTEMPTS):
+            record = KeyRecord(new_id(), DEFAULT_TENANT, scopes, label, _now())
+            arguments: list[str | bytes] = [field, record.to_json(), "", record.key_id]
+            outcome, there = await self._write(IMPORT, arguments)
+            if outcome != "taken":
+                break
+        else:
+            raise _no_id()
         if outcome != "known":
             return "stored" if outcome == "ok" else "revoked"
         stored = read_record(field, there)
@@ -133,7 +146,8 @@ class KeyWriter:
             return "revoked"
         grown = "admin" in stored.scopes and not set(scopes) <= set(stored.scopes)
         if label == ENVIRONMENT_LABEL == stored.label and grown and not stored.fault:
-            await self._write(IMPORT, [field, replace(stored, scopes=scopes).to_json(), there])
+            grown_record = replace(stored, scopes=scopes).to_json()
+            await self._write(IMPORT, [field, grown_record, there, stored.key_id])
         return "known"
 
     async def records(self) -> list[KeyRecord]:
@@ -148,17 +162,21 @@ class KeyWriter:
     async def revoke(self, key_id: str, check: Callable[[KeyRecord], None] = _allow) -> KeyRecord:
         """Delete a key; all servers refuse it within seconds. Raises NotFound.
 
+        Former versions may have given an id to several keys: then all of them that `check` lets.
         check: raises for a key that the caller may not revoke.
         """
         for _ in range(_ATTEMPTS):
-            field, value, record = await self._find(key_id)
-            check(record)
-            marked = "1" if record.label == ENVIRONMENT_LABEL else ""
-            arguments: list[str | bytes] = [field, value, record.revocation().to_json()]
-            arguments += [marked, f"key:{key_id}"]
-            if (await self._write(REVOKE, arguments))[0] == "ok":
-                return record
+            ended = _allowed(await self._all(key_id), check)
+            if all([await self._end(*one) for one in ended]):
+                return ended[0][2]
         raise _changed(key_id)
+
+    async def _end(self, field: str, value: bytes, record: KeyRecord) -> bool:
+        """Delete a record; False if it is not `value` any more."""
+        marked = "1" if record.label == ENVIRONMENT_LABEL else ""
+        arguments: list[str | bytes] = [field, value, record.revocation().to_json()]
+        arguments += [marked, f"key:{record.key_id}", record.key_id]
+        return (await self._write(REVOKE, arguments))[0] == "ok"
 
     async def rotate(
         self,
@@ -197,19 +215,20 @@ class KeyWriter:
             ends = record.expires if until is None else until
             check(record, ends)
             key = make_key(record.scopes)
-            new = replace(record, key_id=secrets.token_hex(4), created=_now(), expires=ends)
+            new = replace(record, key_id=new_id(), created=_now(), expires=ends)
             old = replace(record, expires=_earlier(record.expires, overlap_s))
             arguments: list[str | bytes] = [field, value, old.to_json()]
             arguments += [hash_key(key), new.to_json(), f"key:{key_id}", f"key:{new.key_id}"]
+            arguments.append(new.key_id)
             if (await self._write(ROTATE, arguments))[0] == "ok":
                 return RotatedKey(key, new, old)
         raise _changed(key_id)
 
-    async def _stored(self) -> list[tuple[str, bytes, KeyRecord]]:
+    async def _stored(self) -> list[_Stored]:
         """Field, value and record of all keys, read and parsed in pages: requests go on."""
         quick, cursor = self._connection.quick, 0
         # By field, because a page may repeat what another one had.
-        found: dict[bytes, tuple[str, bytes, KeyRecord]] = {}
+        found: dict[bytes, _Stored] = {}
         while True:
             read = partial(quick.hscan, KEYS, cursor, count=_PAGE)
             cursor, page = await self._connection.call(read)
@@ -220,11 +239,22 @@ class KeyWriter:
             if not cursor:
                 return list(found.values())
 
-    async def _find(self, key_id: str) -> tuple[str, bytes, KeyRecord]:
-        """Field, value and record of a key. Raises NotFound."""
-        for field, value, record in await self._stored():
-            if record.key_id == key_id and not record.revoked:
-                return field, value, record
+    async def _find(self, key_id: str) -> _Stored:
+        """Field, value and record of a key. Raises NotFound; Conflict if several have the id."""
+        found = await self._all(key_id)
+        if len(found) > 1:
+            raise Conflict(
+                f"{len(found)} keys have the id {key_id}, as a former version could make them; "
+                "revoke it, which ends them all, and create others",
+                code="key_id_shared",
+            )
+        return found[0]
+
+    async def _all(self, key_id: str) -> list[_Stored]:
+        """Fields, values and records of all keys of an id. Raises NotFound."""
+        stored = await self._stored()
+        if found := [one for one in stored if one[2].key_id == key_id and not one[2].revoked]:
+            return found
         raise NotFound(f"no key {key_id[:64]}", code="key_unknown")
 
     async def _write(
@@ -234,7 +264,7 @@ class KeyWriter:
 
         durable: once the change cannot be lost. Raises Unavailable (`not_durable`).
         """
-        keys = [KEYS, EVENTS, ENVIRONMENT_KEYS, LIMITS]
+        keys = [KEYS, EVENTS, ENVIRONMENT_KEYS, LIMITS, IDS]
         if not durable:
             quick = self._connection.quick
             run = partial(quick.eval, script, len(keys), *keys, *arguments)
@@ -244,6 +274,32 @@ class KeyWriter:
             if outcome == b"ok":
                 self._durability.check(confirmed)
         return outcome.decode(), detail
+
+
+def new_id() -> str:
+    """An id of 64 random bits. Of 100,000 keys, two have the same one with a chance of 3e-10.
+
+    The scripts refuse the second one then: by its id a key is revoked, limited and counted.
+    """
+    return secrets.token_hex(8)
+
+
+def _allowed(found: list[_Stored], check: Callable[[KeyRecord], None]) -> list[_Stored]:
+    """Those that `check` lets. Raises its error if there are none."""
+    allowed, refusals = [], []
+    for one in found:
+        try:
+            check(one[2])
+            allowed.append(one)
+        except ApiError as error:
+            refusals.append(error)
+    if not allowed:
+        raise refusals[0]
+    return allowed
+
+
+def _no_id() -> Conflict:
+    return Conflict("the new key's id is that of another key; try again", code="key_id_taken")
 
 
 def _now() -> str:

@@ -14,7 +14,14 @@ from bmt_server.cli.main import app
 from bmt_server.errors import BlobsDown, Unavailable
 from bmt_server.ipc.object_store import ObjectStore, parse_place
 from bmt_server.registry.blobs.in_objects import ObjectBlobs
-from bmt_server.registry.blobs.place import OWNER, PLACE
+from bmt_server.registry.blobs.place import (
+    OWNER,
+    PLACE,
+    RELEASED,
+    join,
+    owner_of,
+    write_owner,
+)
 from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.maintenance import collect_orphans
 from bmt_server.registry.registry import Registry
@@ -102,6 +109,45 @@ async def test_a_place_of_another_registry_is_refused(open_replica, place_of):
         async with open_replica(url):
             pass
     assert refused.value.code == "blobs_elsewhere"
+
+
+@pytest.mark.parametrize("kind", ["file", "s3"])
+@pytest.mark.parametrize("left", [False, True])
+async def test_of_registries_that_open_a_place_at_once_one_has_it(place_of, empty, kind, left):
+    """A new place, and one that another registry has moved away from."""
+    url, all_read = place_of(kind), asyncio.Barrier(3)
+    if left:
+        await write_owner(ObjectStore(url), RELEASED)
+
+    class Store(ObjectStore):
+        """All have read that the place is nobody's; then one after the other writes and looks."""
+
+        async def swap(self, name, data, expected):
+            await asyncio.sleep(0.2 * await all_read.wait())
+            return await super().swap(name, data, expected)
+
+    async def opened(number: int) -> ObjectBlobs | None:
+        connection = RegistryConnection(f"{empty[0]}?prefix=at-once-{number}")
+        connections.append(connection)
+        blobs = ObjectBlobs(connection, Store(url))
+        try:
+            await blobs.open()
+        except Unavailable as error:
+            refusals.append(error.code)
+            return None
+        return blobs
+
+    connections: list[RegistryConnection] = []
+    refusals: list[str] = []
+    found = await asyncio.gather(*(opened(number) for number in range(3)))
+    (first,) = (blobs for blobs in found if blobs is not None)
+    assert refusals == ["blobs_elsewhere"] * 2
+    # It stays the owner, and what the others look for is not there.
+    assert await first.find_strays() == 0
+    assert await owner_of(ObjectStore(url)) == (await join(first._connection, url)).id
+    for connection in connections:
+        await connection.quick.flushdb()
+        await connection.close()
 
 
 async def test_a_registry_never_removes_the_objects_of_another_one(open_replica, place_of, empty):

@@ -10,9 +10,11 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from bmt_server.api.keys.rights import check_change
 from bmt_server.cli.doctor import _keys
-from bmt_server.errors import BadRequest, Forbidden, Unauthorized
+from bmt_server.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthorized
 from bmt_server.registry.api_keys import SCOPES, make_key
+from bmt_server.registry.keys import writer
 from bmt_server.registry.keys.expiry import parse_expiry, read_expiry
+from bmt_server.registry.keys.reader import KEYS
 from bmt_server.registry.keys.record import KeyRecord, read_record
 from bmt_server.registry.keys.secret import hash_key
 from bmt_server.registry.keys.writer import ENVIRONMENT_LABEL
@@ -230,3 +232,60 @@ async def test_the_doctor_names_keys_that_are_refused(store, valkey):
     assert found.verdict == "warn"
     assert "old" in found.value
     assert "'30d'" in found.value
+
+
+async def test_an_id_is_of_one_key(store, monkeypatch):
+    """By it a key is revoked, limited and counted: a second key takes another id, or is refused."""
+    ids = iter(["a" * 16, "a" * 16, "b" * 16, "a" * 16, "c" * 16, *["b" * 16] * 9])
+    monkeypatch.setattr(writer, "new_id", lambda: next(ids))
+    first = await store.create(("infer",))
+    second = await store.create(("infer",))
+    rotated = await store.rotate("a" * 16, overlap_s=0)
+    assert [made[1].key_id for made in (first, second)] == ["a" * 16, "b" * 16]
+    assert rotated.new.key_id == "c" * 16
+    with pytest.raises(Conflict) as refused:
+        await store.create(("infer",))
+    assert refused.value.code == "key_id_taken"
+    with pytest.raises(Conflict):
+        await store.import_key(make_key(SCOPES))
+    assert sorted(r.key_id for r in await store.records()) == ["a" * 16, "b" * 16, "c" * 16]
+    # An id of a key that was revoked is free.
+    await store.revoke("b" * 16)
+    assert (await store.create(("infer",)))[1].key_id == "b" * 16
+
+
+async def test_racing_creations_of_one_id_make_one_key(store, monkeypatch):
+    monkeypatch.setattr(writer, "new_id", lambda: "d" * 16)
+    made = await asyncio.gather(
+        *(store.create(("infer",)) for _ in range(8)), return_exceptions=True
+    )
+    assert len([one for one in made if isinstance(one, tuple)]) == 1
+    assert len([one for one in made if isinstance(one, Conflict)]) == 7
+    assert len(await store.records()) == 1
+
+
+async def test_ids_are_of_64_bits(store):
+    made = [(await store.create(("infer",)))[1].key_id for _ in range(3)]
+    assert all(len(bytes.fromhex(one)) == 8 for one in made)
+
+
+async def test_a_revocation_ends_all_keys_of_an_id_that_former_versions_gave_twice(store):
+    """They made ids of 32 bits without a look at others, and revoked one of them."""
+    secrets = [make_key(("infer",)) for _ in range(3)]
+    for secret, tenant in zip(secrets, ("default", "default", "acme"), strict=True):
+        record = KeyRecord("1a2b3c4d", tenant, ("infer",), "", "2026-01-01T00:00:00+00:00")
+        await store._connection.quick.hset(KEYS, hash_key(secret), record.to_json())
+        assert (await store.verify(secret)).tenant == tenant
+    with pytest.raises(Conflict) as refused:
+        await store.rotate("1a2b3c4d")
+    assert refused.value.code == "key_id_shared"
+    own = Principal("k", "default", frozenset(SCOPES) - {"operator"})
+    await store.revoke("1a2b3c4d", check=lambda record: check_change(own, record))
+    assert [record.tenant for record in await store.records()] == ["acme"]
+    await store.refresh()
+    for secret in secrets[:2]:
+        with pytest.raises(Unauthorized):
+            await store.verify(secret)
+    with pytest.raises(NotFound):
+        await store.revoke("1a2b3c4d", check=lambda record: check_change(own, record))
+    assert (await store.revoke("1a2b3c4d")).tenant == "acme"
