@@ -177,7 +177,7 @@
 {{- fail "monitoring.monitor: /metrics needs an API key; set monitoring.existingSecret to a Secret with one of scope metrics, or monitoring.port to a port without keys" -}}
 {{- end -}}
 {{- if and .Values.inferencePool.enabled (not $reachable) -}}
-{{- fail "inferencePool.enabled: its endpoint picker reads /metrics without an API key; set monitoring.port (and the picker's --model-server-metrics-port) or monitoring.open" -}}
+{{- fail "inferencePool.enabled: its endpoint picker reads /metrics without an API key; set monitoring.port (and the port of the picker's metrics-data-source, or its --model-server-metrics-port before 0.10) or monitoring.open" -}}
 {{- end -}}
 {{- if has $port (list 8000 (int .Values.service.port)) -}}
 {{- fail (printf "monitoring.port: %d is the API's port; choose another" $port) -}}

@@ -21,6 +21,7 @@ import pytest
 from bmt_client import BmtClient, NotFound
 
 from tests.support.masks import random_mask_of
+from tests.support.requests.endpoint_picker import Endpoint
 from tests.support.served import until
 
 pytestmark = pytest.mark.engine
@@ -328,6 +329,24 @@ def test_metrics_tell_masks(server, client, two):
     assert figures['bmt_steps_total{applied="base",rank="0"}'] > 0
     assert any(n.startswith("bmt_cold_loads_total") or "uploads" in n for n in figures)
     assert any(n.startswith("vllm:num_requests_running") for n in figures)
+
+
+def test_an_endpoint_picker_reads_the_metrics(server, client, two):
+    """Families of vLLM and ours, of a real engine that has served masks."""
+    for name in ("a", "b"):
+        ask(client, name)
+
+    def endpoint() -> Endpoint:
+        return Endpoint.of(httpx2.get(f"{server.url}/metrics", headers=server.headers).text)
+
+    until(lambda: {"a", "b"} <= endpoint().active)
+    seen = endpoint()
+    assert seen.waiting_requests == 0
+    assert 0 <= seen.kv_usage <= 1
+    assert seen.block_size > 0
+    assert seen.blocks > 0
+    version = next(name for name in seen.active if name.startswith("a@"))
+    assert [seen.affinity(model) for model in ("a", version, "never")] == [1.0, 1.0, 0.8]
 
 
 def test_a_seed_holds_where_a_prompt_takes_several_steps(server, client, two):

@@ -1,8 +1,8 @@
 """Metrics of loaded masks for routers of the Gateway API Inference Extension.
 
 Two families: `vllm:lora_requests_info`, one series whose labels list adapters (the extension's
-model server protocol: loaded, waiting, and how many fit), and the newer one with a series per
-adapter.
+model server protocol: loaded, waiting, and the length of the lists at which nothing more fits), and
+the newer one with a series per adapter.
 """
 
 from __future__ import annotations
@@ -44,8 +44,14 @@ class LoadedMasksCollector(Collector):
         )
         for first in workers[:1]:  # all workers have the same masks
             resident = self._recently_used(first)
-            waiting = self._public_names(WaitingMasks.latest(self._stats_dir))[:MAX_NAMED]
-            labels = [str(first.fits), ",".join(resident), ",".join(waiting)]
+            wanted = WaitingMasks.latest(self._stats_dir)
+            waiting = self._public_names(wanted)[:MAX_NAMED]
+            to_load = set(wanted).difference(first.resident)
+            room = max(0, first.fits - first.resident_masks - len(to_load))
+            # Endpoint pickers take a pod for full if it lists max_lora names. A mask has several
+            # names (its own, its aliases', its version's), and long lists are cut, so the number
+            # of masks that fit (`vllm:max_gpu_lora_adapters`) would be compared with other things.
+            labels = [str(len(resident) + len(waiting) + room), *map(",".join, (resident, waiting))]
             family.add_metric(labels, time.time())
         return family
 
