@@ -359,6 +359,15 @@ class Settings:
         "allow",
         flag="--budget-outage",
     )
+    shadow_sequences: int = _option(
+        "Sequences of copies for shadows of aliases that may run at a time in each API process; "
+        "further copies are dropped and counted. 0: none is sent.",
+        8,
+        unit="sequences",
+        flag="--shadow-sequences",
+        least=0,
+        most=4096,
+    )
     queue: int = _option(
         "Sequences that may run or wait in all API processes together; more get 503.",
         2048,

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from fastapi import Request
 
+from bmt_server.api.canary.arm import Arm
 from bmt_server.api.tracing import Span
 from bmt_server.registry.schemas import Principal, Version
 
@@ -29,7 +30,7 @@ class RequestRecord:
     """Log fields of one request, filled in as the request proceeds.
 
     path: as routing sees it. digest: the mask's full digest. status: 0 until a response starts.
-    peer: address of the client.
+    peer: address of the client. arm: of an alias that is split.
     """
 
     request_id: str
@@ -45,6 +46,7 @@ class RequestRecord:
     mask: str = ""
     digest: str = ""
     error: str = ""
+    arm: Arm | None = None
     started: float = field(default_factory=time.monotonic)
 
     def set_principal(self, principal: Principal) -> None:

@@ -75,6 +75,10 @@ class SequenceLimiter:
         self._limit = limit
         self._admitted = 0
 
+    def half_full(self) -> bool:
+        """True if requests take at least half of the places."""
+        return 2 * self._admitted >= self._limit
+
     @contextmanager
     def admit(self, sequences: int) -> Iterator[None]:
         """Sequences of one request, from its admission to its end.

@@ -17,6 +17,8 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from bmt_server.api.admission import KeyLimiter, SequenceLimiter, UploadLimiter
 from bmt_server.api.body.schemas import RequestSchemas
 from bmt_server.api.body.turns import Turns
+from bmt_server.api.canary.shadows import Shadows
+from bmt_server.api.canary.void_splits import VoidSplits
 from bmt_server.api.engine import Engine
 from bmt_server.api.masks.lifecycle import REMOVAL_DELAY_S, MaskLifecycle
 from bmt_server.api.masks.local_cache import MaskCache
@@ -25,6 +27,7 @@ from bmt_server.api.masks.resolver import Resolver
 from bmt_server.api.metrics.collectors import StatsCollectors
 from bmt_server.api.metrics.counters import Metrics
 from bmt_server.api.metrics.port import MetricsPort
+from bmt_server.api.metrics.versions import VersionMetrics
 from bmt_server.api.models.listing import ModelList
 from bmt_server.api.shutdown import Shutdown, interrupt_process
 from bmt_server.api.usage.budgets import Budgets
@@ -33,8 +36,11 @@ from bmt_server.api.usage.meter import UsageMeter
 from bmt_server.errors import ApiError, BlobsDown, RegistryDown
 from bmt_server.ipc.object_store import ObjectStore
 from bmt_server.registry.api_keys import ApiKeyStore
+from bmt_server.registry.canary.splits import Splits
 from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.housekeeping import Housekeeper
+from bmt_server.registry.names.catalog import Key
+from bmt_server.registry.names.name_state import NameState
 from bmt_server.registry.registry import Registry
 from bmt_server.registry.replica import RegistryReplica
 from bmt_server.registry.retention.retention import Retention
@@ -59,6 +65,8 @@ class AppState:
     connection: RegistryConnection
     key_connection: RegistryConnection
     registry: Registry
+    splits: Splits
+    void_splits: VoidSplits
     replica: RegistryReplica
     housekeeper: Housekeeper
     retention: Retention
@@ -68,6 +76,8 @@ class AppState:
     resolver: Resolver
     models: ModelList
     metrics: Metrics
+    versions: VersionMetrics
+    shadows: Shadows
     collectors: StatsCollectors
     metrics_port: MetricsPort
     usage_store: UsageStore
@@ -180,13 +190,26 @@ class AppState:
             keys.invalidate()
             limit_store.invalidate()
 
+        changes = RegistryChanges(lifecycle, settings.fingerprint)
+        splits = Splits(registry)
+        void_splits = VoidSplits(splits)
+
+        def on_change(key: Key, name: NameState | None) -> None:
+            changes.apply(key, name)
+            void_splits.look_at(key, name)
+
         replica = RegistryReplica(
             registry,
-            on_change=RegistryChanges(lifecycle, settings.fingerprint).apply,
+            on_change=on_change,
             on_keys_change=on_keys_change,
             on_connection=metrics.registry_up.set,
         )
         resolver = Resolver(replica, lifecycle, engine, settings.fingerprint)
+        versions = VersionMetrics(settings.max_mask_labels, metrics_registry)
+        sequence_limiter, turns = SequenceLimiter(settings.queue), Turns()
+        shadows = Shadows(
+            settings.shadow_sequences, resolver, versions, turns, sequence_limiter.half_full
+        )
         usage_store = UsageStore(connection, settings.usage_days)
         usage = UsageCounter(usage_store, metrics.usage_lost.inc)
         housekeeper = Housekeeper(
@@ -202,6 +225,8 @@ class AppState:
             connection=connection,
             key_connection=key_connection,
             registry=registry,
+            splits=splits,
+            void_splits=void_splits,
             replica=replica,
             housekeeper=housekeeper,
             retention=Retention(
@@ -219,6 +244,8 @@ class AppState:
             resolver=resolver,
             models=ModelList(replica, engine, settings.fingerprint),
             metrics=metrics,
+            versions=versions,
+            shadows=shadows,
             collectors=StatsCollectors(
                 scraped or metrics_registry, settings.stats_dir, resolver.public_names
             ),
@@ -232,18 +259,20 @@ class AppState:
             usage=usage,
             limit_store=limit_store,
             budgets=budgets,
-            meter=UsageMeter(metrics, usage, budgets),
+            meter=UsageMeter(metrics, versions, usage, budgets),
             shutdown=Shutdown(settings.drain_s, stop),
             key_limiter=KeyLimiter(settings.key_concurrency, settings.key_rate),
-            sequence_limiter=SequenceLimiter(settings.queue),
+            sequence_limiter=sequence_limiter,
             uploads=UploadLimiter(settings.max_upload_bytes or limits.max_file_bytes),
             schemas=schemas,
-            turns=Turns(),
+            turns=turns,
         )
 
     async def close(self) -> None:
         """Stop background tasks, close connections, unregister metrics."""
         self.metrics_port.close()
+        await self.shadows.close()
+        await self.void_splits.close()
         await self.usage.close()
         await self.budgets.close()
         await self.limit_store.close()
@@ -258,6 +287,7 @@ class AppState:
         await self.key_connection.close()
         self.collectors.close()
         self.metrics.close()
+        self.versions.close()
 
     async def ready(self) -> bool:
         """True after the first sync, while the engine is healthy and no shutdown has started.

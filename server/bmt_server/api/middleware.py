@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -39,6 +40,7 @@ from bmt_server.api.body.reader import (
     read_body,
     replace_body,
 )
+from bmt_server.api.canary.arm import Draw
 from bmt_server.api.isolation import isolate
 from bmt_server.api.masks.condition import Condition
 from bmt_server.api.masks.resolver import Lease
@@ -55,6 +57,8 @@ from bmt_server.registry.schemas import DEFAULT_TENANT, Principal
 from bmt_server.registry.usage.counts import Counts
 
 MAX_KEY_CHARACTERS = 256
+#: Header of an answer: the version that gave it, as in the answer's `model`.
+MODEL_HEADER = b"x-bmt-model"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Principal of requests that need no key.
 _ANONYMOUS = Principal("none", DEFAULT_TENANT, frozenset(SCOPES))
@@ -95,6 +99,13 @@ class RequestMiddleware:
             state = find_app_state(scope["app"])
             if record.error and state is not None:
                 state.metrics.errors.labels(record.error).inc()
+            if record.arm is not None and state is not None:
+                state.versions.answered(
+                    record.arm,
+                    record.status,
+                    time.monotonic() - record.started,
+                    failed=bool(record.error),
+                )
             if route is not None and route.names_model and state is not None:
                 # Such a route's path has no variable part.
                 state.metrics.http_request(path, record.status)
@@ -137,6 +148,7 @@ class RequestMiddleware:
                 engine=route.runs_engine,
             )
             body = await _read_checked_body(state, principal, route, record.path, headers, receive)
+            sequences = 0
             if route.runs_engine:
                 sequences = request_limits.count_sequences(body)
                 admitted.enter_context(state.sequence_limiter.admit(sequences))
@@ -154,9 +166,14 @@ class RequestMiddleware:
                     )
             isolate(principal.tenant)
             condition = Condition.read(headers.get("if-match"))
-            lease = await _resolve(state, principal, body, condition, load=route.runs_engine)
+            # A request that the engine does not run is none of a version's figures.
+            draw = Draw.of_request(body, headers, record.request_id) if route.runs_engine else None
+            lease = await _resolve(state, principal, body, condition, draw, load=route.runs_engine)
             record.set_model(lease.model, lease.version)
-            caller = Caller(principal.key_id, principal.tenant, record.mask)
+            record.arm = lease.arm
+            if lease.version is not None:
+                response.model_headers.append((MODEL_HEADER, lease.model.encode()))
+            caller = Caller(principal.key_id, principal.tenant, record.mask, lease.arm)
             attribute(caller)
             # The app prepares the request, above all its tokens, while the workers load the mask.
             response.wait_for(lease.ready)
@@ -172,6 +189,8 @@ class RequestMiddleware:
                 lease.release()
                 if record.status < 400 and not failed:
                     state.usage.add(caller, Counts(requests=1))
+        if lease.copy is not None and record.status == 200 and not record.error:
+            state.shadows.send(self.app, scope, body, lease.copy, caller, sequences)
 
 
 def _request_id(headers: Mapping[str, str]) -> str:
@@ -254,6 +273,7 @@ async def _resolve(
     principal: Principal,
     body: dict[str, Any],
     condition: Condition,
+    draw: Draw | None,
     *,
     load: bool,
 ) -> Lease:
@@ -273,6 +293,6 @@ async def _resolve(
         model = state.engine.base_names[0]
     if not isinstance(model, str):
         raise BadRequest("`model` must be a string", param="model")
-    lease = await state.resolver.acquire(principal.tenant, model, condition, load=load)
+    lease = await state.resolver.acquire(principal.tenant, model, condition, draw=draw, load=load)
     body["model"] = lease.model
     return lease

@@ -89,6 +89,8 @@ ROUTES: tuple[Route, ...] = (
     # An upload moves `latest` too.
     _route("PUT", _MASK + r"/aliases/latest", "upload", conditions=_MATCH),
     _route("PUT DELETE", _MASK + r"/aliases/[^/]+", "promote", conditions=_MATCH),
+    _route("POST", _MASK + r"/aliases/[^/]+/(promote|rollback)", "promote", conditions=_MATCH),
+    _route("GET", _MASK + r"/aliases/[^/]+", "any"),
     _route("GET", _MASK + r"/retention", "any"),
     _route("PUT DELETE", _MASK + r"/retention", "admin"),
     _route("PUT DELETE", _MASK + r"/pin", "admin"),

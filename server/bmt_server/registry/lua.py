@@ -29,11 +29,19 @@ local function touch()
 end
 """
 
+# Ends the canary and the shadow of an alias (`canary/split.py`); returns the number of fields.
+END_SPLIT = """
+local function end_split(alias)
+  return redis.call('HDEL', KEYS[1], 'split:' .. alias, 'canary:' .. alias, 'shadow:' .. alias)
+end
+"""
+
 # ARGV: path, digest, version JSON, if-match, if-none-match, expires ('' for never), file digest of
 # 32 bytes, URL where the blob was written, record of its new object, record of a damaged one,
 # quota, alias... ('' where there is none)
 PUBLISH = (
     ADD_EVENT
+    + END_SPLIT
     + quota.LUA
     + """
 local digest = ARGV[2]
@@ -89,6 +97,7 @@ if (redis.call('HGET', KEYS[1], 'expires') or '') ~= ARGV[6] then
 end
 for i = 12, #ARGV do
   if redis.call('HGET', KEYS[1], 'alias:' .. ARGV[i]) ~= digest then
+    end_split(ARGV[i])
     redis.call('HSET', KEYS[1], 'alias:' .. ARGV[i], digest)
     moved = true
   end
@@ -99,10 +108,11 @@ return {outcome, current}
 """
 )
 
-# ARGV: path, alias, digest ('' removes), if-match
+# ARGV: path, alias, digest ('' removes), if-match. The alias has neither canary nor shadow then.
 SET_ALIAS = (
     ALLOW_OOM
     + ADD_EVENT
+    + END_SPLIT
     + """
 local field = 'alias:' .. ARGV[2]
 if ARGV[2] == 'latest' then field = 'latest' end
@@ -111,11 +121,13 @@ if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 0 then return {'unknown', ''} en
 if ARGV[4] ~= '' and current ~= ARGV[4] then return {'conflict', current} end
 if ARGV[3] == '' then
   if current == '' then return {'unknown', ''} end
+  end_split(ARGV[2])
   redis.call('HDEL', KEYS[1], field)
 else
   if redis.call('HEXISTS', KEYS[2], ARGV[3]) == 0 then return {'unknown', ''} end
-  if current == ARGV[3] then touch() return {'ok', current} end
-  if field == 'latest' then redis.call('HINCRBY', KEYS[1], 'rev', 1) end
+  local ended = end_split(ARGV[2])
+  if current == ARGV[3] and ended == 0 then touch() return {'ok', current} end
+  if current ~= ARGV[3] and field == 'latest' then redis.call('HINCRBY', KEYS[1], 'rev', 1) end
   redis.call('HSET', KEYS[1], field, ARGV[3])
 end
 add_event('alias', '')
@@ -160,6 +172,8 @@ for i = 1, #head, 2 do
     if head[i] == 'latest' then return {'in_use', 'latest'} end
     local alias = string.match(head[i], '^alias:(.*)$')
     if alias then return {'in_use', alias} end
+    local part = string.match(head[i], '^canary:.*$') or string.match(head[i], '^shadow:.*$')
+    if part then return {'in_use', part} end
   end
 end
 redis.call('HDEL', KEYS[2], ARGV[2])

@@ -153,11 +153,15 @@ def _dangling(state: NameState) -> list[Problem]:
     pointers = {f":{alias}": digest for alias, digest in state.aliases.items()}
     if state.latest:
         pointers[""] = state.latest
+    for alias, split in state.splits.items():
+        for part, target in (("canary", split.canary), ("shadow", split.shadow)):
+            if target is not None:
+                pointers[f":{alias} ({part})"] = target.digest
     return [
         Problem(
             "dangling",
             f"{state.tenant}/{state.name}{alias} points at {digest[:12]}, which is not there",
-            "upload the mask again, or move the alias",
+            "upload the mask again, or move the alias; `bmt-client rollback` ends a canary",
         )
         for alias, digest in pointers.items()
         if digest not in state.versions and digest not in state.unreadable

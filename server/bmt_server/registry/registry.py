@@ -7,7 +7,8 @@ Keys share one hash slot (`{bmt}`), so that a script may use several of them::
     {bmt}:loose                     sorted set of objects without such a record, by time
     {bmt}:place                     hash: the object store's URL, and where blobs are written
     {bmt}:name:<tenant>/<name>      hash: rev, latest, pinned, expires (seconds since 1970),
-                                    retention (rule), alias:<alias> -> mask digest
+                                    retention (rule), alias:<alias> -> mask digest, and the
+                                    split of an alias (`canary/split.py`)
     {bmt}:versions:<tenant>/<name>  hash: mask digest -> "<rev>|<id>|<parent>|<version JSON>"
     {bmt}:names                     set of <tenant>/<name> that have versions
     {bmt}:holds                     hash: <tenant>/<name>@<digest> that requests use -> end of hold
@@ -186,7 +187,10 @@ class Registry:
     async def set_alias(
         self, tenant: str, name: str, alias: str, digest: str | None, if_match: str | None = None
     ) -> None:
-        """Point an alias, or `latest`, at a version; None removes it. Raises Conflict, NotFound."""
+        """Point an alias, or `latest`, at a version; None removes it. Raises Conflict, NotFound.
+
+        Its canary and its shadow end with that.
+        """
         outcome, current = await self.run_script(
             SET_ALIAS, f"{tenant}/{name}", [], [alias, digest or "", if_match or ""]
         )
@@ -208,16 +212,18 @@ class Registry:
         return outcome == "ok"
 
     async def delete_version(self, tenant: str, name: str, digest: str) -> None:
-        """Remove one version. Raises NotFound, and Conflict if an alias points at it."""
+        """Remove one version. Raises NotFound, and Conflict if an alias or its split names it."""
         outcome, alias = await self.run_script(DELETE_VERSION, f"{tenant}/{name}", [], [digest])
         if outcome == "in_use":
-            raise Conflict(
-                f"{name}@{digest[:12]} is {name}:{alias}; move that alias first", code="in_use"
-            )
+            part, colon, of = alias.partition(":")
+            what = f"{name}:{alias}; move that alias first"
+            if colon:
+                what = f"the {part} of {name}:{of}; promote it, or roll it back first"
+            raise Conflict(f"{name}@{digest[:12]} is {what}", code="in_use")
         self.expect_ok(outcome, name, None, alias)
 
     async def prune(self, tenant: str, name: str, digests: Sequence[str]) -> list[str]:
-        """Remove versions that neither `latest` nor an alias points at. Raises NotFound.
+        """Remove versions that neither `latest`, nor an alias, nor a split names. Raises NotFound.
 
         Returns the digests of those that were removed.
         """

@@ -114,6 +114,27 @@ class AliasTarget(BaseModel):
     rev: int | None = None
 
 
+class SplitTarget(AliasTarget):
+    """Version of a split, and the percent of the alias's requests that it gets."""
+
+    percent: float = Field(strict=True, allow_inf_nan=False)
+
+
+class AliasBody(AliasTarget):
+    """The same with the alias's canary and shadow; without them, it has none."""
+
+    canary: SplitTarget | None = None
+    shadow: SplitTarget | None = None
+
+
+class Promotion(BaseModel):
+    """Body of `POST …/promote`. canary: digest that the canary must have; null for any."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    canary: str | None = None
+
+
 class RetentionRule(BaseModel):
     """Body of `PUT …/retention`; null for no bound, and without both all versions stay."""
 

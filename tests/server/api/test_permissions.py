@@ -17,6 +17,7 @@ PATHS = {
     "any": [
         *[("GET", p) for p in ("/v1/models", "/v1/masks", "/v1/masks/m", "/v1/masks/m/versions")],
         ("GET", "/v1/blobs/" + "0" * 64),
+        ("GET", "/v1/masks/m/aliases/prod"),
         *(("HEAD", p) for p in ("/v1/models", "/v1/masks", "/v1/models/tiny", "/v1/me")),
     ],
     "infer": [("POST", "/v1/chat/completions")],
@@ -29,6 +30,7 @@ PATHS = {
     "promote": [
         ("PUT", "/v1/masks/m/aliases/prod"),
         ("DELETE", "/v1/masks/m/aliases/prod"),
+        *(("POST", f"/v1/masks/m/aliases/prod/{what}") for what in ("promote", "rollback")),
         ("DELETE", "/v1/models/m:prod"),
     ],
     "admin": [

@@ -51,6 +51,7 @@ VALID: dict[str, list[dict[str, Any]]] = {
 }
 _M = ["v1", "masks", "m"]
 _TARGET = b'{"rev": 1}'
+_SPLIT = b'{"rev": 1, "canary": {"rev": 2, "percent": 5}, "shadow": {"rev": 2, "percent": 9.5}}'
 _OPEN = ("livez", "readyz", "health", "ping", "version", "metrics")
 
 
@@ -62,6 +63,9 @@ def plain_routes(mask: bytes) -> list[tuple[str, list[str], bytes | None]]:
         *(("GET", [*_M, *parts], None) for parts in ([], ["versions"])),
         ("PUT", _M, mask),
         ("PUT", [*_M, "aliases", "prod"], _TARGET),
+        ("PUT", [*_M, "aliases", "prod"], _SPLIT),
+        ("GET", [*_M, "aliases", "prod"], None),
+        *(("POST", [*_M, "aliases", "prod", what], b"{}") for what in ("promote", "rollback")),
         ("DELETE", [*_M, "aliases", "prod"], None),
         *((method, [*_M, "pin"], None) for method in ("PUT", "DELETE")),
         ("DELETE", ["v1", "masks", "gone"], None),

@@ -18,7 +18,10 @@ _SCRIPT = ROOT / "tests" / "support" / "children" / "replica_server.py"
 _SOURCES = ("core", "trainer", "server", "client", ".")
 # Response fields whose name differs between revisions, `zeros` carries the same information, and
 # fields that older revisions do not have.
-_RENAMED = ("density", "sparsity", "same_chat_template", "expires", "retention", "published_by")
+_RENAMED = (
+    *("density", "sparsity", "same_chat_template", "expires", "retention", "published_by"),
+    *("canary_of", "shadow_of"),
+)
 
 
 def export(revision: str, folder: Path) -> str:

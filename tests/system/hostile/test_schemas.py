@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import json
 import warnings
 from typing import Any
 from unittest import SkipTest
@@ -33,6 +34,20 @@ BODIES = st.one_of(
 )
 TARGETS = st.one_of(
     st.sampled_from([b'{"rev": 1}', b'{"digest": "%s"}' % MASKS[0].digest.encode(), b"{}", b"[1]"]),
+    st.builds(
+        lambda main, part, rev, percent: json.dumps(
+            {"rev": main, part: {"rev": rev, "percent": percent}}
+        ).encode(),
+        st.integers(1, 3),
+        st.sampled_from(["canary", "shadow"]),
+        st.integers(1, 3),
+        st.one_of(st.sampled_from([0, 5, 99.99, 100]), st.floats(), st.integers()),
+    ),
+    st.binary(max_size=60),
+)
+# Of a canary that is promoted or rolled back.
+PROMOTIONS = st.one_of(
+    st.sampled_from([b"", b"{}", b"[]", b'{"canary": "%s"}' % MASKS[1].digest.encode()]),
     st.binary(max_size=60),
 )
 # Of keys that are made or rotated; none that ends the test's own.
@@ -84,6 +99,8 @@ def test_schemas(valkey, tmp_path):
         headers = {"Authorization": f"Bearer {key}"}
         if case.method.upper() == "POST" and "/v1/keys" in case.path:
             more["data"] = data.draw(NEW_KEYS)
+        elif case.method.upper() == "POST" and "/aliases/" in case.path:
+            more["data"] = data.draw(PROMOTIONS)
         elif case.method.upper() in ("PUT", "PATCH"):
             more["data"] = data.draw(TARGETS if "aliases" in case.path else BODIES)
             headers["Content-Type"] = "application/octet-stream"

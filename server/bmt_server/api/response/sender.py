@@ -79,6 +79,8 @@ class ResponseSender:
         self._cors = cors
         #: `x-ratelimit-…`, of whatever response is sent.
         self.limit_headers: list[tuple[bytes, bytes]] = []
+        #: Of a request that has its version.
+        self.model_headers: list[tuple[bytes, bytes]] = []
         self._ready: Callable[[], Awaitable[None]] | None = None
         self._started = False
         self._replaced: ResponseReplaced | None = None
@@ -222,7 +224,7 @@ class ResponseSender:
             headers.append((b"retry-after", b"1"))
         if b"x-content-type-options" not in names:
             headers.append((b"x-content-type-options", b"nosniff"))
-        headers += self.limit_headers
+        headers += self.limit_headers + self.model_headers
         if self._cors:
             if b"access-control-allow-origin" not in names:
                 headers += self._cors

@@ -10,14 +10,20 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from bmt_server.api.canary.arm import Arm
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Owner of a request's usage. mask: its name without the version; empty: the base model."""
+    """Owner of a request's usage. mask: its name without the version; empty: the base model.
+
+    arm: of an alias that is split.
+    """
 
     key_id: str
     tenant: str
     mask: str = ""
+    arm: Arm | None = None
 
 
 _CALLER: ContextVar[Caller | None] = ContextVar("bmt_caller", default=None)

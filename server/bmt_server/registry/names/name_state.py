@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from bmt_server.registry.canary.split import Split, read_splits
 from bmt_server.registry.names.versions import Entry, Versions
 from bmt_server.registry.retention.rules import Rule
 from bmt_server.registry.schemas import Version, iso_time
 
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
+_NO_SPLITS: Mapping[str, Split] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,8 @@ class NameState:
     retention: its rule as `Rule.read` takes it; None for the server's default.
     versions: shared by the states of a name over time, and always the newest. generation: counter
     of the registry's changes at the time of the read. unreadable: texts of versions by digest that
-    this build cannot read, for the maintenance of the registry alone.
+    this build cannot read, for the maintenance of the registry alone. splits: by alias, void ones
+    too.
     """
 
     tenant: str
@@ -36,6 +39,7 @@ class NameState:
     generation: int
     retention: str | None = None
     unreadable: Mapping[str, str] = field(default_factory=lambda: NO_TEXTS)
+    splits: Mapping[str, Split] = field(default_factory=lambda: _NO_SPLITS)
 
     @classmethod
     def of_head(
@@ -66,6 +70,7 @@ class NameState:
             generation=generation,
             retention=head.get("retention"),
             unreadable=unreadable,
+            splits=read_splits(head) or _NO_SPLITS,
         )
 
     def rule(self, default: Rule) -> Rule:
@@ -74,11 +79,25 @@ class NameState:
 
     def due(self, rule: Rule, now: float) -> Iterator[Entry]:
         """Versions that a rule removes, oldest first. now: seconds since 1970."""
-        return rule.due(self.versions, {self.latest, *self.aliases.values()}, now)
+        held = {self.latest, *self.aliases.values()}
+        for split in self.splits.values():
+            held |= split.digests()
+        return rule.due(self.versions, held, now)
+
+    def split(self, alias: str | None) -> Split | None:
+        """The split of an alias as it is in force; None if all requests get the main version."""
+        split = self.splits.get(alias) if alias is not None else None
+        if split is None or self.aliases.get(alias or "") != split.main:
+            return None
+        return split.of(self.versions)
+
+    def void_splits(self) -> list[str]:
+        """Aliases whose split is not, or not in all its parts, in force."""
+        return [alias for alias, split in self.splits.items() if self.split(alias) != split]
 
     def same_head(self, other: NameState) -> bool:
         """True if all but the versions is equal."""
-        fields = ("rev", "latest", "pinned", "expires", "aliases", "retention")
+        fields = ("rev", "latest", "pinned", "expires", "aliases", "retention", "splits")
         return all(getattr(self, field) == getattr(other, field) for field in fields)
 
     def has_expired(self, now: float) -> bool:
@@ -117,8 +136,19 @@ class NameState:
             **version.model_dump(exclude={"published_by"}),
             "model": version.model,
             "aliases": aliases,
+            "canary_of": self._shares(version.digest, "canary"),
+            "shadow_of": self._shares(version.digest, "shadow"),
             "pinned": self.pinned,
             "expires": None if self.expires is None else iso_time(self.expires),
             "retention": None if self.retention is None else Rule.read(self.retention).as_json(),
             "same_chat_template": version.same_template(served_template),
         }
+
+    def _shares(self, digest: str, part: str) -> dict[str, float]:
+        """Percent of an alias's requests that a version gets as `canary` or `shadow`, by alias."""
+        found = {}
+        for alias in sorted(self.splits):
+            target = getattr(self.split(alias), part, None)
+            if target is not None and target.digest == digest:
+                found[alias] = target.percent
+        return found

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from bmt_server.ipc.blob import PREFIX
+from bmt_server.registry.canary.split import POINTERS
 from bmt_server.registry.connection import BULK_S, RegistryConnection
 from bmt_server.registry.names.versions import Entry, Versions
 
@@ -93,8 +94,9 @@ class NameRead:
             self.unreadable[digest] = _text(text)
 
     def pointers(self) -> set[str]:
-        """Digests at which `latest` and aliases point."""
-        return {v for k, v in self.head.items() if v and (k == "latest" or k.startswith("alias:"))}
+        """Digests at which `latest`, aliases and their splits point."""
+        kinds = ("alias:", *POINTERS)
+        return {v for k, v in self.head.items() if v and (k == "latest" or k.startswith(kinds))}
 
 
 class NameReader:
