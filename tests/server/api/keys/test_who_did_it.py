@@ -80,6 +80,7 @@ async def test_each_change_leaves_one_line(api, lines):
     one, two = make_mask(1), make_mask(2)
     flips = bmt_core.encode(bmt_core.symmetric_difference(two, make_mask(3)))
     changed = {"parent": two.digest, "digest": make_mask(3).digest}
+    split = {"rev": 1, "canary": {"rev": 2, "percent": 5}}
     async with client_at(api, "192.0.2.9", "admin") as client:
         made = (await client.post("/v1/keys", json={"scopes": ["infer"], "label": "ci"})).json()
         steps = [
@@ -87,6 +88,10 @@ async def test_each_change_leaves_one_line(api, lines):
             ("PUT", "/v1/masks/m?alias=prod", {"content": bmt_core.encode(two)}, "publish"),
             ("PATCH", "/v1/masks/m", {"content": flips, "params": changed}, "publish"),
             ("PUT", "/v1/masks/m/aliases/a", {"json": {"rev": 1}}, "alias"),
+            ("PUT", "/v1/masks/m/aliases/a", {"json": split}, "alias"),
+            ("POST", "/v1/masks/m/aliases/a/rollback", {}, "rollback"),
+            ("PUT", "/v1/masks/m/aliases/a", {"json": split}, "alias"),
+            ("POST", "/v1/masks/m/aliases/a/promote", {}, "promote"),
             ("PUT", "/v1/masks/m/aliases/latest", {"json": {"rev": 2}}, "alias"),
             ("DELETE", "/v1/masks/m/aliases/a", {}, "alias_delete"),
             ("PUT", "/v1/masks/m/pin", {}, "pin"),
