@@ -143,11 +143,41 @@ class AsyncBmtClient(BaseClient):
         """Return all versions of a mask, newest first."""
         return await self._run(flows.versions(self._policy, name))
 
+    async def alias(self, name: str, alias: str) -> Alias:
+        """Return the version of `name:alias`, with its canary and its shadow."""
+        return await self._run(flows.alias(self._policy, name, alias))
+
     async def set_alias(
-        self, name: str, alias: str, to: str | int | Version, *, if_match: str | None = None
+        self,
+        name: str,
+        alias: str,
+        to: str | int | Version | None = None,
+        *,
+        canary: str | int | Version | None = None,
+        percent: float | None = None,
+        shadow: str | int | Version | None = None,
+        shadow_percent: float | None = None,
+        if_match: str | None = None,
     ) -> Alias:
         """Point `name:alias` at a version, given as digest, rev, or ref of the same name."""
-        return await self._run(flows.set_alias(self._policy, name, alias, to, if_match))
+        shares = (canary, percent, shadow, shadow_percent)
+        return await self._run(flows.split(self._policy, name, alias, to, *shares, if_match))
+
+    async def promote(
+        self, name: str, alias: str, canary: str | None = None, *, if_match: str | None = None
+    ) -> Alias:
+        """Make the canary of `name:alias` its version, and end canary and shadow, in one step.
+
+        Raises `Conflict` if it has no canary, or another one than `canary` (a mask digest).
+        """
+        return await self._run(flows.promote(self._policy, name, alias, canary, if_match))
+
+    async def rollback_alias(self, name: str, alias: str, *, if_match: str | None = None) -> Alias:
+        """End canary and shadow of `name:alias` in one step: all requests get its version.
+
+        Raises `Conflict` if it has neither.
+        """
+        return await self._run(flows.rollback_alias(self._policy, name, alias, if_match))
 
     async def delete_alias(self, name: str, alias: str, *, if_match: str | None = None) -> None:
         """Remove `name:alias`; its version stays."""

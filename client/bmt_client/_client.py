@@ -171,11 +171,54 @@ class BmtClient(BaseClient):
         """Return all versions of a mask, newest first."""
         return self._run(flows.versions(self._policy, name))
 
+    def alias(self, name: str, alias: str) -> Alias:
+        """Return the version of `name:alias`, with its canary and its shadow."""
+        return self._run(flows.alias(self._policy, name, alias))
+
     def set_alias(
-        self, name: str, alias: str, to: str | int | Version, *, if_match: str | None = None
+        self,
+        name: str,
+        alias: str,
+        to: str | int | Version | None = None,
+        *,
+        canary: str | int | Version | None = None,
+        percent: float | None = None,
+        shadow: str | int | Version | None = None,
+        shadow_percent: float | None = None,
+        if_match: str | None = None,
     ) -> Alias:
-        """Point `name:alias` at a version, given as digest, rev, or ref of the same name."""
-        return self._run(flows.set_alias(self._policy, name, alias, to, if_match))
+        """Point `name:alias` at a version, given as digest, rev, or ref of the same name.
+
+        With a canary, that version answers `percent` of the requests, the same users and sessions
+        each time; with a shadow, that version gets copies of `shadow_percent` of them, and its
+        answers are dropped. All of it changes in one step.
+
+        Parameters
+        ----------
+        to : the version; without it that of the alias stays, and so do a canary and a shadow, or
+            their shares, if they are not given. With it, those that are not given end
+        canary, shadow : versions
+        percent, shadow_percent : 0 to 100, with two decimals at most
+        if_match : mask digest that the alias must have, else `Conflict`
+        """
+        shares = (canary, percent, shadow, shadow_percent)
+        return self._run(flows.split(self._policy, name, alias, to, *shares, if_match))
+
+    def promote(
+        self, name: str, alias: str, canary: str | None = None, *, if_match: str | None = None
+    ) -> Alias:
+        """Make the canary of `name:alias` its version, and end canary and shadow, in one step.
+
+        Raises `Conflict` if it has no canary, or another one than `canary` (a mask digest).
+        """
+        return self._run(flows.promote(self._policy, name, alias, canary, if_match))
+
+    def rollback_alias(self, name: str, alias: str, *, if_match: str | None = None) -> Alias:
+        """End canary and shadow of `name:alias` in one step: all requests get its version.
+
+        Raises `Conflict` if it has neither.
+        """
+        return self._run(flows.rollback_alias(self._policy, name, alias, if_match))
 
     def delete_alias(self, name: str, alias: str, *, if_match: str | None = None) -> None:
         """Remove `name:alias`; its version stays."""

@@ -22,6 +22,8 @@ from ._names import alias_name, is_digest, mask_name, mask_ref, version_digest
 from ._retry import RetryPolicy, exchange, remove
 from ._transport import Call, Flow, Progress, Request, Response, acknowledge, parse_json
 
+Target = str | int | Version
+
 
 def upload(
     policy: RetryPolicy,
@@ -120,18 +122,112 @@ def versions(policy: RetryPolicy, name: str) -> Flow[tuple[Version, ...]]:
         after = part.next
 
 
-def set_alias(
-    policy: RetryPolicy, name: str, alias: str, to: str | int | Version, if_match: str | None
-) -> Flow[Alias]:
+def alias(policy: RetryPolicy, name: str, alias: str) -> Flow[Alias]:
     name, alias = mask_name(name), alias_name(alias)
-    target = yield from _target(policy, name, to)
+    response = yield from exchange(routes.get_alias(name, alias), policy)
+    return Alias.from_json({"name": name, "alias": alias, **parse_json(response)})
+
+
+def split(
+    policy: RetryPolicy,
+    name: str,
+    alias_: str,
+    to: Target | None,
+    canary: Target | None,
+    percent: float | None,
+    shadow: Target | None,
+    shadow_percent: float | None,
+    if_match: str | None,
+) -> Flow[Alias]:
+    """Set an alias with a canary and a shadow. Without `to`, what is not given stays as it is."""
+    parts = (("canary", canary, percent), ("shadow", shadow, shadow_percent))
+    given = [part for part, version, share in parts if version is not None or share is not None]
+    if not given:
+        if to is None:
+            raise UsageError("give the version of the alias, or a canary or a shadow for it")
+        return (yield from set_alias(policy, name, alias_, to, {}, if_match))
+    for part, _, share in parts:
+        if share is not None and not 0 <= share <= 100:
+            raise UsageError(f"the share of the {part} is {share}; it must be 0 to 100 percent")
+    now: Alias | None = None
+    if to is None:
+        now = yield from alias(policy, name, alias_)
+        # What was read stays so until it is written.
+        if_match = if_match or now.digest
+    split: dict[str, Any] = {}
+    for part, version, share in parts:
+        if now is not None:
+            version = getattr(now, part) if version is None else version
+            known = now.percent if part == "canary" else now.shadow_percent
+            share = known if share is None else share
+        if version is None and share is None:
+            continue
+        if version is None:
+            raise UsageError(f"name the version of the {part}, because none is known")
+        if share is None:
+            raise UsageError(f"give the share of the {part}, in percent")
+        split[part] = {**(yield from _target(policy, name, version)), "percent": share}
+    target = to if to is not None else now.digest if now is not None else ""
+    return (yield from set_alias(policy, name, alias_, target, split, if_match))
+
+
+def promote(
+    policy: RetryPolicy, name: str, alias_: str, canary: str | None, if_match: str | None
+) -> Flow[Alias]:
+    now = yield from alias(policy, name, alias_)
+    canary = now.canary if canary is None else (yield from _full_digest(policy, name, canary))
+    if_match = now.digest if if_match is None else if_match
+    # Compare-and-set on what was seen above, so that another canary is not promoted unseen.
+    return (
+        yield from _changed(
+            policy, now, routes.promote(now.name, now.alias, canary, if_match), canary
+        )
+    )
+
+
+def rollback_alias(
+    policy: RetryPolicy, name: str, alias_: str, if_match: str | None
+) -> Flow[Alias]:
+    now = yield from alias(policy, name, alias_)
+    return (
+        yield from _changed(
+            policy, now, routes.roll_back(now.name, now.alias, if_match), now.digest
+        )
+    )
+
+
+def _changed(policy: RetryPolicy, now: Alias, request: Request, wanted: str | None) -> Flow[Alias]:
+    """End a split by `request`, after which the alias is the version `wanted`."""
+    names = {"name": now.name, "alias": now.alias}
+    try:
+        response = yield from exchange(request, policy)
+    except Conflict as error:
+        if error.attempts > 1:
+            left = yield from alias(policy, now.name, now.alias)
+            if left.digest == wanted and left.canary is None and left.shadow is None:
+                return left
+        raise
+    return Alias.from_json({**names, **parse_json(response)})
+
+
+def set_alias(
+    policy: RetryPolicy,
+    name: str,
+    alias: str,
+    to: str | int | Version,
+    split: Mapping[str, Any],
+    if_match: str | None,
+) -> Flow[Alias]:
+    """Point an alias at a version, with this canary and shadow as the server takes them."""
+    name, alias = mask_name(name), alias_name(alias)
+    target: dict[str, Any] = {**(yield from _target(policy, name, to)), **split}
     if if_match is not None:
         if_match = yield from _full_digest(policy, name, if_match)
     try:
         response = yield from exchange(routes.put_alias(name, alias, target, if_match), policy)
     except Conflict as error:
         current = None
-        if error.attempts > 1:
+        if error.attempts > 1 and not split:
             current = yield from get(policy, f"{name}:{alias}")
         if current is None or not _is_target(current, target):
             raise
@@ -162,7 +258,7 @@ def rollback(policy: RetryPolicy, name: str, to: str | int | Version | None) -> 
             )
         to = max(older, key=lambda version: version.rev)
     # Compare-and-set on the version seen above, so that a newer upload is not undone.
-    moved = yield from set_alias(policy, name, "latest", to, current.digest)
+    moved = yield from set_alias(policy, name, "latest", to, {}, current.digest)
     return (yield from get(policy, f"{name}@{moved.digest}"))
 
 
@@ -299,7 +395,7 @@ def _target(policy: RetryPolicy, name: str, to: str | int | Version) -> Flow[dic
     return {"digest": version.digest}
 
 
-def _is_target(version: Version, target: dict[str, str | int]) -> bool:
+def _is_target(version: Version, target: Mapping[str, Any]) -> bool:
     if "rev" in target:
         return version.rev == target["rev"]
     return version.digest.startswith(str(target["digest"]))

@@ -64,6 +64,8 @@ class Version(Model):
     sparsity: float = 0.0  # zeros / gate weights of the base
     base: BaseModelInfo = field(default_factory=BaseModelInfo)
     aliases: tuple[str, ...] = ()
+    canary_of: Mapping[str, Any] = field(default_factory=dict)  # alias -> percent of its requests
+    shadow_of: Mapping[str, Any] = field(default_factory=dict)
     parent: str | None = None  # mask digest of the latest version before this one
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pinned: bool = False
@@ -117,12 +119,28 @@ class MaskInfo(Version):
 
 @dataclass(frozen=True, kw_only=True)
 class Alias(Model):
-    """Movable name of a version: `name:alias`."""
+    """Movable name of a version: `name:alias`, with a canary and a shadow if it has them."""
 
     name: str
     alias: str
     digest: str  # mask digest of its version
     rev: int = 0
+    canary: str | None = None  # mask digest of the version that answers a share of the requests
+    percent: float | None = None  # that share
+    shadow: str | None = None  # mask digest of the version that gets copies of a share
+    shadow_percent: float | None = None
+
+    @classmethod
+    def from_json(cls, raw: Any) -> Self:
+        """Build from the server's JSON, whose canary and shadow are objects of their own."""
+        if isinstance(raw, Mapping):
+            flat = dict(raw)
+            for part, share in (("canary", "percent"), ("shadow", "shadow_percent")):
+                given = raw.get(part)
+                if isinstance(given, Mapping):
+                    flat[part], flat[share] = given.get("digest"), given.get("percent")
+            raw = flat
+        return super().from_json(raw)
 
     def __post_init__(self) -> None:
         _require_text(self, "name", "alias", "digest")

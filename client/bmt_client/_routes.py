@@ -104,20 +104,37 @@ def retention(name: str, rule: Mapping[str, Any] | None, delete: bool = False) -
     return Request("PUT", path, headers=headers, body=json.dumps(rule).encode())
 
 
-def put_alias(
-    name: str, alias: str, target: Mapping[str, str | int], if_match: str | None
-) -> Request:
-    """Point `alias` at `target`: {"digest": hex} or {"rev": n}."""
+def get_alias(name: str, alias: str) -> Request:
+    return Request("GET", _alias(name, alias))
+
+
+def promote(name: str, alias: str, canary: str | None, if_match: str | None) -> Request:
+    """Make the canary of `alias` its version; `canary` is the digest that it must have."""
+    return Request(
+        "POST",
+        f"{_alias(name, alias)}/promote",
+        headers={"Content-Type": "application/json", **_if_match(if_match)},
+        body=json.dumps({} if canary is None else {"canary": canary}).encode(),
+    )
+
+
+def roll_back(name: str, alias: str, if_match: str | None) -> Request:
+    """End the canary and the shadow of `alias`."""
+    return Request("POST", f"{_alias(name, alias)}/rollback", headers=_if_match(if_match))
+
+
+def put_alias(name: str, alias: str, target: Mapping[str, Any], if_match: str | None) -> Request:
+    """Point `alias` at `target`: {"digest": hex} or {"rev": n}, with `canary` and `shadow`."""
     return Request(
         "PUT",
-        f"{_mask(name)}/aliases/{_quote(alias)}",
+        _alias(name, alias),
         headers={"Content-Type": "application/json", **_if_match(if_match)},
         body=json.dumps(target).encode(),
     )
 
 
 def delete_alias(name: str, alias: str, if_match: str | None) -> Request:
-    return Request("DELETE", f"{_mask(name)}/aliases/{_quote(alias)}", headers=_if_match(if_match))
+    return Request("DELETE", _alias(name, alias), headers=_if_match(if_match))
 
 
 def pin(name: str, pinned: bool) -> Request:
@@ -174,6 +191,10 @@ def _quote(part: str) -> str:
 
 def _mask(ref: str) -> str:
     return f"/v1/masks/{_quote(ref)}"
+
+
+def _alias(name: str, alias: str) -> str:
+    return f"{_mask(name)}/aliases/{_quote(alias)}"
 
 
 def _page(limit: int, after: str | None) -> tuple[tuple[str, str], ...]:

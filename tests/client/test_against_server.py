@@ -567,3 +567,47 @@ def test_whoami_shows_budgets_and_what_is_stored(client, run, real):
     assert set(me.stored) == {"versions", "bytes"}
     assert run("whoami")["budgets"]["key"]["tokens_per_day"] == 77
     client.delete_limits(key=me.key_id)
+
+
+def test_a_canary_by_the_client(client, run, name):
+    main, canary, shadow = (client.upload(make_mask(i), name) for i in range(3))
+    client.set_alias(name, "prod", main)
+    with pytest.raises(Conflict) as none:
+        client.promote(name, "prod")
+    assert none.value.code == "no_canary"
+    found = client.set_alias(name, "prod", canary=canary, percent=5)
+    assert (found.digest, found.canary, found.percent) == (main.digest, canary.digest, 5)
+    # What is not given stays.
+    found = client.set_alias(name, "prod", shadow=shadow.model, shadow_percent=12.5)
+    found = client.set_alias(name, "prod", percent=20)
+    assert found == client.alias(name, "prod")
+    assert (found.canary, found.percent) == (canary.digest, 20)
+    assert (found.shadow, found.shadow_percent) == (shadow.digest, 12.5)
+    assert client.get(canary.model).canary_of == {"prod": 20}
+    for wrong in (
+        {"percent": 101, "canary": canary},
+        {"to": main, "percent": 5},
+        {"to": main, "canary": canary},
+        {},
+    ):
+        with pytest.raises(UsageError):
+            client.set_alias(name, "prod", **wrong)
+    with pytest.raises(Conflict):
+        client.set_alias(name, "prod", percent=30, if_match=canary.digest)
+    with pytest.raises(Conflict):
+        client.promote(name, "prod", shadow.digest[:12])
+    found = client.rollback_alias(name, "prod", if_match=main.digest)
+    assert (found.digest, found.canary, found.shadow) == (main.digest, None, None)
+
+    shown = run("alias", name, "prod", main.model, "--canary", canary.model, "--share", "7.5%")
+    assert (shown["canary"], shown["percent"]) == (canary.digest, 7.5)
+    assert run("alias", name, "prod", "--share", "10%")["percent"] == 10
+    for share in ("0.05", "5", "x%", "101%", ""):
+        run("alias", name, "prod", "--share", share, exit_code=2)
+    run("alias", name, "prod", "--delete", "--share", "5%", exit_code=2)
+    run("rollback", name, "prod", "--to", main.model, exit_code=2)
+    assert run("rollback", name, "prod")["canary"] is None
+    assert run("rollback", name, "prod", exit_code=5)["code"] == "no_canary"
+    run("alias", name, "prod", "--canary", canary.model, "--share", "1%")
+    assert run("promote", name, "prod")["digest"] == canary.digest
+    assert client.get(f"{name}:prod").digest == canary.digest

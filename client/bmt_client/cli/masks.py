@@ -16,7 +16,7 @@ from rich.text import Text
 from bmt_client import MaskInfo, UsageError, Version
 
 from .many import for_each
-from .output import age, aliases, percent, print_facts, print_table, short, size
+from .output import age, aliases, percent, print_facts, print_table, short, size, splits
 from .session import Names, Ref, Refs, Session, parse_alias, session
 
 _PAGE = 500  # masks of a list that are read and printed at a time
@@ -251,7 +251,7 @@ def _details(version: Version) -> list[tuple[str, str | Text]]:
         ("model", Text(version.model, style="bold")),
         ("digest", version.digest),
         ("rev", str(version.rev)),
-        ("aliases", ", ".join(version.aliases) or "none"),
+        ("aliases", ", ".join([*version.aliases, *splits(version)]) or "none"),
         ("created", f"{version.created} ({age(version.created)})"),
         ("zeros", f"{version.zeros:,} ({percent(version.sparsity)} of the gate weights)"),
         ("size", size(version.bytes)),

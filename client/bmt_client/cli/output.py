@@ -265,6 +265,12 @@ def _console(*, stderr: bool) -> Console:
     return console
 
 
+def splits(version: Version) -> list[str]:
+    """Aliases of which a version is the canary or the shadow, with its shares."""
+    parts = (("canary", version.canary_of), ("shadow", version.shadow_of))
+    return [f"{alias} ({part} {share:g} %)" for part, of in parts for alias, share in of.items()]
+
+
 def aliases(version: Version) -> str:
     """Aliases but `latest`, which each version of a list has, and if it is pinned or expires."""
     names = [alias for alias in version.aliases if alias != "latest"]

@@ -1,4 +1,4 @@
-"""Commands on the versions of a mask: versions, alias, rollback, prune, retention."""
+"""Commands on the versions of a mask: versions, alias, promote, rollback, prune, retention."""
 
 from __future__ import annotations
 
@@ -9,10 +9,39 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from bmt_client import UsageError
+from bmt_client import Alias, UsageError
 
-from .output import age, percent, print_table, short, size
-from .session import AliasName, Name, session
+from .output import age, percent, print_table, short, size, splits
+from .session import AliasName, Name, Session, parse_alias, session
+
+
+def parse_share(text: str) -> float:
+    """A share such as `5%`, in percent; without the sign it may be a fraction, so it is refused."""
+    number = text.strip().removesuffix("%")
+    try:
+        if number == text.strip():
+            raise ValueError
+        return float(number)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no share; write it in percent, as 5%") from None
+
+
+Share = Annotated[
+    float | None,
+    typer.Option(
+        parser=parse_share, metavar="PERCENT", help="Share of the canary: 5%.", show_default=False
+    ),
+]
+ShadowShare = Annotated[
+    float | None,
+    typer.Option(
+        "--shadow-share",
+        parser=parse_share,
+        metavar="PERCENT",
+        help="Share of requests that are copied for the shadow: 10%.",
+        show_default=False,
+    ),
+]
 
 KeepLast = Annotated[
     int | None,
@@ -40,7 +69,7 @@ def versions(context: typer.Context, name: Name) -> None:
             [
                 short(version.digest),
                 str(version.rev),
-                Text(", ".join(version.aliases), style="cyan"),
+                Text(", ".join([*version.aliases, *splits(version)]), style="cyan"),
                 f"{version.zeros:,}",
                 percent(version.sparsity),
                 size(version.bytes),
@@ -68,33 +97,91 @@ def alias(
     delete: Annotated[
         bool, typer.Option("--delete", help="Remove the alias; its version stays.")
     ] = False,
+    canary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF", help="Version that answers a share of the requests.", show_default=False
+        ),
+    ] = None,
+    share: Share = None,
+    shadow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF",
+            help="Version that gets copies; its answers are dropped.",
+            show_default=False,
+        ),
+    ] = None,
+    shadow_share: ShadowShare = None,
     if_match: Annotated[
         str | None,
         typer.Option(metavar="DIGEST", help="Only if the alias points at this version now."),
     ] = None,
 ) -> None:
-    """Point an alias at a version, or remove it."""
+    """Point an alias at a version, or remove it.
+
+    With --canary, another version answers a share of its requests, the same users each time. Its
+    options without REF change the canary or the shadow of the alias; REF alone ends both.
+    """
     run = session(context)
-    if (target is None) != delete:
+    split = (canary, share, shadow, shadow_share)
+    given = any(part is not None for part in split)
+    if (target is None and not given) != delete or (delete and given):
         raise UsageError("give either REF, the version of the alias, or --delete")
     with run.client() as client:
-        if target is None:
+        if delete:
             client.delete_alias(name, alias, if_match=if_match)
             run.out.data(
                 {"name": name, "alias": alias, "deleted": True},
                 lambda console: console.print(f"{name}:{alias}  removed"),
             )
             return
-        moved = client.set_alias(name, alias, target, if_match=if_match)
-    run.out.data(
-        moved.as_dict(),
-        lambda console: console.print(f"{name}:{alias} -> {name}@{short(moved.digest)}"),
-    )
+        moved = client.set_alias(
+            name,
+            alias,
+            target,
+            canary=canary,
+            percent=share,
+            shadow=shadow,
+            shadow_percent=shadow_share,
+            if_match=if_match,
+        )
+    _print_alias(run, moved)
+
+
+def _print_alias(run: Session, moved: Alias) -> None:
+    def show(console: Console) -> None:
+        console.print(f"{moved.name}:{moved.alias} -> {moved.name}@{short(moved.digest)}")
+        parts = (
+            ("canary", moved.canary, moved.percent),
+            ("shadow", moved.shadow, moved.shadow_percent),
+        )
+        for part, digest, share in parts:
+            if digest is not None:
+                console.print(f"  {part} {moved.name}@{short(digest)}  {share or 0:g} %")
+
+    run.out.data(moved.as_dict(), show)
+
+
+def promote(context: typer.Context, name: Name, alias: AliasName) -> None:
+    """Make the canary of an alias its version; canary and shadow end."""
+    run = session(context)
+    with run.client() as client:
+        _print_alias(run, client.promote(name, alias))
 
 
 def rollback(
     context: typer.Context,
     name: Name,
+    alias: Annotated[
+        str | None,
+        typer.Argument(
+            parser=parse_alias,
+            metavar="[ALIAS]",
+            help="End its canary and its shadow instead.",
+            show_default=False,
+        ),
+    ] = None,
     to: Annotated[
         str | None,
         typer.Option(
@@ -104,8 +191,14 @@ def rollback(
         ),
     ] = None,
 ) -> None:
-    """Make an older version of a mask its latest again."""
+    """Make an older version of a mask its latest again, or end the canary of an alias."""
     run = session(context)
+    if alias is not None:
+        if to is not None:
+            raise UsageError("--to is for the latest version; an alias goes back to its own")
+        with run.client() as client:
+            _print_alias(run, client.rollback_alias(name, alias))
+        return
     with run.client() as client:
         latest = client.rollback(name, to)
     run.out.data(
