@@ -60,14 +60,14 @@ class Lines:
 
 
 def _completions(api: Api) -> None:
-    """A stream of one token, as the engine would begin it."""
+    """A stream of one token of each prompt's choices, as the engine would begin it."""
 
     async def answer(request: Request) -> StreamingResponse:
-        model = (await request.json())["model"]
-        event = json.dumps({"model": model, "choices": [{"text": "."}]})
-        return StreamingResponse(
-            iter([f"data: {event}\n\n", "data: [DONE]\n\n"]), media_type="text/event-stream"
-        )
+        body = await request.json()
+        prompts = len(body["prompt"]) if isinstance(body.get("prompt"), list) else 1
+        event = json.dumps({"model": body["model"], "choices": [{"text": "."}]})
+        events = [f"data: {event}\n\n"] * (prompts * body.get("n", 1))
+        return StreamingResponse(iter([*events, "data: [DONE]\n\n"]), media_type="text/event-stream")
 
     api.app.post("/v1/completions")(answer)
 
