@@ -67,7 +67,9 @@ def _completions(api: Api) -> None:
         prompts = len(body["prompt"]) if isinstance(body.get("prompt"), list) else 1
         event = json.dumps({"model": body["model"], "choices": [{"text": "."}]})
         events = [f"data: {event}\n\n"] * (prompts * body.get("n", 1))
-        return StreamingResponse(iter([*events, "data: [DONE]\n\n"]), media_type="text/event-stream")
+        return StreamingResponse(
+            iter([*events, "data: [DONE]\n\n"]), media_type="text/event-stream"
+        )
 
     api.app.post("/v1/completions")(answer)
 
