@@ -1,164 +1,264 @@
-"""Install steps of the Dockerfiles, run one by one in clean virtual environments.
+"""Images, built and run as a strict platform runs them, without a daemon of containers.
 
-No engine of containers is needed: the build stage's COPY and RUN lines are followed in a folder,
-and the program that the image starts is started. An image for GPUs is resolved, not downloaded.
+Debian's buildah builds, on a base that debootstrap makes; runc runs, with a read-only root, no
+capability and no network but loopback, as the image's user and as one that a platform chose.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import bmt_core
-import httpx2
 import pytest
-from bmt_client import BmtClient
+from bmt_server.registry.api_keys import SCOPES, make_key
 from bmt_server.vllm_integration.versions.check import TESTED
 
-from tests.support.masks import random_mask_of
+from tests.support.containers.base import make_base
+from tests.support.containers.packages import pip_options
+from tests.support.containers.run import Container, Network, owned
+from tests.support.containers.store import Image, Store
 from tests.support.scenarios.figures import Figures
-from tests.support.served import Served
 
-pytestmark = [pytest.mark.operate, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.operate, pytest.mark.timeout(5400)]
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "deploy" / "docker"
-BUILT = "/opt/bmt"
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+BASE = "localhost/bmt-base"
+PROGRAMS = ("buildah", "debootstrap", "runc", "ip")
+# The image's user, and one as OpenShift chooses it: no entry in /etc/passwd, group 0.
+USERS = {"10001": None, "random": (1_000_730_000, 0)}
+GPU_DISK_GB = 45
 
 
-class Built:
-    """The build stage of a Dockerfile, done in `folder`. dry: tell what pip would install."""
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    """Storage with the base image."""
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if os.geteuid() != 0:
+        pytest.skip("images are built and run as root")
+    if missing:
+        pytest.skip(
+            f"not installed: {', '.join(missing)}; on Debian: apt-get install buildah "
+            "debootstrap runc iproute2"
+        )
+    # Not pytest's folder: mounts in it outlive the test where the test is killed.
+    folder = Path(os.environ.get("BMT_IMAGES_DIR", "/var/tmp/bmt-images"))
+    kept = Store(folder)
+    (suite,) = re.findall(r"^ARG BASE=\S+-slim-(\w+)@", dockerfile("trainer"), re.MULTILINE)
+    if not kept.has(BASE):
+        make_base(kept, suite, BASE, folder)
+    yield kept
+    if "BMT_IMAGES_DIR" not in os.environ:
+        kept.close()
 
-    def __init__(self, name: str, folder: Path, *, dry: bool = False) -> None:
-        text = re.sub(r"\\\n\s*", " ", (DOCKER / f"{name}.Dockerfile").read_text())
-        _, stage, final = re.split(r"^FROM ", text, flags=re.MULTILINE)
-        self.root, self._source, self._dry = folder / "bmt", folder / "source", dry
-        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL"))}
-        self._source.mkdir(parents=True)
-        self.output = ""
-        for line in stage.splitlines():
-            word, _, rest = line.partition(" ")
-            if word == "COPY":
-                self._copy(rest.split())
-            elif word == "RUN":
-                for command in rest.split("&&"):
-                    self._do(shlex.split(command))
-            elif word == "ENV":
-                self._set(rest)
-        # What the final stage sets, in folders of ours.
-        self.scratch = folder / "scratch"
-        self.scratch.mkdir()
-        for line in final.splitlines():
-            if line.startswith("ENV "):
-                self._set(line.removeprefix("ENV "))
 
-    def _copy(self, names: list[str]) -> None:
-        *sources, target = names
-        for source in sources:
-            at, to = ROOT / source, self._source / target / (source if target == "./" else "")
-            if at.is_dir():
-                shutil.copytree(at, to, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(at, to)
+def dockerfile(name: str) -> str:
+    return (DOCKER / f"{name}.Dockerfile").read_text()
 
-    def _do(self, command: list[str]) -> None:
-        command = [x.replace(BUILT, str(self.root)) for x in command]
-        if command[0] == "python":
-            # With another Python than the image's, pip finds other packages.
-            command[0] = getattr(sys, "_base_executable", None) or sys.executable
-        if self._dry and "install" in command:
-            command.append("--dry-run")
-        done = self.run(command)
-        if done.returncode and "--index-url" in command:
-            # Offline, or behind a registry that has the same builds.
-            at = command.index("--index-url")
-            print(f"{command[at + 1]} is out of reach: as pip is set up", flush=True)
-            done = self.run([*command[:at], *command[at + 2 :]])
-        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}"
-        self.output = done.stdout
 
-    def run(self, command: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """Run in the image's environment, from the sources if not elsewhere."""
-        print("$", shlex.join(command), flush=True)
-        return subprocess.run(
-            command,
-            cwd=cwd or self._source,
-            env=self.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
+def built(store: Store, name: str, figures: Figures, **arguments: str) -> Image:
+    """The image, with the time and size of its build as figures."""
+    tag = f"localhost/bmt-{name.replace('.', '-')}"
+    start = time.monotonic()
+    if not store.has(tag):
+        options = pip_options(store.folder)
+        given = {"BASE": BASE, "REVISION": "test", **arguments}
+        given.update(torch_index(options))
+        print(store.build(DOCKER / f"{name}.Dockerfile", ROOT, tag, given, options=options))
+        figures.record("built_in", time.monotonic() - start, "s", size="once")
+    image = store.mount(tag)
+    files = (path.lstat().st_size for path in image.root.rglob("*") if path.is_file())
+    figures.record("size", sum(files) / 1e9, "GB", "", size="files of the image")
+    return image
+
+
+def torch_index(options: list[str]) -> dict[str, str]:
+    """Builds of torch for CPUs from the folder of wheels that pip is set up with, if it is."""
+    settings = Path(options[1].rpartition("=")[2]).read_text()
+    found = re.search(r"^find-links = (/\S+)", settings, re.MULTILINE)
+    return {"TORCH_INDEX": f"file://{found.group(1)}"} if found else {}
+
+
+@pytest.fixture(scope="module")
+def server_image(store) -> Image:
+    figures = Figures("image_server_cpu", "images")
+    image = built(store, "server.cpu", figures)
+    figures.end()
+    return image
+
+
+@pytest.fixture(scope="module")
+def trainer_image(store) -> Image:
+    figures = Figures("image_trainer", "images")
+    image = built(store, "trainer", figures, DEVICE="cpu")
+    figures.end()
+    return image
+
+
+@pytest.fixture(scope="module")
+def models(smol, tmp_path_factory) -> Path:
+    """The Hub's cache as `hf download` leaves it, so that the model is known by its id."""
+    folder = tmp_path_factory.mktemp("models")
+    place = folder / "hub" / f"models--{MODEL.replace('/', '--')}"
+    revision = "0" * 40
+    shutil.copytree(smol, place / "snapshots" / revision)
+    (place / "refs").mkdir()
+    (place / "refs/main").write_text(revision)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    for parent in folder.parents:
+        # pytest's folders are of its user alone, and runc opens mounts as the container's.
+        if parent.stat().st_uid == os.geteuid() and parent != Path("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    return folder
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_a_mask_goes_from_the_trainer_to_the_server(
+    user, server_image, trainer_image, models, tmp_path
+):
+    """Chat, training, upload and a chat with the mask; structured output; the stop."""
+    figures = Figures("image_server_cpu" if user == "10001" else "image_random_user", "images")
+    chosen = USERS[user]
+    uid_gid = chosen or (10001, 10001)
+    network = Network()
+    key = make_key(SCOPES)
+
+    def container(image: Image, name: str, **env: str) -> Container:
+        return Container(
+            image,
+            tmp_path / name,
+            network,
+            user=chosen,
+            volumes={
+                "/scratch": owned(tmp_path / name / "scratch", uid_gid, by_group=bool(chosen))
+            },
+            read_only={"/models": models},
+            env={"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **env},
         )
 
-    def _set(self, pairs: str) -> None:
-        for pair in shlex.split(pairs):
-            name, _, value = pair.partition("=")
-            value = value.replace(BUILT, str(self.root)).replace("$PATH", self.env["PATH"])
-            self.env[name] = re.sub("^/scratch", str(getattr(self, "scratch", "")), value)
-
-    def program(self, name: str) -> str:
-        return str(self.root / "bin" / name)
-
-
-def test_server_for_cpus(smol, tmp_path):
-    """The installed server answers with an uploaded mask."""
-    figures, start = Figures("image_server_cpu", "images"), time.monotonic()
-    built = Built("server.cpu", tmp_path / "image")
-    figures.record("installed_in", time.monotonic() - start, "s", size="once")
-    served = Served(
-        smol,
-        tmp_path,
-        "--enforce-eager",
-        wait=False,
-        program=[built.program("bmt-server")],
-        cwd=built.scratch,
-        inherit=built.env,
-    )
+    server = container(server_image, "server", BMT_ADMIN_KEY=key)
+    trainer = container(trainer_image, "trainer", BMT_URL="http://127.0.0.1:8000", BMT_API_KEY=key)
+    log = tmp_path / "server.log"
+    process = None
     try:
-        served.wait(600)
-        with BmtClient(base_url=served.url, api_key=served.key) as client:
-            client.upload(bmt_core.encode(random_mask_of(smol, 0, 0.002)), name="m")
-        body = {"model": "m", "prompt": "The sun", "max_tokens": 4}
-        url = f"{served.url}/v1/completions"
-        answer = httpx2.post(url, json=body, headers=served.headers, timeout=120)
-        figures.record("answers", answer.status_code, "status", "== 200", size="with a mask")
+        for image in (server, trainer):
+            confined(image, uid_gid)
+        doctor = server.run("doctor")
+        assert doctor.returncode == 0, doctor.stdout
+        process = server.start(
+            *("serve", MODEL, "--served-model-name", "smol", "--host", "127.0.0.1"),
+            *("--max-model-len", "512", "--enforce-eager"),
+            log=log,
+        )
+        start = time.monotonic()
+        while network.get("/readyz")[0] != 200:
+            assert process.poll() is None, f"the server ended:\n{log.read_text()[-4000:]}"
+            assert time.monotonic() - start < 600, log.read_text()[-4000:]
+            time.sleep(1)
+        figures.record("ready_in", time.monotonic() - start, "s", size=f"user {user}")
+        health = re.findall(r'^ +CMD \["python", "(\S+)"\]', dockerfile("server.cpu"), re.MULTILINE)
+        assert server.execute(["python", *health]).returncode == 0
+        chat = ["bmt-client", "chat", "--max-tokens", "8", "--temperature", "0"]
+        plain = trainer.execute([*chat, "smol", "Sort: 3 1 2"])
+        assert plain.returncode == 0, plain.stdout
+        assert plain.stdout.strip()
+        flags = "--steps 1 --train-examples 16 --calibration-prompts 16 --heldout 2"
+        trained = trainer.run(
+            *("sft", "--model", MODEL, "--dataset", "task:sort-numbers"),
+            *("--output", "/scratch/sorted.bmt", "--max-new-tokens", "4", *flags.split()),
+            timeout=1800,
+        )
+        assert trained.returncode == 0, trained.stdout[-3000:]
+        uploaded = trainer.execute(["bmt-client", "upload", "/scratch/sorted.bmt"])
+        assert uploaded.returncode == 0, uploaded.stdout
+        masked = trainer.execute([*chat, "sorted", "Sort: 3 1 2"])
+        assert masked.returncode == 0, masked.stdout
+        assert masked.stdout.strip()
+        # Grammars run without Triton here.
+        schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+        status, answer = network.post(
+            "/v1/chat/completions",
+            {
+                "model": "sorted",
+                "messages": [{"role": "user", "content": "Give a number as JSON."}],
+                "max_tokens": 24,
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "number", "schema": schema},
+                },
+            },
+            key,
+        )
+        assert status == 200, answer
+        assert answer.find("{") >= 0
+        figures.record("answers", status, "status", "== 200", size=f"with a mask, user {user}")
     finally:
-        code = served.stop()
-    figures.record("exit_code", code, "code", "== 0", size="after SIGTERM")
+        code = stop(process) if process else -1
+        network.close()
+    figures.record("exit_code", code, "code", "== 0", size=f"after SIGTERM, user {user}")
     figures.end()
 
 
-def test_trainer(smol, tmp_path):
-    """The installed trainer makes a mask that the installed client reads."""
-    figures, start = Figures("image_trainer", "images"), time.monotonic()
-    built = Built("trainer", tmp_path / "image")
-    figures.record("installed_in", time.monotonic() - start, "s", size="once")
-    mask = built.scratch / "m.bmt"
-    flags = "--steps 1 --train-examples 16 --calibration-prompts 16 --heldout 2 --max-new-tokens 4"
-    where = ["--model", str(smol), "--dataset", "task:sort-numbers", "--output", str(mask)]
-    for command in (
-        [built.program("bmt-train"), "sft", *where, *flags.split()],
-        [built.program("bmt-client"), "inspect", str(mask)],
-    ):
-        done = built.run(command, built.scratch)
-        assert done.returncode == 0, done.stdout[-3000:]
-    zeros = bmt_core.load(mask).zeros
-    figures.record("zeros", zeros, "zeros", ">= 1", size="a step of SFT")
-    figures.end()
+def confined(container: Container, user: tuple[int, int]) -> None:
+    """A failure where the container could do more than a strict platform allows."""
+    script = (
+        "import os; print(os.getuid(), os.getgid(), os.listdir('/sys/class/net'))\n"
+        "import getpass, pathlib; getpass.getuser(); pathlib.Path.home()\n"
+        "for place in ('/', '/opt/bmt', '/usr/local', '/scratch', '/tmp'):\n"
+        "    print(place, os.access(place, os.W_OK))\n"
+    )
+    done = container.execute(["python", "-c", script])
+    assert done.returncode == 0, done.stdout
+    first, *places = done.stdout.strip().splitlines()
+    assert first == f"{user[0]} {user[1]} ['lo']"
+    written = ["/ False", "/opt/bmt False", "/usr/local False", "/scratch True", "/tmp True"]
+    assert places == written
 
 
-def test_server_for_gpus(tmp_path):
-    """Its requirements can be met together."""
+def stop(process) -> int:
+    """SIGTERM, which runc hands on, and the exit code."""
+    process.terminate()
+    try:
+        return process.wait(120)
+    except BaseException:
+        process.kill()
+        raise
+
+
+def test_server_for_gpus(store, tmp_path):
+    """All packages but FlashInfer's compiled kernels; its compiler makes machine code."""
+    free = shutil.disk_usage(store.folder).free / 1e9
+    if not store.has("localhost/bmt-server-gpu") and free < GPU_DISK_GB:
+        pytest.skip(f"{free:.0f} GB of disk are free, and the build needs {GPU_DISK_GB}")
     figures = Figures("image_server_gpu", "images")
-    built = Built("server.gpu", tmp_path / "image", dry=True)
-    chosen = re.findall(r"\bvllm-([\d.]+\d)", built.output.rsplit("Would install", 1)[-1])
-    minors = [tuple(map(int, version.split(".")[:2])) for version in chosen]
-    assert minors == [max(TESTED)], built.output[-2000:]
-    figures.record("resolved", 1, "times", "== 1", size="not downloaded")
+    image = built(store, "server.gpu", figures, FLASHINFER_KERNELS="none")
+    network = Network()
+    scratch = owned(tmp_path / "scratch", (10001, 10001))
+    (scratch / "twice.cu").write_text("__global__ void twice(float *x) { x[threadIdx.x] *= 2; }\n")
+    container = Container(image, tmp_path, network, volumes={"/scratch": scratch})
+    try:
+        script = (
+            "import vllm, torch, shutil, os\n"
+            "from vllm.utils.flashinfer import has_flashinfer\n"
+            "print(vllm.__version__, torch.version.cuda, has_flashinfer(), shutil.which('ninja'))\n"
+        )
+        done = container.execute(["python", "-c", script])
+        assert done.returncode == 0, done.stdout[-3000:]
+        version, cuda, flashinfer, ninja = done.stdout.strip().splitlines()[-1].split()
+        assert tuple(map(int, version.split(".")[:2])) == max(TESTED)
+        assert cuda.startswith("13.")
+        assert flashinfer == "True", done.stdout
+        assert ninja.startswith("/opt/bmt/")
+        nvcc = ["/opt/bmt/cuda/bin/nvcc", "-arch=sm_90", "--shared", "-Xcompiler", "-fPIC"]
+        made = container.execute([*nvcc, "-lcudart", "twice.cu", "-o", "twice.so"])
+        assert made.returncode == 0, made.stdout
+        figures.record("compiles", made.returncode, "code", "== 0", size="nvcc for sm_90")
+    finally:
+        network.close()
     figures.end()

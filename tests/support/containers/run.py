@@ -5,11 +5,28 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.support.containers.store import Image
+
+# One request from inside a namespace.
+_ASK = """
+import sys, urllib.error, urllib.request
+body = sys.stdin.read().encode() or None
+headers = {"Content-Type": "application/json", "Authorization": "Bearer " + sys.argv[2]}
+request = urllib.request.Request("http://127.0.0.1:8000" + sys.argv[1], body, headers)
+try:
+    answer = urllib.request.urlopen(request, timeout=300)
+except urllib.error.HTTPError as error:
+    answer = error
+except OSError:
+    answer = None
+print(answer.status if answer else 0)
+print(answer.read().decode() if answer else "")
+"""
 
 
 class Network:
@@ -23,6 +40,20 @@ class Network:
     @property
     def path(self) -> str:
         return f"/var/run/netns/{self.name}"
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and text of port 8000 there; status 0 where nothing listens."""
+        return self._ask(path, "", "")
+
+    def post(self, path: str, body: dict, key: str) -> tuple[int, str]:
+        """As `get`, with a body and a key."""
+        return self._ask(path, json.dumps(body), key)
+
+    def _ask(self, path: str, body: str, key: str) -> tuple[int, str]:
+        command = ["ip", "netns", "exec", self.name, sys.executable, "-c", _ASK, path, key]
+        done = subprocess.run(command, input=body, capture_output=True, text=True, check=True)
+        status, _, text = done.stdout.partition("\n")
+        return int(status), text
 
     def close(self) -> None:
         subprocess.run(["ip", "netns", "delete", self.name], check=True)

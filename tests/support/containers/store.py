@@ -68,23 +68,23 @@ class Store:
         self.buildah(*command, *options, "-f", str(file), str(context), log=log)
         return log
 
+    def has(self, tag: str) -> bool:
+        """True where the image is there."""
+        names = self.buildah("images", "--json")
+        return any(f"{tag}:latest" in image["names"] for image in json.loads(names or "[]") or [])
+
     def mount(self, tag: str) -> Image:
         container = self.buildah("from", "--pull-never", tag).strip()
         root = Path(self.buildah("mount", container).strip())
         described = json.loads(self.buildah("inspect", "--type", "image", tag))
         return Image(tag, root, described["OCIv1"]["config"])
 
-    def remove(self, tag: str) -> None:
-        """Remove an image and its containers."""
-        for container in json.loads(self.buildah("containers", "--json") or "[]") or []:
-            if container["imagename"].removeprefix("localhost/") == tag.removeprefix("localhost/"):
-                self.buildah("umount", container["id"])
-                self.buildah("rm", container["id"])
-        self.buildah("rmi", tag)
-
     def close(self) -> None:
-        """Remove everything."""
-        self.buildah("umount", "--all")
+        """Remove everything: containers with their mounts, images, the folder."""
         self.buildah("rm", "--all")
-        subprocess.run(["umount", str(self.folder / "root" / self._driver)], check=False, stderr=-3)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.buildah("rmi", "--all", "--force")
+        # The overlay driver binds its folder to itself.
+        for place in (self.folder / "root" / self._driver, self.folder / "root"):
+            if place.is_mount():
+                subprocess.run(["umount", str(place)], check=True)
+        shutil.rmtree(self.folder)
