@@ -63,9 +63,9 @@ def page(webui: str) -> Iterator[Any]:
     PICTURES.mkdir(parents=True, exist_ok=True)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 1280, "height": 800})
+        opened = browser.new_page(base_url=webui, viewport={"width": 1280, "height": 800})
         opened.set_default_timeout(60_000)
-        opened.goto(webui)
+        opened.goto("/")
         opened.get_by_role("button", name="Okay, Let's Go!").click()
         yield opened
         browser.close()
@@ -73,7 +73,7 @@ def page(webui: str) -> Iterator[Any]:
 
 def choose(page: Any, model: str, picture: str = "") -> None:
     """A new chat with the model that the menu has under this name."""
-    page.locator("#sidebar-new-chat-button").click()
+    page.goto("/")
     page.locator("#model-selector-model-button").click()
     entry = page.locator(f'[role=option][data-value="{model}"]')
     entry.wait_for()
