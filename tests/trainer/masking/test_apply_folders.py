@@ -24,7 +24,7 @@ from bmt_trainer.masking import new_folder as folder_module
 from bmt_trainer.masking.apply import write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from tests.support.training.mounts import mounted, small_disk
+from tests.support.scenarios.mounts import mounted, small_disk
 
 
 @pytest.fixture
