@@ -385,6 +385,7 @@ def test_a_retention_rule_is_set_shown_and_removed(client, run, name):
     assert run("retention", "absent", "--keep-last", 1, exit_code=4)["status"] == 404
 
 
+@pytest.mark.found
 def test_keys_are_made_used_rotated_and_revoked(connect, client, real, name):
     made = client.keys.create(["infer", "upload"], label=name, expires="30d")
     assert made.key not in repr(made)

@@ -71,6 +71,7 @@ def listed(run, server):
     return names
 
 
+@pytest.mark.found
 @pytest.mark.parametrize(
     ("words", "names"),
     [

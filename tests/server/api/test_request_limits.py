@@ -43,6 +43,7 @@ def test_numbers_are_bounded_in_every_notation(field, write):
         assert caught.value.code == "field_out_of_bounds"
 
 
+@pytest.mark.found
 @pytest.mark.parametrize("field", MAX_ENTRIES)
 def test_lists_are_bounded(field):
     make = (lambda n: {str(i): 1 for i in range(n)}) if field == "logit_bias" else list
@@ -215,6 +216,7 @@ def test_sequences_are_prompts_times_choices(body, count):
     assert count_sequences(body) == count
 
 
+@pytest.mark.found
 def test_all_keys_share_the_limit_on_sequences():
     limiter = SequenceLimiter(4)
     with limiter.admit(3), limiter.admit(1):

@@ -51,6 +51,7 @@ def distance(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> float:
     return max(abs(p - q) for pair in pairs for p, q in pair)
 
 
+@pytest.mark.found
 @pytest.mark.parametrize("mode", ["delta", pytest.param("scatter", marks=pytest.mark.slow)])
 def test_warm_prefix_cache_does_not_leak_between_masks(smol, tmp_path, mode):
     """The same prompts under alternating masks with a warm cache: each output is its mask's.

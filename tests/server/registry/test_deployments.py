@@ -143,6 +143,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.found
 @pytest.mark.parametrize("deployment", EVERY)
 async def test_all_that_a_server_does(tmp_path, deployment):
     with deployment(tmp_path / "r") as url:

@@ -9,13 +9,14 @@ import asyncio
 import time
 
 import pytest
+from bmt_server.cli.doctor import _registry
 from bmt_server.errors import ApiError, RegistryDown
 from bmt_server.registry import connection
 from bmt_server.registry.api_keys import make_key
 from bmt_server.registry.connection import RegistryConnection
 
 from tests.support.replica import make_mask, replica
-from tests.support.scenarios.nodes import Node, node, replicated, until
+from tests.support.scenarios.nodes import RIGHTS, Node, node, replicated, until
 from tests.support.scenarios.registry import new_key
 
 
@@ -209,3 +210,23 @@ async def test_an_evicting_registry_is_refused_with_few_rights(tmp_path, rights)
             async with replica(one.url.replace("://", "://few:p@"), tmp_path / "cache"):
                 pass
         assert found.value.code == "registry_may_evict"
+
+
+@pytest.mark.found
+async def test_the_doctor_has_no_fault_with_the_documented_rights(tmp_path):
+    with node(tmp_path / "r") as one:
+        one.add_user("few", RIGHTS)
+        found = await asyncio.to_thread(_registry, one.url.replace("://", "://few:p@"))
+        assert (found.verdict, "noeviction" in found.value) == ("ok", True), found
+
+
+@pytest.mark.found
+async def test_a_registry_without_an_append_only_file_is_named(tmp_path, caplog):
+    """Its crash loses what was acknowledged: at the start, by the doctor, and after an outage."""
+    with node(tmp_path / "r", "--appendonly", "no") as one:
+        found = await asyncio.to_thread(_registry, one.url)
+        assert (found.verdict, "appendonly yes" in found.fix) == ("warn", True), found
+        keys = {"admin": await new_key(one.url)}
+        async with replica(one.url, tmp_path / "cache", keys) as api:
+            assert (await api.put("m", make_mask(0))).status_code == 201
+        assert any("appendonly yes" in record.message for record in caplog.records)

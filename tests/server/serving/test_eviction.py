@@ -34,6 +34,7 @@ def server(smol, valkey, tmp_path_factory):
     assert served.stop() in (0, -15), served.log.read_text()[-2000:]
 
 
+@pytest.mark.found
 def test_eviction_under_load_gives_no_wrong_answer_and_no_error(server, smol):
     names = [f"m{i}" for i in range(MASKS)]
     with httpx2.Client(base_url=server.url, headers=server.headers, timeout=30) as http:

@@ -67,6 +67,7 @@ def test_each_name_answers_with_its_own_version(client, two):
     assert ask(client, f"a@{a.digest}").choices[0].text == texts["a"]
 
 
+@pytest.mark.found
 def test_base_and_masks_in_one_batch_answer_as_alone(server, client, two):
     names = ["smol", "a", "b"] * 4
     alone = {n: ask(client, n).choices[0].text for n in ("smol", "a", "b")}
@@ -442,6 +443,7 @@ def test_registry_down_and_back(server, client, bmt, registry, two, masks):
     assert ask(client, "late").model.startswith("late@")
 
 
+@pytest.mark.found
 def test_clients_that_leave_free_their_masks(server, client, bmt, masks):
     bmt.upload(bmt_core.encode(masks[1]), name="left")
 

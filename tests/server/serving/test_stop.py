@@ -83,6 +83,7 @@ def test_a_hung_engine_fails_liveness_until_it_goes_on(server, client):
     assert httpx2.get(f"{server.url}/livez").status_code == 200
 
 
+@pytest.mark.found
 def test_a_stream_ends_whole_and_nothing_new_begins(server, client):
     signaled, seen, used, refused = 0.0, 0.0, 0, None
     # A connection for each question, but one TLS context: making it takes longer than asking.

@@ -94,6 +94,7 @@ def publish(replica: Measured, name: str, seed: int) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.found
 def test_publish_under_many_versions(valkey, registry, trees, tmp_path):
     (few,) = fill(registry, 1, 10)
     (many,) = fill(registry, 1, VERSIONS, first=10)
@@ -123,6 +124,7 @@ def test_publish_under_many_versions(valkey, registry, trees, tmp_path):
     figures.end()
 
 
+@pytest.mark.found
 def test_many_names(valkey, registry, trees, tmp_path):
     for at in range(0, NAMES, 5000):
         fill(registry, min(5000, NAMES - at), first=at)

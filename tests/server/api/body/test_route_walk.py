@@ -93,6 +93,7 @@ async def test_keys_and_tenants(api, calls, path):
     assert foreign.json()["error"]["code"] == unknown.json()["error"]["code"]
 
 
+@pytest.mark.found
 @pytest.mark.parametrize("path", BODIES)
 async def test_whatever_runs_for_a_request_has_its_tenants_salt(api, calls, path):
     async with api.client("infer") as client:
@@ -105,6 +106,7 @@ async def test_whatever_runs_for_a_request_has_its_tenants_salt(api, calls, path
             assert getattr(call.request, field) is PINNED_FIELDS[field]
 
 
+@pytest.mark.found
 @pytest.mark.parametrize("path", BODIES)
 async def test_limits_of_the_key_and_of_shutdown(api, calls, path):
     async with api.client("infer") as client:
@@ -145,6 +147,7 @@ async def test_requests_and_refusals_are_counted(api, calls, path):
     assert counted(route=path, outcome="client_error") == 1
 
 
+@pytest.mark.found
 @pytest.mark.parametrize("path", BODIES)
 async def test_all_errors_have_one_shape(api, calls, path, caplog):
     """Those of the gate, of vLLM's handlers in each of their forms, and of a fault in a handler."""

@@ -243,6 +243,7 @@ async def test_base_names_with_a_colon(api):
     assert await ids(api, after="gpt-oss:120b", limit=2) == ["org/Base", "120b"]
 
 
+@pytest.mark.found
 async def test_a_base_name_hides_an_alias_and_no_alias_hides_a_base_name(api):
     await api.put("gpt-oss", make_mask(1), params={"alias": "120b"})
     api.engine.base_names[:] = ["gpt-oss:120b"]
