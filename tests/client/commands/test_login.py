@@ -128,6 +128,7 @@ def test_a_key_for_a_server_of_an_earlier_build(run, server):
     assert "ready" in run("status").stdout
 
 
+@pytest.mark.found
 def test_logout(run, server):
     run("login", stdin=f"{KEY}\n")
     run("--url", "http://127.0.0.1:1", "login", "--no-check", stdin="bmt_b\n")
@@ -141,6 +142,7 @@ def test_logout(run, server):
     assert json.loads(config_path().read_text())["keys"] == {}
 
 
+@pytest.mark.found
 def test_whoami_and_status(run, server, monkeypatch):
     monkeypatch.setenv("BMT_API_KEY", KEY)
     me = json.loads(run("whoami", "--json").stdout)["data"]

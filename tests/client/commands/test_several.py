@@ -95,6 +95,7 @@ def test_filters_limit_and_order(listed, words, names):
     assert listed(*words) == names
 
 
+@pytest.mark.found
 def test_a_pipe_has_one_line_for_a_row_and_tabs_between(run, server):
     long = "n" * 128
     run("upload", "m0.bmt", "--name", long, *(f"--alias={c * 100}" for c in "abcdefgh"))

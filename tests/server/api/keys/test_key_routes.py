@@ -283,6 +283,7 @@ async def test_a_server_that_asks_for_no_keys_makes_none(api, caller):
         assert code(await anyone(method, f"/v1/keys{path}", {})) == (403, "no_auth")
 
 
+@pytest.mark.found
 async def test_an_upload_moves_latest_and_a_promotion_the_other_aliases(api, caller):
     """A training job's key cannot replace what is in production."""
     upload, promote = caller("upload"), caller("promote")

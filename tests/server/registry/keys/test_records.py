@@ -269,6 +269,7 @@ async def test_ids_are_of_64_bits(store):
     assert all(len(bytes.fromhex(one)) == 8 for one in made)
 
 
+@pytest.mark.found
 async def test_a_revocation_ends_all_keys_of_an_id_that_former_versions_gave_twice(store):
     """They made ids of 32 bits without a look at others, and revoked one of them."""
     secrets = [make_key(("infer",)) for _ in range(3)]

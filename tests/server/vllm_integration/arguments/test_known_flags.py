@@ -121,6 +121,7 @@ def test_keys_of_the_file_of_flags(tmp_path, text, said):
         assert "no such flag" in done.output
 
 
+@pytest.mark.found
 def test_a_process_with_a_wrong_flag_ends_at_once():
     """Without vLLM and torch, whose import alone takes longer."""
     start = time.monotonic()
