@@ -9,13 +9,12 @@ JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist loadscope --no-loadscope-reorder
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-PAPER := paper-environment paper-sdft paper-table3 paper-forgetting paper-geometry paper-grpo paper-grpo-server paper-grpo-hard paper-grpo-no-tail paper-gsm8k paper-head paper-labels paper-lean-sft paper-live paper-prompts paper-steps paper-tool-calls paper-tool-calls-served
-export GSM8K PAPER_DATA
+export PAPER_DATA
 
 STRICT := core/bmt_core client/bmt_client $(addprefix server/bmt_server/,api registry ipc worker)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-quick test-operate test-vllm bench bench-serve bench-swap bench-cold bench-format $(PAPER) reproduce tools lint format docs lock clean
+.PHONY: help setup demo serve test test-slow test-quick test-operate test-vllm bench bench-serve bench-swap bench-cold bench-format reproduce tools lint format docs lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' "$(ROOT)/Makefile" | sed 's/:.*## /\t/' | expand -t 20
@@ -55,36 +54,19 @@ bench-format: ## the file's size and reading time
 bench-serve bench-swap bench-cold bench-format: setup
 	@cd "$(ROOT)" && "$(BIN)/python" -m benchmarks $(@:bench-%=%) $(BENCH)
 
-paper-sdft: ## SDFT on sums from demonstrations: what it gains, and another skill
-paper-table3: ## SFT on MMLU-Pro and BBEH of PAPER_DATA=FOLDER, masks and baselines; hours
-paper-forgetting: ## distance from the base and another skill along GRPO and SFT runs
-paper-geometry: ## how updates lie in the weights, by method
-paper-grpo: ## GRPO on sums: what it gains, and how lean its mask is
-paper-grpo-server: ## the same with rollouts on a running bmt-server, and what pushes cost
-paper-grpo-hard: ## GRPO on larger sums
-paper-grpo-no-tail: ## GRPO on sums from a start without random deletions
-paper-gsm8k: ## GRPO on GSM8K=FOLDER with train.jsonl and test.jsonl
-paper-lean-sft: ## SFT on sorting: are learned deletions enough?
-paper-live: ## live gates alone against all gates: the same mask?
-paper-head: ## time of answers on a CPU with the LM head's input made contiguous
-paper-labels: ## time of an SFT step's loss on a CPU with labels scored alone
-paper-prompts: ## time of a GRPO step's loss with each prompt read once
-paper-steps: ## time and memory of a step against LoRA and full fine-tuning
-paper-environment: ## GRPO in an environment: a function that must be called
-paper-tool-calls: ## SFT on function calls with the shipped chat template
-paper-tool-calls-served: ## the same rows through a server's tool parser
-$(PAPER): setup
-	@cd "$(ROOT)" && "$(BIN)/python" -m experiments $(@:paper-%=%)
+# NAME of the command line alone: some shells export a variable of that name.
+reproduce: setup ## list the paper's tables and our experiments; NAME=table3 runs, NEXT=1 goes on, DRY_RUN=1 tries
+	@cd "$(ROOT)" && "$(BIN)/python" -m reproduce $(if $(findstring command,$(origin NAME)),"$(NAME)") $(if $(NEXT),--next) $(if $(DRY_RUN),--dry-run) $(if $(SEEDS),--seeds "$(SEEDS)")
 
-reproduce: setup ## run what recipes/queue.yaml has left, and keep the results; NEXT=1: one run
-	@cd "$(ROOT)" && "$(BIN)/python" -m experiments.reproduce $(if $(NEXT),--next)
+paper-%:
+	@echo "\`make $@\` is gone: \`make reproduce\` lists the names of what there was, as \`make reproduce NAME=sdft\`" >&2; exit 2
 
 tools: setup ## fetch the programs that tests run: helm, kubectl, promtool, prometheus, hadolint
 	@"$(BIN)/python" "$(ROOT)/tools/fetch_test_tools.py"
 
 lint: setup ## ruff and mypy
 	@cd "$(ROOT)" && "$(BIN)/python" -m ruff check . && "$(BIN)/python" -m ruff format --check . \
-		&& "$(BIN)/python" -m mypy core/bmt_core trainer/bmt_trainer server/bmt_server client/bmt_client examples/demo tools benchmarks experiments \
+		&& "$(BIN)/python" -m mypy core/bmt_core trainer/bmt_trainer server/bmt_server client/bmt_client examples/demo tools benchmarks reproduce \
 		&& "$(BIN)/python" -m mypy --strict $(STRICT)
 
 format: setup ## let ruff lay out and mend what it can

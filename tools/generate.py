@@ -13,12 +13,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Tables of results in the README, then what follows from commands, recipes, chart and scenarios.
+# Tables of results in the README, then what follows from commands, chart and scenarios.
 GENERATORS = (
     "cli_reference",
     "settings",
     "http_api",
-    "recipes",
     "chart",
     "operate",
     "readme_figures",

@@ -90,7 +90,7 @@ VLLM_FILES = {SERVER / "cli" / "serve.py", SERVER / "offline.py", SERVER / "eval
 TRL = {"grpo.py", "packing.py", "sdft.py", "sft.py", "trl_mixins.py", "trl_setup.py"}
 # A folder holds at most this many modules, __init__ not counted.
 MODULES_OF_A_FOLDER = 14
-OTHER_FOLDERS = ("tests", "benchmarks", "experiments", "examples", "tools")
+OTHER_FOLDERS = ("tests", "benchmarks", "reproduce", "examples", "tools")
 
 
 def sources(package: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""A tiny random Llama and a byte tokenizer of its own."""
+"""A tiny random Llama with the byte tokenizer of dry runs."""
 
 from __future__ import annotations
 
@@ -8,28 +8,11 @@ from typing import Any
 import bmt_trainer.console
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from reproduce.tiny import SHAPE, TEMPLATE, byte_tokenizer
 
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token per byte, and the three of a chat."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    vocabulary = {token: at for at, token in enumerate(special + alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    fast.chat_template = TEMPLATE
-    return fast
+__all__ = ["TEMPLATE", "byte_tokenizer", "interrupt_after", "save_tiny_llama", "tiny_llama"]
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -49,19 +32,7 @@ def tiny_llama(
 ) -> LlamaForCausalLM:
     """A random Llama; changes: of its configuration."""
     torch.manual_seed(seed)
-    shape: dict[str, Any] = {
-        "vocab_size": 259,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "tie_word_embeddings": True,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "bos_token_id": None,
-    }
-    return LlamaForCausalLM(LlamaConfig(**shape | changes)).to(dtype).eval()
+    return LlamaForCausalLM(LlamaConfig(**{**SHAPE, **changes})).to(dtype).eval()
 
 
 def save_tiny_llama(

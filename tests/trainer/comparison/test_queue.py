@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import threading
-from pathlib import Path
 
 import bmt_trainer.comparison.runner
 import pytest
 import yaml
-from bmt_trainer.comparison import plan, provenance, queue, tables
+from bmt_trainer.comparison import plan, queue, tables
 from bmt_trainer.comparison.runner import locked
-from bmt_trainer.console import Display
 from bmt_trainer.errors import ConfigError
-from rich.console import Console
 
 from tests.support.tiny_model import interrupt_after
 from tests.support.training.display import quiet
 
-ROOT = Path(__file__).resolve().parents[3]
 RECIPE = {
     **{"trainer": "sft", "methods": "base, bmt", "dataset": "task:initials"},
     **{"heldout": 4, "steps": 4, "batch_size": 2, "checkpoint_every": 2, "device": "cpu"},
@@ -29,15 +24,14 @@ RECIPE = {
 
 @pytest.fixture
 def root(checkpoint, tmp_path):
-    """A folder with a queue of one recipe with two seeds."""
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    entry = {"recipe": "recipe.yaml", "output": "out", "model": str(checkpoint), "seeds": [0, 1]}
-    (tmp_path / "queue.yaml").write_text(yaml.safe_dump([entry]))
+    """A folder with a recipe of two seeds."""
+    recipe = {**RECIPE, "output": str(tmp_path / "out"), "model": str(checkpoint), "seeds": [0, 1]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return tmp_path
 
 
 def queued(root):
-    return queue.read(root / "queue.yaml", root, quiet())
+    return [plan.read(root / "recipe.yaml", {})]
 
 
 def test_each_call_takes_the_next_run_until_none_is_left(root, monkeypatch):
@@ -106,30 +100,6 @@ def test_a_lock_ends_with_its_process(root):
         assert ours
 
 
-def test_an_entry_without_its_data_is_left_out(root, monkeypatch):
-    rows = root / "data" / "rows.jsonl"
-    rows.parent.mkdir()
-    rows.write_text("")
-    [entry] = yaml.safe_load((root / "queue.yaml").read_text())
-    other = {**entry, "data": "SOME_DATA", "dataset": "gsm8k:rows.jsonl"}
-    (root / "queue.yaml").write_text(yaml.safe_dump([other, entry]))
-    monkeypatch.delenv("SOME_DATA", raising=False)
-    shown = Display(Console(file=io.StringIO()))
-    [left] = queue.read(root / "queue.yaml", root, shown)
-    assert left.datasets == ["task:initials"]
-    assert "set SOME_DATA" in shown.console.file.getvalue()
-    monkeypatch.setenv("SOME_DATA", str(rows.parent))
-    both = queued(root)
-    assert both[0].datasets == [f"gsm8k:{rows}"]
-
-
-@pytest.mark.parametrize("text", ["- recipe: r.yaml\n", "recipe: r\n", "[\n", "- 3\n"])
-def test_bad_queues(tmp_path, text):
-    (tmp_path / "queue.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"queue\.yaml"):
-        queue.read(tmp_path / "queue.yaml", tmp_path, quiet())
-
-
 def test_seeds_and_keys(checkpoint, tmp_path):
     """A result without a seed in its key is seed 0's, and a setting is the same as a list of it."""
 
@@ -146,16 +116,3 @@ def test_seeds_and_keys(checkpoint, tmp_path):
     for changes in ({"seeds": 1}, {"seeds": [-1]}, {"seeds": ["a"]}, {"seeds": [1], "seed": 1}):
         with pytest.raises(ConfigError, match="seed"):
             files(**changes)
-
-
-def test_the_repositorys_queue_knows_the_results_that_are_kept(monkeypatch):
-    monkeypatch.delenv("PAPER_DATA", raising=False)
-    kept = (ROOT / "benchmarks" / "results" / "latest" / "paper").glob("*/*.json")
-    [fingerprint] = {json.loads(path.read_text())["fingerprint"] for path in kept}
-    # The model itself need not be there.
-    monkeypatch.setattr(provenance, "of_model", lambda model: fingerprint)
-    plans = queue.read(ROOT / "recipes" / "queue.yaml", ROOT, quiet())
-    for made in plans:
-        files = {cell.file for cell in made.cells()}
-        assert set(made.output.glob("*.json")) <= files, made.output
-        assert len(files) == 3 * len({cell.file for cell in made.cells() if not cell.seed})

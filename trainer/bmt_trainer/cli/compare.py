@@ -20,6 +20,9 @@ def compare(
     config: Annotated[
         Path | None, typer.Option(help="Recipe: YAML file with settings; flags override it.")
     ] = None,
+    comparison: Annotated[
+        str | None, typer.Option(help="Name of the comparison, if the recipe has several.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of results; finished runs are kept.")
     ] = None,
@@ -56,7 +59,9 @@ def compare(
         **{"models": model or None, "datasets": dataset or None},
     }
     changes = {name: value for name, value in values.items() if value is not None}
-    plan = plans.read(config, changes | _settings(setting or []))
+    if comparison is not None and config is None:
+        raise ConfigError("--comparison names a part of a recipe; name the recipe by --config")
+    plan = plans.read(config, changes | _settings(setting or []), comparison)
 
     from bmt_trainer.comparison import tables
     from bmt_trainer.comparison.runner import run

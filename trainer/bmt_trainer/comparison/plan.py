@@ -1,8 +1,7 @@
 """Plan of a comparison: methods x models x data sets x settings, read from a recipe.
 
-A recipe is a YAML file. `extends` names another recipe, relative to its folder, whose settings it
-inherits. The fields of `Plan` are settings of the comparison; every other line is a setting of the
-trainer, as in the trainer's own recipes.
+The fields of `Plan` are settings of the comparison; every other line of a recipe is a setting of
+the trainer, as in the trainer's own recipes.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from bmt_trainer.comparison import provenance
+from bmt_trainer.comparison import provenance, recipe
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig, TrainConfig
 from bmt_trainer.process import world_size
-from bmt_trainer.settings import build, check, option, read_yaml
+from bmt_trainer.settings import build, check, option
 
 CONFIGS: Mapping[str, type[TrainConfig]] = {
     "sft": SftConfig,
@@ -37,7 +36,6 @@ RATES: Mapping[str, Mapping[str, float]] = {
     "sdft": _STANDARD | {"full": 5e-5},
 }
 _METHOD = re.compile(r"base|wanda|full|bmt|lora-[1-9]\d*|mth-\d+(?:\.\d+)?")
-_LISTS = ("methods", "models", "datasets")
 _MAPPINGS = ("sweep", "rates", "settings")
 
 
@@ -78,7 +76,7 @@ class Plan:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in _LISTS:
+        for name in recipe.LISTS:
             value = getattr(self, name)
             if isinstance(value, str) or not value:
                 raise ConfigError(f"{name}: {value!r} must be a list with at least one entry")
@@ -91,7 +89,7 @@ class Plan:
         self._check_seeds()
         rates = {name: _number(value, f"rates: {name}") for name, value in self.rates.items()}
         object.__setattr__(self, "rates", rates)
-        check(self, skip=(*_LISTS, *_MAPPINGS, "seeds"))
+        check(self, skip=(*recipe.LISTS, *_MAPPINGS, "seeds"))
         for method in self.methods:
             if not _METHOD.fullmatch(method.partition("@")[0]):
                 raise ConfigError(
@@ -246,41 +244,17 @@ class Cell:
         return self.plan.output / f"{model}.{data}.{_plain(self.method)}.{digest}.json"
 
 
-def read(path: Path | None, changes: Mapping[str, Any]) -> Plan:
-    """Read a plan from a recipe, with changes by setting. Raises ConfigError."""
-    values = _extended(path, ()) if path else {}
-    values |= _plural(changes)
+def read(path: Path | None, changes: Mapping[str, Any], name: str | None = None) -> Plan:
+    """Read a plan from a recipe, with changes by setting. Raises ConfigError.
+
+    name: of the comparison, in a recipe that has several.
+    """
+    values = recipe.settings(path, name) if path else {}
+    values |= recipe.plural(changes)
     own = {f.name for f in dataclasses.fields(Plan)} - {"settings"}
     settings = {name: value for name, value in values.items() if name not in own}
     chosen = {name: value for name, value in values.items() if name in own}
     return build(Plan, {**chosen, "settings": settings})
-
-
-def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path in seen:
-        raise ConfigError(f"{path}: extends itself")
-    values = read_yaml(path)
-    base = values.pop("extends", None)
-    if base is None:
-        return _plural(values)
-    return {**_extended(path.parent / str(base), (*seen, path)), **_plural(values)}
-
-
-def _plural(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with `model`, `dataset` and `method` as lists, also if they are text."""
-    values = dict(given)
-    for name in _LISTS:
-        if name[:-1] in values:
-            values[name] = values.pop(name[:-1])
-        if isinstance(values.get(name), str):
-            # Options of a data set may contain commas.
-            text = values[name]
-            values[name] = [text] if name == "datasets" else _split(text)
-    return values
-
-
-def _split(names: str) -> list[str]:
-    return [part.strip() for part in names.split(",") if part.strip()]
 
 
 def _plain(text: str) -> str:

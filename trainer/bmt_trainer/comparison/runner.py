@@ -140,7 +140,11 @@ def run_cell(cell: Cell, display: Display) -> Result:
     if cell.kind == "wanda":
         outcome = _wanda(cell, loaded)
     elif cell.kind == "base":
-        outcome = {**_final_scores(cell, loaded, loaded.model), "size_bytes": 0, "trained": 0}
+        outcome = {
+            **_final_scores(cell, loaded, loaded.model, cell.method),
+            "size_bytes": 0,
+            "trained": 0,
+        }
     elif cell.kind == "bmt":
         outcome = _train_mask(cell, loaded, rows, texts)
     else:
@@ -173,14 +177,24 @@ def _wanda(cell: Cell, loaded: Loaded) -> Result:
     for eta in WANDA:
         init_gates(attached, norms, eta=eta, mean=config.init_mean, std=0.0, seed=config.seed)
         with attached.state.use("hard"):
-            scores = score_heldout(loaded, loaded.model, f"wanda 1/{round(1 / eta)}")
+            scores = _final_scores(cell, loaded, loaded.model, f"wanda 1/{round(1 / eta)}")
         mask = pipeline.current_mask(loaded, attached)
         levels.append(
             {"eta": eta, "zeros": mask.zeros, "size_bytes": adapter_sizes.bmt(mask), **scores}
         )
-    best = max(levels, key=lambda level: level["right"].count("1"))
+    best = max(levels, key=_quality)
     shown = [{k: v for k, v in level.items() if k != "right"} for level in levels]
     return {**best, "trained": 0, "levels": shown, "numel": attached.numel}
+
+
+def _quality(level: Result) -> float:
+    """Right held-out answers, or the evaluation sets' mean accuracy if nothing is held out."""
+    if level["score"] is not None:
+        return float(level["right"].count("1"))
+    sets = [
+        one["scores"]["tuned"]["accuracy"] for one in level.get("suites", ()) if "scores" in one
+    ]
+    return sum(sets) / len(sets) if sets else 0.0
 
 
 def _train_mask(cell: Cell, loaded: Loaded, rows: Rows, texts: Texts) -> Result:
@@ -242,7 +256,7 @@ def _track(
 def _measured(cell: Cell, loaded: Loaded, tuned: Tuned, track: Sequence[Track]) -> Result:
     """All that is measured of a trained model after its last step."""
     with tuned.tuned():
-        outcome = _final_scores(cell, loaded, tuned.model)
+        outcome = _final_scores(cell, loaded, tuned.model, cell.method)
     for callback in track:
         outcome["track"] = callback.rows
     if cell.plan.geometry:
@@ -250,9 +264,9 @@ def _measured(cell: Cell, loaded: Loaded, tuned: Tuned, track: Sequence[Track]) 
     return outcome
 
 
-def _final_scores(cell: Cell, loaded: Loaded, model: Any) -> Result:
+def _final_scores(cell: Cell, loaded: Loaded, model: Any, label: str) -> Result:
     """Scores on the held-out examples, and on the evaluation sets of the plan."""
-    scores = score_heldout(loaded, model, cell.method)
+    scores = score_heldout(loaded, model, label)
     if cell.plan.suites is None:
         return scores
     return {**scores, **score_suites(cell.plan, loaded, model)}

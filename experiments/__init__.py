@@ -1,1 +1,0 @@
-"""Experiments of the paper scaled to a small machine. Training runs take a recipe in `recipes/`."""

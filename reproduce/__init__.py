@@ -1,0 +1,1 @@
+"""The paper's tables and figures and the project's experiments: `make reproduce NAME=…`."""

@@ -1,0 +1,1 @@
+"""Experiments that a plain comparison cannot express, by name in `reproduce/*.yaml`."""

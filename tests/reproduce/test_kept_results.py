@@ -1,0 +1,84 @@
+"""Results that are kept are found by the runs of today, and give the figures that are kept."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from bmt_trainer.comparison import provenance, tables
+
+from benchmarks.report.results import LATEST
+from reproduce import catalog
+from reproduce.catalog import Comparison, Run
+from reproduce.experiments import comparisons, record
+
+ENTRIES = catalog.entries()
+KEPT = {entry["id"]: entry for entry in json.loads((LATEST / "paper.json").read_text())}
+SMALL = [e for e in ENTRIES if isinstance(e, Comparison) and e.file.stem == "small"]
+
+
+def results(entry):
+    return tables.read([entry.plan({}).output])
+
+
+@pytest.mark.parametrize("entry", SMALL, ids=lambda e: e.name)
+def test_kept_results_give_the_kept_figures(entry):
+    made = comparisons.figures(entry.name, results(entry))
+    assert made
+    for figure in made:
+        kept = KEPT[figure.id]
+        new = json.loads(json.dumps(figure.entry))
+        assert {**new, "command": ""} == {**kept, "command": ""}
+        assert kept["command"] == figure.command
+
+
+def test_each_kept_figure_has_an_entry_that_makes_it():
+    declared = {i for entry in ENTRIES if isinstance(entry, Run) for i in entry.figures}
+    compared = {f.id for entry in SMALL for f in comparisons.figures(entry.name, results(entry))}
+    assert not declared & compared
+    assert set(KEPT) <= declared | compared
+    names = {entry.name for entry in ENTRIES}
+    for kept in KEPT.values():
+        if kept["command"].startswith("make"):
+            made = kept["command"].split()
+            assert made[:2] == ["make", "reproduce"]
+            assert made[2].removeprefix("NAME=") in names, kept["id"]
+
+
+@pytest.mark.parametrize("entry", SMALL, ids=lambda e: e.name)
+def test_runs_of_today_find_the_results_that_are_kept(entry, monkeypatch):
+    kept = sorted(entry.plan({}).output.glob("*.json"))
+    [fingerprint] = {json.loads(path.read_text())["fingerprint"] for path in kept}
+    # Neither the model nor the data need be there. Names of results hold a digest of both: without
+    # the data's files, what precedes the digest is compared.
+    monkeypatch.setattr(provenance, "of_model", lambda model: fingerprint)
+    cells = list(entry.plan({}).cells())
+    files = {cell.file for cell in cells}
+    assert len(files) == len(cells) == 3 * len({cell.file for cell in cells if not cell.seed})
+    if any(one.path and one.only == entry.name for one in entry.data):
+        stems = {file.name.rsplit(".", 2)[0] for file in files}
+        assert {file.name.rsplit(".", 2)[0] for file in kept} == stems
+    else:
+        assert set(kept) <= files
+
+
+def test_figures_of_another_seed_have_ids_of_their_own():
+    [entry] = [e for e in SMALL if e.name == "small-table3"]
+    found = results(entry)
+    second = [{**r, "settings": {**r["settings"], "seed": 1}} for r in found]
+    first = {f.id: f.value for f in comparisons.figures(entry.name, found)}
+    both = {f.id: f.value for f in comparisons.figures(entry.name, [*found, *second])}
+    assert first.keys() < both.keys()
+    assert {name: both[name] for name in first} == first
+    assert both.keys() - first.keys() == {f"{name}_seed_1" for name in first}
+
+
+def test_keeping_figures_replaces_those_of_their_ids(tmp_path):
+    file = tmp_path / "paper.json"
+    record.keep([record.Figure(id="a", value=1, n=1, command="c")], file)
+    record.keep([record.Figure(id="b", value=2, n=1, command="c")], file)
+    record.keep([record.Figure(id="a", value=3.14159265, n=1, command="c")], file)
+    assert [(e["id"], e["value"]) for e in json.loads(file.read_text())] == [
+        ("a", 3.1416),
+        ("b", 2),
+    ]
