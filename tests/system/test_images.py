@@ -32,7 +32,7 @@ BASE = "localhost/bmt-base"
 PROGRAMS = ("buildah", "debootstrap", "runc", "ip")
 # The image's user, and one as OpenShift chooses it: no entry in /etc/passwd, group 0.
 USERS = {"10001": None, "random": (1_000_730_000, 0)}
-GPU_DISK_GB = 45
+GPU_DISK_GB = 40
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_a_mask_goes_from_the_trainer_to_the_server(
         start = time.monotonic()
         while network.get("/readyz")[0] != 200:
             assert process.poll() is None, f"the server ended:\n{log.read_text()[-4000:]}"
-            assert time.monotonic() - start < 600, log.read_text()[-4000:]
+            assert time.monotonic() - start < 1200, log.read_text()[-4000:]
             time.sleep(1)
         figures.record("ready_in", time.monotonic() - start, "s", size=f"user {user}")
         health = re.findall(r'^ +CMD \["python", "(\S+)"\]', dockerfile("server.cpu"), re.MULTILINE)
