@@ -156,6 +156,29 @@ class Settings:
         flag="--blobs",
         env="BMT_BLOBS",
     )
+    import_from: str = _option(
+        "Places that masks may be imported from, with commas: hf:// (the Hub), hf://org, "
+        "hf://org/name, s3://bucket/prefix, https://host/prefix, https://*.example.com. Keys of "
+        "scope `upload` read them with this server's credentials. Empty: no imports.",
+        "",
+        flag="--import-from",
+        env="BMT_IMPORT_FROM",
+    )
+    import_networks: str = _option(
+        "Networks of addresses that are not public and that imports may connect to, with commas, "
+        "as in 10.1.0.0/16. Empty: public addresses alone.",
+        "",
+        flag="--import-networks",
+        env="BMT_IMPORT_NETWORKS",
+    )
+    import_timeout_s: float = _option(
+        "Time that an import's download may take as a whole.",
+        45.0,
+        unit="s",
+        flag="--import-seconds",
+        above=0,
+        most=3600,
+    )
     registry_replicas: int = _option(
         "Replicas of the registry that must have a change before it is acknowledged; else 503 "
         "`not_durable`. 0: a failover may lose the last changes.",

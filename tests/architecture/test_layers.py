@@ -66,14 +66,15 @@ ROOMS = {
         "settings": {"errors"},
         "ipc": {"settings", "errors"},
         "registry": _SERVER_FLOOR,
-        "api": _SERVER_FLOOR | {"registry"},
+        "sources": _SERVER_FLOOR,
+        "api": _SERVER_FLOOR | {"registry", "sources"},
         "scheduler": _SERVER_FLOOR,
         "worker": _SERVER_FLOOR,
         "vllm_integration": _SERVER_FLOOR | {"api", "scheduler", "worker"},
         "offline": _SERVER_FLOOR | {"vllm_integration", "worker"},
         "evaluation_engine": {"offline"},
         "cli": _SERVER_FLOOR
-        | {"vllm_integration", "registry", "api", "scheduler", "worker", "offline"},
+        | {"vllm_integration", "registry", "sources", "api", "scheduler", "worker", "offline"},
         "__main__": {"cli"},
     },
 }

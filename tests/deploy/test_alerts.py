@@ -95,7 +95,9 @@ CODES = {
 }
 # They mean that requests or uploads are refused, which other alerts notice by their share or rate.
 BY_SHARE = {"queue_full", "unavailable", "registry_unavailable", "budgets_unavailable"}
-BY_RATE = {"uploads_full", "registry_busy", "quota_busy"}
+BY_RATE = {"uploads_full", "imports_full", "registry_busy", "quota_busy"}
+# A place that a caller names does not answer: the fault is there, and the caller is told.
+ELSEWHERE = {"source_unavailable"}
 # Ordinary states of a server that starts or stops.
 ORDINARY = {"starting", "stopping", "disconnected"}
 
@@ -127,6 +129,8 @@ CASES = (
     Case("refused by their own fault", _http("client_error", _later("0+600x40"))),
     Case("no requests", _http("ok", f"600x{MINUTES}")),
     Case("uploads wait", _code("uploads_full", "0+60x60"), ("BmtUploadsWait:uploads_full",)),
+    Case("imports wait", _code("imports_full", "0+60x60"), ("BmtUploadsWait:imports_full",)),
+    Case("sources are down", _code("source_unavailable", "0+60x60")),
     Case("quota busy", _code("quota_busy", "0+60x60"), ("BmtUploadsWait:quota_busy",)),
     Case("registry busy", _code("registry_busy", "0+60x60"), ("BmtUploadsWait:registry_busy",)),
     Case("an upload waits", _code("uploads_full", "_x50 1x10")),
@@ -240,7 +244,7 @@ def test_each_error_of_the_server_has_an_alert():
     raised = _raised()
     assert {"not_durable", "queue_full", "cache_unusable", "blob_damaged", "internal"} <= raised
     # A new code needs a decision here, and an alert that names it.
-    assert raised - (CODES.keys() | BY_SHARE | BY_RATE | ORDINARY) == set()
+    assert raised - (CODES.keys() | BY_SHARE | BY_RATE | ELSEWHERE | ORDINARY) == set()
     expressions = {r["alert"]: r["expr"] for r in RULES["groups"][0]["rules"]}
     for code, alert in CODES.items():
         assert code in re.split(r"\W+", expressions[alert])

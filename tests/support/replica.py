@@ -110,7 +110,7 @@ async def replica(
 
     app.post("/v1/chat/completions")(chat)
     app.post("/tokenize")(chat)
-    for path in ("/pause", "/collective_rpc", "/v1/load_lora_adapter", "/invocations"):
+    for path in ("/pause", "/collective_rpc", "/invocations"):
         app.post(path)(chat)
     app.include_router(build_router())
     app.add_middleware(RequestMiddleware)

@@ -48,6 +48,7 @@ from bmt_server.registry.retention.rules import Rule
 from bmt_server.registry.usage.counts import UsageStore
 from bmt_server.registry.usage.limits import LimitStore, default_limits
 from bmt_server.settings import Settings
+from bmt_server.sources.importer import Importer
 
 logger = logging.getLogger("vllm.bmt_server")
 
@@ -89,6 +90,7 @@ class AppState:
     key_limiter: KeyLimiter
     sequence_limiter: SequenceLimiter
     uploads: UploadLimiter
+    importer: Importer
     schemas: RequestSchemas
     turns: Turns
 
@@ -264,6 +266,7 @@ class AppState:
             key_limiter=KeyLimiter(settings.key_concurrency, settings.key_rate),
             sequence_limiter=sequence_limiter,
             uploads=UploadLimiter(settings.max_upload_bytes or limits.max_file_bytes),
+            importer=Importer(settings),
             schemas=schemas,
             turns=turns,
         )

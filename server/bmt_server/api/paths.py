@@ -21,7 +21,7 @@ _JOINED = re.compile(r"/v1/+")
 _MASKS, _MODELS = "/v1/masks/", "/v1/models/"
 _CHANGING = frozenset({"DELETE", "PUT", "PATCH"})
 # What a path has after a mask's name.
-MASK_PARTS = frozenset({"aliases", "pin", "prune", "retention", "versions"})
+MASK_PARTS = frozenset({"aliases", "import", "pin", "prune", "retention", "versions"})
 
 
 def route_path(scope: Message) -> str:
@@ -73,9 +73,10 @@ def denied(scope: Message, method: str, path: str) -> ApiError:
     """
     name = encoded_slash(scope, path)
     first, slash, rest = path.removeprefix(_MASKS).partition("/")
-    if name is None and path.startswith(_MASKS) and slash and method != "POST":
+    if name is None and path.startswith(_MASKS) and slash:
         second, _, part = rest.partition("/")
-        if second not in MASK_PARTS and part.partition("/")[0] in {"", *MASK_PARTS}:
+        parts = MASK_PARTS if method == "POST" else {"", *MASK_PARTS}
+        if second not in MASK_PARTS and part.partition("/")[0] in parts:
             name = f"{first}/{second}"
     if name is not None:
         try:

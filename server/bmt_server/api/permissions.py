@@ -78,6 +78,10 @@ ROUTES: tuple[Route, ...] = (
     _route("GET", r"/v1/masks", "any"),
     _route("GET", _MASK, "any"),
     _route("PUT PATCH", _MASK, "upload", conditions=_MATCH | {"if-none-match"}),
+    _route("POST", _MASK + r"/import", "upload", conditions=_MATCH | {"if-none-match"}),
+    # vLLM's paths with our handlers, which import from sources; `publishing/adapter_routes.py` says
+    # what a key of this scope unloads.
+    _route("POST", r"/v1/(load|unload)_lora_adapter", "upload"),
     # Before those of all masks: the first route that matches decides.
     _route("DELETE", _ROLLOUT_MASK, "upload", conditions=_MATCH),
     _route("DELETE", _ROLLOUT_MASK + r"/versions/[^/]+", "upload", conditions=_MATCH),

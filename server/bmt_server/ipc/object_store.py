@@ -236,7 +236,7 @@ class ObjectStore:
             raise BlobsDown(
                 "the object store of masks refuses this server's credentials",
                 code="blobs_refused",
-                detail=f"{self.url}: {_cause(error)}",
+                detail=f"{self.url}: {cause(error)}",
             ) from None
         except (BaseError, TimeoutError, OSError) as error:
             if "No space left" in str(error) or "QuotaExceeded" in str(error):
@@ -246,7 +246,7 @@ class ObjectStore:
             self._failed()
             raise BlobsDown(
                 "the object store of masks does not answer; try again shortly",
-                detail=f"{self.url}: {_cause(error)}",
+                detail=f"{self.url}: {cause(error)}",
             ) from None
         else:
             self._failures = 0
@@ -263,25 +263,30 @@ class ObjectStore:
             if self._folder is not None:
                 self._made = LocalStore(self._folder, mkdir=True)
             else:
-                self._made = from_url(
-                    self.url,
-                    client_options={
-                        "connect_timeout": timedelta(seconds=_CONNECT_S),
-                        "timeout": timedelta(seconds=self._transfer_s),
-                        # Of an endpoint that the environment names as http://; the clouds' are not.
-                        "allow_http": True,
-                    },
-                    retry_config={
-                        "max_retries": 2,
-                        "retry_timeout": timedelta(seconds=ANSWER_S),
-                        "backoff": {
-                            "init_backoff": timedelta(milliseconds=50),
-                            "max_backoff": timedelta(seconds=1),
-                            "base": 2,
-                        },
-                    },
-                )
+                self._made = open_store(self.url, self._transfer_s)
         return self._made
+
+
+def open_store(url: str, transfer_s: float) -> Any:
+    """A bucket with the credentials of the environment. transfer_s: bound on a transfer, s."""
+    return from_url(
+        url,
+        client_options={
+            "connect_timeout": timedelta(seconds=_CONNECT_S),
+            "timeout": timedelta(seconds=transfer_s),
+            # Of an endpoint that the environment names as http://; the clouds' are not.
+            "allow_http": True,
+        },
+        retry_config={
+            "max_retries": 2,
+            "retry_timeout": timedelta(seconds=ANSWER_S),
+            "backoff": {
+                "init_backoff": timedelta(milliseconds=50),
+                "max_backoff": timedelta(seconds=1),
+                "base": 2,
+            },
+        },
+    )
 
 
 async def _next(listed: Any) -> Any:
@@ -333,7 +338,7 @@ async def _locked(path: Path) -> AsyncIterator[None]:
         os.close(handle)
 
 
-def _cause(error: Exception) -> str:
+def cause(error: Exception) -> str:
     """The first line of an error, without markup and without values of secret variables."""
     lines = str(error).splitlines() or [""]
     text = re.sub(r"<([A-Za-z]*Key[A-Za-z]*|StringToSign.*?|Signature.*?)>.*?</\1>", "", lines[0])

@@ -56,12 +56,14 @@ class Version(BaseModel):
     parent: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
     published_by: Publisher | None = None  # for administrators alone
+    imported_from: str | None = None  # the source, of a version that a server imported
 
     def to_entry(self) -> str:
         """JSON kept in the registry; its scripts keep `rev`, `id` and `parent` next to it."""
         entry = self.model_dump(mode="json", exclude={"rev", "id", "parent"})
-        if self.published_by is None:
-            del entry["published_by"]
+        for name in ("published_by", "imported_from"):
+            if entry[name] is None:
+                del entry[name]
         # Builds before 0.1.0 require this former name of `sparsity`, and their replicas read the
         # same registry during a rolling update. To be removed in 0.2.0.
         return json.dumps({**entry, "density": self.sparsity}, ensure_ascii=False)

@@ -25,6 +25,9 @@ PATHS = {
         ("PUT", "/v1/masks/m"),
         ("PATCH", "/v1/masks/m"),
         ("PUT", "/v1/masks/m/aliases/latest"),
+        ("POST", "/v1/masks/m/import"),
+        ("POST", "/v1/load_lora_adapter"),
+        ("POST", "/v1/unload_lora_adapter"),
         ("DELETE", "/v1/models/rollout-m"),
     ],
     "promote": [
@@ -76,7 +79,7 @@ async def test_every_route_needs_its_scope(api):
 
 
 async def test_unlisted_routes_are_denied_even_to_admins(api):
-    for path in ("/pause", "/collective_rpc", "/v1/load_lora_adapter", "/invocations"):
+    for path in ("/pause", "/collective_rpc", "/adapters", "/invocations"):
         assert await status(api, "POST", path) == 401
         assert await status(api, "POST", path, api.keys["admin"]) == 404
     for path in ("/docs", "/openapi.json", "/redoc"):

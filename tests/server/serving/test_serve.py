@@ -370,7 +370,7 @@ def test_a_seed_holds_where_a_prompt_takes_several_steps(server, client, two):
 
 
 def test_routes_of_vllm_that_are_not_ours_are_closed(server):
-    for path in ("/pause", "/collective_rpc", "/v1/load_lora_adapter", "/invocations", "/adapters"):
+    for path in ("/pause", "/collective_rpc", "/invocations", "/adapters"):
         assert httpx2.post(server.url + path, json={}).status_code == 401
         answer = httpx2.post(server.url + path, json={}, headers=server.headers)
         assert answer.status_code == 404

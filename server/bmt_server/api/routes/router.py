@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from bmt_server.api.publishing import adapter_routes, import_route
 from bmt_server.api.routes import (
     aliases,
     blobs,
@@ -21,7 +22,7 @@ from bmt_server.api.routes import (
 
 
 def build_router() -> APIRouter:
-    """Routes of the registry, of API keys, `/v1/me`, `/v1/models`, `/livez` and `/readyz`."""
+    """Routes of the registry, imports, API keys, `/v1/me`, `/v1/models`, `/livez`, `/readyz`."""
     router = APIRouter()
     router.get("/livez")(probes.livez)
     router.get("/readyz")(probes.readyz)
@@ -38,6 +39,9 @@ def build_router() -> APIRouter:
     router.patch("/v1/masks/{name}")(uploads.patch_mask)
     router.get("/v1/masks/{name}")(masks.show_mask)
     router.delete("/v1/masks/{name}", status_code=204)(masks.delete_mask)
+    router.post("/v1/masks/{name}/import")(import_route.import_from_source)
+    router.post("/v1/load_lora_adapter")(adapter_routes.load_adapter)
+    router.post("/v1/unload_lora_adapter")(adapter_routes.unload_adapter)
     router.get("/v1/masks/{name}/versions")(masks.list_versions)
     router.delete("/v1/masks/{name}/versions/{digest}", status_code=204)(masks.delete_version)
     router.post("/v1/masks/{name}/prune")(prune.prune)

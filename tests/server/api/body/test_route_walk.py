@@ -26,7 +26,7 @@ CLOSED = {
     *("/release_kv_cache_memory", "/reset_encoder_cache", "/reset_mm_cache", "/wake_up"),
     *("/reset_prefix_cache", "/scale_elastic_ep", "/shutdown_weight_transfer_engine"),
     *("/start_draft_weight_update", "/start_weight_update", "/update_weight_version"),
-    *("/update_weights", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/weight_checker"),
+    *("/update_weights", "/weight_checker"),
     "/inference/v1/abort_requests",
     # They show the engine's inside, or the app's description.
     *("/docs", "/docs/oauth2-redirect", "/get_world_size", "/is_paused", "/is_sleeping", "/load"),
@@ -40,7 +40,10 @@ CLOSED = {
     # Stored responses, of which there are none.
     *("/v1/responses/x", "/v1/responses/x/cancel"),
 }
-OURS = r"/v1/(masks|blobs|keys|limits)(/.*)?|/(livez|readyz)|/v1/(me|usage|models/x)"
+OURS = (
+    r"/v1/(masks|blobs|keys|limits)(/.*)?|/(livez|readyz)|/v1/(me|usage|models/x)"
+    r"|/v1/(load|unload)_lora_adapter"
+)
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 BODIES = {
     "/tokenize": {"prompt": "x"},
@@ -66,6 +69,13 @@ def test_every_route_of_vllm_is_decided(app):
     assert vllms == REACHED_ROUTES | CLOSED
     reached = {p for p in vllms if any(find_route(m, p) for m in METHODS)}
     assert reached == REACHED_ROUTES
+
+
+def test_vllms_routes_of_adapters_are_replaced_by_ours(app):
+    """The app has vLLM's, which read paths on the server, if its switch is set as here."""
+    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+        (route,) = [r for r in app.routes if getattr(r, "path", "") == path]
+        assert route.endpoint.__module__ == "bmt_server.api.publishing.adapter_routes"
 
 
 def test_every_route_with_a_model_has_a_schema(models):

@@ -94,7 +94,7 @@ async def test_every_spelling_is_answered_with_a_key_alone(api, root, spelling):
 
 async def test_a_root_path_opens_nothing(api, root):
     """Routes that are closed, and prefixes that look like it, in front of what needs a key."""
-    for path in ("/pause", "/docs", "/openapi.json", "/v1/load_lora_adapter", "/collective_rpc"):
+    for path in ("/pause", "/docs", "/openapi.json", "/invocations", "/collective_rpc"):
         for prefix in (root, root + root, "/health", "/livez", root + "/health", "/health" + root):
             for key, status in (("", 401), ("admin", 404)):
                 async with api.client(key) as client:

@@ -81,6 +81,7 @@ async def test_each_change_leaves_one_line(api, lines):
     flips = bmt_core.encode(bmt_core.symmetric_difference(two, make_mask(3)))
     changed = {"parent": two.digest, "digest": make_mask(3).digest}
     split = {"rev": 1, "canary": {"rev": 2, "percent": 5}}
+    loaded = {"lora_name": "p", "lora_path": f"n@{one.digest}"}
     async with client_at(api, "192.0.2.9", "admin") as client:
         made = (await client.post("/v1/keys", json={"scopes": ["infer"], "label": "ci"})).json()
         steps = [
@@ -107,6 +108,10 @@ async def test_each_change_leaves_one_line(api, lines):
             ("DELETE", "/v1/masks/m", {}, "delete"),
             ("PUT", "/v1/masks/n", {"content": bmt_core.encode(one)}, "publish"),
             ("DELETE", "/v1/models/n", {}, "delete"),
+            ("PUT", "/v1/masks/n", {"content": bmt_core.encode(one)}, "publish"),
+            ("POST", "/v1/masks/o/import", {"json": {"source": f"n@{one.digest}"}}, "import"),
+            ("POST", "/v1/load_lora_adapter", {"json": loaded}, "import"),
+            ("POST", "/v1/unload_lora_adapter", {"json": {"lora_name": "p"}}, "delete"),
             ("PUT", "/v1/masks/rollout-m", {"content": bmt_core.encode(one)}, "publish"),
             ("DELETE", f"/v1/masks/rollout-m/versions/{one.digest}", {}, None),
             ("DELETE", "/v1/masks/rollout-m", {}, "delete"),
