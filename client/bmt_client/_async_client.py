@@ -100,6 +100,24 @@ class AsyncBmtClient(BaseClient):
             )
         )
 
+    async def import_mask(
+        self,
+        source: str,
+        name: str,
+        *,
+        alias: Sequence[str] = (),
+        digest: str | None = None,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+        expires: str | None = None,
+    ) -> Upload:
+        """Have the server read a mask from a source; see `BmtClient.import_mask`."""
+        return await self._run(
+            flows.import_mask(
+                self._policy, source, name, alias, digest, if_match, if_none_match, expires
+            )
+        )
+
     async def push(
         self,
         name: str,

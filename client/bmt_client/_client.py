@@ -130,6 +130,36 @@ class BmtClient(BaseClient):
             )
         )
 
+    def import_mask(
+        self,
+        source: str,
+        name: str,
+        *,
+        alias: Sequence[str] = (),
+        digest: str | None = None,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+        expires: str | None = None,
+    ) -> Upload:
+        """Have the server read a mask from `source` and store it as the latest version of `name`.
+
+        Only from places that the server's operator names (`--import-from`), else
+        `PermissionDenied`. `bmt_client` reads nothing from there.
+
+        Parameters
+        ----------
+        source : `hf://org/name/file.bmt`, `s3://bucket/key`, `https://host/path`, or a file or
+            version of the server: `sha256:…`, `name@digest`, `name:alias`
+        alias : aliases to point at the new version
+        digest : SHA-256 that the file must have, 64 hex digits
+        if_match, if_none_match, expires : as in `upload`
+        """
+        return self._run(
+            flows.import_mask(
+                self._policy, source, name, alias, digest, if_match, if_none_match, expires
+            )
+        )
+
     def push(
         self,
         name: str,

@@ -68,6 +68,36 @@ def upload(
     return version
 
 
+def import_mask(
+    policy: RetryPolicy,
+    source: str,
+    name: str,
+    alias: Sequence[str],
+    digest: str | None,
+    if_match: str | None,
+    if_none_match: bool,
+    expires: str | None,
+) -> Flow[Upload]:
+    aliases = tuple(alias_name(a) for a in ([alias] if isinstance(alias, str) else alias))
+    if if_match is not None and if_none_match:
+        raise UsageError("if_match and if_none_match exclude each other; give one of them")
+    name = mask_name(name)
+    if if_match is not None:
+        if_match = yield from _full_digest(policy, name, if_match)
+    request = routes.import_mask(
+        name,
+        source,
+        aliases=aliases,
+        digest=digest,
+        if_match=if_match,
+        if_none_match=if_none_match,
+        expires=expires,
+    )
+    response = yield from exchange(request, policy)
+    outcome = "created" if response.status == 201 else "unchanged"
+    return Upload.from_json({"outcome": outcome, **parse_json(response)})
+
+
 def push(
     policy: RetryPolicy,
     name: str,

@@ -70,6 +70,7 @@ class Version(Model):
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pinned: bool = False
     expires: str | None = None  # ISO 8601: the server removes the whole name after it
+    imported_from: str | None = None  # the source, of a version that the server itself read
     # False: the server renders chats by another template than the mask's training; None: unknown.
     same_chat_template: bool | None = None
 

@@ -43,6 +43,27 @@ def put_mask(
     )
 
 
+def import_mask(
+    name: str,
+    source: str,
+    *,
+    aliases: tuple[str, ...] = (),
+    digest: str | None = None,
+    if_match: str | None = None,
+    if_none_match: bool = False,
+    expires: str | None = None,
+) -> Request:
+    """Have the server publish the file at `source`; `digest` is the SHA-256 that it must have."""
+    params = [*(("alias", alias) for alias in aliases), *_expires(expires)]
+    if digest is not None:
+        params.append(("digest", digest))
+    headers = {"Content-Type": "application/json", **_if_match(if_match)}
+    if if_none_match:
+        headers["If-None-Match"] = "*"
+    body = json.dumps({"source": source}).encode()
+    return Request("POST", f"{_mask(name)}/import", tuple(params), headers, body)
+
+
 def patch_mask(
     name: str,
     flips: bytes,

@@ -612,3 +612,26 @@ def test_a_canary_by_the_client(client, run, name):
     run("alias", name, "prod", "--canary", canary.model, "--share", "1%")
     assert run("promote", name, "prod")["digest"] == canary.digest
     assert client.get(f"{name}:prod").digest == canary.digest
+
+
+def test_imports(client, name):
+    """A copy within the registry, and the error of a server whose operator opened no place."""
+    first = client.upload(make_mask(1), name)
+    copied = client.import_mask(first.model, f"{name}-copy", alias=["prod"], if_none_match=True)
+    assert (copied.digest, copied.outcome) == (first.digest, "created")
+    assert (copied.imported_from, copied.aliases) == (first.model, ("latest", "prod"))
+    again = client.import_mask(f"sha256:{first.file_digest}", f"{name}-copy")
+    assert again.outcome == "unchanged"
+    with pytest.raises(PermissionDenied, match="--import-from") as refused:
+        client.import_mask("hf://acme/masks/m.bmt", name)
+    assert refused.value.code == "imports_off"
+    with pytest.raises(NotFound):
+        client.import_mask(f"sha256:{'0' * 64}", name)
+
+
+def test_imports_by_command(client, name, run):
+    first = client.upload(make_mask(1), name)
+    assert run("import", first.model, "--name", f"{name}-copy")["imported_from"] == first.model
+    assert run("import", "hf://acme/masks/Math.bmt", exit_code=3)["code"] == "imports_off"
+    path = run("import", "/srv/x/m.bmt", "--name", "m", exit_code=6)
+    assert path["code"] == "source_invalid"

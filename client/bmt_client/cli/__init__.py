@@ -88,6 +88,7 @@ def options(
 
 
 app.command("upload")(uploads.upload)
+app.command("import")(uploads.import_mask)
 app.command("list")(masks.list_masks)
 app.command("show")(masks.show)
 app.command("versions")(versions.versions)

@@ -260,5 +260,6 @@ def _details(version: Version) -> list[tuple[str, str | Text]]:
         ("parent", short(version.parent) if version.parent else "none"),
         ("pinned", "yes" if version.pinned else "no"),
         ("expires", version.expires or "never"),
+        *([("imported from", version.imported_from)] if version.imported_from else []),
     ]
     return rows

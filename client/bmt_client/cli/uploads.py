@@ -1,4 +1,4 @@
-"""Command `upload`, for one file or several."""
+"""Commands `upload`, for one file or several, and `import`, for a file that the server reads."""
 
 from __future__ import annotations
 
@@ -74,6 +74,56 @@ def upload(
                 )
 
         for_each(run, "file", files, send, Upload.as_dict, uploaded_line)
+
+
+def import_mask(
+    context: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="hf://org/name/file.bmt, s3://bucket/key, https://host/path, or of the server: "
+            "sha256:…, name@digest, name:alias.",
+        ),
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Default: the stem of the source's file.", show_default=False
+        ),
+    ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            parser=parse_alias, metavar="ALIAS", help="Also point this alias at it; repeatable."
+        ),
+    ] = None,
+    digest: Annotated[
+        str | None,
+        typer.Option(metavar="SHA256", help="Only if the file has this SHA-256, 64 hex digits."),
+    ] = None,
+    if_new: Annotated[
+        bool, typer.Option("--if-new", help="Only if the name does not exist yet.")
+    ] = False,
+) -> None:
+    """Have the server read a mask from a source; its operator names the places (--import-from)."""
+    run = session(context)
+    with run.client() as client, run.out.progress(f"importing {source.partition('?')[0]}"):
+        version = client.import_mask(
+            source,
+            imported_name(run.out, name) or _name_of(source),
+            alias=alias or (),
+            digest=digest,
+            if_none_match=if_new,
+        )
+    run.out.data(version.as_dict(), lambda _: run.out.line(uploaded_line(version)))
+
+
+def _name_of(source: str) -> str:
+    """The name by a source's file. Raises UsageError if it has none."""
+    if "://" not in source:
+        raise UsageError("--name is missing: this source has no file to take a name from")
+    return name_from_path(Path(source.partition("?")[0].rpartition("/")[2]))
 
 
 def uploaded_line(version: Upload) -> Text:

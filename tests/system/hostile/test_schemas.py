@@ -57,6 +57,22 @@ NEW_KEYS = st.one_of(
     ),
     st.binary(max_size=60),
 )
+# Of imports and of vLLM's routes of adapters; the server's list of places is empty.
+SOURCES = st.one_of(
+    st.sampled_from(
+        [
+            b'{"source": "%s@%s"}' % (NAME.encode(), MASKS[0].digest.encode()),
+            b'{"source": "hf://acme/masks/m.bmt"}',
+            b'{"source": "https://169.254.169.254/x"}',
+            b'{"lora_name": "n", "lora_path": "%s:latest"}' % NAME.encode(),
+            b'{"lora_name": "n", "lora_path": "/etc/passwd", "load_inplace": true}',
+            b'{"lora_name": "n"}',
+            b"{}",
+            b"[1]",
+        ]
+    ),
+    st.binary(max_size=60),
+)
 # What a request that means something would have there.
 FAMILIAR = {
     "name": st.sampled_from([NAME, "n", f"{NAME}:prod", f"{NAME}@{MASKS[0].digest[:12]}"]),
@@ -101,6 +117,8 @@ def test_schemas(valkey, tmp_path):
             more["data"] = data.draw(NEW_KEYS)
         elif case.method.upper() == "POST" and "/aliases/" in case.path:
             more["data"] = data.draw(PROMOTIONS)
+        elif case.path.endswith(("/import", "_lora_adapter")):
+            more["data"] = data.draw(SOURCES)
         elif case.method.upper() in ("PUT", "PATCH"):
             more["data"] = data.draw(TARGETS if "aliases" in case.path else BODIES)
             headers["Content-Type"] = "application/octet-stream"
