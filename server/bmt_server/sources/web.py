@@ -111,7 +111,7 @@ class WebReader:
         timeouts = {"connect": CONNECT_S, "read": _SILENCE_S, "write": _SILENCE_S, "pool": 1.0}
         try:
             async with pool.stream(
-                "GET", url, headers=headers, extensions={"timeout": timeouts}
+                "GET", url, headers=list(headers.items()), extensions={"timeout": timeouts}
             ) as answer:
                 fields = {
                     name.decode("latin-1").lower(): value.decode("latin-1")
