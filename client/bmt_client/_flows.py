@@ -84,15 +84,7 @@ def import_mask(
     name = mask_name(name)
     if if_match is not None:
         if_match = yield from _full_digest(policy, name, if_match)
-    request = routes.import_mask(
-        name,
-        source,
-        aliases=aliases,
-        digest=digest,
-        if_match=if_match,
-        if_none_match=if_none_match,
-        expires=expires,
-    )
+    request = routes.import_mask(name, source, aliases, digest, if_match, if_none_match, expires)
     response = yield from exchange(request, policy)
     outcome = "created" if response.status == 201 else "unchanged"
     return Upload.from_json({"outcome": outcome, **parse_json(response)})

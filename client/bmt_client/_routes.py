@@ -46,7 +46,6 @@ def put_mask(
 def import_mask(
     name: str,
     source: str,
-    *,
     aliases: tuple[str, ...] = (),
     digest: str | None = None,
     if_match: str | None = None,
