@@ -68,7 +68,7 @@ def python_of(name: str) -> Path:
     made = folder / "requirements.txt"
     if not made.exists() or made.read_text().strip() != VERSIONS[name]:
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        install = [folder / "bin" / "python", "-m", "pip", "install", "-q", VERSIONS[name]]
+        install = [f"{folder}/bin/python", "-m", "pip", "install", "-q", VERSIONS[name]]
         subprocess.run(install, check=True)
         made.write_text(VERSIONS[name] + "\n")
     return folder / "bin" / "python"
@@ -91,7 +91,7 @@ def running(
     env: Mapping[str, str],
     cwd: Path = ROOT,
     within_s: float = 300,
-) -> Iterator[subprocess.Popen]:
+) -> Iterator[subprocess.Popen[bytes]]:
     """A program from the time that `ready`, a URL, answers 200, until the block's end."""
     with log.open("wb") as out:
         process = subprocess.Popen(
