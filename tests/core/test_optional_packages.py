@@ -92,7 +92,8 @@ def test_a_sitecustomize_of_the_environment_still_runs(packages, tmp_path):
     (packages / "sitecustomize.py").write_text("print('theirs')\n")
     code = LEAVE_OUT + (
         "import subprocess, sys\n"
-        "subprocess.run([sys.executable, '-c', 'import sitecustomize; print(sitecustomize.__file__)'])"
+        "look = 'import sitecustomize; print(sitecustomize.__file__)'\n"
+        "subprocess.run([sys.executable, '-c', look])"
     )
     assert run(packages, code).splitlines() == ["theirs", "theirs", f"{packages}/sitecustomize.py"]
 

@@ -3,8 +3,9 @@
 transformers and vLLM use torchvision, torchaudio and torchcodec where they find them, and end with
 a traceback if one is there that was built for another torch: pip chooses it by its version alone.
 Models of text need none of the three. For Python a package is absent if `sys.modules` has None in
-its place: `import` raises ModuleNotFoundError, and `importlib.util.find_spec` returns None. Processes
-that this one starts do the same before they import anything, by `child/sitecustomize.py`.
+its place: `import` raises ModuleNotFoundError, and `importlib.util.find_spec` returns None.
+Processes that this one starts do the same before they import anything, by
+`child/sitecustomize.py`.
 """
 
 from __future__ import annotations

@@ -85,7 +85,6 @@ def run(
     from bmt_server.api.metrics.port import check_port
     from bmt_server.cli.first_key import check_place, check_url, contact_registry
     from bmt_server.sources.importer import check_sources
-    from bmt_server.vllm_integration.chat_template import served_digest
 
     if chosen["registry_url"]:
         check_url(chosen["registry_url"])
@@ -108,6 +107,8 @@ def run(
     chosen = {**chosen, **_take_over_flags(args)}
     chosen["metrics_host"] = chosen["metrics_host"] or args.host or ""
     check_port(chosen["metrics_host"], chosen["metrics_port"])
+    from bmt_server.vllm_integration.chat_template import served_digest
+
     chosen["chat_template"] = served_digest(args.chat_template, args.tokenizer or args.model)
     if chosen["no_auth"]:
         require_loopback(args.host)
@@ -145,6 +146,7 @@ def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
 
     from bmt_server.vllm_integration.checkpoint import checkpoint_folder, load_format
     from bmt_server.vllm_integration.platform_limits import eager_reason, float32_reason
+    from bmt_server.vllm_integration.start.parsers import check_parsers
     from bmt_server.vllm_integration.structured_outputs import (
         STRICT_TOOLS_ENV,
         TAG_BACKEND,
@@ -184,6 +186,7 @@ def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
         say(f"{reason}; adding --dtype float32")
         args.dtype = "float32"
     arguments.validate_parsed_serve_args(args)
+    check_parsers(args)
     return args
 
 
@@ -282,7 +285,14 @@ def _run_vllm(settings: Settings, args: Namespace) -> None:
     plugin.register()
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
-    ServeSubcommand.cmd(args)
+    from bmt_server.vllm_integration.start.failures import cause
+
+    try:
+        ServeSubcommand.cmd(args)
+    except Exception as error:
+        if reason := cause(error, settings.stats_dir):
+            raise SettingsError(reason) from error
+        raise
     # vLLM returns normally when the engine dies.
     if process_context().engine_died.is_set():
         say("stopped because the engine died; its log has the cause")

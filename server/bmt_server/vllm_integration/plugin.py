@@ -16,6 +16,7 @@ from typing import Any
 from bmt_server.settings import Settings
 from bmt_server.vllm_integration.process_context import process_context
 from bmt_server.vllm_integration.process_lifetime import end_with_parent
+from bmt_server.vllm_integration.start.failures import record_start_errors
 from bmt_server.vllm_integration.versions.check import check_version
 
 GENERAL = "bmt"
@@ -29,6 +30,7 @@ def register() -> None:
         return
     end_with_parent()
     check_version()
+    record_start_errors(settings.stats_dir)
     from bmt_server.vllm_integration import patches
 
     patches.register(settings, process_context().heartbeat)

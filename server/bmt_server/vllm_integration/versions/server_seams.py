@@ -141,6 +141,20 @@ API = (
         accepts=("tokenizer_name", "tokenizer_mode", "revision"),
     ),
     Seam(
+        "vllm.reasoning:ReasoningParserManager",
+        "vllm_integration/start/parsers.py",
+        attributes=("get_reasoning_parser", "import_reasoning_parser", "list_registered"),
+    ),
+    Seam(
+        "vllm.tool_parsers:ToolParserManager",
+        "vllm_integration/start/parsers.py",
+        attributes=("get_tool_parser", "import_tool_parser", "list_registered"),
+    ),
+    Seam(
+        "vllm.tokenizers:cached_get_tokenizer",
+        "vllm_integration/start/parsers.py",
+    ),
+    Seam(
         "vllm.renderers.chat_utils:load_chat_template",
         "vllm_integration/chat_template.py",
         accepts=("chat_template",),

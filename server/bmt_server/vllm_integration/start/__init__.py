@@ -1,0 +1,1 @@
+"""Errors of the engine's start that the operator can mend, each as one line."""
