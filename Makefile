@@ -4,6 +4,7 @@ ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 PORT ?= 8000
+SBOM ?= $(ROOT)/dist/sbom
 # Processes of `make test` and `make test-quick`; 0 shows what tests print, with PYTEST=-s.
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist loadscope --no-loadscope-reorder
@@ -14,7 +15,7 @@ export PAPER_DATA
 STRICT := core/bmt_core client/bmt_client $(addprefix server/bmt_server/,api registry ipc sources worker)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-quick test-operate test-vllm bench bench-serve bench-swap bench-cold bench-format reproduce tools lint format docs lock clean
+.PHONY: help setup demo serve test test-slow test-quick test-operate test-vllm bench bench-serve bench-swap bench-cold bench-format reproduce tools lint format docs lock sbom clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' "$(ROOT)/Makefile" | sed 's/:.*## /\t/' | expand -t 20
@@ -78,6 +79,11 @@ docs: setup ## write the generated pages, and build the site into site/
 
 lock: setup ## pin newer dependencies: constraints/ and the images' requirements
 	@cd "$(ROOT)" && "$(BIN)/python" -m pip install -q uv && "$(BIN)/python" tools/lock.py $(LOCK)
+
+sbom: ## write bills of materials (CycloneDX) of the images' requirements to SBOM; needs tools/release-requirements.txt
+	@cd "$(ROOT)" && mkdir -p "$(SBOM)" && for lock in server-cpu server-gpu trainer; do \
+		"$(PYTHON)" -m cyclonedx_py requirements "deploy/docker/requirements/$$lock.txt" --pyproject pyproject.toml \
+			--output-reproducible --of JSON -o "$(SBOM)/$$lock.cdx.json" || exit 1; done
 
 clean: ## remove .venv, .bmt and caches
 	@cd "$(ROOT)" && rm -rf .venv .bmt .pytest_cache .mypy_cache .ruff_cache .hypothesis

