@@ -27,7 +27,7 @@ from tests.support.served import Served
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(3600)]
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 README = (ROOT / "README.md").read_text()
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "core", "trainer", "server", "client")
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
