@@ -43,7 +43,7 @@ def find_binary() -> Binary:
 
     Raises EmbeddedError with the reason for each program that was found, if there is none.
     """
-    faults = []
+    faults: list[str] = []
     for path, source in _candidates(faults):
         try:
             return _examined(path, source)
