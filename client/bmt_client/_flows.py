@@ -200,11 +200,10 @@ def promote(
     canary = now.canary if canary is None else (yield from _full_digest(policy, name, canary))
     if_match = now.digest if if_match is None else if_match
     # Compare-and-set on what was seen above, so that another canary is not promoted unseen.
-    return (
-        yield from _changed(
-            policy, now, routes.promote(now.name, now.alias, canary, if_match), canary
-        )
-    )
+    request = routes.promote(now.name, now.alias, canary, if_match)
+    changed: Alias = yield from _changed(policy, now, request, canary)
+    _check("main version after the promotion", changed.digest, canary or "that of a canary")
+    return changed
 
 
 def rollback_alias(

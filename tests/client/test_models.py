@@ -22,6 +22,8 @@ FULL = {
     "sparsity": 0.002,
     "base": {"model_id": "m", "fingerprint": "5d" * 32},
     "aliases": ["latest", "prod"],
+    "canary_of": {"prod": 5.0},
+    "shadow_of": {},
     "parent": "6c" * 32,
     "metadata": {"eval": {"accuracy": 0.9}},
     "model": "math@3f3f3f3f3f3f",
