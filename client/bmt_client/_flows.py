@@ -418,7 +418,7 @@ def _target(policy: RetryPolicy, name: str, to: str | int | Version) -> Flow[dic
 
 def _is_target(version: Version, target: Mapping[str, Any]) -> bool:
     if "rev" in target:
-        return version.rev == target["rev"]
+        return bool(version.rev == target["rev"])
     return version.digest.startswith(str(target["digest"]))
 
 
