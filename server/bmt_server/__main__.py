@@ -6,6 +6,7 @@ from bmt_core.console_script import run
 EXTRAS = dict.fromkeys(
     (
         "fastapi",
+        "httpx2",
         "huggingface_hub",
         "limits",
         "msgspec",
