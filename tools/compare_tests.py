@@ -41,6 +41,19 @@ SUCCESSORS = {
     "test_the_servers_folders_are_processes_and_do_not_import_each_other": (
         "test_rooms_import_only_those_below_them"
     ),
+    # The paper's recipes and the queue are entries of reproduce/, each row of which runs dry.
+    "test_an_entry_without_its_data_is_left_out": (
+        "test_what_lacks_its_data_is_an_error_and_the_rest_runs"
+    ),
+    "test_bad_queues": "test_faulty_files",
+    "test_the_repositorys_queue_knows_the_results_that_are_kept": (
+        "test_runs_of_today_find_the_results_that_are_kept"
+    ),
+    "test_every_row_of_the_tables_has_its_file": "test_every_row_of_the_tables_is_there",
+    "test_recipes_have_the_papers_settings": "test_entries_have_the_papers_settings",
+    "test_dry_runs_on_the_same_architecture": "test_each_row_runs_on_its_architecture",
+    # Those files are no longer generated.
+    "test_the_papers_recipes_are_up_to_date": "test_each_file_of_the_folder_is_read",
 }
 
 
