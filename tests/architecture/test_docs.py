@@ -17,15 +17,27 @@ ROOT = Path(__file__).resolve().parents[2]
 AT_ROOT = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 PAGES = [*(ROOT / name for name in AT_ROOT), *sorted((ROOT / "docs").rglob("*.md"))]
 README = (ROOT / "README.md").read_text()
+# The README's links are whole, because it is shown by package indexes too.
+OUR_HOST = (
+    r"https://(?:github\.com/bmt-adapters/bmt-adapters/(?:blob|tree)|"
+    r"raw\.githubusercontent\.com/bmt-adapters/bmt-adapters)/main/"
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_resolve(page):
-    """To files that exist, and to headings that they have."""
-    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text()):
-        if target.startswith(("http://", "https://", "mailto:")):
+    """To files that exist, and to headings that they have; those to our own host too."""
+    text = page.read_text()
+    inline = re.findall(r"\]\(([^)\s]+)\)", text)
+    references = dict(re.findall(r"^\[([^\]]+)\]: (\S+)$", text, re.MULTILINE))
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    assert set(re.findall(r"\]\[([^\]\n]+)\]", prose)) <= set(references)
+    for link in (*inline, *references.values()):
+        target, _, anchor = link.partition("#")
+        ours = re.match(OUR_HOST, target)
+        if target.startswith(("http://", "https://", "mailto:")) and not ours:
             continue
-        other = page.parent / target if target else page
+        other = ROOT / target[ours.end() :] if ours else page.parent / target if target else page
         assert other.exists(), target
         if anchor and other.suffix == ".md":
             assert anchor in anchors(other), f"{target}#{anchor}"
@@ -140,6 +152,12 @@ def test_readme_commands_exist():
                 flags = re.findall(r"(--[a-z-]+)", line)
                 passed_on = {"--served-model-name", "--host", "--port", "--max-model-len"}
                 assert all(f in text for f in flags if f not in passed_on), line
+
+
+def test_the_readmes_links_hold_on_a_package_index():
+    links = re.findall(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", README, re.MULTILINE)
+    assert len(links) > 20
+    assert all((a or b).startswith(("https://", "#")) for a, b in links)
 
 
 def test_readme_python_parses():
