@@ -200,9 +200,9 @@ def check() -> Iterator[str]:
                     yield f"{name} pins {package} {version}, and pyproject.toml wants {requirement}"
         if lock.within and lock.within.exists():
             fixed = pins(lock.within)
-            for package, versions in held.items():
-                if not versions <= fixed.get(package, set()):
-                    yield f"{name} pins {package} {', '.join(versions)}, unlike {lock.within.name}"
+            for pinned, versions in held.items():
+                if not versions <= fixed.get(pinned, set()):
+                    yield f"{name} pins {pinned} {', '.join(versions)}, unlike {lock.within.name}"
     if all(lock.path.exists() for lock in LOCKS) and (
         not TORCH_CPU.exists() or TORCH_CPU.read_text() != torch_cpu()
     ):

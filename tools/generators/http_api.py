@@ -126,7 +126,7 @@ def tree() -> Iterator[str]:
     for cls in found:
         found += [c for c in cls.__subclasses__() if c.__module__ == errors.__name__]
     for cls in sorted(found[1:], key=lambda c: (c.status, c.code)):
-        meaning = " ".join(inspect.getdoc(cls).split("\n\n")[0].split()) if cls.__doc__ else ""
+        meaning = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
         yield f"| {cls.status} | `{cls.code}` | {meaning} |"
 
 

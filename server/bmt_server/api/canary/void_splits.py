@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from bmt_server.errors import ApiError
 from bmt_server.registry.canary.splits import Splits
@@ -33,7 +34,10 @@ class VoidSplits:
             at = (key, alias)
             if at not in self._tasks:
                 self._tasks[at] = asyncio.create_task(self._end(key, alias))
-                self._tasks[at].add_done_callback(lambda _, at=at: self._tasks.pop(at, None))
+                self._tasks[at].add_done_callback(partial(self._forget, at))
+
+    def _forget(self, at: tuple[Key, str], _: asyncio.Task[None]) -> None:
+        self._tasks.pop(at, None)
 
     async def close(self) -> None:
         for task in list(self._tasks.values()):
