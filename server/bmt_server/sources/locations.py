@@ -26,6 +26,10 @@ FORMS = (
     "version here as name@digest or name:alias"
 )
 MAX_CHARACTERS = 4096
+# Of a URL, of a redirect too: those of storage carry signatures.
+_MAX_URL = 16384
+# Servers decode a path once or twice.
+_MAX_DECODED = 4
 _HOST = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63}){0,126}|\[[0-9a-f:.]{2,45}\]")
 _REPOSITORY_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -144,6 +148,8 @@ def parse_location(text: str) -> Location:
 
 def parse_url(text: str) -> WebFile:
     """A URL of http or https in one spelling. Raises BadRequest."""
+    if len(text) > _MAX_URL:
+        raise _invalid(f"the URL has {len(text)} characters; at most {_MAX_URL} are read")
     if _UNSAFE.search(text):
         raise _invalid("the URL has a character that must be percent-encoded")
     try:
@@ -200,10 +206,19 @@ def _bucket(rest: str) -> BucketFile:
 
 
 def _has_dots(path: str) -> bool:
-    """True if a part of the path is '.' or '..', however often it is percent-encoded."""
-    while (decoded := unquote(path)) != path:
+    """True if a server may take a part of the path for '.' or '..'.
+
+    Percent-encoded ones too, however often; and those with parameters (`..;x`), which servers of
+    Java drop before they resolve the path.
+    """
+    for _ in range(_MAX_DECODED):
+        if any(part.partition(";")[0] in (".", "..") for part in re.split(r"[/\\]", path)):
+            return True
+        decoded = unquote(path)
+        if decoded == path:
+            return False
         path = decoded
-    return any(part in (".", "..") for part in re.split(r"[/\\]", path))
+    return True
 
 
 def _invalid(reason: str) -> BadRequest:

@@ -83,8 +83,12 @@ class Networks:
 
 
 def plain(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one leads to (mapped, or by NAT64); else the address itself."""
+    """The IPv4 address that an IPv6 one leads to (mapped, or by NAT64); else the address itself.
+
+    Without a zone (`fd00::1%eth0`), with which an address is equal to none without.
+    """
     if isinstance(address, IPv6Address):
+        address = IPv6Address(int(address))
         if address.ipv4_mapped is not None:
             return address.ipv4_mapped
         if address in _NAT64:

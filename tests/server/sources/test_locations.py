@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from bmt_server.errors import ApiError, BadRequest, Forbidden
 from bmt_server.settings import SettingsError
 from bmt_server.sources.allow_list import AllowList
-from bmt_server.sources.locations import HubFile, StoredVersion, WebFile, parse_location
+from bmt_server.sources.locations import HubFile, StoredVersion, WebFile, parse_location, parse_url
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,6 +58,8 @@ def test_a_query_is_kept_for_the_request_alone():
         *("https://häuser.example/x", "https://h%2eexample/x", "https://h.example/\r\nHost: x"),
         # Out of the allowed folder.
         *("https://h/a/../b", "https://h/a/%2e%2e/b", "https://h/a/%252e%252e/b", "https://h/./b"),
+        *("https://h/a/..;/b", "https://h/a/..;x=1/b", "https://h/a/%2e%2e%3b/b", "https://h/.;/b"),
+        *("s3://masks/a/..;/b", "hf://acme/m/..;/f", "https://h/%2525252525252e%252e/b"),
         *("https://h/a/..%2fb", "https://h/a%5c..%5cb", "s3://masks/a/../b", "s3://masks//b"),
         *("hf://acme/m/../x/f", "hf://acme/m@a%2F../f", "hf://../m/f", "hf://acme/m/%2e%2e/f"),
         # Incomplete, or of another kind.
@@ -73,6 +77,15 @@ def test_what_is_no_source_is_refused_in_a_line(text):
     assert "hf://org/name/file.bmt" in str(caught.value)
     assert "pw" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_long_url_is_refused_at_once():
+    """A server of the list may redirect to one; nested encodings took seconds."""
+    started = time.process_time()
+    for text in ("https://h/%" + "25" * 30_000, "https://h/%" + "25" * 8000):
+        with pytest.raises(BadRequest):
+            parse_url(text)
+    assert time.process_time() - started < 0.1
 
 
 @given(st.text(max_size=80))

@@ -75,7 +75,9 @@ def test_a_named_network_opens_itself_and_no_other(address):
     assert not networks.allow("10.2.0.1")
 
 
-@pytest.mark.parametrize("address", [*METADATA, "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe"])
+@pytest.mark.parametrize(
+    "address", [*METADATA, "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "fd00:ec2::254%eth0"]
+)
 def test_metadata_is_refused_whatever_is_named(address):
     assert not Networks("0.0.0.0/0,::/0").allow(address)
     assert Networks("0.0.0.0/0,::/0").allow("169.254.1.1")
