@@ -88,16 +88,18 @@ def ask(page: Any, picture: str) -> tuple[str, int]:
     page.keyboard.type(PROMPT)
     page.keyboard.press("Enter")
     shown = page.locator(".chat-assistant")
+    # While an answer streams, a button that stops it is in this one's place.
+    idle = page.get_by_role("button", name="Voice mode")
     lengths: set[int] = set()
-    text, same, deadline = "", 0, time.monotonic() + 120
-    while same < 20 and time.monotonic() < deadline:
-        now = shown.last.inner_text() if shown.count() else ""
-        same = same + 1 if now and now == text else 0
-        text = now
+    text, ended, deadline = "", False, time.monotonic() + 180
+    while not ended and time.monotonic() < deadline:
+        ended = bool(text) and idle.is_visible()
+        text = shown.last.inner_text() if shown.count() else ""
         lengths.add(len(text))
         if len(lengths) == 6:
             page.screenshot(path=PICTURES / f"{picture}-streams.png")
         time.sleep(0.1)
+    assert ended, text
     page.screenshot(path=PICTURES / f"{picture}.png")
     return text, len(lengths)
 
