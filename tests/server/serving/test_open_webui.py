@@ -26,21 +26,6 @@ def test_every_call_is_answered(server, version):
         replay(server.url, server.key, model, answered, "")
 
 
-def test_functions_without_a_parser_are_refused_with_the_flags(server, version):
-    """Open WebUI 0.12 sends its own functions with each chat unless it is told otherwise."""
-    function = {"name": "now", "parameters": {"type": "object", "properties": {}}}
-    body = {
-        "model": "webui",
-        "messages": [{"role": "user", "content": "Hello"}],
-        "tools": [{"type": "function", "function": function}],
-        "stream": True,
-    }
-    answer = httpx2.post(f"{server.url}/v1/chat/completions", headers=server.headers, json=body)
-    assert answer.status_code == 400, answer.text
-    for flag in ("--enable-auto-tool-choice", "--tool-call-parser"):
-        assert flag in answer.json()["error"]["message"]
-
-
 @pytest.mark.found
 def test_probes_paths_and_methods_of_neighbors(server):
     for path in ("/health", "/ping", "/livez", "/readyz"):

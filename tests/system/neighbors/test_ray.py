@@ -108,7 +108,8 @@ def test_masks_are_uploaded_and_served_through_ray(served, smol, admin_key):
     unknown = served.post("/v1/chat/completions", json=chat("none"))
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
     assert served.get("/v1/masks/%2e%2e").status_code in (400, 404)
-    assert httpx2.get(f"{served.base_url}v1/models").status_code == 401
+    keyless = httpx2.get(str(served.base_url).rstrip("/") + "/v1/models")
+    assert keyless.status_code == 401
 
 
 def test_a_stream_comes_as_it_is_generated_and_ends_with_its_client(served):

@@ -105,8 +105,8 @@ def ask(page: Any, picture: str) -> tuple[str, int]:
 
 
 def words(text: str) -> list[str]:
-    """Without spaces and marks of Markdown, which the page lays out."""
-    return "".join(c if c.isalnum() else " " for c in text).split()
+    """Without the marks and numbers of Markdown's lists, which the page lays out."""
+    return "".join(c if c.isalpha() else " " for c in text).split()
 
 
 def test_a_mask_is_chosen_and_streams(page, neighborhood):
