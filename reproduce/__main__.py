@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None, display: Display | None = None)
         chosen = catalog.select(known, options.name or QUEUE)
         changes = _changes(options, chosen)
         if options.dry_run:
+            if changes:
+                raise ConfigError("a dry run takes neither --seeds nor --output")
             return _dry(chosen, display)
         keep_freed_memory()
         return (_next if options.next else _all)(chosen, data, changes, display)

@@ -1,6 +1,6 @@
 """Pin what the README's install lines and the images install: `constraints/` and the images' locks.
 
-    python tools/lock.py                  # resolve anew with uv, on the network
+    python tools/lock.py                  # resolve again with uv, on the network
     python tools/lock.py --torch FOLDER   # CPU builds of torch from a folder of wheels
     python tools/lock.py --check          # offline: are the files those of this pyproject.toml?
 

@@ -129,6 +129,7 @@ def test_seeds_and_folder_of_the_command(call, tmp_path, monkeypatch):
         (["small-a", "--seeds", "a"], "write integers"),
         (["small-a", "--seeds", "-1"], "seeds"),
         (["one", "--seeds", "0"], "takes neither"),
+        (["small-a", "--seeds", "1", "--dry-run"], "neither --seeds nor"),
         (["one", "--next"], "none of them can run"),
         (["--dry-run"], "need a name"),
         (["--seeds", "0"], "need a name"),

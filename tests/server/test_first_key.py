@@ -33,6 +33,31 @@ def test_a_registry_that_is_away_is_waited_for(tmp_path, capsys):
         one.kill()
 
 
+def test_the_first_key_is_in_its_file_alone(tmp_path, capfd):
+    """The file's former mode does not let others read it, and no log has the key."""
+    key = tmp_path / "key"
+    key.write_text("of before\n")
+    key.chmod(0o644)
+    with node(tmp_path / "r") as one:
+        contact_registry(one.url, key, no_auth=False)
+    made = key.read_text().strip()
+    assert well_formed(made)
+    assert key.stat().st_mode & 0o777 == 0o600
+    out, err = capfd.readouterr()
+    assert made not in out + err
+    assert str(key) in err
+    assert not list(tmp_path.glob(".key-*"))
+
+
+def test_a_first_key_that_cannot_be_written_is_printed(tmp_path, capfd):
+    with node(tmp_path / "r") as one:
+        contact_registry(one.url, tmp_path / "gone" / "key", no_auth=False)
+    out, err = capfd.readouterr()
+    (line,) = (line for line in out.splitlines() if line.startswith("API key"))
+    assert well_formed(line.split()[-1])
+    assert "No such file" in err
+
+
 def test_a_key_that_the_operator_chose_is_stored_when_the_registry_is_there(tmp_path, monkeypatch):
     one = Node(tmp_path / "r")
     monkeypatch.setenv("BMT_ADMIN_KEY", make_key(("admin",)))

@@ -25,6 +25,7 @@ TORCH_PARTS = ("torchvision", "torchaudio", "torchcodec")
 CHILD_ENV = "BMT_LEFT_OUT"
 _CHILD_FOLDER = str(Path(__file__).with_name("child"))
 _REASON_CHARACTERS = 160
+_UNKNOWN = "of unknown version"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,10 @@ def leave_out(names: Sequence[str] = TORCH_PARTS) -> list[Unusable]:
 
 def fix(found: Sequence[Unusable]) -> str:
     """The pip command that installs builds of the same versions for the torch that is there."""
-    packages = " ".join(f"{one.name}=={one.version.partition('+')[0]}" for one in found)
+    packages = " ".join(
+        one.name if one.version == _UNKNOWN else f"{one.name}=={one.version.partition('+')[0]}"
+        for one in found
+    )
     command = f"pip install --force-reinstall --no-deps {packages}"
     build = (
         _version("torch").partition("+")[2]
@@ -88,7 +92,7 @@ def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "of unknown version"
+        return _UNKNOWN
 
 
 def _first_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import time
 from pathlib import Path
 from threading import Thread
@@ -42,7 +43,7 @@ def check_place(url: str) -> None:
 
 
 def contact_registry(url: str, key_file: Path | None, *, no_auth: bool, blobs: str = "") -> None:
-    """Check the registry, and print its first administrator key if it has none yet.
+    """Check the registry, and write or print its first administrator key if it has none yet.
 
     While the registry does not answer, a background thread goes on trying. Raises SettingsError if
     it refuses the server's user, may drop masks, has their bytes elsewhere than in `blobs`, or if
@@ -113,10 +114,34 @@ async def _contact(url: str, given: str, no_auth: bool, blobs: str) -> str | Non
 def _announce(key: str | None, key_file: Path | None) -> None:
     if key is None:
         return
+    if key_file is not None:
+        try:
+            _write(key_file, key)
+        except OSError as error:
+            say(f"--key-file {key_file}: {error.strerror}; the key follows here")
+        else:
+            # Output ends in logs, which more people read than the file.
+            say(f"API key (admin): in {key_file}. Set it as BMT_API_KEY for bmt-client")
+            return
     # The registry stores only the key's hash, so it cannot be printed again.
     print(f"API key (admin): {key}", flush=True)
     print("It is shown only once. Set it as BMT_API_KEY for bmt-client.", flush=True)
-    if key_file is not None:
-        handle = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(key + "\n")
+
+
+def _write(file: Path, key: str) -> None:
+    """Write the key for the owner alone, also over a file that others may read.
+
+    Readers see all of it or none. Raises OSError.
+    """
+    if file.exists() and not file.is_file():  # a pipe, or /dev/stderr
+        file.write_text(key + "\n")
+        return
+    target = file.resolve()
+    handle, new = tempfile.mkstemp(prefix=".key-", dir=target.parent)
+    try:
+        with os.fdopen(handle, "w") as opened:
+            opened.write(key + "\n")
+        os.replace(new, target)
+    except BaseException:
+        os.unlink(new)
+        raise

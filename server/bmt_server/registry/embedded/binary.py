@@ -66,7 +66,9 @@ def _candidates(faults: list[str]) -> Iterator[tuple[Path, str]]:
         faults.append(str(error))
     for name in ON_PATH:
         if found := shutil.which(name):
-            yield Path(found), f"at {found}"
+            # The server starts it in another folder.
+            place = Path(found).absolute()
+            yield place, f"at {place}"
         else:
             faults.append(f"no {name} on the PATH")
 
