@@ -135,7 +135,8 @@ return {'ok', current}
 """
 )
 
-# ARGV: path, if-match, expired by: seconds since 1970, or '' for a name of any expiry
+# ARGV: path, if-match, expired by: seconds since 1970, or '' for a name of any expiry; '1' to keep
+# a name that has an alias, a pin or a rule of retention
 DELETE_NAME = (
     ALLOW_OOM
     + ADD_EVENT
@@ -143,6 +144,13 @@ DELETE_NAME = (
 if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 0 then return {'unknown', ''} end
 local current = redis.call('HGET', KEYS[1], 'latest') or ''
 if ARGV[2] ~= '' and current ~= ARGV[2] then return {'conflict', current} end
+if ARGV[4] == '1' then
+  local head = redis.call('HGETALL', KEYS[1])
+  for i = 1, #head, 2 do
+    local set = head[i] == 'retention' or (head[i] == 'pinned' and head[i + 1] == '1')
+    if set or string.find(head[i], '^alias:') then return {'kept', head[i]} end
+  end
+end
 if ARGV[3] ~= '' then
   local expires = tonumber(redis.call('HGET', KEYS[1], 'expires') or '')
   local pinned = redis.call('HGET', KEYS[1], 'pinned') == '1'

@@ -32,6 +32,7 @@ from bmt_server.errors import (
     ApiError,
     BadRequest,
     Conflict,
+    Forbidden,
     NotFound,
     RegistryDown,
     RegistryFull,
@@ -196,10 +197,19 @@ class Registry:
         )
         self.expect_ok(outcome, name, alias, current)
 
-    async def delete_name(self, tenant: str, name: str, if_match: str | None = None) -> None:
-        """Remove all versions and aliases of a name; its rev is kept. Raises NotFound, Conflict."""
-        arguments = [if_match or "", ""]
+    async def delete_name(
+        self, tenant: str, name: str, if_match: str | None = None, *, only_plain: bool = False
+    ) -> None:
+        """Remove all versions and aliases of a name; its rev is kept. Raises NotFound, Conflict.
+
+        only_plain: not with an alias, a pin or a rule of retention; Forbidden then.
+        """
+        arguments = [if_match or "", "", "1" if only_plain else ""]
         outcome, current = await self.run_script(DELETE_NAME, f"{tenant}/{name}", [], arguments)
+        if outcome == "kept":
+            kind, _, alias = current.partition(":")
+            kept = {"pinned": "a pin", "retention": "a retention rule"}.get(kind, f"alias {alias}")
+            raise Forbidden(f"{name} has {kept}; to remove it needs a key with the scope 'admin'")
         self.expect_ok(outcome, name, None, current)
 
     async def delete_expired(self, tenant: str, name: str, now: float) -> bool:

@@ -72,7 +72,9 @@ async def load_adapter(request: Request) -> PlainTextResponse:
         code="already_loaded",
         param="lora_name",
     )
-    if not body.load_inplace and state.replica.get(tenant, name) is not None:
+    there = not body.load_inplace and state.replica.get(tenant, name) is not None
+    # It may have been unloaded through another server a moment ago.
+    if there and await state.replica.refresh(tenant, name) is not None:
         raise loaded
     try:
         await import_mask(request, name, place, resident=True, only_first=not body.load_inplace)
@@ -87,14 +89,16 @@ async def unload_adapter(request: Request) -> PlainTextResponse:
     """Delete a name with all its versions, as `DELETE /v1/masks/{name}` does."""
     body = await read_json(request, UnloadAdapter)
     name, state, tenant = valid_name(body.lora_name), app_state(request), tenant_of(request)
-    stored = state.replica.get(tenant, name) or await state.replica.refresh(tenant, name)
-    if stored is None:
+    # As the registry has it now: another server may have changed it, or a later build.
+    (stored,) = await state.registry.states([(tenant, name)])
+    if not stored.versions and not stored.unreadable:
         raise NotFound(f"The lora adapter '{name}' cannot be found.", code="mask_not_found")
-    if not name.startswith(ROLLOUT_PREFIX) and not principal_of(request).may("admin"):
+    limited = not name.startswith(ROLLOUT_PREFIX) and not principal_of(request).may("admin")
+    if limited:
         await _check_reloadable(stored)
     files = stored.versions.files()
     # Not if another version has been published since it was looked at.
-    await state.registry.delete_name(tenant, name, stored.latest)
+    await state.registry.delete_name(tenant, name, stored.latest, only_plain=limited)
     audit(request, "delete", name, digest=stored.latest, versions=len(files))
     await state.replica.refresh(tenant, name)
     state.housekeeper.removed(files)
@@ -102,17 +106,15 @@ async def unload_adapter(request: Request) -> PlainTextResponse:
 
 
 async def _check_reloadable(stored: NameState) -> None:
-    """Raise Forbidden unless a load from the sources would bring back all of the name.
+    """Raise Forbidden unless all versions were imported: a load from the sources brings them back.
 
-    A key of scope `upload` removes nothing that was uploaded or promoted.
+    A key of scope `upload` removes nothing that was uploaded, or written by a later build.
     """
-    kept = ", ".join(sorted(stored.aliases))
-    uploaded = False
+    uploaded = bool(stored.unreadable)
     async for entry in in_turns(list(stored.versions.entries())):
         uploaded = uploaded or entry.version().imported_from is None
-    if kept or uploaded:
-        reason = f"has the aliases {kept[:200]}" if kept else "has versions that were uploaded"
+    if uploaded:
         raise Forbidden(
-            f"{stored.name} {reason}; to unload it needs a key with the scope 'admin', and one "
-            "with 'upload' unloads names whose versions were all imported"
+            f"{stored.name} has versions that were uploaded; to unload it needs a key with the "
+            "scope 'admin', and one with 'upload' unloads names whose versions were all imported"
         )

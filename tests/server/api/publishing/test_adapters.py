@@ -122,7 +122,12 @@ async def test_an_upload_key_unloads_only_what_its_sources_still_have(api, place
         await client.put("/v1/masks/promoted/aliases/prod", json={"rev": 1})
     await call(api, "load", lora_name="mixed", lora_path=place(1))
     await api.put("mixed", make_mask(2))
-    for name in ("uploaded", "promoted", "mixed"):
+    for name in ("pinned", "ruled"):
+        await call(api, "load", lora_name=name, lora_path=place(1))
+    async with api.client("admin") as client:
+        await client.put("/v1/masks/pinned/pin")
+        await client.put("/v1/masks/ruled/retention", json={"keep_last": 3})
+    for name in ("uploaded", "promoted", "mixed", "pinned", "ruled"):
         refused = await call(api, "unload", lora_name=name)
         assert code_of(refused) == (403, "scope_missing"), name
         assert "'admin'" in refused.text
@@ -130,6 +135,28 @@ async def test_an_upload_key_unloads_only_what_its_sources_still_have(api, place
         assert (await call(api, "unload", "admin", lora_name=name)).status_code == 200
     await api.put("rollout-a", make_mask(1))
     assert (await call(api, "unload", lora_name="rollout-a")).status_code == 200
+
+
+async def test_what_another_server_did_a_moment_ago(api, place, monkeypatch):
+    """This server's copy of the registry lags; controllers take "already loaded" for success."""
+    await call(api, "load", lora_name="m", lora_path=place(1))
+    await call(api, "load", lora_name="promoted", lora_path=place(1))
+    await call(api, "load", lora_name="later", lora_path=place(1))
+    digest = make_mask(1).digest
+    await api.state.replica.close()  # no events from here on
+    await api.state.registry.set_alias("default", "promoted", "prod", digest)
+    quick = api.state.connection.quick
+    await quick.hset("{bmt}:versions:default/later", "f" * 64, "2|9||of a later build")
+    for name in ("promoted", "later"):
+        refused = await call(api, "unload", lora_name=name)
+        assert code_of(refused) == (403, "scope_missing"), name
+    await api.state.registry.delete_name("default", "m")
+    assert api.state.replica.get("default", "m") is not None
+    assert (await call(api, "load", lora_name="m", lora_path=place(1))).status_code == 200
+    await api.state.registry.delete_name("default", "m")
+    gone = await call(api, "unload", lora_name="m")
+    assert code_of(gone) == (404, "mask_not_found")
+    assert "cannot be found" in gone.text
 
 
 async def test_tenants_keys_and_scopes(api, place):
