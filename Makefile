@@ -42,7 +42,7 @@ test-operate: setup ## long scenarios: faults, rollouts, overload, fuzzing (BMT_
 	@cd "$(ROOT)" && "$(BIN)/python" -m pip install -q -r tests/system/requirements.txt \
 		&& "$(BIN)/python" -m pytest -m operate -s tests/system $(PYTEST)
 
-test-vllm: setup ## the tests of the seams to vLLM on VERSION=0.33.0, and its answers beside this one's
+test-vllm: setup ## the tests of the seams to vLLM on VERSION=0.33.0, and its answers against this one's
 	@cd "$(ROOT)" && "$(BIN)/python" tools/vllm_suite.py $(VERSION) $(PYTEST)
 
 bench: setup ## measure all, with baselines; hours on 2 cores (BENCH=--quick tries it, --resume goes on)

@@ -84,7 +84,7 @@ class BmtServer:
         if request.client is not None:
             # The server takes it from loopback addresses, for its limits per address.
             headers.append(("x-forwarded-for", request.client.host))
-        # As they came: a path that is decoded and written anew may name another mask.
+        # As they came: a path that is decoded and encoded again may name another mask.
         raw = request.scope.get("raw_path") or quote(request.scope["path"]).encode()
         query = request.scope["query_string"]
         target = URL(f"{self._url}{(raw + b'?' * bool(query) + query).decode()}", encoded=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -87,7 +89,9 @@ def test_scripts_are_valid_and_name_what_exists(file, name, job):
             assert target in TARGETS, target
         for path in re.findall(r"\b(?:tools|tests|deploy)/[\w./-]+", script):
             assert (ROOT / path).exists(), path
-    for entry in job.get("strategy", {}).get("matrix", {}).get("include", []):
+    matrix = job.get("strategy", {}).get("matrix", {})
+    assert set(matrix.get("target", ())) <= TARGETS
+    for entry in matrix.get("include", []):
         assert (ROOT / f"deploy/docker/{entry['file']}.Dockerfile").exists()
 
 
@@ -101,6 +105,44 @@ def test_every_image_of_the_project_is_published_and_every_python_tested():
     pythons = yaml.safe_load((FOLDER / "test.yml").read_text())
     classifiers = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
     assert pythons["jobs"]["test"]["strategy"]["matrix"]["python"] == classifiers
+
+
+def test_what_a_pull_request_needs_is_run():
+    """The commands that CONTRIBUTING.md names, each by a job or a matrix of one."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (sentence,) = re.findall(r"A pull request needs (.*?) to\s+pass", text, re.DOTALL)
+    needed = set(re.findall(r"`make ([a-z-]+)`", sentence))
+    assert len(needed) > 2
+    run = set()
+    for job in yaml.safe_load((FOLDER / "test.yml").read_text())["jobs"].values():
+        run.update(job.get("strategy", {}).get("matrix", {}).get("target", ()))
+        run.update(re.findall(r"make ([a-z-]+)", " ".join(s.get("run", "") for s in job["steps"])))
+    assert needed <= run
+
+
+def test_the_published_chart_takes_the_published_images(tmp_path):
+    jobs = yaml.safe_load((FOLDER / "release.yml").read_text())["jobs"]
+    steps = [step.get("run", "") for step in jobs["chart"]["steps"]]
+    (script,) = (run for run in steps if "$IMAGES" in run)
+    shutil.copytree(ROOT / "deploy/chart", tmp_path / "deploy/chart")
+    environment = os.environ | {"IMAGES": "ghcr.io/acme"}
+    subprocess.run(["bash", "-ec", script], cwd=tmp_path, env=environment, check=True)
+    values = ["-f", "deploy/chart/examples/cpu.yaml", "--set", "trainingJob.enabled=true"]
+    done = subprocess.run(
+        [tool("helm"), "template", "masks", "deploy/chart", *values],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    images = {
+        image.partition(":")[0]
+        for image in re.findall(r"^\s+(?:- )?image: \"?([^\s\"]+)", done.stdout, re.MULTILINE)
+    }
+    pushed = jobs["images"]["strategy"]["matrix"]["include"]
+    assert {f"ghcr.io/acme/{entry['name']}" for entry in pushed} <= images
+    assert not [image for image in images if image.startswith("bmt-adapters/")]
 
 
 def test_a_bill_of_materials_names_what_an_image_installs():
