@@ -30,7 +30,8 @@ class RequestRecord:
     """Log fields of one request, filled in as the request proceeds.
 
     path: as routing sees it. digest: the mask's full digest. status: 0 until a response starts.
-    peer: address of the client. arm: of an alias that is split.
+    peer: address of the client. arm: of an alias that is split. left: the client has left before
+    the answer was complete; vLLM's handlers end without an error then, some with a status of 200.
     """
 
     request_id: str
@@ -47,7 +48,13 @@ class RequestRecord:
     digest: str = ""
     error: str = ""
     arm: Arm | None = None
+    left: bool = False
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def outcome(self) -> int:
+        """Status of the answer; 0 if the client left before it was complete."""
+        return 0 if self.left and self.status < 400 else self.status
 
     def set_principal(self, principal: Principal) -> None:
         """Record the authenticated key and its tenant."""

@@ -96,19 +96,20 @@ class RequestMiddleware:
                 return
             await response.send_failure()
         finally:
+            record.left = record.left or not response.complete
             state = find_app_state(scope["app"])
             if record.error and state is not None:
                 state.metrics.errors.labels(record.error).inc()
             if record.arm is not None and state is not None:
                 state.versions.answered(
                     record.arm,
-                    record.status,
+                    record.outcome,
                     time.monotonic() - record.started,
                     failed=bool(record.error),
                 )
             if route is not None and route.names_model and state is not None:
                 # Such a route's path has no variable part.
-                state.metrics.http_request(path, record.status)
+                state.metrics.http_request(path, record.outcome)
             record.end(quiet=route is not None and route.probe)
 
     async def _handle(
@@ -180,7 +181,8 @@ class RequestMiddleware:
             traced = record.span.headers() if record.span.is_recording else {}
             failed = False
             try:
-                replaced = replace_body(scope, receive, body, traced, state.turns)
+                heard = _noting_departure(receive, record, response)
+                replaced = replace_body(scope, heard, body, traced, state.turns)
                 await self.app(*replaced, response.send)
             except Exception:
                 failed = not record.status  # the answer is an error, which is still to come
@@ -189,8 +191,21 @@ class RequestMiddleware:
                 lease.release()
                 if record.status < 400 and not failed:
                     state.usage.add(caller, Counts(requests=1))
-        if lease.copy is not None and record.status == 200 and not record.error:
+        succeeded = response.complete and record.outcome == 200 and not record.error
+        if lease.copy is not None and succeeded:
             state.shadows.send(self.app, scope, body, lease.copy, caller, sequences)
+
+
+def _noting_departure(receive: Receive, record: RequestRecord, response: ResponseSender) -> Receive:
+    """`receive` of the app; a client that leaves before its answer is complete is noted."""
+
+    async def noting() -> Message:
+        message = await receive()
+        if message["type"] == "http.disconnect" and not response.complete:
+            record.left = True
+        return message
+
+    return noting
 
 
 def _request_id(headers: Mapping[str, str]) -> str:

@@ -82,6 +82,8 @@ class ResponseSender:
         #: Of a request that has its version.
         self.model_headers: list[tuple[bytes, bytes]] = []
         self._ready: Callable[[], Awaitable[None]] | None = None
+        #: True after the last part of the answer.
+        self.complete = False
         self._started = False
         self._replaced: ResponseReplaced | None = None
         # The app's response, if it is an error: its start, and its body as far as it has come.
@@ -187,6 +189,8 @@ class ResponseSender:
             self._started = True
             self._record.status = message["status"]
             message = {**message, "headers": self._headers(message)}
+        elif message["type"] == "http.response.body" and not message.get("more_body"):
+            self.complete = True
         await self._send(message)
 
     async def send_error(

@@ -25,6 +25,7 @@ class App:
     def __init__(self, api):
         self.asked = []
         self.fail = self.wait = None
+        self.leaves = False
         self.state = api.state
 
         @api.app.post("/v1/completions")
@@ -32,6 +33,8 @@ class App:
             body = await request.json()
             caller = current_caller()
             self.asked.append((body, dict(request.headers), current_salt(), caller))
+            if self.leaves:
+                return await self.until_left(request, body)
             if SHADOW.digest[:12] in body["model"]:
                 if self.wait is not None:
                     await self.wait.wait()
@@ -47,6 +50,19 @@ class App:
                 body["model"], caller=caller, outcome="ok", ttft_s=0.1, **figures
             )
             return {"model": body["model"]}
+
+    async def until_left(self, request, body):
+        """As vLLM answers a client that leaves: no error, and `null` without a stream."""
+        if not body.get("stream"):
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            return None
+
+        async def events():
+            yield b'data: {"choices": []}\n\n'
+            await asyncio.Event().wait()
+
+        return StreamingResponse(events(), media_type="text/event-stream")
 
     def of(self, mask):
         return [one for one in self.asked if mask.digest[:12] in one[0]["model"]]
@@ -73,6 +89,28 @@ async def split(api, percent=100, key="admin", **more):
 async def ask(api, key="infer", model="m:prod", **body):
     async with api.client(key) as client:
         return await client.post("/v1/completions", json={"model": model, "prompt": "x", **body})
+
+
+async def leave(api, body, key="infer"):
+    """A request whose client leaves; httpx's transport cannot, it cancels the app."""
+    text = json.dumps(body).encode()
+    incoming = [{"type": "http.request", "body": text, "more_body": False}]
+
+    async def receive():
+        if incoming:
+            return incoming.pop()
+        await asyncio.sleep(0.05)
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        pass
+
+    headers = {"authorization": f"Bearer {api.keys[key]}", "content-type": "application/json"}
+    path = "/v1/completions"
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode()}
+    scope |= {"headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
+    scope |= {"query_string": b"", "http_version": "1.1", "scheme": "http", "app": api.app}
+    await asyncio.wait_for(api.app(scope, receive, send), 5)
 
 
 async def settled(api):
@@ -179,6 +217,17 @@ async def test_only_answers_of_the_alias_that_succeed_have_copies(api, app):
         await client.post("/tokenize", json={"model": "m:prod", "prompt": "x"})
     await settled(api)
     assert app.of(SHADOW) == []
+    assert counted(api, "shadow", "dropped") == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_its_client_leaves_has_no_copy(api, app, stream):
+    """It was counted as a success, with the time until the client left."""
+    app.leaves = True
+    await leave(api, {"model": "m:prod", "prompt": "x", "stream": stream})
+    await settled(api)
+    assert (counted(api, "main", "cancelled"), counted(api, "main", "ok")) == (1, 0)
+    assert len(app.asked) == 1
     assert counted(api, "shadow", "dropped") == 0
 
 
