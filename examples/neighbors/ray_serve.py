@@ -5,7 +5,9 @@ serve run examples.neighbors.ray_serve:app model=Qwen/Qwen2.5-0.5B-Instruct \
 
 All replicas share the registry, so a mask that is uploaded once is served by each. Arguments:
 model, registry, program (`bmt-server` on the PATH), flags (of `bmt-server serve`, one text),
-gpus and replicas. The servers' keys are the registry's: `bmt-server keys create`, or BMT_ADMIN_KEY.
+gpus and replicas. Commands show in lists of processes: a registry's password is
+BMT_REGISTRY_PASSWORD in the environment of Ray's nodes, not part of its URL. The servers' keys are
+the registry's: `bmt-server keys create`, or BMT_ADMIN_KEY.
 """
 
 from __future__ import annotations
