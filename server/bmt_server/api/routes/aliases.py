@@ -64,12 +64,7 @@ async def put_alias(request: Request, name: str, alias: str) -> dict[str, Any]:
     if canary is None and shadow is None:
         await state.registry.set_alias(stored.tenant, name, alias, version.digest, expected)
     else:
-        if alias == bmt_core.LATEST:
-            raise BadRequest(
-                "'latest' has neither canary nor shadow, because each upload moves it; give them "
-                "to another alias",
-                code="alias_reserved",
-            )
+        _check_splittable(alias)
         split = Split(version.digest, canary, shadow)
         await state.splits.set(stored.tenant, name, alias, split, expected)
     audit(
@@ -91,7 +86,8 @@ async def promote(request: Request, name: str, alias: str) -> dict[str, Any]:
     state, stored = app_state(request), await state_of(request, name)
     body = await read_json(request, Promotion)
     canary = valid_digest(body.canary) if body.canary is not None else None
-    expected = if_match(request, name, stored, valid_alias(alias))
+    _check_splittable(valid_alias(alias))
+    expected = if_match(request, name, stored, alias)
     digest = await state.splits.promote(stored.tenant, name, alias, canary, expected)
     audit(request, "promote", f"{name}:{alias}", digest=digest, former=stored.aliases.get(alias))
     return await _changed(request, stored, alias, digest)
@@ -100,7 +96,8 @@ async def promote(request: Request, name: str, alias: str) -> dict[str, Any]:
 async def roll_back(request: Request, name: str, alias: str) -> dict[str, Any]:
     """End the canary and the shadow of an alias in one step: all requests get its main version."""
     state, stored = app_state(request), await state_of(request, name)
-    expected = if_match(request, name, stored, valid_alias(alias))
+    _check_splittable(valid_alias(alias))
+    expected = if_match(request, name, stored, alias)
     digest = await state.splits.roll_back(stored.tenant, name, alias, expected)
     split = stored.splits.get(alias)
     ended = split.canary.digest if split is not None and split.canary is not None else None
@@ -118,6 +115,16 @@ async def delete_alias(request: Request, name: str, alias: str) -> Response:
     audit(request, "alias_delete", f"{name}:{alias}", digest=stored.aliases.get(alias))
     await state.replica.refresh(stored.tenant, name, ())
     return Response(status_code=204)
+
+
+def _check_splittable(alias: str) -> None:
+    """Raise BadRequest for `latest`."""
+    if alias == bmt_core.LATEST:
+        raise BadRequest(
+            "'latest' has neither canary nor shadow, because each upload moves it; give them to "
+            "another alias",
+            code="alias_reserved",
+        )
 
 
 def _target(

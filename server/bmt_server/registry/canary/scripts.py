@@ -49,6 +49,7 @@ PROMOTE = (
     + END_SPLIT
     + _READ
     + """
+if current == '' then return {'unknown', ''} end
 if not in_force or canary == '' or not there(canary) then return {'no_canary', current} end
 if ARGV[4] ~= '' and canary ~= ARGV[4] then return {'other_canary', canary} end
 end_split(ARGV[2])

@@ -195,6 +195,18 @@ async def test_promote_and_rollback_are_one_call_each(stored, caplog):
     assert audited[-4:] == ["alias", "rollback", "alias", "promote"]
 
 
+@pytest.mark.parametrize("what", ["promote", "rollback"])
+async def test_aliases_that_have_no_split_to_end(stored, what):
+    """An alias that does not exist was said to get `m@` for all its requests."""
+    async with stored.client("promote") as client:
+        for alias, status, code in (
+            ("none", 404, "mask_not_found"),
+            ("latest", 400, "alias_reserved"),
+        ):
+            answer = await client.post(f"/v1/masks/m/aliases/{alias}/{what}")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
 REFUSED = [
     ({"canary": canary(101)}, "field_out_of_bounds"),
     ({"canary": canary(-1)}, "field_out_of_bounds"),
