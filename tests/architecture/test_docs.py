@@ -50,6 +50,22 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
 
 
+def test_files_that_the_readmes_commands_make_are_not_committed():
+    """A first key above all, which an sdist would hold too."""
+    made = re.findall(r"--(?:output|key-file|data-dir|data) (\S+)", README)
+    assert {"reverse.bmt", "data", "data.key"} <= set(made)
+    done = subprocess.run(
+        ["git", "check-ignore", *(f"{name}/x" if "." not in name else name for name in made)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 128:
+        pytest.skip("no repository")
+    assert len(done.stdout.split()) == len(made), done.stdout
+
+
 def test_paths_of_the_contributors_page_exist():
     """Names in code: a path from the root, or from the package that its paragraph is about."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
