@@ -101,7 +101,7 @@ def resolve(lock: Lock, torch: str) -> str:
     command += [word for name in lock.left_out for word in ("--no-emit-package", name)]
     if lock.device == "cpu":
         command += (
-            ["--find-links", torch]
+            ["--find-links", str(Path(torch).resolve())]  # uv runs in another folder
             if Path(torch).is_dir()
             else ["--index", torch, "--index-strategy", "unsafe-best-match"]
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,6 +57,20 @@ def test_a_new_requirement_makes_the_files_old(lock):
 def test_a_package_that_is_not_pinned_is_named(lock):
     change(lock.PROJECT, 's3 = ["s3fs>=2024.2"]', 's3 = ["s3fs>=2024.2", "no-such-package"]')
     assert any("trainer.txt lacks no-such-package" in line for line in lock.check())
+
+
+def test_a_relative_folder_of_wheels_is_found(lock, tmp_path, monkeypatch):
+    (tmp_path / "wheels").mkdir()
+    monkeypatch.chdir(tmp_path)
+    ran = []
+
+    def uv(command, cwd, **options):
+        ran.append(Path(cwd, command[command.index("--find-links") + 1]))
+        return subprocess.CompletedProcess(command, 0, stdout="")
+
+    monkeypatch.setattr(lock.subprocess, "run", uv)
+    lock.resolve(lock.LOCKS[0], "wheels")
+    assert ran == [tmp_path / "wheels"]
 
 
 def test_images_hold_the_versions_of_the_constraints(lock):
