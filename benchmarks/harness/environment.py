@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bmt_core import BmtError
+
 ROOT = Path(__file__).resolve().parents[2]
 # Everything that a benchmark makes except its results: models, masks, adapters, logs, resume file.
 WORK = ROOT / ".bmt" / "bench"
@@ -96,14 +98,19 @@ def commit() -> str:
     return (head or "unknown") + ("+" if dirty else "")
 
 
+class DemoModelError(BmtError, RuntimeError):
+    """The demo's model cannot be made; the message has the reason in a line."""
+
+
 def demo_model() -> Path:
-    """The demo's model as a checkpoint folder, made at its first use. Raises RuntimeError."""
+    """The demo's model as a checkpoint folder, made at its first use. Raises DemoModelError."""
     script = ROOT / "examples" / "demo" / "model.py"
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise RuntimeError(f"the demo's model cannot be made: {done.stderr.strip()[-500:]}")
+        reason = done.stderr.strip().splitlines() or [f"code {done.returncode}"]
+        raise DemoModelError(f"the demo's model cannot be made: {reason[-1][-500:]}")
     return Path(done.stdout.strip().splitlines()[-1])
 
 

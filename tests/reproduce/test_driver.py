@@ -10,6 +10,7 @@ import yaml
 from bmt_trainer.console import Display
 from rich.console import Console
 
+from benchmarks.harness import environment
 from reproduce import __main__ as driver
 from reproduce import catalog, status
 from tests.support.tiny_model import interrupt_after
@@ -139,6 +140,15 @@ def test_errors_are_one_line(call, arguments, words, capsys):
     assert call(*arguments)[0] == 1
     text = capsys.readouterr().err
     assert words in text
+    assert text.count("\n") == 1
+
+
+def test_a_demo_model_that_cannot_be_made_is_one_line(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.setattr(driver, "demo_model", environment.demo_model)
+    assert call("small-a")[0] == 1
+    text = capsys.readouterr().err
+    assert "the demo's model cannot be made: " in text
     assert text.count("\n") == 1
 
 
