@@ -74,7 +74,7 @@ class WebReader:
         The caller bounds the time. received: called with the size of each part.
         """
         if self._context is None:
-            self._context = await asyncio.to_thread(self._trust)
+            self._context = await self._made_context(request)
         file = request.start
         async with httpcore2.AsyncConnectionPool(
             ssl_context=self._context, network_backend=network, max_connections=1, retries=0
@@ -91,6 +91,20 @@ class WebReader:
             code="source_redirects",
             param="source",
         )
+
+    async def _made_context(self, request: WebRequest) -> ssl.SSLContext:
+        """The TLS settings. Raises Unavailable if the operator's certificates cannot be read."""
+        try:
+            return await asyncio.to_thread(self._trust)
+        except OSError as error:
+            logger.error(
+                "Imports fail: the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read: "
+                "%s.",
+                error,
+            )
+            raise unavailable(
+                request.shown, "this server cannot read its certificates (SSL_CERT_FILE)"
+            ) from None
 
     async def _visit(
         self,

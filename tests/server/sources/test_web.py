@@ -8,6 +8,7 @@ import logging
 import time
 from types import SimpleNamespace
 
+import httpx2
 import pytest
 from bmt_server.errors import ApiError, RateLimited, Unavailable
 from bmt_server.sources.importer import Importer
@@ -168,6 +169,23 @@ async def test_a_certificate_of_another_name_or_authority(server):
     reader._reader._trust = Authority().trust
     assert "SSL_CERT_FILE" in str(await refusal(reader, server.url("/a")))
     assert server.seen == []
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+async def test_certificates_that_cannot_be_read(server, tmp_path, monkeypatch, content):
+    """It was an internal error, with a traceback for each import."""
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    reader = importer(of(server))
+    reader._reader._trust = httpx2.create_ssl_context
+    error = await refusal(reader, server.url("/a"))
+    assert (error.status, error.code) == (503, "source_unavailable")
+    assert "SSL_CERT_FILE" in str(error)
+    path.write_bytes(AUTHORITY._ca.cert_pem.bytes())
+    server.answers["/a"] = response(b"x")
+    assert (await read(reader, server.url("/a"))).data == b"x"
 
 
 @pytest.mark.parametrize(
