@@ -1,7 +1,8 @@
-"""An hour of Zipf traffic over 500 masks, uploads and restarts of the registry: nothing grows.
+"""An hour of Zipf traffic over 500 masks, uploads, restarts of the registry, attacks: no growth.
 
-Two servers run side by side, one that is asked for masks and one for its base model alone, so that
-both see the same hour of this machine. $BMT_OPERATE_SOAK_S is its length in seconds.
+Two servers run side by side, one that is asked for masks and attacked, and one that is asked for
+its base model alone, so that both see the same hour of this machine. $BMT_OPERATE_SOAK_S is its
+length in seconds.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +22,9 @@ import numpy as np
 import pytest
 
 from tests.support.masks import random_mask_of
+from tests.support.requests.hostile import hostile_requests
 from tests.support.scenarios.figures import KEPT, SCALE, Figures, scaled
+from tests.support.scenarios.hostile import HostileTraffic
 from tests.support.scenarios.load import Answer
 from tests.support.scenarios.processes import Sample, sample
 from tests.support.scenarios.servers import several, target
@@ -32,7 +36,9 @@ LENGTH_S = float(os.environ.get("BMT_OPERATE_SOAK_S", 3600 * SCALE))
 MASKS = scaled(500, 20)
 AT_ONCE = 4  # of each server
 # Room for a few dozen masks, so that memory is full soon and they push each other out.
-FLAGS = ("--mask-memory-mib", "16", "--mask-cache-gib", "0.1")
+CONTEXT = 2048
+FLAGS = ("--mask-memory-mib", "16", "--mask-cache-gib", "0.1", "--max-model-len", str(CONTEXT))
+ATTACKS_PAUSE_S = 0.5
 RESTARTS = 5  # every ten minutes of the hour
 AWAY_S = 3.0
 SETTLED = 1 / 3  # of the length: from here on nothing may grow
@@ -56,8 +62,8 @@ class Run:
         slope, _ = np.polyfit(x, [getattr(s, what) for s in settled], 1)
         return float(slope * (x[-1] - x[0]))
 
-    def in_fault(self, answer: Answer) -> bool:
-        return any(a <= answer.began + answer.total_s and answer.began <= b for a, b in self.faults)
+    def in_fault(self, began: float, ended: float) -> bool:
+        return any(a <= ended and began <= b for a, b in self.faults)
 
 
 def masks(model: Path) -> Iterator[bytes]:
@@ -72,15 +78,25 @@ def test_soak(smol, valkey, admin_key, tmp_path):
     kinds = {"masks": [f"m{i}" for i in range(MASKS)], "base": ["smol"]}
     with several(smol, tmp_path, [valkey.url] * len(kinds), admin_key, *FLAGS) as made:
         servers = dict(zip(kinds, made, strict=True))
-        runs = asyncio.run(side_by_side(servers, valkey, smol, kinds))
-    summarize(figures, runs["masks"], runs["base"])
+        attacks = HostileTraffic(
+            target(servers["masks"]),
+            hostile_requests(CONTEXT, "smol", 4000),
+            next(masks(smol)),
+            kinds["masks"][0],
+        )
+        runs = asyncio.run(side_by_side(servers, valkey, smol, kinds, attacks))
+    summarize(figures, runs["masks"], runs["base"], attacks)
     if LENGTH_S >= 3600 or not PLOT.exists():
         keep(runs)
     figures.end()
 
 
 async def side_by_side(
-    servers: Mapping[str, Served], valkey: Valkey, model: Path, kinds: Mapping[str, list[str]]
+    servers: Mapping[str, Served],
+    valkey: Valkey,
+    model: Path,
+    kinds: Mapping[str, list[str]],
+    attacks: HostileTraffic,
 ) -> dict[str, Run]:
     data = masks(model)
     at = servers["masks"]
@@ -92,8 +108,10 @@ async def side_by_side(
             assert (await target(at).ask(name, tokens=1)).ok
         faults: list[tuple[float, float]] = []
         runs = {kind: Run(faults=faults) for kind in kinds}
+        start = time.monotonic()
         await asyncio.gather(
             restarts(valkey, faults),
+            attacks.run(lambda: time.monotonic() - start > LENGTH_S, ATTACKS_PAUSE_S),
             publish(client, kinds["masks"], data, runs["masks"]),
             *(traffic(servers[kind], kinds[kind], runs[kind]) for kind in kinds),
         )
@@ -156,13 +174,22 @@ async def traffic(served: Served, names: list[str], run: Run) -> None:
     await asyncio.gather(*(ask() for _ in range(AT_ONCE)), watch())
 
 
-def summarize(figures: Figures, run: Run, base: Run) -> None:
+def summarize(figures: Figures, run: Run, base: Run, attacks: HostileTraffic) -> None:
     size = (
         f"{LENGTH_S / 60:.0f} minutes, {MASKS} masks, {len(run.answers)} requests, "
-        f"{run.uploads} uploads, {len(run.faults)} restarts of the registry"
+        f"{run.uploads} uploads, {len(run.faults)} restarts of the registry, "
+        f"{attacks.answers.total()} attacks"
     )
-    failed = [a for a in run.answers if not a.ok and not run.in_fault(a)]
+    failed = [a for a in run.answers if not a.ok and not run.in_fault(a.began, a.began + a.total_s)]
     print(*failed[:5], sep="\n")
+    # While the registry is away, 503 is right.
+    wrong = [w for w in attacks.wrong if w.status != 503 or not run.in_fault(w.began, w.ended)]
+    print(*sorted(attacks.answers.items()), *wrong[:20], sep="\n")
+    statuses = Counter[int]()
+    for (_, status), count in attacks.answers.items():
+        statuses[status] += count
+    note = ", ".join(f"{n} {s or 'closed'}" for s, n in sorted(statuses.items()))
+    figures.record("attacks_answered_wrong", len(wrong), "attacks", "== 0", size=size, note=note)
     figures.record("failed_outside_faults", len(failed), "requests", "== 0", size=size)
     growth, of_base = run.growth("rss_mib"), base.growth("rss_mib")
     note = f"without masks {of_base:.2f} MiB"

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
 from collections import Counter
 
 import httpx2
 import psutil
 import pytest
-from bmt_server.api.body.bounds import BodyBounds
-from bmt_server.api.permissions import find_route
 from bmt_server.api.request_limits import MAX_INPUT_ITEMS
 
-from tests.support.requests.bodies import STOPPED_A_SERVER, HostileBody, hostile_bodies
-from tests.support.requests.vllm_app import body_schemas, build_vllm_app, request_models
+from tests.support.requests.bodies import STOPPED_A_SERVER
+from tests.support.requests.hostile import hostile_requests
 from tests.support.scenarios.figures import Figures, scaled
 from tests.support.scenarios.servers import server
 
@@ -28,24 +25,6 @@ AT_ONCE = 64
 # The dearest one that is admitted: every item is valid, and the union's last members match.
 ITEM = {"type": "shell_call", "call_id": "x", "action": {"commands": ["ls"]}}
 DEAREST = {"input": [ITEM] * MAX_INPUT_ITEMS, "max_output_tokens": 1}
-
-
-def chosen() -> list[tuple[str, HostileBody]]:
-    """Bodies of three sizes at any position of any route, the same ones in each run."""
-    made = []
-    chance = random.Random(20)
-    models = request_models(build_vllm_app())
-    del models["/v1/embeddings"]  # which a server that generates does not have
-    for path, schema in body_schemas(models).items():
-        route = find_route("POST", path)
-        assert route is not None
-        bound = BodyBounds.of_context(CONTEXT, route.prompts).max_bytes
-        for size in (600, 16 << 10, bound * 15 // 16):
-            positions = [p for p in schema.positions().items() if size < 1024 or len(p[0]) < 3]
-            for position, kinds in chance.sample(positions, min(len(positions), 40)):
-                bodies = list(hostile_bodies(schema, position, kinds, size, "smol"))
-                made += [(path, body) for body in chance.sample(bodies, min(len(bodies), 8))]
-    return chance.sample(made, min(len(made), BODIES))
 
 
 class Probes:
@@ -76,7 +55,7 @@ class Probes:
 
 def test_hostile_bodies(smol, valkey, admin_key, tmp_path):
     figures = Figures("hostile_body", "hostile_bodies")
-    bodies = chosen()
+    bodies = hostile_requests(CONTEXT, "smol", BODIES)
     flags = ("--max-model-len", str(CONTEXT))
     statuses: Counter[int] = Counter()
     broken: list[str] = []
