@@ -191,11 +191,11 @@ def summarize(figures: Figures, run: Run, base: Run, attacks: HostileTraffic) ->
     note = ", ".join(f"{n} {s or 'closed'}" for s, n in sorted(statuses.items()))
     figures.record("attacks_answered_wrong", len(wrong), "attacks", "== 0", size=size, note=note)
     figures.record("failed_outside_faults", len(failed), "requests", "== 0", size=size)
-    growth, of_base = run.growth("rss_mib"), base.growth("rss_mib")
+    growth, of_base = run.growth("memory_mib"), base.growth("memory_mib")
     note = f"without masks {of_base:.2f} MiB"
-    figures.record("rss_growth", growth, "MiB", "<= 20", size=size, note=note)
+    figures.record("memory_growth", growth, "MiB", "<= 20", size=size, note=note)
     more = growth - max(of_base, 0)
-    figures.record("rss_growth_over_base", more, "MiB", "<= 5", size=size, note=note)
+    figures.record("memory_growth_over_base", more, "MiB", "<= 5", size=size, note=note)
     for what in ("descriptors", "threads"):
         figures.record(f"{what}_growth", run.growth(what), what, "<= 3", size=size)
 
@@ -219,14 +219,14 @@ def plot() -> None:
     figure, axes = plt.subplots(3, 1, figsize=(8, 7), sharex=True)
     for kind, samples in kept.items():
         minutes = [s.at_s / 60 for s in samples]
-        settled = next(s.rss_mib for s in samples if s.at_s >= samples[-1].at_s * SETTLED)
-        axes[0].plot(minutes, [s.rss_mib - settled for s in samples], label=kind)
+        settled = next(s.memory_mib for s in samples if s.at_s >= samples[-1].at_s * SETTLED)
+        axes[0].plot(minutes, [s.memory_mib - settled for s in samples], label=kind)
         for axis, what in zip(axes[1:], ("descriptors", "threads"), strict=True):
             values = [getattr(s, what) for s in samples]
             axis.plot(minutes, values)
             axis.set_ylabel(what)
             axis.set_ylim(0, 1.15 * max(max(values), axis.get_ylim()[1] / 1.15))
-    axes[0].set_ylabel("resident, MiB\nmore than after a third")
+    axes[0].set_ylabel("memory, MiB\nmore than after a third")
     for restart in range(1, RESTARTS + 1):
         axes[0].axvline(minutes[-1] * restart / (RESTARTS + 1), color="grey", linewidth=0.5)
     axes[0].legend()

@@ -9,16 +9,19 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Sums over a process and all that it started. rss_mib: resident memory, MiB."""
+    """Sums over a process and all that it started.
+
+    memory_mib: MiB of their own, without pages of files, which the system drops if it needs room.
+    """
 
     at_s: float
-    rss_mib: float
+    memory_mib: float
     descriptors: int
     threads: int
 
 
 def sample(root: int, at_s: float) -> Sample:
-    rss = descriptors = threads = 0
+    own = descriptors = threads = 0
     for pid in family(root):
         try:
             status = Path(f"/proc/{pid}/status").read_text()
@@ -26,9 +29,9 @@ def sample(root: int, at_s: float) -> Sample:
         except OSError:
             continue  # it has just ended
         fields = dict(x.split(":", 1) for x in status.splitlines() if ":" in x)
-        rss += int(fields.get("VmRSS", "0 kB").split()[0])
+        own += sum(int(fields.get(f, "0 kB").split()[0]) for f in ("RssAnon", "RssShmem"))
         threads += int(fields["Threads"])
-    return Sample(at_s, rss / 1024, descriptors, threads)
+    return Sample(at_s, own / 1024, descriptors, threads)
 
 
 def family(root: int) -> list[int]:
