@@ -106,6 +106,8 @@ async def side_by_side(
         # What is kept of each name, its metrics above all, is there from the start.
         for name in kinds["masks"]:
             assert (await target(at).ask(name, tokens=1)).ok
+        # An allocator keeps what the largest bodies took once.
+        await attacks.send_each()
         faults: list[tuple[float, float]] = []
         runs = {kind: Run(faults=faults) for kind in kinds}
         start = time.monotonic()

@@ -67,11 +67,20 @@ class HostileTraffic:
         # Connections that are held for a minute, each in a task of its own.
         self._held: set[asyncio.Task[None]] = set()
 
-    async def run(self, over: Callable[[], bool], pause_s: float) -> None:
-        """Attack until it is over, a pause after each attack."""
+    def _connected(self) -> httpx2.AsyncClient:
         url = f"http://127.0.0.1:{self.to.port}"
         key = {"Authorization": f"Bearer {self.to.key}", "Content-Type": "application/json"}
-        async with httpx2.AsyncClient(base_url=url, headers=key, timeout=120) as client:
+        return httpx2.AsyncClient(base_url=url, headers=key, timeout=120)
+
+    async def send_each(self) -> None:
+        """Each body once, so that the largest ones have taken their memory; nothing is counted."""
+        async with self._connected() as client:
+            for path, body in self.bodies:
+                await client.post(path, content=body.data)
+
+    async def run(self, over: Callable[[], bool], pause_s: float) -> None:
+        """Attack until it is over, a pause after each attack."""
+        async with self._connected() as client:
             self._client = client
             while not over():
                 for attack in self._kinds:
