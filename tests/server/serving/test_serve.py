@@ -80,6 +80,33 @@ def test_base_and_masks_in_one_batch_answer_as_alone(server, client, two):
         assert answer.choices[0].text == alone[name]
 
 
+@pytest.mark.found
+def test_beams_are_of_the_mask_that_was_asked(server, client, two):
+    """Alone as in one batch; one beam is the greedy answer."""
+    names = ["smol", "a", "b"]
+
+    def fields(name: str, n: int):
+        beams = {"use_beam_search": True}
+        return {"model": name, "prompt": "The sun is", "max_tokens": 6, "n": n, "extra_body": beams}
+
+    def texts(answer):
+        return [choice.text for choice in answer.choices]
+
+    alone = {n: texts(client.completions.create(**fields(n, 3))) for n in names}
+    for name in names:
+        greedy = ask(client, name, tokens=6).choices[0].text
+        assert texts(client.completions.create(**fields(name, 1))) == [greedy]
+        assert len(set(alone[name])) == 3
+
+    async def together():
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=server.key) as many:
+            return await asyncio.gather(*(many.completions.create(**fields(n, 3)) for n in names))
+
+    for name, answer in zip(names, asyncio.run(together()), strict=True):
+        assert texts(answer) == alone[name]
+    assert len({tuple(found) for found in alone.values()}) == 3
+
+
 def test_chat_stream_logprobs_and_models(client, two):
     a, _ = two
     messages = [{"role": "user", "content": "Hello"}]
