@@ -23,8 +23,8 @@ import pytest
 
 from tests.support.masks import random_mask_of
 from tests.support.requests.hostile import hostile_requests
+from tests.support.requests.hostile_traffic import HostileTraffic
 from tests.support.scenarios.figures import KEPT, SCALE, Figures, scaled
-from tests.support.scenarios.hostile import HostileTraffic
 from tests.support.scenarios.load import Answer
 from tests.support.scenarios.processes import Sample, sample
 from tests.support.scenarios.servers import several, target
