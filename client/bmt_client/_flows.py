@@ -198,11 +198,14 @@ def promote(
 ) -> Flow[Alias]:
     now = yield from alias(policy, name, alias_)
     canary = now.canary if canary is None else (yield from _full_digest(policy, name, canary))
+    if canary is None:
+        # Without a digest, the server would promote one that another caller sets meanwhile.
+        raise Conflict(f"{now.name}:{now.alias} has no canary", code="no_canary")
     if_match = now.digest if if_match is None else if_match
     # Compare-and-set on what was seen above, so that another canary is not promoted unseen.
     request = routes.promote(now.name, now.alias, canary, if_match)
     changed: Alias = yield from _changed(policy, now, request, canary)
-    _check("main version after the promotion", changed.digest, canary or "that of a canary")
+    _check("main version after the promotion", changed.digest, canary)
     return changed
 
 

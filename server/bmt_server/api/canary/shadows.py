@@ -118,7 +118,7 @@ class Shadows:
 
 
 class _Dropped:
-    """`send` of an answer that nobody reads. status: its own; failed: an event was an error."""
+    """`send` of an answer that no client reads. status: its own; failed: an event was an error."""
 
     def __init__(self) -> None:
         self.status = 500

@@ -63,7 +63,7 @@ async def _fetch(state: AppState, tenant: str, place: Location, received: Receiv
         source = place.shown
     else:
         return await state.importer.read(place, state.max_upload_bytes, received)
-    # The same answer for a file that nobody has and for one that another tenant has.
+    # The same answer for a file that no tenant has and for one that another tenant has.
     unknown = NotFound(f"no file {place.shown[:19]}… here", code="blob_unknown", param="source")
     if not state.replica.catalog.has_file(tenant, place.digest):
         raise unknown

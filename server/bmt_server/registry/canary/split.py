@@ -1,6 +1,6 @@
 """Split of an alias: a canary that answers a share of its requests, and a shadow that gets copies.
 
-Kept beside the alias in the name's hash, so that servers of versions before splits go on to serve
+Kept with the alias in the name's hash, so that servers of versions before splits go on to serve
 the alias's own version, and their scripts of retention keep the versions that a split names::
 
     alias:<alias>    mask digest of the main version
