@@ -115,9 +115,18 @@ class AllowList:
         except BadRequest:
             pass
         raise SettingsError(
-            f"import_from ({SETTING}) has {entry[:200]!r}; entries have the forms {_FORMS}, with "
+            f"import_from ({SETTING}) has {_without_secrets(entry)!r}; entries have the forms {_FORMS}, with "
             "commas between them"
         )
+
+
+def _without_secrets(entry: str) -> str:
+    """An entry for a message, which ends in logs: its scheme alone if it may have a secret."""
+    scheme, found, _ = entry.partition("://")
+    secret = re.search("[@?#]", entry) is not None
+    return (
+        f"{scheme if found else ''}://… with a user, password or query" if secret else entry[:200]
+    )
 
 
 def _under(path: str, prefix: str) -> bool:

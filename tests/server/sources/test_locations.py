@@ -152,3 +152,21 @@ def test_an_empty_list_says_which_setting_opens_imports():
 def test_a_wrong_entry_ends_the_start(entry):
     with pytest.raises(SettingsError, match="--import-from"):
         AllowList(f"hf://acme,{entry}")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "https://key:s3cret@files.example.com/masks",
+        "https://key:p?s3cret@files.example.com",
+        "https://files.example.com/masks?sig=s3cret",
+        "hf://key:s3cret@acme",
+        "s3://key:s3cret@masks",
+        "key:s3cret@files.example.com",
+    ],
+)
+def test_a_wrong_entrys_credentials_are_not_in_the_message(entry):
+    """It ends the start, so it is in the log of each restart."""
+    with pytest.raises(SettingsError, match="--import-from") as caught:
+        AllowList(entry)
+    assert "s3cret" not in str(caught.value)
