@@ -115,8 +115,8 @@ class AllowList:
         except BadRequest:
             pass
         raise SettingsError(
-            f"import_from ({SETTING}) has {_without_secrets(entry)!r}; entries have the forms {_FORMS}, with "
-            "commas between them"
+            f"import_from ({SETTING}) has {_without_secrets(entry)!r}; entries have the "
+            f"forms {_FORMS}, with commas between them"
         )
 
 
@@ -125,7 +125,9 @@ def _without_secrets(entry: str) -> str:
     scheme, found, _ = entry.partition("://")
     secret = re.search("[@?#]", entry) is not None
     return (
-        f"{scheme if found else ''}://… with a user, password or query" if secret else entry[:200]
+        f"{f'{scheme}://' if found else ''}… with a user, password or query"
+        if secret
+        else entry[:200]
     )
 
 
