@@ -106,15 +106,17 @@ async def unload_adapter(request: Request) -> PlainTextResponse:
 
 
 async def _check_reloadable(stored: NameState) -> None:
-    """Raise Forbidden unless all versions were imported: a load from the sources brings them back.
+    """Raise Forbidden unless all versions are from outside: a load brings them back from there.
 
-    A key of scope `upload` removes nothing that was uploaded, or written by a later build.
+    A key of scope `upload` removes nothing that was uploaded, copied from another name, whose
+    versions may be gone, or written by a later build.
     """
-    uploaded = bool(stored.unreadable)
+    kept = bool(stored.unreadable)
     async for entry in in_turns(list(stored.versions.entries())):
-        uploaded = uploaded or entry.version().imported_from is None
-    if uploaded:
+        kept = kept or "://" not in (entry.version().imported_from or "")
+    if kept:
         raise Forbidden(
-            f"{stored.name} has versions that were uploaded; to unload it needs a key with the "
-            "scope 'admin', and one with 'upload' unloads names whose versions were all imported"
+            f"{stored.name} has versions that were uploaded or copied from another name; to unload "
+            "it needs a key with the scope 'admin', and one with 'upload' unloads names whose "
+            "versions were all imported from outside"
         )

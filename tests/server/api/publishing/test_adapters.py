@@ -127,7 +127,8 @@ async def test_an_upload_key_unloads_only_what_its_sources_still_have(api, place
     async with api.client("admin") as client:
         await client.put("/v1/masks/pinned/pin")
         await client.put("/v1/masks/ruled/retention", json={"keep_last": 3})
-    for name in ("uploaded", "promoted", "mixed", "pinned", "ruled"):
+    await call(api, "load", lora_name="copied", lora_path=f"uploaded@{make_mask(1).digest}")
+    for name in ("uploaded", "promoted", "mixed", "pinned", "ruled", "copied"):
         refused = await call(api, "unload", lora_name=name)
         assert code_of(refused) == (403, "scope_missing"), name
         assert "'admin'" in refused.text
