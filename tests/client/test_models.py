@@ -30,6 +30,7 @@ FULL = {
     "pinned": True,
     "expires": "2026-11-02T10:00:00+00:00",
     "same_chat_template": False,
+    "imported_from": "hf://org/masks@main/math.bmt",
 }
 
 

@@ -43,6 +43,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Commands for which the stand-in of a server has no route.
+NO_ROUTE = {"import": ("import", "math:prod", "--name", "imported")}
 # Commands that ask no server.
 LOCAL = {"inspect", "logout"}
 
@@ -50,8 +52,9 @@ LOCAL = {"inspect", "logout"}
 @cache
 def all_commands() -> dict[str, tuple[str, ...]]:
     """COMMANDS, and a line for each other command of the program, also of a later one."""
-    known = {line[:n] for line in COMMANDS.values() for n in (1, 2)} | {(name,) for name in LOCAL}
-    return {**COMMANDS, **{" ".join(line): line for line in _lines(get_command(app), known)}}
+    given = {**COMMANDS, **NO_ROUTE}
+    known = {line[:n] for line in given.values() for n in (1, 2)} | {(name,) for name in LOCAL}
+    return {**given, **{" ".join(line): line for line in _lines(get_command(app), known)}}
 
 
 def _lines(
