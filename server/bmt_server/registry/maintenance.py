@@ -124,6 +124,9 @@ async def _check_blob(
     registry: Registry, version: Version, size: int, deep: bool
 ) -> Problem | None:
     if not size:
+        # Places are asked one after the other, and a blob may have moved meanwhile.
+        (size,) = await registry.blobs.stored_sizes([version.file_digest])
+    if not size:
         return _blob_problem(version.model, "blob_missing", "has no blob")
     if size != version.bytes:
         return _blob_problem(version.model, "blob_damaged", f"has {size} of {version.bytes} bytes")

@@ -66,11 +66,13 @@ def client():
             raise Unauthorized("no")
         return Principal(key, "default", KEYS[key])
 
-    async def acquire(tenant, model, condition, *, load):
+    async def acquire(tenant, model, condition, *, draw, load):
         async def ready():
             return None
 
-        return SimpleNamespace(model=model, version=None, ready=ready, release=lambda: None)
+        return SimpleNamespace(
+            model=model, version=None, ready=ready, release=lambda: None, arm=None, copy=None
+        )
 
     async def admit(key_id, tenant, headers, *, engine):
         return None

@@ -13,6 +13,7 @@ from bmt_server.errors import Unavailable
 from bmt_server.ipc.blob import blob_key
 from bmt_server.ipc.object_store import ObjectStore
 from bmt_server.registry.blobs.in_objects import ObjectBlobs
+from bmt_server.registry.blobs.in_redis import RedisBlobs
 from bmt_server.registry.blobs.moving import Mover, sweep, whereabouts
 from bmt_server.registry.blobs.place import OWNER, PLACE
 from bmt_server.registry.maintenance import check_consistency, collect_orphans
@@ -113,6 +114,26 @@ async def test_a_move_may_end_at_any_point_and_be_run_again(open_replica, place)
         # Servers of Redis alone may start again.
         async with open_replica("") as after_all:
             assert (await after_all.ask("m0")).status_code == 200
+
+
+async def test_a_check_while_blobs_move_misses_none(open_replica, place, monkeypatch):
+    """Records of objects are read, then all blobs leave Redis, then Redis is asked."""
+    async with open_replica("") as before:
+        await before.put("m", make_mask(0))
+    async with open_replica(place) as one:
+        original, moved = RedisBlobs.sizes, []
+
+        async def sizes(self, digests):
+            if not moved:
+                moved.append(True)
+                await mover(one, place).out()
+            return await original(self, digests)
+
+        monkeypatch.setattr(RedisBlobs, "sizes", sizes)
+        assert (await check_consistency(one.state.registry)).problems == []
+        assert moved
+        found = await whereabouts(one.state.connection)
+        assert (found.in_redis, found.in_objects) == (0, 1)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
