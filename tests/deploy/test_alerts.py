@@ -96,7 +96,7 @@ CODES = {
 # They mean that requests or uploads are refused, which other alerts notice by their share or rate.
 BY_SHARE = {"queue_full", "unavailable", "registry_unavailable", "budgets_unavailable"}
 BY_RATE = {"uploads_full", "imports_full", "registry_busy", "quota_busy"}
-# A place that a caller names does not answer: the fault is there, and the caller is told.
+# A place that a caller names does not answer: the fault is there, and the caller gets its name.
 ELSEWHERE = {"source_unavailable"}
 # Ordinary states of a server that starts or stops.
 ORDINARY = {"starting", "stopping", "disconnected"}

@@ -1,6 +1,6 @@
 """Files of examples/neighbors: fields, ports, flags and names that fit the server and the chart.
 
-They run beside the real programs in tests/system/neighbors. Fields of custom resources are those of
+They run with the real programs in tests/system/neighbors. Fields of custom resources are those of
 KServe 0.21 and llm-d's router 0.10, in our own words.
 """
 
@@ -22,7 +22,7 @@ from tests.support.scenarios.neighbors import EXAMPLES, VERSIONS, settings_in
 
 FILES = sorted(EXAMPLES.iterdir())
 DOCS = (ROOT / "docs" / "neighbors.md").read_text()
-#: Flags of vLLM that the files use beside the server's own.
+#: Flags of vLLM that the files use in addition to the server's own.
 VLLM_FLAGS = {"--host", "--port", "--served-model-name", "--shutdown-timeout"}
 #: Fields of a runtime, those of lists by name; a pod's own are Kubernetes' schema's.
 RUNTIME = {

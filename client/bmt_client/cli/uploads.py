@@ -20,6 +20,14 @@ from .session import parse_alias, parse_digest, session
 
 STDIN_BYTES = 1 << 30  # bound on a file from a pipe, bytes
 
+Aliases = Annotated[
+    list[str] | None,
+    typer.Option(
+        parser=parse_alias, metavar="ALIAS", help="Also point this alias at it; repeatable."
+    ),
+]
+IfNew = Annotated[bool, typer.Option("--if-new", help="Only if the name does not exist yet.")]
+
 
 def upload(
     context: typer.Context,
@@ -32,21 +40,14 @@ def upload(
             show_default=False,
         ),
     ] = None,
-    alias: Annotated[
-        list[str] | None,
-        typer.Option(
-            parser=parse_alias, metavar="ALIAS", help="Also point this alias at it; repeatable."
-        ),
-    ] = None,
+    alias: Aliases = None,
     if_match: Annotated[
         str | None,
         typer.Option(
             parser=parse_digest, metavar="DIGEST", help="Only if this version is the latest."
         ),
     ] = None,
-    if_new: Annotated[
-        bool, typer.Option("--if-new", help="Only if the name does not exist yet.")
-    ] = False,
+    if_new: IfNew = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Validate the file locally, send nothing.")
     ] = False,
@@ -92,19 +93,12 @@ def import_mask(
             metavar="NAME", help="Default: the stem of the source's file.", show_default=False
         ),
     ] = None,
-    alias: Annotated[
-        list[str] | None,
-        typer.Option(
-            parser=parse_alias, metavar="ALIAS", help="Also point this alias at it; repeatable."
-        ),
-    ] = None,
+    alias: Aliases = None,
     digest: Annotated[
         str | None,
         typer.Option(metavar="SHA256", help="Only if the file has this SHA-256, 64 hex digits."),
     ] = None,
-    if_new: Annotated[
-        bool, typer.Option("--if-new", help="Only if the name does not exist yet.")
-    ] = False,
+    if_new: IfNew = False,
 ) -> None:
     """Have the server read a mask from a source; its operator names the places (--import-from)."""
     run = session(context)

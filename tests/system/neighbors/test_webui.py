@@ -1,6 +1,6 @@
 """Open WebUI with `examples/neighbors/open_webui.env`, in headless Chromium, on a real server.
 
-Pictures of the page stay in `pictures` beside the environments (`tests/support/scenarios`).
+Pictures of the page stay in `pictures`, next to the environments (`tests/support/scenarios`).
 """
 
 from __future__ import annotations

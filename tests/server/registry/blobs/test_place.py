@@ -120,7 +120,7 @@ async def test_of_registries_that_open_a_place_at_once_one_has_it(place_of, empt
         await write_owner(ObjectStore(url), RELEASED)
 
     class Store(ObjectStore):
-        """All have read that the place is nobody's; then one after the other writes and looks."""
+        """All have read that the place has no owner; then one after the other writes and looks."""
 
         async def swap(self, name, data, expected):
             await asyncio.sleep(0.2 * await all_read.wait())
