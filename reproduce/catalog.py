@@ -1,4 +1,4 @@
-"""What can be reproduced: the entries of `reproduce/*.yaml`, in the order of FILES.
+"""Entries of `reproduce/*.yaml`, comparisons and runs, in the order of FILES.
 
 A file holds either `comparisons` (form: `bmt_trainer.comparison.recipe`) or `runs`, each with a
 text, a function of `reproduce.experiments` and the ids of the figures that it keeps. Every file

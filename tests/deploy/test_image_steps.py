@@ -52,7 +52,7 @@ def test_health_by_http_and_by_tls(tls, status, alive):
     assert found is alive
 
 
-def test_nobody_listens_is_not_alive():
+def test_a_server_that_does_not_listen_is_not_alive():
     done = subprocess.run([sys.executable, STEPS / "healthcheck.py", "1"], check=False)
     assert done.returncode == 1
 

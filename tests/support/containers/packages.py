@@ -1,4 +1,4 @@
-"""How pip finds packages here, for a build: its settings as a secret, its folders as volumes."""
+"""Places of pip's packages, for a build: its settings as a secret, its folders as volumes."""
 
 from __future__ import annotations
 

@@ -6,7 +6,12 @@ An alias, its canary and its shadow change in one script, so no reader sees a pa
 from bmt_server.registry.blobs.lua import ALLOW_OOM
 from bmt_server.registry.lua import ADD_EVENT, END_SPLIT
 
-_READ = """
+# Beginning of each script.
+_READ = (
+    ALLOW_OOM
+    + ADD_EVENT
+    + END_SPLIT
+    + """
 local alias = 'alias:' .. ARGV[2]
 if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 0 then return {'unknown', ''} end
 local current = redis.call('HGET', KEYS[1], alias) or ''
@@ -17,14 +22,12 @@ local shadow = redis.call('HGET', KEYS[1], 'shadow:' .. ARGV[2]) or ''
 local in_force = split ~= '' and string.match(split, '^[^|]*') == current
 local function there(digest) return redis.call('HEXISTS', KEYS[2], digest) == 1 end
 """
+)
 
 # ARGV: path, alias, if-match, main digest, text of the split, digests of canary and shadow ('' for
 # none)
 SET_SPLIT = (
-    ALLOW_OOM
-    + ADD_EVENT
-    + END_SPLIT
-    + _READ
+    _READ
     + """
 for _, digest in ipairs({ARGV[4], ARGV[6], ARGV[7]}) do
   if digest ~= '' and not there(digest) then return {'unknown', ''} end
@@ -44,10 +47,7 @@ return {'ok', current}
 
 # ARGV: path, alias, if-match, digest that the canary must have ('' for any)
 PROMOTE = (
-    ALLOW_OOM
-    + ADD_EVENT
-    + END_SPLIT
-    + _READ
+    _READ
     + """
 if current == '' then return {'unknown', ''} end
 if not in_force or canary == '' or not there(canary) then return {'no_canary', current} end
@@ -61,10 +61,7 @@ return {'ok', canary}
 
 # ARGV: path, alias, if-match
 ROLL_BACK = (
-    ALLOW_OOM
-    + ADD_EVENT
-    + END_SPLIT
-    + _READ
+    _READ
     + """
 if current == '' then return {'unknown', ''} end
 if end_split(ARGV[2]) == 0 then return {'no_split', current} end
@@ -75,17 +72,10 @@ return {'ok', current}
 
 # ARGV: path, alias, ''. Returns the digest of the canary, or else of the shadow, that ends.
 END_VOID = (
-    ALLOW_OOM
-    + ADD_EVENT
-    + END_SPLIT
-    + _READ
+    _READ
     + """
 local gone = (canary ~= '' and not there(canary)) or (shadow ~= '' and not there(shadow))
-if in_force and not gone then
-  touch()
-  return {'unchanged', ''}
-end
-if end_split(ARGV[2]) == 0 then
+if (in_force and not gone) or end_split(ARGV[2]) == 0 then
   touch()
   return {'unchanged', ''}
 end
