@@ -84,13 +84,13 @@ def run(
     """
     from bmt_server.api.metrics.port import check_port
     from bmt_server.cli.first_key import check_place, check_url, contact_registry
-    from bmt_server.sources.importer import check_sources
+    from bmt_server.sources.importer import read_sources
 
     if chosen["registry_url"]:
         check_url(chosen["registry_url"])
     if chosen["blobs_url"]:
         check_place(chosen["blobs_url"])
-    check_sources(chosen["import_from"], chosen["import_networks"])
+    read_sources(chosen["import_from"], chosen["import_networks"])
     chosen = {**chosen, "registry_url": complete_url(chosen["registry_url"])}
     check_places(data_dir, key_file)
     if chosen["no_auth"] and not given("--config", vllm_flags):

@@ -24,11 +24,12 @@ _AT_ONCE = 16
 _OF_A_KEY = 4
 
 
-def check_sources(import_from: str, import_networks: str) -> None:
-    """Raise SettingsError for values of these settings that `Importer` cannot use."""
-    Networks(import_networks)
-    if AllowList(import_from).hub:
+def read_sources(import_from: str, import_networks: str) -> tuple[AllowList, Networks]:
+    """The values of these settings. Raises SettingsError for those that imports cannot use."""
+    allowed, networks = AllowList(import_from), Networks(import_networks)
+    if allowed.hub:
         endpoint()
+    return allowed, networks
 
 
 class Importer:
@@ -44,9 +45,7 @@ class Importer:
         resolver: Resolve = resolve,
         trust: Callable[[], ssl.SSLContext] = httpx2.create_ssl_context,
     ) -> None:
-        check_sources(settings.import_from, settings.import_networks)
-        self._allowed = AllowList(settings.import_from)
-        self._networks = Networks(settings.import_networks)
+        self._allowed, self._networks = read_sources(settings.import_from, settings.import_networks)
         self._timeout_s = settings.import_timeout_s
         self._resolver = resolver
         self._reader = WebReader(trust)
