@@ -15,7 +15,8 @@ A warp's steps follow the longest row of its block (zeros of a row are Poisson d
 instructions a block and a step are counted in the code that Triton compiles for sm_90; those of
 the copy, a few percent of a tile's, are left out. The time is
 launches x 1.8 us + instructions / (132 x 4 a cycle at 1.755 GHz) / share, where share is how much
-of an H100's issue slots the two measured kernels filled (`results/latest/gpu.json`, docs/log.md):
+of an H100's issue slots the two measured kernels filled (`results/latest/gpu.json`, and
+docs/results/log.md):
 43 % (a prompt's tiles, 45 million instructions by ncu) to 54 % (32 tokens one by one, 8.5 million).
 """
 

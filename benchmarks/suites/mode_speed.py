@@ -129,7 +129,7 @@ def _findings(context: Context, raw: dict[str, Any]) -> Findings:
             *("first token p99, ms", "longest time between tokens, ms"),
         ),
         rows=rows,
-        note=f"{_SEATS} seats, the servers' default bounds (docs/cli.md). On the CPU "
+        note=f"{_SEATS} seats, the servers' default bounds (docs/reference/cli.md). On the CPU "
         "`scatter` keeps the gates unpacked, whose product is slower. " + _waits(raw["metrics"]),
     )
     return Findings(entries=entries, tables=[table], samples=raw)

@@ -135,9 +135,9 @@ def fingerprint(
     """Return the SHA-256 over every tensor's name, dtype, shape and bytes; 64 hex digits.
 
     Independent of how tensors are spread over files, and of a second copy of the weights
-    (`checkpoint_files.py`); `docs/format.md` specifies it. With `cache_dir`, the result is cached
-    by the files' paths, sizes and modification times, because hashing 16 GB takes seconds. Raises
-    CheckpointError.
+    (`checkpoint_files.py`); `docs/reference/format.md` specifies it. With `cache_dir`, the result
+    is cached by the files' paths, sizes and modification times, because hashing 16 GB takes
+    seconds. Raises CheckpointError.
     """
     entries = _entries(checkpoint)
     cache = _cache_file(entries, cache_dir)

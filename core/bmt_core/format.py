@@ -1,4 +1,4 @@
-"""Reader and writer of `.bmt` files, as specified in `docs/format.md`.
+"""Reader and writer of `.bmt` files, as specified in `docs/reference/format.md`.
 
 The reader trusts no field: it checks each length against the available bytes and `Limits` before
 it allocates that much, and the whole content against its digest.

@@ -1,4 +1,4 @@
-"""Header of a `.bmt` file: everything except the positions, as specified in `docs/format.md`."""
+"""Header of a `.bmt` file: all but the positions, as specified in `docs/reference/format.md`."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ class Mask:
 
 
 def mask_digest(fingerprint: str, tensors: tuple[TensorMask, ...]) -> str:
-    """SHA-256 over base fingerprint and tensors, see `docs/format.md`; 64 hex digits."""
+    """SHA-256 over base fingerprint and tensors, see `docs/reference/format.md`; 64 hex digits."""
     sha = hashlib.sha256(_DOMAIN + bytes.fromhex(fingerprint) + len(tensors).to_bytes(4, "little"))
     for t in tensors:
         name = t.name.encode("ascii")

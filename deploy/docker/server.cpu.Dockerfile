@@ -42,7 +42,7 @@ LABEL org.opencontainers.image.title="bmt-server" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.source="https://github.com/bmt-adapters/bmt-adapters" \
-      org.opencontainers.image.documentation="https://github.com/bmt-adapters/bmt-adapters/blob/main/docs/images.md" \
+      org.opencontainers.image.documentation="https://github.com/bmt-adapters/bmt-adapters/blob/main/docs/operating/images.md" \
       org.opencontainers.image.licenses="Apache-2.0"
 # g++ compiles the mask kernel and torch.compile's code at the first start; vLLM recommends
 # tcmalloc. Any user may write to /scratch and /models, as to /tmp: platforms choose the UID.

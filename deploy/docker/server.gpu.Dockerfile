@@ -49,7 +49,7 @@ LABEL org.opencontainers.image.title="bmt-server" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.source="https://github.com/bmt-adapters/bmt-adapters" \
-      org.opencontainers.image.documentation="https://github.com/bmt-adapters/bmt-adapters/blob/main/docs/images.md" \
+      org.opencontainers.image.documentation="https://github.com/bmt-adapters/bmt-adapters/blob/main/docs/operating/images.md" \
       org.opencontainers.image.licenses="Apache-2.0"
 # torch.compile, Triton and nvcc call g++ when a model is loaded. Any user may write to /scratch and
 # /models, as to /tmp: platforms choose the UID.

@@ -48,7 +48,7 @@ LABEL org.opencontainers.image.title="bmt-trainer" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.source="https://github.com/bmt-adapters/bmt-adapters" \
-      org.opencontainers.image.documentation="https://github.com/bmt-adapters/bmt-adapters/blob/main/docs/images.md" \
+      org.opencontainers.image.documentation="https://github.com/bmt-adapters/bmt-adapters/blob/main/docs/operating/images.md" \
       org.opencontainers.image.licenses="Apache-2.0"
 # Any user may write to /scratch and /models, as to /tmp: platforms choose the UID.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /scratch bmt \

@@ -1,7 +1,8 @@
 """Settings of `bmt-server`: one frozen dataclass that every process of the server reads.
 
 A field carries its help text, unit, bounds and command line flag. The flags of `bmt-server serve`
-(`cli/options.py`), docs/settings.md and the schema of the Helm chart's values derive from them.
+(`cli/options.py`), docs/reference/settings.md and the schema of the Helm chart's values derive
+from them.
 
 vLLM starts its engine and worker processes itself, so the settings travel as JSON in one
 environment variable. The variable also enables the plugin: in a vLLM that was started without it

@@ -138,7 +138,7 @@ def test_the_site_builds(tmp_path):
 
 def test_the_operators_page_has_every_alert():
     named = re.findall(r"alert: (\w+)", (ROOT / "deploy/chart/files/alerts.yaml").read_text())
-    page = (ROOT / "docs" / "operate.md").read_text()
+    page = (ROOT / "docs/operating/operate.md").read_text()
     assert named
     assert set(re.findall(r"^\| `(Bmt\w+)` \|", page, re.MULTILINE)) == set(named)
 

@@ -1,7 +1,8 @@
 """Write tests/assets/attacks: hostile and damaged `.bmt` files, and their manifest.json.
 
 No code of the project and no compressor is used, so the bytes are the same everywhere: files are
-built from docs/format.md, zstd frames by hand from RFC 8878 with stored and run-length blocks.
+built from docs/reference/format.md, zstd frames by hand from RFC 8878 with stored and run-length
+blocks.
 
     python tests/core/make_attacks.py
 """
@@ -174,7 +175,7 @@ CODES = {
     "BaseMismatch": "base_mismatch",
 }
 
-# A 2 × 4 matrix with zeros at 1 and 6: the example of docs/format.md.
+# A 2 × 4 matrix with zeros at 1 and 6: the example of docs/reference/format.md.
 W: Tensor = (b"w", 2, 4, [1, 6])
 ENTRY = entry(b"w", 2, 4, 2)
 GOOD = digest([W])

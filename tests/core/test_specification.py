@@ -1,4 +1,4 @@
-"""A second reader, written from docs/format.md alone, agrees with bmt_core."""
+"""A second reader, written from docs/reference/format.md alone, agrees with bmt_core."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from tests.support import specification
 from tests.support.masks import mask_of_shapes
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "format.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs/reference/format.md"
 
 
 @pytest.mark.parametrize("codec", ["gaps", "packbits"])

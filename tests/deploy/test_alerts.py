@@ -251,7 +251,7 @@ def test_each_error_of_the_server_has_an_alert():
 
 
 def test_the_runbook_has_a_line_for_each_alert():
-    page = (ROOT / "docs/operate.md").read_text()
+    page = (ROOT / "docs/operating/operate.md").read_text()
     assert re.findall(r"^\| `(Bmt\w+)` \|", page, re.MULTILINE) == ALERTS
 
 

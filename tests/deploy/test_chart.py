@@ -234,7 +234,7 @@ def test_versions_agree():
     pages = [*(ROOT / "deploy/docker").glob("*.Dockerfile"), ROOT / "README.md"]
     found = re.findall(
         r"bmt-adapters/(?:server|trainer):([\w.]+)",
-        "".join(p.read_text() for p in (*pages, ROOT / "docs/operate.md")),
+        "".join(p.read_text() for p in (*pages, ROOT / "docs/operating/operate.md")),
     )
     assert len(found) >= 5
     assert set(found) == {version}

@@ -21,7 +21,7 @@ from tests.support.programs import ROOT
 from tests.support.scenarios.neighbors import EXAMPLES, VERSIONS, settings_in
 
 FILES = sorted(EXAMPLES.iterdir())
-DOCS = (ROOT / "docs" / "neighbors.md").read_text()
+DOCS = (ROOT / "docs/serving/neighbors.md").read_text()
 #: Flags of vLLM that the files use in addition to the server's own.
 VLLM_FLAGS = {"--host", "--port", "--served-model-name", "--shutdown-timeout"}
 #: Fields of a runtime, those of lists by name; a pod's own are Kubernetes' schema's.

@@ -1,4 +1,4 @@
-"""A reader of `.bmt` files made from docs/format.md alone, with no code of the project."""
+"""A reader of `.bmt` files made from docs/reference/format.md alone, without the project's code."""
 
 from __future__ import annotations
 

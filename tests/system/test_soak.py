@@ -43,7 +43,7 @@ RESTARTS = 5  # every ten minutes of the hour
 AWAY_S = 3.0
 SETTLED = 1 / 3  # of the length: from here on nothing may grow
 SAMPLES = KEPT.parent / "operate" / "soak.json"
-PLOT = Path(__file__).resolve().parents[2] / "docs" / "soak.png"
+PLOT = Path(__file__).resolve().parents[2] / "docs/operating/soak.png"
 
 
 @dataclass

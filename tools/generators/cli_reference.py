@@ -1,4 +1,4 @@
-"""docs/cli.md: the help of every command."""
+"""docs/reference/cli.md: the help of every command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-TARGET = ROOT / "docs" / "cli.md"
+TARGET = ROOT / "docs/reference/cli.md"
 APPS = {
     "bmt-train": "bmt_trainer.cli.main",
     "bmt-server": "bmt_server.cli.main",

@@ -1,4 +1,4 @@
-"""Figures of docs/operate.md, from the kept results of the scenarios."""
+"""Figures of docs/operating/operate.md, from the kept results of the scenarios."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "operate.md"
+PAGE = ROOT / "docs/operating/operate.md"
 RESULTS = ROOT / "benchmarks" / "results" / "latest" / "operate.json"
 BEGIN, END = "<!-- operate figures: `make docs` -->\n", "<!-- end of operate figures -->"
 SIGNS = {"<=": "≤", ">=": "≥", "==": "="}

@@ -293,6 +293,6 @@ def _keys(url: str) -> Finding:
             "API keys",
             "warn",
             "; ".join(refused[:8]),
-            "revoke them and create others: docs/keys.md",
+            "revoke them and create others: docs/serving/keys.md",
         )
     return Finding("API keys", "ok", f"{len(records)}, all readable")

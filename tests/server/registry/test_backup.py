@@ -1,4 +1,4 @@
-"""Backup and restore of a registry under load, as docs/operate.md describes them."""
+"""Backup and restore of a registry under load, as docs/operating/operate.md describes them."""
 
 from __future__ import annotations
 

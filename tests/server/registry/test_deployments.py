@@ -1,6 +1,6 @@
 """Every way to run a registry, on real servers: keys, uploads, events, maintenance.
 
-The table of docs/operate.md has a row for each.
+The table of docs/operating/operate.md has a row for each.
 """
 
 from __future__ import annotations

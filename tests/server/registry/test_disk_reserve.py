@@ -1,4 +1,4 @@
-"""The way out of a registry's full disk that docs/operate.md states: a reserve that is freed."""
+"""A registry's full disk, and the way out of docs/operating/operate.md: a reserve that is freed."""
 
 from __future__ import annotations
 

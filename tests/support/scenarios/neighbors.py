@@ -23,7 +23,7 @@ from tests.support.served import Served
 
 EXAMPLES = ROOT / "examples" / "neighbors"
 KEPT = Path(os.environ.get("BMT_NEIGHBORS", ROOT / ".bmt" / "neighbors"))
-#: Versions that docs/neighbors.md names.
+#: Versions that docs/serving/neighbors.md names.
 VERSIONS = {
     "litellm": "litellm[proxy]==1.108.7",
     "langchain": "langchain-openai==1.7.4",

@@ -23,7 +23,7 @@ from redis.crc import key_slot
 from tests.support.http.ports import free_port
 
 REDIS = shutil.which("redis-server")
-# The rights that docs/operate.md states.
+# The rights that docs/operating/operate.md states.
 RIGHTS = (
     "~{bmt}:* +@read +@write +@scripting +@connection +@transaction +info +wait +waitaof "
     "+cluster|slots"

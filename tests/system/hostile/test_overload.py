@@ -18,7 +18,7 @@ SECONDS = scaled(90, 15)  # of each load
 MASKS = {f"m{i}": i for i in range(8)}
 TOKENS = 16
 SLOTS = 16
-# As docs/operate.md has it where others can take over: a quarter as many wait as run.
+# As docs/operating/operate.md has it where others can take over: a quarter as many wait as run.
 PLACES = SLOTS * 5 // 4
 FLAGS = ("--max-num-seqs", str(SLOTS), "--max-num-queued-reqs", str(PLACES))
 

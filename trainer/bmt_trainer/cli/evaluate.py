@@ -68,7 +68,7 @@ def evaluate(
     grader: Annotated[
         str | None,
         typer.Option(
-            help="Grader or rewards, as --reward of `bmt-train grpo`; see docs/rewards.md."
+            help="Grader or rewards, as --reward of `bmt-train grpo`; see docs/training/rewards.md."
         ),
     ] = None,
     shots: Annotated[int, typer.Option(min=0, help="Solved examples before each prompt.")] = 0,

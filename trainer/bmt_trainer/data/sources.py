@@ -11,7 +11,8 @@ A data set's name is one string, with options as in the query of a URL::
     org/name?config=main&split=train&prompt=question&completion=answer    a Hub data set
     a.jsonl?weight=3 + org/name?weight=1        a mixture
 
-`data.row_formats` reads the rows of files and of the Hub. docs/data.md lists formats and options.
+`data.row_formats` reads the rows of files and of the Hub. docs/training/data.md lists formats and
+options.
 """
 
 from __future__ import annotations

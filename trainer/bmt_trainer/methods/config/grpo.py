@@ -45,7 +45,7 @@ class GrpoConfig(OnPolicyConfig):
         "The average over tokens: of Eq. 3, or verl's default.", "sequence-mean"
     )
     reward: str = option(
-        f"The value of an answer: {REWARD_HELP} with ?weight=…; see docs/rewards.md.",
+        f"The value of an answer: {REWARD_HELP} with ?weight=…; see docs/training/rewards.md.",
         "words",
         joined=True,
     )
@@ -84,7 +84,7 @@ class GrpoConfig(OnPolicyConfig):
     )
     environment: str | None = option(
         "FILE.py:CLASS or a dotted path: what a model acts in over several turns, by calling its "
-        "methods (TRL's environment_factory); see docs/rewards.md.",
+        "methods (TRL's environment_factory); see docs/training/rewards.md.",
         None,
     )
     tools: str | None = option(
