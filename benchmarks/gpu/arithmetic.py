@@ -16,7 +16,7 @@ instructions a block and a step are counted in the code that Triton compiles for
 the copy, a few percent of a tile's, are left out. The time is
 launches x 1.8 us + instructions / (132 x 4 a cycle at 1.755 GHz) / share, where share is how much
 of an H100's issue slots the two measured kernels filled (`results/latest/gpu.json`, and
-docs/results/log.md):
+docs/results/log/gpu-kernels.md):
 43 % (a prompt's tiles, 45 million instructions by ncu) to 54 % (32 tokens one by one, 8.5 million).
 """
 

@@ -42,8 +42,9 @@ def section(target: Path) -> Iterator[str]:
     yield ""
     yield (
         "Measured on an H100 were kernels by themselves (`gpu.json`, `gpu-lora.json`; "
-        "docs/results/log.md), before tokens of one mask formed tiles in decoding steps. "
-        "By arithmetic from these figures an 8B model decodes at this share of bare vLLM's speed, a mask each, "
+        "docs/results/log/gpu-kernels.md), before tokens of one mask formed tiles in decoding "
+        "steps. By arithmetic from these figures an 8B model decodes at this share of bare vLLM's "
+        "speed, a mask each, "
         f"by tokens of a step: {shown}; and, as a token's cost stays the same, at about 0.7 with "
         "256. `python -m benchmarks.gpu.arithmetic` counts launches, bytes and instructions with "
         "tiles; their time is not measured."

@@ -194,7 +194,7 @@ def test_a_training_step_of_the_tiny_shape(tmp_path, method):
 
 
 def test_counted_instructions_are_those_that_a_profiler_saw():
-    """8.5 million for 32 tokens on an H100 (docs/results/log.md): the model is within a tenth."""
+    """8.5 million for 32 tokens on an H100 (docs/results/log/gpu-kernels.md), within a tenth."""
     pytest.importorskip("triton")
     code = arithmetic.Code(machine_code.of_correct(), machine_code.of_tiles(16))
     one_by_one = arithmetic.work(code, 32, 32, grouped=False)

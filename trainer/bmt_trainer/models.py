@@ -117,7 +117,7 @@ def contiguous(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...
 
     Generation passes a view into the states [B, T, d]. For such a view and a frozen weight,
     `F.linear` of torch 2.13 runs a batched product on a CPU and copies the weight once per row:
-    1.7 GB for 32 rows and SmolLM2 (docs/results/log.md).
+    1.7 GB for 32 rows and SmolLM2 (docs/results/log/lm-head-copies.md).
     """
     return (inputs[0].contiguous(), *inputs[1:])
 
@@ -164,7 +164,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     accelerate leaves its autocast around the forward pass of a model that it trains (accelerate
     1.15, accelerator.py, `prepare_model`). fp32 weights that were trained under autocast keep it:
     rounded to bf16 they are the model that was trained and is served, unrounded they are another
-    one (docs/results/log.md). Raises NonFinite for logits that are not finite.
+    one (docs/results/log/full-fine-tuning-bf16.md).
+
+    Raises NonFinite for logits that are not finite.
     """
     training, autocast = model.training, model.__dict__.get("forward")
     original = model.__dict__.get("_original_forward")

@@ -25,7 +25,7 @@ def prepare_trl() -> None:
 
     Without Triton, TRL's head scores prompts and padding too, so that it compiles, and sets the
     results to 0 (TRL 1.16, trainer/utils.py, `add_fused_lm_head`). With answers of a dozen tokens
-    to prompts of hundreds that was 40 % of a step (docs/results/log.md).
+    to prompts of hundreds that was 40 % of a step (docs/results/log/labels-alone.md).
     """
     utils._use_triton = _labels_only
 
