@@ -71,6 +71,7 @@ def lora(model: nn.Module, rank: int, seed: int) -> Tuned:
 
     The paper does not state LoRA's α; 2r is the usual setting of peft's users.
     """
+    # Departure: verl's default α is 16, eight times this at rank 1.
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -108,6 +109,7 @@ def mth(model: nn.Module, update_sparsity: float, seed: int) -> Tuned:
     least one of a tensor, are trained. Elsewhere gradients are 0, and so are AdamW's moments and
     updates without weight decay, so those weights keep every bit.
     """
+    # Departure: a share of each tensor, where MTH's is of all weights.
     model.float().requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
     positions: dict[str, Tensor] = {}

@@ -48,6 +48,8 @@ class Plan:
     bmt_core.CheckpointError for a folder that is not a model.
     """
 
+    # Departure: several seeds; the paper's is 0.
+
     trainer: Literal["sft", "grpo", "sdft"] = option("Training method: sft, grpo or sdft.")
     output: Path = option("Folder of results.")  # noqa: RUF009
     methods: Sequence[str] = option(

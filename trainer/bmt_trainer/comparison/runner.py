@@ -131,6 +131,7 @@ def _write(path: Path, result: Result) -> None:
 
 def run_cell(cell: Cell, display: Display) -> Result:
     """One run of a comparison, from its settings to its result."""
+    # Departure: the last step; the paper takes the best checkpoint by the same score.
     started = time.monotonic()
     config = cell.config()
     loaded, rows = METHODS[cell.plan.trainer].load(config, display, scored=False)

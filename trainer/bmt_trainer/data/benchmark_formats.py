@@ -105,6 +105,7 @@ def _math(row: Row) -> Iterator[Example]:
 
 def _boxed(question: str, answer: str) -> Example:
     """An example with SimpleRL-Zoo's `qwen-boxed` prompt."""
+    # Departure: SimpleRL-Zoo has a simpler prompt for small models.
     return Example((_ASSISTANT, *chat(f"{question}\n{_BOXED}")), answer)
 
 
@@ -120,6 +121,7 @@ def _last_boxed(solution: str) -> str:
 
 
 def _mmlu_pro(row: Row) -> Iterator[Example]:
+    # Departure: words of our own; the paper states none.
     options = row["options"]
     answer = row["answer"]
     if answer not in _LETTERS[: len(options)]:
@@ -130,6 +132,7 @@ def _mmlu_pro(row: Row) -> Iterator[Example]:
 
 
 def _bbeh(row: Row) -> Iterator[Example]:
+    # Departure: words of our own; the paper states none.
     prompt = f'{row["input"].strip()}\nAnswer in the form "The answer is: …".'
     yield Example(chat(prompt), f"The answer is: {row['target']}")
 
@@ -140,6 +143,7 @@ def _tools(row: Row) -> Iterator[Example]:
     A row of the first is one API with all requests to it; a row of the second is one request with
     its prompt and perhaps a demonstration.
     """
+    # Departure: requests whose arguments an earlier call returns are left out.
     if "Instructions" in row:
         functions = row["NLDocumentation"]
         for request, calls in zip(row["Instructions"], row["Golden_Answers"], strict=True):

@@ -35,6 +35,7 @@ def of_list(
     Of a held-out prompt with several rows the last one counts. share: fraction of the prompts to
     hold out instead; bound: of training rows. Raises DataError.
     """
+    # Departure: different prompts are split, so sets that repeat some are smaller than table 9's.
     by_prompt: dict[str, list[Example]] = {}
     rows = 0
     for example in examples:

@@ -43,6 +43,7 @@ def last_number(text: str) -> float | None:
 
 def gsm8k_number(text: str) -> float | None:
     """The number after the last `####` near the end, as verl's GSM8K reward reads it."""
+    # Departure: verl compares the text of the number.
     matches = re.findall(rf"#### ({_NUMBER})", text[-_GSM8K_TAIL:])
     return number(matches[-1]) if matches else None
 

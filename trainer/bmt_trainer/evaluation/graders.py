@@ -151,6 +151,7 @@ def _equal(given: object, wanted: object) -> bool:
 
 def _math(completion: str, answer: str) -> bool:
     """math-verify finds the completion's last formula equal to the answer."""
+    # Departure: golds such as 4.5e33 (Minerva) are read as a product, so right answers fail.
     from math_verify import parse as formulas
     from math_verify import verify
 
@@ -162,11 +163,13 @@ def _math(completion: str, answer: str) -> bool:
 
 def _math_boxed(completion: str, answer: str) -> bool:
     """The same, of a completion that has a \\boxed formula."""
+    # Departure: SimpleRL-Zoo uses Qwen's grader, with a tolerance of 1e-4.
     return "\\boxed" in completion and _math(completion, answer)
 
 
 def _bbeh(completion: str, answer: str) -> bool:
     """The text after "The answer is:" equals the answer, by BBEH's normalization."""
+    # Departure: BBEH's evaluator takes other prefixes too.
     stated = parse.bbeh_stated(completion)
     return stated is not None and _bbeh_equal(stated, parse.bbeh_answer(answer))
 

@@ -33,6 +33,8 @@ Texts = Sequence[tuple[Sequence[int], Sequence[int]]]
 class Divergence:
     """KL(base ‖ tuned) in nats: mean over tokens, and mean over completions of their sums."""
 
+    # Departure: both means; the paper states none.
+
     per_token: float
     per_sequence: float
     tokens: int

@@ -82,6 +82,7 @@ def summary(measured: Sequence[tuple[str, Geometry]]) -> dict[str, dict[str, Any
     measured: (module name, measures). The paper averages over all attention and MLP layers, of
     which a mask updates one in seven.
     """
+    # Departure: gates too, and matrices without an update have no rank.
     gates = [g for name, g in measured if re.search(GATE_PROJECTIONS, name)]
     return {"gate": _means(gates), "all": _means([g for _, g in measured])}
 

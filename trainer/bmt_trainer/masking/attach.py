@@ -21,6 +21,8 @@ GATE_PROJECTIONS = r"\.mlp\.gate_proj$"
 class Attached:
     """The masked layers of a model by module name, and their shared state."""
 
+    # Departure: `zeros` counts G <= 0 as appendix C does; a mask counts weights not 0.
+
     state: MaskState
     layers: Mapping[str, MaskedLinear]
 

@@ -57,6 +57,7 @@ def hard_weight(W: Tensor, G: Tensor) -> Tensor:
 
 def wanda_scores(W: Tensor, X_norm: Tensor) -> Tensor:
     """s_ij = |W_ij| · ‖X_j‖₂ in fp32 (Sun et al., 2024), with `X_norm` [d_in] = ‖X_j‖₂."""
+    # Departure: weights that are 0 score lowest, so picking them deletes nothing.
     return W.float().abs() * X_norm
 
 
@@ -67,6 +68,7 @@ def unimportant(s: Tensor, eta: float) -> Tensor:
     weights would have none, which contradicts the paper's numbers for small models. At least one
     weight is unimportant, and weights that tie with the quantile are too.
     """
+    # Departure: of the whole matrix; Wanda's code ranks within rows.
     # kthvalue, because torch.quantile refuses more than 16 M elements.
     return s <= s.flatten().kthvalue(max(1, int(s.numel() * eta))).values
 

@@ -27,6 +27,7 @@ def export(
     geometry: name and shape of the checkpoint's tensors (`bmt_core.geometry`). Raises BaseMismatch
     if a masked layer is not among them, because a mask names tensors as the checkpoint does.
     """
+    # Departure: the paper stores 1[G > 0], weights that are 0 anyway among them.
     full_tensor = attached.state.access.full_tensor
     tensors = []
     for name, layer in attached.layers.items():

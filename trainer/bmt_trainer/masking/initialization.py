@@ -29,6 +29,7 @@ def initialize(
 
     batches: as `input_norms` takes them; the others: as `init_gates`. Raises NonFinite.
     """
+    # Departure: all prompts if there are fewer than the paper's 2,048.
     norms = input_norms(model, attached, batches)
     init_gates(attached, norms, eta=eta, mean=mean, std=std, tail=tail, seed=seed)
 

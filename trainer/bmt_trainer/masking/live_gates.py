@@ -26,6 +26,7 @@ LIMIT = 20.0
 @torch.no_grad()
 def live_positions(attached: Attached, alpha: float) -> dict[str, Tensor]:
     """By layer, int64 [n]: flat positions with αG <= LIMIT, all zeroed weights among them."""
+    # Departure: the paper trains every gate.
     return {
         name: (layer.gate_logits.flatten() * alpha <= LIMIT).nonzero().flatten()
         for name, layer in attached.layers.items()

@@ -27,6 +27,7 @@ from bmt_trainer.process import rank
 
 def trl_arguments(config: TrainConfig, folder: Path, on_cpu: bool) -> dict[str, Any]:
     """The settings that every TRL trainer gets; folder: where its checkpoints go."""
+    # Departure: the paper states AdamW alone; verl's weight decay is 0.01.
     fast = not slow_in_16_bits("cpu" if on_cpu else "cuda")
     return {
         "output_dir": str(folder),

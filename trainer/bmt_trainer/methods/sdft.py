@@ -125,6 +125,7 @@ def fit(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Logs:
     """Train the attached gates towards the teacher's distribution on sampled answers."""
+    # Departure: TRL's defaults are top-k logits, both directions of the KL and a clipped ratio.
     attached.start_teacher()
     passes = config.prompts_per_step // config.micro_batch
     common = trl_arguments(config, loaded.run.folder, loaded.model.device.type == "cpu")

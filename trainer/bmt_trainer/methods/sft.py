@@ -114,6 +114,7 @@ def fit(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Logs:
     """Train the attached gates on the rows' completions."""
+    # Departure: mean over all label tokens of a step, TRL's; Eq. 1 sums over an answer's tokens.
     if config.group_by_length:
         step = config.batch_size * config.gradient_accumulation * world_size()
         rows = grouped_by_length(rows, step, config.steps, config.seed)

@@ -180,6 +180,8 @@ class SharpenMask(TrainerCallback):
     when a step begins, so that all micro-batches of the step, forward and backward, use one α.
     """
 
+    # Departure: Eq. 7 has t = 0 … T; no step here trains at its end value.
+
     def __init__(self, state: MaskState, start: float, end: float) -> None:
         self._state, self._start, self._end = state, start, end
 
@@ -201,6 +203,8 @@ class UpdateTeacher(TrainerCallback):
 
 class BaseReference:
     """A KL reference that is the policy with its mask off: no second copy of the weights."""
+
+    # Departure: TRL's k3 estimator, without verl's clamp at 10.
 
     def __init__(self, model: Any, state: MaskState) -> None:
         self._model, self._state = model, state

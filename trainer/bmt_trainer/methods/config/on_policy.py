@@ -14,6 +14,8 @@ from bmt_trainer.settings import option, redefined
 class OnPolicyConfig(TrainConfig):
     """Settings of the methods that train on the model's own answers. Raises ConfigError."""
 
+    # Departure: the best mask by training examples; the paper's by the evaluation set.
+
     alpha_end: float = redefined(TrainConfig, "alpha_end", 1e4)
     max_new_tokens: int = option(
         "Length of an answer, in rollouts and in evaluation, in tokens.", 4096, least=1

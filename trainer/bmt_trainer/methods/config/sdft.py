@@ -13,6 +13,7 @@ from bmt_trainer.process import world_size
 from bmt_trainer.settings import option, redefined
 
 #: The teacher's last turn in SDFT, which the paper takes over.
+#: Departure: the paper says that the demonstration is prepended.
 TEACHER_PROMPT = (
     "\n{prompt}\n\nThis is an example for a response to the question:\n{demonstration}\n\n"
     "Now answer with a response of your own, including the thinking process.\n"
@@ -26,6 +27,8 @@ class SdftConfig(OnPolicyConfig):
     The loss is a mean over a completion's tokens and then over completions, as in SDFT's code;
     Eq. 5 is a sum over tokens.
     """
+
+    # Departure: a mean without the first tokens, where Eq. 5 sums; one process.
 
     steps: int = redefined(
         TrainConfig,

@@ -27,6 +27,8 @@ GRADER_HELP = (
 class TrainConfig:
     """Settings of a training run of any method. Raises ConfigError."""
 
+    # Departure: the base keeps its dtype, and checkpointing is off; the paper: fp32 and on.
+
     model: str = option("Folder of a safetensors checkpoint, or a model of the Hub.")
     dataset: str = option(
         "task:NAME, reasoning-gym:NAME, a benchmark's FORM:FILE (gsm8k, math, mmlu-pro, bbeh, "
