@@ -58,6 +58,24 @@ def test_a_first_key_that_cannot_be_written_is_printed(tmp_path, capfd):
     assert "No such file" in err
 
 
+def test_a_key_file_that_a_later_start_does_not_write_is_named(tmp_path, capfd):
+    """Else a reader waits for a file that never comes; a file that is there is left as it is."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    with node(tmp_path / "r") as one:
+        contact_registry(one.url, first, no_auth=False)
+        made = first.read_text()
+        capfd.readouterr()
+        contact_registry(one.url, first, no_auth=False)
+        assert capfd.readouterr() == ("", "")
+        contact_registry(one.url, second, no_auth=False)
+    out, err = capfd.readouterr()
+    assert not out
+    assert f"--key-file {second} is not written" in err
+    assert "bmt-server keys create --scope admin" in err
+    assert first.read_text() == made
+    assert not second.exists()
+
+
 def test_a_key_that_the_operator_chose_is_stored_when_the_registry_is_there(tmp_path, monkeypatch):
     one = Node(tmp_path / "r")
     monkeypatch.setenv("BMT_ADMIN_KEY", make_key(("admin",)))

@@ -52,7 +52,7 @@ def contact_registry(url: str, key_file: Path | None, *, no_auth: bool, blobs: s
     # Removed from the environment, because the engine's processes have no use for it.
     given = os.environ.pop("BMT_ADMIN_KEY", "").strip()
     try:
-        _announce(asyncio.run(_contact(url, given, no_auth, blobs)), key_file)
+        _announce(asyncio.run(_contact(url, given, no_auth, blobs)), key_file, url)
     except BadRequest as error:
         raise SettingsError(f"BMT_ADMIN_KEY: {error}") from None
     except RegistryDown as error:
@@ -78,7 +78,7 @@ def _keep_trying(url: str, given: str, no_auth: bool, key_file: Path | None, blo
     while True:
         time.sleep(_RETRY_S)
         try:
-            _announce(asyncio.run(_contact(url, given, no_auth, blobs)), key_file)
+            _announce(asyncio.run(_contact(url, given, no_auth, blobs)), key_file, url)
             return
         except RegistryDown:
             continue
@@ -89,7 +89,10 @@ def _keep_trying(url: str, given: str, no_auth: bool, key_file: Path | None, blo
 
 
 async def _contact(url: str, given: str, no_auth: bool, blobs: str) -> str | None:
-    """Secret of a new first key, or None. given: an admin key that is stored instead."""
+    """Secret of a new first key; "" if the registry has keys; None if none is to be made.
+
+    given: an admin key that is stored instead.
+    """
     connection = RegistryConnection(url, connections=1)
     keys = ApiKeyStore(connection)
     try:
@@ -108,11 +111,21 @@ async def _contact(url: str, given: str, no_auth: bool, blobs: str) -> str | Non
         made = await keys.create(SCOPES, label="first", only_if_first=True)
     finally:
         await connection.close()
-    return made[0] if made else None
+    return made[0] if made else ""
 
 
-def _announce(key: str | None, key_file: Path | None) -> None:
+def _announce(key: str | None, key_file: Path | None, url: str) -> None:
     if key is None:
+        return
+    if not key:
+        # A server that starts again has the file of its first start.
+        if key_file is not None and not key_file.exists():
+            say(
+                f"--key-file {key_file} is not written: the registry has keys, and stores hashes "
+                "alone; take the file of the first start, or make a key: bmt-server keys create "
+                "--scope admin --scope infer --scope upload --registry "
+                f"{RegistryAddress.parse(url)}"
+            )
         return
     if key_file is not None:
         try:

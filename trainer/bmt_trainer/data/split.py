@@ -47,7 +47,7 @@ def of_list(
     if len(groups) < heldout + (train > 0):
         raise DataError(
             f"{name} has {len(groups)} different prompts, and {heldout} are to be held out; "
-            "hold out fewer (the paper: a quarter)"
+            "hold out fewer: set heldout (0: none), or heldout_share (the paper: 0.25)"
         )
     Random(seed).shuffle(groups)
     held = [group[-1] for group in groups[:heldout]]
@@ -129,8 +129,8 @@ def of_stream(
             break
     if len(held) < heldout or (train and not kept and not long):
         raise DataError(
-            f"{name} has {len(prompts)} different prompts, and {heldout} are to be held out; hold "
-            "out fewer"
+            f"{name} has {len(prompts)} different prompts, and {heldout} are to be held out; "
+            "hold out fewer: set heldout (0: none)"
         )
     taken = len(held) + len(kept) + others + long
     note = f"data: streamed {name}, {count.rows:,} rows read, drawn from {buffer:,} rows at a time"
