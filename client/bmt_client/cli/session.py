@@ -76,6 +76,8 @@ def exit_code(error: BmtClientError) -> int:
 
 
 def hint(error: BmtClientError) -> str | None:
+    if error.code.startswith("hub_"):
+        return None  # the message has the fix; the others are of a bmt-server
     if isinstance(error, errors.Unavailable) and error.code == "connection":
         return "start one with `bmt-server serve MODEL`, or point BMT_URL (--url) at a running one"
     if error.code == "base_mismatch":

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from bmt_client import Upload, UsageError
+from bmt_client import Upload, UsageError, hub
 from bmt_client._files import Prepared, prepare
 from bmt_client._names import name_from_path
 
@@ -31,12 +31,19 @@ IfNew = Annotated[bool, typer.Option("--if-new", help="Only if the name does not
 
 def upload(
     context: typer.Context,
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help=".bmt files, or - for stdin.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE",
+            help=".bmt files, hf://org/name[@revision][/file.bmt] of the Hub, or - for stdin.",
+        ),
+    ],
     name: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Default: the file's stem. Acme/Bot, as on the Hub, becomes acme.bot.",
+            help="Default: the file's stem, or the repository's name where a place has no file. "
+            "Acme/Bot, as on the Hub, becomes acme.bot.",
             show_default=False,
         ),
     ] = None,
@@ -58,7 +65,14 @@ def upload(
     if len(files) > 1:
         _check_several(files, name, if_match)
     if dry_run:
-        for_each(run, "file", files, lambda f: prepare(_source(f), name), _checked, _valid)
+        for_each(
+            run,
+            "file",
+            files,
+            lambda f: prepare(_source(f), _own_name(f, name)),
+            _checked,
+            _valid,
+        )
         return
     with run.client() as client:
 
@@ -67,7 +81,7 @@ def upload(
             with run.out.progress(f"uploading {file}") as progress:
                 return client.upload(
                     source,
-                    name,
+                    _own_name(file, name),
                     alias=alias or (),
                     if_match=if_match,
                     if_none_match=if_new,
@@ -139,7 +153,7 @@ def _check_several(files: list[str], name: str | None, if_match: str | None) -> 
         raise UsageError("- is for one mask, from stdin; upload the files on their own")
     owners: dict[str, str] = {}
     for file in files:
-        made = name_from_path(Path(file))
+        made = _own_name(file, None) or name_from_path(Path(file))
         if made in owners:
             raise UsageError(
                 f"{owners[made]} and {file} would both be {made}; "
@@ -148,7 +162,16 @@ def _check_several(files: list[str], name: str | None, if_match: str | None) -> 
         owners[made] = file
 
 
+def _own_name(file: str, name: str | None) -> str | None:
+    """`name`, or that of a place on the Hub; None for the upload's own default."""
+    if name is None and hub.is_place(file):
+        return name_from_path(Path(hub.parse_place(file).name))
+    return name
+
+
 def _source(file: str) -> Path | bytes:
+    if hub.is_place(file):
+        return hub.pull(file).data
     if file != "-":
         return Path(file)
     if sys.stdin.isatty():

@@ -46,7 +46,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 # Commands for which the stand-in of a server has no route.
 NO_ROUTE = {"import": ("import", "math:prod", "--name", "imported")}
 # Commands that ask no server.
-LOCAL = {"inspect", "logout"}
+LOCAL = {"inspect", "logout", "push", "pull"}
 
 
 @cache
