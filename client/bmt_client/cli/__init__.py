@@ -16,8 +16,9 @@ from bmt_core.console_script import TYPER_SETTINGS, version_line
 
 from bmt_client._retry import DEFAULT_MAX_RETRIES
 
-from . import chat, copying, hub, keys, local, login, masks, status, uploads, versions
+from . import chat, copying, keys, local, login, masks, status, uploads, versions
 from .group import Group, hoist
+from .hub import commands as hub_commands
 from .output import Output
 from .session import INTERRUPTED, Session
 from .usage import counts, limits
@@ -100,8 +101,8 @@ app.command("prune")(versions.prune)
 app.command("retention")(versions.retention)
 app.command("download")(masks.download)
 app.command("copy")(copying.copy)
-app.command("push")(hub.push)
-app.command("pull")(hub.pull)
+app.command("push")(hub_commands.push)
+app.command("pull")(hub_commands.pull)
 app.command("pin")(masks.pin)
 app.command("unpin")(masks.unpin)
 app.command("inspect")(local.inspect)

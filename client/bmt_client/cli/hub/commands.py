@@ -14,8 +14,8 @@ from bmt_client import hub as masks_of_hub
 from bmt_client._files import hex_sha256, read_file, write_atomically
 from bmt_client.hub import Fetched
 
-from .output import percent, short, size
-from .session import Session, session
+from ..output import percent, short, size
+from ..session import Session, session
 
 Place = Annotated[
     str, typer.Argument(metavar="PLACE", help="hf://org/name[@revision][/file.bmt]; see HF_TOKEN.")

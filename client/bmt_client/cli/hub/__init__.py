@@ -1,0 +1,1 @@
+"""Commands on masks of the Hugging Face Hub."""
