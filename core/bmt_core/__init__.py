@@ -31,8 +31,9 @@ from bmt_core.errors import (
     Truncated,
     UnsupportedVersion,
 )
-from bmt_core.fingerprint import fingerprint, geometry
+from bmt_core.fingerprint import fingerprint
 from bmt_core.format import decode, encode, file_digest, load, save
+from bmt_core.gates.geometry import geometry
 from bmt_core.header import Header, TensorHeader, inspect
 from bmt_core.limits import Limits
 from bmt_core.mask import Base, Mask, TensorMask

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import mmap
 import os
 import re
@@ -23,9 +22,6 @@ from typing import Any
 
 from bmt_core.checkpoint_files import weight_files
 from bmt_core.errors import CheckpointError
-
-# Names of maskable tensors: the gate projections of gated MLPs.
-GATES = r"\.mlp\.gate_proj\.weight$"
 
 _DOMAIN = b"bmt base fingerprint v1\0"
 _MAX_HEADER = 100_000_000
@@ -176,13 +172,6 @@ def _cache_file(entries: list[_Entry], cache_dir: str | os.PathLike[str] | None)
     return Path(cache_dir) / hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
-def geometry(
-    checkpoint: str | os.PathLike[str], pattern: str = GATES
-) -> dict[str, tuple[int, int]]:
-    """Return the shapes [d_out, d_in] of the maskable tensors by name. Raises CheckpointError."""
-    maskable = re.compile(pattern)
-    return {
-        e.name: (e.shape[0], e.shape[1])
-        for e in _entries(checkpoint)
-        if maskable.search(e.name) and len(e.shape) == 2 and math.prod(e.shape)
-    }
+def checkpoint_tensors(checkpoint: str | os.PathLike[str]) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each tensor of a checkpoint, by name. Raises CheckpointError."""
+    return [(entry.name, entry.shape) for entry in _entries(checkpoint)]

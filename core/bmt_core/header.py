@@ -27,6 +27,7 @@ from bmt_core.mask import (
     MAX_TENSORS,
     Base,
     Mask,
+    check_distinct,
     check_tensor,
     dump_metadata,
 )
@@ -244,6 +245,10 @@ def _table(
         tensors.append(TensorHeader(name, (d_out, d_in), zeros, own))
     if at != stop:
         raise _bad("header_length", len(table), at + n_meta)
+    try:
+        check_distinct(t.name for t in tensors)
+    except MaskError as error:
+        raise BadHeader(str(error), field="name") from None
     return model_id, tuple(tensors), _metadata(table[stop:])
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bmt_core.errors import BadMetadata, MaskError
+from bmt_core.gates.rows import Rows, overlap
 
 MAX_TENSOR_NAME = 512
 MAX_TENSORS = 4096
@@ -83,11 +84,25 @@ def check_tensor(name: str, shape: tuple[int, ...]) -> None:
             value=shape,
             bound=MAX_DIM,
         )
+    rows = Rows.parse(name) if name.endswith("]") else None
+    if rows is not None and rows.count != shape[0]:
+        raise MaskError(
+            f"{name}: the name is of {rows.count} rows, and the shape {shape} has {shape[0]}",
+            field="name",
+            value=name,
+            bound=shape[0],
+        )
+
+
+def check_distinct(names: Iterable[str]) -> None:
+    """Raise MaskError if two of these names name the same row of one tensor."""
+    if (same := overlap(names)) is not None:
+        raise MaskError(f"{same[0]} and {same[1]} have rows in common", field="name", value=same)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorMask:
-    """Zero positions of one tensor.
+    """Zero positions of one tensor, or of some rows of one (`gates/rows.py`).
 
     name: in the checkpoint. shape: [d_out, d_in]. positions: flat row-major positions of the zeros,
     [zeros], strictly increasing, uint32, or uint64 if d_out * d_in exceeds 2**32. The array is
@@ -176,6 +191,7 @@ class Mask:
         for a, b in pairwise(tensors):
             if a.name == b.name:
                 raise MaskError(f"tensor {a.name!r} occurs twice", field="tensors", value=a.name)
+        check_distinct(t.name for t in tensors)
         object.__setattr__(self, "tensors", tensors)
         object.__setattr__(self, "metadata", dict(self.metadata))
         dump_metadata(self.metadata)

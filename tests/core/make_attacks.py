@@ -217,6 +217,14 @@ def cases() -> dict[str, tuple[str | None, str | None, bytes]]:
             None,
             gaps(frame(), entry(b"w", 2, 4, 0), mask_digest=digest([(b"w", 2, 4, [])])),
         ),
+        "good-rows": (
+            None,
+            None,
+            gaps(
+                entries=entry(b"w[6:8]", 2, 4, 2),
+                mask_digest=digest([(b"w[6:8]", 2, 4, [1, 6])]),
+            ),
+        ),
         "good-no-tensors": (None, None, gaps(frame(), b"", 0, mask_digest=digest([]))),
         # The fixed header.
         "magic-empty-file": ("BadMagic", "magic", b""),
@@ -297,6 +305,19 @@ def cases() -> dict[str, tuple[str | None, str | None, bytes]]:
             gaps(entries=entry(b"w", 2, 4, 1) + entry(b"v", 2, 4, 1), count=2),
         ),
         "name-twice": ("BadHeader", "name", gaps(entries=entry(b"w", 2, 4, 1) * 2, count=2)),
+        # Rows of a tensor: as many as the shape says, each once.
+        "rows-of-another-count": ("BadHeader", "tensor", gaps(entries=entry(b"w[0:3]", 2, 4, 2))),
+        "rows-that-descend": ("BadHeader", "tensor", gaps(entries=entry(b"w[3:1]", 2, 4, 2))),
+        "rows-twice": (
+            "BadHeader",
+            "name",
+            gaps(entries=entry(b"w[0:2]", 2, 4, 1) + entry(b"w[1:3]", 2, 4, 1), count=2),
+        ),
+        "rows-of-a-whole-tensor": (
+            "BadHeader",
+            "name",
+            gaps(entries=entry(b"w", 2, 4, 1) + entry(b"w[0:2]", 2, 4, 1), count=2),
+        ),
         "shape-0": ("BadHeader", "tensor", gaps(entries=entry(b"w", 0, 4, 0))),
         "shape-2-31": ("BadHeader", "tensor", gaps(entries=entry(b"w", 1 << 31, 1, 0))),
         "shape-product-wraps-32-bits": (
@@ -321,6 +342,11 @@ def cases() -> dict[str, tuple[str | None, str | None, bytes]]:
             "BaseMismatch",
             "name",
             gaps(entries=entry(b"v", 2, 4, 2)),
+        ),
+        "base-has-no-such-rows": (
+            "BaseMismatch",
+            "name",
+            gaps(entries=entry(b"w[0:2]", 2, 4, 2)),
         ),
         "base-has-another-shape": ("BaseMismatch", "shape", gaps(entries=entry(b"w", 4, 2, 2))),
         "too-many-zeros": ("TooManyZeros", "sparsity", gaps()),

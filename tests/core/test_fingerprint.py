@@ -52,6 +52,29 @@ def test_sharding_order_and_metadata_do_not_matter(tmp_path, whole):
     assert bmt_core.geometry(whole, r"norm|nothing") == {}
 
 
+def test_fused_gates_are_named_by_their_rows(tmp_path):
+    fused: list[Tensor] = [
+        ("model.layers.0.mlp.gate_up_proj.weight", "I8", [6, 2], bytes(range(12))),
+        # Not a text model's.
+        ("model.vision_tower.layers.0.mlp.gate_up_proj.weight", "I8", [6, 2], bytes(range(12))),
+    ]
+    folder = write(tmp_path / "c" / "m.safetensors", fused)
+    rows = "model.layers.0.mlp.gate_up_proj.weight[0:3]"
+    config = folder / "config.json"
+    for text, expected in (
+        ('{"model_type": "phi3"}', {rows: (3, 2)}),
+        ('{"model_type": "x", "text_config": {"model_type": "glm4"}}', {rows: (3, 2)}),
+        # An unknown order of gate and up projection is not guessed.
+        ('{"model_type": "phi9"}', {}),
+        ('{"model_type": ["phi3"]}', {}),
+        ("[]", {}),
+        ("{", {}),
+    ):
+        config.write_text(text)
+        assert bmt_core.geometry(folder) == expected
+    assert set(bmt_core.geometry(folder, "")) == {name for name, *_ in fused}
+
+
 def test_every_property_of_every_tensor_counts(tmp_path, whole):
     seen = {bmt_core.fingerprint(whole)}
 

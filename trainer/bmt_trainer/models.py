@@ -15,10 +15,14 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -72,10 +76,21 @@ def outline(folder: Path) -> nn.Module:
     try:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config)
+            model: nn.Module = architecture_of(config).from_config(config)
     except Exception as error:  # whatever a model's code raises for a configuration that it rejects
         raise _not_loaded(folder, "a causal language model", error) from error
     return model
+
+
+def architecture_of(config: PretrainedConfig) -> type[Any]:
+    """The class of transformers that loads the text of a configuration's model.
+
+    A family of several inputs that has no causal model of its own is loaded whole, for its text.
+    """
+    kind = type(config)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 def _not_loaded(folder: Path, what: str, error: Exception) -> ModelError:
@@ -94,7 +109,8 @@ def load_model(
     """
     check_checkpoint(folder)
     try:
-        made: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+        kind = architecture_of(AutoConfig.from_pretrained(folder))
+        made: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
             folder, dtype=torch.float32 if fp32 else "auto", output_loading_info=True
         )
     except Exception as error:  # of any kind: KeyError, ImportError, SafetensorError, …

@@ -244,8 +244,9 @@ def _build_settings(
     )
     if not settings.gates:
         raise SettingsError(
-            f"{checkpoint} has no gate projections (*.mlp.gate_proj.weight); masks need a dense "
-            "model of the Llama, Qwen or Mistral architecture"
+            f"{checkpoint} has no gate projections (*.mlp.gate_proj.weight, or the first rows of "
+            "*.mlp.gate_up_proj.weight of Phi and GLM); masks need a dense model of such an "
+            "architecture, and `bmt-train doctor` says what a model has"
         )
     return settings
 

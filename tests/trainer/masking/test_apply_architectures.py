@@ -6,8 +6,9 @@ import bmt_core
 import pytest
 import torch
 from bmt_trainer.masking.apply import write_checkpoint
-from bmt_trainer.masking.attach import GATE_PROJECTIONS, attach
+from bmt_trainer.masking.attach import attach
 from bmt_trainer.masking.export import export
+from bmt_trainer.masking.targets import GATE_PROJECTIONS
 from bmt_trainer.models import base_of, load_model
 from transformers import AutoModelForCausalLM
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bmt_trainer.errors import ExpertTensors, FusedGate, NoTargets
-from bmt_trainer.masking.attach import coverage, select
+from bmt_trainer.errors import ExpertTensors, NoTargets
+from bmt_trainer.masking.targets import coverage, select
 from transformers import AutoModelForCausalLM
 
 from tests.support.training.architectures import DENSE, EXPERTS, PARTLY_DENSE, small_config
@@ -25,6 +25,15 @@ def test_dense_models_are_masked_in_every_layer(kind):
 
 
 @pytest.mark.found
+@pytest.mark.parametrize("kind", ["phi3", "glm4"])
+def test_fused_gates_are_masked_in_every_layer_by_their_rows(kind):
+    model = outline(kind)
+    chosen = select(model)
+    assert coverage(model, chosen) == (4, 4)
+    assert {target.shape for target in chosen.values()} == {(48, 32)}
+
+
+@pytest.mark.found
 @pytest.mark.parametrize(("kind", "changes", "covered"), PARTLY_DENSE)
 def test_a_model_whose_experts_begin_later_is_masked_in_part_only_if_asked(kind, changes, covered):
     model = outline(kind, **changes)
@@ -38,8 +47,6 @@ def test_a_model_whose_experts_begin_later_is_masked_in_part_only_if_asked(kind,
 @pytest.mark.parametrize(
     ("kind", "changes", "error"),
     [
-        ("phi3", {}, FusedGate),
-        ("glm4", {}, FusedGate),
         ("mixtral", EXPERTS, ExpertTensors),
         ("qwen2_moe", EXPERTS, ExpertTensors),
         ("qwen3_moe", EXPERTS, ExpertTensors),

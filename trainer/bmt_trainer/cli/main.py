@@ -15,7 +15,7 @@ from bmt_core import BmtError
 from bmt_core.console_script import TYPER_SETTINGS, version_line
 from bmt_core.optional_packages import fix, leave_out
 
-from bmt_trainer.cli import apply, compare, data, evaluate, train
+from bmt_trainer.cli import apply, compare, data, doctor, evaluate, train
 from bmt_trainer.errors import ConfigError, TrainerError
 from bmt_trainer.methods.guards.interruption import Interrupted
 from bmt_trainer.process import is_main_process, leave_launch, rank, world_size
@@ -58,7 +58,7 @@ def _root(
     leave_launch()
 
 
-for group in (data, train, compare, evaluate, apply):
+for group in (data, doctor, train, compare, evaluate, apply):
     group.add(app)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bmt_trainer.masking.attach import GATE_PROJECTIONS
+from bmt_trainer.masking.targets import GATE_PROJECTIONS
 
 #: Rank of the truncation that defines principal weights, and their share of all weights.
 RANK, SHARE = 128, 0.5

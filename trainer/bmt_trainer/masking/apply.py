@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -14,11 +15,13 @@ import numpy as np
 import torch
 from bmt_core import BaseMismatch, CheckpointError, Mask, TensorMask, fingerprint
 from bmt_core.config import arithmetic, config_warning
+from bmt_core.gates.rows import Rows
 from transformers import PreTrainedModel
 
 from bmt_trainer.checkpoint_files import check_unquantized, parts_of
 from bmt_trainer.errors import ModelError, UnknownBase
 from bmt_trainer.masking.new_folder import check_place, new_folder, sync
+from bmt_trainer.masking.stored_names import stored_names
 from bmt_trainer.models import checkpoint_folder
 
 # Bytes per element of the floating-point dtypes whose zero is all-zero bytes, by safetensors name.
@@ -47,13 +50,19 @@ def apply(mask: Mask, model: PreTrainedModel, *, base_fingerprint: str | None = 
         base_fingerprint = fingerprint(checkpoint_folder(model.name_or_path))
     _check_base(mask, base_fingerprint)
     parameters = dict(model.named_parameters())
+    # By the checkpoint's names.
+    loaded_as = {s: n for n, s in stored_names(model, (_place(t)[0] for t in mask.tensors)).items()}
+    places = {}
     for tensor in mask.tensors:
-        weight = parameters.get(tensor.name)
+        name, _ = _place(tensor)
+        weight = parameters.get(loaded_as.get(name, name))
         _check_shape(tensor, None if weight is None else tuple(weight.shape))
+        places[tensor.name] = weight
     for tensor in mask.tensors:
-        weight = parameters[tensor.name]
-        positions = torch.from_numpy(tensor.positions.astype(np.int64)).to(weight.device)
-        weight.data.view(-1).index_fill_(0, positions, 0)
+        weight, (_, first) = places[tensor.name], _place(tensor)
+        assert weight is not None
+        positions = torch.from_numpy(tensor.positions.astype(np.int64) + first)
+        weight.data.view(-1).index_fill_(0, positions.to(weight.device), 0)
 
 
 def write_checkpoint(
@@ -138,8 +147,10 @@ def _zeros(file: Path, remaining: dict[str, TensorMask]) -> list[_Zeros]:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
     found = []
-    for name in remaining.keys() & header.keys():
-        tensor, entry = remaining.pop(name), header[name]
+    for tensor in [t for t in remaining.values() if _place(t)[0] in header]:
+        name, first = _place(tensor)
+        del remaining[tensor.name]
+        entry = header[name]
         _check_shape(tensor, tuple(entry["shape"]))
         size = _BYTES.get(entry["dtype"])
         if size is None:
@@ -149,7 +160,7 @@ def _zeros(file: Path, remaining: dict[str, TensorMask]) -> list[_Zeros]:
                 field=name,
                 value=entry["dtype"],
             )
-        start = 8 + length + entry["data_offsets"][0]
+        start = 8 + length + entry["data_offsets"][0] + first * size
         found.append(_Zeros(start, tensor.numel, size, tensor.positions))
     return sorted(found, key=lambda zeros: zeros.start)
 
@@ -197,8 +208,20 @@ def _check_base(mask: Mask, actual: str) -> None:
         )
 
 
+def _place(tensor: TensorMask) -> tuple[str, int]:
+    """The checkpoint's tensor that holds a mask's tensor, and its first element there."""
+    rows = Rows.parse(tensor.name)
+    return (tensor.name, 0) if rows is None else (rows.tensor, rows.first * tensor.shape[1])
+
+
 def _check_shape(tensor: TensorMask, actual: tuple[int, ...] | None) -> None:
-    if actual != tensor.shape:
+    rows = Rows.parse(tensor.name)
+    if rows is not None and actual is not None:
+        fits = len(actual) >= 2 and actual[-1] == tensor.shape[1]
+        fits = fits and rows.end <= math.prod(actual[:-1])
+    else:
+        fits = actual == tensor.shape
+    if not fits:
         raise BaseMismatch(
             f"{tensor.name} is {actual or 'absent'} in the model and {tensor.shape} in the mask; "
             "use the base that the mask was trained on",

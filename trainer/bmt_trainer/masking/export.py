@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from bmt_core import Base, BaseMismatch, Mask, TensorMask
+from bmt_core.gates.rows import Rows
 
 from bmt_trainer.masking.attach import Attached
 
@@ -31,25 +32,31 @@ def export(
     full_tensor = attached.state.access.full_tensor
     tensors = []
     for name, layer in attached.layers.items():
-        tensor = f"{name}.weight"
-        shape = (layer.out_features, layer.in_features)
+        tensor = attached.tensor(name)
+        shape = layer.rows.shape(layer.out_features, layer.in_features)
         if geometry is not None:
-            check_stored(name, shape, geometry, base.model_id)
+            check_stored(tensor, shape, geometry, base.model_id)
         zeros = layer.zero_positions()
-        positions = zeros[full_tensor(layer.weight).view(-1)[zeros] != 0].cpu().numpy()
-        dtype = np.uint32 if layer.weight.numel() <= 1 << 32 else np.uint64
+        weight = layer.rows.of(full_tensor(layer.weight)).reshape(-1)
+        positions = zeros[weight[zeros] != 0].cpu().numpy()
+        dtype = np.uint32 if weight.numel() <= 1 << 32 else np.uint64
         tensors.append(TensorMask(tensor, shape, positions.astype(dtype)))
     return Mask(base, tuple(tensors), dict(metadata or {}))
 
 
 def check_stored(
-    layer: str, shape: tuple[int, int], geometry: Mapping[str, tuple[int, int]], model_id: str
+    tensor: str, shape: tuple[int, int], geometry: Mapping[str, tuple[int, int]], model_id: str
 ) -> None:
-    """Raise BaseMismatch for a layer whose weight the checkpoint stores otherwise, or not."""
-    tensor = f"{layer}.weight"
-    if geometry.get(tensor) != shape:
+    """Raise BaseMismatch for a weight, or rows of one, that the checkpoint does not store so."""
+    rows = Rows.parse(tensor)
+    stored = geometry.get(tensor if rows is None else rows.tensor)
+    fits = stored is not None and (
+        stored == shape if rows is None else rows.end <= stored[0] and stored[1] == shape[1]
+    )
+    # A geometry of gates names the rows themselves.
+    if not fits and geometry.get(tensor) != shape:
         raise BaseMismatch(
-            f"{tensor} {shape} is {geometry.get(tensor, 'absent')} in the checkpoint of "
+            f"{tensor} {shape} is {stored or 'absent'} in the checkpoint of "
             f"{model_id}; choose targets that the checkpoint stores under these names",
             field="tensors",
             value=tensor,

@@ -63,7 +63,7 @@ def init_gates(
     """
     generator = torch.Generator().manual_seed(seed)
     for name, layer in attached.layers.items():
-        W = layer.weight
+        W = layer.gated_weight
         low = unimportant(wanda_scores(W, norms[name].to(W.device)), eta)
         G = initial_gates(low, mean, std, generator)
         layer.gate_logits.copy_(G if tail else torch.where(low, G, G.clamp(min=std / 2)))

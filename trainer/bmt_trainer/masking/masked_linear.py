@@ -2,7 +2,9 @@
 
 Shapes: W [d_out, d_in] frozen weight; G [d_out, d_in] fp32 gate logits; x [..., d_in]; y and its
 gradient gy [..., d_out]; S [n] int64, flat positions in W of the gates that are trained, if not
-all of them are (`MaskedLinear.train_only`); G is then [n]. α, λ and W̃ as in `equations`.
+all of them are (`MaskedLinear.train_only`); G is then [n]. α, λ and W̃ as in `equations`. Of a
+projection that is fused with another one, only some rows have gates (`MaskedLinear.rows`): there
+G, S, W̃ and Ŵ are of these rows, and the others of W stay as they are.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from bmt_trainer.masking.equations import (
     soft_weight,
     teacher_gates,
 )
+from bmt_trainer.masking.gated_rows import ALL_ROWS, GatedRows
 
 Mode = Literal["soft", "hard", "off", "teacher"]
 
@@ -97,21 +100,28 @@ class _SoftLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, W: Tensor, G: Tensor, alpha: float, lam: float
+        ctx: Any,
+        x: Tensor,
+        W: Tensor,
+        G: Tensor,
+        alpha: float,
+        lam: float,
+        rows: GatedRows = ALL_ROWS,
     ) -> Tensor:
         ctx.save_for_backward(x, W, G)
-        ctx.alpha, ctx.lam = alpha, lam
-        return F.linear(x, soft_weight(W, G, alpha).to(x.dtype))
+        ctx.rows, ctx.alpha, ctx.lam = rows, alpha, lam
+        return F.linear(x, rows.replaced(W, soft_weight(rows.of(W), G, alpha), x.dtype))
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, W, G = ctx.saved_tensors
-        W_soft = soft_weight(W, G, ctx.alpha)
-        gx = gy @ W_soft.to(gy.dtype) if ctx.needs_input_grad[0] else None
+        W_soft = soft_weight(ctx.rows.of(W), G, ctx.alpha)
+        gx = gy @ ctx.rows.replaced(W, W_soft, gy.dtype) if ctx.needs_input_grad[0] else None
         gG = None
         if ctx.needs_input_grad[2]:
-            gG = _gate_gradient(_weight_gradient(x, gy), W_soft, G, ctx.alpha, ctx.lam)
-        return gx, None, gG, None, None
+            grad = _weight_gradient(x, ctx.rows.of_output(gy))
+            gG = _gate_gradient(grad, W_soft, G, ctx.alpha, ctx.lam)
+        return gx, None, gG, None, None, None
 
 
 class _LiveLinear(torch.autograd.Function):
@@ -122,25 +132,32 @@ class _LiveLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, W: Tensor, G: Tensor, S: Tensor, alpha: float, lam: float
+        ctx: Any,
+        x: Tensor,
+        W: Tensor,
+        G: Tensor,
+        S: Tensor,
+        alpha: float,
+        lam: float,
+        rows: GatedRows = ALL_ROWS,
     ) -> Tensor:
         ctx.save_for_backward(x, W, G, S)
-        ctx.alpha, ctx.lam = alpha, lam
-        W_soft = soft_weight(W.view(-1)[S], G, alpha)  # [n]
-        return F.linear(x, _fill(W.to(x.dtype, copy=True), S, W_soft))
+        ctx.rows, ctx.alpha, ctx.lam = rows, alpha, lam
+        W_soft = soft_weight(rows.of(W).view(-1)[S], G, alpha)  # [n]
+        return F.linear(x, rows.filled(W.to(x.dtype, copy=True), S, W_soft))
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, W, G, S = ctx.saved_tensors
-        W_soft = soft_weight(W.view(-1)[S], G, ctx.alpha)  # [n]
+        W_soft = soft_weight(ctx.rows.of(W).view(-1)[S], G, ctx.alpha)  # [n]
         gx = None
         if ctx.needs_input_grad[0]:
-            gx = gy @ _fill(W.to(gy.dtype, copy=True), S, W_soft)
+            gx = gy @ ctx.rows.filled(W.to(gy.dtype, copy=True), S, W_soft)
         gG = None
         if ctx.needs_input_grad[2]:
-            grad = _weight_gradient(x, gy).view(-1)[S]
+            grad = _weight_gradient(x, ctx.rows.of_output(gy)).view(-1)[S]
             gG = _gate_gradient(grad, W_soft, G, ctx.alpha, ctx.lam)
-        return gx, None, gG, None, None, None
+        return gx, None, gG, None, None, None, None
 
 
 def _weight_gradient(x: Tensor, gy: Tensor) -> Tensor:
@@ -155,12 +172,6 @@ def _gate_gradient(grad: Tensor, W_soft: Tensor, G: Tensor, alpha: float, lam: f
     return gate_gradient(grad, W_soft, G, alpha, out=grad).to(G.dtype)
 
 
-def _fill(W: Tensor, S: Tensor, values: Tensor) -> Tensor:
-    """Set W at the flat positions S to `values` [n], in place; returns W."""
-    W.view(-1)[S] = values.to(W.dtype)
-    return W
-
-
 class MaskedLinear(nn.Linear):
     """An `nn.Linear` with a frozen weight and gate logits, made in place by `wrap`.
 
@@ -171,18 +182,25 @@ class MaskedLinear(nn.Linear):
     gate_logits: nn.Parameter  # G
     teacher_logits: nn.Parameter | None  # G_T of Eq. 4, shaped as G, not trained
     live: Tensor | None  # S, ascending; None if all gates are trained
+    rows: GatedRows  # of W that have gates
     state: MaskState
 
     @classmethod
-    def wrap(cls, linear: nn.Linear, state: MaskState) -> MaskedLinear:
+    def wrap(cls, linear: nn.Linear, state: MaskState, rows: GatedRows = ALL_ROWS) -> MaskedLinear:
         """Turn `linear` itself into a masked layer that keeps every weight (G = 1)."""
         linear.__class__ = cls
         linear.requires_grad_(False)
         assert isinstance(linear, MaskedLinear)
-        linear.state, linear.live = state, None
-        linear.gate_logits = nn.Parameter(torch.ones_like(linear.weight, dtype=torch.float32))
+        linear.state, linear.live, linear.rows = state, None, rows
+        gates = torch.ones_like(rows.of(linear.weight), dtype=torch.float32)
+        linear.gate_logits = nn.Parameter(gates)
         linear.register_parameter("teacher_logits", None)
         return linear
+
+    @property
+    def gated_weight(self) -> Tensor:
+        """The rows of `weight` that have gates, a view; all of it but for a fused projection."""
+        return self.rows.of(self.weight)
 
     def effective_weight(self, mode: Mode | None = None) -> Tensor:
         """The weight that `mode` computes with, [d_out, d_in] in W's dtype; default: the current
@@ -194,11 +212,20 @@ class MaskedLinear(nn.Linear):
         if mode == "hard":
             return self._hard_weight()
         if mode == "teacher":
-            return hard_weight(self.weight, self._teacher())
-        W, G, alpha = self.weight, self.gate_logits, self.state.alpha
+            return self._replaced(hard_weight(self.gated_weight, self._teacher()))
+        W, G, alpha = self.gated_weight, self.gate_logits, self.state.alpha
         if self.live is None:
-            return soft_weight(W, G, alpha).to(W.dtype)
-        return _fill(W.clone(), self.live, soft_weight(W.view(-1)[self.live], G, alpha))
+            return self._replaced(soft_weight(W, G, alpha))
+        return self._filled(soft_weight(W.view(-1)[self.live], G, alpha))
+
+    def _replaced(self, values: Tensor) -> Tensor:
+        """A weight as W with `values` in the rows that have gates."""
+        return self.rows.replaced(self.weight, values, self.weight.dtype)
+
+    def _filled(self, values: Tensor) -> Tensor:
+        """A copy of W with `values` [n] at the positions of the trained gates."""
+        assert self.live is not None
+        return self.rows.filled(self.weight.clone(), self.live, values)
 
     @torch.no_grad()
     def start_teacher(self) -> None:
@@ -230,7 +257,8 @@ class MaskedLinear(nn.Linear):
 
     @torch.no_grad()
     def zero_positions(self) -> Tensor:
-        """Flat positions of the weights that the hard mask zeros (G <= 0), int64 ascending.
+        """Flat positions of the weights that the hard mask zeros (G <= 0), int64 ascending, in
+        the rows that have gates.
 
         Collective if the model's wrapper shards the gates: every process must call it.
         """
@@ -247,9 +275,9 @@ class MaskedLinear(nn.Linear):
         lam = self.state.regularizer if self.training else 0.0
         W, G, alpha = self.weight, self.gate_logits, self.state.alpha
         if self.live is None:
-            y = _SoftLinear.apply(x, W, G, alpha, lam)
+            y = _SoftLinear.apply(x, W, G, alpha, lam, self.rows)
         else:
-            y = _LiveLinear.apply(x, W, G, self.live, alpha, lam)
+            y = _LiveLinear.apply(x, W, G, self.live, alpha, lam, self.rows)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _teacher(self) -> nn.Parameter:
@@ -264,10 +292,10 @@ class MaskedLinear(nn.Linear):
         if cached is not None and cached[0] == version:
             return cached[1]
         if self.live is None:
-            weight = hard_weight(self.weight, self.gate_logits)
+            weight = self._replaced(hard_weight(self.gated_weight, self.gate_logits))
         else:
-            live = hard_weight(self.weight.view(-1)[self.live], self.gate_logits)
-            weight = _fill(self.weight.clone(), self.live, live)
+            live = hard_weight(self.gated_weight.view(-1)[self.live], self.gate_logits)
+            weight = self._filled(live)
         # Only inside `use`, whose end frees it.
         if self.state.mode == "hard" and self.state.cache_hard_weights:
             self.state._hard_weights[id(self)] = (version, weight)

@@ -30,10 +30,12 @@ from bmt_trainer.errors import OutputError
 from bmt_trainer.evaluation.generate import stop_at_end_of_turn
 from bmt_trainer.evaluation.score import require_answers
 from bmt_trainer.masking import initialization, live_gates
-from bmt_trainer.masking.attach import Attached, coverage
+from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.attach import attach as attach_gates
 from bmt_trainer.masking.export import export
 from bmt_trainer.masking.masked_linear import ParameterAccess
+from bmt_trainer.masking.stored_names import stored_names
+from bmt_trainer.masking.targets import coverage
 from bmt_trainer.methods import lengths
 from bmt_trainer.methods.config import TrainConfig
 from bmt_trainer.methods.guards import contents, interruption, outputs
@@ -267,7 +269,8 @@ def attach(loaded: Loaded) -> Attached:
     """
     model, display = loaded.model, loaded.display
     total = sum(p.numel() for p in model.parameters())
-    attached = attach_gates(model, loaded.config.targets, SHARDED)
+    stored = stored_names(model, loaded.geometry)
+    attached = attach_gates(model, loaded.config.targets, SHARDED, stored)
     covered, blocks = coverage(model, attached.layers)
     display.say(f"masking {covered} of {blocks} layers, {attached.numel:,} of {total:,} weights")
     return attached

@@ -21,7 +21,7 @@ from bmt_trainer.errors import NonFinite, OutputError, ResumeError
 from bmt_trainer.evaluation.completions import CompletionReader
 from bmt_trainer.evaluation.graders import Scorer
 from bmt_trainer.evaluation.score import Score, evaluate
-from bmt_trainer.masking.attach import GATE_PROJECTIONS
+from bmt_trainer.masking.targets import GATE_PROJECTIONS
 from bmt_trainer.methods.guards import outputs
 from bmt_trainer.methods.guards.checkpoints import Checkpoints, steps_of
 from bmt_trainer.process import is_main_process

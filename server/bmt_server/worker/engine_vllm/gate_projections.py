@@ -6,10 +6,11 @@ vLLM fuses gate and up projection into one `MergedColumnParallelLinear`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
+from bmt_core.gates.rows import Rows
 from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinearMethod
 
 from bmt_server.settings import Settings
@@ -75,8 +76,25 @@ def fused_projections(model: torch.nn.Module) -> list[Any]:
     return [m for m in model.modules() if is_gate(m)]
 
 
-def gate_layer(fused: Any) -> GateLayer:
-    """The gate part of one fused projection. Raises UnsupportedModelError if it is quantized."""
+def checkpoint_name(prefix: str, known: Iterable[str]) -> str:
+    """The name in `known` of the gate of vLLM's fused projection `prefix`.
+
+    known: names of the checkpoint's gates. A checkpoint that stores them fused too names them by
+    their rows. The name that a gate of its own would have if `known` lacks both.
+    """
+    own = prefix.removesuffix("gate_up_proj") + "gate_proj.weight"
+    for name in known:
+        rows = Rows.parse(name)
+        if rows is not None and rows.tensor == f"{prefix}.weight" and rows.first == 0:
+            return name
+    return own
+
+
+def gate_layer(fused: Any, known: Collection[str] = ()) -> GateLayer:
+    """The gate part of one fused projection, under its name in `known`.
+
+    known: names of the checkpoint's gates. Raises UnsupportedModelError if it is quantized.
+    """
     if not isinstance(fused.quant_method, UnquantizedLinearMethod):
         raise UnsupportedModelError(
             f"{fused.prefix} is quantized ({type(fused.quant_method).__name__}), and masks need "
@@ -84,7 +102,7 @@ def gate_layer(fused: Any) -> GateLayer:
         )
     count = fused.output_partition_sizes[0]
     rank = fused.tp_rank
-    name = fused.prefix.removesuffix("gate_up_proj") + "gate_proj.weight"
+    name = checkpoint_name(fused.prefix, known)
     rows = (rank * count, (rank + 1) * count)
     base = getattr(fused, BASE_GATE, None)
     if base is not None:
@@ -105,5 +123,5 @@ def check_names(gates: Sequence[GateLayer], settings: Settings, pipeline_ranks: 
             f"vLLM loaded {len(gates)} gate projections and the checkpoint holds {len(known)}"
             + (f"; {missing[0]} is not in the checkpoint" if missing else "")
             + ". Masks need a dense model whose blocks have a gate projection (Llama, Qwen, "
-            "Mistral and similar)"
+            "Mistral, Phi and similar)"
         )

@@ -65,7 +65,7 @@ class MaskManager:
         """
         parallel = vllm_config.parallel_config
         fused = fused_projections(model)
-        gates = [gate_layer(layer) for layer in fused]
+        gates = [gate_layer(layer, settings.gates) for layer in fused]
         check_names(gates, settings, parallel.pipeline_parallel_size)
         limits = kernel_limits(settings, vllm_config)
         stats = WorkerStats(pid=os.getpid(), rank=parallel.rank)

@@ -6,15 +6,31 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bmt_trainer import models
-from bmt_trainer.masking.attach import select
 from bmt_trainer.masking.export import check_stored
+from bmt_trainer.masking.stored_names import stored_names
+from bmt_trainer.masking.targets import select
 
 
 def masked_weights(
     folder: Path, targets: str | None, geometry: Mapping[str, tuple[int, int]]
 ) -> int:
     """The number of weights that will be masked. Raises the errors of `select` and of `export`."""
-    chosen = select(models.outline(folder), targets)
-    for name, layer in chosen.items():
-        check_stored(name, (layer.out_features, layer.in_features), geometry, folder.name)
-    return sum(layer.weight.numel() for layer in chosen.values())
+    return sum(
+        rows * columns for rows, columns in masked_tensors(folder, targets, geometry).values()
+    )
+
+
+def masked_tensors(
+    folder: Path, targets: str | None, geometry: Mapping[str, tuple[int, int]]
+) -> dict[str, tuple[int, int]]:
+    """The tensors, or rows of them, that a mask will name, with their shapes.
+
+    geometry: of all tensors of the checkpoint. Raises the errors of `select` and of `export`.
+    """
+    model = models.outline(folder)
+    stored, tensors = stored_names(model, geometry), {}
+    for name, target in select(model, targets).items():
+        tensor = target.rows.name(stored.get(f"{name}.weight", f"{name}.weight"))
+        check_stored(tensor, target.shape, geometry, folder.name)
+        tensors[tensor] = target.shape
+    return tensors

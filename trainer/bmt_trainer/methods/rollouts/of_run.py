@@ -10,12 +10,12 @@ from functools import partial
 
 import bmt_core
 
-from bmt_trainer import models
 from bmt_trainer.errors import ConfigError
-from bmt_trainer.masking.attach import Attached, select
+from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.initialization import expected_sparsity
 from bmt_trainer.methods import pipeline
 from bmt_trainer.methods.config import GrpoConfig
+from bmt_trainer.methods.guards.targets import masked_tensors
 from bmt_trainer.methods.pipeline import Inputs, Loaded
 from bmt_trainer.methods.rollouts.checks import Requirements
 from bmt_trainer.methods.rollouts.connection import Connection
@@ -31,8 +31,7 @@ def check_server(config: GrpoConfig, inputs: Inputs) -> None:
 
     Raises RolloutError, and ConfigError for settings that no server can serve.
     """
-    if config.targets is not None:
-        _check_targets(config.targets, inputs)
+    _check_targets(config.targets, inputs)
     server = _connection(config, inputs)
     try:
         server.open()
@@ -77,14 +76,15 @@ def server_rollouts(
     rollouts.close()
 
 
-def _check_targets(targets: str, inputs: Inputs) -> None:
+def _check_targets(targets: str | None, inputs: Inputs) -> None:
     """Raise ConfigError for layers whose masks a server does not take."""
     served = bmt_core.geometry(inputs.folder)
-    masked = (f"{name}.weight" for name in select(models.outline(inputs.folder), targets))
+    masked = masked_tensors(inputs.folder, targets, inputs.geometry)
     if other := next((name for name in masked if name not in served), None):
         raise ConfigError(
-            f"targets: servers take masks of gate projections alone, and {targets} has {other}; "
-            "leave targets out, or --server"
+            "targets: servers take masks of the text model's gate projections alone, and "
+            f"{targets or 'the default'} has {other}; leave "
+            f"{'--server out' if targets is None else 'targets out, or --server'}"
         )
 
 

@@ -1,0 +1,162 @@
+"""What a model has to mask, layer by layer, before any weight is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import bmt_core
+from bmt_core.gates.geometry import in_tower
+from torch import nn
+
+from bmt_trainer import models
+from bmt_trainer.checkpoint_files import check_checkpoint
+from bmt_trainer.errors import ModelError
+from bmt_trainer.masking.export import check_stored
+from bmt_trainer.masking.stored_names import stored_names
+from bmt_trainer.masking.targets import GATE_PROJECTIONS, Target, holds_experts, select
+
+Shapes = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """A model's layers, as masks see them.
+
+    model_type, architecture: of its configuration; tensors: names in a mask, with the shapes;
+    layers: the layers of the text model, masked: those with such a tensor; reasons: of the others,
+    by their numbers; refusal: why training on these targets does not start; served: names that a
+    server of this checkpoint takes.
+    """
+
+    model_type: str
+    architecture: str
+    tensors: Shapes
+    layers: int
+    masked: tuple[int, ...]
+    reasons: Mapping[int, str]
+    refusal: str | None
+    served: Shapes
+
+    @property
+    def not_served(self) -> str | None:
+        """The reason why a server does not take such masks, as far as the checkpoint tells."""
+        if not self.tensors:
+            return "there is nothing to serve"
+        other = next((name for name in self.tensors if name not in self.served), None)
+        if other is not None:
+            return f"servers take masks of the text model's gate projections alone, not of {other}"
+        experts = next((r for r in self.reasons.values() if "experts" in r), None)
+        if experts is not None:
+            return f"servers take bases with a gate projection in every layer alone: {experts}"
+        return None
+
+    def lines(self) -> Iterator[str]:
+        """The diagnosis as text."""
+        weights = sum(rows * columns for rows, columns in self.tensors.values())
+        yield f"model: {self.model_type}, {self.architecture}"
+        yield f"masked: {len(self.masked)} of {self.layers} layers, {weights:,} weights"
+        if self.tensors:
+            name, shape = next(iter(self.tensors.items()))
+            yield f"  {name} {list(shape)}, and {len(self.tensors) - 1} more"
+        for reason, numbers in groupby(sorted(self.reasons), key=lambda n: self.reasons[n]):
+            found = list(numbers)
+            span = f"layer {found[0]}" + (f" to {found[-1]}" if found[1:] else "")
+            yield f"not masked: {span}: {reason}"
+        yield f"training: {'refused: ' + self.refusal if self.refusal else 'yes'}"
+        if self.not_served is not None:
+            yield f"server: no: {self.not_served}"
+        else:
+            yield f"server: yes, if vLLM loads {self.architecture} with these layers"
+
+
+def diagnose(folder: Path, targets: str | None = None) -> Diagnosis:
+    """Look at a checkpoint's configuration and headers. Raises ModelError, CheckpointError.
+
+    targets: as of `select`; where the default is refused because it masks some layers alone,
+    `tensors` has those that the same pattern takes if it is asked for.
+    """
+    check_checkpoint(folder)
+    return diagnosis_of(models.outline(folder), targets, folder)
+
+
+def diagnosis_of(model: nn.Module, targets: str | None, folder: Path | None) -> Diagnosis:
+    """The diagnosis of a model's outline; folder: of its checkpoint, if there is one."""
+    refusal: str | None = None
+    chosen: dict[str, Target] = {}
+    try:
+        chosen = select(model, targets)
+    except ModelError as error:
+        refusal = str(error)
+        if targets is None:
+            chosen = _part(model)
+    own = {n: (t.layer.out_features, t.layer.in_features) for n, t in chosen.items()}
+    geometry = {f"{name}.weight": shape for name, shape in own.items()}
+    stored = {name: name for name in geometry}
+    if folder is not None:
+        geometry = dict(bmt_core.geometry(folder, ""))
+        stored = stored_names(model, geometry)
+    tensors: dict[str, tuple[int, int]] = {}
+    for name, target in chosen.items():
+        tensor = target.rows.name(stored.get(f"{name}.weight", f"{name}.weight"))
+        try:
+            check_stored(tensor, target.shape, geometry, folder.name if folder else "")
+        except bmt_core.BaseMismatch as error:
+            refusal = refusal or str(error)
+        else:
+            tensors[tensor] = target.shape
+    prefix, layers = _layers(model)
+    masked = [n for n, _ in enumerate(layers) if _within(chosen, f"{prefix}.{n}.")]
+    return Diagnosis(
+        model_type=str(getattr(getattr(model, "config", None), "model_type", "")),
+        architecture=type(model).__name__,
+        tensors=tensors,
+        layers=len(layers),
+        masked=tuple(masked),
+        reasons={n: reason_of(layer) for n, layer in enumerate(layers) if n not in masked},
+        refusal=refusal,
+        served=bmt_core.geometry(folder) if folder is not None else tensors,
+    )
+
+
+def _part(model: nn.Module) -> dict[str, Target]:
+    """The layers that the default pattern takes if it is asked for; empty if there are none."""
+    try:
+        return {n: t for n, t in select(model, GATE_PROJECTIONS).items() if not in_tower(n)}
+    except ModelError:
+        return {}
+
+
+def _within(names: Mapping[str, Target], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in names)
+
+
+def _layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The text model's list of layers: the longest list that lies in no other one and no tower."""
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        inner = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and not inner and not in_tower(name):
+            found[name] = module
+    if not found:
+        return "", nn.ModuleList()
+    return max(found.items(), key=lambda item: len(item[1]))
+
+
+def reason_of(layer: nn.Module) -> str:
+    """Why a layer has nothing that is masked by default."""
+    for name, parameter in layer.named_parameters():
+        if holds_experts(name, parameter):
+            return f"the experts of {name} {list(parameter.shape)} are in one tensor"
+    linears = [name for name, m in layer.named_modules() if isinstance(m, nn.Linear)]
+    for pattern, reason in (
+        (r"gate_up|up_gate", "{} fuses gate and up projection in an unknown order"),
+        (r"gate_proj$", "{} is a gate under another name; set targets to it, for training alone"),
+        (r"experts", "it has experts, as {}"),
+    ):
+        if (name := next((n for n in linears if re.search(pattern, n)), None)) is not None:
+            return reason.format(name)
+    return f"it has no gate projection ({', '.join(linears[:4]) or 'no linear layers'})"
