@@ -1,8 +1,8 @@
 """Names of some rows of a checkpoint's tensor: `model.layers.0.mlp.gate_up_proj.weight[0:8192]`.
 
 A fused or stacked tensor holds a gate projection in some of its rows. A mask names these rows as a
-matrix of their own, so its positions count within them; `docs/reference/format.md` specifies the name. A
-reader of earlier versions takes the name for a tensor that no base has, and refuses it.
+matrix of their own, so its positions count within them; `docs/reference/format.md` specifies the
+name. A reader of earlier versions takes the name for a tensor that no base has, and refuses it.
 """
 
 from __future__ import annotations
