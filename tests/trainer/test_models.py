@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -220,3 +221,19 @@ def test_the_context_is_that_of_the_configuration(checkpoint, tmp_path):
     assert context(max_position_embeddings=512, rope_parameters={**scaled, "rope_theta": 1e4}) == (
         2048
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("cuda", "finds 0 GPUs; set auto or cpu"),
+        ("cuda:3", "cuda:3 is set"),
+        ("gpu", "'gpu' is none of torch's; set auto, cpu or cuda"),
+        ("", "'' is none of torch's"),
+    ],
+)
+def test_a_device_that_is_not_there_is_an_error_in_a_line(monkeypatch, device, words):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        models.pick_device(device)
+    assert models.pick_device("cpu") == torch.device("cpu")

@@ -30,7 +30,7 @@ from transformers import (
 from bmt_trainer import hub
 from bmt_trainer.checkpoint_files import check_checkpoint
 from bmt_trainer.distributed import any_rank
-from bmt_trainer.errors import ModelError, ModelNotFound, NonFinite
+from bmt_trainer.errors import ConfigError, ModelError, ModelNotFound, NonFinite
 from bmt_trainer.process import world_size
 from bmt_trainer.settings import expanded
 from bmt_trainer.templates import shipped
@@ -285,7 +285,21 @@ def context_length(folder: Path) -> int | None:
 
 
 def pick_device(device: str) -> torch.device:
-    """The device of a setting: `device` itself, or for "auto" the first GPU, else the CPU."""
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device of a setting: `device` itself, or for "auto" the first GPU, else the CPU.
+
+    Raises ConfigError for a name that torch does not know, and for a GPU that it does not find.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device: {device!r} is none of torch's; set auto, cpu or cuda") from None
+    found = torch.cuda.device_count()
+    if chosen.type == "cuda" and (chosen.index or 0) >= found:
+        build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPUs"
+        raise ConfigError(
+            f"device: {device} is set, and torch {torch.__version__}, {build}, finds {found} GPUs; "
+            "set auto or cpu, or install the driver and bmt-adapters[gpu]"
+        )
+    return chosen

@@ -64,7 +64,8 @@ def read(
         raise DataError(
             f"{config.dataset} leaves {len(examples)} training prompts of at most "
             f"{most} tokens, demonstrations included, and a step takes "
-            f"{config.prompts_per_step}; raise max_length, or set aside fewer"
+            f"{config.prompts_per_step}; set prompts_per_step lower, raise max_length, or set "
+            "aside fewer (heldout, validation)"
         )
     for line in _without_effect(config, grader):
         display.say(line)
