@@ -1,8 +1,9 @@
-"""The README's table of figures, from the latest results; `make docs` writes it."""
+"""Tables of figures on README and the page of results, from the latest results."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,21 @@ from benchmarks.report.results import REACH
 BEGIN, END = "<!-- benchmarks: `make docs` -->", "<!-- end of benchmarks -->"
 
 
-def rows(latest: Path) -> list[tuple[str, ...]]:
+#: Figures on README; the page of results has all.
+SHORT = (
+    *("mixed32_over_base", "uniform1000_over_single", "scatter_over_auto_skewed"),
+    *("cold_first_token_extra_ms", "switch_over_lora_merge"),
+)
+
+
+def rows(latest: Path, ids: Sequence[str] = tuple(REACH)) -> list[tuple[str, ...]]:
     """One row a figure that is to reach something: what, value, reach, baseline."""
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted(latest.glob("*.json")):
         entries |= {entry["id"]: entry for entry in json.loads(path.read_text())}
     found: list[tuple[str, ...]] = []
-    for entry_id, reach in REACH.items():
+    for entry_id in ids:
+        reach = REACH[entry_id]
         entry = entries.get(entry_id)
         value, baseline = "run `make bench`", ""
         if entry is not None:
@@ -30,14 +39,14 @@ def rows(latest: Path) -> list[tuple[str, ...]]:
     return found
 
 
-def filled(text: str, latest: Path) -> str:
-    """The README's text with the table of the results in `latest` between its two marks.
+def filled(text: str, latest: Path, ids: Sequence[str] = tuple(REACH)) -> str:
+    """A page's text with the table of the results in `latest` between its two marks.
 
-    Raises ValueError where a mark is missing.
+    Raises ValueError if a mark is missing.
     """
     if BEGIN not in text or END not in text.partition(BEGIN)[2]:
-        raise ValueError(f"README.md lacks {BEGIN} or, after it, {END}; put both back")
+        raise ValueError(f"the page lacks {BEGIN} or, after it, {END}; put both back")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    lines = table(("figure", "measured", "to reach", "baseline of the same run"), rows(latest))
+    lines = table(("figure", "measured", "to reach", "baseline of the same run"), rows(latest, ids))
     return "\n".join([before + BEGIN, "", *lines, END + after])

@@ -1,0 +1,1 @@
+"""Figures on pages against the results that are kept of them."""
