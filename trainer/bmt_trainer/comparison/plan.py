@@ -182,6 +182,10 @@ class Cell:
                     f"{name}: a comparison scores one answer to each prompt, without calls; leave "
                     "it out, or train by `bmt-train grpo`"
                 )
+        if made.push is not None:
+            raise ConfigError(
+                "push: a comparison trains many masks; push one of them with bmt-client push"
+            )
         if getattr(made, "server", None) is not None and self.kind not in ("base", "wanda", "bmt"):
             raise ConfigError(
                 f"server: rollouts of {self.kind} cannot be sampled on a server, which has masks "

@@ -16,6 +16,7 @@ from bmt_trainer.evaluation.kl import forward_kl
 from bmt_trainer.evaluation.score import best_guess
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.export import library_versions
+from bmt_trainer.methods.guards import pushing
 from bmt_trainer.methods.guards.finite import check_gates
 from bmt_trainer.methods.pipeline import Loaded, current_mask, write_mask
 from bmt_trainer.methods.rollouts.local import sample_texts
@@ -27,9 +28,9 @@ _KL_PROMPTS = 64
 
 
 def finish(loaded: Loaded, attached: Attached, metadata: Mapping[str, Any]) -> Mask:
-    """Score the trained mask, write it to the output, and remove the run's folder.
+    """Score the trained mask, write it to the output, remove the run's folder, and push the mask.
 
-    Raises EmptyMask for one that deletes nothing.
+    Raises EmptyMask for one that deletes nothing, OutputError for a push that fails.
     """
     check_gates(attached, loaded.config.steps)
     full = current_mask(loaded, attached)
@@ -52,6 +53,7 @@ def finish(loaded: Loaded, attached: Attached, metadata: Mapping[str, Any]) -> M
     loaded.run.note_writing()
     write_mask(mask, loaded.config.output)
     loaded.run.finish()
+    pushing.push(loaded.config.output, loaded.config.push, loaded.display.say)
     return mask
 
 

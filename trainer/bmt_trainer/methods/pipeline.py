@@ -38,7 +38,7 @@ from bmt_trainer.masking.stored_names import stored_names
 from bmt_trainer.masking.targets import coverage
 from bmt_trainer.methods import lengths
 from bmt_trainer.methods.config import TrainConfig
-from bmt_trainer.methods.guards import contents, interruption, outputs
+from bmt_trainer.methods.guards import contents, interruption, outputs, pushing
 from bmt_trainer.methods.guards.finite import check_weights
 from bmt_trainer.methods.guards.interruption import Interruption
 from bmt_trainer.methods.guards.metadata import check_metadata
@@ -132,6 +132,7 @@ def read(
     check_trl(display.say)
     may_replace = config.overwrite or (config.resume and is_writing(config.output))
     outputs.check(config.output, overwrite=may_replace, resume=config.resume)
+    pushing.check(config.push)
     folder = models.checkpoint_folder(config.model)
     check_checkpoint(folder)
     geometry = dict(bmt_core.geometry(folder, ""))

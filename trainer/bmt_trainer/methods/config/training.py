@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation.thoughts import Thoughts
+from bmt_trainer.methods.guards import pushing
 from bmt_trainer.settings import check, option
 
 #: Help of settings that name rewards.
@@ -107,10 +108,15 @@ class TrainConfig:
     checkpoint_every: int = option("Steps between checkpoints; 0 for none.", 100, least=0)
     resume: bool = option("Resume the unfinished run of this output, if there is one.", False)
     overwrite: bool = option("Replace the mask and the history of an earlier run.", False)
+    push: str | None = option(
+        "Push the mask to the Hugging Face Hub when it is written: hf://org/name[@revision].", None
+    )
 
     def __post_init__(self) -> None:
         check(self)
         Thoughts.of_setting(self.thoughts)
+        if self.push is not None:
+            pushing.check_place(self.push)
         if self.lean == "auto" and not self.heldout and self.heldout_share is None:
             raise ConfigError(
                 "lean: auto chooses by scores, and nothing is held out (heldout 0); set heldout, "
