@@ -25,8 +25,10 @@ from tools.figures.results import LATEST, LOG, NOT_KEPT, NUMBER, FigureError, kn
 from tools.figures.unmarked import lists, stale, unmarked  # noqa: E402
 
 #: Pages on which each number with a unit has a mark, or a reason in the list.
-COMPLETE = ("README.md", "docs/index.md", "docs/results/*.md", "docs/tutorials/*.md")
-COMPLETE += ("docs/operating/operate.md", "docs/design/decided-against.md")
+COMPLETE = (
+    *("README.md", "docs/index.md", "docs/results/*.md", "docs/tutorials/*.md"),
+    *("docs/operating/operate.md", "docs/design/decided-against.md"),
+)
 _RESULTS = re.compile(r"^Results: (.+?)\.$", re.MULTILINE | re.DOTALL)
 _ROW = re.compile(r"^\| \d{4}-\d\d-\d\d \| \[.*?\]\(([\w-]+)\.md\) \| (.*?) \|", re.MULTILINE)
 
