@@ -75,7 +75,8 @@ format: setup ## let ruff lay out and mend what it can
 
 docs: setup ## write the generated pages, and build the site into site/
 	@cd "$(ROOT)" && "$(BIN)/python" tools/generate.py \
-		&& NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --strict --quiet
+		&& NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --strict --quiet \
+		&& "$(BIN)/python" tools/site_text.py site
 
 lock: setup ## pin newer dependencies: constraints/ and the images' requirements
 	@cd "$(ROOT)" && "$(BIN)/python" -m pip install -q uv && "$(BIN)/python" tools/lock.py $(LOCK)

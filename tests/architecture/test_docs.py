@@ -134,6 +134,27 @@ def test_the_site_builds(tmp_path):
         r"""<(?:script|img|iframe|link rel="stylesheet")[^>]*(?:src|href)="https?:"""
     )
     assert not [p.name for p in pages if loaded.search(p.read_text())]
+    _has_text_for_programs(tmp_path)
+
+
+def _has_text_for_programs(site: Path) -> None:
+    """Each page has its Markdown at its address, with links that hold, and a line in llms.txt."""
+    subprocess.run([sys.executable, str(ROOT / "tools/site_text.py"), str(site)], check=True)
+    text = (site / "llms.txt").read_text()
+    title, summary = text.split("\n\n")[:2]
+    assert title.startswith("# ")
+    assert summary.startswith("> ")
+    listed = re.findall(r"^- \[.+?\]\((\S+)\): .+$", text, re.MULTILINE)
+    twins = [p for p in site.rglob("index.md") if p.with_name("index.html").exists()]
+    assert sorted(listed) == sorted(str(p.relative_to(site)) for p in twins)
+    assert len(twins) == len(list((ROOT / "docs").rglob("*.md")))
+    for twin in twins:
+        written = twin.read_text()
+        assert written.startswith("# "), twin
+        assert ":::" not in written, twin
+        prose = re.sub(r"```.*?```|`[^`\n]*`", "", written, flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s#]+)", prose):
+            assert re.match(r"\w+:", target) or (twin.parent / target).is_file(), (twin, target)
 
 
 def test_the_operators_page_has_every_alert():

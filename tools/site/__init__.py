@@ -1,0 +1,1 @@
+"""Text for programs that a built site gets: Markdown of every page, and llms.txt."""
