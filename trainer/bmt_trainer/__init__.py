@@ -5,6 +5,7 @@ The parts are imported from their modules, so that none brings torch before it i
     from bmt_trainer.methods.config import SftConfig                settings of a method
     from bmt_trainer.methods.sft import train                       train(config) -> Mask
     from bmt_trainer.masking.apply import apply, write_checkpoint   use a mask without a server
+    from bmt_trainer.masking.adapters.peft import write_adapter     as an adapter of PEFT
     from bmt_trainer.data.examples import Example, Split            examples and held-out split
     from bmt_trainer.data.sources import load                       data sets by name
     from bmt_trainer.evaluation.score import Score, evaluate        held-out accuracy

@@ -15,7 +15,7 @@ from bmt_core import BmtError
 from bmt_core.console_script import TYPER_SETTINGS, version_line
 from bmt_core.optional_packages import fix, leave_out
 
-from bmt_trainer.cli import apply, compare, data, doctor, evaluate, train
+from bmt_trainer.cli import compare, data, doctor, evaluate, export, train
 from bmt_trainer.errors import ConfigError, TrainerError
 from bmt_trainer.methods.guards.interruption import Interrupted
 from bmt_trainer.process import is_main_process, leave_launch, rank, world_size
@@ -27,7 +27,7 @@ _LAUNCHER_SECONDS = 10.0
 
 app = typer.Typer(
     name="bmt-train",
-    help="Train, evaluate and apply bit masks of language models.",
+    help="Train, evaluate and export bit masks of language models.",
     **TYPER_SETTINGS,
 )
 
@@ -58,7 +58,7 @@ def _root(
     leave_launch()
 
 
-for group in (data, doctor, train, compare, evaluate, apply):
+for group in (data, doctor, train, compare, evaluate, export):
     group.add(app)
 
 

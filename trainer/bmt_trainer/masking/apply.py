@@ -48,18 +48,20 @@ def apply(mask: Mask, model: PreTrainedModel, *, base_fingerprint: str | None = 
                 "base_fingerprint=bmt_core.fingerprint(folder)"
             )
         base_fingerprint = fingerprint(checkpoint_folder(model.name_or_path))
-    _check_base(mask, base_fingerprint)
+    check_base(mask, base_fingerprint)
     parameters = dict(model.named_parameters())
     # By the checkpoint's names.
-    loaded_as = {s: n for n, s in stored_names(model, (_place(t)[0] for t in mask.tensors)).items()}
+    loaded_as = {
+        s: n for n, s in stored_names(model, (place_of(t)[0] for t in mask.tensors)).items()
+    }
     places = {}
     for tensor in mask.tensors:
-        name, _ = _place(tensor)
+        name, _ = place_of(tensor)
         weight = parameters.get(loaded_as.get(name, name))
-        _check_shape(tensor, None if weight is None else tuple(weight.shape))
+        check_shape(tensor, None if weight is None else tuple(weight.shape))
         places[tensor.name] = weight
     for tensor in mask.tensors:
-        weight, (_, first) = places[tensor.name], _place(tensor)
+        weight, (_, first) = places[tensor.name], place_of(tensor)
         assert weight is not None
         positions = torch.from_numpy(tensor.positions.astype(np.int64) + first)
         weight.data.view(-1).index_fill_(0, positions.to(weight.device), 0)
@@ -88,13 +90,13 @@ def write_checkpoint(
     check_unquantized(source)
     parts = parts_of(source)
     place = check_place(target, source)
-    _check_base(mask, fingerprint(source))
+    check_base(mask, fingerprint(source))
     if (warning := config_warning(mask.metadata, arithmetic(source))) is not None:
         say(warning)
     remaining = {t.name: t for t in mask.tensors}
     zeros = {name: _zeros(source / name, remaining) for name in parts.weights}
     if remaining:
-        _check_shape(next(iter(remaining.values())), None)
+        check_shape(next(iter(remaining.values())), None)
     names = (*parts.weights, *parts.others)
     size = sum((source / name).stat().st_size for name in names)
     # Complete or absent: a partly masked model would answer without an error.
@@ -147,11 +149,11 @@ def _zeros(file: Path, remaining: dict[str, TensorMask]) -> list[_Zeros]:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
     found = []
-    for tensor in [t for t in remaining.values() if _place(t)[0] in header]:
-        name, first = _place(tensor)
+    for tensor in [t for t in remaining.values() if place_of(t)[0] in header]:
+        name, first = place_of(tensor)
         del remaining[tensor.name]
         entry = header[name]
-        _check_shape(tensor, tuple(entry["shape"]))
+        check_shape(tensor, tuple(entry["shape"]))
         size = _BYTES.get(entry["dtype"])
         if size is None:
             raise CheckpointError(
@@ -196,7 +198,7 @@ def _pass(stream: BinaryIO, out: BinaryIO, size: int) -> None:
         out.write(stream.read(min(_ELEMENTS, size - at)))
 
 
-def _check_base(mask: Mask, actual: str) -> None:
+def check_base(mask: Mask, actual: str) -> None:
     if mask.base.fingerprint != actual:
         raise BaseMismatch(
             f"the mask was made for {mask.base.model_id} with fingerprint "
@@ -208,13 +210,13 @@ def _check_base(mask: Mask, actual: str) -> None:
         )
 
 
-def _place(tensor: TensorMask) -> tuple[str, int]:
+def place_of(tensor: TensorMask) -> tuple[str, int]:
     """The checkpoint's tensor that holds a mask's tensor, and its first element there."""
     rows = Rows.parse(tensor.name)
     return (tensor.name, 0) if rows is None else (rows.tensor, rows.first * tensor.shape[1])
 
 
-def _check_shape(tensor: TensorMask, actual: tuple[int, ...] | None) -> None:
+def check_shape(tensor: TensorMask, actual: tuple[int, ...] | None) -> None:
     rows = Rows.parse(tensor.name)
     if rows is not None and actual is not None:
         fits = len(actual) >= 2 and actual[-1] == tensor.shape[1]
