@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -12,6 +13,10 @@ import griffe
 ROOT = Path(__file__).resolve().parents[2]
 _SOURCES = [str(ROOT / folder) for folder in ("core", "client", "trainer", "server")]
 _DIRECTIVE = re.compile(r"^::: ([\w.]+)\n(?: {4}.*\n?)*", re.MULTILINE)
+
+_DECLARED = re.compile(r"(option|redefined)\(.*\)", re.DOTALL)
+#: Parameters of a class that stand in its heading; more are a list.
+_IN_LINE = 5
 
 
 def expanded(text: str) -> str:
@@ -34,26 +39,23 @@ def _loaded(package: str) -> griffe.Object | griffe.Alias:
 
 def _described(thing: griffe.Object | griffe.Alias, level: int = 2) -> Iterator[str]:
     """Heading, signature and docstring of a function, a class or a module with its members."""
+    given = [p for p in _parameters(thing) if p.name != "self"]
+    listed = thing.is_class and len(given) > _IN_LINE
     if not thing.is_module:
-        signature = (
-            f"({', '.join(_parameter(p) for p in thing.parameters if p.name != 'self')})"
-            if _called(thing)
-            else ""
-        )
+        called = thing.is_function or (thing.is_class and not listed)
+        signature = f"({', '.join(map(_parameter, given))})" if called else ""
         kind = "class " if thing.is_class else ""
         yield f"{'#' * level} `{kind}{thing.path}{signature}`"
     if thing.docstring:
         yield thing.docstring.value.strip()
+    if listed:
+        yield "\n".join(map(_item, given))
     if thing.is_function or thing.is_attribute:
         return
     for name in _public(thing):
         member = thing.all_members.get(name) if thing.is_class else thing.members.get(name)
-        if member is None:
-            continue
         try:
-            if member.is_alias and not isinstance(member, griffe.Alias):
-                continue
-            if member.docstring or member.is_class or member.is_function:
+            if member is not None and (member.docstring or member.is_class or member.is_function):
                 yield from _described(member, level + 1)
         except (griffe.AliasResolutionError, griffe.CyclicAliasError):
             continue
@@ -65,10 +67,27 @@ def _public(thing: griffe.Object | griffe.Alias) -> list[str]:
     return exports or own
 
 
-def _called(thing: griffe.Object | griffe.Alias) -> bool:
-    return bool(thing.is_function or thing.is_class)
+def _parameters(thing: griffe.Object | griffe.Alias) -> list[griffe.Parameter]:
+    return list(getattr(thing, "parameters", []))
 
 
 def _parameter(parameter: griffe.Parameter) -> str:
     default = f" = {parameter.default}" if parameter.default is not None else ""
     return f"{parameter.name}: {parameter.annotation}{default}"
+
+
+def _item(parameter: griffe.Parameter) -> str:
+    """A field of a class as an item of a list; of a declared setting, its default and its help."""
+    declared = _DECLARED.fullmatch(str(parameter.default or ""))
+    if not declared:
+        return f"- `{_parameter(parameter)}`"
+    parts = list(ast.parse(declared[0], mode="eval").body.args)  # type: ignore[attr-defined]
+    if declared[1] == "option":
+        words, *rest = parts
+        default = rest[0] if rest else None
+    else:
+        default, *rest = parts[2:]
+        words = rest[0] if rest else None
+    text = str(words.value) if isinstance(words, ast.Constant) else ""
+    shown = f" = {ast.unparse(default)}" if default is not None else ""
+    return f"- `{parameter.name}: {parameter.annotation}{shown}`" + (f": {text}" if text else "")
