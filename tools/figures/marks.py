@@ -77,7 +77,6 @@ def _fault(printed: str, found: Known, at: int, before: str) -> str:
     if _UPPER.search(before):
         return "" if high <= value else f"at most {printed}, and the interval ends at {high:g}"
     half = 10.0 ** (exponent - decimals) / 2
-    # Halves are rounded away from zero, with room for what scaling does to the last bits.
-    off = (abs(value) - abs(actual)) / half
-    right = -1 + 1e-9 < off <= 1 + 1e-9 and value * actual >= 0
+    # A half is right rounded up or down: results are kept with few digits themselves.
+    right = abs(value - actual) <= half * (1 + 1e-9)
     return "" if right else f"{printed} on the page, {actual:g} in the result"
