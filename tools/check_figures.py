@@ -27,7 +27,7 @@ from tools.figures.unmarked import lists, stale, unmarked  # noqa: E402
 #: Pages on which each number with a unit has a mark, or a reason in the list.
 COMPLETE = (
     *("README.md", "docs/index.md", "docs/results/*.md", "docs/tutorials/*.md"),
-    *("docs/operating/operate.md", "docs/design/decided-against.md"),
+    *("docs/operating/*.md", "docs/design/*.md"),
 )
 _RESULTS = re.compile(r"^Results: (.+?)\.$", re.MULTILINE | re.DOTALL)
 _ROW = re.compile(r"^\| \d{4}-\d\d-\d\d \| \[.*?\]\(([\w-]+)\.md\) \| (.*?) \|", re.MULTILINE)
