@@ -58,7 +58,7 @@ def test_versions_on_the_shared_server(server, smol, tmp_path):
     given[given.index(last)] = Block(
         last.page, last.line, last.language, "", last.text.replace("kill $SERVER\n", "")
     )
-    key = {"BMT_API_KEY": server.key, "BMT_URL": server.url, "MODEL": str(smol)}
+    key = {"BMT_API_KEY": server.key, "MODEL": str(smol)}
     for block, printed in zip(given, shell.run(given, folder, key, server.port), strict=True):
         if block.output:
             shell.compare(block, printed)

@@ -55,6 +55,8 @@ def run(
             cwd=folder,
             env={
                 **os.environ,
+                # Where `bmt-client` looks by default is another port.
+                "BMT_URL": f"http://127.0.0.1:{chosen}",
                 "VLLM_CPU_KVCACHE_SPACE": "1",
                 **(environment or {}),
                 "PATH": programs,

@@ -19,7 +19,7 @@ from bmt_core.config import arithmetic, config_warning
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer import models
-from bmt_trainer.console import Display
+from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.data.encoding import complete_special_tokens, render
 from bmt_trainer.data.examples import Example, with_template_kwargs
 from bmt_trainer.data.fitting import answer_room
@@ -121,7 +121,8 @@ def by_transformers(
 
     @cache
     def network(masked: bool) -> PreTrainedModel:
-        made = models.load_model(folder, torch_device)
+        with hide_library_progress():
+            made = models.load_model(folder, torch_device)
         if (line := stop_at_end_of_turn(made, tokenizer)) is not None:
             display.say(line)
         if masked and loaded is not None:
