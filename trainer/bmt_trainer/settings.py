@@ -41,13 +41,16 @@ def option(
     most: float | None = None,
     above: float | None = None,
     joined: bool = False,
+    flags: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field with a help text and bounds; `above` excludes its bound.
 
-    joined: a list of texts is taken as one text with ` + ` between them.
+    joined: a list of texts is taken as one text with ` + ` between them; flags: of the command
+    line, in place of the one by the field's name.
     """
     bounds = {"least": least, "most": most, "above": above}
-    return dataclasses.field(default=default, metadata={"help": help, "joined": joined, **bounds})
+    metadata = {"help": help, "joined": joined, "flags": flags, **bounds}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def redefined(kind: type[Any], name: str, default: Any, help: str | None = None) -> Any:

@@ -132,7 +132,8 @@ def settings_command(kind: type[Any], run: Callable[[Any], None]) -> Callable[..
         note = "required" if default is dataclasses.MISSING else f"default: {default}"
         text = field.metadata["help"] + ("" if default is None else f" [{note}]")
         # Optional in the type too: None is "not given", and the file's value counts.
-        flag: Any = Annotated[flag_type(hints[field.name]) | None, typer.Option(help=text)]
+        option = typer.Option(*field.metadata.get("flags", ()), help=text)
+        flag: Any = Annotated[flag_type(hints[field.name]) | None, option]
         parameters.append(inspect.Parameter(field.name, only, default=None, annotation=flag))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -186,6 +186,10 @@ class Cell:
             raise ConfigError(
                 "push: a comparison trains many masks; push one of them with bmt-client push"
             )
+        if made.from_mask is not None:
+            raise ConfigError(
+                "from_mask: a comparison starts each method from the base; leave it out"
+            )
         if getattr(made, "server", None) is not None and self.kind not in ("base", "wanda", "bmt"):
             raise ConfigError(
                 f"server: rollouts of {self.kind} cannot be sampled on a server, which has masks "

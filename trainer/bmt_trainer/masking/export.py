@@ -21,15 +21,18 @@ def export(
     *,
     geometry: Mapping[str, tuple[int, int]] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    first: Mask | None = None,
 ) -> Mask:
     """The hard mask: the positions with G <= 0, the complement of Eq. 8's G > 0.
 
-    Weights that are 0 in the base are left out, so that masks of equal effect have equal digests.
+    Weights that are 0 in the base are left out, so that masks of equal effect have equal digests;
+    not so zeros of `first`, the mask that training began from, which keeps what it has.
     geometry: name and shape of the checkpoint's tensors (`bmt_core.geometry`). Raises BaseMismatch
     if a masked layer is not among them, because a mask names tensors as the checkpoint does.
     """
     # Departure: the paper stores 1[G > 0], weights that are 0 anyway among them.
     full_tensor = attached.state.access.full_tensor
+    before = {t.name: t.positions for t in first.tensors} if first is not None else {}
     tensors = []
     for name, layer in attached.layers.items():
         tensor = attached.tensor(name)
@@ -38,7 +41,10 @@ def export(
             check_stored(tensor, shape, geometry, base.model_id)
         zeros = layer.zero_positions()
         weight = layer.rows.of(full_tensor(layer.weight)).reshape(-1)
-        positions = zeros[weight[zeros] != 0].cpu().numpy()
+        kept = weight[zeros] != 0
+        if (given := before.get(tensor)) is not None:
+            kept |= torch.isin(zeros, torch.from_numpy(given.astype(np.int64)).to(zeros.device))
+        positions = zeros[kept].cpu().numpy()
         dtype = np.uint32 if weight.numel() <= 1 << 32 else np.uint64
         tensors.append(TensorMask(tensor, shape, positions.astype(dtype)))
     return Mask(base, tuple(tensors), dict(metadata or {}))

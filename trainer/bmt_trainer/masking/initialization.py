@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from statistics import NormalDist
 
 import torch
+from bmt_core import Mask
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -67,3 +68,51 @@ def init_gates(
         low = unimportant(wanda_scores(W, norms[name].to(W.device)), eta)
         G = initial_gates(low, mean, std, generator)
         layer.gate_logits.copy_(G if tail else torch.where(low, G, G.clamp(min=std / 2)))
+
+
+#: Gates of zeros that are held. α G is below -104 for every α from 1e-4 on, where σ is 0 in fp32:
+#: so are the weight and its gradient, and AdamW does not move the gate.
+HELD = -1e6
+
+
+@torch.no_grad()
+def init_from(
+    attached: Attached,
+    mask: Mask,
+    *,
+    mean: float = 0.03,
+    std: float = 0.01,
+    hold: bool = False,
+    seed: int = 0,
+) -> None:
+    """Set every gate so that the hard mask is `mask`: those of its zeros below 0, all others above.
+
+    The mask's zeros take the place of Eq. 9's unimportant weights, and there is no tail: |G| is at
+    least std / 2. A mask has the signs of its gates alone, so their values are drawn again. hold:
+    gates of the zeros are `HELD`, and stay so. Each tensor of `mask` with a zero is one of the
+    layers (`zeros_outside`).
+    """
+    # Departure: Eq. 9 starts from the base; Wanda's scores delete nothing here.
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {tensor.name: tensor for tensor in mask.tensors}
+    for name, layer in attached.layers.items():
+        W = layer.gated_weight
+        low = torch.zeros(W.numel(), dtype=torch.bool)
+        if (tensor := tensors.get(attached.tensor(name))) is not None:
+            low[torch.from_numpy(tensor.positions.astype("int64"))] = True
+        low = low.view(W.shape).to(W.device)
+        G = initial_gates(low, mean, std, generator)
+        below = torch.full_like(G, HELD) if hold else G.clamp(max=-std / 2)
+        layer.gate_logits.copy_(torch.where(low, below, G.clamp(min=std / 2)))
+
+
+def zeros_outside(attached: Attached, mask: Mask) -> list[str]:
+    """Names of the mask's tensors with zeros that are none of the layers' weights, or not so large.
+
+    Training from the mask would lose those zeros.
+    """
+    shapes = {
+        attached.tensor(name): tuple(layer.gated_weight.shape)
+        for name, layer in attached.layers.items()
+    }
+    return [t.name for t in mask.tensors if t.zeros and shapes.get(t.name) != t.shape]

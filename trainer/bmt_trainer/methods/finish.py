@@ -11,7 +11,7 @@ from bmt_core import Mask
 from bmt_core.config import BASE_CONFIG, arithmetic
 
 from bmt_trainer.data.encoding import end_of_turn_text
-from bmt_trainer.errors import EmptyMask
+from bmt_trainer.errors import EmptyMask, NonFinite
 from bmt_trainer.evaluation.kl import forward_kl
 from bmt_trainer.evaluation.score import best_guess
 from bmt_trainer.masking.attach import Attached
@@ -23,6 +23,8 @@ from bmt_trainer.methods.rollouts.local import sample_texts
 from bmt_trainer.methods.run_folder import settings_of
 from bmt_trainer.templates.chat_templates import template_digest
 
+# Settings that a mask's metadata does not repeat: names of files and devices.
+_OF_THIS_MACHINE = ("model", "device", "from_mask")
 # Held-out prompts on whose answers by the base a mask's KL divergence is measured.
 _KL_PROMPTS = 64
 
@@ -34,6 +36,7 @@ def finish(loaded: Loaded, attached: Attached, metadata: Mapping[str, Any]) -> M
     """
     check_gates(attached, loaded.config.steps)
     full = current_mask(loaded, attached)
+    _check_held(loaded, full)
     lean: Mapping[str, Any] = {}
     if loaded.config.lean == "off":
         _score_mask(loaded, attached, "mask", full)
@@ -55,6 +58,17 @@ def finish(loaded: Loaded, attached: Attached, metadata: Mapping[str, Any]) -> M
     loaded.run.finish()
     pushing.push(loaded.config.output, loaded.config.push, loaded.display.say)
     return mask
+
+
+def _check_held(loaded: Loaded, mask: Mask) -> None:
+    """Raise NonFinite if a zero that is held is missing."""
+    if loaded.first is None or not loaded.config.hold_zeros:
+        return
+    if missing := bmt_core.difference(loaded.first, mask).zeros:
+        raise NonFinite(
+            f"{missing:,} zeros of {loaded.config.from_mask} are missing although they are held: "
+            "gates are not finite, or learning_rate is beyond all bounds; lower it"
+        )
 
 
 def _choose_lean(loaded: Loaded, attached: Attached, full: Mask) -> tuple[Mask, dict[str, Any]]:
@@ -111,6 +125,11 @@ def base_texts(loaded: Loaded) -> list[tuple[list[int], list[int]]]:
     )
 
 
+def _first(mask: Mask, held: bool) -> dict[str, Any]:
+    """The mask that training began from, in the metadata of the one that it made."""
+    return {"digest": mask.digest, "zeros": mask.zeros, "held": held}
+
+
 def _metadata(loaded: Loaded, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A mask's metadata: what all methods record of a run, and `metadata`."""
     config, notes = loaded.config, loaded.run.notes
@@ -127,7 +146,8 @@ def _metadata(loaded: Loaded, metadata: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": config.dataset,
         "seed": config.seed,
         "steps": config.steps,
-        "config": {k: v for k, v in settings.items() if k not in ("model", "device")},
+        "config": {k: v for k, v in settings.items() if k not in _OF_THIS_MACHINE},
+        **({} if loaded.first is None else {"from": _first(loaded.first, config.hold_zeros)}),
         BASE_CONFIG: arithmetic(loaded.folder),
         "chat_template": template_digest(loaded.tokenizer),
         "chat_template_kwargs": dict(config.chat_template_kwargs or {}),

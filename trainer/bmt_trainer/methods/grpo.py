@@ -54,9 +54,9 @@ def train(config: GrpoConfig, display: Display | None = None) -> Mask:
         pipeline.score_base(loaded, attached)
         pipeline.initialize(loaded, attached, live_alpha=config.live_alpha)
         validation, watch = on_policy.validation(config, loaded, attached), _watch(config, loaded)
-        logs = fit(config, loaded, attached, rows, [validation, watch])
+        logs = fit(config, loaded, attached, rows, [validation, watch]) if config.steps else []
         metadata: dict[str, Any] = {"method": "grpo", "train_examples": len(rows)}
-        called = _calls(loaded, logs) if loaded.environments else []
+        called = _calls(loaded, logs) if loaded.environments and logs else []
         if warnings := [*watch.warnings, *validation.warnings(), *called]:
             metadata["warnings"] = warnings
         if config.select == "best" and (step := validation.load_best()) is not None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import bmt_core
 import torch
 from bmt_core import Base, Mask
+from bmt_core.config import arithmetic, config_warning
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer import models
@@ -26,10 +27,11 @@ from bmt_trainer.data.examples import Example, Split, with_template_kwargs
 from bmt_trainer.data.fitting import LengthBound
 from bmt_trainer.data.split import with_heldout
 from bmt_trainer.distributed import assign_sharded, barrier, full_tensor
-from bmt_trainer.errors import OutputError
+from bmt_trainer.errors import ConfigError, OutputError
 from bmt_trainer.evaluation.generate import stop_at_end_of_turn
 from bmt_trainer.evaluation.score import require_answers
 from bmt_trainer.masking import initialization, live_gates
+from bmt_trainer.masking.apply import check_base
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.attach import attach as attach_gates
 from bmt_trainer.masking.export import export
@@ -71,7 +73,8 @@ class Inputs:
     settings: all that decide the result; folder: of the base's checkpoint; geometry:
     [d_out, d_in] of its tensors by name; gates: the number of weights to mask; reading: the count
     by which masks are selected; lengths: of the training examples in tokens, if the run has a bound
-    on them; environments: of rollouts. The configuration's lengths are within the model's context.
+    on them; environments: of rollouts; first: the mask of `from_mask`. The configuration's lengths
+    are within the model's context.
     """
 
     config: TrainConfig
@@ -88,6 +91,7 @@ class Inputs:
     reading: Reading
     lengths: Sequence[int]
     environments: Environments
+    first: Mask | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,12 +142,15 @@ def read(
     geometry = dict(bmt_core.geometry(folder, ""))
     gates = masked_weights(folder, config.targets, geometry)
     base = models.base_of(config.model, folder)
+    first = _first_mask(config, base, folder, display)
     tokenizer = models.load_tokenizer(folder, config.chat_template)
     check_template_kwargs(tokenizer, config.chat_template_kwargs)
     if environments:
         prepare_tool_calls(tokenizer)
     complete_special_tokens(tokenizer)
     settings = {**settings_of(config), "base": base.fingerprint}
+    if first is not None:
+        settings["from_mask"] = first.digest  # a file may have moved
     check_metadata(settings, folder)
     config = lengths.within_context(config, folder, display)
     bound = None
@@ -186,7 +193,24 @@ def read(
         reading=reading,
         lengths=trained,
         environments=environments,
+        first=first,
     )
+
+
+def _first_mask(config: TrainConfig, base: Base, folder: Path, display: Display) -> Mask | None:
+    """The mask that training begins from. Raises ConfigError, BaseMismatch, FormatError."""
+    if config.from_mask is None:
+        return None
+    try:
+        mask = bmt_core.load(config.from_mask)
+    except OSError as error:
+        raise ConfigError(
+            f"from_mask: {config.from_mask} cannot be read ({error.strerror})"
+        ) from None
+    check_base(mask, base.fingerprint)
+    if (warning := config_warning(mask.metadata, arithmetic(folder))) is not None:
+        display.say(warning)
+    return mask
 
 
 def load(inputs: Inputs, *, scored: bool = True) -> Loaded:
@@ -272,6 +296,15 @@ def attach(loaded: Loaded) -> Attached:
     total = sum(p.numel() for p in model.parameters())
     stored = stored_names(model, loaded.geometry)
     attached = attach_gates(model, loaded.config.targets, SHARDED, stored)
+    if loaded.first is not None and (
+        outside := initialization.zeros_outside(attached, loaded.first)
+    ):
+        raise ConfigError(
+            f"from_mask: {loaded.config.from_mask} deletes weights of {outside[0]}"
+            + (f" and {len(outside) - 1} tensors more" if outside[1:] else "")
+            + ", which are not among the targets of this run, so they would be lost; set targets "
+            "to those of the mask's training"
+        )
     covered, blocks = coverage(model, attached.layers)
     display.say(f"masking {covered} of {blocks} layers, {attached.numel:,} of {total:,} weights")
     return attached
@@ -288,24 +321,14 @@ def score_base(
 
 
 def initialize(loaded: Loaded, attached: Attached, *, live_alpha: float | None = None) -> None:
-    """Give the gates their first values (Eq. 9), score that mask and save it.
+    """Give the gates their first values (Eq. 9, or a mask's), score that mask and save it.
 
     A run that resumes from a checkpoint takes its gates from there. live_alpha: the sharpness at
     which to choose the live set, the only gates that are trained; None trains all.
     """
     run, positions = loaded.run, loaded.run.folder / "live.safetensors"
     if run.last_checkpoint() is None:
-        config = loaded.config
-        initialization.initialize(
-            loaded.model,
-            attached,
-            calibration_batches(loaded),
-            eta=config.eta,
-            mean=config.init_mean,
-            std=config.init_std,
-            tail=config.init == "paper",
-            seed=config.seed,
-        )
+        _first_gates(loaded, attached)
         with attached.state.use("hard"):
             loaded.score("init")
         run.note("init_sparsity", attached.sparsity)
@@ -317,6 +340,36 @@ def initialize(loaded: Loaded, attached: Attached, *, live_alpha: float | None =
     if live_alpha is not None:
         live_gates.train_only(attached, live_gates.load(positions))
     loaded.display.say(_memory(loaded.model, attached))
+
+
+def _first_gates(loaded: Loaded, attached: Attached) -> None:
+    """The gates' first values: by `from_mask`, or by Eq. 9."""
+    config = loaded.config
+    if loaded.first is not None:
+        initialization.init_from(
+            attached,
+            loaded.first,
+            mean=config.init_mean,
+            std=config.init_std,
+            hold=config.hold_zeros,
+            seed=config.seed,
+        )
+        loaded.display.say(
+            f"from {config.from_mask}: {loaded.first.zeros:,} zeros, "
+            f"{'held' if config.hold_zeros else 'free to come back'}; eta, init and calibration "
+            "have no part in it"
+        )
+        return
+    initialization.initialize(
+        loaded.model,
+        attached,
+        calibration_batches(loaded),
+        eta=config.eta,
+        mean=config.init_mean,
+        std=config.init_std,
+        tail=config.init == "paper",
+        seed=config.seed,
+    )
 
 
 def calibration_batches(loaded: Loaded) -> Iterator[dict[str, torch.Tensor]]:
@@ -350,7 +403,9 @@ def current_mask(
     loaded: Loaded, attached: Attached, metadata: Mapping[str, Any] | None = None
 ) -> Mask:
     """The hard mask of the gates' current values (Eq. 8)."""
-    return export(attached, loaded.base, geometry=loaded.geometry, metadata=metadata)
+    return export(
+        attached, loaded.base, geometry=loaded.geometry, metadata=metadata, first=loaded.first
+    )
 
 
 def write_mask(mask: Mask, path: Path) -> None:

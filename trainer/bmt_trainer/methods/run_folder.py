@@ -44,6 +44,8 @@ _WRITING = "writing_output"
 def settings_of(config: Any) -> dict[str, Any]:
     """The settings that decide a run's result, as JSON."""
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NEUTRAL}
+    if not values.get("hold_zeros"):
+        values.pop("hold_zeros", None)  # a run of a build without it may be resumed
     if values.get("targets", "") is None:
         values["targets"] = GATE_PROJECTIONS
     return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}

@@ -46,7 +46,8 @@ def train(config: SdftConfig, display: Display | None = None) -> Mask:
         pipeline.score_base(loaded, attached, teacher=_teachers(config, loaded))
         pipeline.initialize(loaded, attached)
         validation = on_policy.validation(config, loaded, attached)
-        fit(config, loaded, attached, rows, [validation])
+        if config.steps:
+            fit(config, loaded, attached, rows, [validation])
         metadata: dict[str, Any] = {"method": "sdft", "train_examples": len(rows)}
         if config.select == "best" and (step := validation.load_best()) is not None:
             metadata["step"] = step

@@ -40,7 +40,7 @@ def train(config: SftConfig, display: Display | None = None) -> Mask:
         attached = pipeline.attach(loaded)
         pipeline.score_base(loaded, attached)
         pipeline.initialize(loaded, attached)
-        logs = fit(config, loaded, attached, rows)
+        logs = fit(config, loaded, attached, rows) if config.steps else []
         # No selection: SFT does not validate, so its last mask is the one to write.
         metadata = {"method": "sft", "train_examples": len(rows), "loss": final_loss(logs)}
         return finish(loaded, attached, metadata)
@@ -131,8 +131,10 @@ def fit(
     return fit_with_trl(MaskedSFTTrainer, arguments, loaded, attached, rows, callbacks)
 
 
-def final_loss(logs: Logs) -> float:
-    """Mean loss of the last tenth of the steps: one batch of four is too noisy."""
+def final_loss(logs: Logs) -> float | None:
+    """Mean loss of the last tenth of the steps, as one batch is too noisy; None without steps."""
+    if not logs:
+        return None
     losses = [entry["loss"] for entry in logs]
     tail = losses[-max(1, len(losses) // 10) :]
     return round(float(sum(tail) / len(tail)), 6)

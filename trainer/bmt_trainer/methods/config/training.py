@@ -57,7 +57,15 @@ class TrainConfig:
     train_examples: int | None = option(
         "Training examples at most; default: as many as the steps can use once.", None, least=1
     )
-    steps: int = option("Optimizer steps, T of Eq. 7.", 400, least=1)
+    steps: int = option("Optimizer steps, T of Eq. 7; 0 only with from_mask.", 400, least=0)
+    from_mask: Path | None = option(  # noqa: RUF009
+        "Train on from this mask (.bmt) of the same base: its zeros are the first ones.",
+        None,
+        flags=("--from", "--from-mask"),
+    )
+    hold_zeros: bool = option(
+        "Hold the zeros of from_mask: new ones are stacked on them, and none is lost.", False
+    )
     learning_rate: float = option("Constant AdamW learning rate of the gates.", 5e-4, above=0)
     max_grad_norm: float = option("Gradients are clipped to this norm.", 1.0, above=0)
     alpha_start: float = option("Sharpness at the first step (Eq. 7).", 1e2, above=0)
@@ -117,10 +125,23 @@ class TrainConfig:
         Thoughts.of_setting(self.thoughts)
         if self.push is not None:
             pushing.check_place(self.push)
+        self._check_from()
         if self.lean == "auto" and not self.heldout and self.heldout_share is None:
             raise ConfigError(
                 "lean: auto chooses by scores, and nothing is held out (heldout 0); set heldout, "
                 "or lean on or off"
+            )
+
+    def _check_from(self) -> None:
+        if self.from_mask is None:
+            if self.steps < 1:
+                raise ConfigError("steps: 0 is below 1, the least; 0 only with from_mask")
+            if self.hold_zeros:
+                raise ConfigError("hold_zeros: there are none to hold; name a mask by from_mask")
+        elif self.lean != "off":
+            raise ConfigError(
+                f"lean: {self.lean} leaves out the deletions that a run starts from, and with "
+                "from_mask those are the mask's; set lean to off"
             )
 
 
