@@ -114,4 +114,5 @@ def test_a_stream_ends_whole_and_nothing_new_begins(server, client):
     assert refused.json()["error"]["code"] == "stopping"
     assert int(refused.headers["retry-after"]) >= 1
     assert used == TOKENS, "the stream was cut off"
-    assert server.process.wait(60) == 0
+    code = server.process.wait(60)
+    assert code == 0, server.log.read_text()[-8000:]
