@@ -122,3 +122,26 @@ def test_a_rows_argument_that_the_template_does_not_read_is_an_error(tmp_path, c
     assert f"line 1: chat_template_kwargs: the chat template does not read {name}" in str(
         done.exception
     )
+
+
+def test_pairs_are_two_rows_each(checkpoint, tmp_path):
+    path = tmp_path / "p.jsonl"
+    made = [
+        {"prompt": "Bern?", "chosen": "Snow.", "rejected": "Fog."},
+        {"prompt": "Rome?", "chosen": "Sun.", "rejected": "y" * 400},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    command = (path, "--model", checkpoint, "--method", "dpo", "--max-length", 200)
+    shown = counts(*command)
+    assert [row["location"].rpartition(", ")[2] for row in shown["rows"]] == ["chosen", "rejected"]
+    learnt = [row["pieces"][-1]["text"] for row in shown["rows"]]
+    assert learnt == ["Snow.<|im_end|>", "Fog.<|im_end|>"]
+    assert (shown["counts"]["training_rows"], shown["counts"]["overlong"]) == (2, 1)
+    assert "chosen): " in run(*command).stdout
+    for option in (("--packing",), ("--learn", "last"), ("--overlong", "error")):
+        done = run(*command, *option)
+        assert done.exit_code != 0
+        assert option[0][2:] in str(done.exception)
+    with path.open("a") as file:
+        file.write(json.dumps({"prompt": "a", "chosen": "b", "rejected": "b"}) + "\n")
+    assert "line 3: chosen: equal to rejected" in str(run(*command).exception)

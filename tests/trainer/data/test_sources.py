@@ -81,6 +81,7 @@ def test_answers_of_the_built_in_tasks_are_right():
         "initials",
         "reverse-words",
         "sort-numbers",
+        "word-order",
     }
 
 

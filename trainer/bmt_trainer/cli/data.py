@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from bmt_trainer.errors import DataError
+from bmt_trainer.errors import ConfigError, DataError
 from bmt_trainer.settings import check_object
 
 # Examples of a data set that is generated without end.
@@ -22,8 +22,10 @@ def data(
     source: Annotated[str, typer.Argument(help="Data set, as --dataset of a training method.")],
     model: Annotated[str, typer.Option(help="The base: a folder or a model of the Hub.")],
     method: Annotated[
-        Literal["sft", "grpo"],
-        typer.Option(help="sft: prompts with their answers; grpo: prompts alone."),
+        Literal["sft", "grpo", "dpo"],
+        typer.Option(
+            help="sft: prompts with their answers; grpo: prompts alone; dpo: chosen and rejected."
+        ),
     ] = "sft",
     rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 3,
     examples: Annotated[
@@ -58,12 +60,15 @@ def data(
     from bmt_trainer.data import preview, report, sources
     from bmt_trainer.data.encoding import Encoder, complete_special_tokens, end_of_turn_text
     from bmt_trainer.data.examples import with_template_kwargs
+    from bmt_trainer.data.pairs import PairEncoder
     from bmt_trainer.templates.chat_templates import (
         check_row_kwargs,
         check_template_kwargs,
         template_digest,
     )
 
+    if method == "dpo":
+        _refuse_of_pairs(learn=learn != "all", overlong=overlong != "drop", packing=packing)
     kwargs = None
     if chat_template_kwargs is not None:
         kwargs = check_object("chat_template_kwargs", chat_template_kwargs)
@@ -73,14 +78,15 @@ def data(
     complete_special_tokens(tokenizer)
     context = models.context_length(folder)
     most = max_length if context is None else min(max_length, context)
-    split = sources.load(source, heldout=0, train=examples or _most(source), system=system)
+    most_examples, pairs = examples or _most(source), method == "dpo"
+    split = sources.load(source, heldout=0, train=most_examples, system=system, pairs=pairs)
     # In the order of the source; a run shuffles.
     read = sorted(split.train, key=lambda example: _natural(example.location))
     check_row_kwargs(tokenizer, [(e.location, e.template_kwargs) for e in read])
     made = report.of_examples(
         with_template_kwargs(read, kwargs),
         split.counts,
-        Encoder(tokenizer, learn),
+        PairEncoder(tokenizer) if pairs else Encoder(tokenizer, learn),
         prompts_only=method == "grpo",
         max_length=most,
         overlong=overlong,
@@ -121,6 +127,13 @@ def data(
     _fail_if_refused(made.refused)
     if not made.fitted.rows:
         raise DataError(f"{source}: no row is left to train on")
+
+
+def _refuse_of_pairs(**given: bool) -> None:
+    """Raise ConfigError for options that `dpo` has not, and that would change nothing."""
+    for name, is_given in given.items():
+        if is_given:
+            raise ConfigError(f"{name}: is for sft; dpo learns both answers of a pair as they are")
 
 
 def _print(

@@ -1,4 +1,4 @@
-"""Commands of `bmt-train` that train a mask: sft, grpo, sdft."""
+"""Commands of `bmt-train` that train a mask: sft, dpo, grpo, sdft."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -15,7 +15,7 @@ from bmt_core import Mask
 from rich.console import Console
 
 from bmt_trainer.cli.tables import print_table
-from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig, TrainConfig
+from bmt_trainer.methods.config import DpoConfig, GrpoConfig, SdftConfig, SftConfig, TrainConfig
 from bmt_trainer.methods.guards.interruption import Interrupted, Interruption
 from bmt_trainer.process import is_main_process, keep_freed_memory
 from bmt_trainer.settings import build, flag_type, read_yaml
@@ -27,6 +27,14 @@ def sft(config: SftConfig) -> None:
     """Train a mask by supervised fine-tuning."""
     _check_libraries()
     from bmt_trainer.methods.sft import train
+
+    run(train, config)
+
+
+def dpo(config: DpoConfig) -> None:
+    """Train a mask by preferences: chosen and rejected answers."""
+    _check_libraries()
+    from bmt_trainer.methods.preferences.dpo import train
 
     run(train, config)
 
@@ -81,9 +89,13 @@ def run(train: Callable[[C], Mask], config: C) -> None:
         _report(mask, config.output)
 
 
-def _report(mask: Mask, output: Path) -> None:
-    scores = mask.metadata.get("scores", {})
-    rewarded = mask.metadata["method"] == "grpo"
+def _print_scores(method: str, scores: Mapping[str, Any]) -> None:
+    if not scores:
+        return
+    if method == "dpo":
+        _print_preferences(scores)
+        return
+    rewarded = method == "grpo"
     rows = []
     for name, score in scores.items():
         share, lenient = f"{score['accuracy']:.1%}", f"{score['lenient'] / score['total']:.1%}"
@@ -97,10 +109,24 @@ def _report(mask: Mask, output: Path) -> None:
         # A resumed run of an earlier build has scores without these counts.
         counts = (score.get("cut", "-"), score.get("unfinished_thoughts", "-"))
         rows.append((name, *cells, str(score["total"]), *map(str, counts)))
-    if rows:
-        first = ("mean reward", "95 % interval", "exact match")
-        header = first if rewarded else ("exact match", "95 % interval")
-        print_table(("", *header, "lenient", "n", "cut", "unfinished"), rows)
+    first = ("mean reward", "95 % interval", "exact match")
+    header = first if rewarded else ("exact match", "95 % interval")
+    print_table(("", *header, "lenient", "n", "cut", "unfinished"), rows)
+
+
+def _print_preferences(scores: Mapping[str, Any]) -> None:
+    rows = []
+    for name, score in scores.items():
+        (low, high), (least, most) = score["interval95"], score["margin_interval95"]
+        share, margin = f"{score['accuracy']:.1%}", f"{score['margin']:.4g}"
+        cells = (share, f"{low:.1%} to {high:.1%}", margin, f"{least:.4g} to {most:.4g}")
+        rows.append((name, *cells, str(score["total"])))
+    shown = ("chosen preferred", "95 % interval", "margin, nats", "95 % interval", "n")
+    print_table(("", *shown), rows)
+
+
+def _report(mask: Mask, output: Path) -> None:
+    _print_scores(mask.metadata["method"], mask.metadata.get("scores", {}))
     for warning in mask.metadata.get("warnings", ()):
         Console().print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     size = output.stat().st_size
@@ -144,5 +170,6 @@ def settings_command(kind: type[Any], run: Callable[[Any], None]) -> Callable[..
 def add(app: typer.Typer) -> None:
     """Add the commands to `bmt-train`."""
     app.command("sft")(settings_command(SftConfig, sft))
+    app.command("dpo")(settings_command(DpoConfig, dpo))
     app.command("grpo")(settings_command(GrpoConfig, grpo))
     app.command("sdft")(settings_command(SdftConfig, sdft))

@@ -121,7 +121,7 @@ class Encoder:
                 f"{example.where}the row has no completion, so there is nothing to learn; add one, "
                 "or train by rewards (grpo)"
             )
-        if {"chosen", "rejected"} <= example.columns.keys():
+        if example.rejected or {"chosen", "rejected"} <= example.columns.keys():
             self.notes[_PREFERENCE] += 1
         if self.template is None or isinstance(example.prompt, str):
             pieces = [(self.prompt_text(example), False), (example.answer, True)]

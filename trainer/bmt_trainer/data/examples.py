@@ -23,6 +23,14 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """An answer of text, and as a message if it is more than that (tool calls, reasoning)."""
+
+    text: str
+    reply: Message | None = None
+
+
+@dataclass(frozen=True)
 class Example:
     """A prompt with its answer.
 
@@ -35,7 +43,8 @@ class Example:
     rewards; location: of the row, for error messages.
     plain: how a model without a chat template reads messages: as lines; as one text, exactly as the
     row gave it; or not at all. tokens: the row instead of prompt and answer. A row of text alone
-    has the prompt "" as text, and the text as its answer.
+    has the prompt "" as text, and the text as its answer. rejected: of a preference pair, the other
+    answer to the same prompt.
     """
 
     prompt: tuple[Message, ...] | str
@@ -49,6 +58,7 @@ class Example:
     location: str = ""
     plain: Literal["lines", "exact", "no"] = "lines"
     tokens: Tokens | None = None
+    rejected: Answer | None = None
 
     @property
     def key(self) -> str:

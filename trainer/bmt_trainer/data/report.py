@@ -11,6 +11,7 @@ from typing import Any
 from bmt_trainer.data.encoding import Encoder
 from bmt_trainer.data.examples import Counts, Example
 from bmt_trainer.data.fitting import Fitted, Overlong, fit
+from bmt_trainer.data.pairs import PairEncoder
 from bmt_trainer.errors import DataError
 
 
@@ -105,36 +106,34 @@ def _numbers(spread: Spread) -> str:
 def of_examples(
     examples: Sequence[Example],
     counts: Counts,
-    encoder: Encoder,
+    encoder: Encoder | PairEncoder,
     *,
-    prompts_only: bool,
     max_length: int,
     overlong: Overlong,
+    prompts_only: bool = False,
 ) -> Report:
     """Encode and fit all examples, as a run does.
 
-    prompts_only: the examples' prompts alone, of which nothing is learnt, as the methods read them
-    that train on the model's own answers. Raises DataError for `overlong: error`; other rows that
-    cannot be kept are in the report.
+    encoder: of pairs for a method that learns from these; a pair is two rows, which are kept or
+    left out together. prompts_only: the examples' prompts alone, of which nothing is learnt, as the
+    methods read them that train on the model's own answers. Raises DataError for
+    `overlong: error`; other rows that cannot be kept are in the report.
     """
     rows: list[Mapping[str, list[int]]] = []
     locations: list[str] = []
     refused: list[str] = []
     for example in examples:
         try:
-            checked = encoder.checked(example)
-            if prompts_only:
-                ids = encoder.prompt(checked)
-                made = [{"input_ids": ids, "completion_mask": [0] * len(ids)}]
-            else:
-                made = [row.columns for row in encoder.encode(checked)]
+            made = _rows(example, encoder, prompts_only)
         except DataError as error:
             refused.append(str(error))
             continue
-        rows += made
-        locations += [example.location] * len(made)
+        rows += [row for _, row in made]
+        locations += [where for where, _ in made]
     if prompts_only:
-        fitted = _prompts(rows, max_length)
+        fitted = _whole(rows, max_length)
+    elif isinstance(encoder, PairEncoder):
+        fitted = _whole(rows, max_length, together=2)
     else:
         fitted = fit(rows, max_length, overlong, locations)
     learnt = [sum(row["completion_mask"]) for row in fitted.rows]
@@ -151,10 +150,29 @@ def of_examples(
     )
 
 
-def _prompts(rows: Sequence[Mapping[str, list[int]]], max_length: int) -> Fitted:
-    """Prompts of at most `max_length` tokens; none is cut."""
-    kept = [at for at, row in enumerate(rows) if len(row["input_ids"]) <= max_length]
-    longer = len(rows) - len(kept)
+def _rows(
+    example: Example, encoder: Encoder | PairEncoder, prompts_only: bool
+) -> list[tuple[str, Mapping[str, list[int]]]]:
+    """The rows of an example, each with its location."""
+    where, checked = example.location, encoder.checked(example)
+    if isinstance(encoder, PairEncoder):
+        pair = encoder.encode(checked)
+        both = (("chosen", pair.chosen), ("rejected", pair.rejected))
+        return [(f"{where}, {name}" if where else name, row.columns) for name, row in both]
+    if prompts_only:
+        ids = encoder.prompt(checked)
+        return [(where, {"input_ids": ids, "completion_mask": [0] * len(ids)})]
+    return [(where, row.columns) for row in encoder.encode(checked)]
+
+
+def _whole(rows: Sequence[Mapping[str, list[int]]], max_length: int, together: int = 1) -> Fitted:
+    """Rows of at most `max_length` tokens; none is cut. together: rows that share their fate."""
+    kept: list[int] = []
+    for at in range(0, len(rows), together):
+        group = range(at, at + together)
+        if all(len(rows[i]["input_ids"]) <= max_length for i in group):
+            kept += group
+    longer = (len(rows) - len(kept)) // together
     reason = f"longer than max_length, {max_length:,} tokens"
     return Fitted([dict(rows[at]) for at in kept], kept, longer, 0, {reason: longer})
 

@@ -22,7 +22,7 @@ from trl.data_utils import maybe_convert_to_chatml, maybe_extract_prompt
 
 from bmt_trainer.data.chats import messages
 from bmt_trainer.data.chats.messages import Chat, text
-from bmt_trainer.data.examples import Example, Message, Tokens, chat, with_system
+from bmt_trainer.data.examples import Answer, Example, Message, Tokens, chat, with_system
 from bmt_trainer.data.rows.text_formats import parse_json
 from bmt_trainer.errors import DataError
 
@@ -40,11 +40,12 @@ _FORMS = (
 )
 
 
-def example_of(row: Any, location: str, form: Literal["auto", "text"] = "auto") -> Example:
+def example_of(row: Any, location: str, form: Literal["auto", "text", "pair"] = "auto") -> Example:
     """The example of one row.
 
     location: of the row, for error messages; form: text takes `prompt` and `completion` as raw
-    text, whatever the model's chat template. Raises DataError.
+    text, whatever the model's chat template; pair takes `chosen` and `rejected`, whatever other
+    columns there are, as an answer and a rejected one. Raises DataError.
     """
     if not isinstance(row, Mapping):
         raise DataError(f"{location}: expected an object with columns, not {type(row).__name__}")
@@ -60,6 +61,8 @@ def example_of(row: Any, location: str, form: Literal["auto", "text"] = "auto") 
 def _read(row: Mapping[str, Any], location: str, form: str) -> Example:
     if form == "text":
         return _raw(row, location)
+    if form == "pair":
+        return _pair(row, location)
     if "input_ids" in row:
         return _tokens(row, location)
     if any(key in row for key in _CHATS):
@@ -153,8 +156,40 @@ def _chat(row: Mapping[str, Any], location: str) -> Example:
     return _of_chat(parsed, row, location, key)
 
 
-def _preference(row: Mapping[str, Any], location: str) -> Example:
-    """A preference pair, whose prompt may stand in both of its chats: the chosen answer."""
+def _pair(row: Mapping[str, Any], location: str) -> Example:
+    """Two answers to one prompt, each of one turn."""
+    for key in ("chosen", "rejected"):
+        if key not in row:
+            raise DataError(
+                f"{location}: {key}: missing; a preference pair has chosen and rejected, and a "
+                "prompt unless both chats hold it"
+            )
+    chosen = _preference(row, location)
+    swapped = {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+    other = _preference(swapped, location, "rejected")
+    if chosen.prompt != other.prompt:
+        raise DataError(
+            f"{location}: rejected: answers other turns than chosen; a pair is two answers to one "
+            "prompt, each of one turn"
+        )
+    asked = row.get("prompt")
+    if isinstance(asked, str) and isinstance(row["chosen"], list):
+        turns = [str(m["content"]).strip() for m in chosen.messages if m["role"] == "user"]
+        if asked.strip() not in turns:
+            raise DataError(
+                f"{location}: prompt: is no turn of the user in chosen and rejected, which hold "
+                "another prompt; keep one"
+            )
+    if (chosen.answer, chosen.reply) == (other.answer, other.reply):
+        raise DataError(f"{location}: chosen: equal to rejected, so neither is preferred")
+    return replace(chosen, learnt=(), rejected=Answer(other.answer, other.reply))
+
+
+def _preference(row: Mapping[str, Any], location: str, field: str = "chosen") -> Example:
+    """The answer `chosen` of a pair, whose prompt may stand in both of its chats.
+
+    field: the column's name in error messages.
+    """
     keys = [key for key in ("prompt", "chosen", "rejected") if key in row]
     pair = {key: row[key] for key in keys}
     for key in ("chosen", "rejected"):
@@ -165,14 +200,37 @@ def _preference(row: Mapping[str, Any], location: str) -> Example:
     if "prompt" not in pair and isinstance(pair["chosen"], str):
         raise DataError(f"{location}: prompt: missing; chosen and rejected as text need one")
     if isinstance(pair["chosen"], list) and isinstance(pair["rejected"], list):
-        pair = maybe_extract_prompt(deepcopy(pair))
+        pair = _without_prompt(maybe_extract_prompt(deepcopy(pair)))
         # TRL finds no prompt in chats that hold the answers alone, after a prompt as text.
         pair["prompt"] = pair["prompt"] or row.get("prompt")
-    if not pair["chosen"] or not pair["prompt"]:
-        raise DataError(f"{location}: chosen: has no prompt in common with rejected")
+    if not pair["prompt"]:
+        raise DataError(f"{location}: {field}: chosen and rejected have no prompt in common")
+    if not pair["chosen"]:
+        raise DataError(f"{location}: {field}: ends with the prompt, without an answer")
     columns = {key: value for key, value in row.items() if key not in pair}
     columns |= {"prompt": pair["prompt"], "completion": pair["chosen"]}
-    return _completion(columns, location, "chosen")
+    return _completion(columns, location, field)
+
+
+def _without_prompt(pair: dict[str, Any]) -> dict[str, Any]:
+    """A pair whose chats may repeat the chat `prompt` at their beginning, without that."""
+    prompt = pair["prompt"]
+    if not isinstance(prompt, list) or not prompt:
+        return pair
+    repeated = {
+        key: pair[key][len(prompt) :]
+        for key in ("chosen", "rejected")
+        if _given(pair[key][: len(prompt)]) == _given(prompt)
+    }
+    return {**pair, **repeated}
+
+
+def _given(turns: Sequence[Any]) -> list[Any]:
+    """Messages without their empty fields, which tables fill up with null."""
+    return [
+        {k: v for k, v in m.items() if v is not None} if isinstance(m, Mapping) else m
+        for m in turns
+    ]
 
 
 def _completion(row: Mapping[str, Any], location: str, field: str = "completion") -> Example:

@@ -53,6 +53,7 @@ _OPTIONAL = ("input", "history", "demonstration", "tools", "system", "chat_templ
 # Least and largest values of options.
 _BOUNDS = (("weight", 0, 1e9), ("limit", 1, sys.maxsize), ("buffer", 0, sys.maxsize))
 Form = Literal["auto", "text"]
+_PAIRS = "dpo learns from preference pairs: prompt, chosen and rejected"
 _GENERATED = ("task", "reasoning-gym")
 
 
@@ -90,6 +91,7 @@ def load(
     system: str | None = None,
     share: float | None = None,
     bound: LengthBound | None = None,
+    pairs: bool = False,
 ) -> Split:
     """Load the examples of `dataset`, split the same way for the same seed.
 
@@ -101,9 +103,10 @@ def load(
     share: fraction of a file's prompts to hold out instead of `heldout`.
     bound: of training examples; what it leaves out is replaced by others, and held-out examples
     stay the same.
+    pairs: read rows as preference pairs, and nothing else.
     Raises DataError.
     """
-    wanted = _Wanted(heldout, train, seed, system, share, bound)
+    wanted = _Wanted(heldout, train, seed, system, share, bound, pairs)
     found = _split([source_of(name) for name in split_names(dataset)], dataset, wanted)
     lines = bound.lines() if bound else []
     return replace(found, counts=replace(found.counts, notes=(*found.counts.notes, *lines)))
@@ -119,6 +122,7 @@ class _Wanted:
     system: str | None
     share: float | None
     bound: LengthBound | None
+    pairs: bool
 
 
 def _split(sources: list[Source], dataset: str, wanted: _Wanted) -> Split:
@@ -192,7 +196,7 @@ def _reads_ahead(source: Source) -> bool:
 
 
 def _one(source: Source, wanted: _Wanted) -> Split:
-    examples = _with_system(_examples(source, wanted.seed), wanted.system)
+    examples = _with_system(_examples(source, wanted), wanted.system)
     if wanted.share is not None and _reads_ahead(source):
         how = "streamed" if source.streaming else "generated without end"
         raise DataError(
@@ -219,7 +223,7 @@ def _all(sources: list[Source], dataset: str, wanted: _Wanted) -> Split:
                 f"{source.dataset} has no end that is known; in a mixture give each source a "
                 "?weight= or this one a ?limit="
             )
-    every = chain.from_iterable(_examples(source, wanted.seed) for source in sources)
+    every = chain.from_iterable(_examples(source, wanted) for source in sources)
     return split.of_list(
         _with_system(every, wanted.system),
         heldout=wanted.heldout,
@@ -231,9 +235,9 @@ def _all(sources: list[Source], dataset: str, wanted: _Wanted) -> Split:
     )
 
 
-def _examples(source: Source, seed: int) -> Iterator[Example]:
+def _examples(source: Source, wanted: _Wanted) -> Iterator[Example]:
     """The examples of one source, in its own order."""
-    kind, rest, options = source.kind, source.rest, source.options
+    kind, rest, options, seed = source.kind, source.rest, source.options, wanted.seed
     if kind == "task" and rest:
         examples = tasks.examples(rest, options, seed)
     elif kind == "reasoning-gym" and rest:
@@ -241,8 +245,17 @@ def _examples(source: Source, seed: int) -> Iterator[Example]:
     elif kind in benchmark_formats.FORMS and rest:
         examples = benchmark_formats.examples(kind, rest, options)
     else:
-        examples = _stored(source)
+        examples = _stored(source, wanted.pairs)
+    if wanted.pairs:
+        examples = _only_pairs(source, examples)
     return examples if source.limit is None else islice(examples, source.limit)
+
+
+def _only_pairs(source: Source, examples: Iterable[Example]) -> Iterator[Example]:
+    for example in examples:
+        if example.rejected is None:
+            raise DataError(f"{source.dataset} has no rejected answers; {_PAIRS}")
+        yield example
 
 
 def _with_system(examples: Iterable[Example], system: str | None) -> Iterator[Example]:
@@ -273,17 +286,19 @@ def _reasoning_gym(name: str, options: Mapping[str, str], seed: int) -> Iterator
         ) from None
 
 
-def _stored(source: Source) -> Iterator[Example]:
+def _stored(source: Source, pairs: bool) -> Iterator[Example]:
     """Examples of files, of a folder or of a Hub data set."""
     mapped = {key: value for key, value in source.options.items() if key in COLUMNS}
     options = {key: value for key, value in source.options.items() if key not in COLUMNS}
     form: Form = convert(f"{source.name}: format", options.pop("format", "auto"), Form)
+    if pairs and form == "text":
+        raise DataError(f"{source.name}: format=text takes prompt and completion; {_PAIRS}")
     absent = {target: column for target, column in mapped.items() if target in _OPTIONAL}
     for location, row in _rows(source, options):
         if absent and isinstance(row, Mapping):
             absent = {target: c for target, c in absent.items() if c not in row}
         renamed = _renamed(row, mapped, location) if mapped else row
-        yield row_formats.example_of(renamed, location, form)
+        yield row_formats.example_of(renamed, location, "pair" if pairs else form)
     if absent:
         target, column = next(iter(absent.items()))
         raise DataError(f"{source.dataset}: no row has a column {column!r} (for {target})")

@@ -80,7 +80,8 @@ def _taken(
 
 def _value(example: Example) -> str:
     """The answer as text, equal for equal answers."""
-    return repr((example.answer, example.reply, example.demonstration, example.learnt))
+    parts = (example.answer, example.reply, example.demonstration, example.learnt)
+    return repr(parts if example.rejected is None else (*parts, example.rejected))
 
 
 def _in_turn(groups: Sequence[Sequence[Example]]) -> Iterator[Example]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from random import Random
 
-from bmt_trainer.data.examples import Example, chat
+from bmt_trainer.data.examples import Answer, Example, chat
 from bmt_trainer.data.names import keyword_types, typed
 from bmt_trainer.errors import DataError
 
@@ -28,6 +28,8 @@ WORDS = tuple(
 
 #: (question, answer), both text.
 Question = tuple[str, str]
+#: (question, answer, rejected answer), all text: a preference pair.
+Choice = tuple[str, str, str]
 
 
 def sort_numbers(
@@ -49,6 +51,18 @@ def reverse_words(random: Random, *, least: int = 4, most: int = 5) -> Question:
         f"Reverse the order of this list: {', '.join(words)}",
         ", ".join(reversed(words)),
     )
+
+
+def word_order(random: Random, *, least: int = 4, most: int = 5) -> Choice:
+    """The question and answer of `reverse_words`; rejected: the words in another wrong order."""
+    question, answer = reverse_words(random, least=least, most=most)
+    words = answer.split(", ")
+    if len(words) < 2:
+        raise ValueError(f"least: {least} word has one order")
+    other = list(words)
+    while other == words:
+        random.shuffle(other)
+    return question, answer, ", ".join(other)
 
 
 def initials(random: Random, *, least: int = 4, most: int = 5) -> Question:
@@ -102,12 +116,13 @@ def _question(question: str, instruction: bool) -> str:
 
 
 #: `task:NAME` on the command line.
-TASKS: dict[str, Callable[..., Question]] = {
+TASKS: dict[str, Callable[..., Question | Choice]] = {
     "arithmetic": arithmetic,
     "count-letters": count_letters,
     "initials": initials,
     "reverse-words": reverse_words,
     "sort-numbers": sort_numbers,
+    "word-order": word_order,
 }
 
 
@@ -119,7 +134,7 @@ def examples(name: str, options: Mapping[str, str], seed: int) -> Iterator[Examp
     values = typed(f"task {name!r}", options, keyword_types(TASKS[name]))
     while True:
         try:
-            question, answer = TASKS[name](random, **values)
+            question, answer, *other = TASKS[name](random, **values)
         except (TypeError, ValueError) as error:
             raise DataError(f"task {name!r} does not take {dict(options)} ({error})") from None
-        yield Example(chat(question), answer)
+        yield Example(chat(question), answer, rejected=Answer(other[0]) if other else None)

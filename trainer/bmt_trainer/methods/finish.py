@@ -25,6 +25,8 @@ from bmt_trainer.templates.chat_templates import template_digest
 
 # Settings that a mask's metadata does not repeat: names of files and devices.
 _OF_THIS_MACHINE = ("model", "device", "from_mask")
+#: Names of held-out scores, in the order of metadata.
+SCORES = ("base", "teacher", "init", "mask", "full", "lean")
 # Held-out prompts on whose answers by the base a mask's KL divergence is measured.
 _KL_PROMPTS = 64
 
@@ -74,8 +76,8 @@ def _check_held(loaded: Loaded, mask: Mask) -> None:
 def _choose_lean(loaded: Loaded, attached: Attached, full: Mask) -> tuple[Mask, dict[str, Any]]:
     """The lean mask, which has only the learned deletions, or the full one; and its metadata.
 
-    With `lean: auto` both are scored, and the lean mask is taken unless its mean reward is below
-    the 95 % interval of the full one's.
+    With `lean: auto` both are scored, and the lean mask is taken unless its mean reward, of pairs
+    its margin, is below the 95 % interval of the full one's.
     """
     run, heldout = loaded.run, loaded.split.heldout
     lean = bmt_core.difference(full, bmt_core.load(loaded.start_file))
@@ -83,8 +85,9 @@ def _choose_lean(loaded: Loaded, attached: Attached, full: Mask) -> tuple[Mask, 
     chosen, metadata = lean, dict[str, Any]()
     if loaded.config.lean == "auto" and heldout:
         _score_mask(loaded, attached, "full", full)
-        scores = run.notes
-        if not lean.zeros or scores["lean"]["mean"] < scores["full"]["mean_interval95"][0]:
+        scores, measure = run.notes, loaded.score.measure
+        least = scores["full"][f"{measure}_interval95"][0]
+        if not lean.zeros or scores["lean"][measure] < least:
             chosen = full
         metadata["forward_kl"] = _forward_kl(loaded, attached, {"full": full, "lean": lean})
     if heldout:
@@ -133,9 +136,8 @@ def _first(mask: Mask, held: bool) -> dict[str, Any]:
 def _metadata(loaded: Loaded, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A mask's metadata: what all methods record of a run, and `metadata`."""
     config, notes = loaded.config, loaded.run.notes
-    names = ("base", "teacher", "init", "mask", "full", "lean")
-    scores: dict[str, Any] = {n: notes[n] for n in names if n in notes}
-    if scores and not loaded.environments:
+    scores: dict[str, Any] = {n: notes[n] for n in SCORES if n in notes}
+    if scores and loaded.score.guessable:
         guess = best_guess(loaded.split.train, loaded.split.heldout, loaded.grader)
         scores["guess"] = guess.to_json()
     libraries = ["torch", "transformers", "trl"]

@@ -128,6 +128,15 @@ def _steps(logs: Sequence[dict[str, Any]], metric: str) -> Logs:
     return [dict(entry) for entry in logs if metric in entry]
 
 
+def final_loss(logs: Logs) -> float | None:
+    """Mean loss of the last tenth of the steps, as one batch is too noisy; None without steps."""
+    if not logs:
+        return None
+    losses = [entry["loss"] for entry in logs]
+    tail = losses[-max(1, len(losses) // 10) :]
+    return round(float(sum(tail) / len(tail)), 6)
+
+
 def _write_history(loaded: Loaded, metric: str, logs: Sequence[dict[str, Any]]) -> None:
     validation = loaded.run.notes.get("validation")
     history: dict[str, Any] = {"steps": _steps(logs, metric)}

@@ -14,6 +14,7 @@ from bmt_trainer.console import Display
 from bmt_trainer.data.encoding import Encoder, Learn
 from bmt_trainer.data.examples import Example, Split
 from bmt_trainer.data.fitting import LengthBound, answer_room
+from bmt_trainer.data.pairs import PairEncoder
 from bmt_trainer.methods.config import TrainConfig
 
 C = TypeVar("C", bound=TrainConfig)
@@ -53,6 +54,12 @@ def bound_of_rows(tokenizer: PreTrainedTokenizerBase, most: int, learn: Learn) -
         return min(len(row.input_ids) for row in encoder.encode(example))
 
     return LengthBound(most, length, "examples")
+
+
+def bound_of_pairs(tokenizer: PreTrainedTokenizerBase, most: int) -> LengthBound:
+    """A bound on the longer answer of preference pairs, with the prompt."""
+    encoder = PairEncoder(tokenizer)
+    return LengthBound(most, lambda example: encoder.encode(example).length, "pairs")
 
 
 def with_room(

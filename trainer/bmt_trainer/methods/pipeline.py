@@ -124,6 +124,7 @@ def read(
     answered: Answered | None = None,
     learn: Learn | None = None,
     environments: Environments = Environments(),  # noqa: B008
+    pairs: bool = False,
 ) -> Inputs:
     """Read tokenizer and data, after all checks of the output and of the checkpoint's files.
 
@@ -131,7 +132,8 @@ def read(
     answered: the longest prompt that is made of a training example, if the run answers those;
     learn: the turns of which rows are made, if those above max_length are left out. Training
     examples that are too long for the run are replaced by others.
-    environments: the environment and the tools of rollouts. Raises TrainerError.
+    environments: the environment and the tools of rollouts; pairs: read preference pairs.
+    Raises TrainerError.
     """
     check_trl(display.say)
     may_replace = config.overwrite or (config.resume and is_writing(config.output))
@@ -158,10 +160,12 @@ def read(
         bound = lengths.bound_of_prompts(tokenizer, config.max_length, answered)
     elif learn is not None:
         bound = lengths.bound_of_rows(tokenizer, config.max_length, learn)
+    elif pairs:
+        bound = lengths.bound_of_pairs(tokenizer, config.max_length)
     kwargs = config.chat_template_kwargs
     if bound is not None:
         bound = bound.of(lambda e: environments.shown_to(with_template_kwargs([e], kwargs)[0]))
-    split = _examples(config, train_examples, heldout_dataset, display, bound)
+    split = _examples(config, train_examples, heldout_dataset, display, bound, pairs)
     trained = [bound.length_of(example) for example in split.train] if bound else []
     rows = ((e.location, e.template_kwargs) for e in (*split.train, *split.heldout))
     check_row_kwargs(tokenizer, rows)
@@ -262,6 +266,7 @@ def _examples(
     heldout_dataset: str | None,
     display: Display,
     bound: LengthBound | None,
+    pairs: bool,
 ) -> Split:
     """At most `train` training examples and the held-out ones, which is said. Raises DataError."""
     split = sources.load(
@@ -272,6 +277,7 @@ def _examples(
         system=config.system,
         share=None if heldout_dataset else config.heldout_share,
         bound=bound,
+        pairs=pairs,
     )
     if heldout_dataset:
         other = sources.load(

@@ -208,7 +208,14 @@ def _no_progress(count: int) -> None:
 
 
 class HeldoutScores:
-    """Scores of the model as it is when called, each name once in a run, resumed or not."""
+    """Scores of the model as it is when called, each name once in a run, resumed or not.
+
+    measure: the number of a score by which masks are chosen, with an interval; guessable: what is
+    scored is an answer, so an answer that is given to all has a score too.
+    """
+
+    measure = "mean"
+    guessable = True
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import packing, pipeline
 from bmt_trainer.methods.config import SftConfig
 from bmt_trainer.methods.finish import finish
-from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
+from bmt_trainer.methods.fit import final_loss, fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import Inputs, Loaded, Logs, Rows
 from bmt_trainer.methods.trl_mixins import MaskedTraining, SharedRows
 from bmt_trainer.process import world_size
@@ -129,12 +129,3 @@ def fit(
         train_sampling_strategy="sequential" if config.group_by_length else "random",
     )
     return fit_with_trl(MaskedSFTTrainer, arguments, loaded, attached, rows, callbacks)
-
-
-def final_loss(logs: Logs) -> float | None:
-    """Mean loss of the last tenth of the steps, as one batch is too noisy; None without steps."""
-    if not logs:
-        return None
-    losses = [entry["loss"] for entry in logs]
-    tail = losses[-max(1, len(losses) // 10) :]
-    return round(float(sum(tail) / len(tail)), 6)

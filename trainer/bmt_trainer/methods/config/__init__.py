@@ -2,11 +2,13 @@
 
 TrainConfig
 ├── SftConfig
+├── DpoConfig
 └── OnPolicyConfig
     ├── GrpoConfig
     └── SdftConfig
 """
 
+from bmt_trainer.methods.config.dpo import DpoConfig
 from bmt_trainer.methods.config.grpo import LIVE_SET_MIN_ALPHA, GrpoConfig
 from bmt_trainer.methods.config.on_policy import OnPolicyConfig
 from bmt_trainer.methods.config.sdft import TEACHER_PROMPT, SdftConfig
@@ -15,6 +17,7 @@ from bmt_trainer.methods.config.training import SftConfig, TrainConfig
 __all__ = [
     "LIVE_SET_MIN_ALPHA",
     "TEACHER_PROMPT",
+    "DpoConfig",
     "GrpoConfig",
     "OnPolicyConfig",
     "SdftConfig",

@@ -53,6 +53,8 @@ def _of_examples(examples: Iterable[Example]) -> str:
     for example in examples:
         values = {f.name: getattr(example, f.name) for f in dataclasses.fields(example)}
         del values["location"]  # a file may have moved
+        if values["rejected"] is None:  # as builds without preference pairs digested it
+            del values["rejected"]
         sha.update(_json(values) + b"\n")
     return sha.hexdigest()
 

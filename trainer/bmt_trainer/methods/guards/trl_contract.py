@@ -24,6 +24,7 @@ _TURNS = "methods/rollouts/turns.py"
 _SETUP = "methods/trl_setup.py"
 _GUARD = "methods/guards/training.py"
 _GRPO = "trl.trainer.grpo_trainer:GRPOTrainer"
+_DPO = "trl.trainer.dpo_trainer:DPOTrainer"
 _SDFT = "trl.experimental.sdft.sdft_trainer:SDFTTrainer"
 _TRAINER = "transformers.trainer:Trainer"
 
@@ -114,6 +115,22 @@ SEAMS = (
         Seam(f"trl.data_utils:{name}", "data/row_formats.py", accepts=("example",))
         for name in ("maybe_convert_to_chatml", "maybe_extract_prompt")
     ),
+    Seam(f"{_DPO}.__init__", "methods/preferences/dpo.py", accepts=(*_GIVEN, "ref_model")),
+    Seam(
+        "trl:DPOConfig",
+        "methods/preferences/dpo.py",
+        attributes=(
+            *_SETTINGS,
+            *("beta", "loss_type", "max_length", "precompute_ref_log_probs", "disable_dropout"),
+        ),
+    ),
+    Seam(
+        f"{_DPO}._prepare_dataset",
+        "methods/preferences/dpo.py",
+        exactly=("self", "dataset", "processing_class", "args", "dataset_name"),
+    ),
+    # It calls `ref_model` as it calls the policy.
+    Seam(f"{_DPO}._compute_loss", _MIXINS, exactly=("self", "model", "inputs", "return_outputs")),
     Seam(f"{_SDFT}.__init__", "methods/sdft.py", accepts=_GIVEN),
     Seam(
         "trl.experimental.sdft:SDFTConfig",

@@ -32,6 +32,8 @@ class RolloutScores(HeldoutScores):
     that are left out.
     """
 
+    guessable = False
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._rewards: GreedyRewards | None = None
