@@ -37,6 +37,8 @@ class EncodedPair:
 class PairEncoder:
     """Encoding of preference pairs, each answer as supervised training encodes it."""
 
+    # Departure: prompt and answer are tokenized separately; TRL's are one text.
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._encoder = Encoder(tokenizer, "last")
 

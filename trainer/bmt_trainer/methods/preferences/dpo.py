@@ -56,6 +56,7 @@ def train(config: DpoConfig, display: Display | None = None) -> Mask:
 def load(config: DpoConfig, display: Display) -> tuple[Loaded, Rows]:
     """Encode the run's pairs, and load the run. Raises DataError for a row that is none."""
     checkpoints = bool(config.checkpoint_every or config.resume)
+    # Departure: a pair above max_length is left out whole; TRL cuts its answers.
     join(config.device, writes_checkpoints=checkpoints, say=display.say)
     used = config.steps * config.batch_size * config.gradient_accumulation
     inputs = pipeline.read(
@@ -140,6 +141,8 @@ class MaskedDPOTrainer(MaskedTraining, DPOTrainer):
     The reference is the policy with its mask off: the base, bit for bit, in the batches and the
     arithmetic of the policy.
     """
+
+    # Departure: TRL's reference is a second model.
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, ref_model=_NoReference(model.config), **kwargs)
