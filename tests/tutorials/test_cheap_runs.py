@@ -40,7 +40,10 @@ def test_an_own_reward_on_a_tiny_model(tmp_path):
     model = save_tiny_llama(tmp_path / "model", torch.bfloat16)
     folder = shell.checkout(tmp_path / "checkout")
     shell.run(run_of("own-reward.md"), folder, {"BMT_DEMO_MODEL": str(model)})
-    assert bmt_core.load(folder / "short.bmt").zeros
+    mask = bmt_core.load(folder / "short.bmt")
+    assert mask.zeros
+    # The rows have no answers, so none of them can be a guess.
+    assert set(mask.metadata["scores"]) == {"base", "init", "mask"}
 
 
 @pytest.mark.engine

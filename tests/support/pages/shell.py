@@ -136,5 +136,5 @@ def compare(block: Block, printed: str) -> None:
 def _shape(line: str) -> str:
     """A line without what differs from run to run."""
     line = re.sub(r"\b[0-9a-f]{12,64}\b", "@", line)
-    line = re.sub(r"\d[\d,.]*", "#", line)
+    line = re.sub(r"-?\d[\d,.]*", "#", line)
     return " ".join(re.sub(r"[━╸╺─]+", "─", line).split())

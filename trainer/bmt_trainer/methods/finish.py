@@ -137,7 +137,9 @@ def _metadata(loaded: Loaded, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A mask's metadata: what all methods record of a run, and `metadata`."""
     config, notes = loaded.config, loaded.run.notes
     scores: dict[str, Any] = {n: notes[n] for n in SCORES if n in notes}
-    if scores and loaded.score.guessable:
+    # Of prompts alone no answer is known that could be a guess.
+    answers = any(example.answer for example in loaded.split.train)
+    if scores and answers and loaded.score.guessable:
         guess = best_guess(loaded.split.train, loaded.split.heldout, loaded.grader)
         scores["guess"] = guess.to_json()
     libraries = ["torch", "transformers", "trl"]
