@@ -27,7 +27,6 @@ RUN_BY = {
 #: First words of a block -> why no test runs it.
 NOT_RUN = {
     "git clone": "the address, and two targets of make that are the demo and the tests themselves",
-    "make reproduce": "data sets and models of the paper, on GPUs; tests/reproduce runs them dry",
     "docker build": "Docker and a cluster; tests/deploy checks the chart and its example",
 }
 
