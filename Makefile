@@ -15,7 +15,7 @@ export PAPER_DATA
 STRICT := core/bmt_core client/bmt_client $(addprefix server/bmt_server/,api registry ipc sources worker)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-quick test-operate test-vllm bench bench-serve bench-swap bench-cold bench-format reproduce tools lint format docs lock sbom clean
+.PHONY: help setup demo serve test test-slow test-quick test-operate test-vllm bench bench-serve bench-swap bench-cold bench-format reproduce tools lint format docs models lock sbom clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' "$(ROOT)/Makefile" | sed 's/:.*## /\t/' | expand -t 20
@@ -77,6 +77,9 @@ docs: setup ## write the generated pages, and build the site into site/
 	@cd "$(ROOT)" && "$(BIN)/python" tools/generate.py \
 		&& NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --strict --quiet \
 		&& "$(BIN)/python" tools/site_text.py site
+
+models: setup ## try every causal architecture of transformers with masks, and write the page of models; 10 minutes
+	@cd "$(ROOT)" && "$(BIN)/python" -m tools.models $(MODELS) && "$(BIN)/python" tools/generate.py models
 
 lock: setup ## pin newer dependencies: constraints/ and the images' requirements
 	@cd "$(ROOT)" && "$(BIN)/python" -m pip install -q uv && "$(BIN)/python" tools/lock.py $(LOCK)

@@ -20,6 +20,7 @@ GENERATORS = (
     "http_api",
     "chart",
     "operate",
+    "models",
     "readme_figures",
 )
 

@@ -6,6 +6,7 @@ remains large or contradicts itself has an entry of its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
@@ -86,13 +87,13 @@ _OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny(kind: str) -> PretrainedConfig:
-    """A configuration of a small model of the `model_type` `kind`. Raises what its class raises."""
+def tiny(kind: str, **sizes: int) -> PretrainedConfig:
+    """A configuration of a small model of the `model_type` `kind`.
+
+    sizes: others than the tiny ones, where there are such fields. Raises what its class raises.
+    """
     made = CONFIG_MAPPING[kind]
-    try:
-        config = made(**_sizes(made()), **_OWN.get(kind, {}))
-    except TypeError:  # a field of both
-        config = made(**{**_sizes(made()), **_OWN.get(kind, {})})
+    config = made(**{**_sizes(made(), {**_SIZES, **sizes}), **_OWN.get(kind, {})})
     for part in (config, getattr(config, "text_config", None)):
         for name in _PER_LAYER:
             value = getattr(part, name, None)
@@ -101,13 +102,13 @@ def tiny(kind: str) -> PretrainedConfig:
     return config
 
 
-def _sizes(default: PretrainedConfig) -> dict[str, Any]:
+def _sizes(default: PretrainedConfig, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a default configuration to set, those of its parts within."""
     fields: dict[str, Any] = {}
     for name, value in vars(default).items():
         if isinstance(value, PretrainedConfig):
-            fields[name] = _sizes(value)
-    for name, size in _SIZES.items():
+            fields[name] = _sizes(value, sizes)
+    for name, size in sizes.items():
         value = _read(default, name)
         if isinstance(value, int) and not isinstance(value, bool):
             fields[name] = size

@@ -26,9 +26,8 @@ T = TypeVar("T")
 def join(device: str, *, writes_checkpoints: bool, say: Callable[[str], None] = print) -> None:
     """Initialize the process group of a multi-process run; a single process returns at once.
 
-    device: the setting, "auto", "cpu" or "cuda"; say: shows a line. Raises ConfigError if the
-    launcher did not set up FSDP2, or if the run writes checkpoints, which several processes do not
-    support.
+    device: the setting; say: shows a line. Raises ConfigError if the launcher did not set up
+    FSDP2, for "mps", or if the run writes checkpoints, which several processes do not support.
     """
     if world_size() == 1:
         if is_launched_alone():
@@ -48,6 +47,8 @@ def join(device: str, *, writes_checkpoints: bool, say: Callable[[str], None] = 
             f"{world_size()} processes write no checkpoints; set checkpoint_every: 0, and do not "
             "resume"
         )
+    if device == "mps":
+        raise ConfigError("device: mps trains in one process; start one")
     state = PartialState(cpu=device == "cpu")
     if state.device.type == "cuda":
         torch.cuda.set_device(state.device)

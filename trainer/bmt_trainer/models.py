@@ -294,12 +294,17 @@ def pick_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise ConfigError(f"device: {device!r} is none of torch's; set auto, cpu or cuda") from None
+        raise ConfigError(f"device: {device!r} is none of torch's; set auto, cpu, cuda or mps") from None
     found = torch.cuda.device_count()
     if chosen.type == "cuda" and (chosen.index or 0) >= found:
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPUs"
         raise ConfigError(
             f"device: {device} is set, and torch {torch.__version__}, {build}, finds {found} GPUs; "
             "set auto or cpu, or install the driver and bmt-adapters[gpu]"
+        )
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(
+            f"device: {device} is set, and torch {torch.__version__} finds no GPU of Apple's; set "
+            "auto or cpu"
         )
     return chosen

@@ -28,7 +28,8 @@ from bmt_trainer.process import rank
 def trl_arguments(config: TrainConfig, folder: Path, on_cpu: bool) -> dict[str, Any]:
     """The settings that every TRL trainer gets; folder: where its checkpoints go."""
     # Departure: the paper states AdamW alone; verl's weight decay is 0.01.
-    fast = not slow_in_16_bits("cpu" if on_cpu else "cuda")
+    # Of 16 bits on Apple's GPUs nothing is known here.
+    fast = config.device != "mps" and not slow_in_16_bits("cpu" if on_cpu else "cuda")
     return {
         "output_dir": str(folder),
         "max_steps": config.steps,

@@ -81,6 +81,7 @@ COMMON = (
         _GATES,
         attributes=("output_partition_sizes", "tp_rank", "quant_method", "prefix"),
     ),
+    Seam("vllm.model_executor.models.utils:WeightsMapper.apply_list", _GATES),
     Seam("vllm.model_executor.layers.linear:LinearMethodBase", _GATES),
     Seam(
         "vllm.model_executor.layers.linear:UnquantizedLinearMethod.apply",

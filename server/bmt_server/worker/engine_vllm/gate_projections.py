@@ -6,10 +6,12 @@ vLLM fuses gate and up projection into one `MergedColumnParallelLinear`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from bmt_core.gates.geometry import in_tower
 from bmt_core.gates.rows import Rows
 from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinearMethod
 
@@ -53,9 +55,12 @@ class MaskedLinearMethod(LinearMethodBase):
 
 
 def is_gate(layer: Any) -> bool:
-    """True for vLLM's fused gate and up projection (`MergedColumnParallelLinear`)."""
-    return getattr(layer, "prefix", "").endswith(".gate_up_proj") and hasattr(
-        layer, "output_partition_sizes"
+    """True for vLLM's fused gate and up projection (`MergedColumnParallelLinear`) of text."""
+    prefix = getattr(layer, "prefix", "")
+    return (
+        prefix.endswith(".gate_up_proj")
+        and hasattr(layer, "output_partition_sizes")
+        and not in_tower(prefix)
     )
 
 
@@ -76,24 +81,38 @@ def fused_projections(model: torch.nn.Module) -> list[Any]:
     return [m for m in model.modules() if is_gate(m)]
 
 
-def checkpoint_name(prefix: str, known: Iterable[str]) -> str:
-    """The name in `known` of the gate of vLLM's fused projection `prefix`.
+def checkpoint_names(model: torch.nn.Module, known: Iterable[str]) -> dict[str, str]:
+    """The checkpoint's names of gates by the prefixes of vLLM's fused projections.
 
-    known: names of the checkpoint's gates. A checkpoint that stores them fused too names them by
-    their rows. The name that a gate of its own would have if `known` lacks both.
+    known: the checkpoint's gates, each a tensor, or the first rows of one that is fused with the up
+    projection there too. A family of several inputs has other names in vLLM than in its checkpoint;
+    its class translates them.
     """
-    own = prefix.removesuffix("gate_up_proj") + "gate_proj.weight"
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    tensors = {}
     for name in known:
         rows = Rows.parse(name)
-        if rows is not None and rows.tensor == f"{prefix}.weight" and rows.first == 0:
-            return name
-    return own
+        if rows is None or rows.first == 0:
+            tensors[name if rows is None else rows.tensor] = name
+    found = {_fused_prefix(tensor): name for tensor, name in tensors.items()}
+    if mapper is not None:
+        for tensor, name in tensors.items():
+            for mapped in mapper.apply_list([tensor]):
+                found.setdefault(_fused_prefix(mapped), name)
+    return found
 
 
-def gate_layer(fused: Any, known: Collection[str] = ()) -> GateLayer:
-    """The gate part of one fused projection, under its name in `known`.
+def _fused_prefix(tensor: str) -> str:
+    layer = tensor.removesuffix(".weight")
+    own = layer.removesuffix(".gate_proj")
+    return layer if own == layer else f"{own}.gate_up_proj"
 
-    known: names of the checkpoint's gates. Raises UnsupportedModelError if it is quantized.
+
+def gate_layer(fused: Any, names: Mapping[str, str] = MappingProxyType({})) -> GateLayer:
+    """The gate part of one fused projection, under its name in the checkpoint.
+
+    names: as of `checkpoint_names`; a projection that is not in it has the name that vLLM gives its
+    gate. Raises UnsupportedModelError if it is quantized.
     """
     if not isinstance(fused.quant_method, UnquantizedLinearMethod):
         raise UnsupportedModelError(
@@ -102,7 +121,8 @@ def gate_layer(fused: Any, known: Collection[str] = ()) -> GateLayer:
         )
     count = fused.output_partition_sizes[0]
     rank = fused.tp_rank
-    name = checkpoint_name(fused.prefix, known)
+    own = fused.prefix.removesuffix("gate_up_proj") + "gate_proj.weight"
+    name = names.get(fused.prefix, own)
     rows = (rank * count, (rank + 1) * count)
     base = getattr(fused, BASE_GATE, None)
     if base is not None:

@@ -26,6 +26,7 @@ from bmt_server.worker.base_weights import BaseWeights
 from bmt_server.worker.engine_vllm.gate_projections import (
     MaskedLinearMethod,
     check_names,
+    checkpoint_names,
     fused_projections,
     gate_layer,
 )
@@ -65,7 +66,8 @@ class MaskManager:
         """
         parallel = vllm_config.parallel_config
         fused = fused_projections(model)
-        gates = [gate_layer(layer, settings.gates) for layer in fused]
+        names = checkpoint_names(model, settings.gates)
+        gates = [gate_layer(layer, names) for layer in fused]
         check_names(gates, settings, parallel.pipeline_parallel_size)
         limits = kernel_limits(settings, vllm_config)
         stats = WorkerStats(pid=os.getpid(), rank=parallel.rank)

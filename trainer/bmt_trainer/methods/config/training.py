@@ -104,8 +104,10 @@ class TrainConfig:
         "Write only deletions that training learned; auto: if they score as well.", "off"
     )
     gradient_checkpointing: bool = option("Trade a third of the speed for memory.", False)
-    device: Literal["auto", "cpu", "cuda"] = option(
-        "Device to train on; auto takes a GPU if there is one.", "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = option(
+        "Device to train on; auto takes a GPU of CUDA or ROCm if there is one, and never mps, "
+        "Apple's, on which no test of this project runs.",
+        "auto",
     )
     seed: int = option(
         "Seed of the held-out split, the order of the examples and the gates' first values.",

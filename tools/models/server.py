@@ -1,0 +1,128 @@
+"""Trial of architectures in vLLM: tiny random checkpoints, loaded as a worker loads them.
+
+    python -m tools.models.server OUT KIND...
+
+Its own process, because vLLM configures the one that it runs in. Loads no engine: the gates of the
+loaded model are compared with the checkpoint's, by name and by value, as the server's worker finds
+them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import bmt_core
+import torch
+from bmt_core.gates.rows import Rows
+from bmt_server.settings import Settings
+from bmt_server.worker.engine_vllm.gate_projections import (
+    UnsupportedModelError,
+    check_names,
+    checkpoint_names,
+    fused_projections,
+    gate_layer,
+)
+from bmt_trainer.models import architecture_of
+from safetensors.torch import load_file
+from vllm.config import set_current_vllm_config
+from vllm.distributed import init_distributed_environment, initialize_model_parallel
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.model_executor.model_loader import get_model
+
+from tools.models.configurations import tiny
+
+# vLLM's attention has kernels for some sizes of heads.
+_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+}
+
+
+def trial(kind: str) -> dict[str, Any]:
+    """The outcome for one `model_type`: `serves`, None if untried, and the reason if not True."""
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        try:
+            _write(kind, folder)
+            model = _load(folder)
+        except Exception as error:  # whatever a configuration's, or vLLM's, code raises
+            return {"serves": None, "reason": _line(error)}
+        try:
+            return _compare(model, folder)
+        except Exception as error:
+            return {"serves": None, "reason": _line(error)}
+
+
+def _write(kind: str, folder: Path) -> None:
+    torch.manual_seed(0)
+    config = tiny(kind, **_SIZES)
+    architecture_of(config).from_config(config, dtype=torch.float32).save_pretrained(folder)
+
+
+def _load(folder: Path) -> torch.nn.Module:
+    arguments = EngineArgs(
+        model=str(folder),
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        dtype="float32",
+        max_model_len=32,
+        limit_mm_per_prompt={"image": 0, "video": 0, "audio": 0},
+    )
+    config = arguments.create_engine_config()
+    with set_current_vllm_config(config):
+        if not torch.distributed.is_initialized():
+            init_distributed_environment(1, 0, f"file://{folder}/rendezvous", 0, "gloo")
+            initialize_model_parallel()
+        return get_model(vllm_config=config)
+
+
+def _compare(model: torch.nn.Module, folder: Path) -> dict[str, Any]:
+    known = bmt_core.geometry(folder)
+    settings = Settings(model_id="m", model_path=str(folder), fingerprint="ab" * 32, gates=known)
+    try:
+        names = checkpoint_names(model, known)
+        gates = [gate_layer(fused, names) for fused in fused_projections(model)]
+        check_names(gates, settings, 1)
+    except UnsupportedModelError as error:
+        return {"serves": False, "reason": str(error).split(". Masks need")[0]}
+    stored: dict[str, torch.Tensor] = {}
+    for file in folder.glob("*.safetensors"):
+        stored |= load_file(file)
+    for gate in gates:
+        rows = Rows.parse(gate.name)
+        tensor = stored[gate.name if rows is None else rows.tensor]
+        expected = tensor if rows is None else tensor[rows.first : rows.end]
+        if not torch.equal(gate.base.float(), expected.float()):
+            return {"serves": False, "reason": f"vLLM changes the rows of {gate.name}"}
+    return {"serves": True, "reason": None}
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+
+
+def main() -> None:
+    """Try each architecture, and write the outcomes as they come."""
+    out, kinds = Path(sys.argv[1]), sys.argv[2:]
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # The weights are read as they were loaded; repacked ones are not compared.
+    UnquantizedLinearMethod.process_weights_after_loading = lambda self, layer: None  # type: ignore[method-assign]
+    # vLLM's loader frees an accelerator's memory; its CPU runner replaces the call too.
+    torch.accelerator.empty_cache = lambda: None
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        found[kind] = trial(kind)
+        out.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
