@@ -13,6 +13,7 @@ from bmt_trainer.checkpoint_files import check_checkpoint
 from bmt_trainer.errors import ConfigError, ModelError, NonFinite, QuantizedModel
 from bmt_trainer.templates import chat_templates, shipped
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from tests.support.tiny_model import tiny_llama
 
@@ -228,7 +229,8 @@ def test_the_context_is_that_of_the_configuration(checkpoint, tmp_path):
     [
         ("cuda", "finds 0 GPUs; set auto or cpu"),
         ("cuda:3", "cuda:3 is set"),
-        ("gpu", "'gpu' is none of torch's; set auto, cpu or cuda"),
+        ("gpu", "'gpu' is none of torch's; set auto, cpu, cuda or mps"),
+        ("mps", "finds no GPU of Apple's; set auto or cpu"),
         ("", "'' is none of torch's"),
     ],
 )
@@ -237,3 +239,11 @@ def test_a_device_that_is_not_there_is_an_error_in_a_line(monkeypatch, device, w
     with pytest.raises(ConfigError, match=re.escape(words)):
         models.pick_device(device)
     assert models.pick_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("kind", "repeats"),
+    [("llama", True), ("gemma2", True), ("qwen3_5_text", False), ("falcon_h1", False)],
+)
+def test_states_of_linear_attention_are_not_repeated(kind, repeats):
+    assert models.repeats_cache(AutoConfig.for_model(kind)) is repeats

@@ -76,14 +76,19 @@ _SIZES: dict[str, Any] = {
 # Lists with an entry for each layer.
 _PER_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types")
 
+# Families whose rotary embedding has sections for time, height and width.
+_SEVERAL_AXES = ("glm4v", "glm46v", "glm_ocr", "glmga", "qwen2_5_vl", "paddleocr_vl")
+
 # What the sizes above leave in contradiction.
 _OWN: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
     "ministral": {"head_dim": 8},
-    "nemotron": {"head_dim": 8},
     "gemma3n_text": {"layer_types": ["full_attention"] * LAYERS, "num_kv_shared_layers": 0},
-    "reformer": {"is_decoder": True},
+    "youtu": {"head_dim": 4},
+    "lfm2_moe": {"layer_types": ["full_attention"] * LAYERS},
+    "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
 }
 
 
@@ -99,7 +104,18 @@ def tiny(kind: str, **sizes: int) -> PretrainedConfig:
             value = getattr(part, name, None)
             if isinstance(value, list) and len(value) > LAYERS:
                 setattr(part, name, value[:LAYERS])
+    if kind in _SEVERAL_AXES:
+        _fit_sections(config.get_text_config())
     return config
+
+
+def _fit_sections(config: PretrainedConfig) -> None:
+    """Give the sections of a rotary embedding of several axes the sizes of a small head."""
+    rope = config.rope_parameters
+    head = _read(config, "head_dim") or config.hidden_size // config.num_attention_heads
+    half = int(head * rope.get("partial_rotary_factor", 1.0)) // 2
+    third = half // 3
+    rope["mrope_section"] = [half - 2 * third, third, third]
 
 
 def _sizes(default: PretrainedConfig, sizes: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,11 +21,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    DynamicCache,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from bmt_trainer import hub
 from bmt_trainer.checkpoint_files import check_checkpoint
@@ -284,6 +286,16 @@ def context_length(folder: Path) -> int | None:
     return max(stated, *lengths) if lengths else stated
 
 
+def repeats_cache(config: PretrainedConfig) -> bool:
+    """True if the cache of one sequence may be repeated for others that begin alike.
+
+    Keys and values may. The recurrent states of linear attention and of state spaces are not
+    repeated with them (transformers 5.19, cache_utils.py), in silence for layers that have both.
+    """
+    layers = DynamicCache(config=config).layers
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
 def pick_device(device: str) -> torch.device:
     """The device of a setting: `device` itself, or for "auto" the first GPU, else the CPU.
 
@@ -294,7 +306,9 @@ def pick_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise ConfigError(f"device: {device!r} is none of torch's; set auto, cpu, cuda or mps") from None
+        raise ConfigError(
+            f"device: {device!r} is none of torch's; set auto, cpu, cuda or mps"
+        ) from None
     found = torch.cuda.device_count()
     if chosen.type == "cuda" and (chosen.index or 0) >= found:
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPUs"

@@ -23,8 +23,12 @@ FUSED_GATES = r"\.mlp\.gate_up_proj$"
 #: modeling_glm.py, modeling_glm4.py and their copies). Others put `up` first, so no rule holds.
 GATE_FIRST = frozenset({"phi3", "phi4_multimodal", "glm", "glm4", "glm4v_text", "glm_ocr_text"})
 
-# Parts of names of vision and audio towers, whose gates no text passes.
-_TOWER = re.compile(r"(?:^|[._])(?:vision|visual|vit|audio|image|speech|sam)(?:[._]|$)")
+# Parts of names of vision and audio towers and of what joins them to the text model, whose gates
+# no text passes.
+_TOWER = re.compile(
+    r"(?:^|[._])(?:vision|visual|vit|audio|image|speech|sam|talker|connector|perceiver|resampler"
+    r"|projector|aligner)(?:[._]|$)"
+)
 
 
 def in_tower(name: str) -> bool:

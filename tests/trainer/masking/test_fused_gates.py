@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from bmt_core.gates.geometry import GATE_FIRST
-from bmt_trainer.errors import FusedGate
+from bmt_trainer.comparison.baselines import projections
+from bmt_trainer.errors import FusedGate, ModelError
 from bmt_trainer.masking.apply import apply, write_checkpoint
 from bmt_trainer.masking.attach import attach
 from bmt_trainer.masking.equations import hard_weight
@@ -15,6 +16,7 @@ from bmt_trainer.masking.gated_rows import GatedRows
 from bmt_trainer.masking.masked_linear import MaskedLinear, MaskState
 from bmt_trainer.masking.targets import select
 from bmt_trainer.methods.config import SftConfig
+from bmt_trainer.methods.guards.targets import masked_tensors, not_served
 from bmt_trainer.methods.sft import train
 from bmt_trainer.models import load_model
 from torch import nn
@@ -195,3 +197,21 @@ def test_a_mask_of_rows_is_refused_by_another_base(tmp_path):
             write_checkpoint(mask, folder, tmp_path / "out")
         with pytest.raises(bmt_core.BaseMismatch):
             apply(mask, load_model(folder))
+
+
+def test_a_comparison_on_fused_projections_is_refused_by_name():
+    model = AutoModelForCausalLM.from_config(small_config("phi3"))
+    with pytest.raises(ModelError, match="has no gate_proj, k_proj, q_proj, up_proj, v_proj"):
+        projections(model)
+
+
+def test_targets_that_no_server_takes_are_a_line(tmp_path):
+    folder = checkpoint_of("phi3", tmp_path / "base")
+    geometry = bmt_core.geometry(folder, "")
+    masked = masked_tensors(folder, None, geometry)
+    assert list(masked) == list(bmt_core.geometry(folder))
+    assert not_served(folder, masked) is None
+    whole = masked_tensors(folder, r"\.gate_up_proj$", geometry)
+    line = not_served(folder, whole)
+    assert line is not None
+    assert "not of model.layers.0.mlp.gate_up_proj.weight;" in line

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bmt_trainer.comparison import adapter_sizes
-from bmt_trainer.errors import ConfigError
+from bmt_trainer.errors import ConfigError, ModelError
 from bmt_trainer.masking.attach import Attached
 
 #: The seven projections of a block: LoRA tunes them, and their updates are measured.
@@ -45,12 +45,23 @@ class Tuned:
 
 
 def projections(model: nn.Module) -> dict[str, nn.Linear]:
-    """The blocks' linear layers by module name."""
-    return {
+    """The blocks' linear layers by module name.
+
+    Raises ModelError for a model without all seven of them, fused ones of Phi and GLM for example:
+    a baseline that tunes some of them is not the paper's.
+    """
+    found = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name.rpartition(".")[2] in PROJECTIONS
     }
+    missing = set(PROJECTIONS) - {name.rpartition(".")[2] for name in found}
+    if missing:
+        raise ModelError(
+            f"comparisons tune and measure {', '.join(PROJECTIONS)}, and a {type(model).__name__} "
+            f"has no {', '.join(sorted(missing))}; compare on a model that has each as a layer"
+        )
+    return found
 
 
 def full(model: nn.Module) -> Tuned:

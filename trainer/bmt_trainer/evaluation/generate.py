@@ -16,7 +16,7 @@ from bmt_trainer.data.encoding import end_of_turn, render
 from bmt_trainer.data.examples import Example
 from bmt_trainer.evaluation.completions import CompletionReader
 from bmt_trainer.evaluation.thoughts import Completion
-from bmt_trainer.models import evaluating
+from bmt_trainer.models import evaluating, repeats_cache
 
 #: (examples, maximum number of new tokens) -> the greedy completion of each one's prompt.
 Generate = Callable[[Sequence[Example], int], list[Completion]]
@@ -133,8 +133,11 @@ def _shared_length(rows: Sequence[Sequence[int]]) -> int:
 
 
 def _prefill(model: PreTrainedModel, head: torch.Tensor) -> DynamicCache | None:
-    """Key-value cache of the tokens `head`, [S], for one sequence; None if there are no tokens."""
-    if not head.numel():
+    """Key-value cache of the tokens `head`, [S], for one sequence.
+
+    None if there are no tokens, or if the model has states that cannot be repeated.
+    """
+    if not head.numel() or not repeats_cache(model.config):
         return None
     cache = DynamicCache(config=model.config)
     model(input_ids=head[None].to(model.device), past_key_values=cache, logits_to_keep=1)

@@ -6,6 +6,7 @@ only the gates in the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ from bmt_trainer.methods.guards import contents, interruption, outputs, pushing
 from bmt_trainer.methods.guards.finite import check_weights
 from bmt_trainer.methods.guards.interruption import Interruption
 from bmt_trainer.methods.guards.metadata import check_metadata
-from bmt_trainer.methods.guards.targets import masked_weights
+from bmt_trainer.methods.guards.targets import masked_tensors, not_served
 from bmt_trainer.methods.guards.trl_contract import check_trl
 from bmt_trainer.methods.lengths import Answered
 from bmt_trainer.methods.rollouts.environments import Environments
@@ -142,7 +143,9 @@ def read(
     folder = models.checkpoint_folder(config.model)
     check_checkpoint(folder)
     geometry = dict(bmt_core.geometry(folder, ""))
-    gates = masked_weights(folder, config.targets, geometry)
+    masked = masked_tensors(folder, config.targets, geometry)
+    if (line := not_served(folder, masked)) is not None:
+        display.say(line)
     base = models.base_of(config.model, folder)
     first = _first_mask(config, base, folder, display)
     tokenizer = models.load_tokenizer(folder, config.chat_template)
@@ -184,7 +187,7 @@ def read(
         folder=folder,
         base=base,
         geometry=geometry,
-        gates=gates,
+        gates=sum(math.prod(shape) for shape in masked.values()),
         device=models.pick_device(config.device),
         split=split,
         tokenizer=tokenizer,

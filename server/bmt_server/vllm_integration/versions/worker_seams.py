@@ -79,7 +79,7 @@ COMMON = (
     Seam(
         "vllm.model_executor.layers.linear:MergedColumnParallelLinear",
         _GATES,
-        attributes=("output_partition_sizes", "tp_rank", "quant_method", "prefix"),
+        attributes=("output_partition_sizes", "tp_rank", "tp_size", "quant_method", "prefix"),
     ),
     Seam("vllm.model_executor.models.utils:WeightsMapper.apply_list", _GATES),
     Seam("vllm.model_executor.layers.linear:LinearMethodBase", _GATES),

@@ -108,25 +108,38 @@ def _fused_prefix(tensor: str) -> str:
     return layer if own == layer else f"{own}.gate_up_proj"
 
 
-def gate_layer(fused: Any, names: Mapping[str, str] = MappingProxyType({})) -> GateLayer:
+def gate_layer(
+    fused: Any,
+    names: Mapping[str, str] = MappingProxyType({}),
+    known: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+) -> GateLayer:
     """The gate part of one fused projection, under its name in the checkpoint.
 
     names: as of `checkpoint_names`; a projection that is not in it has the name that vLLM gives its
-    gate. Raises UnsupportedModelError if it is quantized.
+    gate. known: shapes of the checkpoint's gates. Raises UnsupportedModelError if it is quantized,
+    or if vLLM's gate has another number of rows than the checkpoint's.
     """
     if not isinstance(fused.quant_method, UnquantizedLinearMethod):
         raise UnsupportedModelError(
             f"{fused.prefix} is quantized ({type(fused.quant_method).__name__}), and masks need "
             "unquantized gate projections; serve the unquantized checkpoint"
         )
-    count = fused.output_partition_sizes[0]
-    rank = fused.tp_rank
+    parts, rank, ranks = fused.output_partition_sizes, fused.tp_rank, fused.tp_size
     own = fused.prefix.removesuffix("gate_up_proj") + "gate_proj.weight"
     name = names.get(fused.prefix, own)
+    count = parts[0]
+    if len(parts) == 1 and ranks == 1 and name in known and Rows.parse(name) is not None:
+        # vLLM's models of transformers' code keep a fused projection of the checkpoint as one part.
+        count = min(count, known[name][0])
+    if name in known and count * ranks != known[name][0]:
+        raise UnsupportedModelError(
+            f"{fused.prefix} has {count * ranks} rows of a gate on {ranks} ranks, and {name} has "
+            f"{known[name][0]} in the checkpoint; serve it on one rank"
+        )
     rows = (rank * count, (rank + 1) * count)
     base = getattr(fused, BASE_GATE, None)
     if base is not None:
-        return GateLayer(name, rows, base)
+        return GateLayer(name, rows, base[:count])
     live = fused.weight.data[:count]
     return GateLayer(name, rows, live, live)
 

@@ -67,7 +67,7 @@ class MaskManager:
         parallel = vllm_config.parallel_config
         fused = fused_projections(model)
         names = checkpoint_names(model, settings.gates)
-        gates = [gate_layer(layer, names) for layer in fused]
+        gates = [gate_layer(layer, names, settings.gates) for layer in fused]
         check_names(gates, settings, parallel.pipeline_parallel_size)
         limits = kernel_limits(settings, vllm_config)
         stats = WorkerStats(pid=os.getpid(), rank=parallel.rank)

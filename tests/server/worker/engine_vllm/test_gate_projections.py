@@ -13,6 +13,7 @@ from bmt_server.worker.engine_vllm.gate_projections import (
     checkpoint_names,
     fused_projections,
     gate_layer,
+    keep_base_rows,
 )
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.models.utils import WeightsMapper
@@ -25,7 +26,7 @@ class Fused(torch.nn.Module):
 
     def __init__(self, prefix: str, rank: int = 0, ranks: int = 1) -> None:
         super().__init__()
-        self.prefix, self.tp_rank = prefix, rank
+        self.prefix, self.tp_rank, self.tp_size = prefix, rank, ranks
         self.output_partition_sizes = [R // ranks, R // ranks]
         self.quant_method = UnquantizedLinearMethod()
         self.weight = torch.nn.Parameter(torch.randn(2 * R // ranks, K))
@@ -87,6 +88,23 @@ def test_rows_of_a_rank_are_counted_within_the_gate():
         assert gate.rows == (rank * R // 2, (rank + 1) * R // 2)
         assert gate.name == f"a.mlp.gate_up_proj.weight[0:{R}]"
         assert torch.equal(gate.base, fused.weight[: R // 2])
+
+
+@pytest.mark.parametrize(("ranks", "kept"), [(1, False), (1, True), (2, False)])
+def test_a_projection_that_vllm_keeps_in_one_part(ranks, kept):
+    """Of vLLM's models of transformers' code: the gate is the first half, on one rank."""
+    prefix, name = "a.mlp.gate_up_proj", f"a.mlp.gate_up_proj.weight[0:{R}]"
+    fused = Fused(prefix, 0, ranks)
+    fused.output_partition_sizes = [2 * R // ranks]
+    if kept:
+        keep_base_rows(fused, fused.weight.data.clone())
+    if ranks > 1:
+        with pytest.raises(UnsupportedModelError, match="serve it on one rank"):
+            gate_layer(fused, {prefix: name}, {name: (R, K)})
+        return
+    gate = gate_layer(fused, {prefix: name}, {name: (R, K)})
+    assert (gate.rows, gate.shape) == ((0, R), (R, K))
+    assert torch.equal(gate.base, fused.weight[:R])
 
 
 def test_a_vision_tower_has_no_gates_of_text():

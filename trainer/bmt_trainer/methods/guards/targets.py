@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+import bmt_core
 
 from bmt_trainer import models
 from bmt_trainer.masking.export import check_stored
 from bmt_trainer.masking.stored_names import stored_names
 from bmt_trainer.masking.targets import select
-
-
-def masked_weights(
-    folder: Path, targets: str | None, geometry: Mapping[str, tuple[int, int]]
-) -> int:
-    """The number of weights that will be masked. Raises the errors of `select` and of `export`."""
-    return sum(
-        rows * columns for rows, columns in masked_tensors(folder, targets, geometry).values()
-    )
 
 
 def masked_tensors(
@@ -34,3 +27,15 @@ def masked_tensors(
         check_stored(tensor, target.shape, geometry, folder.name)
         tensors[tensor] = target.shape
     return tensors
+
+
+def not_served(folder: Path, tensors: Iterable[str]) -> str | None:
+    """A line for a mask of these tensors that no server of the checkpoint takes, else None."""
+    served = bmt_core.geometry(folder)
+    other = next((name for name in tensors if name not in served), None)
+    if other is None:
+        return None
+    return (
+        "warning: targets: servers take masks of the text model's gate projections alone, not of "
+        f"{other}; the mask can be evaluated and applied to a checkpoint"
+    )

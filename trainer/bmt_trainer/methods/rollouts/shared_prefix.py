@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 
 from bmt_trainer.masking.masked_linear import MaskState
+from bmt_trainer.models import repeats_cache
 
 
 class SharedPrompts:
@@ -34,7 +35,7 @@ class SharedPrompts:
         shared = self._shared
         rows = torch.cat([input_ids[:, :shared], attention_mask[:, :shared]], dim=1)
         prompts, of_row = torch.unique(rows, dim=0, return_inverse=True)
-        if not shared or len(prompts) == len(rows):
+        if not shared or len(prompts) == len(rows) or not repeats_cache(self._config):
             return self._model(
                 input_ids=input_ids, attention_mask=attention_mask, labels=labels, **options
             )
