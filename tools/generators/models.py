@@ -116,7 +116,12 @@ def _names(outcomes: Mapping[str, Mapping[str, Any]], reason: str) -> str:
 def _server(outcome: Mapping[str, Any]) -> str:
     if outcome.get("serves"):
         return "yes"
-    reason = _cell(outcome.get("server_reason") or "vLLM did not reach it")
+    found = str(outcome.get("server_reason") or "vLLM did not reach it")
+    reason = _cell(found)
+    if "torchvision" in found:
+        reason = "this vLLM cannot import its class without torchvision"
+    elif "processor" in found.lower():
+        reason = "vLLM wants the files of its image processor, which a tiny checkpoint lacks"
     return f"no: {reason}" if outcome.get("serves") is False else f"not tried: {reason}"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from bmt_core.gates.geometry import GATE_FIRST
-from bmt_trainer.comparison.baselines import projections
+from bmt_trainer.comparison.baselines import check_projections
 from bmt_trainer.errors import FusedGate, ModelError
 from bmt_trainer.masking.apply import apply, write_checkpoint
 from bmt_trainer.masking.attach import attach
@@ -202,7 +202,7 @@ def test_a_mask_of_rows_is_refused_by_another_base(tmp_path):
 def test_a_comparison_on_fused_projections_is_refused_by_name():
     model = AutoModelForCausalLM.from_config(small_config("phi3"))
     with pytest.raises(ModelError, match="has no gate_proj, k_proj, q_proj, up_proj, v_proj"):
-        projections(model)
+        check_projections(model)
 
 
 def test_targets_that_no_server_takes_are_a_line(tmp_path):

@@ -45,23 +45,25 @@ class Tuned:
 
 
 def projections(model: nn.Module) -> dict[str, nn.Linear]:
-    """The blocks' linear layers by module name.
-
-    Raises ModelError for a model without all seven of them, fused ones of Phi and GLM for example:
-    a baseline that tunes some of them is not the paper's.
-    """
-    found = {
+    """The blocks' linear layers by module name."""
+    return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name.rpartition(".")[2] in PROJECTIONS
     }
-    missing = set(PROJECTIONS) - {name.rpartition(".")[2] for name in found}
+
+
+def check_projections(model: nn.Module) -> None:
+    """Raise ModelError for a base without all seven projections, as Phi and GLM with fused ones.
+
+    A baseline that tunes some of them is not the paper's.
+    """
+    missing = set(PROJECTIONS) - {name.rpartition(".")[2] for name in projections(model)}
     if missing:
         raise ModelError(
             f"comparisons tune and measure {', '.join(PROJECTIONS)}, and a {type(model).__name__} "
             f"has no {', '.join(sorted(missing))}; compare on a model that has each as a layer"
         )
-    return found
 
 
 def full(model: nn.Module) -> Tuned:

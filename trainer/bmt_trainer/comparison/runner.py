@@ -136,7 +136,7 @@ def run_cell(cell: Cell, display: Display) -> Result:
     config = cell.config()
     loaded, rows = METHODS[cell.plan.trainer].load(config, display, scored=False)
     # Before anything is added to them, or made fp32.
-    baselines.projections(loaded.model)  # before any work
+    baselines.check_projections(loaded.model)
     parameters, dtype = baselines.count(loaded.model), str(loaded.model.dtype)
     texts = base_texts(loaded) if cell.plan.track_every else []
     if cell.kind == "wanda":
