@@ -6,7 +6,6 @@ huggingface_hub's own `hf://` addresses of model repositories.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -40,9 +39,9 @@ class HubPlace:
         revision = "" if self.revision is None else f"@{self.revision.replace('/', '%2F')}"
         return f"{SCHEME}{self.repository}{revision}" + (f"/{self.file}" if self.file else "")
 
-    def at(self, **changes: str | None) -> HubPlace:
-        """The same place with another revision or file."""
-        return dataclasses.replace(self, **changes)
+    def at(self, *, file: str, revision: str | None = None) -> HubPlace:
+        """Another file of the repository, of the same revision if none is given."""
+        return HubPlace(self.repository, revision or self.revision, file)
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ from bmt_trainer.console import StepProgress
 from bmt_trainer.distributed import keep_gates_fp32
 from bmt_trainer.errors import RolloutError
 from bmt_trainer.masking.attach import Attached
+from bmt_trainer.methods import trackers
 from bmt_trainer.methods.config import TrainConfig
 from bmt_trainer.methods.guards.interruption import Interrupted
 from bmt_trainer.methods.guards.training import Guard
@@ -53,7 +54,7 @@ def trl_arguments(config: TrainConfig, folder: Path, on_cpu: bool) -> dict[str, 
         "logging_steps": 1,
         # `guards.training` ends a run whose loss is not finite; the filter would log 0 instead.
         "logging_nan_inf_filter": False,
-        "report_to": "none",
+        **trackers.arguments(config),
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
@@ -98,11 +99,13 @@ def fit_with_trl(
             callbacks=[
                 SharpenMask(attached.state, config.alpha_start, config.alpha_end),
                 *callbacks,
+                *trackers.callbacks(config, run),
                 StepProgress(advance, metric),
             ],
             attached=attached,
             reg_lambda=config.reg_lambda,
             guard=guard,
+            figures=partial(trackers.validation_figures, run) if config.report_to else None,
             **options,
         )
         keep_gates_fp32(trainer)

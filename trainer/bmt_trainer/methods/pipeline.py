@@ -51,6 +51,7 @@ from bmt_trainer.methods.lengths import Answered
 from bmt_trainer.methods.rollouts.environments import Environments
 from bmt_trainer.methods.rollouts.scores import RolloutScores
 from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, is_writing, settings_of
+from bmt_trainer.methods.trackers import check_installed
 from bmt_trainer.methods.trl_setup import prepare_tool_calls
 from bmt_trainer.process import is_main_process, world_size
 from bmt_trainer.rewards.combined import Rewards
@@ -140,6 +141,7 @@ def read(
     may_replace = config.overwrite or (config.resume and is_writing(config.output))
     outputs.check(config.output, overwrite=may_replace, resume=config.resume)
     pushing.check(config.push)
+    check_installed(config.report_to)
     folder = models.checkpoint_folder(config.model)
     check_checkpoint(folder)
     geometry = dict(bmt_core.geometry(folder, ""))

@@ -30,7 +30,7 @@ _FILE = "run.json"
 _LOCK = ".lock"
 # Settings that do not change what a run computes.
 _NEUTRAL = (
-    *("output", "resume", "checkpoint_every", "overwrite", "push"),
+    *("output", "resume", "checkpoint_every", "overwrite", "push", "report_to", "run_name"),
     *("server_wait", "server_token_seconds"),
 )
 # Settings that a resumed run may change: the place of rollouts, not their distribution.

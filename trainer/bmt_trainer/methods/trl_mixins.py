@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -24,13 +26,40 @@ class MaskedTraining(GuardedTraining):
     """Mixin before a `transformers.Trainer` in a class's bases.
 
     Sets the regularizer, and evaluates under the hard mask (Eq. 8). Training runs under the soft
-    one, the state's default. guard: see `GuardedTraining`.
+    one, the state's default. guard: see `GuardedTraining`; figures: of a run with trackers, added
+    to each step's entry with the mask's zeros and the flips since the entry before.
     """
 
-    def __init__(self, *args: Any, attached: Attached, reg_lambda: float, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        attached: Attached,
+        reg_lambda: float,
+        figures: Callable[[], Mapping[str, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         # Set first: a trainer may read them while it is made.
         self.attached, self.reg_lambda = attached, reg_lambda
+        self._figures = figures
+        self._zeros_before: list[Tensor] | None = None
         super().__init__(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        # The last entry of a run sums it up, and is of no step.
+        if self._figures is not None and "train_runtime" not in logs:
+            logs |= {**self._flips(), **self._figures()}
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _flips(self) -> dict[str, float]:
+        """The number of zeros, and of those that came or went since the last call."""
+        now = [layer.zero_positions() for layer in self.attached.layers.values()]
+        before, self._zeros_before = self._zeros_before, now
+        found = {"zeros": float(sum(len(zeros) for zeros in now))}
+        if before is not None:
+            same = sum(int(torch.isin(a, b).sum()) for a, b in zip(before, now, strict=True))
+            count = sum(map(len, before)) + sum(map(len, now))
+            found["mask_flips"] = float(count - 2 * same)
+        return found
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         # The backward of each micro-batch adds the term; their sum must have it once.

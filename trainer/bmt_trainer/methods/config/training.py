@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation.thoughts import Thoughts
+from bmt_trainer.methods.config.trackers import names_of
 from bmt_trainer.methods.guards import pushing
 from bmt_trainer.settings import check, option
 
@@ -118,6 +119,12 @@ class TrainConfig:
     checkpoint_every: int = option("Steps between checkpoints; 0 for none.", 100, least=0)
     resume: bool = option("Resume the unfinished run of this output, if there is one.", False)
     overwrite: bool = option("Replace the mask and the history of an earlier run.", False)
+    report_to: str | None = option(
+        "Trackers of the run's figures, with commas: trackio, wandb, tensorboard, mlflow.", None
+    )
+    run_name: str | None = option(
+        "Name of the run in its trackers; default: the output's name.", None
+    )
     push: str | None = option(
         "Push the mask to the Hugging Face Hub when it is written: hf://org/name[@revision].", None
     )
@@ -127,6 +134,7 @@ class TrainConfig:
         Thoughts.of_setting(self.thoughts)
         if self.push is not None:
             pushing.check_place(self.push)
+        names_of(self.report_to)
         self._check_from()
         if self.lean == "auto" and not self.heldout and self.heldout_share is None:
             raise ConfigError(

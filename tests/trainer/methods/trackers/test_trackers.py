@@ -1,0 +1,57 @@
+"""Figures of a run in its trackers."""
+
+from __future__ import annotations
+
+import pytest
+from bmt_trainer.errors import ConfigError
+from bmt_trainer.methods import trackers
+from bmt_trainer.methods.config import SftConfig
+from bmt_trainer.methods.sft import train
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.support.training.display import quiet
+
+
+def settings(checkpoint, output, **changes):
+    return SftConfig(
+        model=str(checkpoint),
+        dataset="task:initials",
+        output=output,
+        heldout=2,
+        steps=3,
+        learning_rate=0.05,
+        calibration_prompts=4,
+        max_new_tokens=2,
+        checkpoint_every=0,
+        device="cpu",
+        **changes,
+    )
+
+
+def test_tensorboard_has_each_step_after_the_run(checkpoint, tmp_path):
+    mask = train(settings(checkpoint, tmp_path / "m.bmt", report_to="tensorboard"), quiet())
+    events = EventAccumulator(str(tmp_path / "m.bmt.tensorboard")).Reload()
+    zeros = {e.step: e.value for e in events.Scalars("train/zeros")}
+    assert sorted(zeros) == [1, 2, 3]
+    assert zeros[3] == mask.zeros
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3]
+    flips = {e.step: e.value for e in events.Scalars("train/mask_flips")}
+    assert sorted(flips) == [2, 3]
+    assert all(abs(zeros[step] - zeros[step - 1]) <= flips[step] for step in flips)
+    assert "report_to" not in mask.metadata["config"]
+
+
+def test_a_tracker_that_is_none_or_missing(checkpoint, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"'comet' is none of trackio"):
+        settings(checkpoint, tmp_path / "m.bmt", report_to="tensorboard, comet")
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install mlflow"):
+        train(settings(checkpoint, tmp_path / "m.bmt", report_to="mlflow"), quiet())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trackers_of_a_trainer(checkpoint, tmp_path):
+    config = settings(checkpoint, tmp_path / "math.bmt", report_to="wandb,tensorboard,wandb")
+    assert trackers.arguments(config) == {"report_to": ["wandb"], "run_name": "math"}
+    named = settings(checkpoint, tmp_path / "math.bmt", run_name="first")
+    assert trackers.arguments(named) == {"report_to": "none", "run_name": "first"}

@@ -1,0 +1,60 @@
+"""Trackers of experiments: a run's figures by the callbacks of transformers.
+
+trackio, Weights & Biases and MLflow take their project, address and key from their own environment
+variables (`TRACKIO_PROJECT`, `WANDB_…`, `MLFLOW_…`). TensorBoard's files are next to the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
+
+from bmt_trainer.errors import ConfigError
+from bmt_trainer.methods.config import TrainConfig
+from bmt_trainer.methods.config.trackers import names_of
+from bmt_trainer.methods.run_folder import RunFolder
+from bmt_trainer.process import is_main_process
+
+
+def check_installed(report_to: str | None) -> None:
+    """Raise ConfigError for a tracker whose package is missing."""
+    for name in names_of(report_to):
+        if find_spec(name) is None:
+            raise ConfigError(f"report_to: {name} is not installed; pip install {name}")
+
+
+def arguments(config: TrainConfig) -> dict[str, Any]:
+    """Settings of a trainer for its trackers but TensorBoard, which has a callback of its own."""
+    own = [name for name in names_of(config.report_to) if name != "tensorboard"]
+    return {"report_to": own or "none", "run_name": config.run_name or config.output.stem}
+
+
+def callbacks(config: TrainConfig, run: RunFolder) -> list[TrainerCallback]:
+    """TensorBoard's callback, if it is asked for.
+
+    transformers' own place for its files is the run's folder, which ends with the run. Entries of
+    steps that a resumed run takes again are dropped.
+    """
+    if "tensorboard" not in names_of(config.report_to) or not is_main_process():
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+
+    done = run.steps_done()
+    writer = SummaryWriter(tensorboard_folder(config.output), purge_step=done + 1 if done else None)
+    return [TensorBoardCallback(writer)]
+
+
+def tensorboard_folder(output: Path) -> Path:
+    """The folder of TensorBoard's files."""
+    return output.with_name(f"{output.name}.tensorboard")
+
+
+def validation_figures(run: RunFolder) -> Mapping[str, float]:
+    """The last validation's share of right answers and mean reward; empty before the first."""
+    last = (run.notes.get("validation") or [{}])[-1]
+    return {f"validation/{n}": last[n] for n in ("accuracy", "mean") if n in last}
