@@ -18,7 +18,7 @@ from bmt_trainer.masking.targets import select
 from bmt_trainer.methods.config import SftConfig
 from bmt_trainer.methods.guards.targets import masked_tensors, not_served
 from bmt_trainer.methods.sft import train
-from bmt_trainer.models import load_model
+from bmt_trainer.models import architecture_of, load_model
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -27,8 +27,10 @@ from reproduce.tiny import SHAPE
 from tests.support.tiny_model import byte_tokenizer
 from tests.support.training.architectures import small_config
 from tests.support.training.display import quiet
+from tools.models.configurations import tiny
 
 FUSED = ["phi3", "glm", "glm4"]
+ORDERED = [*FUSED, "phi4_multimodal", "glm4v", "glm_ocr"]
 # Families whose masks were never tried before, with fused gates and with gates of their own.
 NEW = ["phi3", "glm4", "gemma3_text", "olmo3"]
 
@@ -42,16 +44,17 @@ def checkpoint_of(kind, folder):
     return folder
 
 
-@pytest.mark.parametrize("kind", FUSED)
+@pytest.mark.parametrize("kind", ORDERED)
 def test_the_first_rows_are_the_gates(kind):
     """Outputs are linear in the up projection and not in the gate."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(small_config(kind))
+    config = tiny(kind)
+    model = architecture_of(config).from_config(config)
     mlp = model.get_decoder().layers[0].mlp
     (name, target), *_ = select(model).items()
-    assert name == "model.layers.0.mlp.gate_up_proj"
+    assert name.endswith("layers.0.mlp.gate_up_proj")
     assert target.layer is mlp.gate_up_proj
-    x = torch.randn(3, 32)
+    x = torch.randn(3, mlp.gate_up_proj.in_features)
     weight = mlp.gate_up_proj.weight.data
     with torch.no_grad():
         before = mlp(x)
@@ -60,14 +63,15 @@ def test_the_first_rows_are_the_gates(kind):
         assert torch.equal(mlp(x), 2 * before)
         up /= 2
         gate = target.rows.of(weight)
-        assert len(gate) == len(up) == 48
+        assert len(gate) == len(up) == mlp.down_proj.in_features
         gate *= 2
         assert not torch.allclose(mlp(x), 2 * before)
 
 
 def test_every_family_with_a_known_order_is_among_the_tested():
-    of_parts = {"phi4_multimodal", "glm4v_text", "glm_ocr_text"}  # multimodal ones, in test_texts
-    assert set(FUSED) | of_parts == GATE_FIRST
+    configs = [tiny(kind) for kind in ORDERED]
+    types = {part.model_type for c in configs for part in (c, c.get_text_config())}
+    assert types >= GATE_FIRST
 
 
 def test_an_unknown_order_is_refused_by_name():

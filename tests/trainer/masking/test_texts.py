@@ -24,7 +24,6 @@ FAMILIES = [
     ("gemma3", "language_model.model.layers", "model.language_model.layers"),
     ("mistral3", "language_model.model.layers", "model.language_model.layers"),
     ("qwen3_5", "model.language_model.layers", "model.layers"),
-    ("phi4_multimodal", "model.layers", "model.layers"),
 ]
 
 
