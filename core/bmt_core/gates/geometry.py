@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -73,7 +72,7 @@ def geometry(
     found = {
         name: (shape[0], shape[1])
         for name, shape in tensors
-        if len(shape) == 2 and math.prod(shape) and maskable.search(name)
+        if len(shape) == 2 and 0 not in shape and maskable.search(name)
     }
     if pattern != GATES:
         return found
@@ -81,6 +80,6 @@ def geometry(
     fused = re.compile(FUSED_GATES.replace("$", r"\.weight$"))
     if not found and gate_first(model_types(checkpoint)):
         for name, shape in tensors:
-            if len(shape) == 2 and shape[0] >= 2 and fused.search(name) and not in_tower(name):
+            if len(shape) == 2 and shape[0] >= 2 and shape[1] and fused.search(name) and not in_tower(name):
                 found[str(Rows(name, 0, shape[0] // 2))] = (shape[0] // 2, shape[1])
     return found

@@ -61,7 +61,8 @@ class Diagnosis:
         yield f"masked: {len(self.masked)} of {self.layers} layers, {weights:,} weights"
         if self.tensors:
             name, shape = next(iter(self.tensors.items()))
-            yield f"  {name} {list(shape)}, and {len(self.tensors) - 1} more"
+            more = f", and {len(self.tensors) - 1} more" if len(self.tensors) > 1 else ""
+            yield f"  {name} {list(shape)}{more}"
         for reason, numbers in groupby(sorted(self.reasons), key=lambda n: self.reasons[n]):
             found = list(numbers)
             span = f"layer {found[0]}" + (f" to {found[-1]}" if found[1:] else "")

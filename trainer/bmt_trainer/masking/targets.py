@@ -121,7 +121,7 @@ def _refuse_part(model: nn.Module, names: list[str]) -> None:
         raise NoTargets(f"{part}, {names[0]} among them; {advice}")
     name, shape = experts
     raise ExpertTensors(
-        f"{part}, and {name} {shape} holds all experts in one tensor, which a mask cannot name; "
+        f"{part}, and {name} {shape} holds all experts in one tensor, which is not supported; "
         f"{advice}"
     )
 
