@@ -80,6 +80,7 @@ def geometry(
     fused = re.compile(FUSED_GATES.replace("$", r"\.weight$"))
     if not found and gate_first(model_types(checkpoint)):
         for name, shape in tensors:
-            if len(shape) == 2 and shape[0] >= 2 and shape[1] and fused.search(name) and not in_tower(name):
+            whole = len(shape) == 2 and shape[0] >= 2 and shape[1] > 0
+            if whole and fused.search(name) and not in_tower(name):
                 found[str(Rows(name, 0, shape[0] // 2))] = (shape[0] // 2, shape[1])
     return found

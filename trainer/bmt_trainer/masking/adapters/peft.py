@@ -153,7 +153,7 @@ def _shira(layer: _Layer, weight: torch.Tensor, rank: int) -> tuple[torch.Tensor
 
 def _files(source: Path, weights: tuple[str, ...], tensors: list[str]) -> Mapping[str, Path]:
     """The file of each tensor."""
-    found = {}
+    found: dict[str, Path] = {}
     for name in weights:
         with safe_open(source / name, "pt") as file:
             found |= {tensor: source / name for tensor in file.keys() if tensor in tensors}  # noqa: SIM118
