@@ -36,6 +36,8 @@ _SCORES = {
     "lean": "the learned deletions",
     "mask": "**this mask**",
 }
+# Means that methods score by besides a share: the key of a score, and its name in the table.
+_MEANS = {"grpo": ("mean", "mean reward"), "dpo": ("margin", "margin in nats")}
 _FACTS = ("method", "dataset", "train_examples", "steps", "seed", "init_sparsity", "loss")
 
 
@@ -110,15 +112,17 @@ def _scores(metadata: Mapping[str, Any]) -> list[str]:
         *(name for name in _SCORES if name in scores),
         *(n for n in scores if n not in _SCORES),
     ]
-    rows, rewarded = [], metadata.get("method") == "grpo"
+    rows, method = [], str(metadata.get("method"))
+    mean, title = _MEANS.get(method, (None, ""))
     for name in names[:_ROWS]:
-        cells = _score(scores[name], rewarded)
+        cells = _score(scores[name], mean)
         if cells is not None:
             rows.append((_SCORES.get(name) or code(name, 64), *cells))
     if not rows:
         return ["## Scores", "", "The file has no scores.", ""]
-    reward = ("mean reward", "95 % interval") if rewarded else ()
-    head = ("", *reward, "exact match", "95 % interval", "n")
+    first = (title, "95 % interval") if mean else ()
+    share = "chosen answer likelier" if method == "dpo" else "exact match"
+    head = ("", *first, share, "95 % interval", "n")
     left_out = len(scores) - len(rows)
     note = [f"Left out: {left_out} of the file's entries, without a share and its interval.", ""]
     return [
@@ -131,27 +135,27 @@ def _scores(metadata: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _score(value: Any, rewarded: bool) -> tuple[str, ...] | None:
-    """Cells of one score; None for what is no score."""
+def _score(value: Any, mean: str | None) -> tuple[str, ...] | None:
+    """Cells of one score; None for what is no score. mean: the key of a mean, if it has one."""
     if not isinstance(value, Mapping):
         return None
     share, total = _number(value.get("accuracy"), 0, 1), _number(value.get("total"), 1)
     interval = _interval(value.get("interval95"), 0, 1)
     if share is None or total is None or interval is None:
         return None
-    reward: tuple[str, ...] = ()
-    if rewarded:
-        mean, around = _number(value.get("mean")), _interval(value.get("mean_interval95"))
-        reward = (
+    first: tuple[str, ...] = ()
+    if mean is not None:
+        middle, around = _number(value.get(mean)), _interval(value.get(f"{mean}_interval95"))
+        first = (
             ("", "")
-            if mean is None or around is None
+            if middle is None or around is None
             else (
-                f"{mean:.4g}",
+                f"{middle:.4g}",
                 f"{around[0]:.4g} to {around[1]:.4g}",
             )
         )
     low, high = interval
-    return (*reward, f"{share:.1%}", f"{low:.1%} to {high:.1%}", f"{total:,.0f}")
+    return (*first, f"{share:.1%}", f"{low:.1%} to {high:.1%}", f"{total:,.0f}")
 
 
 def _number(value: Any, low: float = -math.inf, high: float = math.inf) -> float | None:

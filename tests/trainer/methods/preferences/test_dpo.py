@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+from pathlib import Path
 
 import bmt_core
 import pytest
@@ -22,12 +23,14 @@ from bmt_trainer.methods.preferences.dpo import train
 from bmt_trainer.methods.preferences.scores import PairScore, log_probabilities
 from bmt_trainer.methods.trl_mixins import BaseReference
 from bmt_trainer.models import load_model, load_tokenizer
+from bmt_trainer.settings import build, read_yaml
 from rich.console import Console
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.support.tiny_model import interrupt_after, save_tiny_llama
 from tests.support.training.display import quiet
 
+ROOT = Path(__file__).resolve().parents[4]
 STEPS = 4
 
 
@@ -254,3 +257,8 @@ def test_a_score_of_pairs():
     # Student's t: 4.3027 x 1 / sqrt(3).
     assert high - 1 == pytest.approx(2.484, abs=1e-3)
     assert PairScore.of(base, base).margin_interval == (0, 0)
+
+
+def test_the_recipe_is_valid():
+    values = read_yaml(ROOT / "recipes/dpo-word-order.yaml")
+    assert build(DpoConfig, {**values, "model": "m", "output": "o.bmt"}).heldout == 400
