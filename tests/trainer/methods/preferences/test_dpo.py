@@ -261,4 +261,4 @@ def test_a_score_of_pairs():
 
 def test_the_recipe_is_valid():
     values = read_yaml(ROOT / "recipes/dpo-word-order.yaml")
-    assert build(DpoConfig, {**values, "model": "m", "output": "o.bmt"}).heldout == 400
+    assert build(DpoConfig, {**values, "model": "m", "output": "o.bmt"}).heldout == 200
