@@ -122,6 +122,7 @@ SEAMS = (
         attributes=(
             *_SETTINGS,
             *("beta", "loss_type", "max_length", "precompute_ref_log_probs", "disable_dropout"),
+            "router_aux_loss_coef",
         ),
     ),
     Seam(

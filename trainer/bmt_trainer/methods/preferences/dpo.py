@@ -172,5 +172,7 @@ def fit(
         precompute_ref_log_probs=False,
         # As the base: a reference with dropout would be another one in each pass.
         disable_dropout=True,
+        # The router of experts is frozen, so its balance is no part of the loss.
+        router_aux_loss_coef=0.0,
     )
     return fit_with_trl(MaskedDPOTrainer, arguments, loaded, attached, rows, callbacks)
