@@ -19,8 +19,10 @@ from bmt_trainer.masking.attach import attach
 from bmt_trainer.masking.equations import sharpness
 from bmt_trainer.masking.masked_linear import MaskedLinear
 from bmt_trainer.methods.config import DpoConfig
+from bmt_trainer.methods.preferences import scores
 from bmt_trainer.methods.preferences.dpo import train
 from bmt_trainer.methods.preferences.scores import PairScore, log_probabilities
+from bmt_trainer.methods.run_folder import RunFolder
 from bmt_trainer.methods.trl_mixins import BaseReference
 from bmt_trainer.models import load_model, load_tokenizer
 from bmt_trainer.settings import build, read_yaml
@@ -146,18 +148,18 @@ def test_a_run_from_pairs_to_mask(checkpoint, tmp_path, monkeypatch):
     assert bmt_core.fingerprint(checkpoint) == before
     meta = mask.metadata
     assert (meta["method"], meta["train_examples"], meta["config"]["beta"]) == ("dpo", 24, 0.5)
-    scores = meta["scores"]
-    assert set(scores) == {"base", "init", "mask"}
-    assert (scores["base"]["margin"], scores["base"]["margin_interval95"]) == (0, [0, 0])
-    assert scores["base"]["above_base"] == 0
-    assert all(score["total"] == 6 for score in scores.values())
+    found = meta["scores"]
+    assert set(found) == {"base", "init", "mask"}
+    assert (found["base"]["margin"], found["base"]["margin_interval95"]) == (0, [0, 0])
+    assert found["base"]["above_base"] == 0
+    assert all(score["total"] == 6 for score in found.values())
     # Every pair asks for the same, so it is learnt.
-    low, _ = scores["mask"]["margin_interval95"]
+    low, _ = found["mask"]["margin_interval95"]
     assert low > 0
-    assert scores["mask"]["above_base"] == 1
+    assert found["mask"]["above_base"] == 1
 
     history = json.loads((tmp_path / "m.bmt.history.json").read_text())
-    assert history["scores"] == scores
+    assert history["scores"] == found
     assert history["steps"][0]["loss"] == pytest.approx(math.log(2), abs=0.02)
     assert history["steps"][-1]["rewards/margins"] > 0
     assert meta["loss"] < math.log(2)
@@ -206,8 +208,8 @@ def test_another_rejected_answer_is_another_run(checkpoint, tmp_path, monkeypatc
 def test_lean_is_chosen_by_the_margin(checkpoint, tmp_path):
     config = settings(checkpoint, tmp_path / "m.bmt", lean="auto", max_new_tokens=4)
     mask = train(config, quiet())
-    scores = mask.metadata["scores"]
-    assert scores["mask"] == scores["lean" if mask.metadata["lean"] else "full"]
+    found = mask.metadata["scores"]
+    assert found["mask"] == found["lean" if mask.metadata["lean"] else "full"]
     assert {"lean", "full"} <= mask.metadata["forward_kl"].keys()
 
 
@@ -257,6 +259,25 @@ def test_a_score_of_pairs():
     # Student's t: 4.3027 x 1 / sqrt(3).
     assert high - 1 == pytest.approx(2.484, abs=1e-3)
     assert PairScore.of(base, base).margin_interval == (0, 0)
+    assert score.chosen == 0
+    assert PairScore.of([(-3.0, -9.0)] * 3, base).chosen == -1
+
+
+def test_chosen_answers_that_lose_are_said(tmp_path):
+    """The loss falls if both answers lose, too, and the rejected one more."""
+    shown = io.StringIO()
+    display = Display(Console(file=shown, width=400))
+    run = RunFolder(tmp_path / "m.bmt", {}, resume=False)
+    run.note("reference_log_probabilities", [(-1.0, -1.0)] * 4)
+    for name, chosen in (("init", -5.0), ("full", -0.5), ("mask", -5.0)):
+        with pytest.MonkeyPatch.context() as patch:
+            found = [(chosen - at / 9, chosen - 5.0) for at in range(4)]
+            patch.setattr(scores, "log_probabilities", lambda *_, found=found: found)
+            scores.PairScores(None, [{}] * 4, 0, run, display)(name)
+    warned = [line for line in shown.getvalue().splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 1
+    assert "by 4.17 nats" in warned[0]
+    assert run.notes["full"]["chosen"] > 0
 
 
 def test_the_recipe_is_valid():

@@ -16,7 +16,7 @@ class DpoConfig(TrainConfig):
 
     # Departure: the paper has no training by preferences; rate and β are choices of this project.
 
-    learning_rate: float = redefined(TrainConfig, "learning_rate", 5e-4)
+    learning_rate: float = redefined(TrainConfig, "learning_rate", 2e-4)
     batch_size: int = option("Pairs per forward pass, each of two answers.", 4, least=1)
     gradient_accumulation: int = option("Forward passes per optimizer step.", 1, least=1)
     beta: float = option(

@@ -39,7 +39,9 @@ class PairScore:
 
     right: pairs whose chosen answer is the likelier one; margin: mean of log p(chosen) -
     log p(rejected) less the same of the base, in nats, which DPO's loss takes times β (Rafailov et
-    al. 2023, Eq. 7); margin_interval: its 95 % interval; above_base: pairs whose margin is above 0.
+    al. 2023, Eq. 7); chosen: mean of log p(chosen) less the base's, in nats, which falls if the
+    loss is lowered by making both answers unlikely; each with its 95 % interval; above_base: pairs
+    whose margin is above 0.
     """
 
     right: int
@@ -47,6 +49,8 @@ class PairScore:
     total: int
     margin: float
     margin_interval: tuple[float, float]
+    chosen: float
+    chosen_interval: tuple[float, float]
 
     @classmethod
     def of(cls, policy: Sequence[LogProbabilities], base: Sequence[LogProbabilities]) -> PairScore:
@@ -56,15 +60,13 @@ class PairScore:
             difference - (chosen - rejected)
             for difference, (chosen, rejected) in zip(differences, base, strict=True)
         ]
-        mean = math.fsum(margins) / len(margins)
-        # Equal margins, as the base's, have no spread.
-        interval = (mean, mean) if len(set(margins)) == 1 else interval_of_mean(margins)
+        gains = [one - before for (one, _), (before, _) in zip(policy, base, strict=True)]
         return cls(
             sum(difference > 0 for difference in differences),
             sum(margin > 0 for margin in margins),
             len(margins),
-            mean,
-            interval,
+            *_mean(margins),
+            *_mean(gains),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -77,6 +79,8 @@ class PairScore:
             "interval95": [round(bound, 6) for bound in wilson(self.right, self.total)],
             "margin": float(f"{self.margin:.12g}"),
             "margin_interval95": [float(f"{bound:.12g}") for bound in self.margin_interval],
+            "chosen": float(f"{self.chosen:.12g}"),
+            "chosen_interval95": [float(f"{bound:.12g}") for bound in self.chosen_interval],
             "above_base": round(self.above_base / self.total, 6),
             "above_base_interval95": [round(bound, 6) for bound in above],
         }
@@ -86,8 +90,15 @@ class PairScore:
         least, most = self.margin_interval
         return (
             f"{self.right / self.total:6.1%} [{low:.1%}, {high:.1%}] prefer the chosen answer, "
-            f"margin {self.margin:.4g} [{least:.4g}, {most:.4g}] nats, n = {self.total}"
+            f"margin {self.margin:.4g} [{least:.4g}, {most:.4g}] nats, chosen answers "
+            f"{self.chosen:+.4g} nats, n = {self.total}"
         )
+
+
+def _mean(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """The mean and its 95 % interval; equal values, as the base's, have no spread."""
+    mean = math.fsum(values) / len(values)
+    return mean, (mean, mean) if len(set(values)) == 1 else interval_of_mean(values)
 
 
 class PairScores(HeldoutScores):
@@ -125,6 +136,12 @@ class PairScores(HeldoutScores):
         score = PairScore.of(found, self._run.notes[_REFERENCE])
         self._run.note(name, score.to_json())
         self._display.say(f"{name:<5}{score}")
+        if score.chosen_interval[1] < 0 and name != "init":
+            self._display.say(
+                f"warning: the chosen answers are less likely than by the base, by "
+                f"{-score.chosen:.3g} nats: the rejected ones lost more. Lower learning_rate, take "
+                "fewer steps or raise beta if the answers themselves matter"
+            )
 
 
 @torch.no_grad()
