@@ -70,18 +70,22 @@ def open_api(*, to_write: bool, place: HubPlace) -> Any:
 @contextmanager
 def quiet() -> Iterator[None]:
     """In the block, the library shows no progress bars and no notes of what is no news here."""
-    from huggingface_hub import utils
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
-    shown = not utils.are_progress_bars_disabled()
+    shown = not are_progress_bars_disabled()
     logger = logging.getLogger("huggingface_hub.hf_api")
-    utils.disable_progress_bars()
+    disable_progress_bars()
     logger.addFilter(_is_news)
     try:
         yield
     finally:
         logger.removeFilter(_is_news)
         if shown:
-            utils.enable_progress_bars()
+            enable_progress_bars()
 
 
 def _is_news(record: logging.LogRecord) -> bool:
