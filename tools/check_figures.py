@@ -2,10 +2,10 @@
 
     python tools/check_figures.py [PAGE ...]
 
-A figure is marked with its result in a comment (tools/figures/marks.py); a digit that differs, an
-id that is not there and, on the pages of COMPLETE, a number with a unit and without a mark are
-faults. Pages of the log name their results at the top, or say that there are none. Exit code 1 if
-there is a fault.
+A figure is marked with its result in a comment (tools/figures/marks.py); a digit or a unit that
+differs, an id that is not there and, on the pages of COMPLETE, a number with a unit and without a
+mark are faults. Pages of the log name their results at the top, or say that there are none. Exit
+code 1 if there is a fault.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Of a program that is run by its path, Python looks beside it alone.
+# Of a program that is run by its path, Python looks in its own folder alone.
 sys.path.insert(0, str(ROOT))
 
 from tools.figures.marks import marks  # noqa: E402

@@ -13,7 +13,8 @@ from tools.figures.marks import MARK, marks
 
 ENTRIES = [
     {"id": "gain_points", "value": 38.75, "interval": [32.154, 44.83], "bound": ""},
-    {"id": "cold_ms", "value": 8.93, "interval": None, "bound": "<= 50"},
+    {"id": "cold_ms", "value": 8.93, "interval": None, "bound": "<= 50", "unit": "ms"},
+    {"id": "lost", "value": -4.5, "interval": [-10.9, 1.9], "bound": ""},
 ]
 RUN = {"score": {"accuracy": 0.8975, "interval95": [0.864, 0.9235], "lenient": 289, "total": 400}}
 
@@ -55,6 +56,10 @@ def faults(text: str) -> list[str]:
         "89.8 % <!-- figure: 0a1b2c3d#score.accuracy*100 -->",
         "72.3 % <!-- figure: 0a1b2c3d#score.lenient.share*100 -->",
         "8.9 ms of 50 <!-- figure: paper.json#cold_ms; paper.json#cold_ms.bound -->",
+        "8,930 us <!-- figure: paper.json#cold_ms*1000 -->",
+        "89.8 (86.4 to 92.4) <!-- figure: 0a1b2c3d#score.accuracy*100; "
+        "0a1b2c3d#score.interval95*100 --> %",
+        "at most 10.9 points <!-- figure: paper.json#lost*-1 -->",
         "73.5 % <!-- figure: log:old -->",
         "1,000 <!-- figure: arithmetic: a thousand -->",
     ],
@@ -82,6 +87,13 @@ def test_a_page_that_agrees_has_no_fault(kept, text):
         ("38.8 <!-- figure: log:none -->", "no such page"),
         ("one <!-- figure: paper.json#gain_points -->", "0 before the mark"),
         ("1,000 <!-- figure: arithmetic: -->", "without a word"),
+        ("8.93 s <!-- figure: paper.json#cold_ms -->", "s on the page"),
+        ("8.9 <!-- figure: paper.json#cold_ms --> us", "us on the page"),
+        ("8,930 ms <!-- figure: paper.json#cold_ms*1000 -->", "ms on the page"),
+        ("8.9 % <!-- figure: paper.json#cold_ms -->", "% on the page"),
+        ("0.9 % <!-- figure: 0a1b2c3d#score.accuracy -->", "% on the page"),
+        ("at least 10 points <!-- figure: paper.json#lost*-1 -->", "begins at -1.9"),
+        ("38.8 <!-- figure: paper.json#gain_points/0 -->", "no factor"),
         ("5 s <!-- figure: code:no/such.py:A -->", "no such file"),
     ],
 )
@@ -106,9 +118,23 @@ def test_constants_of_code(kept):
         ("| 0.05 to 0.09 % |", ["0.05 to 0.09 %"]),
         ("1.03 times, 5 MB, 542.8 tokens/s and 3 GiB", ["1.03 times", "5 MB", "542.8 tokens/s"]),
         ("`sleep 5 s`, [x](a-5ms), vLLM 0.32, n = 400, 8B, H100, step 5", []),
-        ("```\n5 ms\n```\n<!-- x: `make docs` -->\n5 ms\n<!-- end of x -->", []),
+        (
+            "```\n5 ms\n```\n<!-- benchmarks: `make docs` -->\n5 ms\n<!-- end of benchmarks -->",
+            [],
+        ),
         ("38.8 points <!-- figure: paper.json#gain_points --> and 5 ms", ["5 ms"]),
         ("within 5 s", []),
+        ("It takes 15\nminutes.", ["15 minutes"]),
+        ("5ms, 23-24 ms, 23–24 ms, 84 ± 3 ms", ["5ms", "23-24 ms", "23–24 ms", "84 ± 3 ms"]),
+        ("**97** %, 97&nbsp;%, 97\u202f%", ["97** %", "97&nbsp;%", "97 %"]),
+        ("`97 %` and `a` or `b`", ["97 %"]),
+        ("97 percent, ninety percent", ["97 percent", "ninety percent"]),
+        ("twelve times, 3x, 3-fold, 14 min", ["twelve times", "3x", "3-fold", "14 min"]),
+        ("thousands, an eighth, 14336 x 4096, 2026-11-30", []),
+        ("<!-- x: `make docs` -->\n5 ms\n<!-- end of x -->", ["5 ms"]),
+        ("| a | gain, points |\n|---|---|\n| 2 | 38.8 (32.2) |", ["38.8", "32.2"]),
+        ("| a | b |\n|---|---|\n| rate, % | 97.3 |\n| rows | 20 |", ["97.3"]),
+        ("| a, % |\n|---|\n| 38.8 <!-- figure: paper.json#gain_points --> |", []),
     ],
 )
 def test_numbers_with_a_unit_need_a_result_or_a_reason(kept, text, wanted):
@@ -121,6 +147,7 @@ def test_allowed_text_must_be_on_its_page():
     assert not list(unmarked.stale("it answers\nwithin 5 s", {"answers within 5 s": "a limit"}))
     assert list(unmarked.stale("within 6 s", {"within 5 s": "a limit"}))
     assert list(unmarked.stale("within", {"within": "a limit"}))
+    assert not list(unmarked.stale("in five seconds", {"in five seconds": "a limit"}))
 
 
 def test_entries_of_the_log_name_their_results(kept):

@@ -29,6 +29,18 @@ READERS_OWN = {"chats.jsonl", "mine.bmt", "path/to/model"}
 _FILE = re.compile(r"[\w./-]+\.(?:bmt|csv|jsonl|key|log|py|yaml)$")
 
 
+def test_the_index_has_the_minutes_of_each_page():
+    index = (TUTORIALS[0].parent / "index.md").read_text()
+    listed = dict(re.findall(r"\]\(([\w-]+\.md)\) \|.*\| (\d+) \|$", index, re.MULTILINE))
+    given = {
+        page.name: found[1]
+        for page in TUTORIALS
+        if (found := re.search(r"about (\d+) minutes", page.read_text()))
+    }
+    assert len(given) > 5
+    assert listed == given
+
+
 def of(page, language="bash") -> list[Block]:
     return [block for block in blocks(page) if block.language == language]
 

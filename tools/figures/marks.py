@@ -2,7 +2,7 @@
 
 A mark stands behind the number, or the numbers, that it names a result of: with several references,
 parted by `;`, the last numbers before it, in order. "At least 0.9", or at most, is a claim about
-the whole interval.
+the whole interval. A unit behind the number is compared with that of the result, if it has one.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tools.figures.results import NUMBER, FigureError, Known, known
+from tools.figures.units import UNITS, wrong
 
 MARK = re.compile(r"<!-- figure: (.*?) -->", re.DOTALL)
 _LOWER = re.compile(r"(?:at least|no less than|more than|≥)\s*$", re.IGNORECASE)
 _UPPER = re.compile(r"(?:at most|up to|no more than|less than|fewer than|≤)\s*$", re.IGNORECASE)
+_UNIT = re.compile(rf"[\s\u00a0-]*({UNITS})(?![\w-])")
+# A unit stands within this distance behind its number, marks included.
+_AFTER = 500
 # Numbers of a mark stand within this distance before it.
 _REACH = 160
 
@@ -53,10 +57,12 @@ def _compared(
         raise FigureError(f"{match[1]}: {len(results)} numbers, and {len(before)} before the mark")
     chosen = before[len(before) - len(results) :]
     faults = [
-        fault
+        f"{reference}: {fault}"
         for number, (reference, found, at) in zip(chosen, results, strict=True)
-        if (fault := _fault(number[0], found, at, text[: begin + number.start()]))
-        and (fault := f"{reference}: {fault}")
+        if (
+            fault := _fault(number[0], found, at, text[: begin + number.start()])
+            or _fault_of_unit(found, text[begin + number.end() :])
+        )
     ]
     spans = tuple((begin + n.start(), begin + n.end()) for n in chosen)
     return Marked(match.span(), spans, tuple(faults))
@@ -80,3 +86,9 @@ def _fault(printed: str, found: Known, at: int, before: str) -> str:
     # A half is right rounded up or down: results are kept with few digits themselves.
     right = abs(value - actual) <= half * (1 + 1e-9)
     return "" if right else f"{printed} on the page, {actual:g} in the result"
+
+
+def _fault_of_unit(found: Known, after: str) -> str | None:
+    """A unit that is not the result's; marks may stand before it."""
+    match = _UNIT.match(MARK.sub("", after[:_AFTER]))
+    return wrong(found.unit, found.scale, match[1]) if match else None

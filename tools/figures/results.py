@@ -52,11 +52,14 @@ class Known:
 
     values: one, or the two of an interval; None for arithmetic, which nothing is compared with.
     interval: of the one value, if there is one. texts: numbers as they are printed elsewhere.
+    unit: of the values before `scale`, which changes it, if the result names one.
     """
 
     values: Sequence[float] | None
     interval: tuple[float, float] | None = None
     texts: frozenset[str] | None = None
+    unit: str = ""
+    scale: float = 1.0
 
 
 def known(reference: str) -> Known:
@@ -70,14 +73,19 @@ def known(reference: str) -> Known:
         return Known(None, texts=_printed(rest.strip()))
     match = _SCALE.fullmatch(reference)
     assert match is not None  # it matches any text
-    scale = float(match["number"] or 1)
-    if match["sign"] == "/":
-        scale = 1 / scale
+    try:
+        scale = float(match["number"] or 1)
+        scale = 1 / scale if match["sign"] == "/" else scale
+    except (ValueError, ZeroDivisionError):
+        raise FigureError(f"{reference}: {match['number']} is no factor") from None
     if colon and kind == "code":
         return Known([_constant(match["reference"].removeprefix("code:")) * scale])
-    values, interval = _result(match["reference"])
+    values, interval, unit = _result(match["reference"])
     scaled = [value * scale for value in values]
-    return Known(scaled, interval and (interval[0] * scale, interval[1] * scale))
+    if interval is not None:  # a negative scale turns it around
+        low, high = sorted(bound * scale for bound in interval)
+        interval = low, high
+    return Known(scaled, interval, unit=unit, scale=scale)
 
 
 def _printed(page: str) -> frozenset[str]:
@@ -90,7 +98,8 @@ def _printed(page: str) -> frozenset[str]:
     return frozenset(re.findall(NUMBER, text))
 
 
-def _result(reference: str) -> tuple[Sequence[float], tuple[float, float] | None]:
+def _result(reference: str) -> tuple[Sequence[float], tuple[float, float] | None, str]:
+    """Values, the interval of one, and the unit. Raises FigureError."""
     source, mark, path = reference.partition("#")
     name, *fields = path.split(".")
     content = _file(source.strip())
@@ -110,10 +119,15 @@ def _result(reference: str) -> tuple[Sequence[float], tuple[float, float] | None
     values = found if isinstance(found, list) else [found]
     if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         raise FigureError(f"{reference}: {found!r} is no number")
-    if fields[-1] not in ("value", "accuracy", "share"):
-        return values, None
-    interval = owner.get("interval" if fields[-1] == "value" else "interval95")
-    return values, tuple(interval) if interval else None
+    last, unit = fields[-1], ""
+    if isinstance(content, list) and last in ("value", "interval", "bound"):
+        unit = re.split("[ /]", owner.get("unit") or "")[0]
+    elif last in ("accuracy", "share", "interval95"):
+        unit = "share"
+    if last not in ("value", "accuracy", "share"):
+        return values, None, unit
+    interval = owner.get("interval" if last == "value" else "interval95")
+    return values, tuple(interval) if interval else None, unit
 
 
 def _part(found: Any, field: str, reference: str) -> Any:

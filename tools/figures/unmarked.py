@@ -13,23 +13,39 @@ from pathlib import Path
 
 import yaml
 
+from tools.figures import tables
 from tools.figures.marks import Marked
-from tools.figures.results import NUMBER
+from tools.figures.units import UNITS
 
 ALLOWED = Path(__file__).with_name("allowed.yaml")
-_UNITS = (
-    r"%|ms|us|µs|s|h|seconds?|minutes?|hours?|[kMGT]B|[KMGT]iB|bytes?|tokens/s|tokens a second"
-    r"|MB/s|points|times|nats|×"
-)
-#: One number or several, as in `0.05 to 0.09 %`, then a unit; or a ratio, `0.96 of`.
+_SPACE = r"(?:[\s\u00a0\u2009\u202f]|&nbsp;)"
+_PLAIN = r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
+_WORD = (
+    "two three four five six seven eight nine ten eleven twelve fifteen twenty thirty forty fifty "
+    "sixty seventy eighty ninety hundred thousand"
+).replace(" ", "|")
+_JOINT = rf"(?:(?:,| to| and| or|, and|{_SPACE}*±)?{_SPACE}+|{_SPACE}*[-–±/]{_SPACE}*)[-−]?"
+# The end of bold or of a tag between a number and its unit.
+_END = r"(?:\*\*|</\w+>)?"
+#: One number or several, as in `0.05 to 0.09 %`, or one in words, then a unit; or a ratio,
+#: `0.96 of`.
 FIGURE = re.compile(
-    rf"(?<!rank )(?:{NUMBER}(?:,| to| and| or|, and)?\s+)*(?:{NUMBER})"
-    rf"(?:[ \u00a0-]?(?:{_UNITS})(?![\w-])"
-    rf"|(?<=\d\.\d)\s+of\b|(?<=\.\d\d)\s+of\b|(?<=\.\d\d\d)\s+of\b)"
+    rf"(?<!rank )(?<![\w.,-])(?:"
+    rf"[-−]?{_PLAIN}(?:{_JOINT}{_PLAIN})*"
+    rf"(?:{_END}(?:{_SPACE}|-)?(?:{UNITS})(?![\w-])|x(?![\w-])"
+    rf"|(?:(?<=\d\.\d)|(?<=\.\d\d)|(?<=\.\d\d\d)){_END}\s+of\b)"
+    rf"|(?:{_WORD})(?:-(?:{_WORD}))?(?:{_SPACE}|-)(?:{UNITS})(?![\w-]))",
+    re.IGNORECASE,
 )
+_ONE = re.compile(rf"{_PLAIN}|{_WORD}", re.IGNORECASE)
+#: Blocks that `make docs` writes.
+GENERATED = ("benchmarks", "operate figures")
 _HIDDEN = (
     re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE),
-    re.compile(r"<!-- (\w[\w ]*): `make docs` -->.*?<!-- end of \1 -->", re.DOTALL),
+    *(
+        re.compile(rf"<!-- {name}: `make docs` -->.*?<!-- end of {name} -->", re.DOTALL)
+        for name in GENERATED
+    ),
     re.compile(r"<!--.*?-->", re.DOTALL),
     re.compile(r"`[^`\n]*`"),
     re.compile(r"\]\([^)]*\)"),
@@ -48,8 +64,15 @@ class Unmarked:
 def visible(text: str) -> str:
     """The text with code, links, comments and generated tables blanked, positions as they were."""
     for pattern in _HIDDEN:
-        text = pattern.sub(lambda m: re.sub(r"[^\n]", "\0", m[0]), text)
+        text = pattern.sub(_blank, text)
     return text
+
+
+def _blank(match: re.Match[str]) -> str:
+    # A figure in the type of code is a figure.
+    if FIGURE.fullmatch(match[0].strip("`")):
+        return match[0]
+    return re.sub(r"[^\n]", "\0", match[0])
 
 
 def unmarked(text: str, marked: list[Marked], allowed: Mapping[str, str]) -> Iterator[Unmarked]:
@@ -57,14 +80,16 @@ def unmarked(text: str, marked: list[Marked], allowed: Mapping[str, str]) -> Ite
     covered = [span for mark in marked for span in mark.numbers]
     for words in allowed:
         covered += [m.span() for m in re.finditer(_loosely(words), text)]
-    for match in FIGURE.finditer(visible(text)):
-        inner = [
-            (match.start() + n.start(), match.start() + n.end())
-            for n in re.finditer(NUMBER, match[0])
-        ]
-        if all(any(a <= begin and end <= b for a, b in covered) for begin, end in inner):
+    shown = visible(text)
+    found = [
+        (match.span(), [n.span() for n in _ONE.finditer(shown, *match.span())])
+        for match in FIGURE.finditer(shown)
+    ]
+    found += [(span, [span]) for span in tables.numbers(shown)]
+    for (begin, end), numbers in sorted(found):
+        if all(any(a <= at and to <= b for a, b in covered) for at, to in numbers):
             continue
-        yield Unmarked(text.count("\n", 0, match.start()) + 1, " ".join(match[0].split()))
+        yield Unmarked(text.count("\n", 0, begin) + 1, " ".join(shown[begin:end].split()))
 
 
 def stale(text: str, allowed: Mapping[str, str]) -> Iterator[str]:
@@ -72,7 +97,7 @@ def stale(text: str, allowed: Mapping[str, str]) -> Iterator[str]:
     for words in allowed:
         if not re.search(_loosely(words), text):
             yield f"allowed, and not on the page: {words}"
-        elif not re.search(r"\d", words):
+        elif not _ONE.search(words):
             yield f"allowed, and without a number: {words}"
 
 
