@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bmt_core.errors import BaseMismatch
+from bmt_core.gates.rows import overlap
 from bmt_core.mask import Mask, TensorMask, position_dtype
 
 _SetOp = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -25,6 +26,15 @@ def _pairs(a: Mask, b: Mask) -> list[tuple[str, tuple[int, int], np.ndarray, np.
         )
     left = {t.name: t for t in a.tensors}
     right = {t.name: t for t in b.tensors}
+    if (same := overlap(left | right)) is not None:
+        # By their names, equal zeros would count as different ones.
+        raise BaseMismatch(
+            f"the masks name the same weights differently: {same[0]} and {same[1]} have rows in "
+            "common; combine masks of the same targets",
+            field="tensors",
+            value=same[1],
+            bound=same[0],
+        )
     pairs = []
     for name in sorted(left | right):
         x, y = left.get(name), right.get(name)

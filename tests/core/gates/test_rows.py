@@ -56,7 +56,21 @@ def test_no_row_is_named_twice(names, same):
             bmt_core.Mask(BASE, tensors)
 
 
-def test_a_union_with_the_whole_tensor_is_refused():
+@pytest.mark.parametrize(
+    "operation",
+    [
+        bmt_core.union,
+        bmt_core.intersection,
+        bmt_core.difference,
+        bmt_core.symmetric_difference,
+        bmt_core.compare,
+        bmt_core.jaccard,
+    ],
+)
+def test_masks_that_name_the_same_rows_differently_are_not_combined(operation):
     whole, part = (bmt_core.Mask(BASE, (t,)) for t in (tensor("w", 4), tensor("w[0:2]", 2)))
-    with pytest.raises(bmt_core.BmtError):
-        bmt_core.union(whole, part)
+    for pair in ((whole, part), (part, whole)):
+        with pytest.raises(bmt_core.BaseMismatch, match="rows in common"):
+            operation(*pair)
+    other = bmt_core.Mask(BASE, (tensor("w[2:4]", 2),))
+    operation(part, other)
