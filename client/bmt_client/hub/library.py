@@ -93,8 +93,22 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def endpoint() -> str:
-    """The Hub's address without a final '/': HF_ENDPOINT, or the official one."""
+    """The Hub's address without a final '/': HF_ENDPOINT, or the official one.
+
+    Raises UsageError.
+    """
     address = os.environ.get("HF_ENDPOINT") or str(require().constants.ENDPOINT)
+    try:
+        parts = urlsplit(address)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without an IPv6 address, a port that is no number
+        known = False
+    if not known:
+        raise UsageError(
+            f"HF_ENDPOINT is {address[:200]!r}, which is no address; write it as https://host or "
+            "https://host:port, or unset it for huggingface.co",
+            code="hub_endpoint",
+        )
     return address.rstrip("/")
 
 

@@ -196,6 +196,15 @@ def test_no_token_over_plain_http_elsewhere(hub, math, program, monkeypatch):
     assert error["code"] == "hub_insecure"
 
 
+@pytest.mark.parametrize("address", ["http://[::1", "https://", "hub.example.com", "https://h:x"])
+def test_an_address_that_is_none(hub, math, program, monkeypatch, address):
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    for words in (("push", math, "hf://acme/math"), ("pull", "hf://acme/math")):
+        error = refused(program, *words, exit_code=2)
+        assert error["code"] == "hub_endpoint"
+        assert address in error["message"]
+
+
 def test_something_that_is_no_hub(hub, math, program, monkeypatch):
     def act(method, path):
         raise Refused(200)
