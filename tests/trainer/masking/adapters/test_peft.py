@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import bmt_core
 import numpy as np
@@ -14,6 +15,7 @@ from bmt_trainer.masking.adapters.peft import write_adapter
 from bmt_trainer.masking.apply import apply
 from peft import PeftModel
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from reproduce.tiny import SHAPE
@@ -105,6 +107,17 @@ def test_a_mask_that_shira_cannot_hold_is_an_error(tmp_path):
         write_adapter(mask_of(folder, sparsity=0.99), folder, tmp_path / "adapter")
     with pytest.raises(ModelError, match="empty"):
         write_adapter(mask_of(folder, sparsity=0), folder, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_type_that_is_not_added_is_an_error(checkpoint, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(checkpoint, folder)
+    for file in folder.glob("*.safetensors"):
+        eighths = {n: w.to(torch.float8_e4m3fn) for n, w in load_file(file).items()}
+        save_file(eighths, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"float8_e4m3fn.*--to checkpoint"):
+        write_adapter(mask_of(folder), folder, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
 

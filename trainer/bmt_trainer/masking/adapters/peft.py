@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bmt_trainer.checkpoint_files import check_unquantized, parts_of
-from bmt_trainer.errors import ModelError
+from bmt_trainer.errors import ModelError, QuantizedModel
 from bmt_trainer.masking.apply import check_base, check_shape, place_of
 from bmt_trainer.masking.new_folder import check_place, new_folder, sync
 from bmt_trainer.masking.stored_names import stored_names
@@ -34,6 +34,8 @@ from bmt_trainer.models import outline
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
 _POSITION_BYTES = 8  # row and column, int32 each
+# Types that torch negates and adds.
+_DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,11 @@ def write_adapter(
         for layer in layers:
             with safe_open(files[layer.tensor], "pt") as file:
                 weight = file.get_tensor(layer.tensor).view(layer.shape)
+            if weight.dtype not in _DTYPES:
+                raise QuantizedModel(
+                    f"{layer.tensor} is stored as {weight.dtype}, in which no adapter is added; "
+                    "use --to checkpoint"
+                )
             values, indices = _shira(layer, weight, rank)
             tensors[f"{_PREFIX}{layer.module}.shira_weight"] = values
             tensors[f"{_PREFIX}{layer.module}.shira_indices"] = indices
