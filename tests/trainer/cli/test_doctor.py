@@ -8,6 +8,7 @@ import pytest
 import torch
 from bmt_trainer.cli.main import app
 from bmt_trainer.masking.diagnosis import diagnose
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -99,6 +100,23 @@ def test_targets_that_no_server_takes(saved):
     assert nothing.exit_code == 1
     assert "training: refused: targets: 'nowhere' matches none" in nothing.stdout
     assert "masked: 0 of 4 layers" in nothing.stdout
+
+
+@pytest.mark.parametrize("shape", [None, (8, 32)])
+def test_a_layer_that_the_checkpoint_lacks_is_not_masked(saved, shape):
+    folder, name = saved("llama"), "model.layers.2.mlp.gate_proj.weight"
+    file = f"{folder}/model.safetensors"
+    weights = load_file(file)
+    del weights[name]
+    if shape is not None:
+        weights[name] = torch.zeros(shape)
+    save_file(weights, file, metadata={"format": "pt"})
+    found = diagnose_of(folder)
+    assert found.masked == (0, 1, 3)
+    assert len(found.tensors) == 3
+    assert found.reasons == {2: f"the checkpoint has no {name} of [48, 32]"}
+    assert name in found.refusal
+    assert name in found.not_served
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):

@@ -20,6 +20,8 @@ from bmt_trainer.masking.stored_names import stored_names
 from bmt_trainer.masking.targets import GATE_PROJECTIONS, Target, holds_experts, select
 
 Shapes = Mapping[str, tuple[int, int]]
+# How the reason of a layer begins that its checkpoint lacks.
+_ABSENT = "the checkpoint has no"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,9 @@ class Diagnosis:
         other = next((name for name in self.tensors if name not in self.served), None)
         if other is not None:
             return f"servers take masks of the text model's gate projections alone, not of {other}"
+        absent = next((r for r in self.reasons.values() if r.startswith(_ABSENT)), None)
+        if absent is not None:
+            return f"vLLM loads complete checkpoints alone: {absent}"
         experts = next((r for r in self.reasons.values() if "experts" in r), None)
         if experts is not None:
             return f"servers take bases with a gate projection in every layer alone: {experts}"
@@ -101,12 +106,15 @@ def diagnosis_of(model: nn.Module, targets: str | None, folder: Path | None) -> 
         geometry = dict(bmt_core.geometry(folder, ""))
         stored = stored_names(model, geometry)
     tensors: dict[str, tuple[int, int]] = {}
-    for name, target in chosen.items():
+    absent: dict[str, str] = {}
+    for name, target in list(chosen.items()):
         tensor = target.rows.name(stored.get(f"{name}.weight", f"{name}.weight"))
         try:
             check_stored(tensor, target.shape, geometry, folder.name if folder else "")
         except bmt_core.BaseMismatch as error:
             refusal = refusal or str(error)
+            absent[name] = f"{_ABSENT} {tensor} of {list(target.shape)}"
+            del chosen[name]
         else:
             tensors[tensor] = target.shape
     prefix, layers = _layers(model)
@@ -117,7 +125,11 @@ def diagnosis_of(model: nn.Module, targets: str | None, folder: Path | None) -> 
         tensors=tensors,
         layers=len(layers),
         masked=tuple(masked),
-        reasons={n: reason_of(layer) for n, layer in enumerate(layers) if n not in masked},
+        reasons={
+            n: _first(absent, f"{prefix}.{n}.") or reason_of(layer)
+            for n, layer in enumerate(layers)
+            if n not in masked
+        },
         refusal=refusal,
         served=bmt_core.geometry(folder) if folder is not None else tensors,
     )
@@ -133,6 +145,10 @@ def _part(model: nn.Module) -> dict[str, Target]:
 
 def _within(names: Mapping[str, Target], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in names)
+
+
+def _first(reasons: Mapping[str, str], prefix: str) -> str | None:
+    return next((reason for name, reason in reasons.items() if name.startswith(prefix)), None)
 
 
 def _layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
