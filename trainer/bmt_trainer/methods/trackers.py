@@ -38,14 +38,15 @@ def callbacks(config: TrainConfig, run: RunFolder) -> list[TrainerCallback]:
     """TensorBoard's callback, if it is asked for.
 
     transformers' own place for its files is the run's folder, which ends with the run. Entries of
-    steps that a resumed run takes again are dropped.
+    steps that this run takes again are dropped: a resumed run's after its checkpoint, and all of an
+    earlier run of the same output.
     """
     if "tensorboard" not in names_of(config.report_to) or not is_main_process():
         return []
     from torch.utils.tensorboard import SummaryWriter
 
     done = run.steps_done()
-    writer = SummaryWriter(tensorboard_folder(config.output), purge_step=done + 1 if done else None)
+    writer = SummaryWriter(tensorboard_folder(config.output), purge_step=done + 1 if done else 0)
     return [TensorBoardCallback(writer)]
 
 

@@ -12,13 +12,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.support.training.display import quiet
 
 
-def settings(checkpoint, output, **changes):
+def settings(checkpoint, output, *, steps=3, **changes):
     return SftConfig(
         model=str(checkpoint),
         dataset="task:initials",
         output=output,
         heldout=2,
-        steps=3,
+        steps=steps,
         learning_rate=0.05,
         calibration_prompts=4,
         max_new_tokens=2,
@@ -39,6 +39,14 @@ def test_tensorboard_has_each_step_after_the_run(checkpoint, tmp_path):
     assert sorted(flips) == [2, 3]
     assert all(abs(zeros[step] - zeros[step - 1]) <= flips[step] for step in flips)
     assert "report_to" not in mask.metadata["config"]
+
+
+def test_a_run_that_replaces_another_drops_its_figures(checkpoint, tmp_path):
+    for steps in (3, 1):
+        changes = {"steps": steps, "overwrite": True, "report_to": "tensorboard"}
+        train(settings(checkpoint, tmp_path / "m.bmt", **changes), quiet())
+    events = EventAccumulator(str(tmp_path / "m.bmt.tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == [1]
 
 
 def test_a_tracker_that_is_none_or_missing(checkpoint, tmp_path, monkeypatch):
