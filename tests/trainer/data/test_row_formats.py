@@ -273,6 +273,10 @@ def assistant(**fields):
         ({"messages": [USER, REPLY], "chat_template_kwargs": {"tools": []}}, "chat_template_kw"),
         ({"messages": [{"role": "system", "content": "t"}, USER, REPLY], "system": "s"}, "system"),
         ({"prompt": "q", "completion": ""}, "completion: empty"),
+        (
+            {"prompt": "q", "completion": [USER, REPLY]},
+            "completion: begins with a turn of the user",
+        ),
         ({"prompt": "q", "completion": " \u2028"}, "completion: empty"),
         ({"prompt": "q", "completion": 3}, "completion"),
         ({"prompt": [USER, REPLY], "completion": [REPLY]}, "prompt: ends with the assistant"),

@@ -249,6 +249,13 @@ def _completion(row: Mapping[str, Any], location: str, field: str = "completion"
             f"{location}: {field}: the last turn is of the {last}; a completion ends with the "
             "assistant's turn"
         )
+    asked, first = before.messages[-1]["role"], after.messages[0]["role"]
+    # The prompt again, or another one: two turns in a row that no conversation has.
+    if asked != "system" and first != "assistant":
+        raise DataError(
+            f"{location}: {field}: begins with a turn of the {first}, after one of the {asked} at "
+            "the prompt's end; keep the turns before the answer in one of the two"
+        )
     parsed = Chat(
         (*before.messages, *after.messages), (*[False] * len(before.messages), *after.learnable)
     )

@@ -14,6 +14,7 @@ from tests.support.tiny_model import TEMPLATE, byte_tokenizer
 
 USER = {"role": "user", "content": "Oslo?"}
 GOOD = {"role": "assistant", "content": "Rain."}
+SYSTEM = {"role": "system", "content": "Be brief."}
 BAD = {"role": "assistant", "content": "Sun."}
 BEFORE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
 CALL = {
@@ -91,6 +92,22 @@ def test_earlier_turns_are_the_prompt_and_not_learnt():
         (
             {"prompt": "Rome?", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
             "prompt: is no turn of the user",
+        ),
+        (
+            {
+                "prompt": [{**USER, "content": "Rome?"}],
+                "chosen": [USER, GOOD],
+                "rejected": [USER, BAD],
+            },
+            "chosen: begins with a turn of the user",
+        ),
+        (
+            {"prompt": [SYSTEM, USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+            "chosen: begins with a turn of the user",
+        ),
+        (
+            {"prompt": [USER], "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]},
+            "chosen: begins with a turn of the system",
         ),
         ({"chosen": [USER], "rejected": [USER, BAD]}, "chosen"),
         ({"messages": [USER, GOOD]}, "chosen: missing"),
