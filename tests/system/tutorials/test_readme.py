@@ -47,5 +47,5 @@ def test_the_lines_of_training(tmp_path: Path):
     environment = {**os.environ, "MODEL": str(model), "BMT_DEVICE": "cpu"}
     (said,) = shell.run(starting("bmt-train data chats.jsonl"), folder, environment)
     print(said)
-    for name in ("mine", "sums", "sums-sdft"):
+    for name in ("mine", "sums", "sums-sdft", "order"):
         assert bmt_core.load(folder / f"{name}.bmt").zeros
