@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bmt_trainer.comparison import report, tables
-from bmt_trainer.evaluation.intervals import wilson
+from bmt_trainer.evaluation.intervals import interval_of_mean, wilson
 
 from benchmarks.harness.environment import WORK
 from benchmarks.report.results import LATEST
@@ -26,13 +26,15 @@ _PAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 
 def figures(name: str, results: Sequence[Result]) -> list[Figure]:
-    """Figures of a comparison by its name; ids of a seed other than 0 end with it."""
+    """Figures of a comparison by its name; ids of one seed other than 0 end with it."""
     seeds: dict[int, list[Result]] = {}
     for result in results:
         seeds.setdefault(result["settings"].get("seed", 0), []).append(result)
     command = f"make reproduce NAME={name}"
     make = _FIGURES.get(name, ())
-    return [f for one in make for found in seeds.values() for f in one(found, command)]
+    made = [f for one in make for found in seeds.values() for f in one(found, command)]
+    over_seeds = _OVER_SEEDS.get(name)
+    return made if over_seeds is None else made + _means(over_seeds, results, command)
 
 
 def finish(name: str, results: Sequence[Result]) -> None:
@@ -54,6 +56,20 @@ def finish(name: str, results: Sequence[Result]) -> None:
         for picture in page.parent.glob("*.png"):
             (LATEST / "paper" / f"{recipes[0]}-{picture.name}").write_bytes(picture.read_bytes())
         print(page)
+
+
+def _means(kind: str, results: Sequence[Result], command: str) -> list[Figure]:
+    """Mean accuracy of each method over its seeds; the interval is Student's, over the runs."""
+    made = []
+    for method in dict.fromkeys(result["method"] for result in results):
+        runs = [result for result in results if result["method"] == method]
+        if len({result["settings"].get("seed", 0) for result in runs}) < max(2, len(runs)):
+            continue
+        shares = [result["score"]["accuracy"] for result in runs]
+        low, high = interval_of_mean(shares)
+        name, mean = f"{kind}_{_plain(method)}_over_seeds", sum(shares) / len(shares)
+        made.append(percent(name, mean, (max(low, 0.0), min(high, 1.0)), len(shares), command))
+    return made
 
 
 def _table3(results: Sequence[Result], command: str) -> list[Figure]:
@@ -129,6 +145,9 @@ def _seed(result: Mapping[str, Any]) -> str:
     seed = result["settings"].get("seed", 0)
     return f"_seed_{seed}" if seed else ""
 
+
+#: Comparisons whose figures are means over seeds too, and how the ids of these begin.
+_OVER_SEEDS: Mapping[str, str] = {"small-sort": "sort"}
 
 _FIGURES: Mapping[str, tuple[Callable[[Sequence[Result], str], list[Figure]], ...]] = {
     "small-table3": (_table3,),
