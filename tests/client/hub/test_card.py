@@ -87,7 +87,13 @@ def test_the_front_matter():
     assert "https://huggingface.co/org/base-1" in page.links
 
 
-@pytest.mark.parametrize("name", ["tiny", "org/a b", "a/b/c", "../x", "o/x\nlicense: mit", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tiny", "org/a b", "a/b/c", "../x", "o/x\nlicense: mit", ""),
+        *("org/x.", "org/x-", "org/x.git", "org/a--b", "org/a@b", "org/x/", "datasets/x"),
+    ],
+)
 def test_a_base_that_is_no_repository_is_not_named_as_one(name):
     front, page = card(of_base(name))
     assert not {"base_model", "base_model_relation", "license"} & set(front)
