@@ -70,8 +70,9 @@ def init_gates(
         layer.gate_logits.copy_(G if tail else torch.where(low, G, G.clamp(min=std / 2)))
 
 
-#: Gates of zeros that are held. α G is below -104 for every α from 1e-4 on, where σ is 0 in fp32:
-#: so are the weight and its gradient, and AdamW does not move the gate.
+#: Gates of zeros that are held. α G is below -104 for every α from 1.1e-4 on, where σ is 0 in fp32:
+#: so are the weight and its gradient, and AdamW does not move the gate. At a smaller α its steps,
+#: of about the learning rate, still bring none near 0.
 HELD = -1e6
 
 

@@ -132,9 +132,10 @@ def gate_layer(
         # vLLM's models of transformers' code keep a fused projection of the checkpoint as one part.
         count = min(count, known[name][0])
     if name in known and count * ranks != known[name][0]:
+        fix = "serve it on one rank" if ranks > 1 else "vLLM's class of this model has other gates"
         raise UnsupportedModelError(
-            f"{fused.prefix} has {count * ranks} rows of a gate on {ranks} ranks, and {name} has "
-            f"{known[name][0]} in the checkpoint; serve it on one rank"
+            f"{fused.prefix} has {count * ranks} rows of a gate on {ranks} rank"
+            f"{'s' if ranks > 1 else ''}, and {name} has {known[name][0]} in the checkpoint; {fix}"
         )
     rows = (rank * count, (rank + 1) * count)
     base = getattr(fused, BASE_GATE, None)

@@ -107,6 +107,13 @@ def test_a_projection_that_vllm_keeps_in_one_part(ranks, kept):
     assert torch.equal(gate.base, fused.weight[:R])
 
 
+def test_other_rows_on_one_rank_are_not_mended_by_one_rank():
+    prefix, name = "a.mlp.gate_up_proj", "a.mlp.gate_proj.weight"
+    with pytest.raises(UnsupportedModelError, match="other gates") as error:
+        gate_layer(Fused(prefix, 0, 1), {prefix: name}, {name: (R + 1, K)})
+    assert "one rank" not in str(error.value)
+
+
 def test_a_vision_tower_has_no_gates_of_text():
     text = "language_model.model.layers.0.mlp.gate_up_proj"
     for tower in ("vision_tower.blocks.0.mlp", "visual.blocks.0.mlp", "vision_encoder.a.mlp"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import bmt_core
 import pytest
 from bmt_trainer.errors import ConfigError, OutputError
@@ -66,7 +68,10 @@ def test_a_push_that_fails_leaves_the_mask_and_names_the_command(hub, tmp_path):
         raise Refused(503, "", "maintenance")
 
     hub.fail = act
-    bmt_core.save(make_mask(0), tmp_path / "m.bmt")
-    with pytest.raises(OutputError, match=r"written, but not pushed: .*503.*bmt-client push"):
-        pushing.push(tmp_path / "m.bmt", "hf://acme/math", print)
-    assert (tmp_path / "m.bmt").exists()
+    output = tmp_path / "my mask.bmt"
+    bmt_core.save(make_mask(0), output)
+    with pytest.raises(OutputError, match=r"written, but not pushed: .*503") as error:
+        pushing.push(output, "hf://acme/math", print)
+    command = str(error.value).rpartition("push it with: ")[2]
+    assert shlex.split(command) == ["bmt-client", "push", str(output), "hf://acme/math"]
+    assert output.exists()

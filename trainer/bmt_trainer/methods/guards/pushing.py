@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,6 @@ def push(output: Path, place: str | None, say: Callable[[str], None]) -> None:
     except BmtClientError as error:
         raise OutputError(
             f"{output} is written, but not pushed: {error}; push it with: "
-            f"bmt-client push {output} {place}"
+            f"bmt-client push {shlex.quote(str(output))} {shlex.quote(place)}"
         ) from None
     say(f"pushed: {pushed.place}, {pushed.url}")
