@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 
 _CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
+# A comment with its line, or with the blank before it: marks of figures stand within sentences.
+_COMMENT = re.compile(r"^<!--(?:(?!-->).)*-->\n| ?<!--.*?-->", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 _ROW = re.compile(r"^\| [\d-]+ \| \[.*?\]\(([\w-]+\.md)\) \| (.*?) \|", re.MULTILINE)
 
@@ -41,8 +43,7 @@ class Page:
 
     def markdown(self) -> str:
         """Its Markdown as it lies in the site: links to twins, docstrings in full."""
-        text = re.sub(r"<!--.*?-->\n?", "", self.text, flags=re.DOTALL)
-        return relinked(expanded(text), self.file, self.twin)
+        return relinked(expanded(without_comments(self.text)), self.file, self.twin)
 
     def summary(self) -> str:
         """One line: its row in an index of its folder, else the first sentence of the page."""
@@ -81,6 +82,11 @@ def _heading(file: str) -> str:
     return match[1] if match else file
 
 
+def without_comments(text: str) -> str:
+    """The text without HTML comments; lines and sentences stay as they are."""
+    return _COMMENT.sub("", text)
+
+
 def relinked(text: str, file: str, twin: str) -> str:
     """The text with relative links as they are right from `twin`; code stays as it is."""
 
@@ -102,7 +108,7 @@ def relinked(text: str, file: str, twin: str) -> str:
 
 def first_sentence(text: str) -> str:
     """Of the first paragraph below the title."""
-    blocks = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).split("\n\n")
+    blocks = without_comments(text).split("\n\n")
     prose = (b.strip() for b in blocks if b.strip() and not re.match(r"\s*(#|\||:::|```|!\[)", b))
     words = " ".join(next(prose, "").split())
     return re.split(r"(?<=[.:])\s", words, maxsplit=1)[0].rstrip(":")
