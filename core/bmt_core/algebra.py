@@ -1,4 +1,8 @@
-"""Set operations on the zero positions of masks of one base."""
+"""Set operations on the zero positions of masks of one base.
+
+Masks of other bases or shapes are a BaseMismatch; two that name the same rows of a tensor
+differently (`gates/rows.py`) are a MaskError.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bmt_core.errors import BaseMismatch
+from bmt_core.errors import BaseMismatch, MaskError
 from bmt_core.gates.rows import overlap
 from bmt_core.mask import Mask, TensorMask, position_dtype
 
@@ -28,12 +32,11 @@ def _pairs(a: Mask, b: Mask) -> list[tuple[str, tuple[int, int], np.ndarray, np.
     right = {t.name: t for t in b.tensors}
     if (same := overlap(left | right)) is not None:
         # By their names, equal zeros would count as different ones.
-        raise BaseMismatch(
+        raise MaskError(
             f"the masks name the same weights differently: {same[0]} and {same[1]} have rows in "
             "common; combine masks of the same targets",
             field="tensors",
-            value=same[1],
-            bound=same[0],
+            value=same,
         )
     pairs = []
     for name in sorted(left | right):
@@ -60,22 +63,25 @@ def _combine(a: Mask, b: Mask, op: _SetOp, metadata: Mapping[str, Any] | None) -
 
 
 def union(a: Mask, b: Mask, metadata: Mapping[str, Any] | None = None) -> Mask:
-    """Mask of the positions that are zero in `a` or `b`. Raises BaseMismatch."""
+    """Mask of the positions that are zero in `a` or `b`. Raises BaseMismatch, MaskError."""
     return _combine(a, b, np.union1d, metadata)
 
 
 def intersection(a: Mask, b: Mask, metadata: Mapping[str, Any] | None = None) -> Mask:
-    """Mask of the positions that are zero in `a` and `b`. Raises BaseMismatch."""
+    """Mask of the positions that are zero in `a` and `b`. Raises BaseMismatch, MaskError."""
     return _combine(a, b, lambda x, y: np.intersect1d(x, y, assume_unique=True), metadata)
 
 
 def difference(a: Mask, b: Mask, metadata: Mapping[str, Any] | None = None) -> Mask:
-    """Mask of the positions that are zero in `a` and not in `b`. Raises BaseMismatch."""
+    """Mask of the positions that are zero in `a` and not in `b`. Raises BaseMismatch, MaskError."""
     return _combine(a, b, lambda x, y: np.setdiff1d(x, y, assume_unique=True), metadata)
 
 
 def symmetric_difference(a: Mask, b: Mask, metadata: Mapping[str, Any] | None = None) -> Mask:
-    """Mask of the positions that are zero in exactly one of the two. Raises BaseMismatch."""
+    """Mask of the positions that are zero in exactly one of the two.
+
+    Raises BaseMismatch, MaskError.
+    """
     return _combine(a, b, lambda x, y: np.setxor1d(x, y, assume_unique=True), metadata)
 
 
@@ -107,7 +113,10 @@ class MaskDiff:
 
 
 def compare(a: Mask, b: Mask) -> MaskDiff:
-    """Count the zero positions that two masks share and do not share. Raises BaseMismatch."""
+    """Count the zero positions that two masks share and do not share.
+
+    Raises BaseMismatch, MaskError.
+    """
     tensors = {}
     for name, _, x, y in _pairs(a, b):
         both = int(np.intersect1d(x, y, assume_unique=True).size)
@@ -120,5 +129,5 @@ def compare(a: Mask, b: Mask) -> MaskDiff:
 
 
 def jaccard(a: Mask, b: Mask) -> float:
-    """Jaccard index |A ∩ B| / |A ∪ B| over all tensors. Raises BaseMismatch."""
+    """Jaccard index |A ∩ B| / |A ∪ B| over all tensors. Raises BaseMismatch, MaskError."""
     return compare(a, b).jaccard

@@ -70,7 +70,7 @@ def test_no_row_is_named_twice(names, same):
 def test_masks_that_name_the_same_rows_differently_are_not_combined(operation):
     whole, part = (bmt_core.Mask(BASE, (t,)) for t in (tensor("w", 4), tensor("w[0:2]", 2)))
     for pair in ((whole, part), (part, whole)):
-        with pytest.raises(bmt_core.BaseMismatch, match="rows in common"):
+        with pytest.raises(bmt_core.MaskError, match="name the same weights differently"):
             operation(*pair)
     other = bmt_core.Mask(BASE, (tensor("w[2:4]", 2),))
     operation(part, other)
