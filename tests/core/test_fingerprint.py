@@ -75,6 +75,28 @@ def test_fused_gates_are_named_by_their_rows(tmp_path):
     assert set(bmt_core.geometry(folder, "")) == {name for name, *_ in fused}
 
 
+@pytest.mark.parametrize("kind", ["own", "fused"])
+@pytest.mark.parametrize("within", [False, True])
+def test_blocks_that_predict_further_tokens_have_no_gates_of_text(tmp_path, kind, within):
+    """As in checkpoints of Qwen 3.5 and MiMo by their name, and of GLM-OCR after the last layer."""
+    leaf, rows = {
+        "own": ("mlp.gate_proj.weight", ""),
+        "fused": ("mlp.gate_up_proj.weight", "[0:3]"),
+    }[kind]
+    blocks = ("model.layers.1", "mtp.layers.0", "model.mtp_layers.0", "model.mtp.layers.0")
+    tensors: list[Tensor] = [
+        (f"{block}.{leaf}", "I8", [6, 2], bytes(range(12))) for block in (*blocks, "model.layers.2")
+    ]
+    folder = write(tmp_path / "c" / "m.safetensors", tensors)
+    part = {"model_type": "glm_ocr_text", "num_hidden_layers": 2}
+    config = {"num_hidden_layers": 9, "text_config": part} if within else part
+    (folder / "config.json").write_text(json.dumps(config))
+    assert set(bmt_core.geometry(folder)) == {f"model.layers.1.{leaf}{rows}"}
+    # A number of layers that is not known leaves none out.
+    (folder / "config.json").write_text('{"model_type": "phi3"}')
+    assert len(bmt_core.geometry(folder)) == 2
+
+
 def test_every_property_of_every_tensor_counts(tmp_path, whole):
     seen = {bmt_core.fingerprint(whole)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ _TOWER = re.compile(
     r"(?:^|[._])(?:vision|visual|vit|audio|image|speech|sam|talker|connector|perceiver|resampler"
     r"|projector|aligner)(?:[._]|$)"
 )
+# Blocks that predict further tokens, which no answer passes: engines load them as a draft model.
+_AHEAD = re.compile(r"(?:^|[._])mtp(?:[._]|$)")
+_LAYER = re.compile(r"(?:^|\.)layers\.([0-9]{1,9})\.")
 
 
 def in_tower(name: str) -> bool:
@@ -45,17 +48,37 @@ def gate_first(model_types: Iterable[str]) -> bool:
 
 def model_types(checkpoint: str | os.PathLike[str]) -> set[str]:
     """The `model_type`s of a checkpoint's `config.json` and of its text part; empty without one."""
+    kinds = (part.get("model_type") for part in _configs(checkpoint))
+    return {kind for kind in kinds if isinstance(kind, str)}
+
+
+def _configs(checkpoint: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The `config.json` of a checkpoint and its text part, those of them that there are."""
     try:
         config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return set()
-    return set(_types(config)) if isinstance(config, dict) else set()
+        return []
+    parts = (config, config.get("text_config")) if isinstance(config, dict) else ()
+    return [part for part in parts if isinstance(part, dict)]
 
 
-def _types(config: Mapping[str, Any]) -> Iterator[str]:
-    for part in (config, config.get("text_config")):
-        if isinstance(part, dict) and isinstance(kind := part.get("model_type"), str):
-            yield kind
+def _layers(checkpoint: str | os.PathLike[str]) -> int | None:
+    """The number of the text model's layers, of its own part if that has one; None if unknown."""
+    for part in reversed(_configs(checkpoint)):
+        if isinstance(count := part.get("num_hidden_layers"), int):
+            return count
+    return None
+
+
+def _is_of_text(name: str, layers: int | None) -> bool:
+    """True for a tensor that the text model's answers pass.
+
+    layers: of the text model; checkpoints have blocks that predict further tokens after the last.
+    """
+    if in_tower(name) or _AHEAD.search(name):
+        return False
+    layer = _LAYER.search(name)
+    return layers is None or layer is None or int(layer[1]) < layers
 
 
 def geometry(
@@ -63,9 +86,9 @@ def geometry(
 ) -> dict[str, tuple[int, int]]:
     """Return the shapes [d_out, d_in] of the maskable tensors by name.
 
-    By default of the text model's gate projections; one that is fused with the up projection is
-    named by its rows (`gates/rows.py`). pattern: of the names of tensors, to return these instead,
-    each whole. Raises CheckpointError.
+    By default of the gate projections of the text model's layers; one that is fused with the up
+    projection is named by its rows (`gates/rows.py`). pattern: of the names of tensors, to return
+    these instead, each whole. Raises CheckpointError.
     """
     tensors = checkpoint_tensors(checkpoint)
     maskable = re.compile(pattern)
@@ -76,11 +99,12 @@ def geometry(
     }
     if pattern != GATES:
         return found
-    found = {name: shape for name, shape in found.items() if not in_tower(name)}
+    layers = _layers(checkpoint)
+    found = {name: shape for name, shape in found.items() if _is_of_text(name, layers)}
     fused = re.compile(FUSED_GATES.replace("$", r"\.weight$"))
     if not found and gate_first(model_types(checkpoint)):
         for name, shape in tensors:
             whole = len(shape) == 2 and shape[0] >= 2 and shape[1] > 0
-            if whole and fused.search(name) and not in_tower(name):
+            if whole and fused.search(name) and _is_of_text(name, layers):
                 found[str(Rows(name, 0, shape[0] // 2))] = (shape[0] // 2, shape[1])
     return found
