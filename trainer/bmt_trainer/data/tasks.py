@@ -54,11 +54,11 @@ def reverse_words(random: Random, *, least: int = 4, most: int = 5) -> Question:
 
 
 def word_order(random: Random, *, least: int = 4, most: int = 5) -> Choice:
-    """The question and answer of `reverse_words`; rejected: the words in another wrong order."""
+    """The question and answer of `reverse_words`; rejected: the words in another order."""
+    if least < 2:
+        raise ValueError(f"least: {least}; it takes two words to have another order")
     question, answer = reverse_words(random, least=least, most=most)
     words = answer.split(", ")
-    if len(words) < 2:
-        raise ValueError(f"least: {least} word has one order")
     other = list(words)
     while other == words:
         random.shuffle(other)

@@ -269,15 +269,25 @@ def test_chosen_answers_that_lose_are_said(tmp_path):
     display = Display(Console(file=shown, width=400))
     run = RunFolder(tmp_path / "m.bmt", {}, resume=False)
     run.note("reference_log_probabilities", [(-1.0, -1.0)] * 4)
-    for name, chosen in (("init", -5.0), ("full", -0.5), ("mask", -5.0)):
+    runs = (("init", -5.0, -5.0), ("full", -0.5, -5.0), ("lean", -5.0, 3.0), ("mask", -5.0, -5.0))
+    for name, chosen, apart in runs:
         with pytest.MonkeyPatch.context() as patch:
-            found = [(chosen - at / 9, chosen - 5.0) for at in range(4)]
+            found = [(chosen - at / 9, chosen + apart) for at in range(4)]
             patch.setattr(scores, "log_probabilities", lambda *_, found=found: found)
             scores.PairScores(None, [{}] * 4, 0, run, display)(name)
-    warned = [line for line in shown.getvalue().splitlines() if line.startswith("warning: ")]
-    assert len(warned) == 1
-    assert "by 4.17 nats" in warned[0]
+    worse, warned = (x for x in shown.getvalue().splitlines() if x.startswith("warning: "))
+    assert "by 4.17 nats, and the rejected ones lost more." in warned
+    assert "by 4.17 nats, and the rejected ones did not lose more." in worse
     assert run.notes["full"]["chosen"] > 0
+
+
+def test_one_pair_is_no_evidence_of_a_loss(tmp_path, monkeypatch):
+    shown = io.StringIO()
+    run = RunFolder(tmp_path / "m.bmt", {}, resume=False)
+    run.note("reference_log_probabilities", [(-1.0, -1.0)])
+    monkeypatch.setattr(scores, "log_probabilities", lambda *_: [(-5.0, -9.0)])
+    scores.PairScores(None, [{}], 0, run, Display(Console(file=shown, width=400)))("mask")
+    assert "warning" not in shown.getvalue()
 
 
 def test_the_recipe_is_valid():

@@ -136,11 +136,13 @@ class PairScores(HeldoutScores):
         score = PairScore.of(found, self._run.notes[_REFERENCE])
         self._run.note(name, score.to_json())
         self._display.say(f"{name:<5}{score}")
-        if score.chosen_interval[1] < 0 and name != "init":
+        # One pair has no spread that an interval could be estimated from.
+        if score.total > 1 and score.chosen_interval[1] < 0 and name != "init":
+            lost = "lost more" if score.margin > 0 else "did not lose more"
             self._display.say(
-                f"warning: the chosen answers are less likely than by the base, by "
-                f"{-score.chosen:.3g} nats: the rejected ones lost more. Lower learning_rate, take "
-                "fewer steps or raise beta if the answers themselves matter"
+                "warning: the chosen answers are less likely than by the base, by "
+                f"{-score.chosen:.3g} nats, and the rejected ones {lost}. Lower learning_rate, "
+                "take fewer steps or raise beta if the answers themselves matter"
             )
 
 
