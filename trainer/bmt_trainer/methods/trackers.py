@@ -7,6 +7,7 @@ variables (`TRACKIO_PROJECT`, `WANDB_…`, `MLFLOW_…`). TensorBoard's files ar
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,19 +36,42 @@ def arguments(config: TrainConfig) -> dict[str, Any]:
 
 
 def callbacks(config: TrainConfig, run: RunFolder) -> list[TrainerCallback]:
-    """TensorBoard's callback, if it is asked for.
+    """Callbacks of TensorBoard and of the end of W&B's run, if they are asked for.
 
-    transformers' own place for its files is the run's folder, which ends with the run. Entries of
-    steps that this run takes again are dropped: a resumed run's after its checkpoint, and all of an
-    earlier run of the same output.
+    transformers' own place for TensorBoard's files is the run's folder, which ends with the run.
+    Entries of steps that this run takes again are dropped: a resumed run's after its checkpoint,
+    and all of an earlier run of the same output.
     """
-    if "tensorboard" not in names_of(config.report_to) or not is_main_process():
-        return []
-    from torch.utils.tensorboard import SummaryWriter
+    names, made = names_of(config.report_to), list[TrainerCallback]()
+    if not is_main_process():
+        return made
+    if "wandb" in names:
+        made.append(EndOfRun(import_module("wandb")))
+    if "tensorboard" in names:
+        from torch.utils.tensorboard import SummaryWriter
 
-    done = run.steps_done()
-    writer = SummaryWriter(tensorboard_folder(config.output), purge_step=done + 1 if done else 0)
-    return [TensorBoardCallback(writer)]
+        done = run.steps_done()
+        purged = done + 1 if done else 0
+        made.append(
+            TensorBoardCallback(SummaryWriter(tensorboard_folder(config.output), purge_step=purged))
+        )
+    return made
+
+
+class EndOfRun(TrainerCallback):
+    """Ends the run of Weights & Biases that a training began.
+
+    transformers leaves it open (5.19, integrations/integration_utils.py), and the next training of
+    the process, as in a comparison, would report to it. A run that was open before stays so.
+    """
+
+    def __init__(self, wandb: Any) -> None:
+        self._wandb, self._given = wandb, wandb.run is not None
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After transformers' own callback, which comes first in a trainer."""
+        if not self._given and self._wandb.run is not None:
+            self._wandb.finish()
 
 
 def tensorboard_folder(output: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.methods import trackers
@@ -56,6 +58,36 @@ def test_a_tracker_that_is_none_or_missing(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="pip install mlflow"):
         train(settings(checkpoint, tmp_path / "m.bmt", report_to="mlflow"), quiet())
     assert list(tmp_path.iterdir()) == []
+
+
+class Wandb:
+    """A stand-in for the module `wandb`: its runs, as transformers' callback opens them."""
+
+    def __init__(self):
+        self.run, self.runs = None, []
+
+    def open(self, name):
+        self.run = {"name": name, "open": True}
+        self.runs.append(self.run)
+
+    def finish(self):
+        self.run["open"], self.run = False, None
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_run_of_wandb_ends_with_its_training(checkpoint, tmp_path, monkeypatch, given):
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    if given:
+        wandb.open("of the program")
+    for name in ("first", "second"):
+        config = settings(checkpoint, tmp_path / f"{name}.bmt", report_to="wandb")
+        (end,) = trackers.callbacks(config, None)
+        if wandb.run is None:
+            wandb.open(name)
+        end.on_train_end(None, None, None)
+    expected = [("of the program", True)] if given else [("first", False), ("second", False)]
+    assert [(run["name"], run["open"]) for run in wandb.runs] == expected
 
 
 def test_trackers_of_a_trainer(checkpoint, tmp_path):
