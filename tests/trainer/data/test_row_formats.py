@@ -273,6 +273,7 @@ def assistant(**fields):
         ({"messages": [USER, REPLY], "chat_template_kwargs": {"tools": []}}, "chat_template_kw"),
         ({"messages": [{"role": "system", "content": "t"}, USER, REPLY], "system": "s"}, "system"),
         ({"prompt": "q", "completion": ""}, "completion: empty"),
+        ({"prompt": "q", "completion": "a", "label": False}, "label: false"),
         (
             {"prompt": "q", "completion": [USER, REPLY]},
             "completion: begins with a turn of the user",

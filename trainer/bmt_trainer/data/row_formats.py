@@ -70,6 +70,12 @@ def _read(row: Mapping[str, Any], location: str, form: str) -> Example:
     if "chosen" in row and "rejected" in row:
         return _preference(row, location)
     if "prompt" in row and "completion" in row:
+        # TRL's form for KTO, whose answers are wanted or not.
+        if row.get("label") is False:
+            raise DataError(
+                f"{location}: label: false, so the completion is an answer that is not wanted, and "
+                "would be learnt; remove such rows"
+            )
         return _completion(row, location)
     if "instruction" in row and "output" in row:
         return _alpaca(row, location)
