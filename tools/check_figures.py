@@ -3,9 +3,8 @@
     python tools/check_figures.py [PAGE ...]
 
 A figure is marked with its result in a comment (tools/figures/marks.py); a digit or a unit that
-differs, an id that is not there and, on the pages of COMPLETE, a number with a unit and without a
-mark are faults. Pages of the log name their results at the top, or say that there are none. Exit
-code 1 if there is a fault.
+differs, an id that is not there and a number with a unit and without a mark are faults. Pages of
+the log name their results at the top, or say that there are none. Exit code 1 if there is a fault.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,11 +22,6 @@ from tools.figures.marks import marks  # noqa: E402
 from tools.figures.results import LATEST, LOG, NOT_KEPT, NUMBER, FigureError, known  # noqa: E402
 from tools.figures.unmarked import lists, stale, unmarked  # noqa: E402
 
-#: Pages on which each number with a unit has a mark, or a reason in the list.
-COMPLETE = (
-    *("README.md", "docs/index.md", "docs/results/*.md", "docs/tutorials/*.md"),
-    *("docs/operating/*.md", "docs/design/*.md"),
-)
 _RESULTS = re.compile(r"^Results: (.+?)\.$", re.MULTILINE | re.DOTALL)
 _ROW = re.compile(r"^\| \d{4}-\d\d-\d\d \| \[.*?\]\(([\w-]+)\.md\) \| (.*?) \|", re.MULTILINE)
 
@@ -50,7 +43,7 @@ def faults(path: Path, text: str) -> Iterator[str]:
     if path.parent == LOG:
         about = index_faults(text) if path.name == "index.md" else log_faults(text)
         yield from (f"{name}: {fault}" for fault in about)
-    elif any(fnmatch(name, pattern) for pattern in COMPLETE):
+    else:
         allowed = lists().get(name, {})
         yield from (f"{name}: {fault}" for fault in stale(text, allowed))
         for number in unmarked(text, found, allowed):

@@ -130,7 +130,7 @@ def test_constants_of_code(kept):
         ("`97 %` and `a` or `b`", ["97 %"]),
         ("97 percent, ninety percent", ["97 percent", "ninety percent"]),
         ("twelve times, 3x, 3-fold, 14 min", ["twelve times", "3x", "3-fold", "14 min"]),
-        ("thousands, an eighth, 14336 x 4096, 2026-11-30", []),
+        ("thousands, an eighth, 14336 x 4096, 1024 × 1024, 2026-11-30", []),
         ("<!-- x: `make docs` -->\n5 ms\n<!-- end of x -->", ["5 ms"]),
         ("| a | gain, points |\n|---|---|\n| 2 | 38.8 (32.2) |", ["38.8", "32.2"]),
         ("| a | b |\n|---|---|\n| rate, % | 97.3 |\n| rows | 20 |", ["97.3"]),
@@ -148,6 +148,13 @@ def test_allowed_text_must_be_on_its_page():
     assert list(unmarked.stale("within 6 s", {"within 5 s": "a limit"}))
     assert list(unmarked.stale("within", {"within": "a limit"}))
     assert not list(unmarked.stale("in five seconds", {"in five seconds": "a limit"}))
+
+
+def test_every_page_is_held_to_it():
+    """But the log's entries, which name their results at the top."""
+    for page in check_figures.pages():
+        found = list(check_figures.faults(page, page.read_text() + "\n\n97.31 ms\n"))
+        assert bool(found) == (page.parent != check_figures.LOG), page
 
 
 def test_entries_of_the_log_name_their_results(kept):

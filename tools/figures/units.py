@@ -24,13 +24,15 @@ SIZES = {
 }
 _OTHERS = (
     *("tok/s", "tokens/s", "tokens a second", "requests/s", "requests a second", "kB/s", "MB/s"),
-    *("GB/s", "KiB/s", "MiB/s", "points", "pp", "times", "fold", "nats", "×"),
+    *("GB/s", "KiB/s", "MiB/s", "points", "pp", "times", "fold", "nats"),
 )
 #: Units whose numbers are figures, for a regular expression; the longer ones first.
 UNITS = "|".join(
     sorted({*_OTHERS, *(u for of in SIZES.values() for u in of)} - {"share", "fraction"}, key=len)[
         ::-1
     ]
+    # Not the sign of a product, as in 1024 × 1024.
+    + [r"×(?!\s*\d)"]
 )
 
 
