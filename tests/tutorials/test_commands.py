@@ -18,9 +18,9 @@ from tests.support.pages.flags import unknown
 #: Blocks that no test runs, by page. A new one is a decision, and is written here.
 LEFT_OUT = {"install.md": 1, "moving-from-lora.md": 1}
 PLAIN = {
-    *("[", "apt", "brew", "break", "cat", "cd", "curl", "do", "docker", "done", "echo", "export"),
+    *("[", "apt", "brew", "break", "cat", "cd", "curl", "docker", "done", "echo", "export"),
     *("for", "git", "grep", "helm", "kill", "kind", "ls", "make", "python", "python3", "sleep"),
-    *("tail", "until", "{", "}", "vllm", ".venv/bin/pip", ".venv/bin/bmt-server"),
+    *("tail", "}", "vllm", ".venv/bin/pip", ".venv/bin/bmt-server"),
 }
 OURS = {"bmt-train", "bmt-server", "bmt-client"}
 PAGES = [*TUTORIALS, ROOT / "README.md"]
@@ -60,6 +60,20 @@ def test_programs_and_flags_exist(page):
             program = program.rpartition("=")[2]
             assert not program or program in PLAIN | OURS, f"{block.place}: {words}"
             assert unknown(words[words.index(program) :] if program in OURS else words) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("bmt-train sft --modle x", "--modle"),
+        ("until bmt-client stats; do sleep 2; done", "stats"),
+        ("for A in a b; do bmt-client chat x --temprature 0; done", "--temprature"),
+        ("A=$(bmt-train sft --modle x)", "--modle"),
+        ("ls && { ! bmt-server docter; }", "docter"),
+    ],
+)
+def test_a_wrong_line_is_found(text, wrong):
+    assert wrong in [part for words in commands(text) for part in unknown(words)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

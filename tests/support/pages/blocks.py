@@ -21,6 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 RUNNABLE = ("bash", "python")
+# Words of the shell before a command.
+_KEYWORDS = {"if", "then", "else", "while", "until", "do", "{", "!", "time"}
 _FENCE = re.compile(
     r"(?:^<!-- (?P<mark>not run|run by): (?P<why>[^>]*?) -->\n+)?"
     r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]*)\")?\n(?P<text>.*?)^```$",
@@ -88,15 +90,13 @@ def commands(text: str) -> Iterator[list[str]]:
     lexer = shlex.shlex(_substituted(text), posix=True, punctuation_chars=";&|()\n")
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
     words: list[str] = []
-    for token in lexer:
+    for token in (*lexer, "\n"):
         if token and set(token) <= set(";&|()\n"):
             if words:
                 yield words
             words = []
-        else:
+        elif words or token not in _KEYWORDS:
             words.append(token)
-    if words:
-        yield words
 
 
 def _substituted(text: str) -> str:
