@@ -45,7 +45,7 @@ class Diagnosis:
 
     @property
     def not_served(self) -> str | None:
-        """The reason why a server does not take such masks, as far as the checkpoint tells."""
+        """The reason why a server does not take such masks, as far as the checkpoint shows it."""
         if not self.tensors:
             return "there is nothing to serve"
         other = next((name for name in self.tensors if name not in self.served), None)
