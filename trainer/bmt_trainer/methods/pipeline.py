@@ -207,15 +207,20 @@ def read(
 
 
 def _first_mask(config: TrainConfig, base: Base, folder: Path, display: Display) -> Mask | None:
-    """The mask that training begins from. Raises ConfigError, BaseMismatch, FormatError."""
+    """The mask that training begins from. Raises ConfigError, BaseMismatch."""
     if config.from_mask is None:
         return None
     try:
         mask = bmt_core.load(config.from_mask)
     except OSError as error:
+        # As a path, hf:// has one slash.
+        of_hub = config.from_mask.parts[:1] == ("hf:",)
+        fix = "; fetch a mask of the Hub by bmt-client pull, and name its file" if of_hub else ""
         raise ConfigError(
-            f"from_mask: {config.from_mask} cannot be read ({error.strerror})"
+            f"from_mask: {config.from_mask} cannot be read ({error.strerror}){fix}"
         ) from None
+    except bmt_core.BmtError as error:
+        raise ConfigError(f"from_mask: {config.from_mask} is no mask: {error}") from None
     check_base(mask, base.fingerprint)
     if (warning := config_warning(mask.metadata, arithmetic(folder))) is not None:
         display.say(warning)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import bmt_core
 import numpy as np
 import pytest
@@ -155,4 +157,13 @@ def test_settings_that_exclude_each_other(tmp_path, changes, says):
 
 def test_a_file_that_is_not_there(checkpoint, tmp_path):
     with pytest.raises(ConfigError, match=r"from_mask: .*no\.bmt cannot be read"):
+        train("sft", checkpoint, tmp_path / "m.bmt", from_mask=tmp_path / "no.bmt")
+    with pytest.raises(ConfigError, match=r"from_mask: .*bmt-client pull"):
+        train("sft", checkpoint, tmp_path / "m.bmt", from_mask=Path("hf://acme/math"))
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"BMT1" * 20])
+def test_a_file_that_is_no_mask(checkpoint, tmp_path, data):
+    (tmp_path / "no.bmt").write_bytes(data)
+    with pytest.raises(ConfigError, match=r"from_mask: .*no\.bmt is no mask: "):
         train("sft", checkpoint, tmp_path / "m.bmt", from_mask=tmp_path / "no.bmt")
