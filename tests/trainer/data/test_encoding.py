@@ -1,5 +1,6 @@
 """Tokenization of examples."""
 
+import json
 import re
 from pathlib import Path
 
@@ -94,6 +95,27 @@ def test_a_turn_ends_as_the_template_ends_it_whatever_eos_is(name, eos):
     end = tokenizer.convert_tokens_to_ids(FAMILIES[name].end)
     assert row.input_ids[-1] == end == end_of_turn(tokenizer)
     assert row.pieces[-1] == (f"a{FAMILIES[name].end}", True)
+
+
+@pytest.mark.parametrize(
+    ("row", "counted"),
+    [
+        ({"prompt": "q", "completion": json.dumps([REPLY])}, 1),
+        ({"prompt": json.dumps([USER]), "completion": "a"}, 1),
+        ({"prompt": "q", "completion": '[{"from": "gpt", "value": "a"}]'}, 1),
+        ({"prompt": "q", "completion": "[1, 2]"}, 0),
+        ({"prompt": "q", "completion": "[]"}, 0),
+        ({"prompt": "q", "completion": "[" * 99_999}, 0),
+        ({"prompt": "q", "completion": '[{"name": "f", "content": "a"}]'}, 0),
+        ({"messages": json.dumps([USER, REPLY])}, 0),
+    ],
+)
+def test_a_chat_that_is_text_is_said(row, counted):
+    """It may be meant as text, so it is learnt as such."""
+    encoder = Encoder(byte_tokenizer())
+    encoder.encode(example_of(row, "rows.csv, line 2"))
+    assert len(encoder.lines()) == counted
+    assert all("written as JSON text" in line for line in encoder.lines())
 
 
 def test_templates_that_trim_are_counted():

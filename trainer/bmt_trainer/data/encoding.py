@@ -12,6 +12,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from bmt_trainer.data.chats.chat_template import ChatTemplate, Turn
+from bmt_trainer.data.chats.written import has_written_chat
 from bmt_trainer.data.examples import Example, Message
 from bmt_trainer.errors import DataError, ModelError
 
@@ -123,6 +124,8 @@ class Encoder:
             )
         if example.rejected or {"chosen", "rejected"} <= example.columns.keys():
             self.notes[_PREFERENCE] += 1
+        if has_written_chat(example):
+            self.notes[_WRITTEN] += 1
         if self.template is None or isinstance(example.prompt, str):
             pieces = [(self.prompt_text(example), False), (example.answer, True)]
             end = self._tokenizer.eos_token
@@ -229,6 +232,9 @@ class Encoder:
 
 
 _PREFERENCE = "preference pairs: the chosen answer is learnt, the rejected one is not used"
+_WRITTEN = (
+    "a prompt or an answer is a chat written as JSON text, and is learnt as that text, not as turns"
+)
 _SEVERAL = (
     "a chat is one training row per learnt turn, because its template writes a turn in another way "
     "once others follow"
