@@ -57,6 +57,8 @@ def _typed(error: Exception, place: HubPlace, has_token: bool) -> BmtClientError
                 code="hub_offline",
                 retryable=False,
             )
+        if isinstance(cause, errors.LocalEntryNotFoundError):
+            continue  # its cause is the reason; up to 0.36 its class is one of an answer
         if isinstance(cause, errors.HfHubHTTPError):
             return _of_answer(cause, place, has_token)
         if isinstance(cause, errors.LocalTokenNotFoundError):

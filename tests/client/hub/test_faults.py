@@ -7,8 +7,10 @@ import sys
 
 import bmt_core
 import pytest
-from bmt_client import UsageError
+from bmt_client import Unavailable, UsageError
 from bmt_client import hub as masks
+from bmt_client.hub.failures import typed_errors
+from huggingface_hub import errors
 
 from tests.support.http.hub import READER, Refused
 from tests.support.http.ports import free_port
@@ -194,6 +196,27 @@ def test_no_token_over_plain_http_elsewhere(hub, math, program, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.example.com")
     error = refused(program, "push", math, "hf://acme/math", exit_code=2)
     assert error["code"] == "hub_insecure"
+
+
+@pytest.mark.parametrize(
+    ("cause", "code"),
+    [
+        (ConnectionError("refused"), "hub_unreachable"),
+        (errors.OfflineModeIsEnabled("HF_HUB_OFFLINE"), "hub_offline"),
+    ],
+)
+def test_a_file_not_in_the_cache_of_an_older_library(monkeypatch, cause, code):
+    """Up to huggingface_hub 0.36 its error derives from that of a file that the Hub has not."""
+
+    class Older(errors.HfHubHTTPError):
+        def __init__(self, text):
+            Exception.__init__(self, text)
+
+    monkeypatch.setattr(errors, "LocalEntryNotFoundError", Older)
+    place = masks.parse_place("hf://acme/math/math.bmt")
+    with pytest.raises(Unavailable) as error, typed_errors(place, has_token=False):
+        raise Older("cannot find the requested files in the local cache") from cause
+    assert error.value.code == code
 
 
 @pytest.mark.parametrize("address", ["http://[::1", "https://", "hub.example.com", "https://h:x"])
