@@ -119,6 +119,16 @@ def test_a_layer_that_the_checkpoint_lacks_is_not_masked(saved, shape):
     assert name in found.not_served
 
 
+def test_a_gate_that_the_model_does_not_load(saved):
+    folder, name = saved("llama"), "draft.layers.0.mlp.gate_proj.weight"
+    file = f"{folder}/model.safetensors"
+    save_file({**load_file(file), name: torch.zeros(48, 32)}, file, metadata={"format": "pt"})
+    found = diagnose_of(folder)
+    assert found.unloaded == (name,)
+    assert found.refusal is None
+    assert name in found.not_served
+
+
 def test_a_folder_that_is_no_checkpoint(tmp_path):
     found = doctor(str(tmp_path))
     assert found.exit_code == 1

@@ -31,7 +31,7 @@ class Diagnosis:
     model_type, architecture: of its configuration; tensors: names in a mask, with the shapes;
     layers: the layers of the text model, masked: those with such a tensor; reasons: of the others,
     by their numbers; refusal: why training on these targets does not start; served: names that a
-    server of this checkpoint takes.
+    server of this checkpoint takes; unloaded: those of them that are no gates of the model.
     """
 
     model_type: str
@@ -42,6 +42,7 @@ class Diagnosis:
     reasons: Mapping[int, str]
     refusal: str | None
     served: Shapes
+    unloaded: tuple[str, ...] = ()
 
     @property
     def not_served(self) -> str | None:
@@ -54,6 +55,11 @@ class Diagnosis:
         absent = next((r for r in self.reasons.values() if r.startswith(_ABSENT)), None)
         if absent is not None:
             return f"vLLM loads complete checkpoints alone: {absent}"
+        if self.unloaded:
+            return (
+                "servers take bases whose gate projections are all loaded alone, and the model "
+                f"does not load {self.unloaded[0]}"
+            )
         experts = next((r for r in self.reasons.values() if "experts" in r), None)
         if experts is not None:
             return f"servers take bases with a gate projection in every layer alone: {experts}"
@@ -117,6 +123,11 @@ def diagnosis_of(model: nn.Module, targets: str | None, folder: Path | None) -> 
             del chosen[name]
         else:
             tensors[tensor] = target.shape
+    served = bmt_core.geometry(folder) if folder is not None else tensors
+    gates = {
+        target.rows.name(stored.get(f"{name}.weight", f"{name}.weight"))
+        for name, target in _part(model).items()
+    }
     prefix, layers = _layers(model)
     masked = [n for n, _ in enumerate(layers) if _within(chosen, f"{prefix}.{n}.")]
     return Diagnosis(
@@ -131,7 +142,8 @@ def diagnosis_of(model: nn.Module, targets: str | None, folder: Path | None) -> 
             if n not in masked
         },
         refusal=refusal,
-        served=bmt_core.geometry(folder) if folder is not None else tensors,
+        served=served,
+        unloaded=tuple(n for n in served if n not in gates) if folder is not None else (),
     )
 
 
