@@ -11,6 +11,7 @@ import hashlib
 import json
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -324,12 +325,20 @@ def serving(fake: FakeServer, tls: ssl.SSLContext | None = None) -> Iterator[Fak
         yield fake
 
 
+class QuietServer(ThreadingHTTPServer):
+    """A server without lines of clients that are gone: a test would read them as a command's."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def listening(
     handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None
 ) -> Iterator[str]:
     """Run a handler of requests on a free port of the loopback; yields its address."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with QuietServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         if tls is not None:
             server.socket = tls.wrap_socket(server.socket, server_side=True)
