@@ -17,6 +17,7 @@ import itertools
 import os
 import tempfile
 import warnings
+import weakref
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
+from bmt_server.ipc import stats_folder
 from bmt_server.ipc.mask_layout import SUFFIX, write_layout
 from bmt_server.ipc.stats_files import WorkerStats
 from bmt_server.settings import MaskMode, Settings, SettingsError
@@ -74,7 +76,7 @@ def masked_llm(
         mask_memory_bytes=mask_memory_bytes,
         scatter_quantum_s=scatter_quantum_s,
         scatter_max_wait_s=scatter_max_wait_s,
-        stats_dir=stats_dir or _stats_folder().name,
+        stats_dir=stats_dir or _stats_folder(),
     )
     present = Settings.from_env()
     if present is not None and present != settings:
@@ -185,9 +187,12 @@ def _adapter_id(digest: str) -> int:
 
 
 @functools.cache
-def _stats_folder() -> tempfile.TemporaryDirectory[str]:
+def _stats_folder() -> str:
     """Folder of the workers' statistics, removed when the process ends."""
-    return tempfile.TemporaryDirectory(prefix="bmt-stats-")
+    folder = stats_folder.make()
+    # Finalizers run in reverse order: the engine's, which comes later, precedes this one.
+    weakref.finalize(_stats_folder, stats_folder.remove, folder)
+    return folder
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from typer.core import TyperCommand
 from bmt_server.cli.common import complete_url, fail, say
 from bmt_server.cli.options import with_settings
 from bmt_server.cli.places import check_places, require_loopback
+from bmt_server.ipc.stats_folder import stats_folder
 from bmt_server.settings import Settings, SettingsError
 from bmt_server.vllm_integration import engine_flags, plugin, process_lifetime
 from bmt_server.vllm_integration.arguments.known import given, unknown_flag, unknown_key
@@ -115,7 +115,7 @@ def run(
     _prepare_kernel()
     with ExitStack() as stack:
         chosen["registry_url"] = chosen["registry_url"] or _embedded_registry(stack, data_dir, args)
-        chosen["stats_dir"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="bmt-stats-"))
+        chosen["stats_dir"] = stack.enter_context(stats_folder())
         settings = _build_settings(model, args.model, data_dir, chosen)
         contact_registry(
             settings.registry_url, key_file, no_auth=settings.no_auth, blobs=settings.blobs_url
