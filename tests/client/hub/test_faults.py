@@ -1,4 +1,4 @@
-"""What can go wrong with the Hub: a typed error in one line, and nothing half done."""
+"""Faults of the Hub: each is a typed error in one line, and nothing half done."""
 
 from __future__ import annotations
 

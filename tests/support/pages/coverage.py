@@ -1,4 +1,4 @@
-"""How each block of the README is run, because comments would make its text longer.
+"""The test that runs each block of the README, because comments would make its text longer.
 
 The tutorials say it themselves, see `blocks.py`.
 """

@@ -25,7 +25,7 @@ def _sections() -> dict[str, set[str]]:
 
 
 def unknown(words: list[str]) -> list[str]:
-    """What of a command line of ours does not exist: the command, or flags. Others have nothing."""
+    """The command or flags of a line of ours that do not exist; other programs have none."""
     program, *rest = words
     if program not in _PROGRAMS:
         return []

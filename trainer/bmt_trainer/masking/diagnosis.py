@@ -1,4 +1,4 @@
-"""What a model has to mask, layer by layer, before any weight is loaded."""
+"""Layers of a model that can be masked, and reasons of the others, before a weight is loaded."""
 
 from __future__ import annotations
 
