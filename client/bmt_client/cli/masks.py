@@ -185,13 +185,10 @@ def download(
 ) -> None:
     """Download the file of a mask, verified against its digest."""
     run = session(context)
-    if output == "-" and run.out.as_json:
-        raise UsageError("-o - writes the file to stdout, where --json writes its document")
+    to_stdout = run.out.takes_file(output)
     with run.client() as client, run.out.progress("downloading") as progress:
-        if output == "-":
-            data = client.read(ref, progress=progress)
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+        if to_stdout:
+            run.out.file(client.read(ref, progress=progress))
             return
         path = client.download(ref, output, progress=progress)
     count = path.stat().st_size

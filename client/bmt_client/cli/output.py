@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from bmt_client import BmtClientError, Version
+from bmt_client import BmtClientError, UsageError, Version
 
 T = TypeVar("T")
 
@@ -50,6 +51,17 @@ class Output:
     def line(self, text: str | Text) -> None:
         """Print one line of a result."""
         self.stdout.print(text, soft_wrap=not on_terminal(self.stdout))
+
+    def takes_file(self, output: str | None) -> bool:
+        """True if `output` sends a file to stdout. Raises UsageError with `--json`."""
+        if output == "-" and self.as_json:
+            raise UsageError("-o - writes the file to stdout, where --json writes its document")
+        return output == "-"
+
+    def file(self, data: bytes) -> None:
+        """Write a file's bytes to stdout."""
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
 
     def stream(
         self,

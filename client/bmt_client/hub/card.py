@@ -6,7 +6,6 @@ hold anything: entries that are not as the trainer writes them are left out or s
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -17,6 +16,7 @@ from typing import Any
 from bmt_core import Mask
 
 from bmt_client._errors import UsageError
+from bmt_client._files import hex_sha256
 
 from .library import require
 from .markdown import code, table, text
@@ -79,7 +79,7 @@ def is_untouched(card: str) -> bool:
 
 
 def _digest(body: str) -> str:
-    return hashlib.sha256(body.encode()).hexdigest()
+    return hex_sha256(body.encode())
 
 
 def _front_matter(mask: Mask, base: str | None) -> str:
@@ -105,7 +105,7 @@ def _facts(mask: Mask, data: bytes, place: HubPlace) -> list[str]:
         ("base", code(mask.base.model_id)),
         ("fingerprint of the base", code(mask.base.fingerprint)),
         ("digest of the mask", code(mask.digest)),
-        ("SHA-256 of the file", code(hashlib.sha256(data).hexdigest())),
+        ("SHA-256 of the file", code(hex_sha256(data))),
     ]
     return table(("mask", ""), rows)
 

@@ -6,7 +6,6 @@ another commit came after the one that it has read.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -17,7 +16,7 @@ import bmt_core
 from bmt_core import Mask
 
 from bmt_client._errors import Invalid, NotFound, ProtocolError, TooLarge, UsageError
-from bmt_client._files import decode, read_file
+from bmt_client._files import decode, hex_sha256, read_file
 
 from .card import base_repository, is_untouched, make_card
 from .failures import typed_errors
@@ -222,7 +221,7 @@ def _check_size(place: HubPlace, size: int) -> None:
 def _fetched(place: HubPlace, path: Path, sha256: str | None) -> Fetched:
     _check_size(place, path.stat().st_size)
     data = read_file(path)
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+    if sha256 is not None and hex_sha256(data) != sha256:
         raise ProtocolError(
             f"{place}: the file in the Hub's cache is not the one that the Hub lists; remove "
             f"{path} and try again",

@@ -111,10 +111,14 @@ def diagnosis_of(model: nn.Module, targets: str | None, folder: Path | None) -> 
     if folder is not None:
         geometry = dict(bmt_core.geometry(folder, ""))
         stored = stored_names(model, geometry)
+
+    def tensor_of(name: str, target: Target) -> str:
+        return target.rows.name(stored.get(f"{name}.weight", f"{name}.weight"))
+
     tensors: dict[str, tuple[int, int]] = {}
     absent: dict[str, str] = {}
     for name, target in list(chosen.items()):
-        tensor = target.rows.name(stored.get(f"{name}.weight", f"{name}.weight"))
+        tensor = tensor_of(name, target)
         try:
             check_stored(tensor, target.shape, geometry, folder.name if folder else "")
         except bmt_core.BaseMismatch as error:
@@ -124,10 +128,7 @@ def diagnosis_of(model: nn.Module, targets: str | None, folder: Path | None) -> 
         else:
             tensors[tensor] = target.shape
     served = bmt_core.geometry(folder) if folder is not None else tensors
-    gates = {
-        target.rows.name(stored.get(f"{name}.weight", f"{name}.weight"))
-        for name, target in _part(model).items()
-    }
+    gates = {tensor_of(name, target) for name, target in _part(model).items()}
     prefix, layers = _layers(model)
     masked = [n for n, _ in enumerate(layers) if _within(chosen, f"{prefix}.{n}.")]
     return Diagnosis(

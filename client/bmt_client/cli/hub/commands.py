@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -84,13 +83,11 @@ def pull(
 ) -> None:
     """Fetch a mask from the Hugging Face Hub, verified, as a file."""
     run = session(context)
-    if output == "-" and run.out.as_json:
-        raise UsageError("-o - writes the file to stdout, where --json writes its document")
+    to_stdout = run.out.takes_file(output)
     with run.out.progress(f"reading {place}"):
         fetched = masks_of_hub.pull(place)
-    if output == "-":
-        sys.stdout.buffer.write(fetched.data)
-        sys.stdout.buffer.flush()
+    if to_stdout:
+        run.out.file(fetched.data)
         return
     _report(run, fetched, _written(fetched, output))
 
