@@ -28,6 +28,7 @@ from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.rollouts import environments
 from bmt_trainer.methods.rollouts.environments import Environments
 from bmt_trainer.methods.rollouts.of_run import check_server, server_rollouts
+from bmt_trainer.methods.rollouts.ratio import RolloutPolicy
 from bmt_trainer.methods.rollouts.scores import RolloutScores
 from bmt_trainer.methods.rollouts.turns import Turns
 from bmt_trainer.methods.trl_mixins import BaseReference, HardRollouts, MaskedTraining
@@ -128,7 +129,7 @@ def _watch(config: GrpoConfig, loaded: Loaded) -> Watch:
     )
 
 
-class MaskedGRPOTrainer(Turns, HardRollouts, MaskedTraining, GRPOTrainer):
+class MaskedGRPOTrainer(Turns, RolloutPolicy, HardRollouts, MaskedTraining, GRPOTrainer):
     """TRL's trainer under masks. beta: weight of the KL divergence to `reference` (Eq. 3).
 
     TRL's own `beta` stays 0: with another one it would load a second copy of the base.
@@ -167,13 +168,12 @@ def fit(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Logs:
     """Train the attached gates by the rewards of sampled answers."""
-    # Departure: the ratio of Eq. 3 is 1, so `epsilon` has no effect; stds of Eq. 2 get + 1e-4.
+    # Departure: stds of Eq. 2 get + 1e-4; one optimizer step for each batch of rollouts.
     passes = config.accumulation(world_size())
     arguments = TrlConfig(
         **trl_arguments(config, loaded.run.folder, loaded.model.device.type == "cpu"),
         per_device_train_batch_size=config.micro_batch,
         gradient_accumulation_steps=passes,
-        # One optimizer step for each batch of rollouts, so that the ratio of Eq. 3 is 1.
         steps_per_generation=passes,
         num_iterations=1,
         num_generations=config.completions,

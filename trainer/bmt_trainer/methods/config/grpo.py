@@ -21,8 +21,8 @@ class GrpoConfig(OnPolicyConfig):
 
     The paper does not state the clip range and the rollout temperature: 0.2 and 1 are the
     defaults of verl, which it used. Its Eq. 3 averages over a sequence's tokens and then over
-    sequences; verl's default averages over all tokens, `loss: token-mean` here. Departure: the
-    ratio of Eq. 3 is 1 here, so the clip range has no effect (docs/design/departures.md).
+    sequences; verl's default averages over all tokens, `loss: token-mean` here. Departure from
+    verl: Eq. 3's average, and its ratio to the hard mask that sampled (docs/design/departures.md).
     """
 
     steps: int = redefined(
@@ -42,7 +42,7 @@ class GrpoConfig(OnPolicyConfig):
     completions: int = option("Completions sampled of each prompt.", 4, least=2)
     beta: float = option("Weight β of the KL divergence to the base (Eq. 3).", 0.0, least=0)
     clip: float = option(
-        "Clip range ε of the ratio (Eq. 3); without effect, because the ratio is 1 here.",
+        "Clip range ε of the ratio to the policy that sampled, under the hard mask (Eq. 3).",
         0.2,
         above=0,
     )

@@ -97,7 +97,9 @@ SEAMS = (
     Seam(
         f"{_GRPO}._get_per_token_logps_and_entropies",
         _MIXINS,
-        accepts=("self", "model", "input_ids", "attention_mask", "logits_to_keep"),
+        accepts=(
+            *("self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"),
+        ),
     ),
     Seam(
         "trl.trainer.utils:add_fused_lm_head", "methods/grpo.py", accepts=("model", "temperature")
