@@ -15,6 +15,7 @@ from bmt_trainer.console import Display
 
 from benchmarks.harness.environment import ROOT, has_gpu
 from benchmarks.report.results import LATEST
+from reproduce import memory
 from reproduce.catalog import Comparison, Entry, Run
 
 #: Packages of the extra `paper` by the module that each is imported as.
@@ -96,6 +97,9 @@ def show(known: Sequence[Entry], data: Path, display: Display) -> None:
         if not state.finished:
             for text in state.missing:
                 display.say(f"  {'':31} missing: {text}")
+            if isinstance(entry, Comparison):
+                for text in memory.lines(entry.plan({}, data), entry.hardware):
+                    display.say(f"  {'':31} {text}")
     display.say(f"\n{_USE}")
 
 

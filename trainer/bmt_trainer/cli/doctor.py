@@ -20,18 +20,28 @@ def doctor(
 ) -> None:
     """Show which layers are masked, which are not and why, and if a server takes such masks.
 
+    With the memory that each method takes with its default settings, at most.
+
     Reads the configuration and the headers of the weights. Exit code 1 if training would be
     refused.
     """
     from bmt_trainer.masking.diagnosis import diagnose
-    from bmt_trainer.models import checkpoint_folder
+    from bmt_trainer.methods.memory.of_run import of_defaults
+    from bmt_trainer.models import checkpoint_folder, pick_device
 
-    found = diagnose(checkpoint_folder(model), targets)
+    folder = checkpoint_folder(model)
+    found = diagnose(folder, targets)
+    gated = [rows * columns for rows, columns in found.tensors.values()]
+    memory = of_defaults(folder, gated, pick_device("auto")) if found.refusal is None else {}
     if as_json:
-        print(json.dumps({**dataclasses.asdict(found), "not_served": found.not_served}))
+        peaks = {name: made.peak for name, made in memory.items()}
+        answer = {**dataclasses.asdict(found), "not_served": found.not_served}
+        print(json.dumps({**answer, "memory_bytes": peaks}))
     else:
         for line in found.lines():
             print(line)
+        for name, made in memory.items():
+            print(made.line(f"memory of {name} with its default settings"))
     if found.refusal is not None:
         raise typer.Exit(1)
 

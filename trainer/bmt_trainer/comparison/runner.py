@@ -37,6 +37,7 @@ from bmt_trainer.masking.masked_linear import MaskState
 from bmt_trainer.methods import grpo, pipeline, sdft, sft
 from bmt_trainer.methods.config import GrpoConfig
 from bmt_trainer.methods.finish import base_texts, finish
+from bmt_trainer.methods.memory.estimate import Trained
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.run_folder import settings_of
 from bmt_trainer.process import is_main_process, world_size
@@ -135,6 +136,9 @@ def run_cell(cell: Cell, display: Display) -> Result:
     started = time.monotonic()
     config = cell.config()
     loaded, rows = METHODS[cell.plan.trainer].load(config, display, scored=False)
+    if cell.kind not in ("base", "wanda"):
+        for line in pipeline.memory_lines(loaded, trained_by(cell.kind)):
+            display.say(line)
     # Before anything is added to them, or made fp32.
     baselines.check_projections(loaded.model)
     parameters, dtype = baselines.count(loaded.model), str(loaded.model.dtype)
@@ -168,6 +172,13 @@ def run_cell(cell: Cell, display: Display) -> Result:
         "seconds": round(time.monotonic() - started, 1),
         "versions": library_versions("torch", "transformers", "trl"),
     }
+
+
+def trained_by(kind: str) -> Trained:
+    """The numbers that a method trains: all weights for MTH too, whose gradients are dense."""
+    if kind == "bmt":
+        return "gates"
+    return "adapter" if kind.startswith("lora") else "weights"
 
 
 def _wanda(cell: Cell, loaded: Loaded) -> Result:

@@ -48,6 +48,8 @@ from bmt_trainer.methods.guards.metadata import check_metadata
 from bmt_trainer.methods.guards.targets import masked_tensors, not_served
 from bmt_trainer.methods.guards.trl_contract import check_trl
 from bmt_trainer.methods.lengths import Answered
+from bmt_trainer.methods.memory import of_run
+from bmt_trainer.methods.memory.estimate import Trained
 from bmt_trainer.methods.rollouts.environments import Environments
 from bmt_trainer.methods.rollouts.scores import RolloutScores
 from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, is_writing, settings_of
@@ -73,10 +75,10 @@ class Inputs:
     """A run's settings, data, tokenizer and rewards, before a weight is loaded.
 
     settings: all that decide the result; folder: of the base's checkpoint; geometry:
-    [d_out, d_in] of its tensors by name; gates: the number of weights to mask; reading: the count
-    by which masks are selected; lengths: of the training examples in tokens, if the run has a bound
-    on them; environments: of rollouts; first: the mask of `from_mask`. The configuration's lengths
-    are within the model's context.
+    [d_out, d_in] of its tensors by name; gates: of each tensor, the number to mask;
+    reading: the count by which masks are selected; lengths: of the training examples in tokens, if
+    the run has a bound on them; environments: of rollouts; first: the mask of `from_mask`. The
+    configuration's lengths are within the model's context.
     """
 
     config: TrainConfig
@@ -85,7 +87,7 @@ class Inputs:
     folder: Path
     base: Base
     geometry: Mapping[str, tuple[int, int]]
-    gates: int
+    gates: Sequence[int]
     device: torch.device
     split: Split
     tokenizer: PreTrainedTokenizerBase
@@ -189,7 +191,7 @@ def read(
         folder=folder,
         base=base,
         geometry=geometry,
-        gates=sum(math.prod(shape) for shape in masked.values()),
+        gates=[math.prod(shape) for shape in masked.values()],
         device=models.pick_device(config.device),
         split=split,
         tokenizer=tokenizer,
@@ -244,7 +246,10 @@ def load(inputs: Inputs, *, scored: bool = True) -> Loaded:
     )
     if config.checkpoint_every and is_main_process():
         # Gates and AdamW's two moments, in fp32.
-        outputs.check_space(run.folder, 12 * inputs.gates)
+        outputs.check_space(run.folder, 12 * sum(inputs.gates))
+    if scored:
+        for line in memory_lines(inputs):
+            display.say(line)
     model = models.load_model(inputs.folder, inputs.device, fp32=config.precision == "fp32")
     check_weights(model)
     if (stop := stop_at_end_of_turn(model, tokenizer)) is not None:
@@ -267,6 +272,13 @@ def load(inputs: Inputs, *, scored: bool = True) -> Loaded:
         score=score,
         interruption=interruption.current(),
         scored=scored,
+    )
+
+
+def memory_lines(inputs: Inputs, trained: Trained = "gates") -> Iterator[str]:
+    """The estimate of the run's memory, and a warning if it exceeds the device's."""
+    return of_run.lines_of_run(
+        inputs.config, inputs.folder, inputs.gates, inputs.lengths, inputs.device, trained
     )
 
 
@@ -355,7 +367,8 @@ def initialize(loaded: Loaded, attached: Attached, *, live_alpha: float | None =
     attached.state.cache_hard_weights = world_size() == 1
     if live_alpha is not None:
         live_gates.train_only(attached, live_gates.load(positions))
-    loaded.display.say(_memory(loaded.model, attached))
+    trained = sum(gates.numel() for gates in attached.gates())
+    loaded.display.say(f"training {trained:,} of {attached.numel:,} gates")
 
 
 def _first_gates(loaded: Loaded, attached: Attached) -> None:
@@ -399,20 +412,6 @@ def calibration_batches(loaded: Loaded) -> Iterator[dict[str, torch.Tensor]]:
         for batch in batches(prompts, size, pad, loaded.model.device):
             yield batch
             advance(len(batch["input_ids"]))
-
-
-def _memory(model: PreTrainedModel, attached: Attached) -> str:
-    """Memory of the base's weights and of the gates in training, in one line."""
-    gates = attached.gates()
-    trained = sum(g.numel() for g in gates)
-    # The gate, its gradient and AdamW's two moments, each in fp32; a live gate's position too.
-    each = 16 + (8 if trained < attached.numel else 0)
-    base = sum(p.numel() * p.element_size() for p in model.parameters())
-    base -= sum(g.numel() * g.element_size() for g in gates)
-    return (
-        f"memory: {base / 1e9:.2f} GB of base weights, {trained * each / 1e9:.2f} GB for "
-        f"{trained:,} of {attached.numel:,} gates; activations come on top"
-    )
 
 
 def current_mask(

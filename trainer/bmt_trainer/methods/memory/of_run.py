@@ -1,0 +1,88 @@
+"""Lines on a run's memory, before a weight is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from bmt_trainer import models
+from bmt_trainer.methods.config import (
+    DpoConfig,
+    GrpoConfig,
+    SdftConfig,
+    SftConfig,
+    TrainConfig,
+)
+from bmt_trainer.methods.memory.estimate import Estimate, Trained, estimate, gib
+from bmt_trainer.methods.memory.shapes import shapes_of
+from bmt_trainer.process import world_size
+
+#: Methods by the command that trains by them.
+METHODS: Mapping[str, type[TrainConfig]] = {
+    "sft": SftConfig,
+    "dpo": DpoConfig,
+    "grpo": GrpoConfig,
+    "sdft": SdftConfig,
+}
+
+
+def lines_of_run(
+    config: TrainConfig,
+    folder: Path,
+    gated: Sequence[int],
+    lengths: Sequence[int],
+    device: torch.device,
+    trained: Trained = "gates",
+) -> Iterator[str]:
+    """The estimate of a run, and a warning if its device has less memory.
+
+    folder: of the checkpoint; gated: numbers of gates of each masked layer; lengths: of the
+    training examples in tokens, if they are known.
+    """
+    made = estimate(
+        config,
+        shapes_of(models.outline(folder), gated, config.precision, device),
+        longest=max(lengths, default=None),
+        on_gpu=device.type == "cuda",
+        processes=world_size(),
+        trained=trained,
+    )
+    yield made.line()
+    there = memory_of(device)
+    if there is not None and made.peak > there:
+        yield (
+            f"warning: memory: {device} has {gib(there)}, and the run may take "
+            f"{gib(made.peak)}; {_advice(config)}"
+        )
+
+
+def of_defaults(folder: Path, gated: Sequence[int], device: torch.device) -> dict[str, Estimate]:
+    """By method, the estimate with its default settings on a model."""
+    model, made = models.outline(folder), {}
+    for name, kind in METHODS.items():
+        config = kind(model=str(folder), dataset="task:initials", output=Path("mask.bmt"))
+        shapes = shapes_of(model, gated, config.precision, device)
+        made[name] = estimate(config, shapes, on_gpu=device.type == "cuda")
+    return made
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of memory of a GPU of CUDA, or of the machine; None if they are not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def _advice(config: TrainConfig) -> str:
+    sizes = ["eval_batch_size", "max_new_tokens"]
+    sizes += (
+        ["micro_batch", "prompts_per_step"] if hasattr(config, "micro_batch") else ["batch_size"]
+    )
+    checkpointing = "" if config.gradient_checkpointing else ", or set gradient_checkpointing"
+    return f"lower {', '.join(sizes)} or max_length{checkpointing}"
