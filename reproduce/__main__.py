@@ -17,7 +17,7 @@ from typing import Any
 
 from bmt_core import BmtError
 from bmt_trainer.comparison import queue, runner
-from bmt_trainer.comparison.runner import read_result
+from bmt_trainer.comparison.results import kept
 from bmt_trainer.console import Display
 from bmt_trainer.errors import ConfigError, TrainerError
 from bmt_trainer.process import keep_freed_memory
@@ -118,7 +118,7 @@ def _next(chosen: Sequence[Entry], data: Path, changes: Mapping[str, Any], displ
         return 0
     display.say(f"kept {cell.file}")
     [(entry, plan)] = [(e, p) for e, p in zip(ready, plans, strict=True) if p is cell.plan]
-    results = [read_result(one.file) for one in plan.cells()]
+    results = [kept.result(one) for one in plan.cells()]
     if None not in results:
         _kept(entry, [r for r in results if r is not None], changes)
     return 0

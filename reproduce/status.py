@@ -11,6 +11,7 @@ from typing import Any
 
 import huggingface_hub
 from bmt_trainer.comparison.plan import Plan
+from bmt_trainer.comparison.results import kept
 from bmt_trainer.console import Display
 
 from benchmarks.harness.environment import ROOT, has_gpu
@@ -63,8 +64,8 @@ def of(entry: Entry, data: Path, changes: Mapping[str, Any] | None = None) -> St
         if one.path and one.only in (None, entry.name) and not (data / one.path).exists()
     ]
     if isinstance(entry, Run):
-        kept = _kept_ids()
-        done = len(kept.intersection(entry.figures))
+        ids = _kept_ids()
+        done = len(ids.intersection(entry.figures))
         return State(done=done, total=len(entry.figures), unit="figures", missing=missing)
     assert isinstance(entry, Comparison)
     plan = entry.plan(changes or {}, data)
@@ -74,7 +75,7 @@ def of(entry: Entry, data: Path, changes: Mapping[str, Any] | None = None) -> St
         # Names of results hold digests of the model and the data.
         done = min(len(list(plan.output.glob("*.json"))), len(cells))
     else:
-        done = sum(cell.file.exists() for cell in cells)
+        done = sum(map(kept.exists, cells))
     missing += [f"package {name}: pip install 'bmt-adapters[paper]'" for name in _packages(plan)]
     return State(
         done=done,

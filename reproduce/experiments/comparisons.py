@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bmt_trainer.comparison import report, tables
-from bmt_trainer.evaluation.intervals import interval_of_mean, wilson
+from bmt_trainer.evaluation.intervals import wilson
 
 from benchmarks.harness.environment import WORK
 from benchmarks.report.results import LATEST
@@ -61,14 +62,11 @@ def finish(name: str, results: Sequence[Result]) -> None:
 def _means(kind: str, results: Sequence[Result], command: str) -> list[Figure]:
     """Mean accuracy of each method over its seeds; the interval is Student's, over the runs."""
     made = []
-    for method in dict.fromkeys(result["method"] for result in results):
-        runs = [result for result in results if result["method"] == method]
-        if len({result["settings"].get("seed", 0) for result in runs}) < max(2, len(runs)):
-            continue
-        shares = [result["score"]["accuracy"] for result in runs]
-        low, high = interval_of_mean(shares)
-        name, mean = f"{kind}_{_plain(method)}_over_seeds", sum(shares) / len(shares)
-        made.append(percent(name, mean, (max(low, 0.0), min(high, 1.0)), len(shares), command))
+    for row in tables.rows(results):
+        if len(row.by_seed) > 1 and row.accuracy is not None and row.interval is not None:
+            name, runs = f"{kind}_{_plain(row.method)}_over_seeds", len(row.by_seed)
+            figure = percent(name, row.accuracy, row.interval, runs, command)
+            made.append(replace(figure, seeds=tuple(sorted(row.by_seed))))
     return made
 
 

@@ -17,19 +17,26 @@ from benchmarks.report.results import LATEST, write_json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """One figure with its 95 % interval, n examples or turns, and the command that makes it."""
+    """One figure with its 95 % interval, n examples or turns, and the command that makes it.
+
+    seeds: of the runs that it is a mean of; n is their number then.
+    """
 
     id: str
     value: float
     interval: tuple[float, float] | None = None
     n: int
     command: str
+    seeds: tuple[int, ...] | None = None
 
     @property
     def entry(self) -> dict[str, Any]:
         """The figure as kept: rounded to five significant digits, finer than any interval."""
         interval = self.interval and tuple(float(f"{x:.5g}") for x in self.interval)
-        return asdict(self) | {"value": float(f"{self.value:.5g}"), "interval": interval}
+        made = asdict(self) | {"value": float(f"{self.value:.5g}"), "interval": interval}
+        if self.seeds is None:
+            del made["seeds"]
+        return made
 
 
 def percent(name: str, share: float, interval: tuple[float, float], n: int, command: str) -> Figure:

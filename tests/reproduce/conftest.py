@@ -20,3 +20,4 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def names_as_fingerprints(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan of each entry would read the demo's model, or a test of a machine without it fail."""
     monkeypatch.setattr(provenance, "of_model", lambda model: model)
+    monkeypatch.setattr(provenance, "sources_of_model", lambda model: model)

@@ -11,6 +11,8 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
 from unittest import mock
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -77,6 +79,25 @@ def _connect(host: str, port: int, reasons: list[str]) -> None:
         reasons.append("")
     except OSError as error:
         reasons.append(error.strerror or str(error) or type(error).__name__)
+
+
+def commit(name: str, kind: Literal["model", "dataset"], revision: str | None = None) -> str:
+    """The commit that a repository's revision names now, of the cached copy if the Hub is away.
+
+    Empty if neither knows it.
+    """
+    if not is_id(name):
+        return ""
+    if unreachable() is None:
+        try:
+            found = huggingface_hub.HfApi().repo_info(name, repo_type=kind, revision=revision)
+            return str(found.sha)
+        except Exception:  # loading it gives the reason
+            return ""
+    cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    folder = huggingface_hub.file_download.repo_folder_name(repo_id=name, repo_type=kind)
+    reference = cache / folder / "refs" / (revision or "main")
+    return reference.read_text().strip() if reference.is_file() else revision or ""
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from bmt_trainer.comparison.runner import locked
 from bmt_trainer.errors import ConfigError
 
 from tests.support.tiny_model import interrupt_after
+from tests.support.training.comparisons import made_up
 from tests.support.training.display import quiet
 
 RECIPE = {
@@ -43,14 +44,12 @@ def test_each_call_takes_the_next_run_until_none_is_left(root, monkeypatch):
     results = tables.read([root / "out"])
     assert sorted(r["settings"]["seed"] for r in results) == [0, 0, 1, 1]
     rows = tables.rows(results)
-    assert [(row.method, row.changes) for row in rows] == [
-        ("base", ""),
-        ("base", "seed 1"),
-        ("bmt", ""),
-        ("bmt", "seed 1"),
+    assert [(row.method, row.changes, sorted(row.by_seed)) for row in rows] == [
+        ("base", "", [0, 1]),
+        ("bmt", "", [0, 1]),
     ]
     # A mask is compared with the base on the same seed's held-out examples.
-    assert all(row.against is not None for row in rows if row.method == "bmt")
+    assert rows[1].against.runs == 2
     assert len({r["digest"] for r in results if r["method"] == "bmt"}) == 2
 
 
@@ -75,7 +74,7 @@ def test_processes_take_different_runs(root, monkeypatch):
         if threading.current_thread() is other:
             started.set()
             assert go_on.wait(30)
-        return {"method": cell.method}
+        return made_up(cell)
 
     taken = []
     monkeypatch.setattr(bmt_trainer.comparison.runner, "run_cell", run_cell)

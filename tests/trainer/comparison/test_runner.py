@@ -20,6 +20,7 @@ from bmt_trainer.masking.attach import attach
 from bmt_trainer.models import load_model
 
 from tests.support.tiny_model import TEMPLATE, tiny_llama
+from tests.support.training.comparisons import made_up
 from tests.support.training.display import quiet
 
 SMALL = {
@@ -333,7 +334,7 @@ def test_processes_share_the_runs_of_a_folder(checkpoint, tmp_path, monkeypatch)
         else:
             started.set()
             assert go_on.wait(30)
-        return {"method": cell.method}
+        return made_up(cell)
 
     monkeypatch.setattr(bmt_trainer.comparison.runner, "run_cell", run_cell)
     other = threading.Thread(target=run, args=(made, quiet()))

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from bmt_trainer.cli.tables import print_table
-from bmt_trainer.comparison import plan as plans
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.process import is_main_process, keep_freed_memory
 from bmt_trainer.settings import parse_yaml
@@ -61,19 +60,23 @@ def compare(
     changes = {name: value for name, value in values.items() if value is not None}
     if comparison is not None and config is None:
         raise ConfigError("--comparison names a part of a recipe; name the recipe by --config")
-    plan = plans.read(config, changes | _settings(setting or []), comparison)
 
+    from bmt_trainer.comparison import plan as plans
     from bmt_trainer.comparison import tables
     from bmt_trainer.comparison.runner import run
 
+    plan = plans.read(config, changes | _settings(setting or []), comparison)
     keep_freed_memory()
     results = run(plan)
     if not is_main_process():
         return
     if as_json:
         print(json.dumps(results))
-    else:
-        print_table(tables.HEADER, [row.cells() for row in tables.rows(results)])
+        return
+    rows = tables.rows(results)
+    print_table(tables.HEADER, [row.cells() for row in rows])
+    if differences := tables.differences(rows):
+        print_table(tables.DIFFERENCES, differences)
 
 
 def _settings(texts: Sequence[str]) -> dict[str, Any]:
@@ -101,8 +104,9 @@ def report(
 ) -> None:
     """Write one page with tables and plots, and the plots as PNG."""
     from bmt_trainer.comparison.report import write
+    from bmt_trainer.console import Display
 
-    print(write(runs, output, title))
+    print(write(runs, output, title, Display().say))
 
 
 def add(app: typer.Typer) -> None:

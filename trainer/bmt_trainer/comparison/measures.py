@@ -75,8 +75,8 @@ def _rendered(loaded: Loaded, examples: Sequence[Example]) -> list[Example]:
     return with_template_kwargs(examples, loaded.config.chat_template_kwargs)
 
 
-def score_suites(plan: Plan, loaded: Loaded, model: nn.Module) -> Result:
-    """Scores on the plan's evaluation sets, under `suites`."""
+def score_suites(plan: Plan, loaded: Loaded, model: nn.Module) -> list[Result]:
+    """Scores on the plan's evaluation sets."""
     config = loaded.config
     assert plan.suites is not None
     results = suites.run(
@@ -87,7 +87,7 @@ def score_suites(plan: Plan, loaded: Loaded, model: nn.Module) -> Result:
         max_new_tokens=config.max_new_tokens,
         seed=config.seed,
     )
-    return {"suites": [result.to_json() for result in results]}
+    return [result.to_json() for result in results]
 
 
 def retention_score(plan: Plan, loaded: Loaded, tuned: Tuned) -> Callable[[], Row]:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from bmt_trainer.comparison import provenance, recipe
 from bmt_trainer.errors import ConfigError
+from bmt_trainer.evaluation import suites
 from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig, TrainConfig
 from bmt_trainer.process import world_size
 from bmt_trainer.settings import build, check, option
@@ -98,8 +99,10 @@ class Plan:
                     f"methods: {method!r} is not one of base, wanda, full, lora-RANK, "
                     "mth-PERCENT, bmt"
                 )
+        if self.suites is not None:
+            suites.named(self.suites)
         for cell in self.cells():
-            cell.config()  # an invalid run is an error before the first run starts
+            cell.check()  # an invalid run is an error before the first run starts
 
     def _check_seeds(self) -> None:
         seeds = self.seeds
@@ -119,6 +122,13 @@ class Plan:
             **{name: provenance.of_dataset(name) for name in [*self.datasets, *kept]},
         }
 
+    @cached_property
+    def sources(self) -> provenance.Sources:
+        """Contents that decide models, data and evaluation sets besides `contents`."""
+        return provenance.Sources(
+            suites.named(self.suites) if self.suites else (), self.suites_data
+        )
+
     def cells(self) -> Iterator[Cell]:
         """All runs. A sweep changes only masks, so that each baseline is run once."""
         seen = set()
@@ -129,10 +139,10 @@ class Plan:
                 self.models, self.datasets, self.methods
             ):
                 own = changes if method.partition("@")[0] == "bmt" else {}
-                cell = Cell(self, method, model, dataset, own, seed)
-                if cell.key not in seen:
-                    seen.add(cell.key)
-                    yield cell
+                run = (method, model, dataset, json.dumps(own, sort_keys=True, default=str), seed)
+                if run not in seen:
+                    seen.add(run)
+                    yield Cell(self, method, model, dataset, own, seed)
 
 
 @dataclass(frozen=True)
@@ -157,14 +167,23 @@ class Cell:
         changes = dict(self.changes) | ({} if self.seed is None else {"seed": self.seed})
         return f"{self.method} of {self.model} on {self.dataset} {changes}"
 
+    def check(self) -> None:
+        """Raise ConfigError for settings that the run cannot have."""
+        self._config(Path("run.bmt"))
+        for name, value in {**self.plan.settings, **self.changes}.items():
+            provenance.of_setting(name, value)
+
     def config(self) -> TrainConfig:
         """Settings of the trainer. Raises ConfigError."""
+        return self._config(self.file.with_suffix(".bmt"))
+
+    def _config(self, output: Path) -> TrainConfig:
         values = {
             **self.plan.settings,
             **self.changes,
             "model": self.model,
             "dataset": self.dataset,
-            "output": self.file.with_suffix(".bmt"),
+            "output": output,
             "lean": "off",  # the paper's masks keep all deletions
             "resume": self.resumes,
             "overwrite": True,  # a run whose result exists is not run again
@@ -221,14 +240,33 @@ class Cell:
             f"methods: {self.kind} needs a learning rate; write {self.kind}@1e-4 or set rates"
         )
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """All that determines the result, as JSON; equal on every machine."""
+        """All that determines the result, as JSON; equal on every machine. Raises DataError."""
+        sources = self.plan.sources
+        other = {**self.plan.settings, **self.changes}.get("heldout_dataset") or ()
+        data = [self.dataset, *([other] if isinstance(other, str) else map(str, other))]
+        retention = self.plan.retention
+        return _json(
+            {
+                **self._decisive,
+                "sources": {
+                    "model": sources.of_model(self.model),
+                    "data": [sources.of_dataset(name) for name in data],
+                    "retention": retention and sources.of_retention(retention),
+                    "suites": sources.of_suites,
+                },
+            }
+        )
+
+    @property
+    def _decisive(self) -> dict[str, Any]:
+        """The part of the key that names results of earlier builds."""
         measured = ["track_every", "retention_grader", "retention_examples", "geometry"]
         measured += ["suites", "suites_limit"]
         contents, retention = self.plan.contents, self.plan.retention
         settings = {**self.plan.settings, **self.changes}
-        decisive = {
+        return {
             **{n: provenance.of_setting(n, getattr(self.plan, n)) for n in measured},
             "retention": retention and contents[retention],
             "trainer": self.plan.trainer,
@@ -242,12 +280,19 @@ class Cell:
             "model": contents[self.model],
             "dataset": contents[self.dataset],
         }
-        return json.dumps(decisive, sort_keys=True, default=str)
 
     @property
     def file(self) -> Path:
-        """File of the result, named by the run and a hash of `key`."""
-        digest = hashlib.sha256(self.key.encode()).hexdigest()[:8]
+        """File of the result, named by the run and a hash of `key`. Raises DataError."""
+        return self._named(self.key)
+
+    @property
+    def earlier(self) -> Path:
+        """File of the same run's result by builds that knew less of what decides it."""
+        return self._named(_json(self._decisive))
+
+    def _named(self, key: str) -> Path:
+        digest = hashlib.sha256(key.encode()).hexdigest()[:8]
         model = _plain(Path(self.model).name)
         name, _, query = self.dataset.partition("?")
         data = _plain(f"{name.rpartition('/')[2].split('.')[0]}-{query}")[:40]
@@ -265,6 +310,10 @@ def read(path: Path | None, changes: Mapping[str, Any], name: str | None = None)
     settings = {name: value for name, value in values.items() if name not in own}
     chosen = {name: value for name, value in values.items() if name in own}
     return build(Plan, {**chosen, "settings": settings})
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _plain(text: str) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bmt_trainer.comparison.plan import Cell, Plan
-from bmt_trainer.comparison.runner import locked, read_result, run_and_keep
+from bmt_trainer.comparison.results import kept
+from bmt_trainer.comparison.runner import locked, run_and_keep
 from bmt_trainer.console import Display
 
 
@@ -22,11 +23,11 @@ def run_next(queue: Sequence[Plan], display: Display) -> Cell | None:
     for plan in queue:
         plan.output.mkdir(parents=True, exist_ok=True)
         for cell in plan.cells():
-            if read_result(cell.file) is not None:
+            if kept.result(cell, display.say) is not None:
                 continue
             with locked(cell.file, wait=False) as ours:
                 # Another process may have finished it since.
-                if ours and read_result(cell.file) is None:
+                if ours and kept.result(cell) is None:
                     run_and_keep(cell, display)
                     return cell
     return None

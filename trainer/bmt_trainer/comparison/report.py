@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bmt_trainer.comparison import plots, tables
 from bmt_trainer.comparison.plot_style import png
+from bmt_trainer.comparison.results import groups
 from bmt_trainer.comparison.tables import Result
 from bmt_trainer.errors import DataError
 
@@ -26,13 +27,18 @@ img { max-width: 100%; height: auto; } p.note { color: #555; font-size: 0.92rem;
 _MEASURES = ("effective_rank", "spectrum_drift", "overlap", "changed")
 
 
-def write(paths: Sequence[Path], output: Path, title: str) -> Path:
+def write(
+    paths: Sequence[Path],
+    output: Path,
+    title: str,
+    say: Callable[[str], None] = lambda text: None,
+) -> Path:
     """Write `index.html` and the plots as PNG into `output`, and return the page's path.
 
-    paths: of results, as in `tables.read`, and of single runs, as a mask or `.history.json` file.
-    Raises DataError.
+    paths: of results, as in `tables.read`, and of single runs, as a mask or `.history.json` file;
+    say: shows a line on each file of a folder that is left out. Raises DataError.
     """
-    results, histories = _read(paths)
+    results, histories = _read(paths, say)
     rows = tables.rows(results)
     output.mkdir(parents=True, exist_ok=True)
     pictures = []
@@ -49,7 +55,9 @@ def write(paths: Sequence[Path], output: Path, title: str) -> Path:
     return page
 
 
-def _read(paths: Sequence[Path]) -> tuple[list[Result], dict[str, Result]]:
+def _read(
+    paths: Sequence[Path], say: Callable[[str], None]
+) -> tuple[list[Result], dict[str, Result]]:
     """Results of comparisons, and histories of single runs by the name of their mask."""
     histories: dict[str, Result] = {}
     rest = []
@@ -67,7 +75,7 @@ def _read(paths: Sequence[Path]) -> tuple[list[Result], dict[str, Result]]:
                 raise DataError(f"{path} is not the history of a run ({error})") from None
         else:
             rest.append(given)
-    return (tables.read(rest) if rest else []), histories
+    return (tables.read(rest, say) if rest else []), histories
 
 
 def _page(
@@ -85,11 +93,14 @@ def _page(
         yield from _table(tables.HEADER, [row.cells() for row in rows])
         yield (
             '<p class="note">Accuracy is of greedy answers after the last step, unweighted over '
-            "data sets, with a 95 % interval; p is McNemar's exact test against the base on the "
-            "same examples, all data sets together. Size follows the paper's appendix B; size on "
-            "disk is that of the .bmt file.</p>"
+            "data sets. Of one run, its 95 % interval is of the held-out sample alone, and p is "
+            "McNemar's exact test against the base on the same examples, all data sets together. "
+            "Of several seeds, both are over the runs: Student's interval, and the t-test of each "
+            "seed's difference from the base. Size follows the paper's appendix B; size on disk "
+            "is that of the .bmt file.</p>"
         )
-        yield from _by_dataset([result for row in rows for result in row.results])
+        yield from _differences(rows)
+        yield from _by_dataset(rows)
     for name, heading, data in pictures:
         text = base64.b64encode(data).decode()
         yield f'<h2>{_e(heading)}</h2>\n<img alt="{_e(name)}" src="data:image/png;base64,{text}">'
@@ -101,22 +112,34 @@ def _page(
     yield "</body>\n</html>"
 
 
-def _by_dataset(results: Sequence[Result]) -> Iterator[str]:
-    names = list(dict.fromkeys(r["dataset"] for r in results))
+def _differences(rows: Sequence[tables.Row]) -> Iterator[str]:
+    lines = tables.differences(rows)
+    if lines:
+        yield "<h2>Masks minus other methods, by seed</h2>"
+        yield from _table(tables.DIFFERENCES, lines)
+        yield (
+            '<p class="note">Mean of the differences of the seeds, with Student\'s 95 % interval '
+            "over them; p is the paired t-test's.</p>"
+        )
+
+
+def _by_dataset(rows: Sequence[tables.Row]) -> Iterator[str]:
+    names = tables.labels([result for row in rows for result in row.results])
     if len(names) < 2:
         return
     yield "<h2>By data set, accuracy in %</h2>"
-    methods = list(dict.fromkeys((r["model"], tables.named(r)) for r in results))
-    scored = {(r["model"], tables.named(r), r["dataset"]): r for r in results if r.get("score")}
     lines = []
-    for model, method in methods:
+    for row in rows:
         cells = []
-        for name in names:
-            result = scored.get((model, method, name))
-            share = result["right"].count("1") / len(result["right"]) if result else None
-            cells.append("-" if share is None else f"{100 * share:.1f}")
-        lines.append((model, method, *cells))
-    yield from _table(("model", "method", *map(tables.short, names)), lines)
+        for key in names:
+            shares = [
+                result["right"].count("1") / len(result["right"])
+                for result in row.results
+                if result.get("score") and groups.data(result) == key
+            ]
+            cells.append(f"{100 * sum(shares) / len(shares):.1f}" if shares else "-")
+        lines.append((row.model, row.label, *cells))
+    yield from _table(("model", "method", *names.values()), lines)
 
 
 def _geometry(results: Sequence[Result]) -> Iterator[str]:
@@ -152,7 +175,7 @@ def _wanda(results: Sequence[Result]) -> Iterator[str]:
     lines = []
     for result in swept:
         reading = "lenient" if result.get("reading") == "lenient" else "exact"
-        scores = [level["score"] for level in result["levels"]]
+        scores = [level.get("score") for level in result["levels"]]
         shares = [f"{100 * s[reading] / s['total']:.1f}" if s else "-" for s in scores]
         lines.append((result["model"], tables.short(result["dataset"]), *shares))
     yield from _table(("model", "data set", *names), lines)
@@ -163,13 +186,19 @@ def _suites(results: Sequence[Result]) -> Iterator[str]:
     if not scored:
         return
     yield "<h2>Evaluation sets, accuracy in %</h2>"
-    names = [s["suite"] for s in scored[0]["suites"]]
+    names = list(dict.fromkeys(s["suite"] for result in scored for s in result["suites"]))
     lines = []
     for result in scored:
         scores = {s["suite"]: s["scores"]["tuned"] for s in result["suites"] if "scores" in s}
         shares = {name: 100 * scores[name]["accuracy"] for name in names if name in scores}
-        mean = f"{sum(shares.values()) / len(shares):.2f}" if shares else "-"
-        cells = (f"{shares[name]:.1f}" if name in shares else "skipped" for name in names)
+        # A mean of some of the sets would be taken for that of all.
+        whole = shares.keys() == set(names)
+        mean = f"{sum(shares.values()) / len(shares):.2f}" if whole and shares else "-"
+        named = {s["suite"] for s in result["suites"]}
+        cells = (
+            f"{shares[name]:.1f}" if name in shares else "skipped" if name in named else "-"
+            for name in names
+        )
         lines.append((result["model"], tables.named(result), mean, *cells))
     yield from _table(("model", "method", "mean", *names), lines)
 
@@ -184,7 +213,10 @@ def _tracks(results: Sequence[Result]) -> Iterator[str]:
         first, last = result["track"][0], result["track"][-1]
         kept = ["-", "-"]
         if "retention" in last:
-            kept = [f"{100 * row['retention_lenient']:.1f}" for row in (first, last)]
+            kept = [
+                f"{100 * row['retention_lenient']:.1f}" if "retention_lenient" in row else "-"
+                for row in (first, last)
+            ]
         zeros = [f"{100 * row['zeros'] / result['parameters']:.4f}" for row in (first, last)]
         lines.append(
             (

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,10 +24,13 @@ from bmt_trainer.comparison import adapter_sizes, baselines, measures, provenanc
 from bmt_trainer.comparison.baselines import Tuned
 from bmt_trainer.comparison.measures import score_heldout, score_suites
 from bmt_trainer.comparison.plan import Cell, Plan
+from bmt_trainer.comparison.results import files, kept
+from bmt_trainer.comparison.results.files import Result
 from bmt_trainer.comparison.tracking import Track
 from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.distributed import barrier
 from bmt_trainer.evaluation.kl import Texts
+from bmt_trainer.evaluation.retention import LM_EVAL
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.calibration import input_norms
 from bmt_trainer.masking.export import library_versions
@@ -36,7 +38,8 @@ from bmt_trainer.masking.initialization import init_gates
 from bmt_trainer.masking.masked_linear import MaskState
 from bmt_trainer.methods import grpo, pipeline, sdft, sft
 from bmt_trainer.methods.config import GrpoConfig
-from bmt_trainer.methods.finish import base_texts, finish
+from bmt_trainer.methods.finish import base_texts, evaluation_of, finish
+from bmt_trainer.methods.guards import contents
 from bmt_trainer.methods.memory.estimate import Trained
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.run_folder import settings_of
@@ -44,8 +47,6 @@ from bmt_trainer.process import is_main_process, world_size
 
 #: Shares of the gates that Wanda alone deletes (paper, appendix F).
 WANDA = tuple(1 / n for n in (2, 8, 32, 128, 512, 2048, 4096, 8192))
-
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ def run(plan: Plan, display: Display | None = None) -> list[Result]:
     plan.output.mkdir(parents=True, exist_ok=True)
     cells = list(plan.cells())
     results: dict[Path, Result] = {}
+    for cell in cells:
+        if (found := kept.result(cell, display.say)) is not None:
+            results[cell.file] = found
+    for line in kept.lines(list(results.values()), len({cell.file for cell in cells})):
+        display.say(line)
     for wait in (False, True):
         for cell in cells:
             if cell.file in results:
@@ -80,8 +86,9 @@ def run(plan: Plan, display: Display | None = None) -> list[Result]:
                 display.say(f"waiting for another process: {cell.file.name}")
             with locked(cell.file, wait=wait) as ours:
                 if ours:
-                    results[cell.file] = read_result(cell.file) or run_and_keep(cell, display)
-    return [results[cell.file] for cell in cells]
+                    # Another process may have finished it since.
+                    results[cell.file] = kept.result(cell) or run_and_keep(cell, display)
+    return [results[file] for file in dict.fromkeys(cell.file for cell in cells)]
 
 
 @contextmanager
@@ -105,29 +112,17 @@ def locked(file: Path, *, wait: bool) -> Iterator[bool]:
             yield True
 
 
-def read_result(path: Path) -> Result | None:
-    """A kept result, or None if there is none yet."""
-    return dict(json.loads(path.read_text())) if path.exists() else None
-
-
 def run_and_keep(cell: Cell, display: Display) -> Result:
     """Run a cell, or resume it, and write its result's file."""
     display.say(cell.label)
     with hide_library_progress():
         result = run_cell(cell, display)
-    _write(cell.file, result)
-    return result
-
-
-def _write(path: Path, result: Result) -> None:
-    """Write the whole file or none: a run whose file exists is not run again."""
     # All processes must have looked for the file: one that finds it would run the next cell alone.
     barrier()
     if is_main_process():
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(scratch, path)
+        result = files.write(cell.file, {**result, "key": json.loads(cell.key)})
     barrier()
+    return result
 
 
 def run_cell(cell: Cell, display: Display) -> Result:
@@ -170,7 +165,9 @@ def run_cell(cell: Cell, display: Display) -> Result:
         "dtype": dtype.removeprefix("torch."),
         **outcome,
         "seconds": round(time.monotonic() - started, 1),
-        "versions": library_versions("torch", "transformers", "trl"),
+        "versions": library_versions(*_libraries(cell)),
+        "evaluation": evaluation_of(loaded),
+        "contents": contents.of_run(loaded.folder, loaded.tokenizer, loaded.split, loaded.settings),
     }
 
 
@@ -179,6 +176,20 @@ def trained_by(kind: str) -> Trained:
     if kind == "bmt":
         return "gates"
     return "adapter" if kind.startswith("lora") else "weights"
+
+
+def _libraries(cell: Cell) -> Iterator[str]:
+    """Packages that have a part in a result."""
+    yield from ("torch", "transformers", "trl")
+    settings, suites = cell.plan.settings, cell.plan.suites or ""
+    if "math" in (settings.get("reward"), settings.get("grader")) or suites:
+        yield "math-verify"
+    if cell.plan.retention == LM_EVAL:
+        yield LM_EVAL
+    if cell.kind.startswith("lora"):
+        yield "peft"
+    if cell.dataset.startswith("reasoning-gym:"):
+        yield "reasoning-gym"
 
 
 def _wanda(cell: Cell, loaded: Loaded) -> Result:
@@ -273,7 +284,7 @@ def _measured(cell: Cell, loaded: Loaded, tuned: Tuned, track: Sequence[Track]) 
     for callback in track:
         outcome["track"] = callback.rows
     if cell.plan.geometry:
-        outcome["geometry"] = measures.geometry(loaded, tuned)
+        return _with(outcome, "geometry", loaded, lambda: measures.geometry(loaded, tuned))
     return outcome
 
 
@@ -282,7 +293,20 @@ def _final_scores(cell: Cell, loaded: Loaded, model: Any, label: str) -> Result:
     scores = score_heldout(loaded, model, label)
     if cell.plan.suites is None:
         return scores
-    return {**scores, **score_suites(cell.plan, loaded, model)}
+    return _with(scores, "suites", loaded, lambda: score_suites(cell.plan, loaded, model))
+
+
+def _with(outcome: Result, name: str, loaded: Loaded, analysis: Callable[[], Any]) -> Result:
+    """The outcome with an analysis after training; with its error, if it fails, under `failed`.
+
+    A run of hours is not lost to what comes after it.
+    """
+    try:
+        return {**outcome, name: analysis()}
+    except Exception as error:  # whatever a decomposition, a data set or a grader raises
+        why = f"{type(error).__name__}: {error}"[:300]
+        loaded.display.say(f"{name} failed, and the result is kept without it: {why}")
+        return {**outcome, "failed": {**outcome.get("failed", {}), name: why}}
 
 
 def _short(logs: Logs) -> dict[str, list[float]]:

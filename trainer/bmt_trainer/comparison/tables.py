@@ -1,18 +1,32 @@
-"""Tables of comparisons: means over data sets, intervals and sizes (paper, Table 1)."""
+"""Tables of comparisons: means over data sets and runs, intervals and sizes (paper, Table 1).
+
+One run has Wilson's interval of its held-out sample, and McNemar's test against the base. Runs of
+several seeds differ by more than that: their mean has Student's interval over the runs, and two
+methods are compared by the differences of each seed.
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import parse_qsl
 
 from bmt_trainer.comparison.adapter_sizes import MIB
-from bmt_trainer.errors import DataError
-from bmt_trainer.evaluation.intervals import Paired, mean_interval, paired
+from bmt_trainer.comparison.results import files, groups
+from bmt_trainer.evaluation.intervals import (
+    OverRuns,
+    Paired,
+    mean_interval,
+    over_runs,
+    paired,
+    student,
+)
 
 Result = Mapping[str, Any]
 
@@ -21,11 +35,12 @@ _ORDER = ("base", "wanda", "full", "lora", "mth", "bmt")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A method with its settings on one model, over all its data sets.
+    """A method with its settings on one model, over all its data sets and seeds.
 
-    accuracy, interval: unweighted mean over the data sets, 0 to 1; against: paired comparison with
-    the base on the same examples, all data sets together. All three are None without a base or
-    held-out examples.
+    accuracy: unweighted mean over the data sets, 0 to 1, and then over the seeds; interval: its
+    95 % interval, over the runs if there are several seeds; by_seed: the accuracy of each; total:
+    answers of one seed; against: comparison with the base on the same examples. All are None or
+    empty without held-out examples, `against` also without a base on all of them.
     """
 
     model: str
@@ -34,85 +49,119 @@ class Row:
     datasets: int
     accuracy: float | None
     interval: tuple[float, float] | None
+    by_seed: Mapping[int, float]
     total: int
-    against: Paired | None
+    against: Paired | OverRuns | None
     size: float  # MiB by appendix B, mean over data sets
     disk: float | None  # MiB of the .bmt file
     results: Sequence[Result]
 
+    @property
+    def label(self) -> str:
+        """The method and what tells its row from others."""
+        return f"{self.method} {self.changes}".strip()
+
     def cells(self) -> tuple[str, ...]:
         """The row as text, in the order of HEADER."""
-        accuracy = interval = p = "-"
+        accuracy = interval = difference = p = "-"
         if self.accuracy is not None and self.interval is not None:
-            low, high = self.interval
-            accuracy, interval = (
-                f"{100 * self.accuracy:.2f}",
-                f"{100 * low:.1f} to {100 * high:.1f}",
-            )
+            accuracy, interval = f"{100 * self.accuracy:.2f}", _range(self.interval)
         if self.against is not None:
-            p = f"{self.against.p_value:.2g}"
-        method = self.method + (f" {self.changes}" if self.changes else "")
+            difference, p = f"{100 * self.against.difference:+.1f}", _p(self.against.p_value)
         disk = "-" if self.disk is None else f"{self.disk:.3g}"
-        counts = (str(self.datasets), str(self.total))
-        return (self.model, method, accuracy, interval, p, f"{self.size:.3g}", disk, *counts)
+        counts = (str(self.datasets), str(max(1, len(self.by_seed))), str(self.total))
+        size = f"{self.size:.3g}"
+        return (self.model, self.label, accuracy, interval, difference, p, size, disk, *counts)
 
 
 HEADER = (
-    *("model", "method", "accuracy, %", "95 %", "p against base"),
-    *("size, MiB", "on disk, MiB", "data sets", "n"),
+    *("model", "method", "accuracy, %", "95 %", "against base, points", "p"),
+    *("size, MiB", "on disk, MiB", "data sets", "runs", "n of a run"),
 )
+#: Columns of `differences`.
+DIFFERENCES = ("model", "method", "minus", "points", "95 %", "p", "runs")
 
 
-def read(paths: Sequence[Path]) -> list[Result]:
-    """Read results from files and from all files of folders. Raises DataError."""
-    results: list[Result] = []
-    for given in paths:
-        files = sorted(given.glob("*.json")) if given.is_dir() else [given]
-        for path in files:
-            if path.name.endswith(".history.json"):
-                continue
-            try:
-                value = json.loads(path.read_text())
-            except (OSError, ValueError) as error:
-                raise DataError(f"{path} cannot be read ({error})") from None
-            if isinstance(value, dict) and {"method", "model", "dataset"} <= value.keys():
-                results.append(value)
-    if not results:
-        raise DataError(
-            f"no results in {', '.join(map(str, paths))}; bmt-train compare writes them"
-        )
-    return results
+def read(paths: Sequence[Path], say: Callable[[str], None] = lambda text: None) -> list[Result]:
+    """Read results from files and from all files of folders, as `results.files.read_all`."""
+    return list(files.read_all(paths, say))
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
-    """Rows by model, method and settings, in the order of the paper's tables."""
+    """Rows by model, method and settings, in the order of the paper's tables.
+
+    Results are in one row if all but data and seed is equal; rows of one name say what differs.
+    """
     several = len({result["trainer"] for result in results}) > 1
-    groups: dict[tuple[str, str, str], list[Result]] = {}
-    for result in sorted(results, key=lambda r: (r["model"], _method_order(r["method"]), _seed(r))):
-        key = (_model(result, several), result["method"], changes(result))
-        groups.setdefault(key, []).append(result)
-    bases = {_examples(r): r for r in results if r["method"] == "base"}
-    return [_row(key, group, bases) for key, group in groups.items()]
+    ordered = sorted(
+        results, key=lambda r: (r["model"], _method_order(r["method"]), groups.seed(r))
+    )
+    found = groups.rows(ordered)
+    bases = [result for result in results if result["method"] == "base"]
+    members_of: dict[tuple[str, str, str], list[int]] = {}
+    for at, group in enumerate(found):
+        label = (_model(group[0], several), group[0]["method"], _changes(group))
+        members_of.setdefault(label, []).append(at)
+    made: dict[int, Row] = {}
+    for (model, method, changed), members in members_of.items():
+        told = groups.differing([found[at] for at in members]) if len(members) > 1 else [""]
+        for at, text in zip(members, told, strict=True):
+            own = ", ".join(filter(None, (changed, text)))
+            made[at] = _row((model, method, own), found[at], bases)
+    return [made[at] for at in range(len(found))]
+
+
+def differences(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Each mask's row minus each other method's of the model, by the seeds that both have.
+
+    As text, in the order of DIFFERENCES; without rows of several seeds, empty.
+    """
+    made: list[tuple[str, ...]] = []
+    for mask in (row for row in rows if row.method.partition("@")[0] == "bmt"):
+        for other in rows:
+            seeds = sorted(mask.by_seed.keys() & other.by_seed.keys())
+            if other is mask or other.model != mask.model or len(seeds) < 2:
+                continue
+            if _examples(mask, seeds) != _examples(other, seeds):
+                continue
+            over = over_runs([mask.by_seed[s] - other.by_seed[s] for s in seeds])
+            shown = f"{100 * over.difference:+.1f}"
+            low, high = over.interval
+            bounds = f"{100 * low:+.1f} to {100 * high:+.1f}"
+            made.append(
+                (
+                    mask.model,
+                    mask.label,
+                    other.label,
+                    shown,
+                    bounds,
+                    _p(over.p_value),
+                    str(over.runs),
+                )
+            )
+    return made
+
+
+def _examples(row: Row, seeds: Sequence[int]) -> set[Hashable]:
+    return {groups.examples(r) for r in row.results if groups.seed(r) in seeds}
 
 
 def _model(result: Result, several: bool) -> str:
     return f"{result['model']}, {result['trainer']}" if several else str(result["model"])
 
 
-def _examples(result: Result) -> tuple[str, ...]:
-    """The properties that a result shares with its base."""
-    reading = result.get("reading", "exact")
-    return (result["model"], result["trainer"], result["dataset"], reading, str(_seed(result)))
-
-
-def _seed(result: Result) -> int:
-    return int(result.get("settings", {}).get("seed", 0))
+def _changes(group: Sequence[Result]) -> str:
+    """What a sweep changed, and the seed of a row of one seed, unless it is 0."""
+    first = group[0]
+    if len(set(map(groups.seed, group))) == 1:
+        return changes(first)
+    return changes({**first, "settings": {}})
 
 
 def changes(result: Result) -> str:
     """The settings that a sweep changed, and the seed unless it is 0, as text."""
     settings = dict(result.get("changes", {}))
-    if seed := _seed(result):
+    if seed := groups.seed(result):
         settings["seed"] = seed
     return ", ".join(f"{k} {_short(v)}" for k, v in settings.items())
 
@@ -120,6 +169,20 @@ def changes(result: Result) -> str:
 def named(result: Result) -> str:
     """The method and the settings that a sweep changed."""
     return f"{result['method']} {changes(result)}".strip()
+
+
+def labels(results: Sequence[Result]) -> dict[Hashable, str]:
+    """A label of each data set, by `groups.data`; those of one name have their digests in it."""
+    names: dict[Hashable, str] = {groups.data(r): short(r["dataset"]) for r in results}
+    twice = Counter(names.values())
+    return {
+        key: name if twice[name] == 1 else f"{name} {_digest(key)}" for key, name in names.items()
+    }
+
+
+def _digest(key: Hashable) -> str:
+    """The first digits of a data set's digest, by which two of one name are told apart."""
+    return hashlib.sha256(str(key).encode()).hexdigest()[:6]
 
 
 def short(dataset: str) -> str:
@@ -133,39 +196,77 @@ def short(dataset: str) -> str:
     return " ".join([*parts, *(f"{key}={value}" for key, value in options.items())])
 
 
-def _row(
-    key: tuple[str, str, str],
-    group: Sequence[Result],
-    bases: Mapping[tuple[str, ...], Result],
-) -> Row:
+def _row(key: tuple[str, str, str], group: Sequence[Result], bases: Sequence[Result]) -> Row:
     scored = [r for r in group if r.get("score")]
-    counts = [(r["right"].count("1"), len(r["right"])) for r in scored]
-    pairs = []
+    by_seed: dict[int, list[Result]] = {}
     for result in scored:
-        base = bases.get(_examples(result))
-        if key[1] != "base" and base is not None and len(base["right"]) == len(result["right"]):
-            pairs.append(paired(_right(base), _right(result)))
-    against = None
-    if pairs and len(pairs) == len(scored):
-        against = Paired(
-            gained=sum(p.gained for p in pairs),
-            lost=sum(p.lost for p in pairs),
-            total=sum(p.total for p in pairs),
-        )
+        by_seed.setdefault(groups.seed(result), []).append(result)
+    shares = {seed: _mean(runs) for seed, runs in by_seed.items()}
+    counts = [_count(result) for result in scored]
+    interval = None
+    if counts:
+        # Equal accuracies have no spread to estimate an interval from.
+        spread = len(set(shares.values())) > 1
+        low, high = student(list(shares.values())) if spread else mean_interval(counts)
+        interval = (max(0.0, low), min(1.0, high))
     disks = [r["disk_bytes"] for r in group if "disk_bytes" in r]
     return Row(
         model=key[0],
         method=key[1],
         changes=key[2],
-        datasets=len(group),
-        accuracy=sum(r / n for r, n in counts) / len(counts) if counts else None,
-        interval=mean_interval(counts) if counts else None,
-        total=sum(n for _, n in counts),
-        against=against,
+        datasets=len({groups.data(result) for result in group}),
+        accuracy=math.fsum(shares.values()) / len(shares) if shares else None,
+        interval=interval,
+        by_seed=shares,
+        total=sum(n for _, n in counts) // max(1, len(shares)),
+        against=_against(by_seed, bases),
         size=sum(r["size_bytes"] for r in group) / len(group) / MIB,
         disk=sum(disks) / len(disks) / MIB if disks else None,
         results=group,
     )
+
+
+def _against(
+    by_seed: Mapping[int, Sequence[Result]], bases: Sequence[Result]
+) -> Paired | OverRuns | None:
+    """Comparison with the base, if it answered the same examples of each data set and seed."""
+    pairs = {
+        seed: [(groups.base_of(result, bases), result) for result in runs]
+        for seed, runs in by_seed.items()
+    }
+    if not pairs or any(base is None for runs in pairs.values() for base, _ in runs):
+        return None
+    if len(pairs) > 1:
+        return over_runs(
+            [
+                _mean([r for _, r in runs]) - _mean([b for b, _ in runs if b is not None])
+                for runs in pairs.values()
+            ]
+        )
+    [runs] = pairs.values()
+    found = [paired(_right(base), _right(result)) for base, result in runs if base is not None]
+    return Paired(
+        gained=sum(p.gained for p in found),
+        lost=sum(p.lost for p in found),
+        total=sum(p.total for p in found),
+    )
+
+
+def _count(result: Result) -> tuple[int, int]:
+    return result["right"].count("1"), len(result["right"])
+
+
+def _mean(runs: Sequence[Result]) -> float:
+    """Unweighted mean accuracy over the data sets of one seed."""
+    return math.fsum(right / total for right, total in map(_count, runs)) / len(runs)
+
+
+def _range(interval: tuple[float, float]) -> str:
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+
+
+def _p(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2g}"
 
 
 def _method_order(method: str) -> int:

@@ -72,13 +72,58 @@ def interval_of_mean(values: Sequence[float]) -> tuple[float, float]:
     """
     if all(value in (0, 1) for value in values):
         return wilson(int(sum(values)), len(values))
+    return student(values)
+
+
+def student(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of `values`; of one value, it twice."""
     n = len(values)
     mean = math.fsum(values) / n
     if n == 1:
         return mean, mean
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = _t_quantile(n - 1) * spread / math.sqrt(n)
+    half = _t_quantile(n - 1) * _standard_error(values)
     return mean - half, mean + half
+
+
+@dataclass(frozen=True, slots=True)
+class OverRuns:
+    """Differences of two methods, paired by run, such as by seed.
+
+    difference: their mean; interval: Student's 95 % interval of it; p_value: of the paired t-test,
+    NaN if all differences are equal; runs: their number, 2 at least.
+    """
+
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+    runs: int
+
+
+def over_runs(differences: Sequence[float]) -> OverRuns:
+    """Compare two methods by the difference of each run."""
+    n = len(differences)
+    mean, error = math.fsum(differences) / n, _standard_error(differences)
+    p = _t_two_sided(mean / error, n - 1) if error else math.nan
+    return OverRuns(mean, student(differences), p, n)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    n = len(values)
+    mean = math.fsum(values) / n
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+
+
+def _t_two_sided(t: float, freedom: int) -> float:
+    """P(|T| > |t|) of Student's t (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    angle = math.atan2(abs(t), math.sqrt(freedom))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    odd = freedom % 2
+    term = total = (cosine if freedom > 1 else 0.0) if odd else 1.0
+    for k in range(3 if odd else 2, freedom - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return min(1.0, max(0.0, 1.0 - inside))
 
 
 def _t_quantile(freedom: int) -> float:

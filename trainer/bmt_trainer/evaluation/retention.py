@@ -13,6 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+#: The package, and the setting that names these tasks instead of a data set.
+LM_EVAL = "lm-eval"
 #: The paper's tasks, each with the lm-eval metric that enters the mean.
 TASKS: Mapping[str, str] = {
     "hellaswag": "acc_norm,none",

@@ -55,14 +55,14 @@ class Suite:
 
     def load(self, folder: Path | None, seed: int = 0) -> list[Example]:
         """Load its examples, shuffled by the seed. Raises DataError."""
-        rows = sources.load(self._dataset(folder), heldout=0, train=1 << 30, seed=seed).train
+        rows = sources.load(self.dataset(folder), heldout=0, train=1 << 30, seed=seed).train
         # One of each prompt, the one that is held out of a prompt with several.
         examples = list({example.key: example for example in rows}.values())
         # The examples that `sources.load` with the same seed holds out from training.
         return examples[: quarter(len(examples))] if self.heldout else examples
 
-    def _dataset(self, folder: Path | None) -> str:
-        """The data set's name, as `sources.load` takes it."""
+    def dataset(self, folder: Path | None) -> str:
+        """The data set's name, as `sources.load` takes it. Raises DataError without one."""
         options = f"subject={quote(self.subject)}" if self.subject else ""
         if folder is not None:
             for path in (folder / self.file, folder / f"{self.file}.gz"):

@@ -17,6 +17,7 @@ from bmt_trainer.evaluation.score import best_guess
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.export import library_versions
 from bmt_trainer.methods.guards import pushing
+from bmt_trainer.methods.guards.contents import digest_of_examples
 from bmt_trainer.methods.guards.finite import check_gates
 from bmt_trainer.methods.pipeline import Loaded, current_mask, write_mask
 from bmt_trainer.methods.rollouts.local import sample_texts
@@ -117,6 +118,20 @@ def _forward_kl(
     return results
 
 
+def evaluation_of(loaded: Loaded) -> dict[str, Any]:
+    """Engine, batch size and arithmetic of a run's scores, which move an answer in a hundred.
+
+    heldout: digest of the held-out examples.
+    """
+    return {
+        "engine": "transformers",
+        "batch_size": loaded.config.eval_batch_size,
+        "device": loaded.device.type,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "heldout": digest_of_examples(loaded.split.heldout),
+    }
+
+
 def base_texts(loaded: Loaded) -> list[tuple[list[int], list[int]]]:
     """Held-out prompts and completions of them by the model, which must be the base now."""
     return sample_texts(
@@ -159,5 +174,6 @@ def _metadata(loaded: Loaded, metadata: Mapping[str, Any]) -> dict[str, Any]:
         "init_sparsity": notes["init_sparsity"],
         "scores": scores,
         "versions": library_versions(*libraries),
+        "evaluation": evaluation_of(loaded),
         **metadata,
     }

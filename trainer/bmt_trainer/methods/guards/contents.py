@@ -35,8 +35,8 @@ def of_run(
     folder: of the checkpoint; settings: of the run, which name rewards, graders and environments.
     """
     found = {
-        "training data": _of_examples(split.train),
-        "held-out data": _of_examples(split.heldout),
+        "training data": digest_of_examples(split.train),
+        "held-out data": digest_of_examples(split.heldout),
         "chat template": _of_json(tokenizer.chat_template),
         "tokenizer": _of_files(folder, _TOKENIZER),
         "base's configuration": _of_files(folder, _SETTINGS),
@@ -48,7 +48,8 @@ def of_run(
     return found
 
 
-def _of_examples(examples: Iterable[Example]) -> str:
+def digest_of_examples(examples: Iterable[Example]) -> str:
+    """SHA-256 of examples in their order, without their locations."""
     sha = hashlib.sha256()
     for example in examples:
         values = {f.name: getattr(example, f.name) for f in dataclasses.fields(example)}
