@@ -64,6 +64,11 @@ def checkpoint_folder(model: str | Path) -> Path:
         ) from error
 
 
+def commit_of(model: str) -> str:
+    """The commit of a model of the Hub, as `hub.commit`."""
+    return hub.commit(model, "model")
+
+
 def base_of(model: str | Path, folder: Path) -> Base:
     """The identity of a checkpoint that masks carry; `model` is the name that the user gave."""
     name = str(model) if not expanded(model).is_dir() else folder.resolve().name

@@ -18,11 +18,11 @@ from typing import Any
 from bmt_core import fingerprint
 from bmt_core.checkpoint_files import DOWNLOADED, NOT_DOWNLOADED
 
-from bmt_trainer import hub
+from bmt_trainer import models
 from bmt_trainer.data.benchmark_formats import FORMS
 from bmt_trainer.data.names import parse_name, split_names
 from bmt_trainer.data.rows import files as rows_of_files
-from bmt_trainer.data.rows import places
+from bmt_trainer.data.rows import places, repositories
 from bmt_trainer.data.rows.local_files import is_data_file, is_url, local_paths
 from bmt_trainer.data.sources import source_of
 from bmt_trainer.errors import DataError
@@ -74,7 +74,7 @@ def sources_of_model(model: str) -> str:
     """
     folder = expanded(model)
     if not folder.is_dir():
-        return hub.commit(model, "model")
+        return models.commit_of(model)
     found = {
         path.name: _digest(path)
         for path in folder.iterdir()
@@ -128,7 +128,7 @@ def _sources(dataset: str) -> Iterator[tuple[str, str]]:
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         yield "content", _of_json({str(p.relative_to(folder)): _digest(p) for p in paths})
     elif not _files(dataset.partition("?")[0]) and not places.is_path(name):
-        yield "commit", hub.commit(name, "dataset", source.options.get("revision"))
+        yield "commit", repositories.commit_of(name, source.options.get("revision"))
 
 
 def _of_url(url: str) -> str:

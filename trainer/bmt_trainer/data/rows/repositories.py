@@ -52,6 +52,11 @@ def of_hub(
     return _guarded(tables.dataset_rows(data, name), name)
 
 
+def commit_of(name: str, revision: str | None) -> str:
+    """The commit of a data set of the Hub, as `hub.commit`."""
+    return hub.commit(name, "dataset", revision)
+
+
 def _check_revision(data: Any, name: str, revision: str, offline: str) -> None:
     """Raise DataError if the cached `data` is of another revision: `datasets` takes the newest."""
     cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
