@@ -53,12 +53,14 @@ ROOMS = {
             "hub",
         },
         "data": _TRAINER_FLOOR | {"hub"},
-        "masking": {"checkpoint_files", "errors", "models"},
+        "outlines": {"errors", "hub", "settings"},
+        "masking": {"checkpoint_files", "errors", "models", "outlines"},
         "evaluation": _TRAINER_BASE | {"masking"},
         "rewards": _TRAINER_BASE | {"evaluation"},
         "methods": _TRAINER_BASE | {"masking", "evaluation", "rewards"},
         "comparison": _TRAINER_BASE | {"masking", "evaluation", "rewards", "methods"},
-        "cli": _TRAINER_BASE | {"masking", "evaluation", "rewards", "methods", "comparison"},
+        "cli": _TRAINER_BASE
+        | {"masking", "evaluation", "rewards", "methods", "comparison", "outlines"},
         "__main__": {"cli"},
     },
     "bmt_server": {

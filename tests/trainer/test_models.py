@@ -247,3 +247,20 @@ def test_a_device_that_is_not_there_is_an_error_in_a_line(monkeypatch, device, w
 )
 def test_states_of_linear_attention_are_not_repeated(kind, repeats):
     assert models.repeats_cache(AutoConfig.for_model(kind)) is repeats
+
+
+@pytest.mark.parametrize(
+    ("there", "device", "says"),
+    [
+        (True, "auto", "device: cpu; Apple's GPU is there"),
+        (True, "mps", "no test of this project runs"),
+        (True, "cpu", None),
+        (False, "auto", None),
+    ],
+)
+def test_a_line_says_what_becomes_of_apples_gpu(there, device, says, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = models.device_note(device)
+    assert line is None if says is None else says in line
+    assert device != "auto" or models.pick_device(device) == torch.device("cpu")

@@ -327,3 +327,15 @@ def pick_device(device: str) -> torch.device:
             "auto or cpu"
         )
     return chosen
+
+
+def device_note(device: str) -> str | None:
+    """A line on Apple's GPU for a setting of the device: taken and untested, or there and left."""
+    if device == "mps":
+        return (
+            "device: mps, on which no test of this project runs; with precision auto it computes "
+            "in the checkpoint's dtype, without autocast"
+        )
+    if device == "auto" and not torch.cuda.is_available() and torch.backends.mps.is_available():
+        return "device: cpu; Apple's GPU is there, untested by this project: --device mps takes it"
+    return None

@@ -73,6 +73,7 @@ class Hub:
         self.requests: list[tuple[str, str, str]] = []  # method, path, authorization
         self.fail: Callable[[str, str], None] = lambda method, path: None
         self.sizes: dict[str, int] = {}  # stated for a file in place of its own
+        self.sent = 0  # bytes of bodies
         self.url = ""
         self.cache = Path()  # of huggingface_hub, set by `use`
 
@@ -236,6 +237,10 @@ class _Handler(BaseHTTPRequestHandler):
         hub, revision = self.hub, unquote(rest[1]) if len(rest) > 1 else "main"
         if not rest or rest[0] == "revision":
             return hub.info(name, revision, token)
+        if rest[0] == "tree":
+            files = hub.repository(name, token).files(revision).items()
+            kinds = {"type": "file", "oid": "0" * 40}
+            return [{**kinds, "path": path, "size": len(data)} for path, data in files]
         if rest[0] == "preupload":
             return hub.preupload(name, json.loads(body), token)
         if rest[0] == "branch":
@@ -266,12 +271,16 @@ class _Handler(BaseHTTPRequestHandler):
         return 302, b"", {**fields, "Location": f"{storage}/storage/{etag}"}
 
     def _send(self, status: int, data: bytes, fields: dict[str, str]) -> None:
+        if status == 200 and (asked := self.headers.get("Range")) is not None:
+            first, last = asked.removeprefix("bytes=").split("-")
+            status, data = 206, data[int(first) : int(last) + 1 if last else None]
         self.send_response(status)
         for name, value in {**fields, "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+            self.hub.sent += len(data)
 
 
 @contextmanager

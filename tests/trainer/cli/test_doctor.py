@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import bmt_trainer.hub
 import pytest
 import torch
 from bmt_trainer.cli.main import app
+from bmt_trainer.errors import ModelError
 from bmt_trainer.masking.diagnosis import diagnose
+from bmt_trainer.models import load_model
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from tests.support.http.hub import running_hub, use
 from tests.support.training.architectures import EXPERTS, LATE_EXPERTS, LATENT, small_config
 
 
@@ -133,3 +139,78 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
     found = doctor(str(tmp_path))
     assert found.exit_code == 1
     assert "config.json" in str(found.exception)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "gone", "words"),
+    [
+        ("llama", {}, "model.norm.weight", "lacks 1 tensors of its model, model.norm.weight"),
+        ("qwen3", {}, "model.layers.1.self_attn.k_proj.weight", "lacks 1 tensors of its model"),
+        # Of stacked experts, the loader says it.
+        (
+            *("deepseek_v3", {**LATE_EXPERTS, **LATENT}),
+            *("model.layers.2.mlp.experts.1.down_proj.weight", "cannot be loaded as a DeepseekV3"),
+        ),
+    ],
+)
+@pytest.mark.found
+def test_a_tensor_that_is_no_gate_and_that_the_checkpoint_lacks(kind, changes, gone, words, saved):
+    folder = saved(kind, **changes)
+    asked = ("--targets", r"mlp\.gate_proj$")
+    assert "training: yes" in doctor(folder, *asked).stdout
+    file = f"{folder}/model.safetensors"
+    weights = load_file(file)
+    del weights[gone]
+    save_file(weights, file, metadata={"format": "pt"})
+    found = doctor(folder, *asked)
+    assert found.exit_code == 1
+    assert "training: refused: " in found.stdout
+    assert words in found.stdout
+    # As training refuses it.
+    with pytest.raises(ModelError):
+        load_model(Path(folder))
+
+
+def test_memory_of_each_method(saved):
+    lines = doctor(saved("llama")).stdout.splitlines()
+    stated = [line for line in lines if line.startswith("memory of ")]
+    assert [line.split()[2] for line in stated] == ["sft", "dpo", "grpo", "sdft"]
+    assert all("6,144 gates x" in line for line in stated if " grpo " not in line)
+    assert doctor(saved("starcoder2")).stdout.count("memory of ") == 0
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("shards", [False, True])
+def test_of_a_model_of_the_hub_headers_are_downloaded_alone(saved, monkeypatch, tmp_path, shards):
+    folder = Path(saved("llama", vocab_size=40_000))
+    if shards:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        (folder / "model.safetensors").unlink()
+        model.save_pretrained(folder, max_shard_size="3MB")
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    weights = sum(len(data) for name, data in files.items() if name.endswith(".safetensors"))
+    assert weights > 5_000_000
+    with running_hub() as hub:
+        use(hub, monkeypatch, tmp_path / "hub")
+        monkeypatch.setattr(bmt_trainer.hub, "endpoint", lambda: hub.url)
+        hub.add("acme/tiny", {**files, "tokenizer.json": b"{}", "original/consolidated.pth": b"0"})
+        found = doctor("acme/tiny", "--json")
+        assert found.exit_code == 0, found.output
+        answer = json.loads(found.stdout)
+        assert answer == json.loads(doctor(str(folder), "--json").stdout)
+        asked = {path.rpartition("/")[2] for method, path, _ in hub.requests if method == "GET"}
+        assert not asked & {"tokenizer.json", "consolidated.pth"}
+        assert hub.sent < 500_000
+        # Neither is the cache half filled.
+        assert not list(hub.cache.rglob("*.safetensors"))
+        assert "'acme/none' is not a folder" in str(doctor("acme/none").exception)
+
+
+def test_a_snapshot_that_is_downloaded_needs_no_hub(saved, monkeypatch, tmp_path):
+    folder = Path(saved("llama"))
+    with running_hub() as hub:
+        use(hub, monkeypatch, tmp_path / "hub")
+        monkeypatch.setattr(bmt_trainer.hub, "endpoint", lambda: hub.url)
+        hub.add("acme/tiny", {file.name: file.read_bytes() for file in folder.iterdir()})
+        snapshot_download("acme/tiny", endpoint=hub.url)
+    assert doctor("acme/tiny").exit_code == 0

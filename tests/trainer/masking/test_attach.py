@@ -14,9 +14,12 @@ from bmt_trainer.errors import (
 from bmt_trainer.masking.attach import attach
 from bmt_trainer.masking.export import export
 from bmt_trainer.masking.masked_linear import MaskedLinear, ParameterAccess
+from bmt_trainer.masking.targets import select
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from tests.support.tiny_model import tiny_llama
+from tests.support.training.architectures import EXPERTS, small_config
 
 
 def test_attach_masks_the_gate_projections_and_freezes_the_rest():
@@ -130,3 +133,12 @@ def test_attaching_twice_and_a_bad_pattern_are_errors():
 def test_targets_that_match_more_than_linear_layers_are_named(targets):
     with pytest.raises(NoTargets, match=f"targets: '{targets}' matches .* of several layers"):
         attach(tiny_llama(), targets)
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("targets", ["embed_tokens$", r"norm$", "act_fn$", r"\.gate$"])
+def test_layers_that_are_not_linear_are_named_as_such(targets):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(small_config("mixtral", **EXPERTS))
+    with pytest.raises(NoTargets, match=r"targets: they match .*, and masks are of linear layers"):
+        select(model, targets)

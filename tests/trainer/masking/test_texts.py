@@ -22,6 +22,11 @@ from tools.models.configurations import tiny
 # model_type; prefix of the layers in released checkpoints, and as transformers 5.19 saves them.
 FAMILIES = [
     ("gemma3", "language_model.model.layers", "model.language_model.layers"),
+    pytest.param(
+        # Its towers are large in the smallest configuration too.
+        *("gemma4", "model.language_model.layers", "model.language_model.layers"),
+        marks=pytest.mark.slow,
+    ),
     ("mistral3", "language_model.model.layers", "model.language_model.layers"),
     ("qwen3_5", "model.language_model.layers", "model.layers"),
 ]
@@ -31,6 +36,9 @@ def checkpoint_of(kind, folder, released, saved):
     """A tiny random checkpoint with the names that the family's released ones have."""
     torch.manual_seed(0)
     config = tiny(kind, vocab_size=259, max_position_embeddings=256)
+    text = config.get_text_config()
+    if getattr(text, "vocab_size_per_layer_input", None):  # Gemma 4's second embedding
+        text.vocab_size_per_layer_input = 259
     architecture_of(config).from_config(config, dtype=torch.float32).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     file = folder / "model.safetensors"

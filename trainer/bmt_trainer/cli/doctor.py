@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,17 +24,20 @@ def doctor(
 
     With the memory that each method takes with its default settings, at most.
 
-    Reads the configuration and the headers of the weights. Exit code 1 if training would be
+    Reads the configuration and the headers of the weights; of a model of the Hub it downloads
+    these alone. Exit code 1 if training would be
     refused.
     """
     from bmt_trainer.masking.diagnosis import diagnose
     from bmt_trainer.methods.memory.of_run import of_defaults
-    from bmt_trainer.models import checkpoint_folder, pick_device
+    from bmt_trainer.models import pick_device
+    from bmt_trainer.outlines.headers import with_headers
 
-    folder = checkpoint_folder(model)
-    found = diagnose(folder, targets)
-    gated = [rows * columns for rows, columns in found.tensors.values()]
-    memory = of_defaults(folder, gated, pick_device("auto")) if found.refusal is None else {}
+    with tempfile.TemporaryDirectory(prefix="bmt-doctor-") as scratch:
+        folder = with_headers(model, Path(scratch))
+        found = diagnose(folder, targets)
+        gated = [rows * columns for rows, columns in found.tensors.values()]
+        memory = of_defaults(folder, gated, pick_device("auto")) if found.refusal is None else {}
     if as_json:
         peaks = {name: made.peak for name, made in memory.items()}
         answer = {**dataclasses.asdict(found), "not_served": found.not_served}

@@ -18,6 +18,7 @@ from bmt_trainer.errors import ModelError
 from bmt_trainer.masking.export import check_stored
 from bmt_trainer.masking.stored_names import stored_names
 from bmt_trainer.masking.targets import GATE_PROJECTIONS, Target, holds_experts, select
+from bmt_trainer.outlines.loading import reason_not_loaded
 
 Shapes = Mapping[str, tuple[int, int]]
 # How the reason of a layer begins that its checkpoint lacks.
@@ -31,7 +32,8 @@ class Diagnosis:
     model_type, architecture: of its configuration; tensors: names in a mask, with the shapes;
     layers: the layers of the text model, masked: those with such a tensor; reasons: of the others,
     by their numbers; refusal: why training on these targets does not start; served: names that a
-    server of this checkpoint takes; unloaded: those of them that are no gates of the model.
+    server of this checkpoint takes; unloaded: those of them that are no gates of the model;
+    incomplete: why its tensors do not make the model.
     """
 
     model_type: str
@@ -43,6 +45,7 @@ class Diagnosis:
     refusal: str | None
     served: Shapes
     unloaded: tuple[str, ...] = ()
+    incomplete: str | None = None
 
     @property
     def not_served(self) -> str | None:
@@ -55,6 +58,8 @@ class Diagnosis:
         absent = next((r for r in self.reasons.values() if r.startswith(_ABSENT)), None)
         if absent is not None:
             return f"vLLM loads complete checkpoints alone: {absent}"
+        if self.incomplete is not None:
+            return f"vLLM loads complete checkpoints alone: {self.incomplete}"
         if self.unloaded:
             return (
                 "servers take bases whose gate projections are all loaded alone, and the model "
@@ -127,6 +132,8 @@ def diagnosis_of(model: nn.Module, targets: str | None, folder: Path | None) -> 
             del chosen[name]
         else:
             tensors[tensor] = target.shape
+    loaded = reason_not_loaded(model, folder) if folder is not None else None
+    refusal = refusal or loaded
     served = bmt_core.geometry(folder) if folder is not None else tensors
     gates = {tensor_of(name, target) for name, target in _part(model).items()}
     prefix, layers = _layers(model)
@@ -145,6 +152,7 @@ def diagnosis_of(model: nn.Module, targets: str | None, folder: Path | None) -> 
         refusal=refusal,
         served=served,
         unloaded=tuple(n for n in served if n not in gates) if folder is not None else (),
+        incomplete=loaded,
     )
 
 

@@ -143,6 +143,12 @@ def _experts(model: nn.Module) -> tuple[str, list[int]] | None:
 def _check(name: str, module: nn.Module) -> None:
     if isinstance(module, MaskedLinear):
         raise ConfigError(f"{name} is masked already; attach to a freshly loaded model")
+    if not isinstance(module, nn.Linear) and _is_unquantized(module):
+        raise NoTargets(
+            f"targets: they match {name}, a {type(module).__name__}, and masks are of linear "
+            "layers alone; set targets to a pattern of their names, such as "
+            f"{GATE_PROJECTIONS!r}"
+        )
     if type(module) is not nn.Linear:
         # Several libraries derive their quantized layers from nn.Linear: isinstance would pass.
         raise QuantizedModel(
@@ -153,6 +159,16 @@ def _check(name: str, module: nn.Module) -> None:
         raise QuantizedModel(
             f"{name}.weight is {module.weight.dtype}; load it as a floating-point tensor"
         )
+
+
+def _is_unquantized(module: nn.Module) -> bool:
+    """True for an embedding, a norm, a router or an activation: floating weights, or none.
+
+    Quantized layers that are no `nn.Linear` hold integers, or keep their weight under other names.
+    """
+    held = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    weight = getattr(module, "weight", None)
+    return not held or (isinstance(weight, torch.Tensor) and torch.is_floating_point(weight))
 
 
 def _no_match(model: nn.Module, targets: str) -> Exception:

@@ -52,7 +52,8 @@ def finish(loaded: Loaded, attached: Attached, metadata: Mapping[str, Any]) -> M
             + (
                 "Training learned no deletion: pass --lean off for those that it started from"
                 if full.zeros
-                else "Raise eta, learning_rate or steps"
+                # Of a run from a mask, Eq. 9's eta has no part.
+                else f"Raise {'eta, ' if loaded.first is None else ''}learning_rate or steps"
             )
         )
     mask = dataclasses.replace(mask, metadata=_metadata(loaded, {**metadata, **lean}))

@@ -157,6 +157,9 @@ def read(
     if environments:
         prepare_tool_calls(tokenizer)
     complete_special_tokens(tokenizer)
+    device = models.pick_device(config.device)
+    if (line := models.device_note(config.device)) is not None:
+        display.say(line)
     settings = {**settings_of(config), "base": base.fingerprint}
     if first is not None:
         settings["from_mask"] = first.digest  # a file may have moved
@@ -192,7 +195,7 @@ def read(
         base=base,
         geometry=geometry,
         gates=[math.prod(shape) for shape in masked.values()],
-        device=models.pick_device(config.device),
+        device=device,
         split=split,
         tokenizer=tokenizer,
         grader=grader.for_model(
@@ -224,6 +227,11 @@ def _first_mask(config: TrainConfig, base: Base, folder: Path, display: Display)
     except bmt_core.BmtError as error:
         raise ConfigError(f"from_mask: {config.from_mask} is no mask: {error}") from None
     check_base(mask, base.fingerprint)
+    if not mask.zeros and not config.steps:
+        raise ConfigError(
+            f"from_mask: {config.from_mask} deletes no weight, and without steps the mask would be "
+            "the same; set steps, or name another mask"
+        )
     if (warning := config_warning(mask.metadata, arithmetic(folder))) is not None:
         display.say(warning)
     return mask

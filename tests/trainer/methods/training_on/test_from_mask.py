@@ -8,7 +8,7 @@ import bmt_core
 import numpy as np
 import pytest
 from bmt_core import Base, BaseMismatch, Mask, TensorMask
-from bmt_trainer.errors import ConfigError
+from bmt_trainer.errors import ConfigError, EmptyMask
 from bmt_trainer.methods import grpo, sdft, sft
 from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig
 from safetensors.torch import load_file, save_file
@@ -167,3 +167,15 @@ def test_a_file_that_is_no_mask(checkpoint, tmp_path, data):
     (tmp_path / "no.bmt").write_bytes(data)
     with pytest.raises(ConfigError, match=r"from_mask: .*no\.bmt is no mask: "):
         train("sft", checkpoint, tmp_path / "m.bmt", from_mask=tmp_path / "no.bmt")
+
+
+@pytest.mark.found
+def test_a_mask_without_zeros_and_without_steps_advises_what_has_a_part(checkpoint, tmp_path):
+    base = Base("tiny", bmt_core.fingerprint(checkpoint))
+    path = tmp_path / "empty.bmt"
+    bmt_core.save(random_mask(bmt_core.geometry(checkpoint), sparsity=0.0, base=base), path)
+    with pytest.raises(ConfigError, match=r"deletes no weight.*set steps, or name another mask"):
+        train("sft", checkpoint, tmp_path / "m.bmt", from_mask=path, steps=0)
+    # With steps too few to learn anything, eta has no part either.
+    with pytest.raises(EmptyMask, match=r"nothing is written\. Raise learning_rate or steps$"):
+        train("sft", checkpoint, tmp_path / "m.bmt", from_mask=path, steps=1, learning_rate=1e-9)

@@ -98,9 +98,17 @@ def _inner(text: Any, hidden: int) -> int:
 def _number(config: Any, *names: str, default: int) -> int:
     """The first of these settings that is a number above 0; of a list, the largest."""
     for name in names:
-        value = getattr(config, name, None)
+        value = _value(config, name)
         if isinstance(value, list | tuple) and value and all(isinstance(v, int) for v in value):
             value = max(value)
         if isinstance(value, int) and value > 0:
             return value
     return default
+
+
+def _value(config: Any, name: str) -> Any:
+    """A setting of a text model; a list where its layers differ (transformers 5.19, Gemma 4)."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # of transformers' own kind, which earlier versions lack
+        return [getattr(layer, name, None) or 0 for layer in config.per_layer_config]
