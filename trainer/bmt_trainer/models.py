@@ -249,16 +249,16 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrained
     return tokenizer
 
 
-def local_tokenizer(model: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a folder, or of a model of the Hub that is in its cache; else None.
+def local_folder(model: str) -> Path | None:
+    """The folder of a checkpoint, or of a model of the Hub that is in its cache; else None.
 
-    Nothing is downloaded. Raises ModelError for a folder whose tokenizer cannot be loaded.
+    Nothing is downloaded.
     """
     if (folder := expanded(model)).is_dir():
-        return load_tokenizer(folder)
+        return folder
     try:
-        return load_tokenizer(Path(snapshot_download(model, local_files_only=True)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ModelError):
+        return Path(snapshot_download(model, local_files_only=True))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
         return None
 
 

@@ -133,8 +133,10 @@ def test_retention_without_lm_eval_names_the_package(monkeypatch):
     assert "pip install lm-eval" in found.skipped["winogrande"]
 
 
-def test_the_mean_covers_the_tasks_that_ran():
-    assert retention.Retained({"a": 0.5, "b": 0.7}, {"c": "why"}).mean == pytest.approx(0.6)
+@pytest.mark.found
+def test_a_mean_is_of_all_tasks_or_there_is_none():
+    assert retention.Retained({"a": 0.5, "b": 0.7}, {}).mean == pytest.approx(0.6)
+    assert retention.Retained({"a": 0.5, "b": 0.7}, {"c": "why"}).mean is None
 
 
 def test_a_mask_is_compared_with_its_base(tmp_path):

@@ -95,14 +95,14 @@ def evaluate(
     from bmt_trainer.data.examples import with_shots, with_template_kwargs
     from bmt_trainer.evaluation.backends import by_options
     from bmt_trainer.evaluation.score import grade, require_answers
-    from bmt_trainer.models import checkpoint_folder, load_tokenizer
+    from bmt_trainer.models import checkpoint_folder, load_tokenizer, local_folder
     from bmt_trainer.rewards.find import find_for
 
     keep_freed_memory()
     rewards = find_for(dataset, grader)
     split = sources.load(dataset, heldout=heldout, train=shots, seed=seed, system=system)
     examples = [with_shots(example, split.train) for example in split.heldout]
-    if server is None or any(example.reply for example in examples):
+    if server is None or any(e.reply for e in examples) or local_folder(model) is not None:
         # Answers with calls are compared as the chat template writes them.
         encoder = Encoder(load_tokenizer(checkpoint_folder(model), chat_template))
         kwargs = _object(chat_template_kwargs)
@@ -188,12 +188,15 @@ def suites(
         chosen, models, folder=folder, limit=limit, max_new_tokens=max_new_tokens, seed=seed
     ):
         results.append(result)
-        if result.skipped:
-            display.say(f"{result.suite}: skipped, {result.skipped}")
+        display.say(str(result))
     if as_json:
         print(json.dumps([result.to_json() for result in results]))
     else:
         print_table(sets.HEADER, [row for result in results for row in result.cells()])
+    scored = [result for result in results if result.skipped is None]
+    if not scored or any(result.failed for result in results):
+        display.say(f"error: {len(results) - len(scored)} of {len(results)} sets have no score")
+        raise typer.Exit(1)
 
 
 def retention(
@@ -235,6 +238,10 @@ def retention(
     )
     summary = {"accuracy": scores.accuracy, "mean": scores.mean, "skipped": scores.skipped}
     print(json.dumps(summary, indent=1))
+    for task, reason in scores.skipped.items():
+        Display().say(f"{task} has no score, so there is no mean: {reason}")
+    if not scores.accuracy:
+        raise typer.Exit(1)
 
 
 def add(app: typer.Typer) -> None:

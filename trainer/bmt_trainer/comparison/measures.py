@@ -29,6 +29,8 @@ from bmt_trainer.methods.pipeline import Loaded
 from bmt_trainer.rewards.find import find
 
 Result = dict[str, Any]
+#: The note of a run: tasks of lm-eval without a score, each with its reason.
+SKIPPED = "retention_skipped"
 
 
 def score_heldout(loaded: Loaded, model: nn.Module, label: str) -> Result:
@@ -102,10 +104,17 @@ def retention_score(plan: Plan, loaded: Loaded, tuned: Tuned) -> Callable[[], Ro
         def by_lm_eval() -> Row:
             with models.evaluating(model), tuned.tuned():
                 scores = retention.retained(model, loaded.tokenizer)
-            if scores.mean is None:
+            if not scores.accuracy:
                 raise ConfigError(f"retention: lm-eval runs no task ({scores.skipped})")
-            row = {"retention": scores.mean, "retention_lenient": scores.mean, "n": 0}
-            return {**row, **scores.accuracy}
+            if scores.skipped != loaded.run.notes.get(SKIPPED, {}):
+                loaded.run.note(SKIPPED, dict(scores.skipped))
+                loaded.display.say(
+                    f"retention: no mean, because tasks have no score: {dict(scores.skipped)}"
+                )
+            row: Row = {"n": 0, **scores.accuracy}
+            if scores.mean is not None:
+                row |= {"retention": scores.mean, "retention_lenient": scores.mean}
+            return row
 
         return by_lm_eval
     count = plan.retention_examples

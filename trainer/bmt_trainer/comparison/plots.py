@@ -114,9 +114,10 @@ def forgetting(results: Sequence[Result]) -> Any:
             style = style_of[named(result)]
             steps = [row["step"] for row in rows]
             panels[0].plot(steps, [row["kl_token"] for row in rows], markersize=4, **style)
-            if keeps and "retention" in rows[0]:
-                kept = [100 * max(row["retention"], row["retention_lenient"]) for row in rows]
-                panels[1].plot(steps, kept, markersize=4, **style)
+            kept = [row for row in rows if {"retention", "retention_lenient"} <= row.keys()]
+            if keeps and kept:
+                shares = [100 * max(row["retention"], row["retention_lenient"]) for row in kept]
+                panels[1].plot([row["step"] for row in kept], shares, markersize=4, **style)
         panels[0].set_yscale("symlog", linthresh=1e-3)
         panels[0].set(xlabel="step", ylabel="KL(base ‖ tuned), nats a token")
         panels[0].set_title(wrapped(f"{group[0]}, {short(group[1])}"), fontsize=10)

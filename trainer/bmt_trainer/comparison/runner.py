@@ -273,6 +273,7 @@ def _track(
         every=plan.track_every,
         zeros=lambda: attached.zeros,
         retention=measures.retention_score(plan, loaded, tuned) if plan.retention else None,
+        say=loaded.display.say,
     )
     return [track]
 
@@ -283,6 +284,8 @@ def _measured(cell: Cell, loaded: Loaded, tuned: Tuned, track: Sequence[Track]) 
         outcome = _final_scores(cell, loaded, tuned.model, cell.method)
     for callback in track:
         outcome["track"] = callback.rows
+        if skipped := loaded.run.notes.get(measures.SKIPPED):
+            outcome[measures.SKIPPED] = skipped
     if cell.plan.geometry:
         return _with(outcome, "geometry", loaded, lambda: measures.geometry(loaded, tuned))
     return outcome

@@ -18,7 +18,8 @@ class Track(TrainerCallback):
     """Measures a row every `every` steps, before the first step and after the last.
 
     base, tuned: as in `divergence`; texts: completions that the base sampled; zeros: the number of
-    deleted weights; retention: scores of another skill. The rows are the run's note `track`, so
+    deleted weights; retention: scores of another skill, whose failure at the first measurement ends
+    the run, and later is shown by `say`. The rows are the run's note `track`, so
     that a resumed run has those before it.
     """
 
@@ -33,9 +34,11 @@ class Track(TrainerCallback):
         every: int,
         zeros: Callable[[], int],
         retention: Callable[[], Row] | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
         self._base, self._tuned, self._texts, self._pad = base, tuned, texts, pad_token_id
         self._run, self._every, self._zeros, self._retention = run, every, zeros, retention
+        self._say = say
         self.rows: list[Row] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -49,6 +52,17 @@ class Track(TrainerCallback):
         if step % self._every == 0 or step == state.max_steps:
             self._measure(step)
 
+    def _kept(self, step: int) -> Row:
+        """Scores of the other skill; none if they fail in a run that has trained already."""
+        assert self._retention is not None
+        try:
+            return self._retention()
+        except Exception as error:  # whatever a task's data, code or grader raises
+            if not self.rows:
+                raise
+            self._say(f"retention failed at step {step}, and training goes on: {error}")
+            return {}
+
     def _measure(self, step: int) -> None:
         kl = divergence(self._base, self._tuned, self._texts, self._pad)
         row: Row = {
@@ -58,6 +72,6 @@ class Track(TrainerCallback):
             "kl_sequence": kl.per_sequence,
         }
         if self._retention is not None:
-            row |= self._retention()
+            row |= self._kept(step)
         self.rows.append(row)
         self._run.note("track", self.rows)

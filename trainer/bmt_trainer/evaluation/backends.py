@@ -26,7 +26,7 @@ from bmt_trainer.data.fitting import answer_room
 from bmt_trainer.errors import ConfigError, RolloutError
 from bmt_trainer.evaluation.completions import CompletionReader
 from bmt_trainer.evaluation.generate import Generate, generate, stop_at_end_of_turn
-from bmt_trainer.evaluation.server_backend import by_server
+from bmt_trainer.evaluation.server_backend import LocalBase, by_server
 from bmt_trainer.evaluation.thoughts import Completion, Thoughts
 from bmt_trainer.masking.apply import apply
 from bmt_trainer.templates.chat_templates import check_template_kwargs, template_digest
@@ -59,19 +59,17 @@ def by_options(
     """
     Thoughts.of_setting(thoughts)
     if server is not None:
-        if chat_template is not None:
-            raise ConfigError(
-                f"chat_template: {server} renders chats by its own template; start it with "
-                "bmt-server serve --chat-template FILE, and leave out --chat-template here"
-            )
         if mask is not None:
             raise ConfigError(
                 f"mask: {server} serves only masks of its registry; publish {mask.name} there "
                 "(bmt-client upload) and name it by --mask-name, without --mask"
             )
         names = {"base": base_name or model} | ({"mask": mask_name} if mask_name else {})
-        reader = CompletionReader(models.local_tokenizer(model), thoughts)
-        made = by_server(server, names, concurrency=batch_size, reader=reader)
+        base = _local_base(model, server, chat_template)
+        reader = CompletionReader(None if base is None else base.tokenizer, thoughts)
+        made = by_server(
+            server, names, concurrency=batch_size, reader=reader, base=base, checked=True
+        )
     elif base_name is not None or mask_name is not None:
         raise ConfigError("--base-name and --mask-name are names on a server; add --server URL")
     else:
@@ -96,6 +94,26 @@ def by_options(
         return generate(with_template_kwargs(examples, template_kwargs), tokens)
 
     return {name: partial(with_kwargs, generate) for name, generate in made.items()}
+
+
+def _local_base(model: str, server: str, chat_template: str | None) -> LocalBase | None:
+    """The base of a server's models, if it is on this machine. Raises ConfigError."""
+    folder = models.local_folder(model)
+    if folder is not None:
+        tokenizer = models.load_tokenizer(folder, chat_template)
+        context = models.context_length(folder)
+        return LocalBase(bmt_core.fingerprint(folder), tokenizer, context)
+    if chat_template is not None:
+        raise ConfigError(
+            f"chat_template: {model} is not on this machine, so {server} renders chats by its own "
+            "template; name the checkpoint by --model, or start the server with bmt-server serve "
+            "--chat-template FILE and leave out --chat-template here"
+        )
+    Display().say(
+        f"{model} is not on this machine: the base of {server} is not compared with it, and chats "
+        "are rendered by the server's template"
+    )
+    return None
 
 
 def by_transformers(

@@ -35,9 +35,12 @@ class Retained:
 
     @property
     def mean(self) -> float | None:
-        """Mean accuracy over the tasks that ran; None if none did."""
+        """Mean accuracy over the tasks; None if one of them did not run, or none was named.
+
+        A mean of some of them would be taken for that of all.
+        """
         values = list(self.accuracy.values())
-        return sum(values) / len(values) if values else None
+        return sum(values) / len(values) if values and not self.skipped else None
 
 
 def retained(

@@ -5,18 +5,37 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from bmt_trainer.console import Display
+from bmt_trainer.data.encoding import render
 from bmt_trainer.data.examples import Example, Message
-from bmt_trainer.errors import RolloutError
+from bmt_trainer.data.fitting import answer_room
+from bmt_trainer.errors import ConfigError, RolloutError
 from bmt_trainer.evaluation.completions import CompletionReader
 from bmt_trainer.evaluation.generate import NEUTRAL_SAMPLING, Generate
 from bmt_trainer.evaluation.thoughts import Completion
 
 # The tokens show thoughts whose delimiters are special tokens, and those that a parser took away.
 _SENT: Mapping[str, Any] = {**NEUTRAL_SAMPLING, "return_token_ids": True}
+# Answers of servers that do not have these paths at all.
+_NOT_STATED = (404, 405, 501)
+
+
+@dataclass(frozen=True)
+class LocalBase:
+    """The base as it is on this machine: what a server must serve, and how prompts are rendered.
+
+    context: the most tokens of a sequence, None if it is not known.
+    """
+
+    fingerprint: str
+    tokenizer: PreTrainedTokenizerBase
+    context: int | None
 
 
 def by_server(
@@ -25,26 +44,44 @@ def by_server(
     *,
     concurrency: int,
     reader: CompletionReader | None = None,
+    base: LocalBase | None = None,
+    checked: bool = False,
 ) -> dict[str, Generate]:
     """Models of a running server, `concurrency` requests at a time, which vLLM batches.
 
-    names: `base` or `mask` -> the server's name of a model; the API key is BMT_API_KEY. reader:
-    finds thoughts, by the base's tokenizer if it is here. The functions raise RolloutError if a
-    request fails.
+    names: `base` or `mask` -> the server's name of a model; the API key is BMT_API_KEY.
+    reader: finds thoughts, by the base's tokenizer if it is here.
+    base: its prompts are sent as token ids; without it the server renders chats by its template.
+    checked: compare base and names with what the server states, before anything is generated.
+    Raises ConfigError for a URL that cannot be used, and RolloutError if the server serves others;
+    the functions raise RolloutError if a request fails, and DataError for a prompt beyond the
+    context.
     """
     read = reader or CompletionReader(None)
+    context = None if base is None else base.context
+    if checked:
+        names, served = _checked(url, names, base)
+        context = min((n for n in (context, served) if n is not None), default=None)
 
     def answers(name: str, examples: Sequence[Example], tokens: int) -> list[Completion]:
         from bmt_client import BmtClient
 
+        prompts: list[list[int] | None] = [None] * len(examples)
+        if base is not None:
+            rendered = [render(base.tokenizer, example) for example in examples]
+            prompts = list(rendered)
+            places = ((e.location, len(ids)) for e, ids in zip(examples, rendered, strict=True))
+            tokens, line = answer_room(places, tokens, context)
+            if line is not None:
+                Display().say(line)
         with BmtClient(url) as client:
             api = client.openai()
 
-            def one(example: Example) -> Completion:
-                if isinstance(example.prompt, str):
+            def one(example: Example, ids: list[int] | None) -> Completion:
+                if ids is not None or isinstance(example.prompt, str):
                     raw = api.completions.create(
                         model=name,
-                        prompt=example.prompt,
+                        prompt=ids or str(example.prompt),
                         temperature=0.0,
                         max_tokens=tokens,
                         extra_body=dict(_SENT),
@@ -69,7 +106,7 @@ def by_server(
                     Display().stage(f"answers of {name}", len(examples)) as advance,
                     ThreadPoolExecutor(concurrency) as pool,
                 ):
-                    for text in pool.map(one, examples):
+                    for text in pool.map(one, examples, prompts):
                         texts.append(text)
                         advance(1)
                     return texts
@@ -77,6 +114,51 @@ def by_server(
                 raise RolloutError(f"{url} did not answer for {name} ({error})") from error
 
     return {ours: partial(answers, theirs) for ours, theirs in names.items()}
+
+
+def _checked(
+    url: str, names: Mapping[str, str], base: LocalBase | None
+) -> tuple[dict[str, str], int | None]:
+    """The names, complete, and the server's context, after a comparison of what it serves."""
+    from bmt_client import BmtClient, BmtClientError, NotFound, UsageError
+
+    try:
+        with BmtClient(url) as client:
+            listed = {model.id: model for model in client.models()}
+            try:
+                stated = client.me()
+                fingerprint, own = stated.fingerprint, stated.base_names
+            except NotFound:  # a server of an earlier build, or vLLM's own
+                mask = next(client.list(page_size=1), None)
+                fingerprint, own = "" if mask is None else mask.base.fingerprint, ()
+    except UsageError as error:
+        raise ConfigError(f"server: {error}") from error
+    except BmtClientError as error:
+        if error.status not in _NOT_STATED:
+            raise RolloutError(f"server {url}: {error}") from error
+        Display().say(
+            f"server {url} states neither its base nor its models ({error.status}), which are not "
+            "compared"
+        )
+        return dict(names), None
+    if base is not None and fingerprint and fingerprint != base.fingerprint:
+        raise RolloutError(
+            f"server {url} serves another base: its weights have the fingerprint "
+            f"{fingerprint[:12]}, those of --model {base.fingerprint[:12]}; name the checkpoint "
+            "that it serves"
+        )
+    if base is not None and not fingerprint:
+        Display().say(f"server {url} does not state its base, which is not compared with --model")
+    found = dict(names)
+    if found["base"] not in listed and base is not None and fingerprint and own:
+        found["base"] = own[0]  # the weights are the same
+    for name in found.values():
+        if name not in listed and name.partition("@")[0] not in listed:
+            raise RolloutError(
+                f"server {url} has no model {name}; it has {', '.join(sorted(listed)[:20])}: set "
+                "--base-name or --mask-name"
+            )
+    return found, next((m.max_model_len for m in listed.values() if m.max_model_len), None)
 
 
 def _completion(

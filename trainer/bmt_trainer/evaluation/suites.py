@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from bmt_trainer.data import sources
 from bmt_trainer.data.examples import Example
-from bmt_trainer.errors import ConfigError, DataError
+from bmt_trainer.errors import ConfigError, DataError, RolloutError
 from bmt_trainer.evaluation.generate import Generate
 from bmt_trainer.evaluation.graders import find
 from bmt_trainer.evaluation.intervals import Paired, paired, quarter
@@ -124,7 +124,8 @@ class Result:
 
     right: by model, True for each answer that is right by the strict reading; lenient: by model,
     the number right by the lenient reading; skipped: reason, if the set was not run; cut: by model,
-    the number of answers that ended at max_new_tokens; unfinished: of those within a thought.
+    the number of answers that ended at max_new_tokens; unfinished: of those within a thought;
+    failed: it was skipped because a model did not answer.
     """
 
     suite: str
@@ -133,6 +134,7 @@ class Result:
     skipped: str | None = None
     cut: Mapping[str, int] = field(default_factory=dict)
     unfinished: Mapping[str, int] = field(default_factory=dict)
+    failed: bool = False
 
     def score(self, model: str) -> Score:
         """The score of one model."""
@@ -166,6 +168,11 @@ class Result:
             )
         return rows
 
+    def __str__(self) -> str:
+        if self.skipped is not None:
+            return f"{self.suite}: {'failed' if self.failed else 'skipped'}, {self.skipped}"
+        return f"{self.suite}: " + "; ".join(f"{name} {self.score(name)}" for name in self.right)
+
     def to_json(self) -> dict[str, Any]:
         """The outcome for results; base and mask are compared if both ran."""
         if self.skipped is not None:
@@ -188,7 +195,8 @@ HEADER = ("set", "model", "accuracy, %", "95 %", "lenient, %", "p", "n", "cut", 
 def named(names: str) -> list[Suite]:
     """The sets of a comma-separated list. Raises ConfigError.
 
-    `mmlu-pro` and `bbeh` name all their subjects and subtasks, `mmlu-pro law` names one.
+    `mmlu-pro` and `bbeh` name all their subjects and subtasks, `mmlu-pro law` names one. A set that
+    is named twice is there once.
     """
     chosen = []
     for name in filter(None, (part.strip() for part in names.split(","))):
@@ -196,7 +204,7 @@ def named(names: str) -> list[Suite]:
         suites = [s for s in SUITES.get(group, ()) if not one or s.name == name]
         if not suites:
             raise ConfigError(f"tasks: {name!r} is not one of {', '.join(SUITES)}")
-        chosen += suites
+        chosen += [suite for suite in suites if suite not in chosen]
     if not chosen:
         raise ConfigError(f"tasks: name at least one of {', '.join(SUITES)}")
     return chosen
@@ -211,7 +219,7 @@ def run(
     max_new_tokens: int | None = None,
     seed: int = 0,
 ) -> Iterator[Result]:
-    """Score all models on each set, one set after the other.
+    """Score all models on each set, one set after the other; one that fails ends no other.
 
     models: by name, as of `backends`; folder: of data files; limit: examples of each set;
     max_new_tokens: upper limit for sets whose own limit is higher.
@@ -226,10 +234,17 @@ def run(
         if limit is not None and limit < len(examples):
             examples = Random(seed).sample(examples, limit)
         tokens = min(suite.max_new_tokens, max_new_tokens or suite.max_new_tokens)
-        marks = {
-            name: grader.marks(answer(examples, tokens), examples)
-            for name, answer in models.items()
-        }
+        try:
+            marks = {
+                name: grader.marks(answer(examples, tokens), examples)
+                for name, answer in models.items()
+            }
+        except (DataError, ConfigError) as error:  # a prompt beyond the context
+            yield Result(suite.name, {}, {}, str(error))
+            continue
+        except RolloutError as error:
+            yield Result(suite.name, {}, {}, str(error), failed=True)
+            continue
         yield Result(
             suite.name,
             {name: tuple(map(is_right, found.strict)) for name, found in marks.items()},
