@@ -8,26 +8,28 @@ together. Rank 0 alone writes files and output.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import accelerate
 import torch
-from accelerate import PartialState
+from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from bmt_trainer.errors import ConfigError
+from bmt_trainer.errors import ConfigError, TrainerError
 from bmt_trainer.process import is_launched_alone, world_size
 
 T = TypeVar("T")
 
 
-def join(device: str, *, writes_checkpoints: bool, say: Callable[[str], None] = print) -> None:
+def join(device: str, *, say: Callable[[str], None] = print) -> None:
     """Initialize the process group of a multi-process run; a single process returns at once.
 
     device: the setting; say: shows a line. Raises ConfigError if the launcher did not set up
-    FSDP2, for "mps", or if the run writes checkpoints, which several processes do not support.
+    FSDP2, and for "mps".
     """
     if world_size() == 1:
         if is_launched_alone():
@@ -41,11 +43,6 @@ def join(device: str, *, writes_checkpoints: bool, say: Callable[[str], None] = 
         raise ConfigError(
             f"WORLD_SIZE is {world_size()} without FSDP2; start with `accelerate launch "
             "--config_file recipes/fsdp2.yaml -m bmt_trainer …`, or start one process"
-        )
-    if writes_checkpoints:
-        raise ConfigError(
-            f"{world_size()} processes write no checkpoints; set checkpoint_every: 0, and do not "
-            "resume"
         )
     if device == "mps":
         raise ConfigError("device: mps trains in one process; start one")
@@ -62,11 +59,16 @@ def barrier() -> None:
 
 def any_rank(value: bool, device: torch.device) -> bool:
     """Logical OR of `value` over all processes. Collective: every process must call it."""
+    return bool(greatest(int(value), device))
+
+
+def greatest(value: int, device: torch.device) -> int:
+    """The greatest `value` of all processes. Collective: every process must call it."""
     if world_size() == 1:
         return value
-    flag = torch.tensor(int(value), device=device)
-    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-    return bool(flag)
+    shared = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+    return int(shared)
 
 
 def of_main_process(value: T) -> T:
@@ -76,6 +78,35 @@ def of_main_process(value: T) -> T:
     shared = [value]
     torch.distributed.broadcast_object_list(shared, src=0)
     return shared[0]
+
+
+def of_all_processes(value: T) -> list[T]:
+    """The value of each process, by rank. Collective: every process must call it."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Raise a TrainerError of the block in every process: that of the lowest rank that has one.
+
+    The others would wait for that process for ever. Collective: every process must leave the
+    block, by its end or by a TrainerError. Does nothing in a single process.
+    """
+    failed: TrainerError | None = None
+    try:
+        yield
+    except TrainerError as error:
+        if world_size() == 1:
+            raise
+        failed = error
+    if world_size() == 1:
+        return
+    first = next((error for error in of_all_processes(failed) if error is not None), None)
+    if first is not None:
+        raise failed or first
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
@@ -90,6 +121,37 @@ def assign_sharded(tensor: Tensor, values: Tensor) -> None:
     if world_size() > 1 and isinstance(tensor, DTensor):
         values = distribute_tensor(values, tensor.device_mesh, tensor.placements)
     tensor.copy_(values)
+
+
+def plan_sharding(trainer: Any) -> None:
+    """Make `trainer` shard on CPUs too. Call it once its accelerator is made.
+
+    accelerate 1.15 (state.py, `AcceleratorState`) heeds FSDP on accelerators alone: processes on
+    CPUs would each hold the whole model and average gradients.
+    """
+    state = trainer.accelerator.state
+    if world_size() > 1 and getattr(state, "fsdp_plugin", None) is None:
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        trainer.is_fsdp_enabled = True
+
+
+def choose_sharding(trainer: Any) -> None:
+    """Make `trainer` shard the model that it prepares. Call it right before.
+
+    Each `AcceleratorState()` copies the type of the processes back, MULTI_GPU or MULTI_CPU, and a
+    seed for each device makes one, as TRL's GRPO trainer does: it would copy the whole model.
+    """
+    if world_size() > 1:
+        trainer.accelerator.state.distributed_type = DistributedType.FSDP
+
+
+def require_sharding(parameters: Iterable[Tensor]) -> None:
+    """Raise ConfigError for a parameter of several processes that is not sharded."""
+    if world_size() > 1 and not all(isinstance(one, DTensor) for one in parameters):
+        raise ConfigError(
+            f"{world_size()} processes, and accelerate {accelerate.__version__} has not sharded "
+            "the gates by FSDP2; start with recipes/fsdp2.yaml as it is, or in one process"
+        )
 
 
 def keep_gates_fp32(trainer: Any) -> None:

@@ -262,6 +262,7 @@ def test_rollouts_are_of_the_version_that_was_pushed(server, client, bmt, masks,
     from bmt_trainer.methods.rollouts.checks import Requirements
     from bmt_trainer.methods.rollouts.connection import Connection
     from bmt_trainer.methods.rollouts.server import ServerRollouts
+    from bmt_trainer.methods.rollouts.steps import StepRollouts
 
     class Step:
         state = SimpleNamespace(global_step=0)
@@ -274,17 +275,12 @@ def test_rollouts_are_of_the_version_that_was_pushed(server, client, bmt, masks,
     monkeypatch.setenv("BMT_API_KEY", server.key)
     connection = Connection(server.url, needs, wait_s=60, limit_s=120, say=print)
     connection.open()
-    rollouts = ServerRollouts(
-        connection,
-        "rollout-policy",
-        lambda: current[0],
-        max_tokens=24,
-        temperature=1.0,
-    )
+    served = ServerRollouts(connection, "rollout-policy", max_tokens=24, temperature=1.0)
+    rollouts = StepRollouts([served], lambda: current[0])
     prompts = [[504, 2654, 314]] * 4 + [[1348, 327, 260]] * 4
     with ThreadPoolExecutor(2) as pool:
         earlier = pool.submit(rollouts.turn, prompts, Step(), first=True)
-        while not rollouts.push_seconds:
+        while not served.push_seconds:
             time.sleep(0.01)
         current[0] = masks[3]  # while the first step's answers still run
         later = pool.submit(rollouts.turn, prompts, Step(), first=True)

@@ -76,13 +76,13 @@ def test_a_command_of_one_process_runs_in_the_first_alone(monkeypatch, checkpoin
 @pytest.mark.found
 def test_a_launch_that_starts_one_process_says_so(monkeypatch):
     lines = []
-    join("cpu", writes_checkpoints=False, say=lines.append)
+    join("cpu", say=lines.append)
     assert lines == []
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    join("cpu", writes_checkpoints=True, say=lines.append)
+    join("cpu", say=lines.append)
     [line] = lines
     assert "WORLD_SIZE" in line
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError):
-        join("cpu", writes_checkpoints=True, say=lines.append)
+        join("cpu", say=lines.append)
     assert lines == [line]

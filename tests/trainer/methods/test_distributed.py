@@ -17,8 +17,8 @@ from bmt_trainer.errors import ConfigError
 from bmt_trainer.methods.config import TrainConfig
 
 from tests.support.tiny_model import save_tiny_llama
+from tests.support.training.ranks import fsdp2
 
-ROOT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 
@@ -28,14 +28,6 @@ def exact(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("fp32")
     save_tiny_llama(folder)
     return folder
-
-
-def launched() -> dict[str, str]:
-    """Environment of `accelerate launch` for the recipe, which on a CPU starts one process."""
-    recipe = yaml.safe_load((ROOT / "recipes/fsdp2.yaml").read_text())
-    found = {k.upper(): str(v).lower() for k, v in recipe["fsdp_config"].items()}
-    found |= {k: v.upper() for k, v in found.items() if k.endswith(("POLICY", "TYPE"))}
-    return {**found, "ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_CPU": "true"}
 
 
 def run(method: str, processes: int, settings: dict, folder: Path):
@@ -61,7 +53,7 @@ def launch(processes: int, *arguments: str) -> str:
         command += ["--nproc_per_node", str(processes)]
     done = subprocess.run(
         [*command, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(launched() if processes > 1 else {})},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(fsdp2() if processes > 1 else {})},
         capture_output=True,
         text=True,
         timeout=300,
@@ -220,7 +212,7 @@ def test_the_first_process_chooses_the_best_mask(exact, tmp_path):
     [
         ({}, {}, "without FSDP2"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {}, "without FSDP2"),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {}, "checkpoint_every: 0"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"device": "mps"}, "one process"),
     ],
 )
 def test_what_several_processes_cannot_do(monkeypatch, tmp_path, environment, changes, message):
@@ -228,4 +220,4 @@ def test_what_several_processes_cannot_do(monkeypatch, tmp_path, environment, ch
         monkeypatch.setenv(name, value)
     config = TrainConfig(model="m", dataset="task:initials", output=tmp_path / "m.bmt", **changes)
     with pytest.raises(ConfigError, match=message):
-        join(config.device, writes_checkpoints=bool(config.checkpoint_every))
+        join(config.device)

@@ -114,7 +114,6 @@ def fit_with_trl(
         transformers.set_seed(config.seed + rank())
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            loaded.interruption.allow()
         except (Interrupted, RolloutError) as error:
             step = trainer.keep()
             if step is not None:

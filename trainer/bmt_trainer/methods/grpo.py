@@ -27,7 +27,7 @@ from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.rollouts import environments
 from bmt_trainer.methods.rollouts.environments import Environments
-from bmt_trainer.methods.rollouts.of_run import check_server, server_rollouts
+from bmt_trainer.methods.rollouts.of_run import check_servers, server_rollouts
 from bmt_trainer.methods.rollouts.ratio import RolloutPolicy
 from bmt_trainer.methods.rollouts.scores import RolloutScores
 from bmt_trainer.methods.rollouts.turns import Turns
@@ -67,14 +67,12 @@ def train(config: GrpoConfig, display: Display | None = None) -> Mask:
 
 def load(config: GrpoConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:
     """Read prompts and answers as rows, and load the run. scored: as in `pipeline.load`."""
-    checkpoints = bool(config.checkpoint_every or config.resume)
-    join(config.device, writes_checkpoints=checkpoints, say=display.say)
+    join(config.device, say=display.say)
     config.accumulation(world_size())
     acting = environments.named(config.environment, config.tools)
     rewards = _rewards(config, acting)
     inputs, examples = on_policy.read(config, display, rewards, environments=acting)
-    if config.server is not None:
-        check_server(config, inputs)
+    check_servers(config, inputs)
     made = [environments.try_reset(acting, e.columns) for e in inputs.grader.tried(examples)]
     inputs.grader.try_on(examples, display.say, made if acting.factory else None)
     return pipeline.load(inputs, scored=scored), _rows(inputs.tokenizer, examples)

@@ -27,7 +27,7 @@ from bmt_trainer.data.encoding import Encoder, Learn, complete_special_tokens
 from bmt_trainer.data.examples import Example, Split, with_template_kwargs
 from bmt_trainer.data.fitting import LengthBound
 from bmt_trainer.data.split import with_heldout
-from bmt_trainer.distributed import assign_sharded, barrier, full_tensor
+from bmt_trainer.distributed import assign_sharded, barrier, failing_together, full_tensor
 from bmt_trainer.errors import ConfigError, OutputError
 from bmt_trainer.evaluation.generate import stop_at_end_of_turn
 from bmt_trainer.evaluation.score import require_answers
@@ -252,9 +252,10 @@ def load(inputs: Inputs, *, scored: bool = True) -> Loaded:
         contents=contents.of_run(inputs.folder, tokenizer, split, inputs.settings),
         say=display.say,
     )
-    if config.checkpoint_every and is_main_process():
-        # Gates and AdamW's two moments, in fp32.
-        outputs.check_space(run.folder, 12 * sum(inputs.gates))
+    with failing_together():
+        if config.checkpoint_every and is_main_process():
+            # Gates and AdamW's two moments, in fp32.
+            outputs.check_space(run.folder, 12 * sum(inputs.gates))
     if scored:
         for line in memory_lines(inputs):
             display.say(line)
@@ -433,12 +434,12 @@ def current_mask(
 
 def write_mask(mask: Mask, path: Path) -> None:
     """Save from the first process; return when the file is there for all. Raises OutputError."""
-    if is_main_process():
-        try:
-            bmt_core.save(mask, path)
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written ({error.strerror})") from None
-    barrier()
+    with failing_together():
+        if is_main_process():
+            try:
+                bmt_core.save(mask, path)
+            except OSError as error:
+                raise OutputError(f"{path} cannot be written ({error.strerror})") from None
 
 
 def write_history(loaded: Loaded, history: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bmt_trainer.console import Display
 from bmt_trainer.data.examples import Example
-from bmt_trainer.distributed import barrier
+from bmt_trainer.distributed import barrier, failing_together, of_main_process
 from bmt_trainer.errors import NonFinite, OutputError, ResumeError
 from bmt_trainer.evaluation.completions import CompletionReader
 from bmt_trainer.evaluation.graders import Scorer
@@ -24,7 +24,7 @@ from bmt_trainer.evaluation.score import Score, evaluate
 from bmt_trainer.masking.targets import GATE_PROJECTIONS
 from bmt_trainer.methods.guards import outputs
 from bmt_trainer.methods.guards.checkpoints import Checkpoints, steps_of
-from bmt_trainer.process import is_main_process
+from bmt_trainer.process import is_main_process, rank, world_size
 
 _FILE = "run.json"
 _LOCK = ".lock"
@@ -55,8 +55,9 @@ class RunFolder:
     """`<output>.run`, kept until the mask is written.
 
     contents: digests of what the run depends on besides its settings, by name; say: shows a line.
-    Raises ResumeError if the folder belongs to a run with other settings or contents, and
-    OutputError if it holds a checkpoint and `resume` is not set, or cannot be written.
+    Raises ResumeError if the folder belongs to a run with other settings or contents or of another
+    number of processes, and OutputError if it holds a checkpoint and `resume` is not set, or cannot
+    be written. Of several processes the first makes and checks the folder, and all have its notes.
     """
 
     def __init__(
@@ -76,8 +77,19 @@ class RunFolder:
         self._lock: IO[str] | None = None
         if output.is_dir():
             raise OutputError(f"output {output} is a folder; name a file")
-        if not is_main_process():
-            return  # the first process makes and checks the folder
+        with failing_together():
+            if is_main_process():
+                self._open(resume)
+        self.notes, self._last = of_main_process((self.notes, self._last))
+        with failing_together():
+            if self._last is not None and not self._last.is_dir():
+                raise ResumeError(
+                    f"process {rank()} of {world_size()} does not see {self._last}; put the output "
+                    "on storage that all machines of the run share"
+                )
+
+    def _open(self, resume: bool) -> None:
+        """Make and lock the folder, or take up the run that is in it."""
         if self.folder.exists():
             before = self._read()
             self._hold()
@@ -125,6 +137,7 @@ class RunFolder:
                 "settings": dict(kept["settings"]),
                 "notes": dict(kept["notes"]),
                 "contents": None if contents is None else dict(contents),
+                "processes": int(kept.get("processes", 1)),
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ResumeError(f"{self.folder} is no run of ours ({error}); remove it") from None
@@ -144,6 +157,12 @@ class RunFolder:
                     f"{self.folder} was started with {key} = {before.get(key)!r}, not "
                     f"{now.get(key)!r}; use its settings, or remove it"
                 )
+        if (processes := kept["processes"]) != world_size():
+            raise ResumeError(
+                f"{self.folder} was started in {processes} processes, not {world_size()}, and each "
+                f"drew its own examples and answers; resume it in {processes} "
+                f"(--nproc_per_node or --num_processes {processes}), or remove it"
+            )
         contents = kept["contents"]
         if contents is None:  # written by a build before 0.1.0
             self._say(f"{self.folder} has no digests: if data or rewards changed is not known")
@@ -173,6 +192,8 @@ class RunFolder:
         if not is_main_process():
             return
         kept = {"settings": self._settings, "contents": self._contents, "notes": self.notes}
+        if world_size() > 1:
+            kept["processes"] = world_size()
         outputs.write_json(self.folder / _FILE, kept)
 
     def last_checkpoint(self) -> Path | None:

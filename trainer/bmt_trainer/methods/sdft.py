@@ -29,7 +29,9 @@ from bmt_trainer.methods.config import SdftConfig
 from bmt_trainer.methods.finish import finish
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
+from bmt_trainer.methods.rollouts.of_run import check_servers, server_rollouts
 from bmt_trainer.methods.trl_mixins import MaskedTraining, MaskTeacher
+from bmt_trainer.process import world_size
 from bmt_trainer.rewards.find import find_for
 
 
@@ -56,14 +58,14 @@ def train(config: SdftConfig, display: Display | None = None) -> Mask:
 
 def load(config: SdftConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:
     """Read prompts and demonstrations as rows, and load the run. scored: as in `pipeline.load`."""
-    checkpoints = bool(config.checkpoint_every or config.resume)
-    join(config.device, writes_checkpoints=checkpoints, say=display.say)
+    join(config.device, say=display.say)
     inputs, examples = on_policy.read(
         config,
         display,
         find_for(config.dataset, config.grader),
         answered=partial(teacher_example, template=config.template),
     )
+    check_servers(config, inputs)
     inputs.grader.try_on(examples, display.say)
     rows = on_policy.prompt_rows(inputs.tokenizer, examples, privileged_context=_demonstration)
     return pipeline.load(inputs, scored=scored), rows
@@ -128,7 +130,7 @@ def fit(
     """Train the attached gates towards the teacher's distribution on sampled answers."""
     # Departure: TRL's defaults are top-k logits, both directions of the KL and a clipped ratio.
     attached.start_teacher()
-    passes = config.prompts_per_step // config.micro_batch
+    passes = config.accumulation(world_size())
     common = trl_arguments(config, loaded.run.folder, loaded.model.device.type == "cpu")
     arguments = TrlConfig(
         **common
@@ -160,4 +162,7 @@ def fit(
         use_vllm=False,
         chat_template_kwargs=dict(config.chat_template_kwargs or {}),
     )
-    return fit_with_trl(MaskedSDFTTrainer, arguments, loaded, attached, rows, callbacks)
+    with server_rollouts(config, loaded, attached) as rollouts:
+        return fit_with_trl(
+            MaskedSDFTTrainer, arguments, loaded, attached, rows, callbacks, rollouts=rollouts
+        )

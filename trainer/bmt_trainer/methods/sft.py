@@ -48,8 +48,7 @@ def train(config: SftConfig, display: Display | None = None) -> Mask:
 
 def load(config: SftConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:
     """Encode the run's training examples, and load the run. scored: as in `pipeline.load`."""
-    checkpoints = bool(config.checkpoint_every or config.resume)
-    join(config.device, writes_checkpoints=checkpoints, say=display.say)
+    join(config.device, say=display.say)
     used = config.steps * config.batch_size * config.gradient_accumulation * world_size()
     if config.packing:
         used *= packing.ROWS_OF_A_SEQUENCE

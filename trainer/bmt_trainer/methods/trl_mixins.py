@@ -18,6 +18,7 @@ from bmt_trainer.masking.masked_linear import MaskState, Mode
 from bmt_trainer.methods.guards.training import GuardedTraining
 from bmt_trainer.methods.rollouts.local import sample
 from bmt_trainer.methods.rollouts.shared_prefix import SharedPrompts
+from bmt_trainer.methods.rollouts.steps import StepRollouts
 from bmt_trainer.models import finite_logits
 from bmt_trainer.process import rank, world_size
 
@@ -182,11 +183,23 @@ class MaskTeacher(HardSampling):
 
     TRL 1.16, experimental/sdft/sdft_trainer.py: `_generate`, `_setup_teacher_model` (its own EMA
     would hold a second model), `_get_teacher_context_for_self_distillation`. Without masked layers
-    the model is a baseline, whose teacher is TRL's.
+    the model is a baseline, whose teacher is TRL's. rollouts: the servers that sample the
+    student's answers; None: the model.
     """
 
+    def __init__(self, *args: Any, rollouts: StepRollouts | None = None, **kwargs: Any) -> None:
+        self.rollouts = rollouts
+        super().__init__(*args, **kwargs)
+
     def _generate(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+        if self.rollouts is not None:
+            return prompt_ids, self.rollouts.turn(prompt_ids, self, first=True)[0]
         return prompt_ids, self.sampled(prompt_ids)
+
+    def _log_metric(self, name: str, value: float) -> None:
+        """Add a figure to the step's entry, as TRL's GRPO trainer does."""
+        trainer: Any = self
+        trainer._metrics["train"][name].append(value)
 
     def _setup_teacher_model(self) -> None:
         trainer: Any = self

@@ -12,6 +12,7 @@ from bmt_trainer.errors import ConfigError, DataError, RolloutError
 from bmt_trainer.methods.rollouts.environments import names_of, prepare, try_reset
 from bmt_trainer.methods.rollouts.outage import Outage
 from bmt_trainer.methods.rollouts.server import ServerRollouts
+from bmt_trainer.methods.rollouts.steps import StepRollouts
 from bmt_trainer.methods.trl_setup import prepare_tool_calls
 from bmt_trainer.templates import shipped
 
@@ -192,9 +193,10 @@ def test_turns_on_a_server_use_one_mask_and_seeds_of_their_own():
         outage=lambda: Outage("", 0.0, print),
         generation=lambda: SimpleNamespace(run=lambda asked: [answer(one) for one in asked]),
     )
-    rollouts = ServerRollouts(server, "m", lambda: None, max_tokens=3, temperature=1.0)
-    pushed = iter(("m@1", "m@2"))
-    rollouts.push = lambda: next(pushed)
+    sampling = ServerRollouts(server, "m", max_tokens=3, temperature=1.0)
+    sampling.push = sampling.follow
+    masks = iter([SimpleNamespace(digest="1"), SimpleNamespace(digest="2")])
+    rollouts = StepRollouts([sampling], lambda: next(masks))
     trainer = SimpleNamespace(
         state=SimpleNamespace(global_step=0), _log_metric=lambda name, value: None
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import pytest
 from bmt_client import KeyInfo, PermissionDenied
 from bmt_trainer.errors import RolloutError
+from bmt_trainer.methods.rollouts import steps
 from bmt_trainer.methods.rollouts.server import ServerRollouts, _read
+from bmt_trainer.methods.rollouts.steps import StepRollouts
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 
@@ -18,8 +21,8 @@ def sent_with(**settings):
         limits=KeyInfo(scopes=frozenset()),
         generation=lambda: None,
     )
-    rollouts = ServerRollouts(server, "m", lambda: None, max_tokens=3, temperature=0.7, **settings)
-    return rollouts._request("m@1", [5, 6], 1, seed=0)
+    rollouts = ServerRollouts(server, "m", max_tokens=3, temperature=0.7, **settings)
+    return rollouts.request("m@1", [5, 6], 1, seed=0)
 
 
 def test_requests_override_the_checkpoints_sampling_settings():
@@ -81,17 +84,104 @@ def test_an_answer_to_something_else_is_a_typed_error(change):
 
 
 def test_rows_of_equal_prompts_ask_for_no_more_than_a_request_may():
-    asked = []
-    server = SimpleNamespace(
-        registry=None, limits=KeyInfo(scopes=frozenset(), max_n=4), generation=lambda: None
-    )
-    rollouts = ServerRollouts(server, "m", lambda: None, max_tokens=3, temperature=1.0)
-    rollouts._pushed_for = lambda trainer: "m@1"
-    rollouts._answers = lambda requests: asked.extend(requests) or []
-    trainer = SimpleNamespace(state=SimpleNamespace(global_step=2))
-    rollouts.turn([[1]] * 6 + [[2]] * 3, trainer, first=True)
+    asked = sampled([max_of(4)], [[1]] * 6 + [[2]] * 3)[0].asked
     assert [(one["prompt"], one["n"]) for one in asked] == [([1], 4), ([1], 2), ([2], 3)]
-    assert len({one["seed"] for one in asked}) == 3
+    assert_own_seeds(asked)
+
+
+class Stub:
+    """A server of rollouts that answers with its name and the seed of each completion.
+
+    vLLM samples completion i of a request with its seed + i.
+    """
+
+    push_seconds = push_bytes = flips = 0
+
+    def __init__(self, name, most=None):
+        self.model, self.most, self.asked, self.events = name, most, [], []
+
+    def push(self, mask):
+        self.events.append("push")
+
+    def follow(self, mask):
+        self.events.append("follow")
+
+    def request(self, model, ids, count, seed):
+        return {"model": model, "prompt": ids, "n": count, "seed": seed}
+
+    def answers(self, asked):
+        self.events.append("answers")
+        self.asked += asked
+        return [[([one["seed"] + i], [0.0]) for i in range(one["n"])] for one in asked]
+
+
+def max_of(most):
+    return Stub("m@1", most)
+
+
+def sampled(servers, prompts, step=2):
+    """(the first server, token ids) of a first turn."""
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(global_step=step), _log_metric=lambda name, value: None
+    )
+    rollouts = StepRollouts(servers, lambda: "mask")
+    return servers[0], rollouts.turn(prompts, trainer, first=True)[0]
+
+
+def assert_own_seeds(asked):
+    """No two completions have one seed: those of one prompt would be equal."""
+    seeds = [one["seed"] + i for one in asked for i in range(one["n"])]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_several_servers_share_a_step_and_all_have_its_mask_first():
+    prompts = [[p] for p in range(6) for _ in range(2)]
+    servers = [Stub("a@1"), Stub("b@1"), Stub("c@1")]
+    found = sampled(servers, prompts)[1]
+    assert found == sampled([Stub("a@1")], prompts)[1], "another server, another sample"
+    assert [len(one.asked) for one in servers] == [2, 2, 2]
+    assert all(one.events == ["push", "answers"] for one in servers)
+    assert all(ask["model"] == one.model for one in servers for ask in one.asked)
+    assert_own_seeds([ask for one in servers for ask in one.asked])
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("urls", [1, 2])
+def test_processes_sample_what_a_single_one_does(monkeypatch, processes, urls):
+    """Three prompts of four completions in two processes: the second prompt is of both."""
+    prompts = [[p] for p in range(3) for _ in range(4)]
+    whole = sampled([Stub("a@1")], prompts)[1]
+    share = len(prompts) // processes
+    found, asked = [], []
+    monkeypatch.setattr(steps, "world_size", lambda: processes)
+    monkeypatch.setattr(steps, "of_all_processes", lambda value: [value] * processes)
+    for rank in range(processes):
+        monkeypatch.setattr(steps, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(steps, "is_main_process", lambda rank=rank: rank == 0)
+        servers = [Stub(f"{n}@1") for n in range(urls)]
+        found += sampled(servers, prompts[rank * share : (rank + 1) * share])[1]
+        asked += [ask for one in servers for ask in one.asked]
+        assert all(one.events[0] == ("follow" if rank else "push") for one in servers)
+    assert found == whole
+    assert_own_seeds(asked)
+
+
+def test_the_server_that_fails_ends_the_step_though_another_hangs():
+    held = threading.Event()
+
+    class Hangs(Stub):
+        def answers(self, asked):
+            held.wait(30)
+
+    class Fails(Stub):
+        def answers(self, asked):
+            raise RolloutError("server http://b: gone")
+
+    try:
+        with pytest.raises(RolloutError, match="http://b"):
+            sampled([Hangs("a@1"), Fails("b@1")], [[1], [2]])
+    finally:
+        held.set()
 
 
 @pytest.mark.parametrize(
@@ -110,7 +200,7 @@ def test_a_mask_that_stays_is_said_to_expire_only_where_servers_remove_it(scopes
         url="http://localhost",
         close=lambda: None,
     )
-    rollouts = ServerRollouts(server, "rollout-1", lambda: None, max_tokens=3, temperature=1.0)
+    rollouts = ServerRollouts(server, "rollout-1", max_tokens=3, temperature=1.0)
     rollouts._begun = True
     rollouts.close()
     assert [until in line for line in lines] == [True]

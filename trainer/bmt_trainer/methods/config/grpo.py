@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.methods.config.on_policy import OnPolicyConfig
@@ -72,21 +72,6 @@ class GrpoConfig(OnPolicyConfig):
         least=0,
         most=1,
     )
-    server: str | None = option(
-        "URL of a bmt-server of the same base that samples rollouts; its key: BMT_API_KEY.", None
-    )
-    server_wait: float = option(
-        "Minutes to wait for a server that is away, as in a restart; then the run ends, with a "
-        "checkpoint.",
-        10.0,
-        least=0,
-    )
-    server_token_seconds: float = option(
-        "Seconds that a token of a rollout may take on the server, its queue included: a request "
-        "beyond that, and a minute, has hung.",
-        0.25,
-        above=0,
-    )
     environment: str | None = option(
         "FILE.py:CLASS or a dotted path: what a model acts in over several turns, by calling its "
         "methods (TRL's environment_factory); see docs/training/rewards.md.",
@@ -138,9 +123,18 @@ class GrpoConfig(OnPolicyConfig):
                 f"of a step (prompts_per_step {self.prompts_per_step} x completions "
                 f"{self.completions})"
             )
-        if processes > 1 and self.server is not None:
-            raise ConfigError(f"server: rollouts on a server need one process, not {processes}")
+        if processes > 1 and (self.environment or self.tools) and not self.servers:
+            raise ConfigError(
+                f"environment, tools: {processes} processes that sample together must take the "
+                "same turns, and rollouts call as they like; sample on a server, or start one "
+                "process"
+            )
         return sampled // at_once
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Restrictions of the tokens that are sampled, as requests to servers name them."""
+        return {"top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
 
     @property
     def live_alpha(self) -> float | None:

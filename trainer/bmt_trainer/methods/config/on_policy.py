@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.methods.config.training import TrainConfig
@@ -32,9 +33,31 @@ class OnPolicyConfig(TrainConfig):
     )
     validate_every: int = option("Steps between validations, greedy, hard mask.", 25, least=1)
     select: Literal["best", "last"] = option("The mask that is written.", "best")
+    server: str | None = option(
+        "URL of a bmt-server of the same base that samples rollouts, or several with commas, which "
+        "share them; their key: BMT_API_KEY.",
+        None,
+        joined=True,
+    )
+    server_wait: float = option(
+        "Minutes to wait for a server that is away, as in a restart; then the run ends, with a "
+        "checkpoint.",
+        10.0,
+        least=0,
+    )
+    server_token_seconds: float = option(
+        "Seconds that a token of a rollout may take on the server, its queue included: a request "
+        "beyond that, and a minute, has hung.",
+        0.25,
+        above=0,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.server is not None and not self.servers:
+            raise ConfigError("server: no URL in it; name one, or leave it out")
+        if twice := next((url for url in self.servers if self.servers.count(url) > 1), None):
+            raise ConfigError(f"server: {twice} is named twice; name each server once")
         if self.heldout_dataset is not None and not self.heldout:
             raise ConfigError(
                 f"heldout_dataset: {self.heldout_dataset} holds nothing out with heldout 0; set "
@@ -45,3 +68,14 @@ class OnPolicyConfig(TrainConfig):
                 f"heldout_share: {self.heldout_share} is a share of dataset, and heldout_dataset "
                 f"{self.heldout_dataset} takes its place; set heldout instead"
             )
+
+    @property
+    def servers(self) -> list[str]:
+        """The URLs of `server`, in its order."""
+        named = re.split(r",|\s\+\s", self.server or "")
+        return [url for part in named if (url := part.strip().rstrip("/"))]
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Restrictions of the tokens that are sampled; by default all may be."""
+        return {}

@@ -28,7 +28,7 @@ class SdftConfig(OnPolicyConfig):
     Eq. 5 is a sum over tokens.
     """
 
-    # Departure: a mean without the first tokens, where Eq. 5 sums; one process.
+    # Departure: a mean without the first tokens, where Eq. 5 sums.
 
     steps: int = redefined(
         TrainConfig,
@@ -72,13 +72,7 @@ class SdftConfig(OnPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prompts_per_step % self.micro_batch:
-            raise ConfigError(
-                f"micro_batch: {self.micro_batch} does not divide prompts_per_step "
-                f"{self.prompts_per_step}"
-            )
-        if world_size() > 1:
-            raise ConfigError(f"sdft trains in one process, not {world_size()}")
+        self.accumulation(world_size())
         if self.skip_tokens >= self.max_new_tokens:
             raise ConfigError(
                 f"skip_tokens: {self.skip_tokens} leaves no token with a loss of an answer of at "
@@ -87,6 +81,16 @@ class SdftConfig(OnPolicyConfig):
         fields = {field for _, field in self._parts()}
         if not {"prompt", "demonstration"} <= fields:
             raise ConfigError("teacher_prompt: {prompt} and {demonstration} must occur in it")
+
+    def accumulation(self, processes: int) -> int:
+        """Forward passes per step in each of `processes` processes. Raises ConfigError."""
+        if self.prompts_per_step % (self.micro_batch * processes):
+            among = f" in each of {processes} processes" if processes > 1 else ""
+            raise ConfigError(
+                f"micro_batch: {self.micro_batch}{among} does not divide prompts_per_step "
+                f"{self.prompts_per_step}"
+            )
+        return self.prompts_per_step // (self.micro_batch * processes)
 
     def _parts(self) -> Iterator[tuple[str, str | None]]:
         """Text of the teacher's turn, and the field after it. Raises ConfigError for others."""

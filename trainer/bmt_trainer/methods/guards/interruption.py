@@ -66,6 +66,16 @@ class Interruption:
         """Let signals wait for `allow`."""
         self._deferring = True
 
+    @property
+    def waiting(self) -> int:
+        """The number of the signal that waits, 0 for none."""
+        return self._signum or 0
+
+    def end(self, signum: int) -> None:
+        """End this process as `signum` does, which another process of the run has received."""
+        self._deferring, self._signum = False, signum
+        raise Interrupted(signum)
+
     def allow(self) -> None:
         """Let signals take effect at once. Raises Interrupted for one that waited."""
         self._deferring = False

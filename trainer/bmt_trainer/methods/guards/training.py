@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from bmt_trainer.distributed import any_rank, full_tensor
+from bmt_trainer.distributed import any_rank, full_tensor, greatest, of_main_process
 from bmt_trainer.errors import NonFinite, OutputError
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods.guards.checkpoints import Checkpoints
 from bmt_trainer.methods.guards.finite import check_gates
 from bmt_trainer.methods.guards.interruption import Interruption
+from bmt_trainer.methods.guards.sharded import ShardedCheckpoints
+from bmt_trainer.process import is_main_process, world_size
 
 #: Writes the logs of the steps so far.
 History = Callable[[list[dict[str, Any]]], None]
@@ -36,13 +38,24 @@ class Guard:
     history: History | None = None
     say: Callable[[str], None] = print
 
+    def allow(self, device: torch.device) -> None:
+        """Let a signal that waits end the run: in all processes, if one of them has it.
 
-class GuardedTraining:
+        They must end after the same step, or none could write a checkpoint. Collective.
+        """
+        if world_size() == 1:
+            self.interruption.allow()
+        elif signum := greatest(self.interruption.waiting, device):
+            self.interruption.end(signum)
+
+
+class GuardedTraining(ShardedCheckpoints):
     """Mixin before a `transformers.Trainer` in a class's bases.
 
     Raises NonFinite for a loss, a gradient norm or gates that are not finite, before the optimizer
     spoils anything. A signal ends a step before the optimizer has begun, in rollouts too, or after
-    the step is logged; `keep` then writes a checkpoint of the last whole step.
+    the step is logged; `keep` then writes a checkpoint of the last whole step. Of several processes
+    it ends all, and only after a step is logged.
 
     transformers 5.19, trainer.py: `training_step`, `_get_grad_norm`, `_save_checkpoint`, `_save`.
     """
@@ -52,7 +65,7 @@ class GuardedTraining:
     def __init__(self, *args: Any, guard: Guard | None = None, **kwargs: Any) -> None:
         self.guard = guard or Guard()
         self._loss_is_finite: Tensor | None = None
-        self._after_step = _AfterStep(self.guard.interruption)
+        self._after_step = _AfterStep(self.guard)
         super().__init__(*args, **kwargs)
         # First, so that a validation, which another callback runs, can be interrupted.
         self.callback_handler.callbacks.insert(0, self._after_step)  # type: ignore[attr-defined]
@@ -60,8 +73,18 @@ class GuardedTraining:
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: a run's folder is removed in the end."""
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and let signals end the run again."""
+        trainer: Any = self
+        if world_size() > 1:
+            self.guard.interruption.defer()
+        output = super().train(*args, **kwargs)  # type: ignore[misc]
+        self.guard.allow(trainer.args.device)
+        return output
+
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        self.guard.interruption.allow()
+        if world_size() == 1:
+            self.guard.interruption.allow()
         loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
         finite = torch.isfinite(loss.detach()).all()
         before = self._loss_is_finite
@@ -108,7 +131,10 @@ class GuardedTraining:
         if self.guard.checkpoints is None:
             write()
             return
-        self.guard.checkpoints.save(step, write)
+        self.gather()
+        if is_main_process():
+            self.guard.checkpoints.save(step, write)
+        self.release()
         if self.guard.history is not None:
             try:
                 self.guard.history(trainer.state.log_history)
@@ -133,13 +159,18 @@ class GuardedTraining:
         step, checkpoints = trainer.state.global_step, self.guard.checkpoints
         if checkpoints is None or trainer.args.save_strategy == "no" or not step:
             return None
-        if any(p.name == f"checkpoint-{step}" for p in checkpoints.candidates()):
+        if self._is_kept(step):
             return int(step)
-        if not self._after_step.restore(trainer.state):
+        if any_rank(not self._after_step.restore(trainer.state), trainer.args.device):
             return None
         self._save_checkpoint(trainer.model, None)
-        done = any(p.name == f"checkpoint-{step}" for p in checkpoints.candidates())
-        return int(step) if done else None
+        return int(step) if self._is_kept(step) else None
+
+    def _is_kept(self, step: int) -> bool:
+        """True in all processes if the first one has a checkpoint of the step."""
+        assert self.guard.checkpoints is not None
+        kept = self.guard.checkpoints.candidates()
+        return of_main_process(any(p.name == f"checkpoint-{step}" for p in kept))
 
 
 class _Unsaved:
@@ -152,8 +183,8 @@ class _Unsaved:
 class _AfterStep(TrainerCallback):
     """Remembers, once a step is logged, the random generators and counts that it left."""
 
-    def __init__(self, interruption: Interruption) -> None:
-        self._interruption = interruption
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
         self._step, self._tokens = -1, 0
         self._generators: tuple[Any, ...] = ()
 
@@ -161,7 +192,7 @@ class _AfterStep(TrainerCallback):
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         self._generators = random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
         self._step, self._tokens = state.global_step, state.num_input_tokens_seen
-        self._interruption.allow()
+        self._guard.allow(args.device)
 
     def restore(self, state: Any) -> bool:
         """Set what was remembered of the step in `state`; False if it is another step's."""

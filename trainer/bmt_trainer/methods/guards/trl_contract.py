@@ -23,6 +23,7 @@ _MIXINS = "methods/trl_mixins.py"
 _TURNS = "methods/rollouts/turns.py"
 _SETUP = "methods/trl_setup.py"
 _GUARD = "methods/guards/training.py"
+_SHARDED = "methods/guards/sharded.py"
 _GRPO = "trl.trainer.grpo_trainer:GRPOTrainer"
 _DPO = "trl.trainer.dpo_trainer:DPOTrainer"
 _SDFT = "trl.experimental.sdft.sdft_trainer:SDFTTrainer"
@@ -157,6 +158,15 @@ SEAMS = (
             *("training_step", "evaluation_loop", "_get_grad_norm", "_maybe_log_save_evaluate"),
             *("_save_checkpoint", "_save", "callback_handler", "processing_class", "state"),
             *("log", "current_gradient_accumulation_steps", "add_callback", "remove_callback"),
+        ),
+    ),
+    Seam(
+        _TRAINER,
+        _SHARDED,
+        attributes=(
+            *("create_accelerator_and_postprocess", "_prepare_for_training", "store_flos"),
+            *("save_model", "_save_optimizer_and_scheduler", "_save_rng_state"),
+            *("_load_from_checkpoint", "_load_optimizer_and_scheduler"),
         ),
     ),
     Seam(

@@ -55,9 +55,8 @@ def train(config: DpoConfig, display: Display | None = None) -> Mask:
 
 def load(config: DpoConfig, display: Display) -> tuple[Loaded, Rows]:
     """Encode the run's pairs, and load the run. Raises DataError for a row that is none."""
-    checkpoints = bool(config.checkpoint_every or config.resume)
     # Departure: a pair above max_length is left out whole; TRL cuts its answers.
-    join(config.device, writes_checkpoints=checkpoints, say=display.say)
+    join(config.device, say=display.say)
     used = config.steps * config.batch_size * config.gradient_accumulation
     inputs = pipeline.read(
         config,

@@ -12,6 +12,7 @@ from bmt_trainer.errors import ConfigError, RolloutError
 from bmt_trainer.methods.rollouts.checks import Requirements, stated_by
 from bmt_trainer.methods.rollouts.generation import Generation
 from bmt_trainer.methods.rollouts.outage import Outage, is_passing, refusal, words
+from bmt_trainer.process import world_size
 
 T = TypeVar("T")
 
@@ -88,6 +89,7 @@ class Connection:
     def generation(self) -> Generation:
         """Sends requests for completions, as many at a time as the key may have."""
         most = min(_CONCURRENCY, self.limits.key_concurrency or _CONCURRENCY)
+        most = max(1, most // world_size())  # the processes of a run share its key
         return Generation(self._asks, self._watches, concurrency=most, limit_s=self._limit_s)
 
     def outage(self) -> Outage:

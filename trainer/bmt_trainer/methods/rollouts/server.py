@@ -1,4 +1,4 @@
-"""Rollouts on a running bmt-server: each step pushes its mask as flips, and requests completions.
+"""Rollouts on one bmt-server: each step's mask is pushed as flips, and completions requested.
 
 A mask's version is named by its digest, so the step's own mask answers its requests, whatever else
 the server does meanwhile. A server that restarts is waited for: its mask is pushed again if it is
@@ -8,8 +8,7 @@ gone, and requests without an answer are sent again with their seeds, which give
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bmt_client import BmtClientError, Conflict, NotFound, Upload
@@ -34,8 +33,6 @@ PREFIX = "rollout-"
 #: A completion's token ids and log-probabilities.
 Completion = tuple[list[int], list[float]]
 
-# More than a step has prompts, and more than a run has steps; vLLM's seeds end at 2^63.
-_SEEDS_OF_A_STEP, _SEEDS_OF_A_TURN = 1 << 20, 1 << 48
 # Versions kept on the server besides the newest, for rollouts that may still run.
 _KEPT = 1
 # The server removes the mask of a run that has not pushed for so long; renewed after a quarter.
@@ -48,41 +45,51 @@ _WARNED_SHARE = 0.5
 
 
 class ServerRollouts:
-    """Completions of prompts by a server, in one turn or in several.
+    """Versions of the run's mask on a server, and completions under them.
 
-    name: of the mask on the server; mask: returns the hard mask of the gates' current values;
-    sampling: top_p, top_k and min_p, if they are not neutral, and stop_token_ids: the tokens that
-    end an answer, which the server's own settings may lack.
+    name: of the mask on the server; sampling: top_p, top_k and min_p, if they are not neutral, and
+    stop_token_ids: the tokens that end an answer, which the server's own settings may lack.
     """
 
     def __init__(
         self,
         server: Connection,
         name: str,
-        mask: Callable[[], Mask],
         *,
         max_tokens: int,
         temperature: float,
         sampling: Mapping[str, Any] = NEUTRAL_SAMPLING,
     ) -> None:
         self._server, self._client, self._name = server, server.registry, name
-        self._mask, self._max_tokens = mask, max_tokens
-        self._temperature, self._sampling = temperature, {**NEUTRAL_SAMPLING, **sampling}
+        self._max_tokens, self._temperature = max_tokens, temperature
+        self._sampling = {**NEUTRAL_SAMPLING, **sampling}
         self._pushed: list[Mask] = []
         self._begun = False  # the server may have the name, even if no answer has said so
         self._renewed = 0.0
         self._stale: set[str] = set()  # digests of versions to remove
         self._may_retire, self._warned = True, False
-        self._turns = 0
         self.push_seconds, self.push_bytes, self.flips = 0.0, 0, 0
         self._generation = server.generation()
 
-    def push(self) -> str:
-        """Make the current mask the server's latest version; returns its model name.
+    @property
+    def model(self) -> str:
+        """The name of the latest version, as requests give it."""
+        return self._model_of(self._pushed[-1])
+
+    @property
+    def most(self) -> int | None:
+        """The number of completions that a request may ask for, if the server states one."""
+        return self._server.limits.max_n
+
+    def follow(self, mask: Mask) -> None:
+        """Ask for completions of `mask` from now on, which another process has pushed."""
+        self._pushed = [*self._pushed[-_KEPT:], mask]
+
+    def push(self, mask: Mask) -> None:
+        """Make `mask` the server's latest version.
 
         Raises RolloutError, also for a mask with more zeros than the server takes.
         """
-        mask = self._mask()
         self._check_sparsity(mask)
         start = time.perf_counter()
         flips = symmetric_difference(self._pushed[-1], mask) if self._pushed else mask
@@ -93,7 +100,7 @@ class ServerRollouts:
         elif mask.digest == self._pushed[-1].digest:
             if time.monotonic() - self._renewed > _RENEWED_S:
                 self._server.call(lambda: self._upload(mask))
-            return self._model_of(mask)
+            return
         elif flips.zeros < mask.zeros:
             self._server.call(lambda: self._push_flips(mask))
         else:  # more than the whole, and perhaps than the server takes
@@ -104,7 +111,6 @@ class ServerRollouts:
         self._stale |= {old.digest for old in self._pushed[: -1 - _KEPT]}
         del self._pushed[: -1 - _KEPT]
         self._retire()
-        return self._model_of(mask)
 
     def _model_of(self, mask: Mask) -> str:
         return f"{self._name}@{mask.digest[:12]}"
@@ -159,42 +165,7 @@ class ServerRollouts:
                 return
             self._stale.discard(digest)
 
-    def turn(
-        self, prompts: Sequence[list[int]], trainer: Any, *, first: bool
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        """One turn of rollouts: a completion of each prompt, and its tokens' log-probabilities.
-
-        TRL repeats each prompt, in adjacent entries, once per completion; first: the turn begins
-        the step's rollouts, and pushes its mask. Raises RolloutError.
-        """
-        if first:
-            self._model, self._turns = self._pushed_for(trainer), 0
-        model, turn = self._model, self._turns
-        self._turns += 1
-        # Rows of equal prompts may follow each other, and be more than a request may ask for.
-        most = self._server.limits.max_n or len(prompts)
-        groups = [
-            (ids, min(most, count - done))
-            for ids, count in ((ids, len(list(same))) for ids, same in groupby(prompts))
-            for done in range(0, count, most)
-        ]
-        # Derived from the step, so that a resumed run samples as an uninterrupted one would; later
-        # turns, which have other numbers of prompts, draw from ranges of their own.
-        step = trainer.state.global_step
-        start = step * _SEEDS_OF_A_STEP + turn * _SEEDS_OF_A_TURN if turn else step * len(groups)
-        asked = [
-            self._request(model, ids, count, start + at) for at, (ids, count) in enumerate(groups)
-        ]
-        choices = [choice for group in self._answers(asked) for choice in group]
-        return [tokens for tokens, _ in choices], [logprobs for _, logprobs in choices]
-
-    def _pushed_for(self, trainer: Any) -> str:
-        model = self.push()
-        for metric in ("push_seconds", "push_bytes", "flips"):
-            trainer._log_metric(metric, getattr(self, metric))
-        return model
-
-    def _request(self, model: str, ids: list[int], count: int, seed: int) -> dict[str, Any]:
+    def request(self, model: str, ids: list[int], count: int, seed: int) -> dict[str, Any]:
         """The fields of a request for `count` completions of one prompt."""
         context, most = self._server.limits.max_model_len, self._max_tokens
         if context is not None and len(ids) + most > context:
@@ -212,7 +183,7 @@ class ServerRollouts:
             **self._sampling,
         }
 
-    def _answers(self, asked: Sequence[dict[str, Any]]) -> list[list[Completion]]:
+    def answers(self, asked: Sequence[dict[str, Any]]) -> list[list[Completion]]:
         """The completions of each request, asked for until there is an answer to all.
 
         A request is always the same, its seed included, so that a run whose server was away ends

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from bmt_trainer.data.encoding import render
 from bmt_trainer.data.examples import Example
+from bmt_trainer.distributed import failing_together
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.masked_linear import Mode
-from bmt_trainer.methods.rollouts.server import ServerRollouts
+from bmt_trainer.methods.rollouts.steps import StepRollouts
 from bmt_trainer.models import evaluating
 from bmt_trainer.rewards.combined import ROW
 
@@ -33,7 +34,7 @@ class Turns:
     `_tool_call_loop`, which asks `_generate_single_turn` for each turn after the first with
     num_generations=1.
     table: the rows that the trainer's data set numbers, each with `prompt` and `example`;
-    rollouts: the server that generates; None: the model; say: shows the first call that fails.
+    rollouts: the servers that generate; None: the model; say: shows the first call that fails.
     """
 
     attached: Attached
@@ -42,7 +43,7 @@ class Turns:
         self,
         *args: Any,
         table: Sequence[Mapping[str, Any]],
-        rollouts: ServerRollouts | None = None,
+        rollouts: StepRollouts | None = None,
         say: Callable[[str], None] = lambda text: None,
         **kwargs: Any,
     ) -> None:
@@ -93,7 +94,9 @@ class Turns:
         )
 
     def _tool_call_loop(self, *args: Any, **kwargs: Any) -> Any:
-        result = super()._tool_call_loop(*args, **kwargs)  # type: ignore[misc]
+        # A first turn fails in all processes; later ones are of some rollouts, of any process.
+        with failing_together():
+            result = super()._tool_call_loop(*args, **kwargs)  # type: ignore[misc]
         returned = [m for completion in result[1] for m in completion if m["role"] == "tool"]
         failed = [m for m in returned if str(m["content"]).startswith(_FAILED)]
         if failed and not self._said:
