@@ -26,6 +26,7 @@ from tests.support.scenarios.figures import Figures
 from tests.support.scenarios.servers import start
 from tests.support.tiny_model import save_tiny_llama
 from tests.support.training.display import Lines
+from tests.support.training.ranks import RankedRun
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(3600)]
 
@@ -154,6 +155,37 @@ def test_server_rollouts(valkey, admin_key, tmp_path):
         figures.record("masks_left_by_a_kill", len(names()), "masks", "== 0", size=size)
     finally:
         served.stop()
+    figures.end()
+
+
+def test_two_processes_over_two_servers(valkey, admin_key, tmp_path, monkeypatch):
+    """Two servers of one registry, two processes under FSDP2, killed and resumed."""
+    figures = Figures("server_rollouts_several", "two_processes_over_two_servers")
+    model = checkpoint(tmp_path / "base", 0)
+    served = []
+
+    def names() -> list[str]:
+        with BmtClient(served[0].url, admin_key) as client:
+            return [mask.name for mask in client.list()]
+
+    try:
+        for at in range(2):
+            folder = tmp_path / f"server-{at}"
+            served.append(start(model, folder, valkey.url, admin_key, "--max-sparsity", "0.9"))
+        monkeypatch.setenv("BMT_API_KEY", key_of(valkey.url, "infer", "upload"))
+        settings = Runs(model, tmp_path, ",".join(one.url for one in served), "").settings
+        settings["micro_batch"] = 4
+        whole = RankedRun("grpo", settings, tmp_path / "whole").finish()
+        size = f"{STEPS} steps, 2 processes, 2 servers, killed after step 5"
+        killed = RankedRun("grpo", settings, tmp_path / "killed")
+        killed.strike(signal.SIGKILL, 5)
+        figures.record("servers_with_the_mask", len(names()), "servers", "== 2", size=size)
+        same = killed.finish("--resume") == whole
+        figures.record("resumed_to_the_same_mask", same, "runs", "== 1", size=size)
+        figures.record("masks_left", len(names()), "masks", "== 0", size=size)
+    finally:
+        for one in served:
+            one.stop()
     figures.end()
 
 

@@ -38,6 +38,12 @@ def is_launched_alone() -> bool:
     return "ACCELERATE_MIXED_PRECISION" in os.environ and "WORLD_SIZE" not in os.environ
 
 
+def has_lost_another(error: BaseException) -> bool:
+    """True for the error of a collective whose other processes have ended."""
+    named = ("DistError", "DistBackendError", "DistNetworkError", "DistStoreError")
+    return world_size() > 1 and (type(error).__name__ in named or "gloo" in str(error))
+
+
 def leave_launch() -> None:
     """Make this process a single one, also to the libraries that read the launcher's variables."""
     for name in _LAUNCHED:

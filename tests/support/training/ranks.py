@@ -44,7 +44,6 @@ class RankedRun:
     settings: Mapping[str, object]
     folder: Path
     ranks: int = 2
-    environment: Mapping[str, str] | None = None
 
     @property
     def output(self) -> Path:
@@ -65,7 +64,9 @@ class RankedRun:
             common = {}
         processes = []
         for rank in range(self.ranks):
-            one = {**common, **(self.environment or {})}
+            # The fork server has the environment of the first test.
+            kept = {k: v for k, v in os.environ.items() if k.startswith("BMT_")}
+            one = {**common, **kept}
             if self.ranks > 1:
                 one |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             log = str(self.folder / f"rank-{rank}.txt")

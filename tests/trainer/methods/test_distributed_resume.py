@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 import pytest
@@ -49,3 +50,38 @@ def test_a_run_that_is_killed_and_resumed_gives_the_same_mask(settings, tmp_path
     assert "resuming at step" in killed.log
     assert killed.losses() == whole.losses()
     assert len(set(whole.losses())) > 1, "a run that learns nothing would prove nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("among", [[0], [1]])
+def test_a_signal_to_one_process_ends_both_with_a_checkpoint(settings, tmp_path, among):
+    of_run = {**settings("sft"), "steps": 40, "checkpoint_every": 30}
+    whole = RankedRun("sft", of_run, tmp_path / "whole").finish()
+    run = RankedRun("sft", {**of_run, "checkpoint_every": 4}, tmp_path / "run")
+    assert run.strike(signal.SIGTERM, 4, among=among) == [143, 143]
+    [step] = [int(n) for n in re.findall(r"interrupted; a checkpoint of step (\d+)", run.log)]
+    assert run.checkpoints()[-1] == step
+    assert "Traceback" not in run.log
+    assert run.finish("--resume") == whole
+
+
+@pytest.mark.slow
+def test_a_run_resumes_in_as_many_processes_as_it_began(settings, tmp_path):
+    killed = RankedRun("sft", settings("sft"), tmp_path)
+    killed.strike(signal.SIGKILL, 2)
+    for ranks in (1, 3):
+        other = RankedRun("sft", settings("sft"), tmp_path, ranks=ranks)
+        assert set(other.end(other.start("--resume"))) == {1}
+        line = f"was started in 2 processes, not {ranks}"
+        assert [line in one for one in other.log.splitlines() if "bmt-train" in one] == [True]
+    assert killed.finish("--resume")
+
+
+@pytest.mark.slow
+def test_the_process_that_dies_alone_ends_the_other_in_one_line(settings, tmp_path):
+    run = RankedRun("sft", settings("sft"), tmp_path)
+    codes = run.strike(signal.SIGKILL, 2, among=[1])
+    assert codes == [1, -signal.SIGKILL]
+    assert run.log.count("bmt-train: another of 2 processes has ended") == 1
+    assert "Traceback" not in run.log
+    assert run.finish("--resume")

@@ -18,7 +18,13 @@ from bmt_core.optional_packages import fix, leave_out
 from bmt_trainer.cli import compare, data, doctor, evaluate, export, train
 from bmt_trainer.errors import ConfigError, TrainerError
 from bmt_trainer.methods.guards.interruption import Interrupted
-from bmt_trainer.process import is_main_process, leave_launch, rank, world_size
+from bmt_trainer.process import (
+    has_lost_another,
+    is_main_process,
+    leave_launch,
+    rank,
+    world_size,
+)
 
 # Commands that several processes run together; of any other the first process runs it alone.
 _OF_ALL_PROCESSES = ("sft", "grpo", "sdft", "compare")
@@ -74,13 +80,17 @@ def main() -> None:
         _fail(error, 2 if isinstance(error, ConfigError) else 1)
     except OSError as error:  # a full disk, a folder without write permission
         _fail(error, 1)
+    except RuntimeError as error:
+        if not has_lost_another(error):
+            raise
+        _fail(f"another of {world_size()} processes has ended; it says why, or was killed", 1)
     except Interrupted as error:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _fail(error: Exception, code: int) -> NoReturn:
+def _fail(error: Exception | str, code: int) -> NoReturn:
     """Print the error and exit: once, if several processes end with the same.
 
     A launcher ends all processes when one has failed, so another than the first prints only if it

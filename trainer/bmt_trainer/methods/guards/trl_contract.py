@@ -147,7 +147,7 @@ SEAMS = (
             *("distillation_is_clip", "num_loss_tokens_to_skip"),
         ),
     ),
-    Seam(_SDFT, _MIXINS, attributes=("teacher_model", "eos_token_ids", "_tokenizer")),
+    Seam(_SDFT, _MIXINS, attributes=("teacher_model", "eos_token_ids", "_tokenizer", "_metrics")),
     Seam(f"{_SDFT}._generate", _MIXINS, exactly=("self", "prompt_ids")),
     Seam(f"{_SDFT}._setup_teacher_model", _MIXINS, exactly=("self",)),
     Seam(f"{_SDFT}._get_teacher_context_for_self_distillation", _MIXINS, exactly=("self",)),
