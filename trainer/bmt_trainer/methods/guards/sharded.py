@@ -6,6 +6,7 @@ too, and a disk that is full in one process would leave the others waiting.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ from bmt_trainer.distributed import (
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.process import is_main_process, world_size
 
-_GATES, _OPTIMIZER, _SCHEDULER = "model.safetensors", "optimizer.pt", "scheduler.pt"
+_GATES, _OPTIMIZER, _SCHEDULER = "model.safetensors", "optimizer.safetensors", "scheduler.json"
+_GROUPS = "param_groups"  # in the optimizer's metadata
 # TRL's and transformers' name of a process's generators.
 _GENERATORS = "rng_state_{}.pth"
 
@@ -112,8 +114,9 @@ class ShardedCheckpoints:
         if self._snapshot is None:
             super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
             return
-        torch.save(self._snapshot.optimizer, Path(output_dir) / _OPTIMIZER)
-        torch.save(trainer.lr_scheduler.state_dict(), Path(output_dir) / _SCHEDULER)
+        _save_optimizer(self._snapshot.optimizer, Path(output_dir) / _OPTIMIZER)
+        schedule = json.dumps(trainer.lr_scheduler.state_dict())
+        (Path(output_dir) / _SCHEDULER).write_text(schedule)
 
     def _save_rng_state(self, output_dir: str) -> None:
         if self._snapshot is None:
@@ -139,14 +142,14 @@ class ShardedCheckpoints:
             return
         folder, optimizer = Path(checkpoint), dict[str, Any]()
         if is_main_process():
-            optimizer = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
+            optimizer = _load_optimizer(folder / _OPTIMIZER)
         set_optimizer_state_dict(
             trainer.model,
             trainer.optimizer.optimizer,
             optimizer,
             options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True),
         )
-        trainer.lr_scheduler.load_state_dict(torch.load(folder / _SCHEDULER, weights_only=True))
+        trainer.lr_scheduler.load_state_dict(json.loads((folder / _SCHEDULER).read_text()))
 
     def _gates(self) -> Iterator[tuple[str, Tensor]]:
         """Gates and the teacher's, by their names in the model, in one order in all processes."""
@@ -154,6 +157,27 @@ class ShardedCheckpoints:
             yield f"{name}.gate_logits", layer.gate_logits
             if layer.teacher_logits is not None:
                 yield f"{name}.teacher_logits", layer.teacher_logits
+
+
+def _save_optimizer(state: dict[str, Any], path: Path) -> None:
+    """Write the state of each gate, by its name, and the settings of the groups."""
+    tensors = {
+        f"{gate}.{name}": tensor.contiguous()
+        for gate, values in state["state"].items()
+        for name, tensor in values.items()
+    }
+    save_file(tensors, path, {_GROUPS: json.dumps(state[_GROUPS])})
+
+
+def _load_optimizer(path: Path) -> dict[str, Any]:
+    """The state that `_save_optimizer` wrote."""
+    state: dict[str, dict[str, Tensor]] = {}
+    with safe_open(path, "pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118
+            gate, _, name = key.rpartition(".")
+            state.setdefault(gate, {})[name] = tensors.get_tensor(key)
+        groups = json.loads(tensors.metadata()[_GROUPS])
+    return {"state": state, _GROUPS: groups}
 
 
 def _generators() -> dict[str, Any]:
