@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.equations import sharpness
 from bmt_trainer.masking.masked_linear import MaskState, Mode
 from bmt_trainer.methods.guards.training import GuardedTraining
+from bmt_trainer.methods.rollouts import samples
 from bmt_trainer.methods.rollouts.local import sample
 from bmt_trainer.methods.rollouts.shared_prefix import SharedPrompts
 from bmt_trainer.methods.rollouts.steps import StepRollouts
@@ -49,7 +51,12 @@ class MaskedTraining(GuardedTraining):
         # The last entry of a run sums it up, and is of no step.
         if self._figures is not None and "train_runtime" not in logs:
             logs |= {**self._flips(), **self._figures()}
+            samples.report(self, self.sampled_rows())
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def sampled_rows(self) -> samples.Table:
+        """A few completions of the last step, of a method that samples them."""
+        return {}
 
     def _flips(self) -> dict[str, float]:
         """The number of zeros, and of those that came or went since the last call."""
@@ -114,6 +121,7 @@ class HardSampling:
     """
 
     attached: Attached
+    _figures: Callable[[], Mapping[str, float]] | None
 
     def sampled(
         self,
@@ -152,6 +160,18 @@ class HardRollouts(HardSampling):
     `_get_per_token_logps_and_entropies`.
     """
 
+    def sampled_rows(self) -> samples.Table:
+        trainer: Any = self
+        kept = trainer._logs
+        return samples.some(
+            {
+                "prompt": kept["prompt"],
+                "completion": kept["completion"],
+                **kept["rewards"],
+                "advantage": kept["advantages"],
+            }
+        )
+
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
     ) -> tuple[list[list[int]], None]:
@@ -187,9 +207,27 @@ class MaskTeacher(HardSampling):
     student's answers; None: the model.
     """
 
+    _rows: samples.Table = MappingProxyType({})
+
     def __init__(self, *args: Any, rollouts: StepRollouts | None = None, **kwargs: Any) -> None:
         self.rollouts = rollouts
         super().__init__(*args, **kwargs)
+
+    def sampled_rows(self) -> samples.Table:
+        return self._rows
+
+    def sample_rollouts(self, inputs: list[dict[str, Any]]) -> Any:
+        batch = super().sample_rollouts(inputs)  # type: ignore[misc]
+        trainer: Any = self
+        if self._figures is not None:
+            decode, pairs = trainer._tokenizer.decode, ("completion_ids", "completion_mask")
+            texts = [
+                decode(ids[mask.bool()], skip_special_tokens=True)
+                for ids, mask in zip(*(batch[name] for name in pairs), strict=True)
+            ]
+            prompts = [row["prompt"] for row in inputs]
+            self._rows = samples.some({"prompt": prompts, "completion": texts})
+        return batch
 
     def _generate(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
         if self.rollouts is not None:

@@ -76,7 +76,7 @@ SEAMS = (
         "methods/grpo.py",
         attributes=(
             *("temperature", "accelerator", "beta", "ref_model", "eos_token_ids", "_tokenizer"),
-            *("num_generations_eval", "reward_weights", "_metrics", "_log_metric"),
+            *("num_generations_eval", "reward_weights", "_metrics", "_log_metric", "_logs"),
             "_tool_call_loop",
         ),
     ),
@@ -149,6 +149,7 @@ SEAMS = (
     ),
     Seam(_SDFT, _MIXINS, attributes=("teacher_model", "eos_token_ids", "_tokenizer", "_metrics")),
     Seam(f"{_SDFT}._generate", _MIXINS, exactly=("self", "prompt_ids")),
+    Seam(f"{_SDFT}.sample_rollouts", _MIXINS, exactly=("self", "inputs")),
     Seam(f"{_SDFT}._setup_teacher_model", _MIXINS, exactly=("self",)),
     Seam(f"{_SDFT}._get_teacher_context_for_self_distillation", _MIXINS, exactly=("self",)),
     Seam(
