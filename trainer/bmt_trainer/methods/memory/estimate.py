@@ -97,6 +97,9 @@ def estimate(
 ) -> Estimate:
     """The memory of one process of a run.
 
+    Of several processes each loads the whole model, which FSDP2 shards for training alone, so the
+    parts that stay count in full.
+
     longest: tokens of the longest training example, or of its prompt if the run answers it; by
     default `max_length`, the setting's bound. on_gpu: TRL's loss has a kernel of Triton there.
     trained: of a comparison's methods. gates: the number that is trained, of live gates as many as
@@ -188,10 +191,9 @@ class _Work:
 
     def _rollouts(self, config: OnPolicyConfig) -> tuple[int, int]:
         """Sequences that are sampled at once in a process, and tokens of a prompt."""
-        if isinstance(config, GrpoConfig):
-            return config.prompts_per_step * config.completions // self.processes, self.longest
+        each = config.completions if isinstance(config, GrpoConfig) else 1
         # The student's prompt is shorter than the teacher's.
-        return config.prompts_per_step, self.longest
+        return config.prompts_per_step * each // self.processes, self.longest
 
     def _generation(self, rows: int, prompt: int, new: int) -> Part:
         """Keys and values of all tokens, scores of one token, and the hard weights."""
