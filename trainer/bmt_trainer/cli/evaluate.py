@@ -10,6 +10,7 @@ import bmt_core
 import typer
 
 from bmt_trainer.cli.tables import print_table
+from bmt_trainer.errors import ConfigError
 from bmt_trainer.process import keep_freed_memory
 from bmt_trainer.settings import check_object
 
@@ -62,9 +63,30 @@ def _object(text: str | None) -> dict[str, Any] | None:
 
 def evaluate(
     model: Model,
-    dataset: Annotated[str, typer.Option(help="Data set, as in `bmt-train sft`.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="Data set, as in `bmt-train sft`; needed without --like.")
+    ] = None,
     mask: MaskFile = None,
-    heldout: Annotated[int, typer.Option(min=1, help="Held-out examples.")] = 400,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="Repeat the evaluation of this mask's own run, by its metadata: data, split, "
+            "grader, prompts, batch size and engine; other options change it. --mask defaults to "
+            "it.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    heldout: Annotated[
+        int | None, typer.Option(min=1, help="Held-out examples; default: 400.")
+    ] = None,
+    heldout_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.9, help="Instead: this share of a file's examples."),
+    ] = None,
+    heldout_dataset: Annotated[
+        str | None, typer.Option(help="Hold out from this data set instead.")
+    ] = None,
     grader: Annotated[
         str | None,
         typer.Option(
@@ -75,8 +97,12 @@ def evaluate(
     system: Annotated[
         str | None, typer.Option(help="System message of prompts that have none.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 64,
-    batch_size: BatchSize = 64,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an answer; default: 64.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Prompts in a batch; default: 64.")
+    ] = None,
     engine: Engine = "auto",
     server: Server = None,
     base_name: BaseName = None,
@@ -85,33 +111,79 @@ def evaluate(
     chat_template: ChatTemplate = None,
     chat_template_kwargs: TemplateKwargs = None,
     thoughts: ThoughtsOption = None,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of the split; use that of the training run; default: 0."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a base or a mask on the held-out examples."""
+    from bmt_trainer.cli import repeat
     from bmt_trainer.console import Display
     from bmt_trainer.data import sources
     from bmt_trainer.data.encoding import Encoder
     from bmt_trainer.data.examples import with_shots, with_template_kwargs
     from bmt_trainer.evaluation.backends import by_options
     from bmt_trainer.evaluation.score import grade, require_answers
+    from bmt_trainer.methods.guards.contents import digest_of_examples
     from bmt_trainer.models import checkpoint_folder, load_tokenizer, local_folder
-    from bmt_trainer.rewards.find import find_for
+    from bmt_trainer.rewards.find import find, find_for
 
     keep_freed_memory()
-    rewards = find_for(dataset, grader)
-    split = sources.load(dataset, heldout=heldout, train=shots, seed=seed, system=system)
+    display = Display()
+    repeated = repeat.Repeated({}) if like is None else repeat.of_mask(like)
+    given = {
+        **{"dataset": dataset, "heldout": heldout, "heldout_share": heldout_share},
+        **{"heldout_dataset": heldout_dataset, "grader": grader, "system": system, "seed": seed},
+        **{"max_new_tokens": max_new_tokens, "batch_size": batch_size, "thoughts": thoughts},
+        **{"chat_template": chat_template, "chat_template_kwargs": _object(chat_template_kwargs)},
+    }
+    options = {
+        **{"heldout": 400, "max_new_tokens": 64, "batch_size": 64, "seed": 0},
+        **repeated.options,
+        **{name: value for name, value in given.items() if value is not None},
+    }
+    if "dataset" not in options:
+        raise ConfigError("dataset: name one by --dataset, or the run to repeat by --like MASK.bmt")
+    if heldout is not None and heldout_share is None:
+        options.pop("heldout_share", None)
+    if like is not None:
+        if mask is None and server is None:
+            mask = like
+        if engine == "auto" and server is None:
+            engine = "transformers"
+    tokens, kwargs = options["max_new_tokens"], options.get("chat_template_kwargs")
+    template, name = options.get("chat_template"), options["dataset"]
+    text = options.get("grader")
+    overlong = repeated.overlong if grader is None else 0
+    rewards = find(text, overlong=overlong) if text and overlong else find_for(name, text)
+    split = sources.load(
+        options.get("heldout_dataset", name),
+        heldout=options["heldout"],
+        train=shots,
+        seed=options["seed"],
+        system=options.get("system"),
+        share=options.get("heldout_share"),
+    )
     examples = [with_shots(example, split.train) for example in split.heldout]
     if server is None or any(e.reply for e in examples) or local_folder(model) is not None:
         # Answers with calls are compared as the chat template writes them.
-        encoder = Encoder(load_tokenizer(checkpoint_folder(model), chat_template))
-        kwargs = _object(chat_template_kwargs)
+        encoder = Encoder(load_tokenizer(checkpoint_folder(model), template))
         examples = [encoder.checked(e) for e in with_template_kwargs(examples, kwargs)]
+    digest = repeated.evaluation.get("heldout")
+    if digest is not None and digest != digest_of_examples(examples):
+        display.say(
+            f"warning: the held-out examples are not those of {like}: its data has changed, or an "
+            "option chooses others"
+        )
     require_answers(examples, rewards, "score it by a reward of your own (--grader)")
-    if rewards.needs_tokenizer:
-        tokenizer = load_tokenizer(checkpoint_folder(model), chat_template)
-        rewards = rewards.for_model(tokenizer, max_new_tokens)
-    rewards.try_on(examples, Display().say)
+    if rewards.needs_tokenizer or repeated.options:
+        tokenizer = load_tokenizer(checkpoint_folder(model), template)
+        reading: Literal["strict", "lenient"] = (
+            "lenient" if options.get("reading") == "lenient" else "strict"
+        )
+        rewards = rewards.for_model(tokenizer, tokens, reading, options.get("thoughts"))
+    rewards.try_on(examples, display.say)
     models = by_options(
         model,
         mask,
@@ -119,14 +191,20 @@ def evaluate(
         server=server,
         base_name=base_name,
         mask_name=mask_name,
-        batch_size=batch_size,
+        batch_size=options["batch_size"],
         device=device,
-        chat_template=chat_template,
-        template_kwargs=_object(chat_template_kwargs),
-        thoughts=thoughts,
+        chat_template=template,
+        template_kwargs=kwargs,
+        thoughts=options.get("thoughts"),
+        fp32=repeated.precision == "fp32",
     )
     generate = models.get("mask", models["base"])
-    score = grade(generate(examples, max_new_tokens), examples, rewards)
+    score = grade(generate(examples, tokens), examples, rewards)
+    if like is not None and mask == like:
+        used = "server" if server else engine
+        display.say(
+            repeat.compared(repeated, score.exact, score.total, used, options["batch_size"])
+        )
     print(json.dumps(score.to_json()) if as_json else score)
 
 

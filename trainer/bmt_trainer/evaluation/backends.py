@@ -49,13 +49,14 @@ def by_options(
     chat_template: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     thoughts: str | None = None,
+    fp32: bool = False,
 ) -> dict[str, Generate]:
     """The backend that a command's options choose. Raises ConfigError.
 
     engine: auto, vllm or transformers; auto is vLLM if it is installed and `device` is auto.
     server: URL, whose models `base_name` (by default `model`) and `mask_name` are used instead.
     chat_template: as in `models.load_tokenizer`; template_kwargs: its arguments; thoughts: the
-    setting of their delimiters (`Thoughts.of_setting`).
+    setting of their delimiters (`Thoughts.of_setting`); fp32: weights, of transformers.
     """
     Thoughts.of_setting(thoughts)
     if server is not None:
@@ -81,7 +82,7 @@ def by_options(
         if engine == "vllm" or (engine == "auto" and device == "auto" and has_vllm()):
             made = by_vllm(model, mask, **chosen)
         else:
-            made = by_transformers(model, mask, device=device, **chosen)
+            made = by_transformers(model, mask, device=device, fp32=fp32, **chosen)
     if not template_kwargs:
         return made
     if server is None:
@@ -124,6 +125,7 @@ def by_transformers(
     device: str,
     chat_template: str | None = None,
     thoughts: str | None = None,
+    fp32: bool = False,
 ) -> dict[str, Generate]:
     """Base and mask as two transformers models, each loaded at its first prompts.
 
@@ -140,7 +142,7 @@ def by_transformers(
     @cache
     def network(masked: bool) -> PreTrainedModel:
         with hide_library_progress():
-            made = models.load_model(folder, torch_device)
+            made = models.load_model(folder, torch_device, fp32=fp32)
         if (line := stop_at_end_of_turn(made, tokenizer)) is not None:
             display.say(line)
         if masked and loaded is not None:
