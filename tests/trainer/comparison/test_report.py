@@ -230,3 +230,46 @@ def test_runs_of_one_method_have_different_styles():
     assert len(looks) == 5
     assert len({tuple(sorted({**look, "label": ""}.items())) for look in looks.values()}) == 5
     assert len({look["color"] for look in looks.values()}) == 2
+
+
+@pytest.mark.found
+def test_a_narrow_page_shows_each_cell_with_its_column_and_letters_that_can_be_read(
+    folder, tmp_path
+):
+    text = write([folder, folder / "sums.bmt"], tmp_path / "out", "t").read_text()
+    for table in re.findall(r"<table>.*?</table>", text, re.DOTALL):
+        columns = re.findall(r"<th>(.*?)</th>", table)
+        labels = re.findall(r'<td data-label="(.*?)">', table)
+        assert labels == columns * (len(labels) // len(columns))
+        assert labels
+    results = tables.read([folder])
+    rows = tables.rows(results)
+    for _, _, draw in plots.PLOTS:
+        figure = draw(results, rows)
+        # Below one another, and no wider than a narrow page can show.
+        assert figure.get_figwidth() <= plots.WIDTH
+        load_pyplot().close(figure)
+
+
+@pytest.mark.found
+def test_histories_that_lack_numbers_are_drawn_without_them(tmp_path):
+    steps = [{"step": 1, "reward": -5.0, "zeros": 3}, {"step": 2, "zeros": 3}]
+    steps.append({"step": 3, "reward": 40.0, "zeros": 4})
+    looks = [{"step": 1, "total": 0, "exact": 0}, {"step": 3, "total": 4, "exact": 1}]
+    paths = []
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder).mkdir()
+        paths.append(tmp_path / folder / "_x.bmt.history.json")
+        paths[-1].write_text(json.dumps({"steps": steps, "validation": looks}))
+    page = write(paths, tmp_path / "out", "t")
+    assert "Training" in page.read_text()
+    history = {"steps": steps, "validation": looks, "reading": "exact"}
+    figure = plots.training({"_x": history, "b/_x": history, "none": {**history, "steps": []}})
+    low, high = figure.axes[0].get_ylim()
+    assert low <= -5
+    assert high >= 40
+    assert [text.get_text().strip("\u2007") for text in figure.legends[0].get_texts()] == [
+        "_x",
+        "b/_x",
+    ]
+    load_pyplot().close(figure)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bmt_trainer.comparison.tables import Result, named
@@ -87,14 +87,14 @@ def whole_decades(axis: Any, values: Sequence[float], room: float = 1.5) -> None
     axis.xaxis.set_minor_formatter("")
 
 
-def shared_legend(figure: Any, axes: Any) -> None:
-    """Add one legend for all panels, to their right."""
+def shared_legend(figure: Any, axes: Iterable[Any]) -> None:
+    """Add one legend for all panels, below them."""
     handles: dict[str, Any] = {}
-    for axis in axes.flat:
+    for axis in axes:
         lines, labels = axis.get_legend_handles_labels()
         handles.update(zip(labels, lines, strict=True))
     figure.legend(
-        handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=9
+        handles.values(), handles.keys(), loc="outside lower center", frameon=False, fontsize=9
     )
 
 

@@ -20,6 +20,8 @@ from bmt_trainer.comparison.plot_style import (
 from bmt_trainer.comparison.tables import Result, Row, named, short
 from bmt_trainer.evaluation.intervals import wilson
 
+# Inches: a page of 400 pixels shows a figure of this width with letters of 10 pixels.
+WIDTH = 5.0
 _MEASURES = (
     ("effective_rank", "effective rank of ΔW", "directions"),
     ("spectrum_drift", "spectrum drift", "‖Δσ‖ / ‖σ‖"),
@@ -36,7 +38,7 @@ def accuracies(rows: Sequence[Row]) -> Any:
     most = max(sum(row.model == model for row in rows) for model in models)
     color = colors([row.method for row in rows])
     figure, axes = load_pyplot().subplots(
-        len(models), 1, figsize=(7.5, len(models) * (1.3 + 0.34 * most)), layout="constrained"
+        len(models), 1, figsize=(WIDTH, len(models) * (1.3 + 0.34 * most)), layout="constrained"
     )
     for axis, model in zip(panels_of(axes), models, strict=True):
         chosen = [row for row in rows if row.model == model][::-1]
@@ -48,14 +50,18 @@ def accuracies(rows: Sequence[Row]) -> Any:
             error = error_bars([(row.accuracy, (low, high))])
             axis.barh(at, value, color=color[row.method], height=0.62, alpha=0.85)
             axis.errorbar(value, at, xerr=error, color="black", capsize=3, linewidth=1)
+            edge = axis.get_yaxis_transform()
+            axis.text(0.99, at, f"{value:.1f}", ha="right", va="center", fontsize=9, transform=edge)
         axis.set_yticks(range(len(chosen)), [_label(row) for row in chosen])
         axis.set_xlim(
-            0, min(100.0, 1.12 * max(100 * row.interval[1] for row in chosen if row.interval) + 1)
+            # Room for the values.
+            0,
+            1.25 * max(100 * row.interval[1] for row in chosen if row.interval) + 1,
         )
         axis.set_xlabel("accuracy, %, with 95 % interval")
         counts = {(row.datasets, row.total) for row in chosen}
         title = ", ".join(f"{d} data set{'s' * (d > 1)}, n = {n}" for d, n in sorted(counts)[:2])
-        axis.set_title(f"{model}: {title}", fontsize=11)
+        axis.set_title(wrapped(f"{model}: {title}", 48), fontsize=11)
         axis.grid(axis="x", alpha=0.3)
         axis.set_axisbelow(True)
     return figure
@@ -67,7 +73,8 @@ def sizes(rows: Sequence[Row]) -> Any:
     if len(chosen) < 2:
         return None
     color = colors([row.method for row in chosen])
-    figure, axis = load_pyplot().subplots(figsize=(7.5, 4.4), layout="constrained")
+    height = 3.4 + 0.25 * len(chosen)
+    figure, axis = load_pyplot().subplots(figsize=(WIDTH, height), layout="constrained")
     for at, row in enumerate(chosen):
         assert row.accuracy is not None
         assert row.interval is not None
@@ -84,12 +91,12 @@ def sizes(rows: Sequence[Row]) -> Any:
         )
     whole_decades(axis, [row.size for row in chosen])
     axis.set(xlabel="adapter size by appendix B, MiB", ylabel="accuracy, %")
-    axis.set_title(f"{chosen[0].model}: accuracy and size", fontsize=11)
+    axis.set_title(wrapped(f"{chosen[0].model}: accuracy and size", 48), fontsize=11)
     base = [r for r in rows if r.method == "base" and r.model == chosen[0].model and r.accuracy]
     if base and base[0].accuracy is not None:
         axis.axhline(100 * base[0].accuracy, color="#444444", linestyle="--", label="base")
     axis.grid(alpha=0.3, which="both")
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    shared_legend(figure, [axis])
     return figure
 
 
@@ -101,14 +108,15 @@ def forgetting(results: Sequence[Result]) -> Any:
     groups = list(dict.fromkeys((r["trainer"], r["dataset"]) for r in tracked))
     keeps = any("retention" in r["track"][-1] for r in tracked)
     style_of = styles(tracked)
+    rows_of_panels = len(groups) * (1 + keeps)
     figure, axes = load_pyplot().subplots(
-        len(groups),
-        1 + keeps,
-        figsize=(2.0 + 3.8 * (1 + keeps), 3.2 * len(groups)),
+        rows_of_panels,
+        1,
+        figsize=(WIDTH, 2.6 * rows_of_panels + 0.25 * len(style_of)),
         layout="constrained",
         squeeze=False,
     )
-    for panels, group in zip(axes, groups, strict=True):
+    for panels, group in zip(axes.reshape(len(groups), -1), groups, strict=True):
         for result in (r for r in tracked if (r["trainer"], r["dataset"]) == group):
             rows = result["track"]
             style = style_of[named(result)]
@@ -126,7 +134,7 @@ def forgetting(results: Sequence[Result]) -> Any:
         for panel in panels:
             panel.xaxis.get_major_locator().set_params(integer=True)
             panel.grid(alpha=0.3)
-    shared_legend(figure, axes)
+    shared_legend(figure, axes.flat)
     return figure
 
 
@@ -135,7 +143,8 @@ def sparsity(results: Sequence[Result]) -> Any:
     curves = [(r, curve) for r in results if r.get("zeros") and (curve := _zeros(r))]
     if not curves:
         return None
-    figure, axis = load_pyplot().subplots(figsize=(7.5, 3.8), layout="constrained")
+    height = 3.0 + 0.35 * len(curves)
+    figure, axis = load_pyplot().subplots(figsize=(WIDTH, height), layout="constrained")
     colors_left = iter(OTHER_COLORS * (1 + len(curves) // len(OTHER_COLORS)))
     for result, (steps, zeros) in curves:
         share = [100 * z / result["parameters"] for z in zeros]
@@ -146,7 +155,7 @@ def sparsity(results: Sequence[Result]) -> Any:
     axis.set_ylim(0, 1.1 * max(max(zeros) * 100 / r["parameters"] for r, (_, zeros) in curves))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    shared_legend(figure, [axis])
     return figure
 
 
@@ -159,9 +168,8 @@ def geometry(results: Sequence[Result]) -> Any:
     names = [wrapped(named(r) + f", {short(r['dataset'])}" * several, 30) for r in measured]
     color = colors([r["method"] for r in measured])
     figure, axes = load_pyplot().subplots(
-        1, 3, figsize=(9.8, 1.6 + 0.55 * len(measured)), layout="constrained"
+        3, 1, figsize=(WIDTH, 0.6 + 3 * (1.1 + 0.55 * len(measured))), layout="constrained"
     )
-    figure.get_layout_engine().set(w_pad=0.12)  # ticks of neighboring panels must not touch
     for axis, (key, title, unit) in zip(axes, _MEASURES, strict=True):
         for at, result in enumerate(measured[::-1]):
             for offset, part, alpha in ((0.19, "gate", 0.95), (-0.19, "all", 0.45)):
@@ -176,9 +184,7 @@ def geometry(results: Sequence[Result]) -> Any:
                 within = {"ha": "right", "color": "white" if part == "gate" else "black"}
                 style = within if key == "overlap" else {"ha": "left"}
                 axis.text(value, at + offset, f" {value:.3g} ", va="center", fontsize=8, **style)
-        axis.set_yticks(
-            range(len(measured)), names[::-1] if axis is axes[0] else [""] * len(measured)
-        )
+        axis.set_yticks(range(len(measured)), names[::-1])
         axis.set_title(title, fontsize=11)
         axis.set_xlabel(unit)
         values = [r["geometry"][p][key] or 0 for r in measured for p in ("gate", "all")]
@@ -198,23 +204,28 @@ def training(histories: Mapping[str, Result], title: str = "") -> Any:
 
     histories: contents of `.history.json` files by run name.
     """
-    runs = {name: history for name, history in histories.items() if history["steps"]}
+    runs = {name: _whole(history) for name, history in histories.items()}
+    runs = {name: history for name, history in runs.items() if history["steps"]}
     if not runs:
         return None
     logged = [
         (key, label)
-        for key, label in (("reward", "mean reward, 0 to 1"), ("loss", "loss"))
+        for key, label in (("reward", "mean reward"), ("loss", "loss"))
         if any(_logs(history) == key for history in runs.values())
     ]
-    width = 3.3 * (2 + len(logged))
-    figure, axes = load_pyplot().subplots(
-        1, 2 + len(logged), figsize=(width, 3.4), layout="constrained"
-    )
+    count = 2 + len(logged)
+    height = 2.5 * count + 0.25 * len(runs)
+    figure, axes = load_pyplot().subplots(count, 1, figsize=(WIDTH, height), layout="constrained")
     panels = {key: axis for axis, (key, _) in zip(axes, logged, strict=False)}
     for name, history in runs.items():
         steps, validations, reading = history["steps"], history["validation"], history["reading"]
         at, key = [s["step"] for s in steps], _logs(history)
-        panels[key].plot(at, [s[key] for s in steps], label=name)
+        # A name that begins with an underscore is left out of legends.
+        panels[key].plot(
+            at,
+            [s[key] for s in steps],
+            label=name.replace("_", "\u2007_", 1) if name.startswith("_") else name,
+        )
         shares = [v[reading] / v["total"] for v in validations]
         bounds = [wilson(v[reading], v["total"]) for v in validations]
         axes[-2].errorbar(
@@ -228,7 +239,8 @@ def training(histories: Mapping[str, Result], title: str = "") -> Any:
     for key, label in logged:
         panels[key].set(xlabel="step", ylabel=label)
     if "reward" in panels:
-        panels["reward"].set_ylim(0, 1)
+        low, high = panels["reward"].get_ylim()
+        panels["reward"].set_ylim(min(0.0, low), max(1.0, high))  # rewards may be of any size
     axes[-2].set(xlabel="step", ylabel="validation, greedy, hard mask, %", ylim=(0, 100))
     axes[-1].set(xlabel="step", ylabel="deleted gates, thousands")
     for axis in axes:
@@ -239,6 +251,14 @@ def training(histories: Mapping[str, Result], title: str = "") -> Any:
     if len(runs) > 1:
         shared_legend(figure, axes)
     return figure
+
+
+def _whole(history: Result) -> Result:
+    """The history without steps and validations that lack what is drawn of them."""
+    steps = [s for s in history["steps"] if {"step", "zeros"} <= s.keys()]
+    key = "reward" if any("reward" in s for s in steps) else "loss"
+    validation = [v for v in history["validation"] if v.get("total") and history["reading"] in v]
+    return {**history, "steps": [s for s in steps if key in s], "validation": validation}
 
 
 def _logs(history: Result) -> str:

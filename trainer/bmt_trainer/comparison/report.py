@@ -23,6 +23,16 @@ th, td { border-bottom: 1px solid #ddd; padding: 0.3rem 0.7rem; text-align: righ
 td { white-space: nowrap; } th { vertical-align: bottom; }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
 img { max-width: 100%; height: auto; } p.note { color: #555; font-size: 0.92rem; }
+code { overflow-wrap: anywhere; }
+@media (max-width: 48rem) {
+  body { margin: 1rem auto; }
+  table, tbody, tr, td { display: block; } tr:first-child { display: none; }
+  tr { border-top: 2px solid #bbb; padding: 0.4rem 0; }
+  td, td:first-child, td:nth-child(2) { display: flex; justify-content: space-between; gap: 1rem;
+    border: 0; padding: 0.1rem 0; text-align: right; white-space: normal; overflow-wrap: anywhere; }
+  td::before { content: attr(data-label); color: #555; text-align: left; flex: 0 0 auto;
+    max-width: 50%; overflow-wrap: normal; }
+}
 """
 _MEASURES = ("effective_rank", "spectrum_drift", "overlap", "changed")
 
@@ -66,13 +76,18 @@ def _read(
         if path.name.endswith(".history.json"):
             try:
                 value = json.loads(path.read_text())
-                histories[path.name.removesuffix(".bmt.history.json")] = {
-                    "steps": list(value["steps"]),
-                    "validation": list(value["validation"]),
+                history = {
+                    "steps": [dict(step) for step in value["steps"]],
+                    "validation": [dict(look) for look in value["validation"]],
                     "reading": value.get("reading", "exact"),
                 }
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path} is not the history of a run ({error})") from None
+            name = path.name.removesuffix(".bmt.history.json")
+            # Runs in folders of their own may have masks of one name.
+            while name in histories:
+                name = f"{path.absolute().parent.name}/{name}"
+            histories[name] = history
         else:
             rest.append(given)
     return (tables.read(rest, say) if rest else []), histories
@@ -253,7 +268,10 @@ def _settings(results: Sequence[Result]) -> Iterator[str]:
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
     yield "<table>\n<tr>" + "".join(f"<th>{_e(cell)}</th>" for cell in header) + "</tr>"
     for line in lines:
-        yield "<tr>" + "".join(f"<td>{_e(cell)}</td>" for cell in line) + "</tr>"
+        cells = zip(header, line, strict=True)
+        # On a narrow page each row is a list, and each cell says its column.
+        shown = (f'<td data-label="{_e(name)}">{_e(cell)}</td>' for name, cell in cells)
+        yield f"<tr>{''.join(shown)}</tr>"
     yield "</table>"
 
 

@@ -68,9 +68,9 @@ class Row:
             accuracy, interval = f"{100 * self.accuracy:.2f}", _range(self.interval)
         if self.against is not None:
             difference, p = f"{100 * self.against.difference:+.1f}", _p(self.against.p_value)
-        disk = "-" if self.disk is None else f"{self.disk:.3g}"
+        disk = "-" if self.disk is None else _mib(self.disk)
         counts = (str(self.datasets), str(max(1, len(self.by_seed))), str(self.total))
-        size = f"{self.size:.3g}"
+        size = _mib(self.size)
         return (self.model, self.label, accuracy, interval, difference, p, size, disk, *counts)
 
 
@@ -263,6 +263,13 @@ def _mean(runs: Sequence[Result]) -> float:
 
 def _range(interval: tuple[float, float]) -> str:
     return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+
+
+def _mib(size: float) -> str:
+    """Three significant digits, without an exponent."""
+    digits = 2 if size == 0 else max(0, 2 - math.floor(math.log10(size)))
+    text = f"{size:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _p(value: float) -> str:
