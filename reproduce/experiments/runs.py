@@ -12,8 +12,8 @@ from typing import Any
 from bmt_core import Mask
 from bmt_trainer.comparison import plot_style, plots
 from bmt_trainer.methods import grpo, sdft, sft
-from bmt_trainer.methods.config import DpoConfig, GrpoConfig, SdftConfig, SftConfig
-from bmt_trainer.methods.preferences import dpo
+from bmt_trainer.methods.config import DpoConfig, GrpoConfig, KtoConfig, SdftConfig, SftConfig
+from bmt_trainer.methods.preferences import dpo, kto
 from bmt_trainer.settings import build, read_yaml
 
 from benchmarks.harness.environment import ROOT, WORK, demo_model
@@ -57,6 +57,8 @@ def run_recipe(recipe: str, **changes: Any) -> Ran:
         mask = sft.train(build(SftConfig, settings))
     elif recipe.startswith("dpo"):
         mask = dpo.train(build(DpoConfig, settings))
+    elif recipe.startswith("kto"):
+        mask = kto.train(build(KtoConfig, settings))
     elif recipe.startswith("sdft"):
         mask = sdft.train(build(SdftConfig, settings))
         history = json.loads((folder / f"{name}.history.json").read_text())

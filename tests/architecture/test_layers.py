@@ -90,7 +90,16 @@ VLLM_ROOMS = (
 VLLM_FILES = {SERVER / "cli" / "serve.py", SERVER / "offline.py", SERVER / "evaluation_engine.py"}
 # One file for each training method, the mixins that its trainers share, packing, and TRL's
 # preparation. Rows of data sets are read with TRL's data utilities.
-TRL = {"dpo.py", "grpo.py", "packing.py", "sdft.py", "sft.py", "trl_mixins.py", "trl_setup.py"}
+TRL = {
+    "dpo.py",
+    "kto.py",
+    "grpo.py",
+    "packing.py",
+    "sdft.py",
+    "sft.py",
+    "trl_mixins.py",
+    "trl_setup.py",
+}
 # A folder holds at most this many modules, __init__ not counted.
 MODULES_OF_A_FOLDER = 14
 OTHER_FOLDERS = ("tests", "benchmarks", "reproduce", "examples", "tools")

@@ -132,7 +132,7 @@ def test_settings_that_the_job_cannot_keep_are_refused():
     assert "api-key" in message("secrets.generate=false", 'valkey.existingSecret="v"')
     taken = '[{"name": "scratch", "emptyDir": {}}]'
     assert "scratch" in message(f"trainingJob.extraVolumes={taken}")
-    assert "'sft', 'dpo', 'grpo', 'sdft'" in message('trainingJob.method="ppo"')
+    assert "'sft', 'dpo', 'kto', 'grpo', 'sdft'" in message('trainingJob.method="ppo"')
 
 
 @pytest.mark.found

@@ -14,7 +14,7 @@ CHART = Path(__file__).resolve().parents[2] / "deploy" / "chart"
 ENUMS = {
     "accelerator": ["gpu", "cpu"],
     "monitoring.monitor": ["none", "service", "pod"],
-    "trainingJob.method": ["sft", "dpo", "grpo", "sdft"],
+    "trainingJob.method": ["sft", "dpo", "kto", "grpo", "sdft"],
     "logFormat": ["text", "json"],
     "tracing.protocol": ["grpc", "http/protobuf"],
     "image.pullPolicy": ["Always", "IfNotPresent", "Never"],

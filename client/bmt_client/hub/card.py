@@ -38,7 +38,12 @@ _SCORES = {
     "mask": "**this mask**",
 }
 # Means that methods score by besides a share: the key of a score, and its name in the table.
-_MEANS = {"grpo": ("mean", "mean reward"), "dpo": ("margin", "margin in nats")}
+_MEANS = {
+    "grpo": ("mean", "mean reward"),
+    "dpo": ("margin", "margin in nats"),
+    "kto": ("gain", "gain in nats"),
+}
+_SHARES = {"dpo": "chosen answer likelier", "kto": "answers moved as labeled"}
 _FACTS = ("method", "dataset", "train_examples", "steps", "seed", "init_sparsity", "loss")
 
 
@@ -126,7 +131,7 @@ def _scores(metadata: Mapping[str, Any]) -> list[str]:
     if not rows:
         return ["## Scores", "", "The file has no scores.", ""]
     first = (title, "95 % interval") if mean else ()
-    share = "chosen answer likelier" if method == "dpo" else "exact match"
+    share = _SHARES.get(method, "exact match")
     head = ("", *first, share, "95 % interval", "n")
     left_out = len(scores) - len(rows)
     note = [f"Left out: {left_out} of the file's entries, without a share and its interval.", ""]

@@ -123,10 +123,14 @@ def test_rewards_stand_with_their_interval():
     assert "mean reward" in page.text
 
 
-def test_margins_of_pairs_stand_with_their_interval():
-    pair = {**SCORE, "margin": 12.5, "margin_interval95": [11.5, 13.25]}
-    _, page = card(make_mask(0, method="dpo", scores={"mask": pair}))
-    for words in ("margin in nats", "12.5", "11.5 to 13.25", "chosen answer likelier", "91.2%"):
+@pytest.mark.parametrize(
+    ("method", "mean", "share"),
+    [("dpo", "margin", "chosen answer likelier"), ("kto", "gain", "answers moved as labeled")],
+)
+def test_means_of_preferences_stand_with_their_interval(method, mean, share):
+    score = {**SCORE, mean: 12.5, f"{mean}_interval95": [11.5, 13.25]}
+    _, page = card(make_mask(0, method=method, scores={"mask": score}))
+    for words in (f"{mean} in nats", "12.5", "11.5 to 13.25", share, "91.2%"):
         assert words in page.text
     assert "exact match" not in page.text
 

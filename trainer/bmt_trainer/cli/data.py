@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import typer
@@ -22,9 +23,10 @@ def data(
     source: Annotated[str, typer.Argument(help="Data set, as --dataset of a training method.")],
     model: Annotated[str, typer.Option(help="The base: a folder or a model of the Hub.")],
     method: Annotated[
-        Literal["sft", "grpo", "dpo"],
+        Literal["sft", "grpo", "dpo", "kto"],
         typer.Option(
-            help="sft: prompts with their answers; grpo: prompts alone; dpo: chosen and rejected."
+            help="sft: prompts with their answers; grpo: prompts alone; dpo: chosen and rejected; "
+            "kto: answers with a label, or chosen and rejected."
         ),
     ] = "sft",
     rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 3,
@@ -60,6 +62,7 @@ def data(
     from bmt_trainer.data import preview, report, sources
     from bmt_trainer.data.encoding import Encoder, complete_special_tokens, end_of_turn_text
     from bmt_trainer.data.examples import with_template_kwargs
+    from bmt_trainer.data.labeled import LabelEncoder
     from bmt_trainer.data.pairs import PairEncoder
     from bmt_trainer.templates.chat_templates import (
         check_row_kwargs,
@@ -67,8 +70,9 @@ def data(
         template_digest,
     )
 
-    if method == "dpo":
-        _refuse_of_pairs(learn=learn != "all", overlong=overlong != "drop", packing=packing)
+    if method in ("dpo", "kto"):
+        given = {"learn": learn != "all", "overlong": overlong != "drop", "packing": packing}
+        _refuse_of_preferences(method, given)
     kwargs = None
     if chat_template_kwargs is not None:
         kwargs = check_object("chat_template_kwargs", chat_template_kwargs)
@@ -78,15 +82,24 @@ def data(
     complete_special_tokens(tokenizer)
     context = models.context_length(folder)
     most = max_length if context is None else min(max_length, context)
-    most_examples, pairs = examples or _most(source), method == "dpo"
-    split = sources.load(source, heldout=0, train=most_examples, system=system, pairs=pairs)
+    split = sources.load(
+        source,
+        heldout=0,
+        train=examples or _most(source),
+        system=system,
+        pairs=method == "dpo",
+        labels=method == "kto",
+    )
     # In the order of the source; a run shuffles.
     read = sorted(split.train, key=lambda example: _natural(example.location))
     check_row_kwargs(tokenizer, [(e.location, e.template_kwargs) for e in read])
+    encoder: Encoder | PairEncoder | LabelEncoder = Encoder(tokenizer, learn)
+    if method in ("dpo", "kto"):
+        encoder = PairEncoder(tokenizer) if method == "dpo" else LabelEncoder(tokenizer)
     made = report.of_examples(
         with_template_kwargs(read, kwargs),
         split.counts,
-        PairEncoder(tokenizer) if pairs else Encoder(tokenizer, learn),
+        encoder,
         prompts_only=method == "grpo",
         max_length=most,
         overlong=overlong,
@@ -129,11 +142,11 @@ def data(
         raise DataError(f"{source}: no row is left to train on")
 
 
-def _refuse_of_pairs(**given: bool) -> None:
-    """Raise ConfigError for options that `dpo` has not, and that would change nothing."""
+def _refuse_of_preferences(method: str, given: Mapping[str, bool]) -> None:
+    """Raise ConfigError for options that `method` has not, and that would change nothing."""
     for name, is_given in given.items():
         if is_given:
-            raise ConfigError(f"{name}: is for sft; dpo learns both answers of a pair as they are")
+            raise ConfigError(f"{name}: is for sft; {method} learns answers as they are")
 
 
 def _print(
@@ -171,12 +184,9 @@ def _fail_if_refused(refused: Any) -> None:
 
 def _most(source: str) -> int:
     """The number of examples to read: all that a stored data set has."""
-    from bmt_trainer.data.names import split_names
-    from bmt_trainer.data.sources import source_of
+    from bmt_trainer.data.sources import endless
 
-    chosen = [source_of(name) for name in split_names(source)]
-    endless = any((one.generated and one.limit is None) or one.streaming for one in chosen)
-    return _GENERATED if endless else 1 << 30
+    return _GENERATED if endless(source) is not None else 1 << 30
 
 
 def _natural(location: str) -> list[tuple[int, str]]:

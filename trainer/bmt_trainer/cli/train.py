@@ -1,4 +1,4 @@
-"""Commands of `bmt-train` that train a mask: sft, dpo, grpo, sdft."""
+"""Commands of `bmt-train` that train a mask: sft, dpo, kto, grpo, sdft."""
 
 from __future__ import annotations
 
@@ -15,12 +15,22 @@ from bmt_core import Mask
 from rich.console import Console
 
 from bmt_trainer.cli.tables import print_table
-from bmt_trainer.methods.config import DpoConfig, GrpoConfig, SdftConfig, SftConfig, TrainConfig
+from bmt_trainer.methods.config import (
+    DpoConfig,
+    GrpoConfig,
+    KtoConfig,
+    SdftConfig,
+    SftConfig,
+    TrainConfig,
+)
 from bmt_trainer.methods.guards.interruption import Interrupted, Interruption
 from bmt_trainer.process import is_main_process, keep_freed_memory
 from bmt_trainer.settings import build, flag_type, read_yaml
 
 C = TypeVar("C", bound=TrainConfig)
+
+# Of methods that score by preferences: the name of the share, and the mean of a score.
+_BY_PREFERENCES = {"dpo": ("chosen preferred", "margin"), "kto": ("moved as labeled", "gain")}
 
 
 def sft(config: SftConfig) -> None:
@@ -35,6 +45,14 @@ def dpo(config: DpoConfig) -> None:
     """Train a mask by preferences: chosen and rejected answers."""
     _check_libraries()
     from bmt_trainer.methods.preferences.dpo import train
+
+    run(train, config)
+
+
+def kto(config: KtoConfig) -> None:
+    """Train a mask by answers with a label: wanted or not."""
+    _check_libraries()
+    from bmt_trainer.methods.preferences.kto import train
 
     run(train, config)
 
@@ -92,8 +110,8 @@ def run(train: Callable[[C], Mask], config: C) -> None:
 def _print_scores(method: str, scores: Mapping[str, Any]) -> None:
     if not scores:
         return
-    if method == "dpo":
-        _print_preferences(scores)
+    if method in _BY_PREFERENCES:
+        _print_preferences(scores, *_BY_PREFERENCES[method])
         return
     rewarded = method == "grpo"
     rows = []
@@ -114,14 +132,14 @@ def _print_scores(method: str, scores: Mapping[str, Any]) -> None:
     print_table(("", *header, "lenient", "n", "cut", "unfinished"), rows)
 
 
-def _print_preferences(scores: Mapping[str, Any]) -> None:
+def _print_preferences(scores: Mapping[str, Any], right: str, mean: str) -> None:
     rows = []
     for name, score in scores.items():
-        (low, high), (least, most) = score["interval95"], score["margin_interval95"]
-        share, margin = f"{score['accuracy']:.1%}", f"{score['margin']:.4g}"
+        (low, high), (least, most) = score["interval95"], score[f"{mean}_interval95"]
+        share, margin = f"{score['accuracy']:.1%}", f"{score[mean]:.4g}"
         cells = (share, f"{low:.1%} to {high:.1%}", margin, f"{least:.4g} to {most:.4g}")
         rows.append((name, *cells, str(score["total"])))
-    shown = ("chosen preferred", "95 % interval", "margin, nats", "95 % interval", "n")
+    shown = (right, "95 % interval", f"{mean}, nats", "95 % interval", "n")
     print_table(("", *shown), rows)
 
 
@@ -146,8 +164,11 @@ def settings_command(kind: type[Any], run: Callable[[Any], None]) -> Callable[..
 
     def command(config: Path | None, **flags: Any) -> None:
         values = read_yaml(config) if config else {}
-        values |= {name: value for name, value in flags.items() if value is not None}
-        run(build(kind, values))
+        given = {name: value for name, value in flags.items() if value is not None}
+        for name, other in (("steps", "epochs"), ("epochs", "steps")):
+            if name in given and other not in given:
+                values.pop(other, None)  # one of the two counts, and flags override the file
+        run(build(kind, values | given))
 
     path = Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.")]
     only = inspect.Parameter.KEYWORD_ONLY
@@ -171,5 +192,6 @@ def add(app: typer.Typer) -> None:
     """Add the commands to `bmt-train`."""
     app.command("sft")(settings_command(SftConfig, sft))
     app.command("dpo")(settings_command(DpoConfig, dpo))
+    app.command("kto")(settings_command(KtoConfig, kto))
     app.command("grpo")(settings_command(GrpoConfig, grpo))
     app.command("sdft")(settings_command(SdftConfig, sdft))

@@ -44,7 +44,7 @@ class Example:
     plain: how a model without a chat template reads messages: as lines; as one text, exactly as the
     row gave it; or not at all. tokens: the row instead of prompt and answer. A row of text alone
     has the prompt "" as text, and the text as its answer. rejected: of a preference pair, the other
-    answer to the same prompt.
+    answer to the same prompt. wanted: the label of an answer that has one (KTO): if it is wanted.
     """
 
     prompt: tuple[Message, ...] | str
@@ -59,6 +59,7 @@ class Example:
     plain: Literal["lines", "exact", "no"] = "lines"
     tokens: Tokens | None = None
     rejected: Answer | None = None
+    wanted: bool | None = None
 
     @property
     def key(self) -> str:
@@ -130,8 +131,8 @@ class Counts:
 class Split:
     """Training and held-out examples.
 
-    No prompt is in both parts or twice among the held-out ones. A prompt with several rows is
-    several times in training.
+    No prompt is in both parts or twice among the held-out ones, but with another label. A prompt
+    with several rows is several times in training.
     """
 
     train: list[Example]

@@ -21,7 +21,7 @@ class EncodedPair:
     @property
     def columns(self) -> dict[str, list[int]]:
         """The columns of TRL's trainer: token ids of the prompt and of both answers, each [S]."""
-        prompt = _context(self.chosen)
+        prompt = context_of(self.chosen)
         return {
             "prompt_ids": self.chosen.input_ids[:prompt],
             "chosen_ids": self.chosen.input_ids[prompt:],
@@ -62,8 +62,8 @@ class PairEncoder:
             rejected = self._encoder.encode(other)[0]
         except DataError as error:
             raise DataError(f"{error} (the rejected answer)") from None
-        prompt = _context(chosen)
-        if chosen.input_ids[:prompt] != rejected.input_ids[: _context(rejected)]:
+        prompt = context_of(chosen)
+        if chosen.input_ids[:prompt] != rejected.input_ids[: context_of(rejected)]:
             raise DataError(
                 f"{example.where}rejected: the chat template writes its prompt in another way than "
                 "that of chosen, so they are no answers to one prompt"
@@ -76,6 +76,6 @@ class PairEncoder:
         return EncodedPair(chosen, rejected)
 
 
-def _context(row: Encoded) -> int:
-    """The number of tokens before the answer, which is the rest of the row."""
+def context_of(row: Encoded) -> int:
+    """The number of tokens before the answer, which is the rest of a row."""
     return row.completion_mask.index(1)

@@ -11,6 +11,7 @@ from typing import Any
 from bmt_trainer.data.encoding import Encoder
 from bmt_trainer.data.examples import Counts, Example
 from bmt_trainer.data.fitting import Fitted, Overlong, fit
+from bmt_trainer.data.labeled import LabelEncoder
 from bmt_trainer.data.pairs import PairEncoder
 from bmt_trainer.errors import DataError
 
@@ -106,7 +107,7 @@ def _numbers(spread: Spread) -> str:
 def of_examples(
     examples: Sequence[Example],
     counts: Counts,
-    encoder: Encoder | PairEncoder,
+    encoder: Encoder | PairEncoder | LabelEncoder,
     *,
     max_length: int,
     overlong: Overlong,
@@ -114,14 +115,15 @@ def of_examples(
 ) -> Report:
     """Encode and fit all examples, as a run does.
 
-    encoder: of pairs for a method that learns from these; a pair is two rows, which are kept or
-    left out together. prompts_only: the examples' prompts alone, of which nothing is learnt, as the
-    methods read them that train on the model's own answers. Raises DataError for
+    encoder: of pairs or of labeled answers for a method that learns from these; a pair is two rows,
+    which are kept or left out together. prompts_only: the examples' prompts alone, of which nothing
+    is learnt, as the methods read them that train on the model's own answers. Raises DataError for
     `overlong: error`; other rows that cannot be kept are in the report.
     """
     rows: list[Mapping[str, list[int]]] = []
     locations: list[str] = []
     refused: list[str] = []
+    together: list[int] = []
     for example in examples:
         try:
             made = _rows(example, encoder, prompts_only)
@@ -130,10 +132,9 @@ def of_examples(
             continue
         rows += [row for _, row in made]
         locations += [where for where, _ in made]
-    if prompts_only:
-        fitted = _whole(rows, max_length)
-    elif isinstance(encoder, PairEncoder):
-        fitted = _whole(rows, max_length, together=2)
+        together.append(len(made))
+    if prompts_only or not isinstance(encoder, Encoder):
+        fitted = _whole(rows, max_length, together)
     else:
         fitted = fit(rows, max_length, overlong, locations)
     learnt = [sum(row["completion_mask"]) for row in fitted.rows]
@@ -151,7 +152,7 @@ def of_examples(
 
 
 def _rows(
-    example: Example, encoder: Encoder | PairEncoder, prompts_only: bool
+    example: Example, encoder: Encoder | PairEncoder | LabelEncoder, prompts_only: bool
 ) -> list[tuple[str, Mapping[str, list[int]]]]:
     """The rows of an example, each with its location."""
     where, checked = example.location, encoder.checked(example)
@@ -159,20 +160,31 @@ def _rows(
         pair = encoder.encode(checked)
         both = (("chosen", pair.chosen), ("rejected", pair.rejected))
         return [(f"{where}, {name}" if where else name, row.columns) for name, row in both]
+    if isinstance(encoder, LabelEncoder):
+        answers = [("wanted" if a.wanted else "unwanted", a.row) for a in encoder.encode(checked)]
+        return [(f"{where}, {name}" if where else name, row.columns) for name, row in answers]
     if prompts_only:
         ids = encoder.prompt(checked)
         return [(where, {"input_ids": ids, "completion_mask": [0] * len(ids)})]
     return [(where, row.columns) for row in encoder.encode(checked)]
 
 
-def _whole(rows: Sequence[Mapping[str, list[int]]], max_length: int, together: int = 1) -> Fitted:
-    """Rows of at most `max_length` tokens; none is cut. together: rows that share their fate."""
+def _whole(
+    rows: Sequence[Mapping[str, list[int]]], max_length: int, together: Sequence[int]
+) -> Fitted:
+    """Rows of at most `max_length` tokens; none is cut.
+
+    together: numbers of consecutive rows that share their fate.
+    """
     kept: list[int] = []
-    for at in range(0, len(rows), together):
-        group = range(at, at + together)
+    first = longer = 0
+    for size in together:
+        group = range(first, first + size)
+        first += size
         if all(len(rows[i]["input_ids"]) <= max_length for i in group):
             kept += group
-    longer = (len(rows) - len(kept)) // together
+        else:
+            longer += 1
     reason = f"longer than max_length, {max_length:,} tokens"
     return Fitted([dict(rows[at]) for at in kept], kept, longer, 0, {reason: longer})
 

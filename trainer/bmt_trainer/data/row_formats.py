@@ -5,7 +5,7 @@ The first form whose columns a row has is taken; a column that is null counts as
     input_ids [labels | completion_mask | assistant_masks]     tokens
     messages | conversations [tools] [system]                  a chat
     chosen, rejected [prompt]                                  a preference pair: chosen is learnt
-    prompt, completion [demonstration]                         texts, or chats of several turns
+    prompt, completion [demonstration] [label]                 texts, or chats of several turns
     instruction, output [input] [system] [history]             Alpaca
     text                                                       text
     prompt [answer | solution | ground_truth]                  a prompt without a completion
@@ -22,12 +22,12 @@ from trl.data_utils import maybe_convert_to_chatml, maybe_extract_prompt
 
 from bmt_trainer.data.chats import messages
 from bmt_trainer.data.chats.messages import Chat, text
-from bmt_trainer.data.examples import Answer, Example, Message, Tokens, chat, with_system
+from bmt_trainer.data.examples import Answer, Example, Message, chat, with_system
+from bmt_trainer.data.rows import tokens
 from bmt_trainer.data.rows.text_formats import parse_json
 from bmt_trainer.errors import DataError
 
 _CHATS = ("messages", "conversations")
-_MASKS = ("labels", "completion_mask", "assistant_masks")
 # Columns of a row without a completion that a grader may compare with.
 _ANSWERS = ("answer", "solution", "ground_truth")
 # Not text: such a row is about more than its messages.
@@ -40,12 +40,17 @@ _FORMS = (
 )
 
 
-def example_of(row: Any, location: str, form: Literal["auto", "text", "pair"] = "auto") -> Example:
+#: The columns that are read of a row.
+Form = Literal["auto", "text", "pair", "label"]
+
+
+def example_of(row: Any, location: str, form: Form = "auto") -> Example:
     """The example of one row.
 
     location: of the row, for error messages; form: text takes `prompt` and `completion` as raw
     text, whatever the model's chat template; pair takes `chosen` and `rejected`, whatever other
-    columns there are, as an answer and a rejected one. Raises DataError.
+    columns there are, as an answer and a rejected one; label takes those too, or `prompt`,
+    `completion` and `label`. Raises DataError.
     """
     if not isinstance(row, Mapping):
         raise DataError(f"{location}: expected an object with columns, not {type(row).__name__}")
@@ -63,18 +68,20 @@ def _read(row: Mapping[str, Any], location: str, form: str) -> Example:
         return _raw(row, location)
     if form == "pair":
         return _pair(row, location)
+    if form == "label":
+        return _labeled(row, location)
     if "input_ids" in row:
-        return _tokens(row, location)
+        return tokens.example_of(row, location)
     if any(key in row for key in _CHATS):
         return _chat(row, location)
     if "chosen" in row and "rejected" in row:
         return _preference(row, location)
     if "prompt" in row and "completion" in row:
-        # TRL's form for KTO, whose answers are wanted or not.
-        if row.get("label") is False:
+        # TRL's form for KTO, whose answers are wanted or not. 0 may be a class of other data.
+        if row.get("label") is False or str(row.get("label")).lower() == "false":
             raise DataError(
                 f"{location}: label: false, so the completion is an answer that is not wanted, and "
-                "would be learnt; remove such rows"
+                "would be learnt; remove such rows, or train by kto"
             )
         return _completion(row, location)
     if "instruction" in row and "output" in row:
@@ -109,48 +116,6 @@ def _text(row: Mapping[str, Any], location: str) -> Example:
     return Example("", _answer(row["text"], f"{location}: text"))
 
 
-def _tokens(row: Mapping[str, Any], location: str) -> Example:
-    """TRL's tokenized rows. Ids are compared with the vocabulary when they are encoded."""
-    ids = _integers(row["input_ids"], f"{location}: input_ids")
-    if not ids:
-        raise DataError(f"{location}: input_ids: no tokens")
-    learnt = [True] * len(ids)
-    for key in (key for key in (*_MASKS, "attention_mask") if key in row):
-        values = _integers(row[key], f"{location}: {key}")
-        if len(values) != len(ids):
-            raise DataError(
-                f"{location}: {key}: {len(values)} values for {len(ids)} tokens of input_ids"
-            )
-        for at, (token, value) in enumerate(zip(ids, values, strict=True)):
-            if key != "labels" and value not in (0, 1):
-                raise DataError(f"{location}: {key}[{at}]: {value} is neither 0 nor 1")
-            if key == "labels" and value not in (-100, token):
-                raise DataError(
-                    f"{location}: labels[{at}]: {value} is neither -100 nor input_ids[{at}], "
-                    f"{token}; labels are not shifted"
-                )
-            if key == "attention_mask" and not value:
-                raise DataError(
-                    f"{location}: attention_mask[{at}]: 0; leave padding out of input_ids"
-                )
-            learnt[at] &= value != -100 if key == "labels" else bool(value)
-    # The first token is predicted by nothing.
-    if not any(learnt[1:]):
-        raise DataError(f"{location}: {_masks(row)}: no token is learnt")
-    return Example("", "", tokens=Tokens(tuple(ids), tuple(learnt)))
-
-
-def _masks(row: Mapping[str, Any]) -> str:
-    return ", ".join(key for key in _MASKS if key in row) or "input_ids"
-
-
-def _integers(value: Any, where: str) -> list[int]:
-    ok = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    if not ok or any(isinstance(v, bool) or not isinstance(v, int) for v in value):
-        raise DataError(f"{where}: expected a list of integers")
-    return list(value)
-
-
 def _chat(row: Mapping[str, Any], location: str) -> Example:
     key = next(key for key in _CHATS if key in row)
     parsed = _parse(row, key, location)
@@ -178,17 +143,40 @@ def _pair(row: Mapping[str, Any], location: str) -> Example:
             f"{location}: rejected: answers other turns than chosen; a pair is two answers to one "
             "prompt, each of one turn"
         )
-    asked = row.get("prompt")
-    if isinstance(asked, str) and isinstance(row["chosen"], list):
-        turns = [str(m["content"]).strip() for m in chosen.messages if m["role"] == "user"]
-        if asked.strip() not in turns:
-            raise DataError(
-                f"{location}: prompt: is no turn of the user in chosen and rejected, which hold "
-                "another prompt; keep one"
-            )
     if (chosen.answer, chosen.reply) == (other.answer, other.reply):
         raise DataError(f"{location}: chosen: equal to rejected, so neither is preferred")
     return replace(chosen, learnt=(), rejected=Answer(other.answer, other.reply))
+
+
+def _labeled(row: Mapping[str, Any], location: str) -> Example:
+    """An answer with a label, or a preference pair, which is two of them."""
+    paired = [key for key in ("chosen", "rejected") if key in row]
+    if paired and ("label" in row or "completion" in row):
+        raise DataError(
+            f"{location}: {paired[0]}: the row is an answer with a label and a preference pair; "
+            "keep the columns of one"
+        )
+    if paired:
+        return _pair(row, location)
+    for key in ("prompt", "completion", "label"):
+        if key not in row:
+            raise DataError(
+                f"{location}: {key}: missing; kto learns from prompt, completion and label, or "
+                "from chosen and rejected"
+            )
+    example = _completion(row, location)
+    return replace(example, learnt=(), wanted=_label(row["label"], location))
+
+
+def _label(value: Any, location: str) -> bool:
+    """A label as JSON, tables of numbers and CSV write it."""
+    known = {"true": True, "false": False, "1": True, "0": False}
+    if isinstance(value, bool | int | str) and str(value).strip().lower() in known:
+        return known[str(value).strip().lower()]
+    raise DataError(
+        f"{location}: label: {messages.shown(value)} is neither true nor false; true is an answer "
+        "that is wanted"
+    )
 
 
 def _preference(row: Mapping[str, Any], location: str, field: str = "chosen") -> Example:
@@ -215,7 +203,16 @@ def _preference(row: Mapping[str, Any], location: str, field: str = "chosen") ->
         raise DataError(f"{location}: {field}: ends with the prompt, without an answer")
     columns = {key: value for key, value in row.items() if key not in pair}
     columns |= {"prompt": pair["prompt"], "completion": pair["chosen"]}
-    return _completion(columns, location, field)
+    example = _completion(columns, location, field)
+    asked = row.get("prompt")
+    if isinstance(asked, str) and isinstance(row["chosen"], list):
+        turns = [str(m["content"]).strip() for m in example.messages if m["role"] == "user"]
+        if asked.strip() not in turns:
+            raise DataError(
+                f"{location}: prompt: is no turn of the user in chosen and rejected, which hold "
+                "another prompt; keep one"
+            )
+    return example
 
 
 def _without_prompt(pair: dict[str, Any]) -> dict[str, Any]:

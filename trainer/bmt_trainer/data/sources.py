@@ -46,14 +46,16 @@ COLUMNS = (
     *("messages", "conversations", "prompt", "completion", "chosen", "rejected"),
     *("instruction", "input", "output", "history", "text", "input_ids", "labels"),
     *("completion_mask", "assistant_masks", "answer", "solution", "ground_truth"),
-    *("demonstration", "tools", "system", "chat_template_kwargs"),
+    *("label", "demonstration", "tools", "system", "chat_template_kwargs"),
 )
 # Columns that a row may lack.
 _OPTIONAL = ("input", "history", "demonstration", "tools", "system", "chat_template_kwargs")
 # Least and largest values of options.
 _BOUNDS = (("weight", 0, 1e9), ("limit", 1, sys.maxsize), ("buffer", 0, sys.maxsize))
 Form = Literal["auto", "text"]
+_Preferences = Literal["pair", "label"] | None
 _PAIRS = "dpo learns from preference pairs: prompt, chosen and rejected"
+_LABELS = "kto learns from labeled answers: prompt, completion and label, or chosen and rejected"
 _GENERATED = ("task", "reasoning-gym")
 
 
@@ -92,6 +94,7 @@ def load(
     share: float | None = None,
     bound: LengthBound | None = None,
     pairs: bool = False,
+    labels: bool = False,
 ) -> Split:
     """Load the examples of `dataset`, split the same way for the same seed.
 
@@ -103,10 +106,11 @@ def load(
     share: fraction of a file's prompts to hold out instead of `heldout`.
     bound: of training examples; what it leaves out is replaced by others, and held-out examples
     stay the same.
-    pairs: read rows as preference pairs, and nothing else.
+    pairs: read rows as preference pairs, and nothing else; labels: as labeled answers or pairs.
     Raises DataError.
     """
-    wanted = _Wanted(heldout, train, seed, system, share, bound, pairs)
+    form: _Preferences = "pair" if pairs else "label" if labels else None
+    wanted = _Wanted(heldout, train, seed, system, share, bound, form)
     found = _split([source_of(name) for name in split_names(dataset)], dataset, wanted)
     lines = bound.lines() if bound else []
     return replace(found, counts=replace(found.counts, notes=(*found.counts.notes, *lines)))
@@ -122,7 +126,7 @@ class _Wanted:
     system: str | None
     share: float | None
     bound: LengthBound | None
-    pairs: bool
+    preferences: _Preferences
 
 
 def _split(sources: list[Source], dataset: str, wanted: _Wanted) -> Split:
@@ -190,6 +194,12 @@ def source_of(dataset: str) -> Source:
     return made
 
 
+def endless(dataset: str) -> str | None:
+    """The first source of a data set that has no end that is known; None if each has one."""
+    chosen = (source_of(name) for name in split_names(dataset))
+    return next((source.dataset for source in chosen if _reads_ahead(source)), None)
+
+
 def _reads_ahead(source: Source) -> bool:
     """True if a source gives as many rows as it is asked for."""
     return source.streaming or (source.generated and source.limit is None)
@@ -245,16 +255,20 @@ def _examples(source: Source, wanted: _Wanted) -> Iterator[Example]:
     elif kind in benchmark_formats.FORMS and rest:
         examples = benchmark_formats.examples(kind, rest, options)
     else:
-        examples = _stored(source, wanted.pairs)
-    if wanted.pairs:
-        examples = _only_pairs(source, examples)
+        examples = _stored(source, wanted.preferences)
+    if wanted.preferences:
+        examples = _with_preferences(source, examples, wanted.preferences)
     return examples if source.limit is None else islice(examples, source.limit)
 
 
-def _only_pairs(source: Source, examples: Iterable[Example]) -> Iterator[Example]:
+def _with_preferences(
+    source: Source, examples: Iterable[Example], form: _Preferences
+) -> Iterator[Example]:
     for example in examples:
-        if example.rejected is None:
+        if example.rejected is None and form == "pair":
             raise DataError(f"{source.dataset} has no rejected answers; {_PAIRS}")
+        if example.rejected is None and example.wanted is None:
+            raise DataError(f"{source.dataset} has neither labels nor rejected answers; {_LABELS}")
         yield example
 
 
@@ -286,19 +300,20 @@ def _reasoning_gym(name: str, options: Mapping[str, str], seed: int) -> Iterator
         ) from None
 
 
-def _stored(source: Source, pairs: bool) -> Iterator[Example]:
+def _stored(source: Source, preferences: _Preferences) -> Iterator[Example]:
     """Examples of files, of a folder or of a Hub data set."""
     mapped = {key: value for key, value in source.options.items() if key in COLUMNS}
     options = {key: value for key, value in source.options.items() if key not in COLUMNS}
     form: Form = convert(f"{source.name}: format", options.pop("format", "auto"), Form)
-    if pairs and form == "text":
-        raise DataError(f"{source.name}: format=text takes prompt and completion; {_PAIRS}")
+    if preferences and form == "text":
+        need = _PAIRS if preferences == "pair" else _LABELS
+        raise DataError(f"{source.name}: format=text takes prompt and completion; {need}")
     absent = {target: column for target, column in mapped.items() if target in _OPTIONAL}
     for location, row in _rows(source, options):
         if absent and isinstance(row, Mapping):
             absent = {target: c for target, c in absent.items() if c not in row}
         renamed = _renamed(row, mapped, location) if mapped else row
-        yield row_formats.example_of(renamed, location, "pair" if pairs else form)
+        yield row_formats.example_of(renamed, location, preferences or form)
     if absent:
         target, column = next(iter(absent.items()))
         raise DataError(f"{source.dataset}: no row has a column {column!r} (for {target})")

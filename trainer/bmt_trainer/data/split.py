@@ -32,8 +32,9 @@ def of_list(
 ) -> Split:
     """Shuffle the prompts, hold out `heldout` of them, and take at most `train` rows of the others.
 
-    Of a held-out prompt with several rows the last one counts. share: fraction of the prompts to
-    hold out instead; bound: of training rows. Raises DataError.
+    Of a held-out prompt with several rows the last one counts, of labeled answers the last of each
+    label. share: fraction of the prompts to hold out instead; bound: of training rows. Raises
+    DataError.
     """
     # Departure: different prompts are split, so sets that repeat some are smaller than table 9's.
     by_prompt: dict[str, list[Example]] = {}
@@ -50,16 +51,21 @@ def of_list(
             "hold out fewer: set heldout (0: none), or heldout_share (the paper: 0.25)"
         )
     Random(seed).shuffle(groups)
-    held = [group[-1] for group in groups[:heldout]]
+    held = [example for group in groups[:heldout] for example in _last(group)]
     others = sum(map(len, groups[heldout:]))
     kept, long = _taken(_in_turn(groups[heldout:]), train, bound)
     dropped = {
-        ANOTHER_ANSWER: sum(len(group) - 1 for group in groups[:heldout]),
+        ANOTHER_ANSWER: sum(map(len, groups[:heldout])) - len(held),
         TOO_LONG: long,
         NOT_NEEDED: others - len(kept) - long,
     }
     repeated = sum(len(group) - len({_value(e) for e in group}) for group in groups)
     return Split(kept, held, Counts(rows, len(groups), repeated, dropped))
+
+
+def _last(group: Iterable[Example]) -> list[Example]:
+    """The last row of a prompt, or of each label."""
+    return list({example.wanted: example for example in group}.values())
 
 
 def _taken(
@@ -81,7 +87,7 @@ def _taken(
 def _value(example: Example) -> str:
     """The answer as text, equal for equal answers."""
     parts = (example.answer, example.reply, example.demonstration, example.learnt)
-    return repr(parts if example.rejected is None else (*parts, example.rejected))
+    return repr((*parts, example.rejected, example.wanted))
 
 
 def _in_turn(groups: Sequence[Sequence[Example]]) -> Iterator[Example]:
@@ -109,7 +115,7 @@ def of_stream(
     row is drawn, and as many more as the bound leaves out. Raises DataError.
     """
     count = _Counted(examples)
-    held: dict[str, Example] = {}
+    held: dict[str, dict[bool | None, Example]] = {}
     kept: list[Example] = []
     prompts: set[str] = set()
     others = long = 0
@@ -119,9 +125,10 @@ def of_stream(
         key = example.key
         prompts.add(key)
         if key in held:
-            others += 1
+            others += example.wanted in held[key]
+            held[key].setdefault(example.wanted, example)
         elif len(held) < heldout:
-            held[key] = example
+            held[key] = {example.wanted: example}
         elif bound is None or bound.fits(example):
             kept.append(example)
         else:
@@ -133,14 +140,15 @@ def of_stream(
             f"{name} has {len(prompts)} different prompts, and {heldout} are to be held out; "
             "hold out fewer: set heldout (0: none)"
         )
-    taken = len(held) + len(kept) + others + long
+    set_aside = [example for labels in held.values() for example in labels.values()]
+    taken = len(set_aside) + len(kept) + others + long
     note = f"data: streamed {name}, {count.rows:,} rows read, drawn from {buffer:,} rows at a time"
     dropped = {
         ANOTHER_ANSWER: others,
         TOO_LONG: long,
         "read ahead for the shuffle": count.rows - taken,
     }
-    return Split(kept, list(held.values()), Counts(count.rows, len(prompts), 0, dropped, (note,)))
+    return Split(kept, set_aside, Counts(count.rows, len(prompts), 0, dropped, (note,)))
 
 
 def of_generator(
@@ -240,8 +248,9 @@ def mixed(
     as many as the sources have together. A source with too few rows gives them several times. A row
     whose prompt another source holds out is left out. Raises DataError.
     """
-    heldout = {e.key: e for split in splits for e in split.heldout}
-    sources = [[e for e in split.train if e.key not in heldout] for split in splits]
+    heldout = {(e.key, e.wanted): e for split in splits for e in split.heldout}
+    held = {key for key, _ in heldout}
+    sources = [[e for e in split.train if e.key not in held] for split in splits]
     both = sum(len(s.train) for s in splits) - sum(map(len, sources))
     total = train if endless else min(train, sum(map(len, sources)))
     counts = apportion(total, weights)
@@ -265,7 +274,7 @@ def mixed(
         for why, n in split.counts.dropped.items():
             dropped[why] = dropped.get(why, 0) + n
     dropped[SHARES] = unused
-    prompts = len({e.key for s in splits for e in s.train} | heldout.keys())
+    prompts = len({e.key for s in splits for e in s.train} | held)
     rows_read = sum(split.counts.rows for split in splits)
     repeated = sum(split.counts.repeated for split in splits)
     return Split(

@@ -1,4 +1,4 @@
-"""Training methods: SFT, DPO, GRPO and SDFT of a mask, on TRL's trainers.
+"""Training methods: SFT, DPO, KTO, GRPO and SDFT of a mask, on TRL's trainers.
 
 TRL reads both settings below when it is imported, so they are made here, before any module of
 this package imports it.

@@ -162,6 +162,9 @@ def _metadata(loaded: Loaded, metadata: Mapping[str, Any]) -> dict[str, Any]:
     if config.dataset.startswith("reasoning-gym:"):
         libraries.append("reasoning-gym")
     settings = settings_of(config)
+    if "epochs" in loaded.settings:
+        settings.pop("steps")
+        settings["epochs"] = loaded.settings["epochs"]
     return {
         "dataset": config.dataset,
         "seed": config.seed,

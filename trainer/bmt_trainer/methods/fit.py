@@ -15,13 +15,14 @@ from bmt_trainer.console import StepProgress
 from bmt_trainer.distributed import keep_gates_fp32
 from bmt_trainer.errors import RolloutError
 from bmt_trainer.masking.attach import Attached
-from bmt_trainer.methods import trackers
+from bmt_trainer.methods import schedules, trackers
 from bmt_trainer.methods.config import TrainConfig
 from bmt_trainer.methods.guards.interruption import Interrupted
 from bmt_trainer.methods.guards.training import Guard
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows, write_history
 from bmt_trainer.methods.trl_mixins import SharpenMask, save_gates_only
 from bmt_trainer.methods.trl_setup import prepare_trl
+from bmt_trainer.methods.validation.callback import StoppedEarly
 from bmt_trainer.models import slow_in_16_bits
 from bmt_trainer.process import rank
 
@@ -33,9 +34,7 @@ def trl_arguments(config: TrainConfig, folder: Path, on_cpu: bool) -> dict[str, 
     fast = config.device != "mps" and not slow_in_16_bits("cpu" if on_cpu else "cuda")
     return {
         "output_dir": str(folder),
-        "max_steps": config.steps,
-        "learning_rate": config.learning_rate,
-        "lr_scheduler_type": "constant",
+        **schedules.arguments(config),
         # Plain AdamW in fp32, written out because its eps decides which gates move.
         "optim": "adamw_torch",
         "weight_decay": 0.0,
@@ -114,6 +113,8 @@ def fit_with_trl(
         transformers.set_seed(config.seed + rank())
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except StoppedEarly:  # before its first step, with the checkpoint loaded
+            trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         except (Interrupted, RolloutError) as error:
             step = trainer.keep()
             if step is not None:

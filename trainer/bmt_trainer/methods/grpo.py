@@ -20,7 +20,7 @@ from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.data.examples import Example
 from bmt_trainer.distributed import join
 from bmt_trainer.masking.attach import Attached
-from bmt_trainer.methods import on_policy, pipeline
+from bmt_trainer.methods import on_policy, pipeline, schedules
 from bmt_trainer.methods.config import GrpoConfig
 from bmt_trainer.methods.finish import finish
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
@@ -32,6 +32,7 @@ from bmt_trainer.methods.rollouts.ratio import RolloutPolicy
 from bmt_trainer.methods.rollouts.scores import RolloutScores
 from bmt_trainer.methods.rollouts.turns import Turns
 from bmt_trainer.methods.trl_mixins import BaseReference, HardRollouts, MaskedTraining
+from bmt_trainer.methods.validation import of_run
 from bmt_trainer.models import load_model
 from bmt_trainer.process import world_size
 from bmt_trainer.rewards.combined import ROW, Rewards
@@ -51,6 +52,7 @@ def train(config: GrpoConfig, display: Display | None = None) -> Mask:
     """
     with hide_library_progress():
         loaded, rows = load(config, display or Display())
+        config = schedules.of_run(config, loaded)
         attached = pipeline.attach(loaded)
         pipeline.score_base(loaded, attached)
         pipeline.initialize(loaded, attached, live_alpha=config.live_alpha)
@@ -60,9 +62,7 @@ def train(config: GrpoConfig, display: Display | None = None) -> Mask:
         called = _calls(loaded, logs) if loaded.environments and logs else []
         if warnings := [*watch.warnings, *validation.warnings(), *called]:
             metadata["warnings"] = warnings
-        if config.select == "best" and (step := validation.load_best()) is not None:
-            metadata["step"] = step
-        return finish(loaded, attached, metadata)
+        return finish(loaded, attached, metadata | of_run.choose(config, validation))
 
 
 def load(config: GrpoConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:

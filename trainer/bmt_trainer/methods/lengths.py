@@ -14,6 +14,7 @@ from bmt_trainer.console import Display
 from bmt_trainer.data.encoding import Encoder, Learn
 from bmt_trainer.data.examples import Example, Split
 from bmt_trainer.data.fitting import LengthBound, answer_room
+from bmt_trainer.data.labeled import LabelEncoder
 from bmt_trainer.data.pairs import PairEncoder
 from bmt_trainer.methods.config import TrainConfig
 
@@ -60,6 +61,12 @@ def bound_of_pairs(tokenizer: PreTrainedTokenizerBase, most: int) -> LengthBound
     """A bound on the longer answer of preference pairs, with the prompt."""
     encoder = PairEncoder(tokenizer)
     return LengthBound(most, lambda example: encoder.encode(example).length, "pairs")
+
+
+def bound_of_labeled(tokenizer: PreTrainedTokenizerBase, most: int) -> LengthBound:
+    """A bound on labeled answers, with the prompt; of a preference pair on the longer one."""
+    encoder = LabelEncoder(tokenizer)
+    return LengthBound(most, lambda e: max(row.length for row in encoder.encode(e)), "rows")
 
 
 def with_room(

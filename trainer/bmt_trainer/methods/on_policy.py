@@ -15,11 +15,11 @@ from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import DataError
 from bmt_trainer.evaluation.score import require_answers
 from bmt_trainer.masking.attach import Attached
-from bmt_trainer.methods import pipeline
+from bmt_trainer.methods import pipeline, schedules
 from bmt_trainer.methods.config import OnPolicyConfig
 from bmt_trainer.methods.pipeline import Inputs, Loaded
 from bmt_trainer.methods.rollouts.environments import Environments
-from bmt_trainer.methods.validation import Validation
+from bmt_trainer.methods.validation.callback import Validation
 from bmt_trainer.rewards.combined import Rewards
 
 
@@ -38,8 +38,7 @@ def read(
     answered: as in `pipeline.read`: its prompt is the one that max_length bounds. Raises
     TrainerError.
     """
-    used = config.steps * config.prompts_per_step
-    wanted = config.train_examples or max(used, config.calibration_prompts)
+    wanted = schedules.wanted(config, config.prompts_per_step)
     inputs = pipeline.read(
         config,
         display,
@@ -67,6 +66,10 @@ def read(
             f"{config.prompts_per_step}; set prompts_per_step lower, raise max_length, or set "
             "aside fewer (heldout, validation)"
         )
+    # As TRL's sampler, which leaves out the prompts that fill no step.
+    a_epoch = len(examples) // config.prompts_per_step
+    of = f"{len(examples):,} prompts in steps of {config.prompts_per_step}"
+    inputs = schedules.with_steps(inputs, a_epoch, of)
     for line in _without_effect(config, grader):
         display.say(line)
     display.say(
@@ -150,6 +153,7 @@ def validation(config: OnPolicyConfig, loaded: Loaded, attached: Attached) -> Va
         export=partial(pipeline.current_mask, loaded, attached),
         write=pipeline.write_mask,
         say=loaded.display.say,
+        patience=config.patience,
     )
 
 

@@ -102,7 +102,8 @@ class Inputs:
 class Loaded(Inputs):
     """The same with the model, and the run's folder.
 
-    scored: False in a comparison, which scores by itself and keeps no history.
+    scored: False in a comparison, which scores by itself and keeps no history; validation: rows set
+    aside for the loss in training.
     """
 
     run: RunFolder
@@ -110,6 +111,7 @@ class Loaded(Inputs):
     score: HeldoutScores
     interruption: Interruption
     scored: bool
+    validation: Rows = ()
 
     @property
     def start_file(self) -> Path:
@@ -128,7 +130,7 @@ def read(
     answered: Answered | None = None,
     learn: Learn | None = None,
     environments: Environments = Environments(),  # noqa: B008
-    pairs: bool = False,
+    preferences: Literal["pair", "label"] | None = None,
 ) -> Inputs:
     """Read tokenizer and data, after all checks of the output and of the checkpoint's files.
 
@@ -136,7 +138,8 @@ def read(
     answered: the longest prompt that is made of a training example, if the run answers those;
     learn: the turns of which rows are made, if those above max_length are left out. Training
     examples that are too long for the run are replaced by others.
-    environments: the environment and the tools of rollouts; pairs: read preference pairs.
+    environments: the environment and the tools of rollouts; preferences: read preference pairs, or
+    labeled answers and pairs.
     Raises TrainerError.
     """
     check_trl(display.say)
@@ -170,12 +173,14 @@ def read(
         bound = lengths.bound_of_prompts(tokenizer, config.max_length, answered)
     elif learn is not None:
         bound = lengths.bound_of_rows(tokenizer, config.max_length, learn)
-    elif pairs:
+    elif preferences == "pair":
         bound = lengths.bound_of_pairs(tokenizer, config.max_length)
+    elif preferences == "label":
+        bound = lengths.bound_of_labeled(tokenizer, config.max_length)
     kwargs = config.chat_template_kwargs
     if bound is not None:
         bound = bound.of(lambda e: environments.shown_to(with_template_kwargs([e], kwargs)[0]))
-    split = _examples(config, train_examples, heldout_dataset, display, bound, pairs)
+    split = _examples(config, train_examples, heldout_dataset, display, bound, preferences)
     trained = [bound.length_of(example) for example in split.train] if bound else []
     rows = ((e.location, e.template_kwargs) for e in (*split.train, *split.heldout))
     check_row_kwargs(tokenizer, rows)
@@ -297,7 +302,7 @@ def _examples(
     heldout_dataset: str | None,
     display: Display,
     bound: LengthBound | None,
-    pairs: bool,
+    preferences: str | None,
 ) -> Split:
     """At most `train` training examples and the held-out ones, which is said. Raises DataError."""
     split = sources.load(
@@ -308,7 +313,8 @@ def _examples(
         system=config.system,
         share=None if heldout_dataset else config.heldout_share,
         bound=bound,
-        pairs=pairs,
+        pairs=preferences == "pair",
+        labels=preferences == "label",
     )
     if heldout_dataset:
         other = sources.load(

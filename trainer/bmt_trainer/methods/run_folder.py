@@ -46,6 +46,12 @@ def settings_of(config: Any) -> dict[str, Any]:
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NEUTRAL}
     if not values.get("hold_zeros"):
         values.pop("hold_zeros", None)  # a run of a build without it may be resumed
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    for name in getattr(config, "added", ()):
+        if values[name] == defaults[name]:
+            del values[name]
+    if "epochs" in values:
+        del values["steps"]  # which follow from them and the data
     if values.get("targets", "") is None:
         values["targets"] = GATE_PROJECTIONS
     return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}

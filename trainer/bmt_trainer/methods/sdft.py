@@ -8,7 +8,6 @@ every token: forward KL divergence over the whole vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,13 +23,14 @@ from bmt_trainer.data.examples import Example, Message
 from bmt_trainer.distributed import join
 from bmt_trainer.errors import DataError
 from bmt_trainer.masking.attach import Attached
-from bmt_trainer.methods import lengths, on_policy, pipeline
+from bmt_trainer.methods import lengths, on_policy, pipeline, schedules
 from bmt_trainer.methods.config import SdftConfig
 from bmt_trainer.methods.finish import finish
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.rollouts.of_run import check_servers, server_rollouts
 from bmt_trainer.methods.trl_mixins import MaskedTraining, MaskTeacher
+from bmt_trainer.methods.validation import of_run
 from bmt_trainer.process import world_size
 from bmt_trainer.rewards.find import find_for
 
@@ -44,6 +44,7 @@ def train(config: SdftConfig, display: Display | None = None) -> Mask:
     """
     with hide_library_progress():
         loaded, rows = load(config, display or Display())
+        config = schedules.of_run(config, loaded)
         attached = pipeline.attach(loaded)
         pipeline.score_base(loaded, attached, teacher=_teachers(config, loaded))
         pipeline.initialize(loaded, attached)
@@ -51,9 +52,7 @@ def train(config: SdftConfig, display: Display | None = None) -> Mask:
         if config.steps:
             fit(config, loaded, attached, rows, [validation])
         metadata: dict[str, Any] = {"method": "sdft", "train_examples": len(rows)}
-        if config.select == "best" and (step := validation.load_best()) is not None:
-            metadata["step"] = step
-        return finish(loaded, attached, metadata)
+        return finish(loaded, attached, metadata | of_run.choose(config, validation))
 
 
 def load(config: SdftConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:
@@ -131,14 +130,8 @@ def fit(
     # Departure: TRL's defaults are top-k logits, both directions of the KL and a clipped ratio.
     attached.start_teacher()
     passes = config.accumulation(world_size())
-    common = trl_arguments(config, loaded.run.folder, loaded.model.device.type == "cpu")
     arguments = TrlConfig(
-        **common
-        | {
-            "lr_scheduler_type": "cosine",
-            # The first rate is 0: a rise over all steps would teach nothing in a run of one.
-            "warmup_steps": min(math.ceil(config.warmup * config.steps), config.steps - 1),
-        },
+        **trl_arguments(config, loaded.run.folder, loaded.model.device.type == "cpu"),
         per_device_train_batch_size=config.micro_batch,
         gradient_accumulation_steps=passes,
         # One optimizer step for each batch of rollouts; one completion of a prompt.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
+from functools import partial
 
 from bmt_core import Mask
 from transformers import TrainerCallback
@@ -13,16 +16,18 @@ from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.data import preview
 from bmt_trainer.data.batching import grouped_by_length
 from bmt_trainer.data.encoding import Encoder
+from bmt_trainer.data.examples import Example
 from bmt_trainer.data.fitting import fit as fit_rows
 from bmt_trainer.distributed import join
 from bmt_trainer.errors import DataError
 from bmt_trainer.masking.attach import Attached
-from bmt_trainer.methods import packing, pipeline
+from bmt_trainer.methods import packing, pipeline, schedules
 from bmt_trainer.methods.config import SftConfig
 from bmt_trainer.methods.finish import finish
 from bmt_trainer.methods.fit import final_loss, fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import Inputs, Loaded, Logs, Rows
 from bmt_trainer.methods.trl_mixins import MaskedTraining, SharedRows
+from bmt_trainer.methods.validation import losses, of_run
 from bmt_trainer.process import world_size
 from bmt_trainer.rewards.find import find_for
 
@@ -30,50 +35,68 @@ from bmt_trainer.rewards.find import find_for
 def train(config: SftConfig, display: Display | None = None) -> Mask:
     """Train a mask, evaluate it, and write it to `config.output`.
 
-    `<output>.history.json` holds each step's loss. The mask's metadata holds the settings, the
-    held-out scores of the base, of the first mask and of the trained one, and the versions of the
-    libraries. The same settings on the same machine give the same mask, resumed or not. Raises
-    TrainerError and bmt_core.BmtError.
+    `<output>.history.json` holds each step's loss, and that of validations. The mask's metadata
+    holds the settings, the held-out scores of the base, of the first mask and of the trained one,
+    and the versions of the libraries. The same settings on the same machine give the same mask,
+    resumed or not. Raises TrainerError and bmt_core.BmtError.
     """
     with hide_library_progress():
         loaded, rows = load(config, display or Display())
+        config = schedules.of_run(config, loaded)
         attached = pipeline.attach(loaded)
         pipeline.score_base(loaded, attached)
         pipeline.initialize(loaded, attached)
-        logs = fit(config, loaded, attached, rows) if config.steps else []
-        # No selection: SFT does not validate, so its last mask is the one to write.
+        padding = int(loaded.tokenizer.pad_token_id)
+        loss = partial(losses.of_completions, loaded.model, padding=padding)
+        validation = of_run.by_loss(loaded, attached, loss)
+        logs = fit(config, loaded, attached, rows, [validation]) if config.steps else []
         metadata = {"method": "sft", "train_examples": len(rows), "loss": final_loss(logs)}
-        return finish(loaded, attached, metadata)
+        return finish(loaded, attached, metadata | of_run.choose(config, validation))
 
 
 def load(config: SftConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:
     """Encode the run's training examples, and load the run. scored: as in `pipeline.load`."""
     join(config.device, say=display.say)
-    used = config.steps * config.batch_size * config.gradient_accumulation * world_size()
-    if config.packing:
-        used *= packing.ROWS_OF_A_SEQUENCE
+    step = config.batch_size * config.gradient_accumulation * world_size()
+    rows_of_step = step * (packing.ROWS_OF_A_SEQUENCE if config.packing else 1)
     inputs = pipeline.read(
         config,
         display,
-        train_examples=config.train_examples or max(used, config.calibration_prompts),
+        train_examples=schedules.wanted(config, rows_of_step) + config.validation,
         grader=find_for(config.dataset, config.grader),
         learn=config.learn if config.overlong == "drop" else None,
     )
     inputs.grader.try_on(inputs.split.heldout, display.say)
-    rows = _rows(config, inputs)
+    validation, train = of_run.set_aside(config, inputs)
+    rows = _rows(config, inputs, train)
+    count = len(packing.sequences(rows, inputs.config.max_length)) if config.packing else len(rows)
+    of = f"{count:,} {'sequences' if config.packing else 'rows'} in batches of {step}"
+    # As transformers counts them: the last step of an epoch may accumulate less.
+    passes = math.ceil(count / (config.batch_size * world_size()))
+    a_epoch = math.ceil(passes / config.gradient_accumulation)
+    inputs = schedules.with_steps(inputs, a_epoch, of)
     loaded = pipeline.load(inputs, scored=scored)
+    if validation:
+        loaded = dataclasses.replace(loaded, validation=_validation(config, inputs, validation))
     if config.packing:
         packing.require_separation(loaded.model)
     return loaded, rows
 
 
-def _rows(config: SftConfig, inputs: Inputs) -> Rows:
-    """The training examples as rows within max_length; shows the first. Raises DataError."""
+def _validation(config: SftConfig, inputs: Inputs, examples: Sequence[Example]) -> Rows:
+    """The rows of the examples for validation, as training has them."""
+    encoder = Encoder(inputs.tokenizer, config.learn)
+    rows = [row.columns for example in examples for row in encoder.encode(example)]
+    fitted = fit_rows(rows, inputs.config.max_length, config.overlong)
+    inputs.display.say(f"{len(fitted.rows):,} rows for validation")
+    return fitted.rows
+
+
+def _rows(config: SftConfig, inputs: Inputs, examples: Sequence[Example]) -> Rows:
+    """Training examples as rows within max_length; shows the first. Raises DataError."""
     tokenizer, most, display = inputs.tokenizer, inputs.config.max_length, inputs.display
     encoder = Encoder(tokenizer, config.learn)
-    encoded = [
-        (example.location, row) for example in inputs.split.train for row in encoder.encode(example)
-    ]
+    encoded = [(example.location, row) for example in examples for row in encoder.encode(example)]
     locations = [location for location, _ in encoded]
     fitted = fit_rows([row.columns for _, row in encoded], most, config.overlong, locations)
     for line in (*encoder.lines(), *fitted.notes(most)):

@@ -80,6 +80,6 @@ def tensorboard_folder(output: Path) -> Path:
 
 
 def validation_figures(run: RunFolder) -> Mapping[str, float]:
-    """The last validation's share of right answers and mean reward; empty before the first."""
+    """The last validation's share of right answers, mean reward or loss; empty before the first."""
     last = (run.notes.get("validation") or [{}])[-1]
-    return {f"validation/{n}": last[n] for n in ("accuracy", "mean") if n in last}
+    return {f"validation/{n}": last[n] for n in ("accuracy", "mean", "loss") if n in last}

@@ -85,7 +85,7 @@ def test_a_newer_trl_that_keeps_the_contract_is_used_with_one_warning(pretend):
 
 def test_commands_check_before_they_import_a_trainer(monkeypatch):
     monkeypatch.delattr(GRPOTrainer, "_generate_and_score_completions")
-    for command in (commands.sft, commands.dpo, commands.grpo, commands.sdft):
+    for command in (commands.sft, commands.dpo, commands.kto, commands.grpo, commands.sdft):
         with pytest.raises(LibraryError, match="no GRPOTrainer"):
             command(None)
 

@@ -2,7 +2,9 @@
 
 TrainConfig
 ├── SftConfig
-├── DpoConfig
+├── PreferenceConfig
+│   ├── DpoConfig
+│   └── KtoConfig
 └── OnPolicyConfig
     ├── GrpoConfig
     └── SdftConfig
@@ -10,7 +12,9 @@ TrainConfig
 
 from bmt_trainer.methods.config.dpo import DpoConfig
 from bmt_trainer.methods.config.grpo import LIVE_SET_MIN_ALPHA, GrpoConfig
+from bmt_trainer.methods.config.kto import KtoConfig
 from bmt_trainer.methods.config.on_policy import OnPolicyConfig
+from bmt_trainer.methods.config.preferences import PreferenceConfig
 from bmt_trainer.methods.config.sdft import TEACHER_PROMPT, SdftConfig
 from bmt_trainer.methods.config.training import SftConfig, TrainConfig
 
@@ -19,7 +23,9 @@ __all__ = [
     "TEACHER_PROMPT",
     "DpoConfig",
     "GrpoConfig",
+    "KtoConfig",
     "OnPolicyConfig",
+    "PreferenceConfig",
     "SdftConfig",
     "SftConfig",
     "TrainConfig",

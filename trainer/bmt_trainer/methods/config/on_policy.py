@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.methods.config.training import TrainConfig
@@ -28,11 +28,19 @@ class OnPolicyConfig(TrainConfig):
         "The reading of the grader that chooses masks; both are reported.", "strict"
     )
     heldout_dataset: str | None = option("Hold out from this data set instead.", None, joined=True)
-    validation: int = option(
-        "Training examples set aside to choose the best mask by; 0 for none.", 100, least=0
+    validation: int = redefined(
+        TrainConfig,
+        "validation",
+        100,
+        "Training examples set aside to choose the best mask by; 0 for none.",
     )
-    validate_every: int = option("Steps between validations, greedy, hard mask.", 25, least=1)
-    select: Literal["best", "last"] = option("The mask that is written.", "best")
+    validate_every: int = redefined(
+        TrainConfig, "validate_every", 25, "Steps between validations, greedy, hard mask."
+    )
+
+    added: ClassVar[tuple[str, ...]] = (
+        *("epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup", "patience"),
+    )
     server: str | None = option(
         "URL of a bmt-server of the same base that samples rollouts, or several with commas, which "
         "share them; their key: BMT_API_KEY.",

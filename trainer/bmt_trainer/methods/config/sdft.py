@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from string import Formatter
+from typing import ClassVar
 
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.methods.config.on_policy import OnPolicyConfig
-from bmt_trainer.methods.config.training import GRADER_HELP, TrainConfig
+from bmt_trainer.methods.config.training import GRADER_HELP, Schedule, TrainConfig
 from bmt_trainer.process import world_size
 from bmt_trainer.settings import option, redefined
 
@@ -42,7 +43,10 @@ class SdftConfig(OnPolicyConfig):
         5e-3,
         "Peak AdamW learning rate of the gates; a cosine decays it to 0.",
     )
-    warmup: float = option("Share of the steps that the rate rises in.", 0.1, least=0, most=1)
+    lr_scheduler_type: Schedule = redefined(  # noqa: RUF009
+        TrainConfig, "lr_scheduler_type", "cosine"
+    )
+    warmup: float = redefined(TrainConfig, "warmup", 0.1)
     reg_lambda: float = redefined(
         TrainConfig,
         "reg_lambda",
@@ -69,6 +73,10 @@ class SdftConfig(OnPolicyConfig):
     )
     grader: str | None = option(GRADER_HELP, None)
     validate_every: int = redefined(OnPolicyConfig, "validate_every", 100)
+
+    added: ClassVar[tuple[str, ...]] = (
+        *("epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "patience"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

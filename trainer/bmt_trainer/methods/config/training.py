@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation.thoughts import Thoughts
@@ -23,6 +23,23 @@ GRADER_HELP = (
     f"The measure of right answers in evaluation: {REWARD_HELP}; default: by the data set's form, "
     "else words, or tool-calls if it has any."
 )
+
+#: Schedules of transformers (`SchedulerType`) that need nothing but the step. Those that watch a
+#: loss are none: validation and patience do.
+Schedule = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+#: Schedules without arguments of their own.
+NO_ARGUMENTS = ("constant", "constant_with_warmup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +76,9 @@ class TrainConfig:
         "Training examples at most; default: as many as the steps can use once.", None, least=1
     )
     steps: int = option("Optimizer steps, T of Eq. 7; 0 only with from_mask.", 400, least=0)
+    epochs: float | None = option(
+        "In place of steps: passes over the training examples, also parts of one.", None, above=0
+    )
     from_mask: Path | None = option(  # noqa: RUF009
         "Train on from this mask (.bmt) of the same base: its zeros are the first ones.",
         None,
@@ -67,7 +87,18 @@ class TrainConfig:
     hold_zeros: bool = option(
         "Hold the zeros of from_mask: new ones are stacked on them, and none is lost.", False
     )
-    learning_rate: float = option("Constant AdamW learning rate of the gates.", 5e-4, above=0)
+    learning_rate: float = option(
+        "AdamW learning rate of the gates; of a schedule the greatest.", 5e-4, above=0
+    )
+    lr_scheduler_type: Schedule = option(  # noqa: RUF009
+        "Schedule of the learning rate over the steps, one of transformers' names.", "constant"
+    )
+    lr_scheduler_kwargs: Mapping[str, Any] | None = option(
+        'Arguments of the schedule as JSON, such as {"min_lr_rate": 0.1}.', None
+    )
+    warmup: float = option(
+        "Steps in which the rate rises from 0; below 1: their share of all steps.", 0.0, least=0
+    )
     max_grad_norm: float = option("Gradients are clipped to this norm.", 1.0, above=0)
     alpha_start: float = option("Sharpness at the first step (Eq. 7).", 1e2, above=0)
     alpha_end: float = option("Sharpness after the last step (Eq. 7).", 1e3, above=0)
@@ -89,6 +120,20 @@ class TrainConfig:
     )
     max_length: int = option("Longer examples are left out, in tokens.", 1024, least=1)
     max_new_tokens: int = option("Length of an answer in evaluation, in tokens.", 64, least=1)
+    validation: int = option(
+        "Training examples set aside to watch the loss and to choose the best mask by; 0 for none.",
+        0,
+        least=0,
+    )
+    validate_every: int = option("Steps between validations, hard mask.", 25, least=1)
+    select: Literal["best", "last"] = option(
+        "The mask that is written; without validations the last.", "best"
+    )
+    patience: int | None = option(
+        "Validations in a row without a better one after which training ends; default: never.",
+        None,
+        least=1,
+    )
     eval_batch_size: int = option("Prompts at once in evaluation and calibration.", 64, least=1)
     thoughts: str | None = option(
         "Delimiters of thoughts, which are not graded: OPENING CLOSING, or off to grade them too; "
@@ -129,6 +174,12 @@ class TrainConfig:
         "Push the mask to the Hugging Face Hub when it is written: hf://org/name[@revision].", None
     )
 
+    #: Settings that earlier builds had not: a run's folder has them only if they are set.
+    added: ClassVar[tuple[str, ...]] = (
+        *("epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup", "patience"),
+        *("validation", "validate_every", "select"),
+    )
+
     def __post_init__(self) -> None:
         check(self)
         Thoughts.of_setting(self.thoughts)
@@ -136,10 +187,35 @@ class TrainConfig:
             pushing.check_place(self.push)
         names_of(self.report_to)
         self._check_from()
+        self._check_course()
         if self.lean == "auto" and not self.heldout and self.heldout_share is None:
             raise ConfigError(
                 "lean: auto chooses by scores, and nothing is held out (heldout 0); set heldout, "
                 "or lean on or off"
+            )
+
+    def _check_course(self) -> None:
+        """Raise ConfigError for settings of steps, rate and validation that exclude each other."""
+        unset = type(self).__dataclass_fields__["steps"].default
+        if self.epochs is not None and self.steps != unset:
+            raise ConfigError(
+                f"epochs: {self.epochs:g} takes the place of steps, and steps is {self.steps}; set "
+                "one of them"
+            )
+        if self.warmup and self.lr_scheduler_type == "constant":
+            raise ConfigError(
+                f"warmup: {self.warmup:g}, and the schedule constant has none; set it to 0, or "
+                "lr_scheduler_type to constant_with_warmup, linear or cosine"
+            )
+        if self.lr_scheduler_kwargs and self.lr_scheduler_type in NO_ARGUMENTS:
+            raise ConfigError(
+                f"lr_scheduler_kwargs: {self.lr_scheduler_type} takes none; leave it out, or set "
+                "another lr_scheduler_type"
+            )
+        if self.patience is not None and not self.validation:
+            raise ConfigError(
+                f"patience: {self.patience} counts validations, and validation is 0; set it to the "
+                "examples to validate on"
             )
 
     def _check_from(self) -> None:

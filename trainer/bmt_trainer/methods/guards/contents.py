@@ -54,8 +54,9 @@ def digest_of_examples(examples: Iterable[Example]) -> str:
     for example in examples:
         values = {f.name: getattr(example, f.name) for f in dataclasses.fields(example)}
         del values["location"]  # a file may have moved
-        if values["rejected"] is None:  # as builds without preference pairs digested it
-            del values["rejected"]
+        for name in ("rejected", "wanted"):
+            if values[name] is None:  # as builds without preferences digested it
+                del values[name]
         sha.update(_json(values) + b"\n")
     return sha.hexdigest()
 

@@ -26,12 +26,14 @@ _GUARD = "methods/guards/training.py"
 _SHARDED = "methods/guards/sharded.py"
 _GRPO = "trl.trainer.grpo_trainer:GRPOTrainer"
 _DPO = "trl.trainer.dpo_trainer:DPOTrainer"
+_KTO = "trl.trainer.kto_trainer:KTOTrainer"
 _SDFT = "trl.experimental.sdft.sdft_trainer:SDFTTrainer"
 _TRAINER = "transformers.trainer:Trainer"
 
 # Settings of `methods/fit.py`.
 _SETTINGS = (
-    *("output_dir", "max_steps", "learning_rate", "lr_scheduler_type", "optim", "weight_decay"),
+    *("output_dir", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"),
+    *("warmup_steps", "optim", "weight_decay"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "bf16"),
     *("use_cpu", "gradient_checkpointing", "save_strategy", "save_steps", "save_total_limit"),
     *("logging_steps", "logging_nan_inf_filter", "report_to", "disable_tqdm"),
@@ -130,11 +132,31 @@ SEAMS = (
     ),
     Seam(
         f"{_DPO}._prepare_dataset",
-        "methods/preferences/dpo.py",
+        "methods/preferences/reference.py",
         exactly=("self", "dataset", "processing_class", "args", "dataset_name"),
     ),
-    # It calls `ref_model` as it calls the policy.
-    Seam(f"{_DPO}._compute_loss", _MIXINS, exactly=("self", "model", "inputs", "return_outputs")),
+    Seam(f"{_KTO}.__init__", "methods/preferences/kto.py", accepts=(*_GIVEN, "ref_model")),
+    Seam(
+        "trl:KTOConfig",
+        "methods/preferences/kto.py",
+        attributes=(
+            *_SETTINGS,
+            *("beta", "loss_type", "max_length", "precompute_ref_log_probs", "disable_dropout"),
+            *("router_aux_loss_coef", "desirable_weight", "undesirable_weight"),
+            "train_sampling_strategy",
+        ),
+    ),
+    Seam(
+        f"{_KTO}._prepare_dataset",
+        "methods/preferences/reference.py",
+        exactly=("self", "dataset", "processing_class", "args", "dataset_name"),
+    ),
+    # They call `ref_model` as they call the policy.
+    *(
+        Seam(f"{one}._compute_loss", _MIXINS, exactly=("self", "model", "inputs", "return_outputs"))
+        for one in (_DPO, _KTO)
+    ),
+    Seam(f"{_KTO}._compute_kl_logps", _MIXINS, exactly=("self", "model", "batch")),
     Seam(f"{_SDFT}.__init__", "methods/sdft.py", accepts=_GIVEN),
     Seam(
         "trl.experimental.sdft:SDFTConfig",
@@ -168,6 +190,14 @@ SEAMS = (
             *("create_accelerator_and_postprocess", "_prepare_for_training", "store_flos"),
             *("save_model", "_save_optimizer_and_scheduler", "_save_rng_state"),
             *("_load_from_checkpoint", "_load_optimizer_and_scheduler"),
+        ),
+    ),
+    Seam(
+        "transformers:get_scheduler",
+        "methods/schedules.py",
+        accepts=(
+            *("name", "optimizer", "num_warmup_steps", "num_training_steps"),
+            "scheduler_specific_kwargs",
         ),
     ),
     Seam(

@@ -1,7 +1,4 @@
-"""Scores of preference pairs: how much a mask prefers the chosen answers, and how many of them.
-
-Legend: B rows of a batch, S tokens of its longest row.
-"""
+"""Scores of preference pairs: how much a mask prefers the chosen answers, and how many of them."""
 
 from __future__ import annotations
 
@@ -10,20 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from bmt_trainer.console import Display
-from bmt_trainer.data.batching import pad
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import NonFinite
 from bmt_trainer.evaluation.intervals import interval_of_mean, wilson
 from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder
-from bmt_trainer.models import evaluating
+from bmt_trainer.methods.validation import log_probabilities as answers
 
-# Pairs of a batch: the vocabulary's logits of each answer token are in memory twice, in fp32.
-_PAIRS = 4
 # The note of a run that holds the base's log-probabilities of its held-out pairs.
 _REFERENCE = "reference_log_probabilities"
 
@@ -65,8 +58,8 @@ class PairScore:
             sum(difference > 0 for difference in differences),
             sum(margin > 0 for margin in margins),
             len(margins),
-            *_mean(margins),
-            *_mean(gains),
+            *mean_of(margins),
+            *mean_of(gains),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -95,31 +88,42 @@ class PairScore:
         )
 
 
-def _mean(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
+def mean_of(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
     """The mean and its 95 % interval; equal values, as the base's, have no spread."""
     mean = math.fsum(values) / len(values)
     return mean, (mean, mean) if len(set(values)) == 1 else interval_of_mean(values)
 
 
-class PairScores(HeldoutScores):
-    """Held-out scores by log-probabilities of both answers; nothing is generated.
+class PreferenceScores(HeldoutScores):
+    """Held-out scores by log-probabilities of given answers; nothing is generated.
 
-    The base has to be scored first. rows: the held-out pairs; padding: the token that fills rows.
+    The base has to be scored first. rows: the held-out ones; padding: the token that fills rows.
     """
 
-    measure = "margin"
     guessable = False
 
     def __init__(
         self,
         model: PreTrainedModel,
-        rows: Sequence[Row],
+        rows: Sequence[Mapping[str, Any]],
         padding: int,
         run: RunFolder,
         display: Display,
     ) -> None:
         self._model, self._rows, self._padding = model, rows, padding
         self._run, self._display = run, display
+
+    def log_probabilities(self, advance: Callable[[int], None]) -> Any:
+        """Log-probabilities of the rows by the model as it is, as JSON. Raises NonFinite."""
+        raise NotImplementedError
+
+    def score_of(self, found: Any, base: Any) -> Any:
+        """The score by log-probabilities of the policy and of the base."""
+        raise NotImplementedError
+
+    def warning(self, score: Any) -> str | None:
+        """A warning on a trained mask's score, or None."""
+        raise NotImplementedError
 
     def __call__(self, name: str, examples: Sequence[Example] | None = None) -> None:
         """Score, show and note the score under `name`; examples: not taken. Raises NonFinite."""
@@ -128,25 +132,41 @@ class PairScores(HeldoutScores):
             return
         with self._display.stage(f"evaluate {name}", len(self._rows)) as advance:
             try:
-                found = log_probabilities(self._model, self._rows, self._padding, advance)
+                found = self.log_probabilities(advance)
             except NonFinite as error:
                 raise NonFinite(f"evaluate {name}: {error}") from None
         if name == "base":
             self._run.note(_REFERENCE, found)
-        score = PairScore.of(found, self._run.notes[_REFERENCE])
+        score = self.score_of(found, self._run.notes[_REFERENCE])
         self._run.note(name, score.to_json())
         self._display.say(f"{name:<5}{score}")
+        if name != "init" and (warning := self.warning(score)) is not None:
+            self._display.say(f"warning: {warning}")
+
+
+class PairScores(PreferenceScores):
+    """Held-out scores by log-probabilities of both answers of pairs."""
+
+    measure = "margin"
+
+    def log_probabilities(self, advance: Callable[[int], None]) -> list[LogProbabilities]:
+        return log_probabilities(self._model, self._rows, self._padding, advance)
+
+    def score_of(self, found: Any, base: Any) -> PairScore:
+        return PairScore.of(found, base)
+
+    def warning(self, score: Any) -> str | None:
         # One pair has no spread that an interval could be estimated from.
-        if score.total > 1 and score.chosen_interval[1] < 0 and name != "init":
-            lost = "lost more" if score.margin > 0 else "did not lose more"
-            self._display.say(
-                "warning: the chosen answers are less likely than by the base, by "
-                f"{-score.chosen:.3g} nats, and the rejected ones {lost}. Lower learning_rate, "
-                "take fewer steps or raise beta if the answers themselves matter"
-            )
+        if score.total < 2 or score.chosen_interval[1] >= 0:
+            return None
+        lost = "lost more" if score.margin > 0 else "did not lose more"
+        return (
+            "the chosen answers are less likely than by the base, by "
+            f"{-score.chosen:.3g} nats, and the rejected ones {lost}. Lower learning_rate, "
+            "take fewer steps or raise beta if the answers themselves matter"
+        )
 
 
-@torch.no_grad()
 def log_probabilities(
     model: nn.Module,
     rows: Sequence[Row],
@@ -155,30 +175,27 @@ def log_probabilities(
 ) -> list[LogProbabilities]:
     """Log-probabilities of each pair's answers by the model as it is.
 
-    Sums in fp64 over an answer's tokens, its end included, of fp32 log-probabilities. Raises
-    NonFinite.
+    Sums in fp64 over an answer's tokens, its end included, of fp32 log-probabilities, in memory
+    that neither answers nor vocabulary exceed. Raises NonFinite.
     """
-    device = next(model.parameters()).device
-    found: list[LogProbabilities] = []
-    with evaluating(model):
-        for at in range(0, len(rows), _PAIRS):
-            batch = rows[at : at + _PAIRS]
-            prompts = [row["prompt_ids"] for row in batch] * 2
-            answers = [row[key] for key in ("chosen_ids", "rejected_ids") for row in batch]
-            texts = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
-            ids, attend = (part.to(device) for part in pad(texts, padding, "right"))  # [B, S]
-            start = min(map(len, prompts)) - 1
-            logits = model(
-                input_ids=ids, attention_mask=attend, logits_to_keep=ids.shape[1] - start
-            ).logits[:, :-1]  # of the tokens after `start`
-            every = torch.log_softmax(logits.float(), -1)
-            each = every.gather(-1, ids[:, start + 1 :, None]).squeeze(-1).double()
-            sums = []
-            for row, prompt, answer in zip(each, prompts, answers, strict=True):
-                first = len(prompt) - 1 - start
-                sums.append(float(row[first : first + len(answer)].sum()))
-            if not all(map(math.isfinite, sums)):
-                raise NonFinite("a log-probability of a held-out answer is not finite")
-            found += zip(sums[: len(batch)], sums[len(batch) :], strict=True)
-            advance(len(batch))
-    return found
+    every = [answer(row, key) for row in rows for key in ("chosen_ids", "rejected_ids")]
+    pairs = _Halved(advance)
+    found = answers.log_probabilities(model, every, padding, pairs)
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+def answer(row: Mapping[str, Any], key: str) -> answers.Scored:
+    """The answer `key` of a row after its prompt; the answer's tokens count."""
+    prompt, ids = row["prompt_ids"], row[key]
+    return [*prompt, *ids], [0] * len(prompt) + [1] * len(ids)
+
+
+class _Halved:
+    """Progress of pairs by that of their answers, of which a batch may hold an odd number."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance, self._done = advance, 0
+
+    def __call__(self, count: int) -> None:
+        before, self._done = self._done, self._done + count
+        self._advance(self._done // 2 - before // 2)

@@ -1,22 +1,48 @@
-"""Mean reward of the hard mask's greedy answers in training, and the best mask so far."""
+"""Scores of the hard mask in training: the best mask so far, and the end if none is better."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import bmt_core
 from bmt_core import Mask
 from transformers import TrainerCallback
 
-from bmt_trainer.data.examples import Example
 from bmt_trainer.distributed import of_main_process
 from bmt_trainer.errors import RewardError
-from bmt_trainer.evaluation.score import Score
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods.run_folder import RunFolder
 from bmt_trainer.rewards.watch import equal_validations
+
+E = TypeVar("E")
+
+
+class Scored(Protocol):
+    """A score that is kept as JSON and shown as text."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The number of a score by which masks are chosen: its key, and if less is better."""
+
+    key: str
+    less: bool = False
+
+    def of(self, score: Mapping[str, Any]) -> float:
+        """The number, so that more is better."""
+        return -float(score[self.key]) if self.less else float(score[self.key])
+
+
+REWARD, LOSS = Measure("mean"), Measure("loss", less=True)
+
+
+class StoppedEarly(Exception):
+    """A resumed run had stopped at the step of its checkpoint: there is nothing to train."""
 
 
 class Export(Protocol):
@@ -28,22 +54,26 @@ class Export(Protocol):
 class Validation(TrainerCallback):
     """Every `every` steps, and at the last: score `examples`, save the mask if it is the best.
 
-    The best has the greatest mean reward; of equal ones, the latest. The scores are the run's note
-    `validation`: step, zeros and score of each, so that a resumed run has those before it.
+    The best has the greatest mean reward, or what `measure` says; of equal ones, the latest. The
+    scores are the run's note `validation`: step, zeros and score of each, so that a resumed run has
+    those before it. patience: validations in a row without a better one that end the training.
     """
 
     def __init__(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[E],
         *,
         every: int,
         attached: Attached,
         run: RunFolder,
-        score: Callable[[Sequence[Example]], Score],
+        score: Callable[[Sequence[E]], Scored],
         export: Export,
         write: Callable[[Mask, Path], None],
         say: Callable[[str], None],
+        measure: Measure = REWARD,
+        patience: int | None = None,
     ) -> None:
+        self._measure, self._patience = measure, patience
         self._examples, self._every, self._attached = examples, every, attached
         self._run = run
         self._score, self._export, self._write, self._say = score, export, write, say
@@ -58,12 +88,39 @@ class Validation(TrainerCallback):
         # An interrupted run may have validated after its last checkpoint; those steps run again.
         done = state.global_step
         self._run.note("validation", [v for v in self.scores if v["step"] <= done])
-        self._validate_once(state)  # a signal may have come between a step and its validation
+        # A signal may have come between a step and its validation.
+        self._validate_once(state)
+        if self._is_out_of_patience():
+            raise StoppedEarly
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # Not at the step's end: once it is logged, all of it is done, and a checkpoint of it can be
         # written if a signal interrupts the validation.
         self._validate_once(state)
+        if self._is_out_of_patience() and not control.should_training_stop:
+            control.should_training_stop = True
+            if state.global_step < state.max_steps:
+                self._say(
+                    f"stopped at step {state.global_step} of {state.max_steps}: no validation was "
+                    f"better than that of step {self.scores[self._first_best()]['step']} "
+                    f"(patience {self._patience})"
+                )
+
+    @property
+    def stopped(self) -> bool:
+        """True if patience ended the training."""
+        return self._is_out_of_patience()
+
+    def _first_best(self) -> int:
+        """The index of the first validation that none exceeds."""
+        values = [self._measure.of(v) for v in self.scores]
+        return values.index(max(values))
+
+    def _is_out_of_patience(self) -> bool:
+        count = len(self.scores)
+        if self._patience is None or not count:
+            return False
+        return count - 1 - self._first_best() >= self._patience
 
     def _validate_once(self, state: Any) -> None:
         step = state.global_step
@@ -79,7 +136,8 @@ class Validation(TrainerCallback):
             except RewardError as error:
                 raise RewardError(f"validation of step {step}: {error}") from error
         before, result = self.scores, score.to_json()
-        if all(result["mean"] >= v["mean"] for v in before):
+        value = self._measure.of(result)
+        if all(value >= self._measure.of(v) for v in before):
             self._write(self._export({"step": step}), self._file(step))
         zeros = self._attached.zeros
         self._run.note("validation", [*before, {"step": step, "zeros": zeros, **result}])
@@ -94,6 +152,8 @@ class Validation(TrainerCallback):
         return [] if warning is None else [warning]
 
     def _equal(self, *, final: bool) -> str | None:
+        if self._measure.less:  # losses differ as soon as a gate crosses 0
+            return None
         return equal_validations([v["mean"] for v in self.scores], final=final)
 
     def load_best(self) -> int | None:
@@ -103,7 +163,8 @@ class Validation(TrainerCallback):
         """
         if not self.scores:
             return None
-        step = int(max(self.scores, key=lambda v: (v["mean"], v["step"]))["step"])
+        best = max(self.scores, key=lambda v: (self._measure.of(v), v["step"]))
+        step = int(best["step"])
         self._attached.load_mask(bmt_core.load(self._file(step)))
         return step
 

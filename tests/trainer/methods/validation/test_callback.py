@@ -1,4 +1,4 @@
-"""The mask that validations choose: the best mean reward, the later of equal ones."""
+"""The mask that validations choose, the best one and of equals the later, and an early stop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from bmt_trainer.data.examples import Example, chat
 from bmt_trainer.errors import RewardError
 from bmt_trainer.evaluation.score import Score
-from bmt_trainer.methods.validation import Validation
+from bmt_trainer.methods.validation.callback import LOSS, StoppedEarly, Validation
+from bmt_trainer.methods.validation.losses import Loss
 
 from tests.support.masks import make_mask
 
@@ -101,3 +102,68 @@ def test_an_error_of_a_reward_names_the_step(tmp_path):
     validation._score = fails
     with pytest.raises(RewardError, match=r"validation of step 2: reward r\.py:f"):
         validation.on_log(None, SimpleNamespace(global_step=2, max_steps=9), None)
+
+
+def watched(folder, losses, *, patience, notes=None, most=9):
+    """(steps taken, the validation, lines) of a run whose validations have these losses."""
+    said, masks = [], {}
+    run = Run(folder=folder, notes={} if notes is None else notes)
+    state = SimpleNamespace(global_step=0, max_steps=most)
+    validation = Validation(
+        EXAMPLES,
+        every=1,
+        attached=SimpleNamespace(
+            state=SimpleNamespace(use=lambda mode: nullcontext()),
+            zeros=3,
+            load_mask=lambda mask: masks.update(loaded=mask),
+        ),
+        run=run,
+        score=lambda _: Loss(losses[state.global_step - 1], (0, 9), 4),
+        export=lambda metadata: make_mask(metadata["step"]),
+        write=bmt_core.save,
+        say=said.append,
+        measure=LOSS,
+        patience=patience,
+    )
+    state.global_step = len(run.notes.get("validation", []))
+    control = SimpleNamespace(should_training_stop=False)
+    validation.on_train_begin(None, state, control)
+    while state.global_step < most and not control.should_training_stop:
+        state.global_step += 1
+        validation.on_log(None, state, control)
+        validation.on_log(None, state, control)  # another entry of the step changes nothing
+    step = validation.load_best()
+    assert masks["loaded"] == make_mask(step)
+    return state.global_step, step, validation, said
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "taken", "best"),
+    [
+        ([5.0, 4.0, 3.0, 2.0], 1, 4, 4),
+        ([5.0, 4.0, 4.5, 1.0], 1, 3, 2),
+        ([5.0, 4.0, 4.5, 1.0], 2, 4, 4),
+        # An equal loss is no better one, but of equals the later mask is taken.
+        ([5.0, 4.0, 4.0, 4.0, 1.0], 2, 4, 4),
+        ([5.0, 4.0, 4.5, 4.5], 2, 4, 2),
+        ([1.0, 2.0, 3.0, 4.0], 3, 4, 1),
+        ([1.0, 2.0, 3.0, 4.0], None, 4, 1),
+    ],
+)
+def test_patience_ends_training_at_the_first_validations_without_a_better_one(
+    tmp_path, losses, patience, taken, best
+):
+    most = len(losses)
+    found, step, validation, said = watched(tmp_path, losses, patience=patience, most=most)
+    assert (found, step) == (taken, best)
+    stopped = [line for line in said if line.startswith("stopped at step")]
+    assert len(stopped) == (taken < most)
+    first = losses.index(min(losses[:taken]))
+    assert validation.stopped == (patience is not None and taken - 1 - first >= patience)
+
+
+def test_a_run_that_had_stopped_takes_no_further_step(tmp_path):
+    notes: dict = {}
+    assert watched(tmp_path, [3.0, 4.0, 5.0, 1.0], patience=2, notes=notes, most=4)[0] == 3
+    with pytest.raises(StoppedEarly):
+        watched(tmp_path, [3.0, 4.0, 5.0, 1.0], patience=2, notes=notes, most=4)

@@ -1,0 +1,1 @@
+"""Validation and the course of training: steps, rates, losses, early stops."""

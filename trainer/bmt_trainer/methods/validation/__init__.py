@@ -1,0 +1,1 @@
+"""Validation in training: scores of examples set aside, the best mask so far, an early stop."""
