@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -37,6 +37,23 @@ def within_context(config: C, folder: Path, display: Display) -> C:
         "context"
     )
     return dataclasses.replace(config, max_length=context)
+
+
+def bound_of(
+    tokenizer: PreTrainedTokenizerBase,
+    most: int,
+    answered: Answered | None,
+    learn: Learn | None,
+    preferences: Literal["pair", "label"] | None,
+) -> LengthBound | None:
+    """The bound of a run by what it makes of an example, or None if it cuts rows itself."""
+    if answered is not None:
+        return bound_of_prompts(tokenizer, most, answered)
+    if learn is not None:
+        return bound_of_rows(tokenizer, most, learn)
+    if preferences == "pair":
+        return bound_of_pairs(tokenizer, most)
+    return bound_of_labeled(tokenizer, most) if preferences == "label" else None
 
 
 def bound_of_prompts(

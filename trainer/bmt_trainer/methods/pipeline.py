@@ -168,15 +168,7 @@ def read(
         settings["from_mask"] = first.digest  # a file may have moved
     check_metadata(settings, folder)
     config = lengths.within_context(config, folder, display)
-    bound = None
-    if answered is not None:
-        bound = lengths.bound_of_prompts(tokenizer, config.max_length, answered)
-    elif learn is not None:
-        bound = lengths.bound_of_rows(tokenizer, config.max_length, learn)
-    elif preferences == "pair":
-        bound = lengths.bound_of_pairs(tokenizer, config.max_length)
-    elif preferences == "label":
-        bound = lengths.bound_of_labeled(tokenizer, config.max_length)
+    bound = lengths.bound_of(tokenizer, config.max_length, answered, learn, preferences)
     kwargs = config.chat_template_kwargs
     if bound is not None:
         bound = bound.of(lambda e: environments.shown_to(with_template_kwargs([e], kwargs)[0]))

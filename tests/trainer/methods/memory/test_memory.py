@@ -8,11 +8,11 @@ import re
 import pytest
 import torch
 from bmt_trainer.methods import grpo, sdft, sft
-from bmt_trainer.methods.config import DpoConfig, GrpoConfig, SdftConfig, SftConfig
+from bmt_trainer.methods.config import DpoConfig, GrpoConfig, KtoConfig, SdftConfig, SftConfig
 from bmt_trainer.methods.memory import of_run
 from bmt_trainer.methods.memory.estimate import GIB, estimate, live_share
 from bmt_trainer.methods.memory.shapes import Shapes, shapes_of
-from bmt_trainer.methods.preferences import dpo
+from bmt_trainer.methods.preferences import dpo, kto
 from bmt_trainer.models import outline
 
 from tests.support.tiny_model import save_tiny_llama
@@ -61,10 +61,11 @@ def rows(path, *, pairs, answer):
             *({"precision": "fp32", "batch_size": 1}, 16),
         ),
         (dpo.train, DpoConfig, {"vocab_size": 4096}, {"batch_size": 2}, 120),
+        (kto.train, KtoConfig, {"vocab_size": 4096}, {"batch_size": 4}, 120),
         (grpo.train, GrpoConfig, {}, {"max_new_tokens": 40}, 20),
         (sdft.train, SdftConfig, {"vocab_size": 4096}, {"max_new_tokens": 40}, 20),
     ],
-    ids=["layers", "checkpointing", "gates", "dpo", "grpo", "sdft"],
+    ids=["layers", "checkpointing", "gates", "dpo", "kto", "grpo", "sdft"],
 )
 def test_the_estimate_of_a_run_is_that_of_its_measured_peak(
     train, kind, shape, changes, answer, tmp_path
@@ -76,7 +77,9 @@ def test_the_estimate_of_a_run_is_that_of_its_measured_peak(
     config = kind(
         **{
             "model": str(folder),
-            "dataset": rows(tmp_path / "rows.jsonl", pairs=kind is DpoConfig, answer=answer),
+            "dataset": rows(
+                tmp_path / "rows.jsonl", pairs=kind in (DpoConfig, KtoConfig), answer=answer
+            ),
             "output": tmp_path / "m.bmt",
             "heldout": 2,
             "steps": 2,
@@ -143,6 +146,17 @@ def test_the_arithmetic_of_the_papers_8b_by_hand():
 def test_settings_that_lower_the_peak(changes, smaller):
     less, more = (estimate(settings(SftConfig, **c), llama_8b()).peak for c in (changes, smaller))
     assert less < more
+
+
+@pytest.mark.found
+def test_answers_that_are_scored_take_bounded_memory():
+    """With a large vocabulary and long answers, too."""
+    for changes in ({"max_length": 8192}, {"max_length": 32768}):
+        made = estimate(settings(KtoConfig, **changes), llama_8b()).phases["evaluation"]
+        assert made.bytes == 2**27 // 128256 * 128256 * (2 + 8)
+    watched = estimate(settings(SftConfig, validation=10), llama_8b()).phases["validation"]
+    assert watched.bytes == made.bytes
+    assert "validation" not in estimate(settings(SftConfig), llama_8b()).phases
 
 
 def test_a_server_has_the_rollouts():

@@ -22,10 +22,12 @@ from bmt_trainer.methods.config import (
     DpoConfig,
     GrpoConfig,
     OnPolicyConfig,
+    PreferenceConfig,
     SdftConfig,
     TrainConfig,
 )
 from bmt_trainer.methods.memory.shapes import Shapes
+from bmt_trainer.methods.validation.log_probabilities import LOGITS, ROWS
 
 GIB = 2**30
 #: What a method trains: gates, all weights in fp32, or adapters of a thousandth of the weights.
@@ -45,8 +47,6 @@ _DISTILLED_COPIES = 7
 # fp32 matrices of a soft weight's backward pass (`masked_linear`): W̃, σ(-αG), its argument, a cast
 # weight and the gradient.
 _MATRICES = 5
-# Rows of a batch in scores of pairs and in KL divergences (`preferences.scores`, `evaluation.kl`).
-_SCORED_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,7 @@ class _Work:
         return self.shapes.width if isinstance(self.config, GrpoConfig) and self.config.beta else 0
 
     def phases(self) -> Iterator[tuple[str, Part]]:
-        config, s = self.config, self.shapes
-        rows = config.eval_batch_size
+        config, rows = self.config, self.config.eval_batch_size
         if self.trained == "gates" and config.from_mask is None:
             yield "calibration", self._forward(rows, self.longest)
         if isinstance(config, OnPolicyConfig):
@@ -175,19 +174,22 @@ class _Work:
             if getattr(config, "server", None) is None:
                 yield "rollouts", self._generation(sampled, prompt, config.max_new_tokens)
         yield "training", self._training()
-        if isinstance(config, DpoConfig):
-            scored = _SCORED_ROWS * self.longest
-            size = scored * s.vocabulary * (s.computed + 8)
-            yield (
-                "evaluation",
-                Part(
-                    size,
-                    f"{_SCORED_ROWS} x {self.longest:,} tokens x {s.vocabulary:,} logits x "
-                    f"{s.computed + 8} bytes",
-                ),
-            )
+        if isinstance(config, PreferenceConfig):
+            yield "evaluation", self._scored()
         else:
             yield "evaluation", self._generation(rows, self.longest, config.max_new_tokens)
+            if config.validation and not isinstance(config, OnPolicyConfig):
+                yield "validation", self._scored()
+
+    def _scored(self) -> Part:
+        """Logits of given answers: as computed, in fp32, and their log-softmax."""
+        s = self.shapes
+        positions = min(ROWS * self.longest, max(1, LOGITS // s.vocabulary))
+        each = s.computed + 8
+        return Part(
+            positions * s.vocabulary * each,
+            f"{positions:,} positions x {s.vocabulary:,} logits x {each} bytes",
+        )
 
     def _rollouts(self, config: OnPolicyConfig) -> tuple[int, int]:
         """Sequences that are sampled at once in a process, and tokens of a prompt."""

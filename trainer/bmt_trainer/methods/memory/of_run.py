@@ -12,6 +12,7 @@ from bmt_trainer import models
 from bmt_trainer.methods.config import (
     DpoConfig,
     GrpoConfig,
+    KtoConfig,
     SdftConfig,
     SftConfig,
     TrainConfig,
@@ -24,6 +25,7 @@ from bmt_trainer.process import world_size
 METHODS: Mapping[str, type[TrainConfig]] = {
     "sft": SftConfig,
     "dpo": DpoConfig,
+    "kto": KtoConfig,
     "grpo": GrpoConfig,
     "sdft": SdftConfig,
 }

@@ -19,10 +19,10 @@ from bmt_trainer.models import evaluating
 #: A row's token ids [S], and 1 for each token whose log-probability counts [S].
 Scored = tuple[Sequence[int], Sequence[int]]
 
-# Rows of a batch, if the bound on logits allows as many.
-_ROWS = 8
-# Logits of a pass: 0.5 GB in fp32. They are in memory up to three times.
-_LOGITS = 1 << 27
+#: Rows of a batch, if the bound on logits allows as many.
+ROWS = 8
+#: Logits of a pass: 0.5 GB in fp32. They are in memory up to three times.
+LOGITS = 1 << 27
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def log_probabilities(
     padding: int,
     advance: Callable[[int], None] = lambda n: None,
     *,
-    most_logits: int = _LOGITS,
+    most_logits: int = LOGITS,
 ) -> list[float]:
     """The log-probability of each row's counted tokens, in nats.
 
@@ -57,7 +57,7 @@ def _batches(rows: Sequence[Scored], at_once: int) -> Iterator[list[Scored]]:
     batch: list[Scored] = []
     for row in rows:
         longer = [*batch, row]
-        if batch and (len(longer) > _ROWS or len(longer) * _positions(longer) > at_once):
+        if batch and (len(longer) > ROWS or len(longer) * _positions(longer) > at_once):
             yield batch
             longer = [row]
         batch = longer
