@@ -73,13 +73,12 @@ def test_the_estimate_of_a_run_is_that_of_its_measured_peak(
     shape = {**SHAPE, **shape, "max_position_embeddings": 512}
     dtype = getattr(torch, shape.pop("dtype", "float32"))
     folder = save_tiny_llama(tmp_path / "model", dtype, **shape)
+    paired = kind in (DpoConfig, KtoConfig)
     of_method = {"prompts_per_step": 4, "micro_batch": 4, "validation": 0}
     config = kind(
         **{
             "model": str(folder),
-            "dataset": rows(
-                tmp_path / "rows.jsonl", pairs=kind in (DpoConfig, KtoConfig), answer=answer
-            ),
+            "dataset": rows(tmp_path / "rows.jsonl", pairs=paired, answer=answer),
             "output": tmp_path / "m.bmt",
             "heldout": 2,
             "steps": 2,
