@@ -214,13 +214,19 @@ class Cell:
                 f"server: rollouts of {self.kind} cannot be sampled on a server, which has masks "
                 "alone; leave it out, or compare bmt alone"
             )
+        ours = self.kind in ("base", "wanda", "bmt")
+        if world_size() > 1 and self.plan.trainer == "sdft" and not ours:
+            raise ConfigError(
+                f"methods: {self.kind} by sdft trains in one process, not {world_size()}, because "
+                "its teacher is a second model; leave it out, or start one process"
+            )
         return made
 
     @property
     def resumes(self) -> bool:
         """True if an interrupted run resumes from its last checkpoint."""
         if world_size() > 1 or self.kind in ("base", "wanda"):
-            return False  # several processes write no checkpoints
+            return False  # a comparison in several processes starts a method over
         # TRL's own teacher of a baseline is not in its checkpoints.
         return self.kind == "bmt" or self.plan.trainer != "sdft"
 

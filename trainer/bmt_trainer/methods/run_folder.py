@@ -197,7 +197,11 @@ class RunFolder:
     def _write(self) -> None:
         if not is_main_process():
             return
-        kept = {"settings": self._settings, "contents": self._contents, "notes": self.notes}
+        kept: dict[str, Any] = {
+            "settings": self._settings,
+            "contents": self._contents,
+            "notes": self.notes,
+        }
         if world_size() > 1:
             kept["processes"] = world_size()
         outputs.write_json(self.folder / _FILE, kept)

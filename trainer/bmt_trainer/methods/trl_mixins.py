@@ -189,7 +189,7 @@ class HardRollouts(HardSampling):
         trainer: Any = self
         state, plain = self.attached.state, trainer.model
         # Checkpointing drops the shared cache, and sharded layers would be gathered twice.
-        if state.cache_hard_weights and not plain.is_gradient_checkpointing:
+        if world_size() == 1 and not plain.is_gradient_checkpointing:
             prompt = input_ids.shape[1] - logits_to_keep
             model = SharedPrompts(model, plain.config, state, prompt)
         return super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
