@@ -10,14 +10,18 @@ import pytest
 from bmt_core import Base, BaseMismatch, Mask, TensorMask
 from bmt_trainer.errors import ConfigError, EmptyMask
 from bmt_trainer.methods import grpo, sdft, sft
-from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig
+from bmt_trainer.methods.config import DpoConfig, GrpoConfig, KtoConfig, SdftConfig, SftConfig
+from bmt_trainer.methods.preferences import dpo, kto
 from safetensors.torch import load_file, save_file
 
 from tests.support.masks import random_mask
 from tests.support.tiny_model import interrupt_after, save_tiny_llama
 from tests.support.training.display import Lines, quiet
 
+PAIRS = {"dataset": "task:word-order?least=2&most=3"}
 METHODS = {
+    "dpo": (dpo.train, DpoConfig, {"batch_size": 2, **PAIRS}),
+    "kto": (kto.train, KtoConfig, {"batch_size": 4, **PAIRS}),
     "sft": (sft.train, SftConfig, {"batch_size": 4}),
     "grpo": (grpo.train, GrpoConfig, {"prompts_per_step": 2, "completions": 2, "micro_batch": 4}),
     "sdft": (sdft.train, SdftConfig, {"prompts_per_step": 2, "micro_batch": 2, "skip_tokens": 0}),
@@ -53,7 +57,8 @@ def first(checkpoint, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("method", "hold"), [("sft", False), ("sft", True), ("grpo", False), ("sdft", True)]
+    ("method", "hold"),
+    [("sft", False), ("sft", True), ("grpo", False), ("sdft", True), ("dpo", False), ("kto", True)],
 )
 def test_without_steps_the_mask_is_the_same(checkpoint, tmp_path, first, method, hold):
     display = Lines()
