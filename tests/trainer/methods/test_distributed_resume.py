@@ -33,7 +33,7 @@ def settings(checkpoint, tmp_path):
     }
     on_policy = {**common, "validation": 2, "validate_every": 3, "prompts_per_step": 4}
     of_method = {
-        "sft": {**common, "batch_size": 2},
+        "sft": {**common, "batch_size": 2, "validation": 4, "validate_every": 3},
         "grpo": {**on_policy, "completions": 4, "micro_batch": 4, "reward": f"{reward}:odd"},
         "sdft": {**on_policy, "micro_batch": 2, "skip_tokens": 0},
     }
