@@ -8,13 +8,18 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from decimal import Decimal
 from typing import Any
 
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
 # verl reads only the last 300 characters of an answer (utils/reward_score/gsm8k.py).
 _GSM8K_TAIL = 300
 _LETTER = r"\(?([A-J])\)?(?![A-Za-z])"
-_BBEH_PREFIX = "the answer is:"
+_GSM8K_ANSWER = r"#### (-?[\d.,]+)"
+# The words before an answer that BBEH's evaluator knows, with and without "final" and a colon.
+_BBEH_PREFIX = re.compile(r"the (?:final )?answer is(?::|\s)")
+# A number in exponent notation that is no part of a word or of another number.
+_EXPONENT = re.compile(r"(?<![\w.\\])\d+(?:\.\d+)?[eE][-+]?\d{1,3}(?![\w.]|\.\d)")
 
 
 def words(text: str) -> list[str]:
@@ -41,11 +46,23 @@ def last_number(text: str) -> float | None:
     return number(matches[-1]) if matches else None
 
 
-def gsm8k_number(text: str) -> float | None:
-    """The number after the last `####` near the end, as verl's GSM8K reward reads it."""
-    # Departure: verl compares the text of the number.
-    matches = re.findall(rf"#### ({_NUMBER})", text[-_GSM8K_TAIL:])
-    return number(matches[-1]) if matches else None
+def gsm8k_text(text: str) -> str | None:
+    """The text after the last `#### ` near the end, without commas, as verl's GSM8K reward has it.
+
+    Digits, points and commas: a point that ends a sentence is a part of it.
+    """
+    matches = re.findall(_GSM8K_ANSWER, text[-_GSM8K_TAIL:])
+    return matches[-1].replace(",", "") if matches else None
+
+
+def without_exponents(text: str) -> str:
+    """The text with numbers such as 4.5e33 in digits: in a formula, e is the base of logarithms."""
+    return _EXPONENT.sub(lambda match: format(Decimal(match[0]), "f"), text)
+
+
+def has_exponent(text: str) -> bool:
+    """True for text that is one number in exponent notation."""
+    return _EXPONENT.fullmatch(text.strip().lstrip("+-")) is not None
 
 
 def stated_letter(text: str) -> str | None:
@@ -70,15 +87,12 @@ def reference_letter(answer: str) -> str | None:
     return matches[-1] if matches else None
 
 
-def bbeh_stated(text: str) -> str | None:
-    """The text after the last "The answer is:", in lower case; None without these words."""
-    _, prefix, rest = text.lower().rpartition(_BBEH_PREFIX)
-    return rest if prefix else None
-
-
 def bbeh_answer(text: str) -> str:
-    """The text after the last "The answer is:", in lower case; all of it without these words."""
-    return text.lower().rpartition(_BBEH_PREFIX)[2]
+    """The text after the last "The answer is", in lower case; all of it without these words.
+
+    As BBEH's evaluator: "The final answer is" too, each with a colon or without.
+    """
+    return _BBEH_PREFIX.split(text.lower())[-1]
 
 
 def bbeh_last_line(text: str) -> str | None:

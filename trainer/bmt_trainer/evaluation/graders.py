@@ -8,9 +8,10 @@ are scored by; rewards of users are others, see `bmt_trainer.rewards`.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError
@@ -18,6 +19,8 @@ from bmt_trainer.evaluation import answer_parsing as parse
 from bmt_trainer.evaluation.thoughts import completion_of
 from bmt_trainer.evaluation.tool_calls import calls_in
 
+# Relative difference of two numbers that are equal, as in SimpleRL-Zoo's grader.
+_TOLERANCE = 1e-4
 #: (completion, answer) -> score, 0 to 1.
 Comparison = Callable[[str, str], float]
 
@@ -130,8 +133,8 @@ def _ends_with_number(completion: str, answer: str) -> bool:
 
 
 def _gsm8k(completion: str, answer: str) -> bool:
-    """The number after `####` is the answer."""
-    return _equal(parse.gsm8k_number(completion), parse.number(answer))
+    """The text after `####` is the answer's, as verl compares it: 18. and 18.0 are not 18."""
+    return parse.gsm8k_text(completion) == answer.strip().replace(",", "")
 
 
 def _letter(completion: str, answer: str) -> bool:
@@ -150,28 +153,45 @@ def _equal(given: object, wanted: object) -> bool:
 
 
 def _math(completion: str, answer: str) -> bool:
-    """math-verify finds the completion's last formula equal to the answer."""
-    # Departure: golds such as 4.5e33 (Minerva) are read as a product, so right answers fail.
+    """math-verify finds the completion's last formula equal to the answer.
+
+    An answer that is a real number and no integer, or written with an exponent, is compared by its
+    value with a relative tolerance of 1e-4, as SimpleRL-Zoo's grader has it.
+    """
     from math_verify import parse as formulas
     from math_verify import verify
 
     # Without math-verify's own time limit, which needs the main thread.
-    given = formulas(completion, parsing_timeout=None)
-    wanted = formulas(f"\\boxed{{{answer}}}", parsing_timeout=None)
+    given = formulas(parse.without_exponents(completion), parsing_timeout=None)
+    wanted = formulas(f"\\boxed{{{parse.without_exponents(answer)}}}", parsing_timeout=None)
+    a, b = _value(given), _value(wanted)
+    if a is not None and b is not None and (parse.has_exponent(answer) or not b.is_integer()):
+        # math-verify rounds to six decimals, so that small numbers are all alike to it.
+        return math.isclose(a, b, rel_tol=_TOLERANCE)
     return bool(verify(wanted, given, timeout_seconds=None))
+
+
+def _value(found: Sequence[Any]) -> float | None:
+    """The value of a formula that is a real number; None for others."""
+    try:
+        number = found[0].evalf(15)
+        return float(number) if number.is_real else None
+    except (AttributeError, IndexError, TypeError, ValueError, OverflowError):
+        return None
 
 
 def _math_boxed(completion: str, answer: str) -> bool:
     """The same, of a completion that has a \\boxed formula."""
-    # Departure: SimpleRL-Zoo uses Qwen's grader, with a tolerance of 1e-4.
+    # Departure: SimpleRL-Zoo uses Qwen's grader, whose tolerance is for integers too.
     return "\\boxed" in completion and _math(completion, answer)
 
 
 def _bbeh(completion: str, answer: str) -> bool:
-    """The text after "The answer is:" equals the answer, by BBEH's normalization."""
-    # Departure: BBEH's evaluator takes other prefixes too.
-    stated = parse.bbeh_stated(completion)
-    return stated is not None and _bbeh_equal(stated, parse.bbeh_answer(answer))
+    """The text after "The answer is", or without these words all of it, equals the answer.
+
+    Prefixes and normalization are those of BBEH's evaluator.
+    """
+    return _bbeh_equal(parse.bbeh_answer(completion.strip()), parse.bbeh_answer(answer))
 
 
 def _bbeh_anywhere(completion: str, answer: str) -> bool:
@@ -185,7 +205,7 @@ def _bbeh_anywhere(completion: str, answer: str) -> bool:
 def _bbeh_equal(given: str, wanted: str) -> bool:
     """Equal after normalization, as text or as numbers."""
     a, b = parse.bbeh_normalized(given), parse.bbeh_normalized(wanted)
-    if a == b:
+    if a == b or a.replace("'", "") == b.replace("'", ""):
         return True
     try:
         return float(a) == float(b)

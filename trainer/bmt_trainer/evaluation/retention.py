@@ -53,7 +53,7 @@ def retained(
     batch_size: int = 8,
 ) -> Retained:
     """Run each task on `model`. A task that fails is skipped with its reason."""
-    # Departure: a mean of the tasks that run; HumanEval needs a consent that is not given.
+    # Departure: no mean without HumanEval, which needs a consent that is not given.
     if importlib.util.find_spec("lm_eval") is None:
         reason = "needs the package lm-eval: pip install lm-eval"
         return Retained({}, dict.fromkeys(tasks, reason))
