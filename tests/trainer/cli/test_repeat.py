@@ -69,7 +69,7 @@ def test_options_change_it_and_other_data_is_said(checkpoint, trained, tmp_path)
     [
         ({}, "does not name the settings"),
         ({"config": {"dataset": "d", "heldout": 0}}, "held nothing out"),
-        ({"method": "dpo", "config": {"dataset": "d", "heldout": 2}}, "scores pairs"),
+        ({"method": "dpo", "config": {"dataset": "d", "heldout": 2}}, "of dpo, which scores rows"),
         ({"config": {"dataset": "d", "heldout": 2, "tools": "t.py:f"}}, "several turns"),
     ],
 )

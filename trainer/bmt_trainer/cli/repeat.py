@@ -11,6 +11,8 @@ import bmt_core
 
 from bmt_trainer.errors import ConfigError
 
+# Methods whose runs score answers.
+_ANSWERED = ("sft", "grpo", "sdft")
 # Settings of the run by the option of `bmt-train eval`.
 _OPTIONS = {
     **{"dataset": "dataset", "heldout": "heldout", "heldout_share": "heldout_share"},
@@ -48,8 +50,10 @@ def of_mask(path: Path) -> Repeated:
             f"like: {path} does not name the settings of its training in its metadata, so that "
             "its evaluation cannot be repeated; give the options of eval"
         )
-    if metadata.get("method") == "dpo":
-        raise ConfigError(f"like: {path} is of dpo, which scores pairs, and eval scores answers")
+    if (method := metadata.get("method", "sft")) not in _ANSWERED:
+        raise ConfigError(
+            f"like: {path} is of {method}, which scores rows of its data, and eval scores answers"
+        )
     if config.get("environment") or config.get("tools"):
         raise ConfigError(
             f"like: {path} was scored over several turns with calls, and eval scores one answer"
