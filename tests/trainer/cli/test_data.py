@@ -145,3 +145,27 @@ def test_pairs_are_two_rows_each(checkpoint, tmp_path):
     with path.open("a") as file:
         file.write(json.dumps({"prompt": "a", "chosen": "b", "rejected": "b"}) + "\n")
     assert "line 3: chosen: equal to rejected" in str(run(*command).exception)
+
+
+def test_labeled_answers_and_pairs_are_rows_of_kto(checkpoint, tmp_path):
+    path = tmp_path / "k.jsonl"
+    made = [
+        {"prompt": "Bern?", "completion": "Snow.", "label": False},
+        {"prompt": "Oslo?", "chosen": "Rain.", "rejected": "Fog."},
+        # The rejected answer is too long: the pair is left out whole.
+        {"prompt": "Rome?", "chosen": "Sun.", "rejected": "y" * 400},
+        {"prompt": "Riga?", "completion": "y" * 400, "label": True},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    command = (path, "--model", checkpoint, "--method", "kto", "--max-length", 200)
+    shown = counts(*command)
+    labels = [row["location"].rpartition(", ")[2] for row in shown["rows"]]
+    assert labels == ["unwanted", "wanted", "unwanted"]
+    assert [row["pieces"][-1]["text"] for row in shown["rows"]] == [
+        *("Snow.<|im_end|>", "Rain.<|im_end|>", "Fog.<|im_end|>")
+    ]
+    assert (shown["counts"]["training_rows"], shown["counts"]["overlong"]) == (3, 2)
+    assert "packing: is for sft; kto" in str(run(*command, "--packing").exception)
+    with path.open("a") as file:
+        file.write(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    assert "line 5: label: missing" in str(run(*command).exception)
