@@ -46,6 +46,12 @@ def test_two_settings_in_one_folder_are_two_rows():
     assert [r.against.gained for r in rows] == [2, 3]
 
 
+def test_runs_of_one_name_have_labels_of_their_own():
+    runs = [result("bmt", "01", settings={"steps": n}, seed=s) for n in (2, 3) for s in (0, 1)]
+    found = [tables.named(one) for one in tables.labeled(tables.rows(runs))]
+    assert found == ["bmt steps 2", "bmt steps 2, seed 1", "bmt steps 3", "bmt steps 3, seed 1"]
+
+
 @pytest.mark.found
 def test_data_sets_of_one_file_name_are_paired_with_their_own_base(tmp_path):
     mixed = [

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from bmt_trainer.comparison import plan
+from bmt_trainer.comparison import measures, plan, report
 from bmt_trainer.comparison.runner import run
 from bmt_trainer.evaluation.kl import divergence, forward_kl
 from bmt_trainer.masking.attach import attach
 from transformers import Trainer
 
 from tests.support.tiny_model import interrupt_after, tiny_llama
-from tests.support.training.display import quiet
+from tests.support.training.display import Lines, quiet
 
 
 def planned(checkpoint, output, method="bmt"):
@@ -105,3 +106,39 @@ def test_runs_without_checkpoints(checkpoint, tmp_path, monkeypatch, trainer, pr
         made[method] = config.checkpoint_every, config.resume
     masks = (2, True) if processes == 1 else (0, False)
     assert made == {"bmt": masks, "full": (0, False)}
+
+
+@pytest.mark.found
+def test_a_failed_analysis_loses_no_run(checkpoint, tmp_path, monkeypatch):
+    """Geometry and sets fail after the last step, the other skill's score during training."""
+    looks = []
+
+    def retention_score(plan, loaded, tuned):
+        def score():
+            looks.append(1)
+            if len(looks) > 1:
+                raise OSError("no network")
+            return {"retention": 0.5, "retention_lenient": 0.5, "n": 2}
+
+        return score
+
+    def broken(*_):
+        raise RuntimeError("no convergence")
+
+    monkeypatch.setattr(measures, "retention_score", retention_score)
+    monkeypatch.setattr(measures, "geometry", broken)
+    monkeypatch.setattr("bmt_trainer.comparison.runner.score_suites", broken)
+    made = planned(checkpoint, tmp_path)
+    made = dataclasses.replace(made, geometry=True, suites="gsm8k", suites_data=tmp_path)
+    display = Lines()
+    [result] = run(made, display)
+    assert result["failed"] == {
+        "suites": "RuntimeError: no convergence",
+        "geometry": "RuntimeError: no convergence",
+    }
+    assert len(result["right"]) == 4
+    assert [("retention" in row) for row in result["track"]] == [True, False, False, False]
+    assert "retention failed at step 2, and training goes on: no network" in display.text
+    assert "geometry failed, and the result is kept without it" in display.text
+    assert run(made, quiet()) == [result]  # kept
+    report.write([tmp_path], tmp_path / "out", "t")

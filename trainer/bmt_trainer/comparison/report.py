@@ -50,6 +50,7 @@ def write(
     """
     results, histories = _read(paths, say)
     rows = tables.rows(results)
+    results = tables.labeled(rows)
     output.mkdir(parents=True, exist_ok=True)
     pictures = []
     for name, heading, draw in plots.PLOTS:

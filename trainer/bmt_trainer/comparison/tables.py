@@ -167,8 +167,19 @@ def changes(result: Result) -> str:
 
 
 def named(result: Result) -> str:
-    """The method and the settings that a sweep changed."""
-    return f"{result['method']} {changes(result)}".strip()
+    """The label that `labeled` gave it, or the method and the settings that a sweep changed."""
+    return str(result.get("label") or f"{result['method']} {changes(result)}".strip())
+
+
+def labeled(rows: Sequence[Row]) -> list[Result]:
+    """The results of rows, each with a label that no result of another row or seed has."""
+    made: list[Result] = []
+    for row in rows:
+        several = len(set(map(groups.seed, row.results))) > 1
+        for result in row.results:
+            seed = f", seed {groups.seed(result)}" if several and groups.seed(result) else ""
+            made.append({**result, "label": f"{row.label}{seed}"})
+    return made
 
 
 def labels(results: Sequence[Result]) -> dict[Hashable, str]:
