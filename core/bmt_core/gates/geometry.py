@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,17 @@ def geometry(
 
     By default of the gate projections of the text model's layers; one that is fused with the up
     projection is named by its rows (`gates/rows.py`). pattern: of the names of tensors, to return
-    these instead, each whole. Raises CheckpointError.
+    these instead, each whole, [experts, d_out, d_in] as [experts * d_out, d_in]. Raises
+    CheckpointError.
     """
     tensors = checkpoint_tensors(checkpoint)
     maskable = re.compile(pattern)
     found = {
-        name: (shape[0], shape[1])
+        name: (prod(shape[:-1]), shape[-1])
         for name, shape in tensors
-        if len(shape) == 2 and 0 not in shape and maskable.search(name)
+        if (len(shape) == 2 or (len(shape) == 3 and pattern != GATES))
+        and 0 not in shape
+        and maskable.search(name)
     }
     if pattern != GATES:
         return found

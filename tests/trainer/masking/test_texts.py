@@ -15,7 +15,7 @@ from bmt_trainer.methods.sft import train
 from bmt_trainer.models import architecture_of, load_model
 from safetensors.torch import load_file, save_file
 
-from tests.support.tiny_model import byte_tokenizer
+from tests.support.tiny_model import byte_tokenizer, interrupt_after
 from tests.support.training.display import quiet
 from tools.models.configurations import tiny
 
@@ -83,3 +83,34 @@ def test_a_text_model_is_trained_and_applied_under_the_checkpoints_names(
         logits = written(ids).logits
         assert torch.equal(masked(ids).logits, logits)
         assert not torch.equal(load_model(folder)(ids).logits, logits)
+
+
+@pytest.mark.found
+def test_a_run_resumes_where_transformers_saves_under_other_names(tmp_path, monkeypatch):
+    folder = checkpoint_of("mistral3", tmp_path / "base", *FAMILIES[2][1:])
+
+    def run(name, **changes):
+        config = SftConfig(
+            model=str(folder),
+            dataset="task:initials",
+            output=tmp_path / f"{name}.bmt",
+            heldout=0,
+            steps=3,
+            batch_size=2,
+            learning_rate=0.02,
+            calibration_prompts=2,
+            checkpoint_every=1,
+            device="cpu",
+            **changes,
+        )
+        return train(config, quiet())
+
+    whole = run("whole")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            run("m")
+    files = sorted((tmp_path / "m.bmt.run").glob("checkpoint-*/model.safetensors"))
+    kept = load_file(files[0])
+    assert all(name.startswith("model.language_model.layers") for name in kept)
+    assert run("m", resume=True).digest == whole.digest

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from bmt_trainer.checkpoint_files import check_unquantized, parts_of
 from bmt_trainer.errors import ModelError, UnknownBase
+from bmt_trainer.masking.experts import place_in_stack
 from bmt_trainer.masking.new_folder import check_place, new_folder, sync
 from bmt_trainer.masking.stored_names import stored_names
 from bmt_trainer.models import checkpoint_folder
@@ -57,11 +58,17 @@ def apply(mask: Mask, model: PreTrainedModel, *, base_fingerprint: str | None = 
     places = {}
     for tensor in mask.tensors:
         name, _ = place_of(tensor)
-        weight = parameters.get(loaded_as.get(name, name))
-        check_shape(tensor, None if weight is None else tuple(weight.shape))
-        places[tensor.name] = weight
+        loaded = loaded_as.get(name, name)
+        weight, first = parameters.get(loaded), place_of(tensor)[1]
+        if weight is None and (stack := place_in_stack(loaded, parameters)) is not None:
+            weight, first = stack
+            own = (weight.shape[1] // 2, weight.shape[2])
+            check_shape(tensor, own)
+        else:
+            check_shape(tensor, None if weight is None else tuple(weight.shape))
+        places[tensor.name] = weight, first
     for tensor in mask.tensors:
-        weight, (_, first) = places[tensor.name], place_of(tensor)
+        weight, first = places[tensor.name]
         assert weight is not None
         positions = torch.from_numpy(tensor.positions.astype(np.int64) + first)
         weight.data.view(-1).index_fill_(0, positions.to(weight.device), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,8 +11,9 @@ from bmt_core import Mask
 from torch import Tensor, nn
 
 from bmt_trainer.errors import QuantizedModel
+from bmt_trainer.masking.experts import mask_experts
 from bmt_trainer.masking.masked_linear import MaskedLinear, MaskState, ParameterAccess
-from bmt_trainer.masking.targets import select
+from bmt_trainer.masking.targets import Target, select
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +93,26 @@ def attach(
     """
     chosen = select(model, targets)
     for name, target in chosen.items():
-        if target.layer.weight.is_meta:
+        if target.weight.is_meta:
             raise QuantizedModel(f"{name}.weight is on the meta device; load it on a real one")
     model.requires_grad_(False)
     state = MaskState(access=access or ParameterAccess())
-    layers = {n: MaskedLinear.wrap(t.layer, state, t.rows) for n, t in chosen.items()}
+    layers = {
+        n: MaskedLinear.wrap(t.linear, state, t.rows) for n, t in chosen.items() if t.expert is None
+    }
+    layers |= _mask_experts(chosen, state)
     names = {n: (stored or {}).get(f"{n}.weight", f"{n}.weight") for n in layers}
     return Attached(state, layers, names)
+
+
+def _mask_experts(chosen: Mapping[str, Target], state: MaskState) -> dict[str, MaskedLinear]:
+    """The layers of experts' gates by name."""
+    by_module: dict[nn.Module, dict[int, str]] = defaultdict(dict)
+    for name, target in chosen.items():
+        if target.expert is not None:
+            by_module[target.layer][target.expert] = name
+    return {
+        names[expert]: layer
+        for module, names in by_module.items()
+        for expert, layer in mask_experts(module, list(names), state).items()
+    }

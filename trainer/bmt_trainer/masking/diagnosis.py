@@ -110,7 +110,7 @@ def diagnosis_of(model: nn.Module, targets: str | None, folder: Path | None) -> 
         refusal = str(error)
         if targets is None:
             chosen = _part(model)
-    own = {n: (t.layer.out_features, t.layer.in_features) for n, t in chosen.items()}
+    own = {n: t.stored_shape for n, t in chosen.items()}
     geometry = {f"{name}.weight": shape for name, shape in own.items()}
     stored = {name: name for name in geometry}
     if folder is not None:

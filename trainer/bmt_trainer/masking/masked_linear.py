@@ -120,7 +120,7 @@ class _SoftLinear(torch.autograd.Function):
         gG = None
         if ctx.needs_input_grad[2]:
             grad = _weight_gradient(x, ctx.rows.of_output(gy))
-            gG = _gate_gradient(grad, W_soft, G, ctx.alpha, ctx.lam)
+            gG = gate_gradient_of(grad, W_soft, G, ctx.alpha, ctx.lam)
         return gx, None, gG, None, None, None
 
 
@@ -156,7 +156,7 @@ class _LiveLinear(torch.autograd.Function):
         gG = None
         if ctx.needs_input_grad[2]:
             grad = _weight_gradient(x, ctx.rows.of_output(gy)).view(-1)[S]
-            gG = _gate_gradient(grad, W_soft, G, ctx.alpha, ctx.lam)
+            gG = gate_gradient_of(grad, W_soft, G, ctx.alpha, ctx.lam)
         return gx, None, gG, None, None, None, None
 
 
@@ -165,7 +165,7 @@ def _weight_gradient(x: Tensor, gy: Tensor) -> Tensor:
     return gy.reshape(-1, gy.shape[-1]).T @ x.reshape(-1, x.shape[-1]).to(gy.dtype)
 
 
-def _gate_gradient(grad: Tensor, W_soft: Tensor, G: Tensor, alpha: float, lam: float) -> Tensor:
+def gate_gradient_of(grad: Tensor, W_soft: Tensor, G: Tensor, alpha: float, lam: float) -> Tensor:
     """∂(L - λ‖W̃‖²)/∂G in G's dtype, from `grad` = ∂L/∂W̃, which is overwritten."""
     grad = grad.to(W_soft.dtype)
     regularized_gradient(grad, W_soft, lam, out=grad)

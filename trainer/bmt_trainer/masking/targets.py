@@ -11,25 +11,52 @@ from bmt_core.gates.geometry import FUSED_GATES, gate_first, in_tower
 from torch import nn
 
 from bmt_trainer.errors import ConfigError, ExpertTensors, FusedGate, NoTargets, QuantizedModel
+from bmt_trainer.masking.experts import expert_gates, gate_shape, is_masked, stacked_weight
 from bmt_trainer.masking.gated_rows import ALL_ROWS, GatedRows
 from bmt_trainer.masking.masked_linear import MaskedLinear
 
 #: The paper's targets, by module name: the gate projection of every transformer block. The gate in
 #: a fused projection answers to the same name.
 GATE_PROJECTIONS = r"\.mlp\.gate_proj$"
+#: The gate of each expert, where a model holds them in one tensor: to be asked for.
+EXPERT_GATES = r"\.experts\.\d+\.gate_proj$"
+
+_FRESH = "attach to a freshly loaded model"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A linear layer to mask, and the rows of its weight that get gates."""
+    """A layer to mask, and the rows of its weight that get gates.
 
-    layer: nn.Linear
+    expert: number of the one whose gate is masked, if the layer holds all experts.
+    """
+
+    layer: nn.Module
     rows: GatedRows = ALL_ROWS
+    expert: int | None = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The tensor of the layer's weight, of all experts if it holds them."""
+        return stacked_weight(self.layer) if self.expert is not None else self.linear.weight
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The layer as a linear one, which it is unless it holds experts."""
+        assert isinstance(self.layer, nn.Linear)
+        return self.layer
+
+    @property
+    def stored_shape(self) -> tuple[int, int]:
+        """[d_out, d_in] of the weight that a checkpoint stores, under the layer's name."""
+        if self.expert is not None:
+            return gate_shape(self.layer)
+        return self.linear.out_features, self.linear.in_features
 
     @property
     def shape(self) -> tuple[int, int]:
         """[R, d_in] of the rows with gates."""
-        return self.rows.shape(self.layer.out_features, self.layer.in_features)
+        return self.rows.shape(*self.stored_shape)
 
     @property
     def numel(self) -> int:
@@ -43,7 +70,8 @@ def select(model: nn.Module, targets: str | None = None) -> dict[str, Target]:
     targets: a regular expression, searched for in the name; None: `GATE_PROJECTIONS`, which must
     match in every block and leave no experts out, because a model that is masked in part is to be
     asked for. The gate in a fused projection of a known architecture is found as `mlp.gate_proj`;
-    a pattern that matches the fused layer's own name takes it whole. Raises ConfigError for an
+    a pattern that matches the fused layer's own name takes it whole. The gate of an expert is found
+    as `experts.N.gate_proj`, by a pattern that is given alone. Raises ConfigError for an
     invalid pattern, and NoTargets, FusedGate, QuantizedModel or ExpertTensors for a model that
     cannot be masked.
     """
@@ -76,6 +104,12 @@ def select(model: nn.Module, targets: str | None = None) -> dict[str, Target]:
             _check(name, module)
             if isinstance(module, nn.Linear):
                 chosen[name] = Target(module, GatedRows(0, module.out_features // 2))
+    if targets is not None:
+        for name, module, expert in expert_gates(model):
+            if expression.search(name):
+                if is_masked(module):
+                    raise ConfigError(f"{name} is masked already; {_FRESH}")
+                chosen[name] = Target(module, expert=expert)
     if not chosen:
         raise _no_match(model, pattern)
     if targets is None:
@@ -121,8 +155,7 @@ def _refuse_part(model: nn.Module, names: list[str]) -> None:
         raise NoTargets(f"{part}, {names[0]} among them; {advice}")
     name, shape = experts
     raise ExpertTensors(
-        f"{part}, and {name} {shape} holds all experts in one tensor, which is not supported; "
-        f"{advice}"
+        f"{part}, and {name} {shape} holds all experts in one tensor; {advice}{_of_experts(model)}"
     )
 
 
@@ -130,6 +163,16 @@ def holds_experts(name: str, parameter: torch.Tensor) -> bool:
     """True for a parameter [experts, …] that holds the gates of all experts, by its name."""
     leaf = name.rsplit(".", 1)[-1]
     return parameter.ndim == 3 and re.match(r"gate_up|up_gate|gate_proj|w1$|w13", leaf) is not None
+
+
+def _of_experts(model: nn.Module) -> str:
+    """The advice on the gates of a model's experts."""
+    if any(True for _ in expert_gates(model)):
+        return f"; to mask the gate of each expert, set targets to {EXPERT_GATES!r}"
+    return (
+        ", transposed, or with rows of gate and up projection in turns: a mask names rows that "
+        "follow each other, so their gates cannot be masked"
+    )
 
 
 def _experts(model: nn.Module) -> tuple[str, list[int]] | None:
@@ -142,7 +185,7 @@ def _experts(model: nn.Module) -> tuple[str, list[int]] | None:
 
 def _check(name: str, module: nn.Module) -> None:
     if isinstance(module, MaskedLinear):
-        raise ConfigError(f"{name} is masked already; attach to a freshly loaded model")
+        raise ConfigError(f"{name} is masked already; {_FRESH}")
     if not isinstance(module, nn.Linear) and _is_unquantized(module):
         raise NoTargets(
             f"targets: they match {name}, a {type(module).__name__}, and masks are of linear "
@@ -175,8 +218,8 @@ def _no_match(model: nn.Module, targets: str) -> Exception:
     """The error that names the reason why no layer matches."""
     if (experts := _experts(model)) is not None:
         return ExpertTensors(
-            f"{experts[0]} {experts[1]} holds all experts in one tensor; a mask needs one matrix "
-            "per gate, so this architecture is not supported"
+            f"targets: {targets!r} matches no layer, and {experts[0]} {experts[1]} holds all "
+            f"experts in one tensor{_of_experts(model)}"
         )
     linears = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     for name in linears:

@@ -35,6 +35,7 @@ from bmt_trainer.masking import initialization, live_gates
 from bmt_trainer.masking.apply import check_base
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.attach import attach as attach_gates
+from bmt_trainer.masking.experts import MaskedExpert
 from bmt_trainer.masking.export import export
 from bmt_trainer.masking.masked_linear import ParameterAccess
 from bmt_trainer.masking.stored_names import stored_names
@@ -331,6 +332,10 @@ def attach(loaded: Loaded) -> Attached:
     total = sum(p.numel() for p in model.parameters())
     stored = stored_names(model, loaded.geometry)
     attached = attach_gates(model, loaded.config.targets, SHARDED, stored)
+    if world_size() > 1 and any(isinstance(m, MaskedExpert) for m in attached.layers.values()):
+        raise ConfigError(
+            f"targets: gates of experts in one tensor train in one process, not {world_size()}"
+        )
     if loaded.first is not None and (
         outside := initialization.zeros_outside(attached, loaded.first)
     ):

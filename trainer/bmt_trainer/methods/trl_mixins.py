@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -295,10 +296,12 @@ class BaseReference:
 
 
 def save_gates_only(model: Any, attached: Attached) -> None:
-    """Make a trainer's checkpoints hold the gates only: the base never changes.
-
-    Restoring is not strict, so such a checkpoint loads into the attached model.
+    """Make a trainer's checkpoints hold the gates only, as the model names them: the base never
+    changes.
     """
     kinds = ("gate_logits", "teacher_logits")
     gates = {f"{name}.{kind}" for name in attached.layers for kind in kinds}
     model._keys_to_ignore_on_save = {key for key in model.state_dict() if key not in gates}
+    # transformers would name the gates as the family's released checkpoints do (5.19,
+    # modeling_utils.py), and find none of them under these names.
+    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)

@@ -31,6 +31,7 @@ from bmt_trainer.distributed import (
     plan_sharding,
     require_sharding,
 )
+from bmt_trainer.errors import ResumeError
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.process import is_main_process, world_size
 
@@ -127,11 +128,19 @@ class ShardedCheckpoints:
 
     @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if world_size() == 1:
+        if not self.attached.layers:
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
             return
-        access = self.attached.state.access
-        with safe_open(Path(resume_from_checkpoint) / _GATES, "pt") as tensors:
+        # By their names, all of them: transformers leaves out what a file lacks.
+        access, folder = self.attached.state.access, Path(resume_from_checkpoint)
+        with safe_open(folder / _GATES, "pt") as tensors:
+            kept = set(tensors.keys())
+            missing = [name for name, _ in self._gates() if name not in kept]
+            if missing:
+                raise ResumeError(
+                    f"{folder} lacks {len(missing)} of the run's gates, {missing[0]} among them; "
+                    "start the run anew with overwrite"
+                )
             for name, gate in self._gates():
                 access.assign(gate, tensors.get_tensor(name).to(gate.device))
 
