@@ -40,6 +40,7 @@ from bmt_trainer.methods import grpo, pipeline, sdft, sft
 from bmt_trainer.methods.config import GrpoConfig
 from bmt_trainer.methods.finish import base_texts, evaluation_of, finish
 from bmt_trainer.methods.guards import contents
+from bmt_trainer.methods.memory import of_run
 from bmt_trainer.methods.memory.estimate import Trained
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.run_folder import settings_of
@@ -132,7 +133,7 @@ def run_cell(cell: Cell, display: Display) -> Result:
     config = cell.config()
     loaded, rows = METHODS[cell.plan.trainer].load(config, display, scored=False)
     if cell.kind not in ("base", "wanda"):
-        for line in pipeline.memory_lines(loaded, trained_by(cell.kind)):
+        for line in of_run.lines_of_run(loaded, trained_by(cell.kind)):
             display.say(line)
     # Before anything is added to them, or made fp32.
     baselines.check_projections(loaded.model)

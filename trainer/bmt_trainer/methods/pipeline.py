@@ -50,7 +50,6 @@ from bmt_trainer.methods.guards.targets import masked_tensors, not_served
 from bmt_trainer.methods.guards.trl_contract import check_trl
 from bmt_trainer.methods.lengths import Answered
 from bmt_trainer.methods.memory import of_run
-from bmt_trainer.methods.memory.estimate import Trained
 from bmt_trainer.methods.rollouts.environments import Environments
 from bmt_trainer.methods.rollouts.scores import RolloutScores
 from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, is_writing, settings_of
@@ -255,7 +254,7 @@ def load(inputs: Inputs, *, scored: bool = True) -> Loaded:
             # Gates and AdamW's two moments, in fp32.
             outputs.check_space(run.folder, 12 * sum(inputs.gates))
     if scored:
-        for line in memory_lines(inputs):
+        for line in of_run.lines_of_run(inputs):
             display.say(line)
     model = models.load_model(inputs.folder, inputs.device, fp32=config.precision == "fp32")
     check_weights(model)
@@ -279,13 +278,6 @@ def load(inputs: Inputs, *, scored: bool = True) -> Loaded:
         score=score,
         interruption=interruption.current(),
         scored=scored,
-    )
-
-
-def memory_lines(inputs: Inputs, trained: Trained = "gates") -> Iterator[str]:
-    """The estimate of the run's memory, and a warning if it exceeds the device's."""
-    return of_run.lines_of_run(
-        inputs.config, inputs.folder, inputs.gates, inputs.lengths, inputs.device, trained
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -177,7 +178,8 @@ def test_a_run_that_is_larger_than_its_device_is_warned_of(tmp_path, monkeypatch
     config = settings(SftConfig)
 
     def lines():
-        return list(of_run.lines_of_run(config, folder, [2048] * 2, [9, 30], torch.device("cpu")))
+        run = {"config": config, "folder": folder, "gates": [2048] * 2, "lengths": [9, 30]}
+        return list(of_run.lines_of_run(SimpleNamespace(**run, device=torch.device("cpu"))))
 
     (line,) = lines()
     assert "4 x 30 tokens" in line or "64 x 30 tokens" in line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -31,23 +32,32 @@ METHODS: Mapping[str, type[TrainConfig]] = {
 }
 
 
-def lines_of_run(
-    config: TrainConfig,
-    folder: Path,
-    gated: Sequence[int],
-    lengths: Sequence[int],
-    device: torch.device,
-    trained: Trained = "gates",
-) -> Iterator[str]:
-    """The estimate of a run, and a warning if its device has less memory.
+class Run(Protocol):
+    """What a run knows before its weights are loaded.
 
-    folder: of the checkpoint; gated: numbers of gates of each masked layer; lengths: of the
-    training examples in tokens, if they are known.
+    folder: of the checkpoint; gates: of each masked layer, the number; lengths: of the training
+    examples in tokens, if they are known.
     """
+
+    @property
+    def config(self) -> TrainConfig: ...
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def gates(self) -> Sequence[int]: ...
+    @property
+    def lengths(self) -> Sequence[int]: ...
+    @property
+    def device(self) -> torch.device: ...
+
+
+def lines_of_run(run: Run, trained: Trained = "gates") -> Iterator[str]:
+    """The estimate of a run, and a warning if its device has less memory."""
+    config, device = run.config, run.device
     made = estimate(
         config,
-        shapes_of(models.outline(folder), gated, config.precision, device),
-        longest=max(lengths, default=None),
+        shapes_of(models.outline(run.folder), run.gates, config.precision, device),
+        longest=max(run.lengths, default=None),
         on_gpu=device.type == "cuda",
         processes=world_size(),
         trained=trained,
