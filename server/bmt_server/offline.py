@@ -28,7 +28,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
-from bmt_server.ipc import stats_folder
+from bmt_server.ipc import mask_flips, stats_folder
 from bmt_server.ipc.mask_layout import SUFFIX, write_layout
 from bmt_server.ipc.stats_files import WorkerStats
 from bmt_server.settings import MaskMode, Settings, SettingsError
@@ -38,7 +38,7 @@ from bmt_server.vllm_integration.platform_limits import eager_reason, float32_re
 from bmt_server.vllm_integration.unsupported_flags import check, count_drafts
 from bmt_server.vllm_integration.versions.check import check_version
 
-__all__ = ["mask_request", "masked_llm"]
+__all__ = ["flips_request", "mask_request", "masked_llm"]
 
 _ids = itertools.count(1)
 
@@ -114,19 +114,43 @@ def mask_request(mask: bmt_core.Mask | str | os.PathLike[str], name: str = "") -
     Raises bmt_core.BaseMismatch if the mask was trained on another base than the one of
     `masked_llm`, or if that one's weights were replaced, and SettingsError if there is none yet.
     """
+    if not isinstance(mask, bmt_core.Mask):
+        name = name or Path(mask).stem
+        mask = bmt_core.load(mask, expect_base=_settings().fingerprint)
+    _check_mask(mask)
+    return _request(mask, name, _laid_out(mask))
+
+
+def flips_request(before: bmt_core.Mask, after: bmt_core.Mask) -> tuple[LoRARequest, int]:
+    """The `lora_request` for `after` where workers hold `before`, and the bytes that they read.
+
+    Only what changed is written, and workers derive the mask from that: `before` must be the mask
+    that they opened last (`LLMEngine.add_lora`). Raises as `mask_request`.
+    """
+    _check_mask(after)
+    path = Path(_folder().name) / (after.digest + mask_flips.SUFFIX)
+    size = mask_flips.write_flips(before, after, path)
+    return _request(after, "", path), size
+
+
+def _settings() -> Settings:
     settings = Settings.from_env()
     if settings is None:
         raise SettingsError("no masked_llm in this process yet; create one before its requests")
-    if not isinstance(mask, bmt_core.Mask):
-        name = name or Path(mask).stem
-        mask = bmt_core.load(mask, expect_base=settings.fingerprint)
-    elif mask.base.fingerprint != settings.fingerprint:
+    return settings
+
+
+def _check_mask(mask: bmt_core.Mask) -> None:
+    settings = _settings()
+    if mask.base.fingerprint != settings.fingerprint:
         raise bmt_core.BaseMismatch(
             f"the mask's base is {mask.base.fingerprint[:12]}… and the served checkpoint is "
             f"{settings.fingerprint[:12]}…; use the checkpoint that the mask was trained on"
         )
     _check_base(settings)
-    path = _laid_out(mask)
+
+
+def _request(mask: bmt_core.Mask, name: str, path: Path) -> LoRARequest:
     return LoRARequest(f"{name or 'mask'}@{mask.digest[:12]}", _adapter_id(mask.digest), str(path))
 
 

@@ -75,6 +75,7 @@ ROOMS = {
         "vllm_integration": _SERVER_FLOOR | {"api", "scheduler", "worker"},
         "offline": _SERVER_FLOOR | {"vllm_integration", "worker"},
         "evaluation_engine": {"offline"},
+        "rollout_engine": {"offline"},
         "cli": _SERVER_FLOOR
         | {"vllm_integration", "registry", "sources", "api", "scheduler", "worker", "offline"},
         "__main__": {"cli"},
@@ -87,7 +88,10 @@ VLLM_ROOMS = (
     SERVER / "worker" / "engine_vllm",
     SERVER / "scheduler",
 )
-VLLM_FILES = {SERVER / "cli" / "serve.py", SERVER / "offline.py", SERVER / "evaluation_engine.py"}
+VLLM_FILES = {
+    SERVER / "cli" / "serve.py",
+    *(SERVER / name for name in ("offline.py", "evaluation_engine.py", "rollout_engine.py")),
+}
 # One file for each training method, the mixins that its trainers share, packing, and TRL's
 # preparation. Rows of data sets are read with TRL's data utilities.
 TRL = {

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bmt_core import Mask
+from bmt_core import Mask, TensorMask
 
 MAGIC = b"BMTLAY1\n"
 SUFFIX = ".lay"
@@ -57,6 +57,25 @@ class Rows:
     row_start: np.ndarray
     cols: np.ndarray
 
+    @classmethod
+    def of(cls, tensor: TensorMask) -> Rows:
+        """The CSR form of a tensor's flat positions."""
+        d_out, d_in = tensor.shape
+        rows = tensor.positions // tensor.positions.dtype.type(d_in)
+        cols = (tensor.positions - rows * tensor.positions.dtype.type(d_in)).astype(
+            np.uint16 if d_in <= 1 << 16 else np.uint32
+        )
+        row_start = np.zeros(d_out + 1, np.uint32)
+        np.cumsum(np.bincount(rows.astype(np.int64), minlength=d_out), out=row_start[1:])
+        return cls((d_out, d_in), row_start, cols)
+
+    def positions(self) -> np.ndarray:
+        """uint64 [zeros]: flat positions, ascending."""
+        d_out, d_in = self.shape
+        counts = np.diff(self.row_start.astype(np.int64))
+        row = np.repeat(np.arange(d_out, dtype=np.uint64), counts)
+        return row * np.uint64(d_in) + self.cols.astype(np.uint64)
+
     def slice(self, start: int, stop: int) -> Rows:
         """Rows start..stop of this tensor, as views: the share of one tensor-parallel rank."""
         lo, hi = int(self.row_start[start]), int(self.row_start[stop])
@@ -74,15 +93,9 @@ def write_layout(mask: Mask, path: Path) -> int:
     offset = 0
     entries: list[dict[str, object]] = []
     for tensor in mask.tensors:
-        d_out, d_in = tensor.shape
-        rows = tensor.positions // tensor.positions.dtype.type(d_in)
-        cols = (tensor.positions - rows * tensor.positions.dtype.type(d_in)).astype(
-            np.uint16 if d_in <= 1 << 16 else np.uint32
-        )
-        row_start = np.zeros(d_out + 1, np.uint32)
-        np.cumsum(np.bincount(rows.astype(np.int64), minlength=d_out), out=row_start[1:])
-        entry: dict[str, object] = {"name": tensor.name, "shape": [d_out, d_in]}
-        for key, array in (("row_start", row_start), ("cols", cols)):
+        rows = Rows.of(tensor)
+        entry: dict[str, object] = {"name": tensor.name, "shape": list(rows.shape)}
+        for key, array in (("row_start", rows.row_start), ("cols", rows.cols)):
             entry[key] = [offset, int(array.size), array.dtype.str]
             arrays.append(array)
             offset += -(-array.nbytes // _ALIGN) * _ALIGN

@@ -215,6 +215,11 @@ class Cell:
                 "alone; leave it out, or compare bmt alone"
             )
         ours = self.kind in ("base", "wanda", "bmt")
+        if getattr(made, "rollouts", "") == "vllm" and not ours:
+            raise ConfigError(
+                f"rollouts: vLLM has masks alone, and {self.kind} changes weights; leave it out, "
+                "or compare bmt alone"
+            )
         if world_size() > 1 and self.plan.trainer == "sdft" and not ours:
             raise ConfigError(
                 f"methods: {self.kind} by sdft trains in one process, not {world_size()}, because "

@@ -27,6 +27,11 @@ from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.rollouts import environments
 from bmt_trainer.methods.rollouts.environments import Environments
+from bmt_trainer.methods.rollouts.in_process.of_run import (
+    check_engine,
+    engine_rollouts,
+    rows_at_once,
+)
 from bmt_trainer.methods.rollouts.of_run import check_servers, server_rollouts
 from bmt_trainer.methods.rollouts.ratio import RolloutPolicy
 from bmt_trainer.methods.rollouts.scores import RolloutScores
@@ -73,6 +78,7 @@ def load(config: GrpoConfig, display: Display, *, scored: bool = True) -> tuple[
     rewards = _rewards(config, acting)
     inputs, examples = on_policy.read(config, display, rewards, environments=acting)
     check_servers(config, inputs)
+    check_engine(config, inputs)
     made = [environments.try_reset(acting, e.columns) for e in inputs.grader.tried(examples)]
     inputs.grader.try_on(examples, display.say, made if acting.factory else None)
     return pipeline.load(inputs, scored=scored), _rows(inputs.tokenizer, examples)
@@ -194,7 +200,8 @@ def fit(
     acting, scores = loaded.environments, loaded.score
     scored = [*on_policy.validation_examples(config, loaded), *loaded.split.heldout]
     table = [*rows, *_rows(loaded.tokenizer, scored if acting else [])]
-    with server_rollouts(config, loaded, attached) as rollouts:
+    sampler = engine_rollouts if config.rollouts == "vllm" else server_rollouts
+    with sampler(config, loaded, attached) as rollouts:
         return fit_with_trl(
             MaskedGRPOTrainer,
             arguments,
@@ -208,6 +215,7 @@ def fit(
             reward_funcs=trl_functions(loaded.grader, table),
             table=table,
             rollouts=rollouts,
+            at_once=rows_at_once(config, loaded, attached),
             say=loaded.display.say,
             tools=list(acting.tools) or None,
             environment_factory=acting.for_rows(lambda row: table[row[ROW]]["columns"]),

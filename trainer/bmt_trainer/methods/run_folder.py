@@ -31,10 +31,10 @@ _LOCK = ".lock"
 # Settings that do not change what a run computes.
 _NEUTRAL = (
     *("output", "resume", "checkpoint_every", "overwrite", "push", "report_to", "run_name"),
-    *("server_wait", "server_token_seconds"),
+    *("server_wait", "server_token_seconds", "vllm_memory"),
 )
 # Settings that a resumed run may change: the place of rollouts, not their distribution.
-_MOVABLE = ("server",)
+_MOVABLE = ("server", "rollouts")
 # Notes that a folder keeps from a run that was killed before its first checkpoint.
 _LASTING = ("rollout_name",)
 # The note that the output is being written: a file of this name is then the run's own.

@@ -28,6 +28,11 @@ from bmt_trainer.methods.config import SdftConfig
 from bmt_trainer.methods.finish import finish
 from bmt_trainer.methods.fit import fit_with_trl, trl_arguments
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
+from bmt_trainer.methods.rollouts.in_process.of_run import (
+    check_engine,
+    engine_rollouts,
+    rows_at_once,
+)
 from bmt_trainer.methods.rollouts.of_run import check_servers, server_rollouts
 from bmt_trainer.methods.trl_mixins import MaskedTraining, MaskTeacher
 from bmt_trainer.methods.validation import of_run
@@ -65,6 +70,7 @@ def load(config: SdftConfig, display: Display, *, scored: bool = True) -> tuple[
         answered=partial(teacher_example, template=config.template),
     )
     check_servers(config, inputs)
+    check_engine(config, inputs)
     inputs.grader.try_on(examples, display.say)
     rows = on_policy.prompt_rows(inputs.tokenizer, examples, privileged_context=_demonstration)
     return pipeline.load(inputs, scored=scored), rows
@@ -155,7 +161,15 @@ def fit(
         use_vllm=False,
         chat_template_kwargs=dict(config.chat_template_kwargs or {}),
     )
-    with server_rollouts(config, loaded, attached) as rollouts:
+    sampler = engine_rollouts if config.rollouts == "vllm" else server_rollouts
+    with sampler(config, loaded, attached) as rollouts:
         return fit_with_trl(
-            MaskedSDFTTrainer, arguments, loaded, attached, rows, callbacks, rollouts=rollouts
+            MaskedSDFTTrainer,
+            arguments,
+            loaded,
+            attached,
+            rows,
+            callbacks,
+            rollouts=rollouts,
+            at_once=rows_at_once(config, loaded, attached),
         )

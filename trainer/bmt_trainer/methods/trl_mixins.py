@@ -118,11 +118,15 @@ class HardSampling:
     """Sampling under the hard mask, and the mask's zeros in each log entry.
 
     A trainer calls `model.train()` before it generates, so the mode is set here. `sample` replaces
-    TRL's own generation: the same distribution, in less time.
+    TRL's own generation: the same distribution, in less time. at_once: completions in memory.
     """
 
     attached: Attached
     _figures: Callable[[], Mapping[str, float]] | None
+
+    def __init__(self, *args: Any, at_once: int | None = None, **kwargs: Any) -> None:
+        self._at_once = at_once
+        super().__init__(*args, **kwargs)
 
     def sampled(
         self,
@@ -146,6 +150,7 @@ class HardSampling:
                 top_p=trainer.args.top_p,
                 top_k=trainer.args.top_k,
                 min_p=trainer.args.min_p or 0.0,
+                at_once=self._at_once,
             )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -22,6 +22,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from bmt_server.errors import ApiError
+from bmt_server.ipc import mask_flips
 from bmt_server.ipc.blob import OBJECTS, BlobError, StoredObject, blob_key, blob_ranges
 from bmt_server.ipc.cold_path import ColdPath, map_cached
 from bmt_server.ipc.disk_cache import DiskCache, DiskError, DiskFull
@@ -66,16 +67,18 @@ class MaskFetcher:
         self._objects: ObjectStore | None = None
         if settings.blobs_url:
             self._objects = ObjectStore(settings.blobs_url, FETCH_S)
+        self._offline: Layout | None = None  # the mask that was opened last
         self.fetches = 0
 
     def open(self, source: str) -> Layout:
         """Map the file of an adapter's path. Raises FetchError, LayoutError.
 
-        A plain file path, as in offline use, is mapped directly.
+        A plain file path, as in offline use, is mapped directly; flips are of the one before.
         """
         mask = MaskSource.parse(source)
         if mask is None:
-            return map_layout(source)
+            self._offline = self._opened_offline(source)
+            return self._offline
         # Mapping needs no write access to the folder.
         with suppress(LayoutError):
             return map_cached(self.folder, mask)
@@ -87,6 +90,13 @@ class MaskFetcher:
             raise FetchError(str(error), "full") from None
         except DiskError as error:
             raise FetchError(str(error), "unavailable") from None
+
+    def _opened_offline(self, path: str) -> Layout:
+        if not path.endswith(mask_flips.SUFFIX):
+            return map_layout(path)
+        if self._offline is None:
+            raise LayoutError(f"flips {path} are of no mask before; push the whole mask")
+        return mask_flips.flipped(self._offline, path)
 
     def _opened_cold_path(self) -> ColdPath:
         if self._cold_path is None:

@@ -23,6 +23,12 @@ class OnPolicyConfig(TrainConfig):
     )
     prompts_per_step: int = option("Prompts of one optimizer step.", 64, least=1)
     micro_batch: int = option("Completions per forward pass of the loss.", 16, least=1)
+    rollout_batch: int | None = option(
+        "Completions sampled at once in each process, by transformers; default: all of a step, or "
+        "as many as fit in memory by the run's estimate.",
+        None,
+        least=1,
+    )
     temperature: float = option("Sampling temperature of the rollouts.", 1.0, above=0)
     reading: Literal["strict", "lenient"] = option(
         "The reading of the grader that chooses masks; both are reported.", "strict"
@@ -40,6 +46,18 @@ class OnPolicyConfig(TrainConfig):
 
     added: ClassVar[tuple[str, ...]] = (
         *("epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup", "patience"),
+        *("rollouts", "rollout_batch"),
+    )
+    rollouts: Literal["transformers", "vllm"] = option(
+        "Samples rollouts in this process: transformers, or vLLM under the step's mask.",
+        "transformers",
+    )
+    vllm_memory: float = option(
+        "Share of the device's memory for vLLM's rollouts: of a GPU all that it takes, of a CPU "
+        "its KV cache.",
+        0.3,
+        above=0,
+        most=0.9,
     )
     server: str | None = option(
         "URL of a bmt-server of the same base that samples rollouts, or several with commas, which "
@@ -66,6 +84,8 @@ class OnPolicyConfig(TrainConfig):
             raise ConfigError("server: no URL in it; name one, or leave it out")
         if twice := next((url for url in self.servers if self.servers.count(url) > 1), None):
             raise ConfigError(f"server: {twice} is named twice; name each server once")
+        if self.rollouts == "vllm":
+            self._check_vllm()
         if self.heldout_dataset is not None and not self.heldout:
             raise ConfigError(
                 f"heldout_dataset: {self.heldout_dataset} holds nothing out with heldout 0; set "
@@ -75,6 +95,18 @@ class OnPolicyConfig(TrainConfig):
             raise ConfigError(
                 f"heldout_share: {self.heldout_share} is a share of dataset, and heldout_dataset "
                 f"{self.heldout_dataset} takes its place; set heldout instead"
+            )
+
+    def _check_vllm(self) -> None:
+        if self.server is not None:
+            raise ConfigError(
+                f"rollouts: vllm samples in this process, and server {self.server} elsewhere; "
+                "leave one of them out"
+            )
+        if self.rollout_batch is not None:
+            raise ConfigError(
+                f"rollout_batch: {self.rollout_batch} is of transformers' rollouts; vLLM takes as "
+                "many at once as vllm_memory holds"
             )
 
     @property

@@ -13,7 +13,7 @@ Legend: B rows, S tokens of a row, P of its prompt, N new ones, L layers, d, f, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Literal
 
@@ -47,6 +47,8 @@ _DISTILLED_COPIES = 7
 # fp32 matrices of a soft weight's backward pass (`masked_linear`): W̃, σ(-αG), its argument, a cast
 # weight and the gradient.
 _MATRICES = 5
+# Of the device's memory, for rollouts and what stays: the estimate leaves out what libraries take.
+_ROLLOUT_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def estimate(
     processes: int = 1,
     trained: Trained = "gates",
     gates: int | None = None,
+    memory: int | None = None,
 ) -> Estimate:
     """The memory of one process of a run.
 
@@ -103,12 +106,35 @@ def estimate(
     longest: tokens of the longest training example, or of its prompt if the run answers it; by
     default `max_length`, the setting's bound. on_gpu: TRL's loss has a kernel of Triton there.
     trained: of a comparison's methods. gates: the number that is trained, of live gates as many as
-    Eq. 9 is expected to leave by default.
+    Eq. 9 is expected to leave by default. memory: of the device, which bounds rollouts.
     """
     if gates is None:
         gates = round(shapes.gates * live_share(config))
-    work = _Work(config, shapes, longest or config.max_length, on_gpu, processes, trained, gates)
+    longest = longest or config.max_length
+    work = _Work(config, shapes, longest, on_gpu, processes, trained, gates, memory)
     return Estimate(work.kept(), dict(work.phases()))
+
+
+def rollout_rows(
+    config: OnPolicyConfig,
+    shapes: Shapes,
+    *,
+    longest: int,
+    new: int | None = None,
+    memory: int | None,
+    processes: int = 1,
+    trained: Trained = "gates",
+) -> int:
+    """Completions that transformers samples at once in a process, the same in each step of a run:
+    of the settings, or as many as fit in `memory`, by the estimate, at most all of a step.
+
+    new: tokens of a completion, by default `max_new_tokens`.
+    """
+    if new is not None:
+        config = replace(config, max_new_tokens=new)
+    gates = round(shapes.gates * live_share(config))
+    work = _Work(config, shapes, longest, True, processes, trained, gates, memory)
+    return work.rollouts(config)[0]
 
 
 def live_share(config: TrainConfig) -> float:
@@ -133,6 +159,7 @@ class _Work:
     processes: int
     trained: Trained
     gates: int
+    memory: int | None = None
 
     def kept(self) -> dict[str, Part]:
         s, masks = self.shapes, self.trained == "gates"
@@ -149,6 +176,10 @@ class _Work:
             count = s.weights if self.trained == "weights" else s.weights // 1000
             each = 12 if self.trained == "weights" else 16
             made["trained"] = Part(count * each, f"{count:,} numbers x {each} bytes")
+        if isinstance(self.config, OnPolicyConfig) and self.config.rollouts == "vllm":
+            share = self.config.vllm_memory
+            size = int(share * (self.memory or 0))
+            made["vLLM"] = Part(size, f"at most {share:g} of the device's memory")
         if width := self._second_model():
             made["second model"] = Part(s.weights * width, f"{s.weights:,} weights x {width} bytes")
         return made
@@ -170,8 +201,8 @@ class _Work:
         if self.trained == "gates" and config.from_mask is None:
             yield "calibration", self._forward(rows, self.longest)
         if isinstance(config, OnPolicyConfig):
-            sampled, prompt = self._rollouts(config)
-            if getattr(config, "server", None) is None:
+            sampled, prompt = self.rollouts(config)
+            if config.server is None and config.rollouts != "vllm":
                 yield "rollouts", self._generation(sampled, prompt, config.max_new_tokens)
         yield "training", self._training()
         if isinstance(config, PreferenceConfig):
@@ -191,11 +222,24 @@ class _Work:
             f"{positions:,} positions x {s.vocabulary:,} logits x {each} bytes",
         )
 
-    def _rollouts(self, config: OnPolicyConfig) -> tuple[int, int]:
+    def rollouts(self, config: OnPolicyConfig) -> tuple[int, int]:
         """Sequences that are sampled at once in a process, and tokens of a prompt."""
         each = config.completions if isinstance(config, GrpoConfig) else 1
+        rows = max(1, config.prompts_per_step * each // self.processes)
+        most = config.rollout_batch or self._fitting(config)
         # The student's prompt is shorter than the teacher's.
-        return config.prompts_per_step * each // self.processes, self.longest
+        return min(rows, most), self.longest
+
+    def _fitting(self, config: OnPolicyConfig) -> int:
+        """Rows of rollouts that fit in the memory, at least one; any number if it is not known."""
+        if self.memory is None:
+            return 1 << 31
+        one, two = (
+            self._generation(rows, self.longest, config.max_new_tokens).bytes for rows in (1, 2)
+        )
+        kept = sum(part.bytes for part in self.kept().values())
+        free = _ROLLOUT_SHARE * self.memory - kept - (2 * one - two)
+        return max(1, int(free // (two - one)))
 
     def _generation(self, rows: int, prompt: int, new: int) -> Part:
         """Keys and values of all tokens, scores of one token, and the hard weights."""

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from transformers import PreTrainedModel
 
 from bmt_trainer import models
 from bmt_trainer.methods.config import (
     DpoConfig,
     GrpoConfig,
     KtoConfig,
+    OnPolicyConfig,
     SdftConfig,
     SftConfig,
     TrainConfig,
 )
 from bmt_trainer.methods.memory.estimate import Estimate, Trained, estimate, gib
+from bmt_trainer.methods.memory.estimate import rollout_rows as rows_of_estimate
 from bmt_trainer.methods.memory.shapes import shapes_of
 from bmt_trainer.process import world_size
 
@@ -61,6 +64,7 @@ def lines_of_run(run: Run, trained: Trained = "gates") -> Iterator[str]:
         on_gpu=device.type == "cuda",
         processes=world_size(),
         trained=trained,
+        memory=memory_of(device),
     )
     yield made.line()
     there = memory_of(device)
@@ -69,6 +73,28 @@ def lines_of_run(run: Run, trained: Trained = "gates") -> Iterator[str]:
             f"warning: memory: {device} has {gib(there)}, and the run may take "
             f"{gib(made.peak)}; {_advice(config)}"
         )
+
+
+def rollout_rows(
+    config: OnPolicyConfig,
+    model: PreTrainedModel,
+    gated: Sequence[int],
+    lengths: Sequence[int],
+    new: int,
+) -> int:
+    """Completions that transformers samples at once in this process, see `estimate.rollout_rows`.
+
+    lengths: of the training prompts, in tokens; new: tokens of a completion at most.
+    """
+    return rows_of_estimate(
+        config,
+        shapes_of(model, gated, config.precision, model.device),
+        longest=max(lengths, default=config.max_length),
+        new=new,
+        memory=memory_of(model.device),
+        processes=world_size(),
+        trained="gates" if gated else "weights",
+    )
 
 
 def of_defaults(folder: Path, gated: Sequence[int], device: torch.device) -> dict[str, Estimate]:

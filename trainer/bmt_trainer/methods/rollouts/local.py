@@ -43,8 +43,13 @@ def sample(
     top_p: float = 1.0,
     top_k: int = 0,
     min_p: float = 0.0,
+    at_once: int | None = None,
 ) -> list[list[int]]:
     """A completion of each of `prompts`, token ids, drawn from softmax(logits / temperature).
+
+    at_once: completions in memory at a time, by default all. Pieces follow each other and draw
+    their random numbers in this order, so another size gives other completions of the same
+    distribution; at temperature 0 the same ones.
 
     Temperature 0 takes the likeliest token.
     top_k, top_p, min_p: only among the tokens that these leave, in this order, as
@@ -53,9 +58,32 @@ def sample(
     Equal prompts must be adjacent. A completion ends after one of `eos_token_ids`, which it keeps,
     or at `max_new_tokens`.
     """
-    device, training = model.device, model.training
+    training = model.training
     truncate = _truncation(top_p, top_k, min_p)
     model.eval()  # in training, gradient checkpointing would drop the cache
+    size = at_once or max(1, len(prompts))
+    pieces = [prompts[at : at + size] for at in range(0, len(prompts), size)]
+    completions = [
+        one
+        for piece in pieces
+        for one in _sample(
+            model, piece, max_new_tokens, temperature, truncate, eos_token_ids, pad_token_id
+        )
+    ]
+    model.train(training)
+    return completions
+
+
+def _sample(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    truncate: LogitsProcessorList,
+    eos_token_ids: Collection[int],
+    pad_token_id: int,
+) -> list[list[int]]:
+    device = model.device
     groups = [(list(ids), len(list(same))) for ids, same in groupby(prompts)]
     rows, attend = (t.to(device) for t in pad([ids for ids, _ in groups], pad_token_id, "left"))
     cache = DynamicCache(config=model.config)
@@ -102,7 +130,6 @@ def sample(
             past_key_values=cache,
             logits_to_keep=1,
         ).logits[:, -1]
-    model.train(training)
     return completions
 
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,12 +18,24 @@ from bmt_trainer.data.examples import Example
 from bmt_trainer.distributed import failing_together
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.masked_linear import Mode
-from bmt_trainer.methods.rollouts.steps import StepRollouts
 from bmt_trainer.models import evaluating
 from bmt_trainer.rewards.combined import ROW
 
 # An answer of TRL's tool loop to a call that failed begins so.
 _FAILED = "{'error': "
+
+
+class Rollouts(Protocol):
+    """Completions that not the trained model samples: servers', or vLLM's in this process."""
+
+    def turn(
+        self, prompts: Sequence[list[int]], trainer: Any, *, first: bool
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """A completion of each prompt, and its tokens' log-probabilities.
+
+        first: the turn begins a step's rollouts, under its mask. Raises RolloutError.
+        """
+        ...
 
 
 class Turns:
@@ -34,7 +46,8 @@ class Turns:
     `_tool_call_loop`, which asks `_generate_single_turn` for each turn after the first with
     num_generations=1.
     table: the rows that the trainer's data set numbers, each with `prompt` and `example`;
-    rollouts: the servers that generate; None: the model; say: shows the first call that fails.
+    rollouts: the servers, or vLLM, that generate; None: the model; say: shows the first call that
+    fails.
     """
 
     attached: Attached
@@ -43,7 +56,7 @@ class Turns:
         self,
         *args: Any,
         table: Sequence[Mapping[str, Any]],
-        rollouts: StepRollouts | None = None,
+        rollouts: Rollouts | None = None,
         say: Callable[[str], None] = lambda text: None,
         **kwargs: Any,
     ) -> None:

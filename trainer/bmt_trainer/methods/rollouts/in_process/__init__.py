@@ -1,0 +1,1 @@
+"""Rollouts in the trainer's process: by vLLM, and by transformers in pieces."""
