@@ -178,6 +178,8 @@ def test_equal_runs_have_the_interval_of_their_answers():
              if r.method == "bmt"]  # fmt: skip
     assert math.isnan(row.against.p_value)
     assert row.cells()[5] == "-"
+    rows = tables.rows([*seeds("bmt", (0.5,) * 3), *seeds("base", (0.25,) * 3)])
+    assert [line[3:6] for line in tables.differences(rows)] == [("+25.0", "-", "-")]
 
 
 @pytest.mark.parametrize("runs", [2, 3, 4, 5, 6, 9, 10])

@@ -128,6 +128,8 @@ def differences(rows: Sequence[Row]) -> list[tuple[str, ...]]:
             shown = f"{100 * over.difference:+.1f}"
             low, high = over.interval
             bounds = f"{100 * low:+.1f} to {100 * high:+.1f}"
+            if math.isnan(over.p_value):  # equal differences have no spread to estimate it from
+                bounds = "-"
             made.append(
                 (
                     mask.model,
