@@ -174,7 +174,7 @@ def test_a_tensor_that_is_no_gate_and_that_the_checkpoint_lacks(kind, changes, g
 def test_memory_of_each_method(saved):
     lines = doctor(saved("llama")).stdout.splitlines()
     stated = [line for line in lines if line.startswith("memory of ")]
-    assert [line.split()[2] for line in stated] == ["sft", "dpo", "grpo", "sdft"]
+    assert [line.split()[2] for line in stated] == ["sft", "dpo", "kto", "grpo", "sdft"]
     assert all("6,144 gates x" in line for line in stated if " grpo " not in line)
     assert doctor(saved("starcoder2")).stdout.count("memory of ") == 0
 
