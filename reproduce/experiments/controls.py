@@ -1,0 +1,154 @@
+"""Controls of a trained mask: other masks of the same gates, measured as it is.
+
+A figure says something of training only if masks that were not trained have another one: the start
+of Eq. 9, random places, the start's picks without its tail; and the deletions that training made.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import bmt_core
+import numpy as np
+import torch
+from bmt_core import Mask, TensorMask
+from bmt_trainer.console import Display
+from bmt_trainer.evaluation import update_geometry
+from bmt_trainer.evaluation.intervals import wilson
+from bmt_trainer.evaluation.kl import forward_kl
+from bmt_trainer.masking.attach import Attached
+from bmt_trainer.masking.calibration import input_norms
+from bmt_trainer.masking.initialization import init_gates
+from bmt_trainer.methods import pipeline, sft
+from bmt_trainer.methods.config import SftConfig
+from bmt_trainer.methods.finish import base_texts
+from bmt_trainer.methods.pipeline import Loaded
+from bmt_trainer.settings import build
+
+from benchmarks.harness.environment import demo_model
+from reproduce import second_model
+from reproduce.experiments.record import Figure, keep, percent
+from reproduce.experiments.runs import settings_of
+
+#: Measures of one mask, by the end of the figures' ids.
+Measures = Mapping[str, float]
+
+
+def sorting() -> None:
+    """Sorting by SFT on the demo's model."""
+    _run(demo_model(), "", "make reproduce NAME=controls")
+
+
+def sorting_on_the_second_model() -> None:
+    """The same run on Qwen2.5-Coder-0.5B-Instruct."""
+    command = "make reproduce NAME=controls-qwen PAPER_DATA=FOLDER"
+    _run(second_model.folder(), "_qwen", command)
+
+
+def _run(model: Path, suffix: str, command: str) -> None:
+    changes = {"model": str(model), "lean": "off", "checkpoint_every": 0}
+    trained = sft.train(
+        build(SftConfig, settings_of("sft-sort", f"controls{suffix}.bmt", heldout=400, **changes))
+    )
+    settings = settings_of("sft-sort", f"controls{suffix}-again.bmt", **changes)
+    config = build(SftConfig, settings)
+    shutil.rmtree(settings["output"].with_name(settings["output"].name + ".run"), True)
+    loaded, _ = sft.load(config, Display())
+    attached = pipeline.attach(loaded)
+    with attached.state.use("off"):
+        loaded.score("base")
+        texts = base_texts(loaded)
+    for name, mask in _masks(loaded, attached, trained).items():
+        measures = _measure(loaded, attached, name, mask, texts)
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in measures.items())
+        print(f"{name:14} {mask.zeros:8,} zeros: {shown}")
+        score = loaded.run.notes[name]
+        keep(_figures(f"controls{suffix}_{name}", mask, score, measures, command))
+    shutil.rmtree(loaded.run.folder)
+
+
+def _masks(loaded: Loaded, attached: Attached, trained: Mask) -> dict[str, Mask]:
+    """The trained mask and its controls; the starts are those of the run, by its seed."""
+    config, starts = loaded.config, {}
+    norms = input_norms(loaded.model, attached, pipeline.calibration_batches(loaded))
+    for name, tail in (("start", True), ("picks", False)):
+        init_gates(
+            attached,
+            norms,
+            eta=config.eta,
+            mean=config.init_mean,
+            std=config.init_std,
+            tail=tail,
+            seed=config.seed,
+        )
+        starts[name] = pipeline.current_mask(loaded, attached)
+    learned = bmt_core.difference(trained, starts["start"])
+    return {
+        "trained": trained,
+        **starts,
+        "learned": learned,
+        "random": _random(attached, trained),
+        "random_learned": _random(attached, learned),
+    }
+
+
+def _random(attached: Attached, mask: Mask) -> Mask:
+    """As many random zeros in each tensor as `mask` has, of weights that are not 0."""
+    generator = np.random.default_rng(0)
+    layers = {attached.tensor(name): layer for name, layer in attached.layers.items()}
+    tensors = []
+    for tensor in mask.tensors:
+        candidates = layers[tensor.name].gated_weight.flatten().nonzero().flatten().numpy()
+        chosen = generator.choice(candidates, tensor.zeros, replace=False, shuffle=False)
+        positions = np.sort(chosen).astype(tensor.positions.dtype)
+        tensors.append(TensorMask(tensor.name, tensor.shape, positions))
+    return replace(mask, tensors=tuple(tensors), metadata={})
+
+
+def _measure(
+    loaded: Loaded,
+    attached: Attached,
+    name: str,
+    mask: Mask,
+    texts: list[tuple[list[int], list[int]]],
+) -> Measures:
+    """The KL divergence in nats a token and the geometry of the gates' update; notes the score."""
+    attached.load_mask(mask)
+    with attached.state.use("hard"):
+        loaded.score(name)
+    kl = forward_kl(loaded.model, attached, texts, loaded.tokenizer.pad_token_id)
+    return {"kl": kl.per_token, **_geometry(attached)}
+
+
+@torch.no_grad()
+def _geometry(attached: Attached) -> dict[str, float]:
+    """Means over the masked layers."""
+    measured = []
+    for layer in attached.layers.values():
+        before = layer.gated_weight
+        after = before.clone()
+        after.view(-1)[layer.zero_positions()] = 0
+        measured.append(("", update_geometry.measure(before, after)))
+    means = update_geometry.summary(measured)["all"]
+    keys = ("effective_rank", "spectrum_drift", "overlap")
+    return {key: means[key] for key in keys if means[key] is not None}
+
+
+def _figures(
+    prefix: str, mask: Mask, score: Mapping[str, Any], measures: Measures, command: str
+) -> list[Figure]:
+    """All that is kept of a mask; the geometry's n is that of the matrices."""
+    right, total = score["exact"], score["total"]
+    layers = len(mask.tensors)
+    return [
+        percent(f"{prefix}_accuracy", right / total, wilson(right, total), total, command),
+        Figure(id=f"{prefix}_zeros", value=mask.zeros, n=layers, command=command),
+        *(
+            Figure(id=f"{prefix}_{key}", value=value, n=layers, command=command)
+            for key, value in measures.items()
+        ),
+    ]
