@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -16,7 +17,8 @@ from bmt_trainer.masking.calibration import input_norms
 from bmt_trainer.masking.diagnosis import diagnose
 from bmt_trainer.masking.experts import MaskedExpert
 from bmt_trainer.masking.targets import EXPERT_GATES, select
-from bmt_trainer.methods.config import SftConfig
+from bmt_trainer.methods import grpo
+from bmt_trainer.methods.config import GrpoConfig, SftConfig
 from bmt_trainer.methods.sft import train
 from bmt_trainer.models import load_model
 from safetensors.torch import load_file, save_file
@@ -150,6 +152,28 @@ def test_killed_and_resumed_it_ends_as_one_that_was_not(tmp_path, monkeypatch):
             train(settings(folder, tmp_path / "m.bmt"), quiet())
     resumed = train(settings(folder, tmp_path / "m.bmt", resume=True), quiet())
     assert resumed.digest == whole.digest
+
+
+@pytest.mark.found
+def test_the_balance_of_a_frozen_router_is_no_part_of_the_loss(tmp_path):
+    zeros = []
+    for weight in (0.0, 100.0):
+        folder = saved("mixtral", tmp_path / f"{weight:g}")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "router_aux_loss_coef": weight}))
+        mask = train(settings(folder, tmp_path / f"{weight:g}.bmt", heldout=0), quiet())
+        zeros.append([tensor.positions.tolist() for tensor in mask.tensors])
+    assert zeros[0] == zeros[1]
+
+
+@pytest.mark.found
+def test_experts_are_trained_by_rewards(tmp_path):
+    """With several completions of a prompt, which the model reads once."""
+    shared = settings(saved("mixtral", tmp_path / "base"), tmp_path / "m.bmt", heldout=0)
+    names = {field.name for field in dataclasses.fields(GrpoConfig)}
+    common = {n: v for n, v in dataclasses.asdict(shared).items() if n in names}
+    own = {"prompts_per_step": 2, "completions": 2, "micro_batch": 4, "validation": 0, "steps": 1}
+    assert grpo.train(GrpoConfig(**{**common, **own}), quiet()).zeros > 0
 
 
 def gradients(model, mode, ids):

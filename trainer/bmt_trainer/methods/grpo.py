@@ -193,6 +193,8 @@ def fit(
         loss_type="grpo" if config.loss == "sequence-mean" else "dapo",
         scale_rewards="group",
         use_bias_correction_kl=False,
+        # Departure: no balance of experts, because their router is frozen.
+        router_aux_loss_coef=0.0,
         use_vllm=False,
         chat_template_kwargs=dict(config.chat_template_kwargs or {}),
         max_tool_calling_iterations=config.max_tool_calling_iterations,

@@ -149,5 +149,7 @@ def fit(
         packing=config.packing,
         packing_strategy=packing.STRATEGY,
         train_sampling_strategy="sequential" if config.group_by_length else "random",
+        # Departure: no balance of experts, because their router is frozen.
+        router_aux_loss_coef=0.0,
     )
     return fit_with_trl(MaskedSFTTrainer, arguments, loaded, attached, rows, callbacks)

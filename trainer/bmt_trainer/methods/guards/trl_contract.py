@@ -54,7 +54,7 @@ SEAMS = (
         attributes=(
             *_SETTINGS,
             *("max_length", "completion_only_loss", "packing", "packing_strategy"),
-            "train_sampling_strategy",
+            *("train_sampling_strategy", "router_aux_loss_coef"),
         ),
     ),
     Seam("trl:pack_dataset", "methods/packing.py", accepts=("dataset", "seq_length", "strategy")),
@@ -71,6 +71,7 @@ SEAMS = (
             *_OF_SAMPLING,
             *("mask_truncated_completions", "reward_weights", "beta", "epsilon", "loss_type"),
             *("scale_rewards", "use_bias_correction_kl", "max_tool_calling_iterations"),
+            "router_aux_loss_coef",
         ),
     ),
     Seam(
