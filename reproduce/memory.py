@@ -77,11 +77,18 @@ class Use:
         return f"{self.method} of {Path(self.model).name} {gib(self.estimate.peak)}"
 
 
-def uses(plan: Plan, on_gpu: bool) -> list[Use]:
+def room(hardware: Hardware) -> int | None:
+    """Bytes of memory of a GPU; None for a machine without one, of which nothing is claimed."""
+    return hardware.gpu_gb * _GB if hardware.gpus else None
+
+
+def uses(plan: Plan, hardware: Hardware) -> list[Use]:
     """An estimate of each method that trains, on each model whose shapes are known.
 
-    Of runs with several settings or data sets, the largest.
+    Of runs with several settings or data sets, the largest. On a GPU rollouts are in pieces of as
+    many completions as fit, as the trainer takes them there.
     """
+    on_gpu = bool(hardware.gpus)
     made: dict[tuple[str, str], Use] = {}
     for cell in plan.cells():
         outline = _outline(cell.model)
@@ -90,7 +97,12 @@ def uses(plan: Plan, on_gpu: bool) -> list[Use]:
         config = cell.config()
         gated = [target.numel for target in select(outline, config.targets).values()]
         shapes = shapes_of(outline, gated, config.precision, "cuda" if on_gpu else "cpu")
-        found = estimate(config, shapes, on_gpu=on_gpu, trained=trained_by(cell.kind))
+        found = estimate(
+            *(config, shapes),
+            on_gpu=on_gpu,
+            trained=trained_by(cell.kind),
+            memory=room(hardware),
+        )
         key = (cell.method, cell.model)
         if key not in made or found.peak > made[key].estimate.peak:
             made[key] = Use(cell.method, cell.model, found)
@@ -99,16 +111,16 @@ def uses(plan: Plan, on_gpu: bool) -> list[Use]:
 
 def lines(plan: Plan, hardware: Hardware) -> Iterator[str]:
     """The most memory that a run takes, and those that do not fit the hardware's."""
-    found = uses(plan, bool(hardware.gpus))
+    found = uses(plan, hardware)
     if not found:
         return
     most = max(found, key=lambda use: use.estimate.peak)
     yield most.estimate.line(f"memory of {most.method} of {Path(most.model).name}, the most")
     # Of a machine nothing is claimed: the small recipes' rows are far shorter than max_length.
-    room = hardware.gpu_gb * _GB
-    if hardware.gpus and (beyond := [str(use) for use in found if use.estimate.peak > room]):
+    there = room(hardware)
+    if there and (beyond := [str(use) for use in found if use.estimate.peak > there]):
         yield (
-            f"does not fit one GPU of {hardware.gpu_gb} GB ({gib(room)}), {len(beyond)} of "
+            f"does not fit one GPU of {hardware.gpu_gb} GB ({gib(there)}), {len(beyond)} of "
             f"{len(found)} methods and models: {', '.join(beyond)}"
         )
 

@@ -24,9 +24,10 @@ def test_a_recipe_says_which_of_its_runs_do_not_fit(name):
     plan, room = entry.plan({}), entry.hardware.gpu_gb * 10**9
     most, *beyond = memory.lines(plan, entry.hardware)
     assert most.startswith("memory of full of ")
-    found = {(u.method, u.model): u.estimate.peak for u in memory.uses(plan, on_gpu=True)}
+    uses = memory.uses(plan, entry.hardware)
+    found = {(u.method, u.model): u.estimate.peak for u in uses}
     assert set(found) == {(m, model) for m in ("full", "bmt") for model in plan.models}
-    too_large = [str(u) for u in memory.uses(plan, on_gpu=True) if u.estimate.peak > room]
+    too_large = [str(u) for u in uses if u.estimate.peak > room]
     assert len(too_large) == 1
     assert beyond == [
         f"does not fit one GPU of {entry.hardware.gpu_gb} GB ({memory.gib(room)}), 1 of "
@@ -34,3 +35,14 @@ def test_a_recipe_says_which_of_its_runs_do_not_fit(name):
     ]
     # A mask of each model does.
     assert all(peak < room for (method, _), peak in found.items() if method == "bmt")
+
+
+@pytest.mark.parametrize("name", ["table5", "table6"])
+def test_rollouts_are_in_the_pieces_that_the_trainer_takes(name):
+    """All completions of a step at once would take 174 and 610 GiB."""
+    entry = ENTRIES[name]
+    plan, room = entry.plan({}), entry.hardware.gpu_gb * 10**9
+    [use] = memory.uses(plan, entry.hardware)
+    assert use.estimate.peak < room
+    [most] = memory.lines(plan, entry.hardware)
+    assert " + rollouts " in most

@@ -12,7 +12,7 @@ import pytest
 import torch
 from bmt_trainer.errors import ConfigError, DataError, ResumeError
 from bmt_trainer.masking.equations import sharpness
-from bmt_trainer.methods.config import KtoConfig
+from bmt_trainer.methods.config import KtoConfig, preferences
 from bmt_trainer.methods.preferences.kto import MaskedKTOTrainer, in_batches, train
 from bmt_trainer.methods.preferences.labels import LabelScore
 from bmt_trainer.methods.preferences.losses import kto_losses, with_partners
@@ -306,6 +306,12 @@ def test_a_score_of_labeled_answers():
     assert score.gain == pytest.approx((1 + 1 - 0.5) / 3)
     assert (score.up[0], score.down[0]) == (0.25, -1)
     assert LabelScore.of([-1.0], [-1.0], [False]).to_json().keys().isdisjoint({"wanted"})
+
+
+def test_several_processes_are_refused_with_the_way_to_start_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(preferences, "world_size", lambda: 2)
+    with pytest.raises(ConfigError, match="kto trains in one process, not 2; start .*without"):
+        settings("m", tmp_path / "m.bmt")
 
 
 def test_the_recipe_is_valid():

@@ -265,6 +265,9 @@ def test_a_run_of_an_earlier_build_may_be_resumed(tmp_path):
         found = settings_of(kind(**common))
         assert not {"epochs", "warmup", "validation", "select", "patience"} & found.keys()
         assert "steps" in found
+    for on_policy in (GrpoConfig, SdftConfig):
+        found = settings_of(on_policy(**common))
+        assert not {"epochs", "patience", "rollouts", "rollout_batch"} & found.keys()
     assert settings_of(SdftConfig(**common))["warmup"] == 0.1
     assert settings_of(GrpoConfig(**common))["validation"] == 100
     changed = dataclasses.replace(SftConfig(**common), validation=5, patience=2)

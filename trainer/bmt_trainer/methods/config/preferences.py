@@ -37,7 +37,10 @@ class PreferenceConfig(TrainConfig):
         super().__post_init__()
         method = type(self).__name__.removesuffix("Config").lower()
         if world_size() > 1:
-            raise ConfigError(f"{method} trains in one process, not {world_size()}")
+            raise ConfigError(
+                f"{method} trains in one process, not {world_size()}; start it without the "
+                "launcher (bmt-train), or with one process (--nproc_per_node or --num_processes 1)"
+            )
         if self.thoughts is not None:
             raise ConfigError(
                 f"thoughts: {self.thoughts} is for graded answers, and {method} scores answers by "

@@ -74,8 +74,9 @@ class SdftConfig(OnPolicyConfig):
     grader: str | None = option(GRADER_HELP, None)
     validate_every: int = redefined(OnPolicyConfig, "validate_every", 100)
 
-    added: ClassVar[tuple[str, ...]] = (
-        *("epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "patience"),
+    # Its warm-up is of the first build.
+    added: ClassVar[tuple[str, ...]] = tuple(
+        name for name in OnPolicyConfig.added if name != "warmup"
     )
 
     def __post_init__(self) -> None:

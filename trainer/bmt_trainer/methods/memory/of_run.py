@@ -98,12 +98,13 @@ def rollout_rows(
 
 
 def of_defaults(folder: Path, gated: Sequence[int], device: torch.device) -> dict[str, Estimate]:
-    """By method, the estimate with its default settings on a model."""
+    """By method, the estimate with its default settings on a model, on this device."""
     model, made = models.outline(folder), {}
     for name, kind in METHODS.items():
         config = kind(model=str(folder), dataset="task:initials", output=Path("mask.bmt"))
         shapes = shapes_of(model, gated, config.precision, device)
-        made[name] = estimate(config, shapes, on_gpu=device.type == "cuda")
+        on_gpu, memory = device.type == "cuda", memory_of(device)
+        made[name] = estimate(config, shapes, on_gpu=on_gpu, memory=memory)
     return made
 
 
