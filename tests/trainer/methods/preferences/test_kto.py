@@ -310,7 +310,7 @@ def test_a_score_of_labeled_answers():
 
 def test_several_processes_are_refused_with_the_way_to_start_one(monkeypatch, tmp_path):
     monkeypatch.setattr(preferences, "world_size", lambda: 2)
-    with pytest.raises(ConfigError, match="kto trains in one process, not 2; start .*without"):
+    with pytest.raises(ConfigError, match=r"kto trains in one process, not 2; start .*without"):
         settings("m", tmp_path / "m.bmt")
 
 
