@@ -15,6 +15,7 @@ from bmt_core import Mask
 from rich.console import Console
 
 from bmt_trainer.cli.tables import print_table
+from bmt_trainer.errors import ConfigError
 from bmt_trainer.methods.config import (
     DpoConfig,
     GrpoConfig,
@@ -168,7 +169,15 @@ def settings_command(kind: type[Any], run: Callable[[Any], None]) -> Callable[..
         for name, other in (("steps", "epochs"), ("epochs", "steps")):
             if name in given and other not in given:
                 values.pop(other, None)  # one of the two counts, and flags override the file
-        run(build(kind, values | given))
+        values |= given
+        made = build(kind, values)
+        # Its steps are then the default, which settings cannot tell from none.
+        if None not in (values.get("steps"), values.get("epochs")):
+            raise ConfigError(
+                f"epochs: {made.epochs:g} takes the place of steps, and steps is {made.steps}; "
+                "set one of them"
+            )
+        run(made)
 
     path = Annotated[Path | None, typer.Option(help="YAML file with settings; flags override it.")]
     only = inspect.Parameter.KEYWORD_ONLY

@@ -84,7 +84,10 @@ def warmup_steps(config: TrainConfig) -> int:
 
 
 def _check(config: TrainConfig) -> None:
-    """Raise ConfigError for arguments that the schedule refuses, or that give no rate."""
+    """Raise ConfigError for arguments that the schedule refuses, or that give no rate.
+
+    No rate is above learning_rate, of a schedule the greatest.
+    """
     parameter = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([parameter], lr=config.learning_rate)
     given = dict(config.lr_scheduler_kwargs or {})
@@ -101,16 +104,18 @@ def _check(config: TrainConfig) -> None:
             rates += scheduler.get_last_lr()
             optimizer.step()
             scheduler.step()
-    except (TypeError, ValueError, ArithmeticError, AssertionError) as error:
+    except Exception as error:  # whatever a schedule raises
+        why = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"lr_scheduler_kwargs: {given or 'none'}: the schedule {config.lr_scheduler_type} of "
-            f"transformers does not take them ({error})"
+            f"transformers does not take them ({why})"
         ) from None
-    bad = next((r for r in rates if isinstance(r, complex) or not math.isfinite(r) or r < 0), None)
+    most = config.learning_rate * (1 + 1e-9)
+    bad = next((r for r in rates if isinstance(r, complex) or not 0 <= r <= most), None)
     if bad is not None or not any(rates):
         raise ConfigError(
             f"lr_scheduler_kwargs: {given or 'none'}: the schedule {config.lr_scheduler_type} "
             f"gives the learning rate {0 if bad is None else bad} "
-            f"{'in all' if bad is None else 'in one'} of {config.steps:,} steps; change its "
-            "arguments or warmup"
+            f"{'in all' if bad is None else 'in one'} of {config.steps:,} steps, where rates are "
+            f"from 0 to learning_rate {config.learning_rate:g}; change its arguments or warmup"
         )

@@ -110,6 +110,16 @@ def test_settings_of_the_course_that_exclude_each_other(checkpoint, tmp_path):
             ConfigError,
             "polynomial",
         ),
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"last_epoch": 3}},
+            ConfigError,
+            "does not take them",
+        ),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1}},
+            ConfigError,
+            "where rates are from 0 to learning_rate 0.02",
+        ),
         ({"validation": 400, "train_examples": 1}, DataError, "validation"),
     ):
         if error is DataError:
@@ -139,6 +149,8 @@ def test_flags_override_the_other_of_steps_and_epochs_in_a_file(tmp_path):
     assert [(c.epochs, c.steps) for c in seen] == [(2.0, 400), (None, 30)]
     with pytest.raises(ConfigError, match="epochs: 2 takes the place of steps"):
         command(config=path, steps=30, epochs=2.0)
+    with pytest.raises(ConfigError, match="epochs: 2 takes the place of steps, and steps is 400"):
+        command(config=path, steps=400, epochs=2.0)
     assert read_yaml(path)["epochs"] == 2
 
 
