@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from bmt_trainer.masking.attach import attach
 from bmt_trainer.methods import grpo, sdft, sft
 from bmt_trainer.methods.config import DpoConfig, GrpoConfig, KtoConfig, SdftConfig, SftConfig
 from bmt_trainer.methods.memory import of_run
@@ -16,7 +17,7 @@ from bmt_trainer.methods.memory.shapes import Shapes, shapes_of
 from bmt_trainer.methods.preferences import dpo, kto
 from bmt_trainer.models import outline
 
-from tests.support.tiny_model import save_tiny_llama
+from tests.support.tiny_model import save_tiny_llama, tiny_llama
 from tests.support.training.architectures import EXPERTS, small_config
 from tests.support.training.display import Lines
 from tests.support.training.live_memory import LiveMemory
@@ -187,3 +188,11 @@ def test_a_run_that_is_larger_than_its_device_is_warned_of(tmp_path, monkeypatch
     _, warning = lines()
     assert warning.startswith("warning: memory: cpu has 1 MiB, and the run may take ")
     assert "lower eval_batch_size, max_new_tokens, batch_size or max_length" in warning
+
+
+@pytest.mark.found
+def test_gates_that_are_attached_are_no_weights_of_the_base():
+    model = tiny_llama()
+    before = shapes_of(model, [64], "auto", "cpu")
+    attach(model).start_teacher()
+    assert shapes_of(model, [64], "auto", "cpu") == before

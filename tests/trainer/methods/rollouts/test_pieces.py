@@ -13,6 +13,7 @@ from bmt_trainer.methods.config import GrpoConfig, SdftConfig
 from bmt_trainer.methods.memory import of_run
 from bmt_trainer.methods.memory.estimate import estimate, rollout_rows
 from bmt_trainer.methods.memory.shapes import Shapes
+from bmt_trainer.methods.rollouts.in_process import of_run as pieces
 from bmt_trainer.methods.rollouts.local import sample
 
 from tests.support.tiny_model import interrupt_after, tiny_llama
@@ -143,6 +144,14 @@ def test_a_resumed_run_keeps_its_pieces_on_another_machine(
             grpo.train(cut, quiet())
     monkeypatch.setattr(of_run, "memory_of", lambda device: 1 << 40)
     assert grpo.train(dataclasses.replace(cut, resume=True), quiet()) == whole
+
+
+@pytest.mark.found
+def test_processes_take_pieces_of_the_same_size(checkpoint, tmp_path, sampled, monkeypatch):
+    """They sample in step, and the device of another one may be smaller."""
+    monkeypatch.setattr(pieces, "of_all_processes", lambda rows: [rows, 3])
+    grpo.train(settings(checkpoint, tmp_path / "m.bmt", steps=1), quiet())
+    assert max(sampled) == 3
 
 
 @pytest.mark.parametrize("tokens", [16, 1000, 4096])

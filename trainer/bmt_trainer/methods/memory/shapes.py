@@ -12,12 +12,15 @@ from transformers import PretrainedConfig
 
 from bmt_trainer.models import slow_in_16_bits
 
+# Parameters of masks, which are counted by themselves.
+_GATES = ("gate_logits", "teacher_logits")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
     """Numbers of a model, without its weights.
 
-    weights: of all parameters; width: bytes of one; computed: bytes of a number in forward passes;
+    weights: of all parameters of the base; width: bytes of one; computed: bytes of a number in forward passes;
     gates: weights that are masked; largest: those of one layer; layers: of the text model; hidden,
     inner, query, keys: features of a token in the residual stream, between up and down projection
     (of all experts that it takes), in queries, and in keys or values; vocabulary: tokens.
@@ -62,7 +65,9 @@ def shapes_of(
     hidden = _number(text, "hidden_size", "n_embd", "d_model", default=1)
     head = _number(text, "head_dim", default=hidden // heads)
     return Shapes(
-        weights=sum(p.numel() for p in model.parameters()),
+        weights=sum(
+            p.numel() for n, p in model.named_parameters() if n.rpartition(".")[2] not in _GATES
+        ),
         width=width,
         computed=2 if autocast else width,
         gates=sum(counts),

@@ -8,6 +8,7 @@ from functools import partial
 
 import bmt_core
 
+from bmt_trainer.distributed import of_all_processes
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import pipeline
@@ -77,13 +78,7 @@ def rows_at_once(config: OnPolicyConfig, loaded: Loaded, attached: Attached) -> 
     if config.rollouts == "vllm" or config.servers:
         return None
     kept = loaded.run.notes.get("rollout_batch")
-    rows = kept or rollout_rows(
-        config,
-        loaded.model,
-        [layer.gated_weight.numel() for layer in attached.layers.values()],
-        loaded.lengths,
-        loaded.config.max_new_tokens,
-    )
+    rows = kept or _fitting(config, loaded, attached)
     if kept is None:
         loaded.run.note("rollout_batch", rows)
     step = _rows(config) // world_size()
@@ -96,6 +91,19 @@ def rows_at_once(config: OnPolicyConfig, loaded: Loaded, attached: Attached) -> 
             "(another number draws other completions)"
         )
     return int(rows)
+
+
+def _fitting(config: OnPolicyConfig, loaded: Loaded, attached: Attached) -> int:
+    """Completions that fit in the memory of each process. Collective."""
+    own = rollout_rows(
+        config,
+        loaded.model,
+        [layer.gated_weight.numel() for layer in attached.layers.values()],
+        loaded.lengths,
+        loaded.config.max_new_tokens,
+    )
+    # They sample in step, on devices that may differ.
+    return min(of_all_processes(own))
 
 
 def _rows(config: OnPolicyConfig) -> int:
