@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
@@ -133,16 +133,33 @@ class ShardedCheckpoints:
             return
         # By their names, all of them: transformers leaves out what a file lacks.
         access, folder = self.attached.state.access, Path(resume_from_checkpoint)
-        with safe_open(folder / _GATES, "pt") as tensors:
-            kept = set(tensors.keys())
-            missing = [name for name, _ in self._gates() if name not in kept]
-            if missing:
+        try:
+            with safe_open(folder / _GATES, "pt") as tensors:
+                kept = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+                self._check_gates(folder, kept)
+                for name, gate in self._gates():
+                    access.assign(gate, tensors.get_tensor(name).to(gate.device))
+        except (OSError, SafetensorError) as error:
+            raise ResumeError(
+                f"{folder / _GATES} cannot be read ({error}); restore it, or remove "
+                f"{folder.parent} to start over"
+            ) from None
+
+    def _check_gates(self, folder: Path, kept: Mapping[str, Sequence[int]]) -> None:
+        """Raise ResumeError unless a checkpoint has all gates, by their shapes."""
+        gates = dict(self._gates())
+        if missing := [name for name in gates if name not in kept]:
+            raise ResumeError(
+                f"{folder} lacks {len(missing)} of the run's gates, {missing[0]} among them; "
+                f"remove {folder.parent} to start over"
+            )
+        # A smaller tensor would be repeated.
+        for name, gate in gates.items():
+            if list(kept[name]) != list(gate.shape):
                 raise ResumeError(
-                    f"{folder} lacks {len(missing)} of the run's gates, {missing[0]} among them; "
-                    "start the run anew with overwrite"
+                    f"{folder} has {name} of {list(kept[name])}, and the run's is of "
+                    f"{list(gate.shape)}; remove {folder.parent} to start over"
                 )
-            for name, gate in self._gates():
-                access.assign(gate, tensors.get_tensor(name).to(gate.device))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         trainer: Any = self

@@ -20,10 +20,11 @@ _GATES = ("gate_logits", "teacher_logits")
 class Shapes:
     """Numbers of a model, without its weights.
 
-    weights: of all parameters of the base; width: bytes of one; computed: bytes of a number in forward passes;
-    gates: weights that are masked; largest: those of one layer; layers: of the text model; hidden,
-    inner, query, keys: features of a token in the residual stream, between up and down projection
-    (of all experts that it takes), in queries, and in keys or values; vocabulary: tokens.
+    weights: of all parameters of the base; width: bytes of one; computed: bytes of a number in
+    forward passes; gates: weights that are masked; largest: those of one layer; layers: of the text
+    model; hidden, inner, query, keys: features of a token in the residual stream, between up and
+    down projection (of all experts that it takes), in queries, and in keys or values; vocabulary:
+    tokens.
     """
 
     weights: int
