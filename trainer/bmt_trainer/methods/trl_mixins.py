@@ -173,7 +173,7 @@ class HardRollouts(HardSampling):
             {
                 "prompt": kept["prompt"],
                 "completion": kept["completion"],
-                **kept["rewards"],
+                **samples.reward_columns(kept["rewards"]),
                 "advantage": kept["advantages"],
             }
         )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from types import SimpleNamespace
+from xml.etree.ElementTree import fromstring
 
 import pytest
 from bmt_trainer.methods import grpo, sdft
 from bmt_trainer.methods.config import GrpoConfig, SdftConfig
 from bmt_trainer.methods.rollouts import samples
+from markdown import markdown
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.training.display import quiet
@@ -136,3 +138,20 @@ def test_text_of_a_completion_stays_text_in_a_table():
     assert "<br>" in row
     assert r"\*\*b\*\*" in row
     assert "| 0.5 |" in row
+
+
+@pytest.mark.found
+def test_signs_that_are_escaped_and_names_of_columns_stay_text():
+    text = r"\*a\* \_b\_ \<i> \\"
+    shown = samples.markdown({"_x_|<i>": [text]})
+    read = fromstring(markdown(shown, extensions=["tables"]))
+    assert ["".join(cell.itertext()) for cell in read.iter() if cell.tag in ("th", "td")] == [
+        "_x_|<i>",
+        text,
+    ]
+
+
+@pytest.mark.found
+def test_a_reward_of_the_name_of_a_column_replaces_none():
+    columns = samples.reward_columns({"completion": [1.0], "step": [2.0], "words": [3.0]})
+    assert columns == {"reward completion": [1.0], "reward step": [2.0], "words": [3.0]}

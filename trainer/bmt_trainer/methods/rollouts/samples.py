@@ -21,6 +21,9 @@ PER_STEP = 4
 #: A step's samples: columns of equal length by name.
 Table = Mapping[str, Sequence[Any]]
 
+# Columns besides the rewards.
+_OTHERS = ("step", "prompt", "completion", "advantage")
+
 
 def some(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
     """`PER_STEP` rows of the columns, spread evenly, with prompts and completions as text."""
@@ -28,6 +31,11 @@ def some(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
     taken = sorted({at * count // PER_STEP for at in range(PER_STEP)}) if count else []
     rows = {name: list(values) for name, values in columns.items()}
     return {name: [_cell(values[at]) for at in taken] for name, values in rows.items()}
+
+
+def reward_columns(rewards: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """Columns of rewards by their names, which may be those of other columns."""
+    return {f"reward {name}" if name in _OTHERS else name: v for name, v in rewards.items()}
 
 
 def _cell(value: Any) -> Any:
@@ -90,7 +98,7 @@ _REPORTERS: Mapping[str, Callable[[Any, Table], None]] = {
 def markdown(table: Table) -> str:
     """A table of Markdown, in which text stays text."""
     names = list(table)
-    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    lines = [f"| {' | '.join(map(_escaped, names))} |", f"|{'---|' * len(names)}"]
     for row in zip(*table.values(), strict=True):
         lines.append(f"| {' | '.join(map(_escaped, row))} |")
     return "\n".join(lines)
@@ -102,6 +110,6 @@ def _escaped(value: Any) -> str:
     text = "" if value is None else str(value)
     for sign, entity in (("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;"), ("`", "&#96;")):
         text = text.replace(sign, entity)
-    for sign in ("*", "_", "[", "!", "#", "~"):
+    for sign in ("\\", "*", "_", "[", "!", "#", "~"):
         text = text.replace(sign, f"\\{sign}")
     return text.replace("\r", "").replace("\n", "<br>")
