@@ -19,6 +19,7 @@ from bmt_trainer.methods import pipeline, schedules
 from bmt_trainer.methods.config import OnPolicyConfig
 from bmt_trainer.methods.pipeline import Inputs, Loaded
 from bmt_trainer.methods.rollouts.environments import Environments
+from bmt_trainer.methods.validation import of_run
 from bmt_trainer.methods.validation.callback import Validation
 from bmt_trainer.rewards.combined import Rewards
 
@@ -52,7 +53,7 @@ def read(
         environments=environments or Environments(),
     )
     most = inputs.config.max_length
-    examples = list(inputs.split.train[config.validation :])
+    _, examples = of_run.set_aside(config, inputs)
     for example in (*inputs.split.train, *inputs.split.heldout):
         _require_question(example)
     _require_one_form(inputs.split.train)

@@ -75,9 +75,8 @@ def load(config: SftConfig, display: Display, *, scored: bool = True) -> tuple[L
     passes = math.ceil(count / (config.batch_size * world_size()))
     a_epoch = math.ceil(passes / config.gradient_accumulation)
     inputs = schedules.with_steps(inputs, a_epoch, of)
-    loaded = pipeline.load(inputs, scored=scored)
-    if validation:
-        loaded = dataclasses.replace(loaded, validation=_validation(config, inputs, validation))
+    aside = _validation(config, inputs, validation) if validation else ()
+    loaded = dataclasses.replace(pipeline.load(inputs, scored=scored), validation=aside)
     if config.packing:
         packing.require_separation(loaded.model)
     return loaded, rows
@@ -86,8 +85,20 @@ def load(config: SftConfig, display: Display, *, scored: bool = True) -> tuple[L
 def _validation(config: SftConfig, inputs: Inputs, examples: Sequence[Example]) -> Rows:
     """The rows of the examples for validation, as training has them."""
     encoder = Encoder(inputs.tokenizer, config.learn)
-    rows = [row.columns for example in examples for row in encoder.encode(example)]
-    fitted = fit_rows(rows, inputs.config.max_length, config.overlong)
+    encoded = [(example.location, row) for example in examples for row in encoder.encode(example)]
+    fitted = fit_rows(
+        [row.columns for _, row in encoded],
+        inputs.config.max_length,
+        config.overlong,
+        [location for location, _ in encoded],
+    )
+    if not fitted.rows:
+        raise DataError(
+            f"validation: nothing is left to learn of the {len(examples)} examples that are set "
+            f"aside within max_length, {inputs.config.max_length:,} tokens; raise it, or set more"
+        )
+    for line in fitted.notes(inputs.config.max_length):
+        inputs.display.say(f"validation: {line}")
     inputs.display.say(f"{len(fitted.rows):,} rows for validation")
     return fitted.rows
 

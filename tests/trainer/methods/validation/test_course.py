@@ -286,13 +286,44 @@ def test_a_run_of_an_earlier_build_may_be_resumed(tmp_path):
     assert settings_of(changed)["patience"] == 2
 
 
-def test_other_answers_of_prompts_for_validation_are_not_trained_on(checkpoint, tmp_path):
+@pytest.mark.parametrize("method", ["sft", "grpo", "sdft"])
+def test_other_answers_of_prompts_for_validation_are_not_trained_on(checkpoint, tmp_path, method):
     path = tmp_path / "x.jsonl"
     made = [{"prompt": f"p{n % 4}", "completion": f"{n}"} for n in range(12)]
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
     display = Lines()
     options = {"dataset": str(path), "heldout": 0, "train_examples": 12, "steps": 1}
-    mask = train("sft", checkpoint, tmp_path / "m.bmt", display, **options, validation=2)
+    mask = train(method, checkpoint, tmp_path / "m.bmt", display, **options, validation=2)
     # Two of the other answers to each of the two prompts.
     assert "left out 4 training examples: other answers" in display.text
     assert mask.metadata["train_examples"] == 6
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "changes", "words"),
+    [
+        # Its own divergence would be the point that its loss is measured from: 0.5 always.
+        (
+            "kto",
+            [{"prompt": f"p{n}", "completion": "a", "label": True} for n in range(9)],
+            {},
+            "one answer is set aside",
+        ),
+        # Nothing would be validated, and patience would never end the run.
+        (
+            "sft",
+            # The one row that can be trained on is not the first by the seed.
+            [{"prompt": f"{n}" * (200 if n else 1), "completion": "a"} for n in range(9)],
+            {"max_length": 80, "overlong": "truncate-right"},
+            "nothing is left to learn",
+        ),
+    ],
+)
+def test_a_validation_without_a_loss_is_refused(
+    checkpoint, tmp_path, method, rows, changes, words
+):
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = {"dataset": str(path), "heldout": 0, "steps": 2, "validation": 1, "patience": 1}
+    with pytest.raises(DataError, match=f"validation: .*{words}"):
+        train(method, checkpoint, tmp_path / "m.bmt", **{**common, **changes})

@@ -19,6 +19,7 @@ from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.data.examples import Example
 from bmt_trainer.data.labeled import LabeledAnswer, LabelEncoder, contradictions
 from bmt_trainer.distributed import join
+from bmt_trainer.errors import DataError
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import pipeline, schedules
 from bmt_trainer.methods.config import KtoConfig
@@ -75,6 +76,12 @@ def load(config: KtoConfig, display: Display) -> tuple[Loaded, Rows]:
         return [answer for example in examples for answer in encoder.encode(example)]
 
     validation, examples = of_run.set_aside(config, inputs)
+    aside = encoded(validation)
+    if len(aside) == 1:
+        raise DataError(
+            "validation: one answer is set aside, and its loss is measured from other answers that "
+            "are; set 2 or more"
+        )
     answers = encoded(examples)
     inputs = run.with_steps(inputs, answers, "answers", a_step)
     for line in _labels(config, answers):
@@ -91,7 +98,7 @@ def load(config: KtoConfig, display: Display) -> tuple[Loaded, Rows]:
         dataclasses.replace(
             loaded,
             score=LabelScores(loaded.model, heldout, padding, loaded.run, display),
-            validation=with_partners([answer.columns for answer in encoded(validation)]),
+            validation=with_partners([answer.columns for answer in aside]),
         ),
         [answer.columns for answer in answers],
     )
