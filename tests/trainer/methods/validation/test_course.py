@@ -319,9 +319,7 @@ def test_other_answers_of_prompts_for_validation_are_not_trained_on(checkpoint, 
         ),
     ],
 )
-def test_a_validation_without_a_loss_is_refused(
-    checkpoint, tmp_path, method, rows, changes, words
-):
+def test_a_validation_without_a_loss_is_refused(checkpoint, tmp_path, method, rows, changes, words):
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = {"dataset": str(path), "heldout": 0, "steps": 2, "validation": 1, "patience": 1}
