@@ -180,6 +180,27 @@ def test_equal_runs_have_the_interval_of_their_answers():
     assert row.cells()[5] == "-"
     rows = tables.rows([*seeds("bmt", (0.5,) * 3), *seeds("base", (0.25,) * 3)])
     assert [line[3:6] for line in tables.differences(rows)] == [("+25.0", "-", "-")]
+    assert {row.interval for row in rows} == {wilson(50, 100), wilson(25, 100)}
+
+
+@pytest.mark.found
+def test_differences_that_are_equal_but_for_rounding_have_no_p_value():
+    assert 0.7 - 0.6 != 0.8 - 0.7
+    rows = tables.rows([*seeds("bmt", (0.7, 0.8)), *seeds("base", (0.6, 0.7))])
+    assert [line[3:6] for line in tables.differences(rows)] == [("+10.0", "-", "-")]
+    [row] = [r for r in rows if r.method == "bmt"]
+    assert row.cells()[4:6] == ("+10.0", "-")
+
+
+@pytest.mark.found
+def test_means_that_are_equal_but_for_rounding_have_the_interval_of_their_answers():
+    """Two data sets, of 1 and 2 right answers in ten, and of 3 and 0."""
+    rights = (("1", 0, "a"), ("11", 0, "b"), ("111", 1, "a"), ("", 1, "b"))
+    runs = [result("bmt", right.ljust(10, "0"), seed=s, data=d) for right, s, d in rights]
+    [row] = tables.rows(runs)
+    assert len(set(row.by_seed.values())) == 2
+    low, high = row.interval
+    assert low < 0.1 < 0.2 < high
 
 
 @pytest.mark.parametrize("runs", [2, 3, 4, 5, 6, 9, 10])

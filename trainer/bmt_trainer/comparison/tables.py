@@ -22,6 +22,7 @@ from bmt_trainer.comparison.results import files, groups
 from bmt_trainer.evaluation.intervals import (
     OverRuns,
     Paired,
+    differ,
     mean_interval,
     over_runs,
     paired,
@@ -218,9 +219,11 @@ def _row(key: tuple[str, str, str], group: Sequence[Result], bases: Sequence[Res
     counts = [_count(result) for result in scored]
     interval = None
     if counts:
-        # Equal accuracies have no spread to estimate an interval from.
-        spread = len(set(shares.values())) > 1
-        low, high = student(list(shares.values())) if spread else mean_interval(counts)
+        # Equal accuracies have no spread to estimate an interval from: that of one run's answers,
+        # because the runs may have answered the same examples.
+        of_one = [_count(result) for result in next(iter(by_seed.values()))]
+        values = list(shares.values())
+        low, high = student(values) if differ(values) else mean_interval(of_one)
         interval = (max(0.0, low), min(1.0, high))
     disks = [r["disk_bytes"] for r in group if "disk_bytes" in r]
     return Row(

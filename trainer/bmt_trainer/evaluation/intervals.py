@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 #: Standard deviations on either side of the mean that enclose 95 % of a normal distribution.
 Z = 1.959964
+# Values that are closer differ by rounding alone: 0.7 - 0.6 and 0.8 - 0.7 are equal shares.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,14 @@ def over_runs(differences: Sequence[float]) -> OverRuns:
     return OverRuns(mean, student(differences), p, n)
 
 
+def differ(values: Sequence[float]) -> bool:
+    """True if the values have a spread, beyond the rounding of their arithmetic."""
+    return max(values) - min(values) > _ROUNDING
+
+
 def _standard_error(values: Sequence[float]) -> float:
+    if not differ(values):
+        return 0.0
     n = len(values)
     mean = math.fsum(values) / n
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
