@@ -64,6 +64,23 @@ def test_options_change_it_and_other_data_is_said(checkpoint, trained, tmp_path)
     assert "--like" in str(done.exception)
 
 
+@pytest.mark.found
+def test_a_data_set_that_is_given_replaces_the_one_that_the_run_held_out_from(
+    checkpoint, trained, tmp_path
+):
+    config = {"dataset": "d", "heldout_dataset": str(trained / "other.jsonl"), "heldout": 5}
+    mask = dataclasses.replace(bmt_core.load(trained / "m.bmt"), metadata={"config": config})
+    bmt_core.save(mask, tmp_path / "x.bmt")
+    given = ("--dataset", str(trained / "rows.jsonl"), "--max-new-tokens", "2")
+    done = evaluated(checkpoint, tmp_path / "x.bmt", *given)
+    assert done.exit_code == 0, done.exception
+    assert json.loads(done.stdout.splitlines()[-1])["total"] == 5
+    # Both are given: the second is the one that is scored.
+    named = ("--heldout-dataset", str(trained / "other.jsonl"))
+    done = evaluated(checkpoint, tmp_path / "x.bmt", *given, *named)
+    assert "other.jsonl" in str(done.exception)
+
+
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [

@@ -147,6 +147,8 @@ def evaluate(
         raise ConfigError("dataset: name one by --dataset, or the run to repeat by --like MASK.bmt")
     if heldout is not None and heldout_share is None:
         options.pop("heldout_share", None)
+    if dataset is not None and heldout_dataset is None:
+        options.pop("heldout_dataset", None)  # the run's, which would hide the given one
     if like is not None:
         if mask is None and server is None:
             mask = like

@@ -48,7 +48,7 @@ def of_mask(path: Path) -> Repeated:
     if not isinstance(config, Mapping) or "dataset" not in config:
         raise ConfigError(
             f"like: {path} does not name the settings of its training in its metadata, so that "
-            "its evaluation cannot be repeated; give the options of eval"
+            "its evaluation cannot be repeated; leave --like out and give the options of eval"
         )
     if (method := metadata.get("method", "sft")) not in _ANSWERED:
         raise ConfigError(
@@ -61,7 +61,10 @@ def of_mask(path: Path) -> Repeated:
     given = {option: config.get(name) for option, name in _OPTIONS.items()}
     options = {option: value for option, value in given.items() if value is not None}
     if not options.get("heldout") and not options.get("heldout_share"):
-        raise ConfigError(f"like: {path} held nothing out; give --dataset and --heldout")
+        raise ConfigError(
+            f"like: {path} held nothing out; leave --like out, and give --mask {path}, --dataset "
+            "and --heldout"
+        )
     if grader := config.get("reward") or config.get("grader"):
         options["grader"] = grader
     scores = metadata.get("scores")
