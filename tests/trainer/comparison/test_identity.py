@@ -12,6 +12,7 @@ import bmt_trainer.comparison.runner
 import pytest
 from bmt_trainer import hub
 from bmt_trainer.comparison import plan
+from bmt_trainer.comparison.results import files
 from bmt_trainer.comparison.runner import run
 
 from tests.support.training.comparisons import made_up
@@ -247,6 +248,43 @@ def test_results_that_were_there_are_counted_with_what_made_them(inputs, compute
     assert "1 of 1 results were there before" in display.text
     assert "1 of them made with torch 0.1; here it is" in display.text
     assert "earlier build" not in display.text
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("reward", ["number", "number + words"])
+def test_results_of_graders_that_have_changed_are_said(inputs, computed, monkeypatch, reward):
+    monkeypatch.setattr(
+        bmt_trainer.comparison.runner,
+        "run_cell",
+        lambda cell, _: {
+            **made_up(cell),
+            **{"settings": {"reward": reward}, "contents": {"reward": "of other code"}},
+        },
+    )
+    run(planned(inputs, reward=reward), quiet())
+    display = Lines()
+    run(planned(inputs, reward=reward), display)
+    assert "1 of them by graders whose code has changed since" in display.text
+
+
+@pytest.mark.found
+def test_a_default_that_another_build_had_decides(inputs, computed, monkeypatch):
+    """Settings that are given are compared by the key: of files by their bytes, not their paths."""
+
+    def made(cell, _):
+        settings = {"steps": 9, "clip": 0.125, "chat_template": "/elsewhere/t.jinja"}
+        return {**made_up(cell), "settings": settings}
+
+    assert computed() == 1
+    assert computed(clip=0.3) == 1
+    for changes in ({}, {"clip": 0.3}):
+        for cell in planned(inputs, **changes).cells():
+            files.write(cell.file, {**made(cell, None), "key": json.loads(cell.key)})
+    assert computed(clip=0.3) == 0
+    display = Lines()
+    assert computed(display) == 1
+    assert "was made with clip 0.125, where the default is" in display.text
+    assert computed() == 0
 
 
 def test_a_result_of_an_earlier_build_is_taken_with_a_line(inputs, computed):

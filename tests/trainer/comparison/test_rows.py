@@ -46,6 +46,27 @@ def test_two_settings_in_one_folder_are_two_rows():
     assert [r.against.gained for r in rows] == [2, 3]
 
 
+@pytest.mark.found
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": {"steps": 3}},
+        {"changes": {"eta": 0.5}},
+        {"fingerprint": "g"},
+        {"reading": "lenient"},
+        {"trainer": "grpo"},
+        {"contents": {"tokenizer": "u"}},
+    ],
+)
+def test_data_sets_answered_in_unlike_ways_are_not_one_row(change):
+    alike = [result("bmt", "0011", dataset=name, data=name) for name in ("a", "b")]
+    assert [row.datasets for row in tables.rows(alike)] == [2]
+    unlike = [alike[0], result("bmt", "0111", dataset="b", data="b", **change)]
+    rows = tables.rows(unlike)
+    assert sorted((row.datasets, row.accuracy) for row in rows) == [(1, 0.5), (1, 0.75)]
+    assert len({(row.model, row.label) for row in rows}) == 2
+
+
 def test_runs_of_one_name_have_labels_of_their_own():
     runs = [result("bmt", "01", settings={"steps": n}, seed=s) for n in (2, 3) for s in (0, 1)]
     found = [tables.named(one) for one in tables.labeled(tables.rows(runs))]

@@ -12,15 +12,17 @@ from bmt_trainer.comparison.results.files import Result
 from bmt_trainer.errors import DataError
 from bmt_trainer.evaluation.graders import GRADERS
 from bmt_trainer.masking.export import library_versions
+from bmt_trainer.methods.run_folder import settings_of
 from bmt_trainer.rewards.digests import digest
+from bmt_trainer.rewards.specification import parse
 
 
 def result(cell: Cell, say: Callable[[str], None] = lambda text: None) -> Result | None:
     """A cell's kept result, or None if there is none yet.
 
-    A file that is damaged, or of another run, does not count, which is said. One of an earlier
-    build counts if nothing that this build knew has changed since. Raises DataError if the data
-    cannot be read to compare it.
+    A file that is damaged, of another run, or of a build with other defaults does not count, which
+    is said. One of an earlier build counts if nothing that this build knew has changed since.
+    Raises DataError if the data cannot be read to compare it.
     """
     for path, key in ((cell.file, json.loads(cell.key)), (cell.earlier, None)):
         if not path.exists():
@@ -31,10 +33,23 @@ def result(cell: Cell, say: Callable[[str], None] = lambda text: None) -> Result
             say(f"{error}; the run is computed again")
             continue
         if found.get("key") == key:
-            return found
-        if key is not None:
+            if not (others := _other_defaults(cell, found)):
+                return found
+            say(f"{path} was made with {', '.join(others)}; the run is computed again")
+        elif key is not None:
             say(f"{path} is the result of another run; this one is computed")
     return None
+
+
+def _other_defaults(cell: Cell, found: Result) -> list[str]:
+    """Settings that the plan leaves at their defaults, and that were others in the result."""
+    now = json.loads(json.dumps(settings_of(cell.config()), default=str))
+    given = {**cell.plan.settings, **cell.changes}
+    return [
+        f"{name} {value}, where the default is {now[name]} now"
+        for name, value in found["settings"].items()
+        if name in now and name not in given and value != now[name]
+    ]
 
 
 def exists(cell: Cell) -> bool:
@@ -65,8 +80,9 @@ def lines(kept: Sequence[Result], total: int) -> Iterator[str]:
 def _graded_otherwise(one: Result) -> bool:
     """True if a grader's code is not what it was; rewards of users are in the key."""
     settings, contents = one["settings"], one.get("contents", {})
+    named = {n: str(settings[n]) for n in ("reward", "grader") if n in contents and settings.get(n)}
     return any(
-        name in contents and digest(str(settings[name])) != contents[name]
-        for name in ("reward", "grader")
-        if settings.get(name) in GRADERS
+        digest(text) != contents[name]
+        for name, text in named.items()
+        if all(part.name in GRADERS for part in parse(text))
     )
