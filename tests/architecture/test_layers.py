@@ -53,7 +53,7 @@ ROOMS = {
             "hub",
         },
         "data": _TRAINER_FLOOR | {"hub"},
-        "outlines": {"errors", "hub", "settings"},
+        "outlines": {"checkpoint_files", "errors", "hub", "settings"},
         "masking": {"checkpoint_files", "errors", "models", "outlines"},
         "evaluation": _TRAINER_BASE | {"masking"},
         "rewards": _TRAINER_BASE | {"evaluation"},

@@ -19,7 +19,8 @@ from bmt_trainer.errors import ModelError, QuantizedModel
 _FLOATING = ("F64", "F32", "F16", "BF16")
 # Ends of the names of tensors that hold a layer's weight, packed or not.
 _WEIGHTS = (".weight", ".qweight", ".weight_packed", "_blocks")
-_INDEX = "model.safetensors.index.json"
+#: The index of a checkpoint's shards.
+INDEX = "model.safetensors.index.json"
 # What a checkpoint has besides its weights, in lower case: configuration, tokenizer, templates,
 # code, license. Weights in other formats and the remains of a training are none of these.
 _OTHERS = (
@@ -85,7 +86,7 @@ def _weights(folder: Path) -> tuple[list[str], list[str]]:
     """(files of weights, index files that name them). Raises ModelError."""
     named = _read_json(folder / "config.json").get("transformers_weights")
     explicit = str(named) if isinstance(named, str) else None
-    indexed = explicit if explicit and explicit.endswith(".index.json") else _INDEX
+    indexed = explicit if explicit and explicit.endswith(".index.json") else INDEX
     whole = explicit if explicit and explicit.endswith(".safetensors") else "model.safetensors"
     files = [whole] if (folder / whole).is_file() else []
     index = [indexed] if (folder / indexed).is_file() else []
@@ -104,7 +105,7 @@ def _weights(folder: Path) -> tuple[list[str], list[str]]:
 
 def _shards(folder: Path, index: str) -> set[str]:
     """The files that an index names, all in `folder` itself. Raises ModelError."""
-    names = _named(folder / index)
+    names = indexed_files(folder / index)
     for name in sorted(names):
         if os.path.basename(name) != name:
             raise ModelError(
@@ -116,10 +117,12 @@ def _shards(folder: Path, index: str) -> set[str]:
     return names
 
 
-def _named(index: Path) -> set[str]:
-    """The files that an index of shards names."""
+def indexed_files(index: Path) -> set[str]:
+    """The files that an index of shards names. Raises ModelError."""
     shards = _read_json(index).get("weight_map")
-    return {str(name) for name in shards.values()} if isinstance(shards, dict) else set()
+    if not isinstance(shards, dict):
+        raise ModelError(f"{index} has no object weight_map; download it again")
+    return {str(name) for name in shards.values()}
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -143,10 +146,10 @@ def check_checkpoint(folder: Path) -> None:
             f"{folder} has no *.safetensors{found}; convert it: load it with transformers and "
             "save_pretrained it to a new folder"
         )
-    if (folder / _INDEX).is_file():
-        missing = sorted(n for n in _named(folder / _INDEX) if not (folder / n).is_file())
+    if (folder / INDEX).is_file():
+        missing = sorted(n for n in indexed_files(folder / INDEX) if not (folder / n).is_file())
         if missing:
-            raise ModelError(f"{folder} lacks {missing[0]}, which {_INDEX} names; download it")
+            raise ModelError(f"{folder} lacks {missing[0]}, which {INDEX} names; download it")
     for file in files:
         _check_dtypes(file)
 

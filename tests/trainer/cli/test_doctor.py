@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import struct
 from pathlib import Path
 
 import bmt_trainer.hub
@@ -214,3 +216,52 @@ def test_a_snapshot_that_is_downloaded_needs_no_hub(saved, monkeypatch, tmp_path
         hub.add("acme/tiny", {file.name: file.read_bytes() for file in folder.iterdir()})
         snapshot_download("acme/tiny", endpoint=hub.url)
     assert doctor("acme/tiny").exit_code == 0
+
+
+@pytest.mark.found
+def test_layers_that_the_targets_leave_out(saved):
+    found = doctor(saved("llama"), "--targets", r"layers\.0\.mlp\.gate_proj$")
+    assert "masked: 1 of 4 layers" in found.stdout
+    assert "not masked: layer 1 to 3: the targets leave its gate projection out" in found.stdout
+    none = doctor(saved("llama"), "--targets", "nowhere")
+    assert "layer 0 to 3: the targets leave its gate projection out" in none.stdout
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": []}'])
+def test_an_index_that_names_no_files(saved, monkeypatch, tmp_path, index):
+    folder = Path(saved("llama"))
+    (folder / "model.safetensors.index.json").write_text(index)
+    words = r"model\.safetensors\.index\.json (cannot be read|is no JSON|has no object weight_map)"
+    with pytest.raises(ModelError, match=words):
+        diagnose_of(folder)
+    with running_hub() as hub:
+        use(hub, monkeypatch, tmp_path / "hub")
+        monkeypatch.setattr(bmt_trainer.hub, "endpoint", lambda: hub.url)
+        hub.add("acme/tiny", {file.name: file.read_bytes() for file in folder.iterdir()})
+        snapshot_download("acme/tiny", endpoint=hub.url)
+    found = doctor("acme/tiny")
+    assert isinstance(found.exception, ModelError)
+    assert re.search(words, str(found.exception))
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[]",
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 99999999999999999999]}}',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4.5]}}',
+    ],
+)
+def test_a_header_of_the_hub_that_is_malformed(saved, monkeypatch, tmp_path, header):
+    folder = Path(saved("llama"))
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    files["model.safetensors"] = struct.pack("<Q", len(header)) + header.encode()
+    with running_hub() as hub:
+        use(hub, monkeypatch, tmp_path / "hub")
+        monkeypatch.setattr(bmt_trainer.hub, "endpoint", lambda: hub.url)
+        hub.add("acme/tiny", files)
+        found = doctor("acme/tiny")
+    assert isinstance(found.exception, ModelError)
+    assert "the header of model.safetensors is malformed" in str(found.exception)

@@ -23,6 +23,8 @@ from bmt_trainer.outlines.loading import reason_not_loaded
 Shapes = Mapping[str, tuple[int, int]]
 # How the reason of a layer begins that its checkpoint lacks.
 _ABSENT = "the checkpoint has no"
+# The reason of a layer that is masked by default.
+_LEFT_OUT = "the targets leave its gate projection out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,8 @@ def diagnosis_of(model: nn.Module, targets: str | None, folder: Path | None) -> 
     loaded = reason_not_loaded(model, folder) if folder is not None else None
     refusal = refusal or loaded
     served = bmt_core.geometry(folder) if folder is not None else tensors
-    gates = {tensor_of(name, target) for name, target in _part(model).items()}
+    own_gates = _part(model)
+    gates = {tensor_of(name, target) for name, target in own_gates.items()}
     prefix, layers = _layers(model)
     masked = [n for n, _ in enumerate(layers) if _within(chosen, f"{prefix}.{n}.")]
     return Diagnosis(
@@ -145,7 +148,8 @@ def diagnosis_of(model: nn.Module, targets: str | None, folder: Path | None) -> 
         layers=len(layers),
         masked=tuple(masked),
         reasons={
-            n: _first(absent, f"{prefix}.{n}.") or reason_of(layer)
+            n: _first(absent, f"{prefix}.{n}.")
+            or (reason_of(layer) if not _within(own_gates, f"{prefix}.{n}.") else _LEFT_OUT)
             for n, layer in enumerate(layers)
             if n not in masked
         },

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import SafetensorsFileMetadata
 
 from bmt_trainer import hub
+from bmt_trainer.checkpoint_files import INDEX, indexed_files
 from bmt_trainer.errors import ModelError, ModelNotFound
 from bmt_trainer.settings import expanded
 
@@ -71,10 +72,12 @@ def _downloaded(model: str) -> Path | None:
         folder = Path(snapshot_download(model, local_files_only=True))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
         return None
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return folder if all((folder / name).is_file() for name in named) else None
+    if (folder / INDEX).is_file():
+        try:
+            names = indexed_files(folder / INDEX)
+        except ModelError:  # which the look at the checkpoint raises again
+            return folder
+        return folder if all((folder / name).is_file() for name in names) else None
     return folder if weight_files(folder) and (folder / "config.json").is_file() else None
 
 
@@ -97,8 +100,14 @@ def _stand_in(model: str, scratch: Path) -> Path:
             (folder / name).touch()
 
     def write(name: str) -> None:
-        metadata = api.parse_safetensors_file_metadata(model, name, revision=info.sha)
-        _write_header(folder / name, metadata)
+        try:
+            metadata = api.parse_safetensors_file_metadata(model, name, revision=info.sha)
+            _write_header(folder / name, metadata)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"model {model!r}: the header of {name} is malformed ({error}); its owner has to "
+                "upload it again"
+            ) from None
 
     with ThreadPoolExecutor(_REQUESTS) as threads:
         list(threads.map(write, _weights(names)))
