@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,6 +153,19 @@ def test_processes_take_pieces_of_the_same_size(checkpoint, tmp_path, sampled, m
     monkeypatch.setattr(pieces, "of_all_processes", lambda rows: [rows, 3])
     grpo.train(settings(checkpoint, tmp_path / "m.bmt", steps=1), quiet())
     assert max(sampled) == 3
+
+
+def test_a_baselines_pieces_are_of_what_it_trains():
+    """As for all weights, LoRA of a 7B sampled one completion at a time on a GPU of 141 GB."""
+    model, config = tiny_llama(), GrpoConfig(model="m", dataset="d", output=Path("m.bmt"))
+    weights = sum(p.numel() for p in model.parameters())
+    rows = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of_run, "memory_of", lambda device: 20 * weights)
+        for name, trained in (("full", True), ("adapter", False)):
+            model.requires_grad_(trained)
+            rows[name] = of_run.rollout_rows(config, model, [], [4], 1)
+    assert rows["full"] == 1 < rows["adapter"]
 
 
 @pytest.mark.parametrize("tokens", [16, 1000, 4096])

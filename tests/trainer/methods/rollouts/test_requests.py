@@ -13,6 +13,8 @@ from bmt_trainer.methods.rollouts.server import ServerRollouts, _read
 from bmt_trainer.methods.rollouts.steps import StepRollouts
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
+from tests.support.masks import make_mask
+
 
 def sent_with(**settings):
     """The fields of the request that rollouts send."""
@@ -204,3 +206,36 @@ def test_a_mask_that_stays_is_said_to_expire_only_where_servers_remove_it(scopes
     rollouts._begun = True
     rollouts.close()
     assert [until in line for line in lines] == [True]
+
+
+def test_a_push_that_another_servers_failure_ends_leaves_no_mask():
+    """The removal came before the end of the push, and the mask stayed until it expired."""
+    pushing, done, events = threading.Event(), threading.Event(), []
+
+    def upload(mask, name, expires):
+        pushing.set()
+        done.wait(5)
+        events.append("pushed")
+
+    server = SimpleNamespace(
+        url="http://b",
+        registry=SimpleNamespace(
+            upload=upload, versions=lambda name: [], delete=lambda name: events.append("removed")
+        ),
+        limits=KeyInfo(scopes=frozenset()),
+        generation=lambda: SimpleNamespace(close=lambda: None),
+        call=lambda work: work(),
+        close=lambda: None,
+    )
+    rollouts = ServerRollouts(server, "m", max_tokens=3, temperature=1.0)
+    mask = make_mask(0)
+    thread = threading.Thread(target=rollouts.push, args=(mask,))
+    thread.start()
+    pushing.wait(5)
+    threading.Timer(0.2, done.set).start()
+    rollouts.close(finished=False)
+    thread.join()
+    assert events == ["pushed", "removed"]
+    with pytest.raises(RolloutError, match="the run has ended"):
+        ServerRollouts._upload(rollouts, mask)
+    assert events == ["pushed", "removed"]

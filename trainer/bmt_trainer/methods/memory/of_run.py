@@ -84,8 +84,11 @@ def rollout_rows(
 ) -> int:
     """Completions that transformers samples at once in this process, see `estimate.rollout_rows`.
 
-    lengths: of the training prompts, in tokens; new: tokens of a completion at most.
+    gated: gates of each masked layer; without any the model is a baseline, of which all weights
+    are trained or an adapter's alone. lengths: of the training prompts, in tokens; new: tokens of
+    a completion at most.
     """
+    whole = all(parameter.requires_grad for parameter in model.parameters())
     return rows_of_estimate(
         config,
         shapes_of(model, gated, config.precision, model.device),
@@ -93,7 +96,7 @@ def rollout_rows(
         new=new,
         memory=memory_of(model.device),
         processes=world_size(),
-        trained="gates" if gated else "weights",
+        trained="gates" if gated else "weights" if whole else "adapter",
     )
 
 

@@ -7,8 +7,9 @@ gone, and requests without an answer are sent again with their seeds, which give
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bmt_client import BmtClientError, Conflict, NotFound, Upload
@@ -41,6 +42,9 @@ _EXPIRES, _RENEWED_S = "24h", 6 * 3600.0
 _VANISHED = 3
 # Seconds to wait for a server that restarts while a finished run removes its mask.
 _TIDIES_S, _PAUSE_S = 60.0, 2.0
+# Seconds to wait for a push of another thread when the run ends: its mask would come after the
+# removal, and stay.
+_PUSHES_S = 10.0
 _WARNED_SHARE = 0.5
 
 
@@ -68,6 +72,7 @@ class ServerRollouts:
         self._renewed = 0.0
         self._stale: set[str] = set()  # digests of versions to remove
         self._may_retire, self._warned = True, False
+        self._pushing, self._closed = threading.Lock(), False
         self.push_seconds, self.push_bytes, self.flips = 0.0, 0, 0
         self._generation = server.generation()
 
@@ -129,20 +134,27 @@ class ServerRollouts:
             )
 
     def _upload(self, mask: Mask) -> Upload:
-        version = self._client.upload(mask, self._name, expires=_EXPIRES)
+        return self._change(lambda: self._client.upload(mask, self._name, expires=_EXPIRES))
+
+    def _change(self, push: Callable[[], Upload]) -> Upload:
+        """Push a version, unless the run has ended: another server may have, in another thread."""
+        with self._pushing:
+            if self._closed:
+                raise RolloutError(f"server {self._server.url}: the run has ended")
+            version = push()
         self._renewed = time.monotonic()
         return version
 
     def _push_flips(self, mask: Mask) -> Upload:
         try:
-            version = self._client.push(self._name, self._pushed[-1], mask, expires=_EXPIRES)
+            return self._change(
+                lambda: self._client.push(self._name, self._pushed[-1], mask, expires=_EXPIRES)
+            )
         except (NotFound, Conflict) as error:
             self._server.say(
                 f"{self._name} has changed on the server ({error}); pushed again whole"
             )
             return self._upload(mask)
-        self._renewed = time.monotonic()
-        return version
 
     def _find_stale(self, mask: Mask) -> None:
         """Find versions that an earlier part of this run has left."""
@@ -242,7 +254,10 @@ class ServerRollouts:
 
         finished: the run is, so there is time for a server that restarts just now.
         """
+        self._closed = True
         self._generation.close()
+        if self._pushing.acquire(timeout=_PUSHES_S):
+            self._pushing.release()
         deadline = time.monotonic() + (_TIDIES_S if finished else 0.0)
         while self._begun:
             try:
