@@ -6,7 +6,7 @@ import json
 
 import pytest
 from bmt_trainer.errors import ResumeError
-from bmt_trainer.methods.run_folder import RunFolder
+from bmt_trainer.methods.run_folder import RunFolder, is_writing
 
 
 def test_a_run_that_was_killed_while_its_folder_was_removed_leaves_nothing(tmp_path):
@@ -41,6 +41,43 @@ def test_a_resumed_run_may_have_its_rollouts_elsewhere(tmp_path):
     output, said = tmp_path / "m.bmt", []
     RunFolder(output, {"seed": 1, "server": "http://a"}, resume=False)
     RunFolder(output, {"seed": 1, "server": None}, resume=True, say=said.append)
-    assert said == ["server: None from here on, http://a before"]
+    assert said == ["server: none from here on, http://a before"]
     with pytest.raises(ResumeError, match="seed"):
         RunFolder(output, {"seed": 2, "server": None}, resume=True)
+
+
+@pytest.mark.found
+def test_rollouts_that_move_back_have_the_name_of_the_default(tmp_path):
+    """A run's folder leaves the default out."""
+    output, said = tmp_path / "m.bmt", []
+    RunFolder(output, {"rollouts": "vllm"}, resume=False)
+    RunFolder(output, {}, resume=True, say=said.append)
+    assert said == ["rollouts: transformers from here on, vllm before"]
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"settings": {}, "notes": {}, "contents": {}, "processes": 1e400}',
+    ],
+)
+def test_a_file_that_is_no_runs_is_said_so(tmp_path, text):
+    output = tmp_path / "m.bmt"
+    run = RunFolder(output, {}, resume=False)
+    (run.folder / "run.json").write_text(text)
+    assert not is_writing(output)
+    with pytest.raises(ResumeError, match="is no run of ours"):
+        RunFolder(output, {}, resume=True)
+
+
+@pytest.mark.found
+def test_a_manifest_that_is_too_deep_is_a_damaged_checkpoint(tmp_path):
+    output, said = tmp_path / "m.bmt", []
+    run = RunFolder(output, {}, resume=False)
+    checkpoint = run.folder / "checkpoint-3"
+    checkpoint.mkdir()
+    (checkpoint / "manifest.json").write_text("[" * 100_000)
+    assert RunFolder(output, {}, resume=True, say=said.append).last_checkpoint() is None
+    assert "checkpoint-3 is damaged" in said[0]

@@ -33,10 +33,15 @@ _NEUTRAL = (
     *("output", "resume", "checkpoint_every", "overwrite", "push", "report_to", "run_name"),
     *("server_wait", "server_token_seconds", "vllm_memory"),
 )
-# Settings that a resumed run may change: the place of rollouts, not their distribution.
-_MOVABLE = ("server", "rollouts")
+# Settings that a resumed run may change, and their defaults: the place of rollouts, not their
+# distribution.
+_MOVABLE = {"server": "none", "rollouts": "transformers"}
 # Notes that a folder keeps from a run that was killed before its first checkpoint.
 _LASTING = ("rollout_name",)
+# Errors of a file that is no run's, however it was damaged.
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError),
+)
 # The note that the output is being written: a file of this name is then the run's own.
 _WRITING = "writing_output"
 
@@ -145,14 +150,15 @@ class RunFolder:
                 "contents": None if contents is None else dict(contents),
                 "processes": int(kept.get("processes", 1)),
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _UNREADABLE as error:
             raise ResumeError(f"{self.folder} is no run of ours ({error}); remove it") from None
 
     def _restore(self, kept: dict[str, Any]) -> None:
         before, now = kept["settings"], json.loads(json.dumps(self._settings))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and key in _MOVABLE:
-                self._say(f"{key}: {now.get(key)} from here on, {before.get(key)} before")
+                here, there = (values.get(key) or _MOVABLE[key] for values in (now, before))
+                self._say(f"{key}: {here} from here on, {there} before")
             elif before.get(key) != now.get(key):
                 if key == "base":
                     raise ResumeError(
@@ -230,7 +236,7 @@ def is_writing(output: Path) -> bool:
     try:
         kept = json.loads((outputs.run_folder(output) / _FILE).read_text())
         return bool(kept["notes"].get(_WRITING))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except _UNREADABLE:
         return False
 
 

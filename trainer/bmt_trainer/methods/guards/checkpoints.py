@@ -123,7 +123,7 @@ def fault(folder: Path) -> str | None:
                 return f"{name} has {size} of {entry['bytes']} bytes"
             if _entry(path) != entry:
                 return f"the content of {name} differs from its digest"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read: {error}"
     return None if files else f"{MANIFEST} names no file"
 
