@@ -89,7 +89,7 @@ def _geometry(results: Sequence[Result], command: str) -> list[Figure]:
     """Effective rank, spectrum drift and principal-weight overlap after the same GRPO runs."""
     made = []
     for result in results:
-        for part in ("gate", "all"):
+        for part in ("gate", "all") if "geometry" in result else ():  # it may have failed
             means = result["geometry"][part]
             for key in ("effective_rank", "spectrum_drift", "overlap"):
                 if means[key] is None:
@@ -112,14 +112,13 @@ def _forgetting(kind: str) -> Callable[[Sequence[Result], str], list[Figure]]:
             start, last = result["track"][0], result["track"][-1]
             first = starts[0] if starts and start["zeros"] else start
             name = f"forgetting_{kind}_{_plain(result['method'])}{_changes(result)}"
+            kl, rows = last["kl_token"], len(result["track"])
+            made.append(Figure(id=f"{name}_kl", value=kl, n=rows, command=command))
+            if "retention_lenient" not in last:  # its score failed
+                continue
             points, interval = gain(_share(first), _share(last))
-            kl, rows, n = last["kl_token"], len(result["track"]), int(last["n"])
-            made += [
-                Figure(id=f"{name}_kl", value=kl, n=rows, command=command),
-                Figure(
-                    id=f"{name}_kept_points", value=points, interval=interval, n=n, command=command
-                ),
-            ]
+            kept, n = f"{name}_kept_points", int(last["n"])
+            made.append(Figure(id=kept, value=points, interval=interval, n=n, command=command))
         return made
 
     return of

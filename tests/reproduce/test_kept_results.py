@@ -76,6 +76,21 @@ def test_figures_of_another_seed_have_ids_of_their_own():
     assert both.keys() - first.keys() == {f"{name}_seed_1" for name in first}
 
 
+def test_failed_analyses_leave_out_their_own_figures_alone():
+    [entry] = [e for e in SMALL if e.name == "small-grpo"]
+    found = results(entry)
+    names = {f.id for f in comparisons.figures(entry.name, found)}
+    *others, last = found
+    rest = {k: v for k, v in last.items() if k != "geometry"}
+    *rows, final = last["track"]
+    rest["track"] = [*rows, {k: v for k, v in final.items() if k not in ("retention_lenient", "n")}]
+    left = {f.id for f in comparisons.figures(entry.name, [*others, rest])}
+    lost = names - left
+    assert left < names
+    assert all("geometry_" in name or name.endswith("_kept_points") for name in lost)
+    assert sum(name.endswith("_kept_points") for name in lost) == 1
+
+
 def test_keeping_figures_replaces_those_of_their_ids(tmp_path):
     file = tmp_path / "paper.json"
     record.keep([record.Figure(id="a", value=1, n=1, command="c")], file)

@@ -250,6 +250,17 @@ def test_results_that_were_there_are_counted_with_what_made_them(inputs, compute
     assert "earlier build" not in display.text
 
 
+def test_an_analysis_that_failed_is_said_again(inputs, computed, monkeypatch):
+    failed = {"failed": {"geometry": "OSError: no room"}}
+    monkeypatch.setattr(
+        bmt_trainer.comparison.runner, "run_cell", lambda cell, _: {**made_up(cell), **failed}
+    )
+    run(planned(inputs), quiet())
+    display = Lines()
+    run(planned(inputs), display)
+    assert "has no geometry, which failed (OSError: no room)" in display.text
+
+
 @pytest.mark.found
 @pytest.mark.parametrize("reward", ["number", "number + words"])
 def test_results_of_graders_that_have_changed_are_said(inputs, computed, monkeypatch, reward):

@@ -250,12 +250,19 @@ def test_files_that_cannot_be_read_are_left_out_with_a_line(tmp_path):
         rest = {k: v for k, v in good.items() if k != missing}
         (tmp_path / f"{name}.json").write_text(json.dumps(rest))
     bad = {"track": [{"step": 0}], "score": {"total": 0}, "levels": [{}], "geometry": {"gate": {}}}
+    bad |= {"suites": [{"suite": "x", "scores": {}}], "logs": {"zeros": ["a"]}, "disk_bytes": "1"}
+    bad |= {
+        "settings": {"seed": None},
+        "key": None,
+        "fingerprint": [1],
+        "contents": {"tokenizer": 1},
+    }
     for name, value in bad.items():
         (tmp_path / f"f-{name}.json").write_text(json.dumps({**good, name: value}))
     (tmp_path / "g.json").write_text('{"another": "kind"}')
     said = []
     assert tables.read([tmp_path], said.append) == [good]
-    assert len(said) == 8
+    assert len(said) == 4 + len(bad)
     for name in ("b", "c", "d", "e", *(f"f-{name}" for name in bad)):
         assert any(f"{name}.json" in line for line in said), name
     done = CliRunner().invoke(app, ["report", str(tmp_path), "--output", str(tmp_path / "out")])

@@ -21,6 +21,7 @@ Result = dict[str, Any]
 FORMAT = 2
 _TEXT = ("method", "model", "dataset", "trainer", "right")
 _TRACKED = ("step", "zeros", "kl_token", "kl_sequence")
+_RETAINED = ("retention", "retention_lenient")
 _MEANS = ("modules", "updated", "effective_rank", "spectrum_drift", "overlap", "changed")
 
 
@@ -90,11 +91,21 @@ def _faults(value: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is not text"
     if set(value["right"]) - {"0", "1"}:
         yield "right has other characters than 0 and 1"
-    if not _is_number(value["size_bytes"]):
-        yield "size_bytes is not a number"
-    for name in ("changes", "settings", "versions", "logs", "contents"):
+    if not (_is_number(value["size_bytes"]) and _is_number(value.get("disk_bytes", 0))):
+        yield "size_bytes or disk_bytes is not a number"
+    for name in ("changes", "settings", "versions", "logs", "contents", "key", "failed"):
         if not isinstance(value.get(name, {}), dict):
             yield f"{name} is not an object"
+            return
+    if not _is_seed(value.get("settings", {}).get("seed", 0)):
+        yield "seed is not an integer"
+    named = (value.get(name, {}) for name in ("contents", "versions"))
+    texts = (value.get("fingerprint"), *(text for one in named for text in one.values()))
+    if not all(text is None or isinstance(text, str) for text in texts):
+        yield "fingerprint, contents or versions have an entry that is not text"
+    zeros = value.get("logs", {}).get("zeros") or []
+    if not (isinstance(zeros, list) and all(map(_is_number, zeros))):
+        yield "logs has zeros that are not numbers"
     if (score := value.get("score")) and not (value["right"] and _is_score(score)):
         yield "its score is not of answers"
     rows = value.get("track") or []
@@ -103,20 +114,25 @@ def _faults(value: Mapping[str, Any]) -> Iterator[str]:
         for row in rows
     ):
         yield f"track has a row without the numbers {', '.join(_TRACKED)}"
-    if (rows or value.get("zeros")) and not _is_number(value.get("parameters")):
-        yield "parameters is not a number"
+    elif any(not _is_number(row.get(name, 0)) for row in rows for name in _RETAINED):
+        yield f"track has a row whose {' or '.join(_RETAINED)} is not a number"
+    parameters = value.get("parameters")
+    if (rows or value.get("zeros")) and not (_is_number(parameters) and parameters > 0):
+        yield "parameters is not a number above 0"
     for part in ("gate", "all") if value.get("geometry") else ():
         means = value["geometry"].get(part) if isinstance(value["geometry"], dict) else None
         if not isinstance(means, dict) or not set(_MEANS) <= means.keys():
             yield f"geometry has no {part} with {', '.join(_MEANS)}"
     for level in value.get("levels") or []:
-        if not isinstance(level, dict) or not _is_number(level.get("eta")):
-            yield "levels has an entry without eta"
+        if not (isinstance(level, dict) and _is_number(level.get("eta")) and level["eta"] > 0):
+            yield "levels has an entry without eta above 0"
         elif level.get("score") and not _is_score(level["score"], "exact", "lenient"):
             yield "levels has an entry without a score"
     for suite in value.get("suites") or []:
         if not isinstance(suite, dict) or "suite" not in suite:
             yield "suites has an entry without a name"
+        elif "scores" in suite and not _has_accuracy(suite["scores"]):
+            yield "suites has an entry whose scores lack an accuracy"
 
 
 def _is_score(value: Any, *readings: str) -> bool:
@@ -126,6 +142,15 @@ def _is_score(value: Any, *readings: str) -> bool:
         and all(_is_number(value.get(name)) for name in ("total", *readings))
         and value["total"] > 0
     )
+
+
+def _has_accuracy(scores: Any) -> bool:
+    tuned = scores.get("tuned") if isinstance(scores, dict) else None
+    return isinstance(tuned, dict) and _is_number(tuned.get("accuracy"))
+
+
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:

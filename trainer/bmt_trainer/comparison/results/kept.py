@@ -69,6 +69,12 @@ def lines(kept: Sequence[Result], total: int) -> Iterator[str]:
             yield f"{count} of them made with {name} {version}; here it is {here[name]}"
     if changed := sum(map(_graded_otherwise, kept)):
         yield f"{changed} of them by graders whose code has changed since"
+    for one in kept:
+        for name, why in one.get("failed", {}).items():
+            yield (
+                f"{one['method']} on {one['dataset']} has no {name}, which failed ({why}); remove "
+                "its file to compute it again"
+            )
     if earlier := sum("key" not in one for one in kept):
         yield (
             f"{earlier} of them of an earlier build, which compared neither the model's "
