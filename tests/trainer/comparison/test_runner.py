@@ -419,6 +419,7 @@ def test_a_mean_over_data_sets_is_unweighted():
         ({"methods": ["full@fast"]}, "not a number"),
         ({"methods": []}, "at least one"),
         ({"steps": 0}, "steps"),
+        ({"validation": 4, "patience": 1}, "patience: 1 has no effect in a comparison"),
         ({"stepz": 1}, "did you mean steps"),
         ({"sweep": {"eta": 0.1}}, "list of values"),
         ({"rates": {"full": "fast"}}, "not a number"),

@@ -52,6 +52,8 @@ def test_rollouts_that_move_back_have_the_name_of_the_default(tmp_path):
     output, said = tmp_path / "m.bmt", []
     RunFolder(output, {"rollouts": "vllm"}, resume=False)
     RunFolder(output, {}, resume=True, say=said.append)
+    # As builds have written it for sdft.
+    RunFolder(output, {"rollouts": "transformers"}, resume=True, say=said.append)
     assert said == ["rollouts: transformers from here on, vllm before"]
 
 

@@ -209,6 +209,11 @@ class Cell:
             raise ConfigError(
                 "from_mask: a comparison starts each method from the base; leave it out"
             )
+        if made.patience is not None:
+            raise ConfigError(
+                f"patience: {made.patience} has no effect in a comparison, which trains every "
+                "method to its last step; leave it out"
+            )
         if getattr(made, "server", None) is not None and self.kind not in ("base", "wanda", "bmt"):
             raise ConfigError(
                 f"server: rollouts of {self.kind} cannot be sampled on a server, which has masks "

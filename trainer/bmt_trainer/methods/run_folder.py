@@ -156,9 +156,10 @@ class RunFolder:
     def _restore(self, kept: dict[str, Any]) -> None:
         before, now = kept["settings"], json.loads(json.dumps(self._settings))
         for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key) and key in _MOVABLE:
+            if key in _MOVABLE:
                 here, there = (values.get(key) or _MOVABLE[key] for values in (now, before))
-                self._say(f"{key}: {here} from here on, {there} before")
+                if here != there:
+                    self._say(f"{key}: {here} from here on, {there} before")
             elif before.get(key) != now.get(key):
                 if key == "base":
                     raise ResumeError(

@@ -208,6 +208,34 @@ def test_a_mask_that_stays_is_said_to_expire_only_where_servers_remove_it(scopes
     assert [until in line for line in lines] == [True]
 
 
+def pushing_to(**client):
+    """Rollouts on a server whose registry has these functions alone."""
+    server = SimpleNamespace(
+        url="http://b",
+        registry=SimpleNamespace(**client),
+        limits=KeyInfo(scopes=frozenset()),
+        generation=lambda: SimpleNamespace(close=lambda: None),
+        call=lambda work: work(),
+        close=lambda: None,
+    )
+    return ServerRollouts(server, "m", max_tokens=3, temperature=1.0)
+
+
+def test_a_step_that_pushes_nothing_has_no_flips_and_no_bytes():
+    """It had those of the push before it."""
+    rollouts = pushing_to(
+        upload=lambda mask, name, expires: None,
+        push=lambda name, before, mask, expires: None,
+        versions=lambda name: [],
+    )
+    mask = make_mask(0)
+    rollouts.push(mask)
+    assert rollouts.flips == mask.zeros
+    assert rollouts.push_bytes > 0
+    rollouts.push(mask)
+    assert (rollouts.flips, rollouts.push_bytes, rollouts.push_seconds) == (0, 0, 0)
+
+
 def test_a_push_that_another_servers_failure_ends_leaves_no_mask():
     """The removal came before the end of the push, and the mask stayed until it expired."""
     pushing, done, events = threading.Event(), threading.Event(), []
@@ -217,17 +245,9 @@ def test_a_push_that_another_servers_failure_ends_leaves_no_mask():
         done.wait(5)
         events.append("pushed")
 
-    server = SimpleNamespace(
-        url="http://b",
-        registry=SimpleNamespace(
-            upload=upload, versions=lambda name: [], delete=lambda name: events.append("removed")
-        ),
-        limits=KeyInfo(scopes=frozenset()),
-        generation=lambda: SimpleNamespace(close=lambda: None),
-        call=lambda work: work(),
-        close=lambda: None,
+    rollouts = pushing_to(
+        upload=upload, versions=lambda name: [], delete=lambda name: events.append("removed")
     )
-    rollouts = ServerRollouts(server, "m", max_tokens=3, temperature=1.0)
     mask = make_mask(0)
     thread = threading.Thread(target=rollouts.push, args=(mask,))
     thread.start()

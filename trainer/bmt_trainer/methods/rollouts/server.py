@@ -97,6 +97,7 @@ class ServerRollouts:
         """
         self._check_sparsity(mask)
         start = time.perf_counter()
+        self.push_seconds, self.push_bytes, self.flips = 0.0, 0, 0
         flips = symmetric_difference(self._pushed[-1], mask) if self._pushed else mask
         if not self._pushed:
             self._begun = True
