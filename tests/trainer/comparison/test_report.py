@@ -273,3 +273,14 @@ def test_histories_that_lack_numbers_are_drawn_without_them(tmp_path):
         "b/_x",
     ]
     load_pyplot().close(figure)
+
+
+def test_a_skill_whose_last_score_failed_is_shown_with_those_before(tmp_path):
+    *before, last = track(0)
+    rows = [*before, {k: v for k, v in last.items() if not k.startswith("retention")}]
+    one = result("full", "bbeh:nycc.json", "10", track=rows)
+    assert len(plots.forgetting([one]).axes) == 2
+    (tmp_path / "a.json").write_text(json.dumps(one))
+    text = write([tmp_path], tmp_path / "out", "t").read_text()
+    assert '<td data-label="kept before, %">60.0</td>' in text
+    assert '<td data-label="after, %">-</td>' in text

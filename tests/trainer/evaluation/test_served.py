@@ -116,6 +116,8 @@ def test_a_server_of_another_base_is_refused(url, checkpoint, monkeypatch):
 def test_names_are_compared_before_anything_is_generated(url, checkpoint):
     with pytest.raises(RolloutError, match="no model revers; it has reverse, smol"):
         models(url, checkpoint, mask_name="revers")
+    with pytest.raises(RolloutError, match="no model smoll; it has reverse, smol"):
+        models(url, checkpoint, base_name="smoll")
     models(url, checkpoint, mask_name="reverse@1234")
     # The base's weights are known, so that its name is found.
     models(url, checkpoint)["base"](EXAMPLES[:1], 5)

@@ -106,7 +106,7 @@ def forgetting(results: Sequence[Result]) -> Any:
     if not tracked:
         return None
     groups = list(dict.fromkeys((r["trainer"], r["dataset"]) for r in tracked))
-    keeps = any("retention" in r["track"][-1] for r in tracked)
+    keeps = any("retention" in row for r in tracked for row in r["track"])  # the last may fail
     style_of = styles(tracked)
     rows_of_panels = len(groups) * (1 + keeps)
     figure, axes = load_pyplot().subplots(

@@ -227,12 +227,10 @@ def _tracks(results: Sequence[Result]) -> Iterator[str]:
     lines = []
     for result in tracked:
         first, last = result["track"][0], result["track"][-1]
-        kept = ["-", "-"]
-        if "retention" in last:
-            kept = [
-                f"{100 * row['retention_lenient']:.1f}" if "retention_lenient" in row else "-"
-                for row in (first, last)
-            ]
+        kept = [
+            f"{100 * row['retention_lenient']:.1f}" if "retention_lenient" in row else "-"
+            for row in (first, last)
+        ]
         zeros = [f"{100 * row['zeros'] / result['parameters']:.4f}" for row in (first, last)]
         lines.append(
             (

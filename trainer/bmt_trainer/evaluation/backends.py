@@ -69,7 +69,13 @@ def by_options(
         base = _local_base(model, server, chat_template)
         reader = CompletionReader(None if base is None else base.tokenizer, thoughts)
         made = by_server(
-            server, names, concurrency=batch_size, reader=reader, base=base, checked=True
+            server,
+            names,
+            concurrency=batch_size,
+            reader=reader,
+            base=base,
+            checked=True,
+            named=base_name is not None,
         )
     elif base_name is not None or mask_name is not None:
         raise ConfigError("--base-name and --mask-name are names on a server; add --server URL")

@@ -46,6 +46,7 @@ def by_server(
     reader: CompletionReader | None = None,
     base: LocalBase | None = None,
     checked: bool = False,
+    named: bool = False,
 ) -> dict[str, Generate]:
     """Models of a running server, `concurrency` requests at a time, which vLLM batches.
 
@@ -53,6 +54,7 @@ def by_server(
     reader: finds thoughts, by the base's tokenizer if it is here.
     base: its prompts are sent as token ids; without it the server renders chats by its template.
     checked: compare base and names with what the server states, before anything is generated.
+    named: the base's name is the user's; else another of the base's names may take its place.
     Raises ConfigError for a URL that cannot be used, and RolloutError if the server serves others;
     the functions raise RolloutError if a request fails, and DataError for a prompt beyond the
     context.
@@ -60,7 +62,7 @@ def by_server(
     read = reader or CompletionReader(None)
     context = None if base is None else base.context
     if checked:
-        names, served = _checked(url, names, base)
+        names, served = _checked(url, names, base, named)
         context = min((n for n in (context, served) if n is not None), default=None)
 
     def answers(name: str, examples: Sequence[Example], tokens: int) -> list[Completion]:
@@ -117,7 +119,7 @@ def by_server(
 
 
 def _checked(
-    url: str, names: Mapping[str, str], base: LocalBase | None
+    url: str, names: Mapping[str, str], base: LocalBase | None, named: bool
 ) -> tuple[dict[str, str], int | None]:
     """The names, complete, and the server's context, after a comparison of what it serves."""
     from bmt_client import BmtClient, BmtClientError, NotFound, UsageError
@@ -150,7 +152,7 @@ def _checked(
     if base is not None and not fingerprint:
         Display().say(f"server {url} does not state its base, which is not compared with --model")
     found = dict(names)
-    if found["base"] not in listed and base is not None and fingerprint and own:
+    if not named and found["base"] not in listed and base is not None and fingerprint and own:
         found["base"] = own[0]  # the weights are the same
     for name in found.values():
         if name not in listed and name.partition("@")[0] not in listed:

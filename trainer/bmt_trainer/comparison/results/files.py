@@ -116,7 +116,7 @@ def _faults(value: Mapping[str, Any]) -> Iterator[str]:
         yield f"track has a row without the numbers {', '.join(_TRACKED)}"
     elif any(not _is_number(row.get(name, 0)) for row in rows for name in _RETAINED):
         yield f"track has a row whose {' or '.join(_RETAINED)} is not a number"
-    parameters = value.get("parameters")
+    parameters = value.get("parameters", 0)
     if (rows or value.get("zeros")) and not (_is_number(parameters) and parameters > 0):
         yield "parameters is not a number above 0"
     for part in ("gate", "all") if value.get("geometry") else ():
