@@ -18,6 +18,8 @@ C = TypeVar("C", bound=TrainConfig)
 
 # More examples than a data set has.
 _ALL = 1 << 30
+# Steps whose rates are looked at before a run.
+_SHOWN = 10_000
 
 
 def wanted(config: TrainConfig, a_step: int) -> int:
@@ -92,18 +94,18 @@ def _check(config: TrainConfig) -> None:
     optimizer = torch.optim.SGD([parameter], lr=config.learning_rate)
     given = dict(config.lr_scheduler_kwargs or {})
     try:
-        scheduler = get_scheduler(
+        scheduler: Any = get_scheduler(
             config.lr_scheduler_type,
             optimizer,
             num_warmup_steps=warmup_steps(config),
             num_training_steps=config.steps,
             scheduler_specific_kwargs=given,
         )
-        rates = []
-        for _ in range(config.steps):
-            rates += scheduler.get_last_lr()
-            optimizer.step()
-            scheduler.step()
+        # A factor of each step; of a long run some thousands show it.
+        [factor] = scheduler.lr_lambdas
+        every = {*range(0, config.steps, max(1, config.steps // _SHOWN)), config.steps - 1}
+        rates = [config.learning_rate * factor(step) for step in sorted(every)]
+        factor(config.steps)  # asked for after the last step
     except Exception as error:  # whatever a schedule raises
         why = " ".join(str(error).split())[:200]
         raise ConfigError(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 
 import pytest
 import yaml
 from bmt_trainer.cli.train import settings_command
 from bmt_trainer.errors import ConfigError, DataError
 from bmt_trainer.masking.apply import apply
-from bmt_trainer.methods import grpo, sdft, sft
+from bmt_trainer.methods import grpo, schedules, sdft, sft
 from bmt_trainer.methods.config import DpoConfig, GrpoConfig, KtoConfig, SdftConfig, SftConfig
 from bmt_trainer.methods.preferences import dpo, kto
 from bmt_trainer.methods.run_folder import settings_of
@@ -136,6 +137,14 @@ def one_prompt(folder):
     made += [{"prompt": f"p{n}", "completion": "a"} for n in range(2)]
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
     return str(path)
+
+
+def test_the_rates_of_a_long_run_are_looked_at_in_no_time(tmp_path):
+    """A run of a million steps began after 45 seconds."""
+    config = settings("sft", "m", tmp_path / "m.bmt", steps=10**8, lr_scheduler_type="cosine")
+    began = time.monotonic()
+    schedules._check(config)
+    assert time.monotonic() - began < 5
 
 
 def test_flags_override_the_other_of_steps_and_epochs_in_a_file(tmp_path):
