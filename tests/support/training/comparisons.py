@@ -8,7 +8,7 @@ from bmt_trainer.comparison.plan import Cell
 
 
 def made_up(cell: Cell, right: str = "01") -> dict[str, Any]:
-    """What `run_cell` returns, with these answers."""
+    """A result as `run_cell` returns it, with these answers."""
     return {
         **{"method": cell.method, "model": "tiny", "dataset": cell.dataset, "right": right},
         **{"trainer": cell.plan.trainer, "changes": dict(cell.changes), "size_bytes": 0},

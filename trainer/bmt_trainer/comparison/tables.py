@@ -59,7 +59,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The method and what tells its row from others."""
+        """The method, and in what its row differs from others."""
         return f"{self.method} {self.changes}".strip()
 
     def cells(self) -> tuple[str, ...]:
@@ -105,8 +105,8 @@ def rows(results: Sequence[Result]) -> list[Row]:
         members_of.setdefault(label, []).append(at)
     made: dict[int, Row] = {}
     for (model, method, changed), members in members_of.items():
-        told = groups.differing([found[at] for at in members]) if len(members) > 1 else [""]
-        for at, text in zip(members, told, strict=True):
+        texts = groups.differing([found[at] for at in members]) if len(members) > 1 else [""]
+        for at, text in zip(members, texts, strict=True):
             own = ", ".join(filter(None, (changed, text)))
             made[at] = _row((model, method, own), found[at], bases)
     return [made[at] for at in range(len(found))]
@@ -154,7 +154,7 @@ def _model(result: Result, several: bool) -> str:
 
 
 def _changes(group: Sequence[Result]) -> str:
-    """What a sweep changed, and the seed of a row of one seed, unless it is 0."""
+    """The settings that a sweep changed, and the seed of a row of one seed, unless it is 0."""
     first = group[0]
     if len(set(map(groups.seed, group))) == 1:
         return changes(first)
@@ -195,7 +195,7 @@ def labels(results: Sequence[Result]) -> dict[Hashable, str]:
 
 
 def _digest(key: Hashable) -> str:
-    """The first digits of a data set's digest, by which two of one name are told apart."""
+    """The first digits of a data set's digest, by which two of one name differ."""
     return hashlib.sha256(str(key).encode()).hexdigest()[:6]
 
 

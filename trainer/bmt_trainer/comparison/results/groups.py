@@ -1,7 +1,7 @@
 """Results that may be counted together: of one model, method and settings, on known data.
 
-Builds before 0.1.0 kept no digests of data. Their results are told apart by names and settings, and
-those that these do not tell apart are neither averaged nor paired.
+Builds before 0.1.0 kept no digests of data. Their results differ by names and settings, and those
+that are equal in both are neither averaged nor paired.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def base(result: Result) -> Hashable:
 
 
 def row(result: Result) -> Hashable:
-    """What the results of one row share: all but data, seed and answers."""
+    """All that the results of one row share: not data, seed and answers."""
     own = {k: v for k, v in settings(result).items() if k != "seed"}
     changes = json.dumps(result.get("changes", {}), sort_keys=True)
     return (base(result), result["trainer"], result["method"], changes, reading(result), _text(own))
@@ -95,7 +95,7 @@ def base_of(result: Result, bases: Sequence[Result]) -> Result | None:
         return None
     wanted = _answered(result)
     found = [b for b in bases if _answered(b) == wanted and len(b["right"]) == len(result["right"])]
-    if len({b["right"] for b in found}) > 1:  # of the same plan, if that tells one
+    if len({b["right"] for b in found}) > 1:  # of the same plan, if only one is
         own = _text({k: v for k, v in settings(result).items() if k != "learning_rate"})
         found = [
             b
@@ -116,7 +116,7 @@ def _answered(result: Result) -> Hashable:
 
 
 def rows(results: Sequence[Result]) -> list[list[Result]]:
-    """The results of each row. Those that nothing tells apart are rows of their own."""
+    """The results of each row. Those that differ in nothing are rows of their own."""
     found: dict[Hashable, list[Result]] = {}
     for result in results:
         found.setdefault(row(result), []).append(result)
@@ -138,14 +138,14 @@ def is_grid(group: Sequence[Result]) -> bool:
 
 
 def differing(groups: Sequence[Sequence[Result]]) -> list[str]:
-    """Text that tells rows of one label apart: settings, digests, else numbers."""
+    """Text in which rows of one label differ: settings, digests, else numbers."""
     firsts = [group[0] for group in groups]
     all_settings = [settings(first) for first in firsts]
     names = sorted({name for own in all_settings for name in own} - {"seed"})
-    told = [n for n in names if len({_text(own.get(n)) for own in all_settings}) > 1]
+    unlike = [n for n in names if len({_text(own.get(n)) for own in all_settings}) > 1]
     defaults = _defaults(firsts[0]["trainer"])
     labels = [
-        ", ".join(f"{n} {_shown(own.get(n, defaults.get(n)))}" for n in told)
+        ", ".join(f"{n} {_shown(own.get(n, defaults.get(n)))}" for n in unlike)
         for own in all_settings
     ]
     parts: list[tuple[str, list[Any]]] = [
