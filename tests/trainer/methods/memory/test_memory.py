@@ -176,10 +176,14 @@ def test_shapes_of_experts_and_of_the_text_of_several_inputs(tmp_path):
 
 def test_a_run_that_is_larger_than_its_device_is_warned_of(tmp_path, monkeypatch):
     folder = save_tiny_llama(tmp_path)
-    config = settings(SftConfig)
 
-    def lines():
-        run = {"config": config, "folder": folder, "gates": [2048] * 2, "lengths": [9, 30]}
+    def lines(config=None):
+        run = {
+            "config": config or settings(SftConfig),
+            "folder": folder,
+            "gates": [2048] * 2,
+            "lengths": [9, 30],
+        }
         return list(of_run.lines_of_run(SimpleNamespace(**run, device=torch.device("cpu"))))
 
     (line,) = lines()
@@ -188,6 +192,10 @@ def test_a_run_that_is_larger_than_its_device_is_warned_of(tmp_path, monkeypatch
     _, warning = lines()
     assert warning.startswith("warning: memory: cpu has 1 MiB, and the run may take ")
     assert "lower eval_batch_size, max_new_tokens, batch_size or max_length" in warning
+    # What would not help is not named: rollouts by transformers are in pieces.
+    for rollouts, sizes in (("transformers", "micro_batch"), ("vllm", "micro_batch, vllm_memory")):
+        _, warning = lines(settings(GrpoConfig, rollouts=rollouts))
+        assert f"lower eval_batch_size, max_new_tokens, {sizes} or max_length" in warning
 
 
 @pytest.mark.found

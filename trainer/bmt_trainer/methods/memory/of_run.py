@@ -36,7 +36,7 @@ METHODS: Mapping[str, type[TrainConfig]] = {
 
 
 class Run(Protocol):
-    """What a run knows before its weights are loaded.
+    """A run before its weights are loaded.
 
     folder: of the checkpoint; gates: of each masked layer, the number; lengths: of the training
     examples in tokens, if they are known.
@@ -123,8 +123,9 @@ def memory_of(device: torch.device) -> int | None:
 
 def _advice(config: TrainConfig) -> str:
     sizes = ["eval_batch_size", "max_new_tokens"]
-    sizes += (
-        ["micro_batch", "prompts_per_step"] if hasattr(config, "micro_batch") else ["batch_size"]
-    )
+    # Rollouts by transformers are in pieces that fit, however many prompts a step has.
+    sizes += ["micro_batch"] if isinstance(config, OnPolicyConfig) else ["batch_size"]
+    if isinstance(config, OnPolicyConfig) and config.rollouts == "vllm":
+        sizes += ["vllm_memory"]
     checkpointing = "" if config.gradient_checkpointing else ", or set gradient_checkpointing"
     return f"lower {', '.join(sizes)} or max_length{checkpointing}"
