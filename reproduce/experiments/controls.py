@@ -34,8 +34,8 @@ from reproduce import second_model
 from reproduce.experiments.record import Figure, keep, percent
 from reproduce.experiments.runs import settings_of
 
-#: Measures of one mask, by the end of the figures' ids.
-Measures = Mapping[str, float]
+#: Measures of one mask, each with its n, by the end of the figures' ids.
+Measures = Mapping[str, tuple[float, int]]
 
 
 def sorting() -> None:
@@ -64,7 +64,7 @@ def _run(model: Path, suffix: str, command: str) -> None:
         texts = base_texts(loaded)
     for name, mask in _masks(loaded, attached, trained).items():
         measures = _measure(loaded, attached, name, mask, texts)
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in measures.items())
+        shown = ", ".join(f"{key} {value:.4g}" for key, (value, _) in measures.items())
         print(f"{name:14} {mask.zeros:8,} zeros: {shown}")
         score = loaded.run.notes[name]
         keep(_figures(f"controls{suffix}_{name}", mask, score, measures, command))
@@ -116,12 +116,19 @@ def _measure(
     mask: Mask,
     texts: list[tuple[list[int], list[int]]],
 ) -> Measures:
-    """The KL divergence in nats a token and the geometry of the gates' update; notes the score."""
+    """The KL divergence in nats a token and the geometry of the gates' update; notes the score.
+
+    The n of the KL divergence is that of tokens, the geometry's that of matrices.
+    """
     attached.load_mask(mask)
     with attached.state.use("hard"):
         loaded.score(name)
     kl = forward_kl(loaded.model, attached, texts, loaded.tokenizer.pad_token_id)
-    return {"kl": kl.per_token, **_geometry(attached)}
+    geometry = _geometry(attached).items()
+    return {
+        "kl": (kl.per_token, kl.tokens),
+        **{key: (value, len(attached.layers)) for key, value in geometry},
+    }
 
 
 @torch.no_grad()
@@ -141,14 +148,13 @@ def _geometry(attached: Attached) -> dict[str, float]:
 def _figures(
     prefix: str, mask: Mask, score: Mapping[str, Any], measures: Measures, command: str
 ) -> list[Figure]:
-    """All that is kept of a mask; the geometry's n is that of the matrices."""
+    """All that is kept of a mask."""
     right, total = score["exact"], score["total"]
-    layers = len(mask.tensors)
     return [
         percent(f"{prefix}_accuracy", right / total, wilson(right, total), total, command),
-        Figure(id=f"{prefix}_zeros", value=mask.zeros, n=layers, command=command),
+        Figure(id=f"{prefix}_zeros", value=mask.zeros, n=len(mask.tensors), command=command),
         *(
-            Figure(id=f"{prefix}_{key}", value=value, n=layers, command=command)
-            for key, value in measures.items()
+            Figure(id=f"{prefix}_{key}", value=value, n=n, command=command)
+            for key, (value, n) in measures.items()
         ),
     ]
