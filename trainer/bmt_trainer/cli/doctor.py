@@ -37,7 +37,8 @@ def doctor(
         folder = with_headers(model, Path(scratch))
         found = diagnose(folder, targets)
         gated = [rows * columns for rows, columns in found.tensors.values()]
-        memory = of_defaults(folder, gated, pick_device("auto")) if found.refusal is None else {}
+        device = pick_device("auto")
+        memory = of_defaults(folder, gated, device, targets) if found.refusal is None else {}
     if as_json:
         peaks = {name: made.peak for name, made in memory.items()}
         answer = {**dataclasses.asdict(found), "not_served": found.not_served}

@@ -46,6 +46,11 @@ class Attached:
         return sum(m.gated_weight.numel() for m in self.layers.values())
 
     @property
+    def held(self) -> int:
+        """The number of weights of the tensors that hold them."""
+        return sum({id(m.holder): m.holder.numel() for m in self.layers.values()}.values())
+
+    @property
     def sparsity(self) -> float:
         """The share of the masked layers' weights that the hard mask zeros."""
         return self.zeros / self.numel

@@ -115,6 +115,11 @@ class MaskedExpert(MaskedLinear):
         stacked = experts._parameters[_STACKED]
         return cast(Tensor, stacked.detach()[self.__dict__["expert"], : self.out_features])
 
+    @property
+    def holder(self) -> Tensor:
+        """W of all experts."""
+        return stacked_weight(self.__dict__["experts"])
+
 
 def is_masked(experts: nn.Module) -> bool:
     """True for a module whose experts have masks."""

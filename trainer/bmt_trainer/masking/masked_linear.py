@@ -202,6 +202,11 @@ class MaskedLinear(nn.Linear):
         """The rows of `weight` that have gates, a view; all of it but for a fused projection."""
         return self.rows.of(self.weight)
 
+    @property
+    def holder(self) -> Tensor:
+        """The parameter that holds the weight."""
+        return self.weight
+
     def effective_weight(self, mode: Mode | None = None) -> Tensor:
         """The weight that `mode` computes with, [d_out, d_in] in W's dtype; default: the current
         mode. Raises ValueError in mode "teacher" without a teacher.

@@ -117,6 +117,12 @@ def select(model: nn.Module, targets: str | None = None) -> dict[str, Target]:
     return chosen
 
 
+def held_by(targets: Iterable[Target]) -> tuple[int, int]:
+    """Weights of the tensors that these targets are of, and of those that hold all experts."""
+    weights = {id(t.layer): (t.weight.numel(), t.expert is not None) for t in targets}
+    return sum(n for n, _ in weights.values()), sum(n for n, stacked in weights.values() if stacked)
+
+
 def _fused(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The text model's fused gate and up projections, by name."""
     expression = re.compile(FUSED_GATES)

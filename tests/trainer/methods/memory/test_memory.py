@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bmt_trainer.masking.attach import attach
+from bmt_trainer.masking.targets import EXPERT_GATES, held_by, select
 from bmt_trainer.methods import grpo, sdft, sft
 from bmt_trainer.methods.config import DpoConfig, GrpoConfig, KtoConfig, SdftConfig, SftConfig
 from bmt_trainer.methods.memory import of_run
@@ -16,8 +17,9 @@ from bmt_trainer.methods.memory.estimate import GIB, estimate, live_share
 from bmt_trainer.methods.memory.shapes import Shapes, shapes_of
 from bmt_trainer.methods.preferences import dpo, kto
 from bmt_trainer.models import outline
+from transformers import AutoModelForCausalLM
 
-from tests.support.tiny_model import save_tiny_llama, tiny_llama
+from tests.support.tiny_model import byte_tokenizer, save_tiny_llama, tiny_llama
 from tests.support.training.architectures import EXPERTS, small_config
 from tests.support.training.display import Lines
 from tests.support.training.live_memory import LiveMemory
@@ -99,6 +101,39 @@ def test_the_estimate_of_a_run_is_that_of_its_measured_peak(
     found = re.search(r"^memory: about ([\d,.]+) (GiB|MiB) at most: base", shown.text, re.MULTILINE)
     stated = float(found[1].replace(",", "")) * (GIB if found[2] == "GiB" else 2**20)
     assert LEAST < stated / live.peak < MOST
+
+
+@pytest.mark.found
+def test_copies_of_experts_in_one_tensor_are_in_the_estimate(tmp_path):
+    """Soft ones are kept for the backward pass, and hard ones have the rows without gates too."""
+    shape = {"hidden_size": 128, "intermediate_size": 512, "max_position_embeddings": 512}
+    shape |= {"vocab_size": 300, "num_hidden_layers": 6, "num_local_experts": 8}
+    model = AutoModelForCausalLM.from_config(small_config("mixtral", **shape))
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    del model
+    config = GrpoConfig(
+        model=str(tmp_path / "model"),
+        dataset="task:initials",
+        output=tmp_path / "m.bmt",
+        targets=EXPERT_GATES,
+        heldout=0,
+        validation=0,
+        steps=2,
+        prompts_per_step=2,
+        micro_batch=2,
+        max_new_tokens=4,
+        calibration_prompts=4,
+        eval_batch_size=2,
+        checkpoint_every=0,
+        device="cpu",
+        precision="fp32",
+    )
+    shown = Lines()
+    with LiveMemory() as live:
+        grpo.train(config, shown)
+    stated = re.search(r"^memory: about ([\d.]+) MiB at most: base", shown.text, re.MULTILINE)
+    assert 1 < float(stated[1]) * 2**20 / live.peak < MOST
 
 
 def llama_8b(**changes):
@@ -204,3 +239,14 @@ def test_gates_that_are_attached_are_no_weights_of_the_base():
     before = shapes_of(model, [64], "auto", "cpu")
     attach(model).start_teacher()
     assert shapes_of(model, [64], "auto", "cpu") == before
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(("kind", "targets"), [("phi3", None), ("mixtral", EXPERT_GATES)])
+def test_weights_that_hold_gates_are_those_of_their_tensors(kind, targets):
+    model = AutoModelForCausalLM.from_config(small_config(kind, **EXPERTS))
+    chosen = select(model, targets)
+    held, stacked = held_by(chosen.values())
+    assert held == 2 * sum(target.numel for target in chosen.values())
+    assert stacked == (held if kind == "mixtral" else 0)
+    assert attach(model, targets).held == held

@@ -247,7 +247,7 @@ class _Work:
         # A layer's keys and values are joined with the new token's, or selected, in a second copy.
         cache = rows * tokens * (s.layers + 1) * 2 * s.keys * s.computed
         scores = rows * s.vocabulary * (s.computed + 4 * _SAMPLED_COPIES)
-        hard = s.gates * s.width if self.trained == "gates" else 0
+        hard = max(s.gates, s.held) * s.width if self.trained == "gates" else 0
         return Part(
             cache + scores + hard,
             f"{rows:,} x {tokens:,} tokens x {s.layers + 1} x {2 * s.keys:,} keys and values x "
@@ -283,12 +283,21 @@ class _Work:
             casts = s.computed * max(0, s.weights - s.gates - s.embeddings)
             casts = casts // s.layers if config.gradient_checkpointing else casts
         head = self._head(rows, scored)
-        layer = _MATRICES * 4 * s.largest + tokens * s.computed * (3 * s.inner + 2 * s.hidden)
+        stacked = s.stacked * s.width if self.trained == "gates" else 0
+        each_stack = stacked // s.layers
+        if config.gradient_checkpointing:
+            stacked = each_stack
+        layer = (
+            _MATRICES * 4 * s.largest
+            + each_stack
+            + tokens * s.computed * (3 * s.inner + 2 * s.hidden)
+        )
         last = max(head, layer)
         return Part(
-            tokens * kept + attention + casts + last,
+            tokens * kept + attention + casts + stacked + last,
             f"{rows:,} x {length:,} tokens x {layers} + attention {gib(attention)}"
             + (f" + cast weights {gib(casts)}" if casts else "")
+            + (f" + soft weights of experts {gib(stacked)}" if stacked else "")
             + f" + {'logits' if head >= layer else 'a layer'} {gib(last)}",
         )
 

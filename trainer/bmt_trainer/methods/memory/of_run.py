@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bmt_trainer import models
+from bmt_trainer.masking.targets import held_by, select
 from bmt_trainer.methods.config import (
     DpoConfig,
     GrpoConfig,
@@ -57,9 +58,11 @@ class Run(Protocol):
 def lines_of_run(run: Run, trained: Trained = "gates") -> Iterator[str]:
     """The estimate of a run, and a warning if its device has less memory."""
     config, device = run.config, run.device
+    model = models.outline(run.folder)
+    held, stacked = held_by(select(model, config.targets).values())
     made = estimate(
         config,
-        shapes_of(models.outline(run.folder), run.gates, config.precision, device),
+        shapes_of(model, run.gates, config.precision, device, held=held, stacked=stacked),
         longest=max(run.lengths, default=None),
         on_gpu=device.type == "cuda",
         processes=world_size(),
@@ -81,17 +84,19 @@ def rollout_rows(
     gated: Sequence[int],
     lengths: Sequence[int],
     new: int,
+    *,
+    held: int = 0,
 ) -> int:
     """Completions that transformers samples at once in this process, see `estimate.rollout_rows`.
 
     gated: gates of each masked layer; without any the model is a baseline, of which all weights
     are trained or an adapter's alone. lengths: of the training prompts, in tokens; new: tokens of
-    a completion at most.
+    a completion at most; held: as in `Shapes`.
     """
     whole = all(parameter.requires_grad for parameter in model.parameters())
     return rows_of_estimate(
         config,
-        shapes_of(model, gated, config.precision, model.device),
+        shapes_of(model, gated, config.precision, model.device, held=held),
         longest=max(lengths, default=config.max_length),
         new=new,
         memory=memory_of(model.device),
@@ -100,12 +105,15 @@ def rollout_rows(
     )
 
 
-def of_defaults(folder: Path, gated: Sequence[int], device: torch.device) -> dict[str, Estimate]:
+def of_defaults(
+    folder: Path, gated: Sequence[int], device: torch.device, targets: str | None = None
+) -> dict[str, Estimate]:
     """By method, the estimate with its default settings on a model, on this device."""
     model, made = models.outline(folder), {}
+    held, stacked = held_by(select(model, targets).values())
     for name, kind in METHODS.items():
         config = kind(model=str(folder), dataset="task:initials", output=Path("mask.bmt"))
-        shapes = shapes_of(model, gated, config.precision, device)
+        shapes = shapes_of(model, gated, config.precision, device, held=held, stacked=stacked)
         on_gpu, memory = device.type == "cuda", memory_of(device)
         made[name] = estimate(config, shapes, on_gpu=on_gpu, memory=memory)
     return made

@@ -21,9 +21,11 @@ class Shapes:
     """Numbers of a model, without its weights.
 
     weights: of all parameters of the base; width: bytes of one; computed: bytes of a number in
-    forward passes; gates: weights that are masked; largest: those of one layer; layers: of the text
-    model; hidden, inner, query, keys: features of a token in the residual stream, between up and
-    down projection (of all experts that it takes), in queries, and in keys or values; vocabulary:
+    forward passes; gates: weights that are masked; largest: those of one layer; held: weights of
+    the tensors that gates are rows of, all of which a hard mask copies; stacked: of these, those of
+    experts in one tensor, whose soft copies a backward pass needs; layers: of the text model;
+    hidden, inner, query, keys: features of a token in the residual stream, between up and down
+    projection (of all experts that it takes), in queries, and in keys or values; vocabulary:
     tokens.
     """
 
@@ -38,6 +40,8 @@ class Shapes:
     query: int
     keys: int
     vocabulary: int
+    held: int = 0
+    stacked: int = 0
 
     @property
     def embeddings(self) -> int:
@@ -46,11 +50,18 @@ class Shapes:
 
 
 def shapes_of(
-    model: nn.Module, gated: Iterable[int], precision: str, device: torch.device | str
+    model: nn.Module,
+    gated: Iterable[int],
+    precision: str,
+    device: torch.device | str,
+    *,
+    held: int = 0,
+    stacked: int = 0,
 ) -> Shapes:
     """The shapes of `model`, which may be on torch's meta device.
 
-    gated: numbers of gates, one for each masked layer; precision: of the settings.
+    gated: numbers of gates, one for each masked layer; precision: of the settings; held, stacked:
+    as in `Shapes`.
     """
     config: Any = model.config
     text = config.get_text_config()
@@ -79,6 +90,8 @@ def shapes_of(
         query=heads * head,
         keys=_number(text, "num_key_value_heads", default=heads) * head,
         vocabulary=_number(text, "vocab_size", default=1),
+        held=held,
+        stacked=stacked,
     )
 
 

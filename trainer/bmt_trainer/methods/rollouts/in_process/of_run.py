@@ -101,6 +101,7 @@ def _fitting(config: OnPolicyConfig, loaded: Loaded, attached: Attached) -> int:
         [layer.gated_weight.numel() for layer in attached.layers.values()],
         loaded.lengths,
         loaded.config.max_new_tokens,
+        held=attached.held,
     )
     # They sample in step, on devices that may differ.
     return min(of_all_processes(own))
