@@ -269,3 +269,13 @@ def test_files_that_cannot_be_read_are_left_out_with_a_line(tmp_path):
     assert done.exit_code == 0, done.exception
     with pytest.raises(DataError, match="cannot be read"):
         tables.read([tmp_path / "b.json"])
+
+
+@pytest.mark.found
+def test_a_result_that_is_given_twice_counts_once(tmp_path, monkeypatch):
+    for seed in (0, 1):
+        (tmp_path / f"{seed}.json").write_text(json.dumps(result("bmt", "01", seed=seed)))
+    monkeypatch.chdir(tmp_path)
+    found = tables.read([tmp_path, tmp_path / "0.json", tmp_path.relative_to(tmp_path)])
+    [row] = tables.rows(found)
+    assert len(found) == len(row.by_seed) == 2

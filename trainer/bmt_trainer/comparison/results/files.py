@@ -49,25 +49,26 @@ def read_all(paths: Sequence[Path], say: Callable[[str], None]) -> list[Result]:
     """Read the results among files and in folders.
 
     A file in a folder that is no result of this form is left out, which `say` shows in a line; one
-    that is named must be one. Raises DataError for that, and if no result is left.
+    that is named must be one. One that is given twice counts once. Raises DataError for a named
+    file that is none, and if no result is left.
     """
-    results: list[Result] = []
+    found: dict[Path, Result] = {}
     for given in paths:
         if not given.is_dir():
-            results.append(read(given))
+            found[given.resolve()] = read(given)
             continue
         for path in sorted(given.glob("*.json")):
             if path.name.endswith(".history.json") or _is_other(path):
                 continue
             try:
-                results.append(read(path))
+                found[path.resolve()] = read(path)
             except DataError as error:
                 say(f"left out: {error}")
-    if not results:
+    if not found:
         raise DataError(
             f"no results in {', '.join(map(str, paths))}; bmt-train compare writes them"
         )
-    return results
+    return list(found.values())
 
 
 def fault(value: Any) -> str | None:
