@@ -1,4 +1,4 @@
-"""Troubles of a server that are told in one line before the base answers a prompt."""
+"""Troubles of a server in one line before the base answers a prompt."""
 
 from __future__ import annotations
 
