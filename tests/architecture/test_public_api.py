@@ -22,7 +22,7 @@ SURFACE = {
         ModelNotFound NoTargets NonFinite OutputError QuantizedModel ResumeError RewardError
         RolloutError TrainerError UnknownBase
     """,
-    "bmt_server.offline": "mask_request masked_llm",
+    "bmt_server.offline": "flips_request mask_request masked_llm",
     "bmt_client": """
         Alias ApiKey AsyncBmtClient AuthenticationError BaseModelInfo BmtClient BmtClientError
         Conflict Invalid KeyInfo LimitTable Limits MaskInfo ModelInfo NewApiKey NotFound Page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -66,7 +67,7 @@ def test_flags_override_the_file(tmp_path, captured):
 
 def test_every_setting_has_a_flag(captured):
     text = CliRunner().invoke(main.app, ["sft", "--help"], env={"COLUMNS": "200"}).output
-    for name in SftConfig.__dataclass_fields__:
+    for name in (field.name for field in dataclasses.fields(SftConfig)):
         assert f"--{name.replace('_', '-')} " in text
 
 

@@ -33,6 +33,11 @@ def _command_line(moved: Moved) -> tuple[Seam, ...]:
         Seam("vllm.utils.argparse_utils:FlexibleArgumentParser", "cli/serve.py"),
         Seam("vllm.engine.arg_utils:EngineArgs", "offline.py", attributes=("model",)),
         Seam(
+            "vllm.distributed.parallel_state:cleanup_dist_env_and_memory",
+            "rollout_engine.py",
+            accepts=(),
+        ),
+        Seam(
             "vllm.engine.arg_utils:AsyncEngineArgs",
             "cli/serve.py",
             attributes=(
