@@ -19,7 +19,7 @@ from bmt_trainer.distributed import join
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import pipeline, schedules
 from bmt_trainer.methods.config import DpoConfig
-from bmt_trainer.methods.fit import final_loss, fit_with_trl, trl_arguments
+from bmt_trainer.methods.fit import final_loss, fit_with_trl
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.preferences import run
 from bmt_trainer.methods.preferences.losses import PairLoss
@@ -98,16 +98,7 @@ def fit(
 ) -> Logs:
     """Train the attached gates on the pairs."""
     arguments = TrlConfig(
-        **trl_arguments(config, loaded.run.folder, loaded.model.device.type == "cpu"),
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        beta=config.beta,
+        **run.arguments(config, loaded),
         loss_type=["sigmoid"],
-        max_length=None,  # the rows are within it
-        precompute_ref_log_probs=False,
-        # As the base: a reference with dropout would be another one in each pass.
-        disable_dropout=True,
-        # The router of experts is frozen, so its balance is no part of the loss.
-        router_aux_loss_coef=0.0,
     )
     return fit_with_trl(MaskedDPOTrainer, arguments, loaded, attached, rows, callbacks)

@@ -23,7 +23,7 @@ from bmt_trainer.errors import DataError
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import pipeline, schedules
 from bmt_trainer.methods.config import KtoConfig
-from bmt_trainer.methods.fit import final_loss, fit_with_trl, trl_arguments
+from bmt_trainer.methods.fit import final_loss, fit_with_trl
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows
 from bmt_trainer.methods.preferences import run
 from bmt_trainer.methods.preferences.labels import LabelScores
@@ -160,19 +160,10 @@ def fit(
         rows, config.batch_size, config.steps * config.gradient_accumulation, config.seed
     )
     arguments = TrlConfig(
-        **trl_arguments(config, loaded.run.folder, loaded.model.device.type == "cpu"),
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        beta=config.beta,
+        **run.arguments(config, loaded),
         loss_type="kto",
         desirable_weight=config.desirable_weight,
         undesirable_weight=config.undesirable_weight,
         train_sampling_strategy="sequential",
-        max_length=None,  # the rows are within it
-        precompute_ref_log_probs=False,
-        # As the base: a reference with dropout would be another one in each pass.
-        disable_dropout=True,
-        # The router of experts is frozen, so its balance is no part of the loss.
-        router_aux_loss_coef=0.0,
     )
     return fit_with_trl(MaskedKTOTrainer, arguments, loaded, attached, batches, callbacks)

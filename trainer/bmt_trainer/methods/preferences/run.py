@@ -13,7 +13,9 @@ from bmt_trainer.data.encoding import Encoded
 from bmt_trainer.errors import DataError
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import pipeline, schedules
+from bmt_trainer.methods.config import DpoConfig, KtoConfig
 from bmt_trainer.methods.finish import SCORES, finish
+from bmt_trainer.methods.fit import trl_arguments
 from bmt_trainer.methods.pipeline import Inputs, Loaded, Logs, Rows
 from bmt_trainer.methods.validation import of_run
 from bmt_trainer.methods.validation.callback import Validation
@@ -100,3 +102,19 @@ def finished(
         if validation.scores:
             history["validation"] = validation.scores
         pipeline.write_history(loaded, history)
+
+
+def arguments(config: DpoConfig | KtoConfig, loaded: Loaded) -> dict[str, Any]:
+    """Arguments of TRL's trainers of pairs and of labeled answers alike."""
+    return {
+        **trl_arguments(config, loaded.run.folder, loaded.model.device.type == "cpu"),
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation,
+        "beta": config.beta,
+        "max_length": None,  # the rows are within it
+        "precompute_ref_log_probs": False,
+        # As the base: a reference with dropout would be another one in each pass.
+        "disable_dropout": True,
+        # The router of experts is frozen, so its balance is no part of the loss.
+        "router_aux_loss_coef": 0.0,
+    }
