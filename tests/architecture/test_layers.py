@@ -30,7 +30,7 @@ ALLOWED = {
 SERVER, TRAINER = PACKAGES["bmt_server"], PACKAGES["bmt_trainer"]
 # The rooms of a package, each with the rooms whose modules it may import besides its own.
 # A module at a package's root is a room of its own.
-_TRAINER_FLOOR = {"errors", "settings", "console", "process", "distributed"}
+_TRAINER_FLOOR = {"errors", "settings", "console", "process", "distributed", "waiting"}
 _TRAINER_BASE = _TRAINER_FLOOR | {"checkpoint_files", "data", "models", "templates"}
 _SERVER_FLOOR = {"settings", "errors", "ipc"}
 ROOMS = {
@@ -39,6 +39,7 @@ ROOMS = {
         "settings": {"errors"},
         "console": {"process"},
         "process": set(),
+        "waiting": set(),
         "distributed": {"errors", "process"},
         "templates": {"errors", "settings"},
         "hub": set(),

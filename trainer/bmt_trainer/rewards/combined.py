@@ -21,6 +21,7 @@ from bmt_trainer.evaluation.thoughts import completion_of
 from bmt_trainer.rewards.reward import Batch, Reward, Values
 from bmt_trainer.rewards.signatures import REPLACED_COLUMNS
 from bmt_trainer.rewards.specification import JOINED
+from bmt_trainer.waiting import result_of
 
 #: The column of a trainer's rows that holds their position.
 ROW = "row"
@@ -186,7 +187,7 @@ class Rewards:
             if reward.asynchronous
         }
         return [
-            waiting[at].result() if at in waiting else reward.values(batch)
+            result_of(waiting[at]) if at in waiting else reward.values(batch)
             for at, reward in enumerate(self.rewards)
         ]
 

@@ -14,6 +14,7 @@ from bmt_client import BmtClient
 from bmt_trainer.errors import ConfigError, RewardError
 from bmt_trainer.evaluation.generate import NEUTRAL_SAMPLING
 from bmt_trainer.evaluation.thoughts import completion_of
+from bmt_trainer.waiting import result_of
 
 #: The judge's instruction without `prompt=FILE`.
 RUBRIC = (
@@ -85,7 +86,7 @@ class Judge:
         ):
             futures = [pool.submit(self._one, api, text) for text in asked]
             try:
-                return [future.result() for future in futures]
+                return [result_of(future) for future in futures]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

@@ -16,6 +16,7 @@ from typing import Any
 from bmt_client import AsyncBmtClient, BmtClientError
 
 from bmt_trainer.methods.rollouts.outage import TookTooLong, Unanswered
+from bmt_trainer.waiting import result_of
 
 #: The fields of a completion request.
 Fields = Mapping[str, Any]
@@ -52,7 +53,7 @@ class Generation:
         """The answer to each request: its JSON, or a BmtClientError or Unanswered instead."""
         future = asyncio.run_coroutine_threadsafe(self._all(requests), self._loop)
         try:
-            return future.result()
+            return result_of(future)
         except BaseException:
             future.cancel()  # a signal has ended the wait
             raise

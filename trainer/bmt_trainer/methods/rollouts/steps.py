@@ -19,6 +19,7 @@ from bmt_core import Mask
 from bmt_trainer.distributed import failing_together, of_all_processes
 from bmt_trainer.methods.rollouts.server import Completion, ServerRollouts
 from bmt_trainer.process import is_main_process, rank, world_size
+from bmt_trainer.waiting import next_of
 
 T = TypeVar("T")
 
@@ -126,7 +127,7 @@ def in_parallel(work: Sequence[Callable[[], T]]) -> list[T]:
         threading.Thread(target=run, args=(at,), name=f"server-{at}", daemon=True).start()
     results: dict[int, Any] = {}
     while len(results) < len(work):
-        at, value, error = done.get()
+        at, value, error = next_of(done)
         if error is not None:
             raise error
         results[at] = value
