@@ -169,9 +169,9 @@ def _labeled(row: Mapping[str, Any], location: str) -> Example:
 
 
 def _label(value: Any, location: str) -> bool:
-    """A label as JSON, tables of numbers and CSV write it."""
-    known = {"true": True, "false": False, "1": True, "0": False}
-    if isinstance(value, bool | int | str) and str(value).strip().lower() in known:
+    """A label as JSON, CSV and tables of numbers write it, in columns with gaps as 1.0 and 0.0."""
+    known = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+    if isinstance(value, bool | int | float | str) and str(value).strip().lower() in known:
         return known[str(value).strip().lower()]
     raise DataError(
         f"{location}: label: {messages.shown(value)} is neither true nor false; true is an answer "

@@ -23,7 +23,15 @@ def labeled(row):
 
 @pytest.mark.parametrize(
     ("value", "other"),
-    [(True, False), (1, 0), ("true", "false"), ("True", "False"), ("1", "0"), (" TRUE ", "FALSE ")],
+    [
+        (True, False),
+        (1, 0),
+        (1.0, 0.0),
+        ("true", "false"),
+        ("True", "False"),
+        ("1", "0"),
+        (" TRUE ", "FALSE "),
+    ],
 )
 def test_labels_as_json_tables_and_csv_write_them(value, other):
     row = {"prompt": "Oslo?", "completion": "Rain.", "label": value}
@@ -64,7 +72,7 @@ def test_a_pair_is_encoded_as_two_answers():
         ({"prompt": "a", "label": True}, "completion: missing"),
         ({"completion": "b", "label": True}, "prompt: missing"),
         ({"prompt": "a", "completion": "b", "label": 2}, "label: 2 is neither true nor false"),
-        ({"prompt": "a", "completion": "b", "label": 1.0}, r"label: 1\.0 is neither"),
+        ({"prompt": "a", "completion": "b", "label": 0.5}, r"label: 0\.5 is neither"),
         ({"prompt": "a", "completion": "b", "label": "good"}, "label: 'good' is neither"),
         ({"prompt": "a", "completion": "b", "label": [True]}, "label: .*neither"),
         ({"prompt": "a", "completion": " ", "label": True}, "completion: empty"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +22,7 @@ from bmt_trainer.methods.config import (
 )
 from bmt_trainer.methods.memory.estimate import Estimate, Trained, estimate, gib
 from bmt_trainer.methods.memory.estimate import rollout_rows as rows_of_estimate
+from bmt_trainer.methods.memory.machine import memory_of
 from bmt_trainer.methods.memory.shapes import shapes_of
 from bmt_trainer.process import world_size
 
@@ -117,16 +117,6 @@ def of_defaults(
         on_gpu, memory = device.type == "cuda", memory_of(device)
         made[name] = estimate(config, shapes, on_gpu=on_gpu, memory=memory)
     return made
-
-
-def memory_of(device: torch.device) -> int | None:
-    """Bytes of memory of a GPU of CUDA, or of the machine; None if they are not known."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
 
 
 def _advice(config: TrainConfig) -> str:
