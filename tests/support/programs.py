@@ -1,4 +1,4 @@
-"""Programs that the tests of deploy/ run."""
+"""Programs that tests run, which `make tools` fetches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-// Runs tasks of every variant on fixed pseudo-random inputs and prints y.
+// Runs tasks of every variant on fixed pseudo-random inputs and prints y: in float32, or in bfloat16
+// if there is an argument.
 #include <cstdio>
 
 #include "step.h"
@@ -44,10 +45,18 @@ static void run(int64_t r, int64_t k, int every, int tokens) {
   for (const T& v : y) std::printf("%.9g\n", widen_one(v));
 }
 
-int main() {
+template <class T>
+static void run_all() {
   for (int every : {100, 40, 20, 10, 3})
     for (int tokens : {1, 4, 7, 13, 35}) {
-      run<float>(150, 90, every, tokens);
-      run<float>(64, 33, every, tokens);
+      run<T>(150, 90, every, tokens);
+      run<T>(64, 33, every, tokens);
     }
+}
+
+int main(int argc, char**) {
+  if (argc > 1)
+    run_all<BFloat16>();
+  else
+    run_all<float>();
 }

@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ from bmt_server.worker.kernels.selection import (
     make_kernel,
 )
 
+from tests.support import kernel_check
+from tests.support.programs import tool
 from tests.support.worker import gates
 
 CPU = torch.device("cpu")
@@ -166,18 +169,26 @@ def test_every_instruction_set_compiles_and_agrees(tmp_path):
         command = compiler()
     except BuildError as error:
         pytest.skip(str(error))
-    source = tmp_path / "check.cpp"
-    source.write_text((SOURCES.parents[4] / "tests/server/worker/kernels/check.cpp").read_text())
     flags = ["-march=native", "-march=x86-64-v3", "-march=x86-64"]
     if os.uname().machine != "x86_64":
         flags = ["-march=native", ""]
-    answers = []
-    for number, flag in enumerate(flags):
-        program = tmp_path / f"check{number}"
-        build = [*command, "-O1", "-std=c++17", *flag.split(), f"-I{SOURCES}", str(source)]
-        subprocess.run([*build, "-o", str(program)], check=True, capture_output=True)
-        out = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
-        answers.append([float(v) for v in out.split()])
-    assert len(answers[0]) > 1000
-    for other in answers[1:]:
-        torch.testing.assert_close(torch.tensor(other), torch.tensor(answers[0]), rtol=0, atol=2e-5)
+    first, *others = (kernel_check.results([*command, "-O1", *f.split()], tmp_path) for f in flags)
+    for other in others:
+        kernel_check.assert_agree(other, first)
+
+
+@pytest.mark.parametrize("flag", ["-march=armv8-a", "-march=armv8.2-a+fp16", "-march=armv9-a"])
+def test_arm_agrees(tmp_path, flag):
+    """Compiled by GCC for ARM, as on a host of that kind, and run under emulation."""
+    compiled = [tool("aarch64-g++"), "-static", "-O3", flag]
+    on_arm = kernel_check.results(compiled, tmp_path, runner=[tool("qemu-aarch64"), "-cpu", "max"])
+    kernel_check.assert_agree(on_arm, kernel_check.results(["g++", "-O1"], tmp_path))
+
+
+def test_the_library_compiles_for_arm(tmp_path):
+    """Whole, with the headers of torch: its libraries are this host's, so it is not linked."""
+    program = tmp_path / "bmt.o"
+    flags = ["-O3", "-std=c++17", "-fPIC", "-w", f"-I{Path(torch.__file__).parent / 'include'}"]
+    command = [tool("aarch64-g++"), *flags, "-c", str(SOURCES / "bmt.cpp"), "-o", str(program)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert program.read_bytes()[18:20] == b"\xb7\x00"  # EM_AARCH64
