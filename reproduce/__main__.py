@@ -119,8 +119,11 @@ def _next(chosen: Sequence[Entry], data: Path, changes: Mapping[str, Any], displ
     display.say(f"kept {cell.file}")
     [(entry, plan)] = [(e, p) for e, p in zip(ready, plans, strict=True) if p is cell.plan]
     results = [kept.result(one) for one in plan.cells()]
-    if None not in results:
-        _kept(entry, [r for r in results if r is not None], changes)
+    there = [r for r in results if r is not None]
+    if len(there) == len(results):
+        _kept(entry, there, changes)
+    elif "output" not in changes:
+        comparisons.keep_so_far(entry.name, there)
     return 0
 
 

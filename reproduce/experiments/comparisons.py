@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from bmt_trainer.comparison import report, tables
-from bmt_trainer.evaluation.intervals import wilson
+from bmt_trainer.evaluation.intervals import OverRuns, over_runs, wilson
 
 from benchmarks.harness.environment import WORK
 from benchmarks.report.results import LATEST
@@ -59,14 +59,43 @@ def finish(name: str, results: Sequence[Result]) -> None:
         print(page)
 
 
+def keep_so_far(name: str, results: Sequence[Result]) -> None:
+    """Keep an unfinished comparison's means over seeds, which say of how many runs they are."""
+    if name in _OVER_SEEDS:
+        keep(_means(_OVER_SEEDS[name], results, f"make reproduce NAME={name}"))
+
+
 def _means(kind: str, results: Sequence[Result], command: str) -> list[Figure]:
-    """Mean accuracy of each method over its seeds; the interval is Student's, over the runs."""
+    """Means of each method over its seeds, with Student's intervals over the runs.
+
+    Of the accuracy, of the gain over a base on the same examples, of a mask's zeros, and of its KL
+    divergence from the base if that was tracked.
+    """
     made = []
     for row in tables.rows(results):
-        if len(row.by_seed) > 1 and row.accuracy is not None and row.interval is not None:
-            name, runs = f"{kind}_{_plain(row.method)}_over_seeds", len(row.by_seed)
-            figure = percent(name, row.accuracy, row.interval, runs, command)
-            made.append(replace(figure, seeds=tuple(sorted(row.by_seed))))
+        if len(row.by_seed) < 2 or row.accuracy is None or row.interval is None:
+            continue
+        changed = "".join(f"_{_plain(str(v))}" for v in row.results[0]["changes"].values())
+        name, runs = f"{kind}_{_plain(row.method)}{changed}", len(row.by_seed)
+        figures = [percent(f"{name}_over_seeds", row.accuracy, row.interval, runs, command)]
+        means = {"zeros": [float(r["zeros"]) for r in row.results if "zeros" in r]}
+        means["kl"] = [r["track"][-1]["kl_token"] for r in row.results if r.get("track")]
+        found = {key: over_runs(values) for key, values in means.items() if len(values) == runs}
+        if isinstance(row.against, OverRuns):
+            found["gain_points"] = row.against
+        for key, over in found.items():
+            scale = 100 if key == "gain_points" else 1
+            low, high = over.interval
+            figures.append(
+                Figure(
+                    id=f"{name}_{key}_over_seeds",
+                    value=scale * over.difference,
+                    interval=(scale * low, scale * high),
+                    n=runs,
+                    command=command,
+                )
+            )
+        made += [replace(figure, seeds=tuple(sorted(row.by_seed))) for figure in figures]
     return made
 
 
@@ -144,7 +173,14 @@ def _seed(result: Mapping[str, Any]) -> str:
 
 
 #: Comparisons whose figures are means over seeds too, and how the ids of these begin.
-_OVER_SEEDS: Mapping[str, str] = {"small-sort": "sort"}
+_OVER_SEEDS: Mapping[str, str] = {
+    "small-sort": "sort",
+    "small-sums": "sums",
+    "small-sums-sdft": "sums_sdft",
+    "small-start-places": "start_places",
+    "small-start-mean": "start_mean",
+    "small-start-lambda": "start_lambda",
+}
 
 _FIGURES: Mapping[str, tuple[Callable[[Sequence[Result], str], list[Figure]], ...]] = {
     "small-table3": (_table3,),

@@ -80,3 +80,21 @@ def test_the_difference_of_gumbels_is_logistic():
     at = torch.linspace(-4, 4, 17)
     below = (difference[:, None] <= at).float().mean(0)
     torch.testing.assert_close(below, torch.sigmoid(at), rtol=0, atol=5e-3)
+
+
+@pytest.mark.found
+def test_weights_that_are_0_are_not_chosen_among_those_that_are_not():
+    """Of a dequantized checkpoint all that Wanda picks may be 0 already."""
+    torch.manual_seed(0)
+    W = torch.randn(20, 30).clamp(min=0)  # half of them are 0
+    s = wanda_scores(W, torch.rand(30) + 0.1)
+    assert not (unimportant(s, 0.05) & (W != 0)).any()
+    low = unimportant(s, 0.05, W != 0)
+    assert low.sum() == int(0.05 * (W != 0).sum())
+    assert s[low].max() < s[(W != 0) & ~low].min()
+    assert s[low].min() > 0
+    assert not unimportant(s, 0.05, W > 100).any()
+
+
+def test_a_share_of_0_chooses_none():
+    assert not unimportant(torch.rand(20, 30), 0.0).any()

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from bmt_trainer.masking.attach import Attached, attach
 from bmt_trainer.masking.equations import unimportant, wanda_scores
@@ -45,3 +46,25 @@ def test_gates_are_the_two_gaussians_and_depend_on_the_seed_alone():
     assert abs(G[low].std() - 0.01) < 0.001
     exact, low = gates(0, std=0.0)
     assert torch.equal(exact, torch.where(low, -0.03, 0.03))
+
+
+@pytest.mark.found
+def test_starts_without_picks_and_among_weights_that_are_not_0():
+    model = tiny_llama()
+    attached = attach(model)
+    norms = {n: torch.ones(m.in_features) for n, m in attached.layers.items()}
+    with torch.no_grad():
+        for layer in attached.layers.values():
+            layer.weight.view(-1)[::2] = 0
+
+    def effective(**changes):
+        init_gates(attached, norms, **{"eta": 0.1, "tail": False, **changes})
+        return [int((m.gated_weight.flatten()[m.zero_positions()] != 0).sum()) for m in layers]
+
+    layers = list(attached.layers.values())
+    counts = [int(0.1 * (m.gated_weight != 0).sum()) for m in layers]
+    assert effective() == [0] * len(layers)
+    assert effective(std=0.0, nonzero=True) == counts
+    assert min(counts) > 0
+    assert effective(eta=0.0) == [0] * len(layers)
+    assert effective(eta=0.0, std=1.0, tail=True) != [0] * len(layers)

@@ -61,16 +61,21 @@ def wanda_scores(W: Tensor, X_norm: Tensor) -> Tensor:
     return W.float().abs() * X_norm
 
 
-def unimportant(s: Tensor, eta: float) -> Tensor:
+def unimportant(s: Tensor, eta: float, among: Tensor | None = None) -> Tensor:
     """The condition of Eq. 9, bool [d_out, d_in]: s is within the lowest η of the whole matrix.
 
     Over the matrix, not per row as in Wanda's code: with η = 1/2048, rows of fewer than 2,048
     weights would have none, which contradicts the paper's numbers for small models. At least one
-    weight is unimportant, and weights that tie with the quantile are too.
+    weight is unimportant, and weights that tie with the quantile are too; none is with η = 0.
+    among: bool, the only weights that are ranked and chosen; default: all.
     """
     # Departure: of the whole matrix; Wanda's code ranks within rows.
+    ranked = s.flatten() if among is None else s[among]
+    if not eta or not ranked.numel():
+        return torch.zeros_like(s, dtype=torch.bool)
     # kthvalue, because torch.quantile refuses more than 16 M elements.
-    return s <= s.flatten().kthvalue(max(1, int(s.numel() * eta))).values
+    low = s <= ranked.kthvalue(max(1, int(ranked.numel() * eta))).values
+    return low if among is None else low & among
 
 
 def initial_gates(low: Tensor, mean: float, std: float, generator: Generator) -> Tensor:

@@ -25,6 +25,7 @@ def initialize(
     std: float,
     tail: bool,
     seed: int,
+    nonzero: bool = False,
 ) -> None:
     """Give all gates of `model` their first values, by the inputs of its layers on `batches`.
 
@@ -32,7 +33,7 @@ def initialize(
     """
     # Departure: all prompts if there are fewer than the paper's 2,048.
     norms = input_norms(model, attached, batches)
-    init_gates(attached, norms, eta=eta, mean=mean, std=std, tail=tail, seed=seed)
+    init_gates(attached, norms, eta=eta, mean=mean, std=std, tail=tail, seed=seed, nonzero=nonzero)
 
 
 def expected_sparsity(*, eta: float, mean: float, std: float, tail: bool) -> float:
@@ -55,17 +56,20 @@ def init_gates(
     std: float = 0.01,
     tail: bool = True,
     seed: int = 0,
+    nonzero: bool = False,
 ) -> None:
     """Set every gate by Eq. 9: N(mean, std²), or N(-mean, std²) if its weight is unimportant.
 
     norms: ‖X_j‖₂ [d_in] by layer, from `input_norms`. tail: if False, gates of important weights
     are at least std / 2. That departs from the paper, where 0.13 % of them start below 0 by
-    chance, their mean being three standard deviations above it.
+    chance, their mean being three standard deviations above it. nonzero: eta is the share of the
+    weights that are not 0.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, layer in attached.layers.items():
         W = layer.gated_weight
-        low = unimportant(wanda_scores(W, norms[name].to(W.device)), eta)
+        scores = wanda_scores(W, norms[name].to(W.device))
+        low = unimportant(scores, eta, W != 0 if nonzero else None)
         G = initial_gates(low, mean, std, generator)
         layer.gate_logits.copy_(G if tail else torch.where(low, G, G.clamp(min=std / 2)))
 

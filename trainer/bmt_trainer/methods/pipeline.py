@@ -393,6 +393,8 @@ def _first_gates(loaded: Loaded, attached: Attached) -> None:
             "have no part in it"
         )
         return
+    if config.other_start:
+        loaded.display.say(f"start: {config.other_start}")
     initialization.initialize(
         loaded.model,
         attached,
@@ -402,6 +404,7 @@ def _first_gates(loaded: Loaded, attached: Attached) -> None:
         std=config.init_std,
         tail=config.init == "paper",
         seed=config.seed,
+        nonzero=config.eta_among == "nonzero",
     )
 
 

@@ -45,7 +45,8 @@ class OnPolicyConfig(TrainConfig):
     )
 
     added: ClassVar[tuple[str, ...]] = (
-        *("epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup", "patience"),
+        # Validations are of the first build here.
+        *(n for n in TrainConfig.added if n not in ("validation", "validate_every", "select")),
         *("rollouts", "rollout_batch"),
     )
     rollouts: Literal["transformers", "vllm"] = option(

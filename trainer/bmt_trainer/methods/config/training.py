@@ -104,7 +104,15 @@ class TrainConfig:
     alpha_end: float = option("Sharpness after the last step (Eq. 7).", 1e3, above=0)
     reg_lambda: float = option("Weight λ of the regularizer -λ‖W̃‖².", 1e-5, least=0)
     eta: float = option(
-        "Share of the weights that start as deleted (Eq. 9).", 1 / 2048, above=0, most=1
+        "Share of the weights that start as deleted (Eq. 9); 0: none, but for the tail of init.",
+        1 / 2048,
+        least=0,
+        most=1,
+    )
+    eta_among: Literal["all", "nonzero"] = option(
+        "Weights that eta is a share of. nonzero: not those that are 0 in the checkpoint, which "
+        "score lowest and whose deletion changes nothing.",
+        "all",
     )
     init_mean: float = option("Mean of |G| at the start (Eq. 9).", 0.03, above=0)
     init_std: float = option("Standard deviation of G at the start (Eq. 9).", 0.01, least=0)
@@ -177,7 +185,7 @@ class TrainConfig:
     #: Settings that earlier builds had not: a run's folder has them only if they are set.
     added: ClassVar[tuple[str, ...]] = (
         *("epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup", "patience"),
-        *("validation", "validate_every", "select"),
+        *("validation", "validate_every", "select", "eta_among"),
     )
 
     def __post_init__(self) -> None:
@@ -193,6 +201,17 @@ class TrainConfig:
                 "lean: auto chooses by scores, and nothing is held out (heldout 0); set heldout, "
                 "or lean on or off"
             )
+
+    @property
+    def other_start(self) -> str:
+        """The settings of the start (Eq. 9) that are not the paper's, as text; empty without."""
+        names = ["eta_among", "init", "init_mean", "init_std", *(() if self.eta else ("eta",))]
+        defaults = {name: TrainConfig.__dataclass_fields__[name].default for name in names}
+        other = [name for name in names if getattr(self, name) != defaults[name]]
+        return ", ".join(
+            f"{name} {_shown(getattr(self, name))} (the paper: {_shown(defaults[name])})"
+            for name in other
+        )
 
     def _check_course(self) -> None:
         """Raise ConfigError for settings of steps, rate and validation that exclude each other."""
@@ -229,6 +248,12 @@ class TrainConfig:
                 f"lean: {self.lean} leaves out the deletions that a run starts from, and with "
                 "from_mask those are the mask's; set lean to off"
             )
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float) and 0 < value < 0.01 and (1 / value).is_integer():
+        return f"1/{1 / value:.0f}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
