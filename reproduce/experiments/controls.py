@@ -19,7 +19,6 @@ from bmt_core import Mask, TensorMask
 from bmt_trainer.console import Display
 from bmt_trainer.evaluation import update_geometry
 from bmt_trainer.evaluation.intervals import wilson
-from bmt_trainer.evaluation.kl import forward_kl
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.calibration import input_norms
 from bmt_trainer.masking.initialization import init_gates
@@ -32,9 +31,10 @@ from bmt_trainer.settings import build
 from benchmarks.harness.environment import demo_model
 from reproduce import second_model
 from reproduce.experiments.record import Figure, keep, percent
-from reproduce.experiments.runs import settings_of
+from reproduce.experiments.runs import scored, settings_of
 
-#: Measures of one mask, each with its n, by the end of the figures' ids.
+#: Measures of one mask by the end of the figures' ids, each with its n: tokens of the KL
+#: divergence, matrices of the geometry.
 Measures = Mapping[str, tuple[float, int]]
 
 
@@ -63,10 +63,10 @@ def _run(model: Path, suffix: str, command: str) -> None:
         loaded.score("base")
         texts = base_texts(loaded)
     for name, mask in _masks(loaded, attached, trained).items():
-        measures = _measure(loaded, attached, name, mask, texts)
+        score, kl = scored(loaded, attached, name, mask, texts)
+        measures = {"kl": (kl.per_token, kl.tokens), **_geometry(attached)}
         shown = ", ".join(f"{key} {value:.4g}" for key, (value, _) in measures.items())
         print(f"{name:14} {mask.zeros:8,} zeros: {shown}")
-        score = loaded.run.notes[name]
         keep(_figures(f"controls{suffix}_{name}", mask, score, measures, command))
     shutil.rmtree(loaded.run.folder)
 
@@ -109,31 +109,9 @@ def _random(attached: Attached, mask: Mask) -> Mask:
     return replace(mask, tensors=tuple(tensors), metadata={})
 
 
-def _measure(
-    loaded: Loaded,
-    attached: Attached,
-    name: str,
-    mask: Mask,
-    texts: list[tuple[list[int], list[int]]],
-) -> Measures:
-    """The KL divergence in nats a token and the geometry of the gates' update; notes the score.
-
-    The n of the KL divergence is that of tokens, the geometry's that of matrices.
-    """
-    attached.load_mask(mask)
-    with attached.state.use("hard"):
-        loaded.score(name)
-    kl = forward_kl(loaded.model, attached, texts, loaded.tokenizer.pad_token_id)
-    geometry = _geometry(attached).items()
-    return {
-        "kl": (kl.per_token, kl.tokens),
-        **{key: (value, len(attached.layers)) for key, value in geometry},
-    }
-
-
 @torch.no_grad()
-def _geometry(attached: Attached) -> dict[str, float]:
-    """Means over the masked layers."""
+def _geometry(attached: Attached) -> dict[str, tuple[float, int]]:
+    """Means over the masked layers, and their number."""
     measured = []
     for layer in attached.layers.values():
         before = layer.gated_weight
@@ -142,7 +120,7 @@ def _geometry(attached: Attached) -> dict[str, float]:
         measured.append(("", update_geometry.measure(before, after)))
     means = update_geometry.summary(measured)["all"]
     keys = ("effective_rank", "spectrum_drift", "overlap")
-    return {key: means[key] for key in keys if means[key] is not None}
+    return {key: (means[key], len(measured)) for key in keys if means[key] is not None}
 
 
 def _figures(

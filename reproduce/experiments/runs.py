@@ -11,8 +11,11 @@ from typing import Any
 
 from bmt_core import Mask
 from bmt_trainer.comparison import plot_style, plots
+from bmt_trainer.evaluation.kl import Divergence, forward_kl
+from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import grpo, sdft, sft
 from bmt_trainer.methods.config import DpoConfig, GrpoConfig, KtoConfig, SdftConfig, SftConfig
+from bmt_trainer.methods.pipeline import Loaded
 from bmt_trainer.methods.preferences import dpo, kto
 from bmt_trainer.settings import build, read_yaml
 
@@ -73,6 +76,24 @@ def run_recipe(recipe: str, **changes: Any) -> Ran:
         figure = plots.training({stem: history}, f"{stem}, {ran.seconds / 60:.1f} minutes")
         target.write_bytes(plot_style.png(figure))
     return ran
+
+
+def scored(
+    loaded: Loaded,
+    attached: Attached,
+    name: str,
+    mask: Mask,
+    texts: list[tuple[list[int], list[int]]],
+) -> tuple[dict[str, Any], Divergence]:
+    """The score of a mask of the run's gates, noted by its name, and its KL divergence.
+
+    texts: what the base answers, as `finish.base_texts` has them. The gates are the mask's then.
+    """
+    attached.load_mask(mask)
+    with attached.state.use("hard"):
+        loaded.score(name)
+    kl = forward_kl(loaded.model, attached, texts, loaded.tokenizer.pad_token_id)
+    return loaded.run.notes[name], kl
 
 
 def report(ran: Ran, suffix: str, command: str) -> None:
