@@ -87,6 +87,24 @@ def test_the_next_run_until_none_is_left(call, tmp_path, capsys):
     assert "done: 2 runs. first" in call()[1]
 
 
+def test_means_over_the_seeds_that_are_there_say_their_number(call, monkeypatch):
+    kept = []
+    monkeypatch.setattr(driver.comparisons, "keep", kept.append)
+    monkeypatch.setattr(driver.comparisons, "_OVER_SEEDS", {"small-a": "a"})
+    for _ in range(4):
+        assert call("small-a", "--next", "--seeds", "0,1,2")[0] == 0
+    # Base and masks of one seed, then of a second one; a third is left.
+    assert [[figure.id for figure in figures] for figures in kept[:2]] == [[], []]
+    *_, last = kept
+    assert {figure.id: figure.seeds for figure in last} == {
+        "a_base_over_seeds": (0, 1),
+        "a_bmt_over_seeds": (0, 1),
+        "a_bmt_zeros_over_seeds": (0, 1),
+        "a_bmt_gain_points_over_seeds": (0, 1),
+    }
+    assert {figure.n for figure in last} == {2}
+
+
 def test_an_interrupted_run_of_a_name_is_resumed(call, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3)

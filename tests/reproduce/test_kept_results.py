@@ -81,6 +81,24 @@ def test_figures_of_another_seed_have_ids_of_their_own():
     assert both.keys() - first.keys() == {f"{name}_seed_1" for name in first}
 
 
+def test_gains_over_seeds_are_paired_by_seed():
+    [entry] = [e for e in SMALL if e.name == "small-sort"]
+    found = results(entry)
+    for half in (found[:1], found):
+        # A base with ten answers right, of each seed on its own examples.
+        answered = {"method": "base", "right": "1" * 10 + "0" * 390}
+        bases = [{k: v for k, v in r.items() if k != "zeros"} | answered for r in half]
+        made = {f.id: f for f in comparisons.figures(entry.name, [*half, *bases])}
+        assert ("sort_bmt_gain_points_over_seeds" in made) == (half is found)
+    gain, share = made["sort_bmt_gain_points_over_seeds"], made["sort_bmt_over_seeds"]
+    assert gain.value == pytest.approx(share.value - 2.5)
+    assert gain.interval == pytest.approx([bound - 2.5 for bound in share.interval])
+    assert (gain.n, gain.seeds) == (5, (0, 1, 2, 3, 4))
+    zeros = made["sort_bmt_zeros_over_seeds"]
+    assert zeros.value == pytest.approx(sum(r["zeros"] for r in found) / 5)
+    assert "sort_base_zeros_over_seeds" not in made
+
+
 def test_failed_analyses_leave_out_their_own_figures_alone():
     [entry] = [e for e in SMALL if e.name == "small-grpo"]
     found = results(entry)
