@@ -175,3 +175,11 @@ def _cache_file(entries: list[_Entry], cache_dir: str | os.PathLike[str] | None)
 def checkpoint_tensors(checkpoint: str | os.PathLike[str]) -> list[tuple[str, tuple[int, ...]]]:
     """Name and shape of each tensor of a checkpoint, by name. Raises CheckpointError."""
     return [(entry.name, entry.shape) for entry in _entries(checkpoint)]
+
+
+def checkpoint_dtypes(checkpoint: str | os.PathLike[str]) -> dict[str, str]:
+    """Element type of each tensor of a checkpoint, as safetensors name it: "BF16", "F8_E4M3", …
+
+    Raises CheckpointError.
+    """
+    return {entry.name: entry.dtype for entry in _entries(checkpoint)}

@@ -33,7 +33,7 @@ from bmt_server.ipc.mask_layout import SUFFIX, write_layout
 from bmt_server.ipc.stats_files import WorkerStats
 from bmt_server.settings import MaskMode, Settings, SettingsError
 from bmt_server.vllm_integration import cpu_environment, engine_flags, plugin, process_lifetime
-from bmt_server.vllm_integration.checkpoint import checkpoint_folder, load_format
+from bmt_server.vllm_integration.checkpoint import checkpoint_folder, load_format, served_gates
 from bmt_server.vllm_integration.platform_limits import eager_reason, float32_reason
 from bmt_server.vllm_integration.unsupported_flags import check, count_drafts
 from bmt_server.vllm_integration.versions.check import check_version
@@ -55,10 +55,10 @@ def masked_llm(
 ) -> vllm.LLM:
     """Create a `vllm.LLM` that accepts masks. `vllm_options` are vLLM's own.
 
-    Raises ModelNotFoundError, SettingsError for a setting out of bounds and for a second base model
-    in one process, UnsupportedFlagError for an option that masks cannot work with,
-    VllmVersionError for a vLLM that masks cannot use, bmt_core.CheckpointError, and the errors of
-    vLLM.
+    Raises ModelNotFoundError, SettingsError for a checkpoint without gates that masks can act on,
+    for a setting out of bounds and for a second base model in one process, UnsupportedFlagError for
+    an option that masks cannot work with, VllmVersionError for a vLLM that masks cannot use,
+    bmt_core.CheckpointError, and the errors of vLLM.
     """
     check_version(lambda line: warnings.warn(line, stacklevel=4))
     options: dict[str, Any] = {**vllm_options}
@@ -67,11 +67,12 @@ def masked_llm(
     count_drafts(given)
     options = {**vars(given), "enable_lora": True}
     path = checkpoint_folder(model, options.get("revision"))
+    gates = served_gates(path)
     settings = Settings(
         model_id=model,
         model_path=path,
         fingerprint=bmt_core.fingerprint(path),
-        gates=bmt_core.geometry(path),
+        gates=gates,
         mask_mode=mask_mode,
         mask_memory_bytes=mask_memory_bytes,
         scatter_quantum_s=scatter_quantum_s,

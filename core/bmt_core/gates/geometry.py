@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from bmt_core.fingerprint import checkpoint_tensors
+from bmt_core.fingerprint import checkpoint_dtypes, checkpoint_tensors
 from bmt_core.gates.rows import Rows
 
 #: Names of maskable tensors: the gate projections of gated MLPs.
@@ -31,6 +31,12 @@ _TOWER = re.compile(
 )
 # Blocks that predict further tokens, which no answer passes: engines load them as a draft model.
 _AHEAD = re.compile(r"(?:^|[._])mtp(?:[._]|$)")
+# Tensors that hold a gate's weights, or a quantizer's codes of them.
+_CODES = re.compile(
+    r"\.(?:gate_proj|gate_up_proj)(?:\.(?:weight|qweight|weight_packed|W_q)|_blocks)$"
+)
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_EXPERTS = re.compile(r"\.experts\.")
 _LAYER = re.compile(r"(?:^|\.)layers\.([0-9]{1,9})\.")
 
 
@@ -80,6 +86,25 @@ def _is_of_text(name: str, layers: int | None) -> bool:
         return False
     layer = _LAYER.search(name)
     return layers is None or layer is None or int(layer[1]) < layers
+
+
+def quantized_gates(checkpoint: str | os.PathLike[str]) -> dict[str, str]:
+    """Element types of the text model's gate projections that are stored as codes, by tensor.
+
+    Quantizers store codes in the place of the weight (FP8, INT8, bitsandbytes) or under a name of
+    their own (AWQ and GPTQ, compressed-tensors, HQQ, MXFP4). Raises CheckpointError.
+    """
+    layers = _layers(checkpoint)
+    return {
+        name: dtype
+        for name, dtype in checkpoint_dtypes(checkpoint).items()
+        if _CODES.search(name) and dtype not in _FLOATS and _is_of_text(name, layers)
+    }
+
+
+def has_expert_gates(checkpoint: str | os.PathLike[str]) -> bool:
+    """True if blocks of a checkpoint are mixtures of experts. Raises CheckpointError."""
+    return any(_EXPERTS.search(name) for name, _ in checkpoint_tensors(checkpoint))
 
 
 def geometry(

@@ -8,10 +8,10 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from bmt_core.optional_packages import fix, leave_out
@@ -19,37 +19,34 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bmt_server.cli import doctor_model
 from bmt_server.cli.common import AsJson, complete_url, fail
+from bmt_server.cli.finding import Finding
 from bmt_server.settings import SettingsError
-
-Verdict = Literal["ok", "warn", "fail"]
+from bmt_server.vllm_integration.cpu_environment import free_memory
 
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile")
 _COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report. fix: action to take if the verdict is not ok."""
-
-    what: str
-    verdict: Verdict
-    value: str
-    fix: str = ""
-
-
 def doctor(
+    model: Annotated[
+        str, typer.Argument(help="A checkpoint's folder or a Hub id, to look at as well.")
+    ] = "",
     registry: Annotated[
         str, typer.Option(envvar="BMT_REGISTRY", help="URL of a registry to check as well.")
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Check that this host can serve masks. Exit code 1 if a check fails."""
+    """Check that this host can serve masks, and MODEL too.
+
+    Of a model only the configuration and the headers are read. Exit code 1 if a check fails.
+    """
     try:
         registry = complete_url(registry)
     except SettingsError as error:
         fail(str(error))
-    findings = list(examine(registry))
+    findings = list(examine(registry, model))
     if as_json:
         print(json.dumps([asdict(f) for f in findings], indent=2))
     else:
@@ -65,8 +62,8 @@ def doctor(
         raise typer.Exit(1)
 
 
-def examine(registry_url: str = "") -> Iterator[Finding]:
-    """Check everything that `serve` needs.
+def examine(registry_url: str = "", model: str = "") -> Iterator[Finding]:
+    """Check everything that `serve` needs; `model` by its configuration and headers, if given.
 
     Has no effect except that the mask kernel is compiled into its cache. Contacts the registry at
     `registry_url` only.
@@ -82,6 +79,8 @@ def examine(registry_url: str = "") -> Iterator[Finding]:
     if registry_url:
         yield _registry(registry_url)
         yield _keys(registry_url)
+    if model:
+        yield from _model(model)
 
 
 def _python() -> Finding:
@@ -105,9 +104,8 @@ def _cpu() -> Finding:
 
 
 def _memory() -> Finding:
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = page * os.sysconf("SC_PHYS_PAGES") / 2**30
-    free = page * os.sysconf("SC_AVPHYS_PAGES") / 2**30
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    free = free_memory() / 2**30
     return Finding("Memory", "ok", f"{total:.1f} GiB, {free:.1f} GiB free")
 
 
@@ -296,3 +294,10 @@ def _keys(url: str) -> Finding:
             "revoke them and create others: docs/serving/keys.md",
         )
     return Finding("API keys", "ok", f"{len(records)}, all readable")
+
+
+def _model(model: str) -> Iterator[Finding]:
+    try:
+        yield from doctor_model.findings(model)
+    except ImportError as error:  # what is missing is a finding of its own
+        yield Finding("Model", "fail", f"cannot be looked at without vLLM ({error})")

@@ -108,7 +108,9 @@ def run(
     chosen["metrics_host"] = chosen["metrics_host"] or args.host or ""
     check_port(chosen["metrics_host"], chosen["metrics_port"])
     from bmt_server.vllm_integration.chat_template import served_digest
+    from bmt_server.vllm_integration.checkpoint import served_gates
 
+    chosen["gates"] = served_gates(args.model)
     chosen["chat_template"] = served_digest(args.chat_template, args.tokenizer or args.model)
     if chosen["no_auth"]:
         require_loopback(args.host)
@@ -234,21 +236,13 @@ def _build_settings(
     model: str, checkpoint: str, data_dir: Path, chosen: dict[str, Any]
 ) -> Settings:
     say(f"reading the fingerprint of {checkpoint}")
-    settings = Settings(
+    return Settings(
         model_id=model,
         model_path=checkpoint,
         fingerprint=bmt_core.fingerprint(checkpoint, cache_dir=data_dir / "fingerprints"),
-        gates=bmt_core.geometry(checkpoint),
         cache_dir=str(data_dir / "masks"),
         **chosen,
     )
-    if not settings.gates:
-        raise SettingsError(
-            f"{checkpoint} has no gate projections (*.mlp.gate_proj.weight, or the first rows of "
-            "*.mlp.gate_up_proj.weight of Phi and GLM); masks need a dense model of such an "
-            "architecture, and `bmt-train doctor` says what a model has"
-        )
-    return settings
 
 
 def _prepare_cpu(settings: Settings, args: Namespace, flags: Sequence[str]) -> None:

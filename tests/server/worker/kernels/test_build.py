@@ -26,7 +26,7 @@ from bmt_server.worker.kernels.selection import (
     make_kernel,
 )
 
-from tests.support import kernel_check
+from tests.support.kernels import check
 from tests.support.programs import tool
 from tests.support.worker import gates
 
@@ -172,17 +172,17 @@ def test_every_instruction_set_compiles_and_agrees(tmp_path):
     flags = ["-march=native", "-march=x86-64-v3", "-march=x86-64"]
     if os.uname().machine != "x86_64":
         flags = ["-march=native", ""]
-    first, *others = (kernel_check.results([*command, "-O1", *f.split()], tmp_path) for f in flags)
+    first, *others = (check.results([*command, "-O1", *f.split()], tmp_path) for f in flags)
     for other in others:
-        kernel_check.assert_agree(other, first)
+        check.assert_agree(other, first)
 
 
 @pytest.mark.parametrize("flag", ["-march=armv8-a", "-march=armv8.2-a+fp16", "-march=armv9-a"])
 def test_arm_agrees(tmp_path, flag):
     """Compiled by GCC for ARM, as on a host of that kind, and run under emulation."""
     compiled = [tool("aarch64-g++"), "-static", "-O3", flag]
-    on_arm = kernel_check.results(compiled, tmp_path, runner=[tool("qemu-aarch64"), "-cpu", "max"])
-    kernel_check.assert_agree(on_arm, kernel_check.results(["g++", "-O1"], tmp_path))
+    on_arm = check.results(compiled, tmp_path, runner=[tool("qemu-aarch64"), "-cpu", "max"])
+    check.assert_agree(on_arm, check.results(["g++", "-O1"], tmp_path))
 
 
 def test_the_library_compiles_for_arm(tmp_path):

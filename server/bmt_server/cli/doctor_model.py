@@ -1,0 +1,137 @@
+"""What `bmt-server doctor MODEL` says of a checkpoint, from its configuration and headers alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import bmt_core
+from bmt_core.checkpoint_files import weight_files
+from bmt_core.gates.geometry import has_expert_gates
+
+from bmt_server.cli.finding import Finding
+from bmt_server.settings import Settings, SettingsError
+
+# Sparsity of masks that SFT trains, for which memory is shown.
+_SPARSITY = 0.005
+# Bytes in a worker's memory of a zero with its 16-bit weight, and of a row's end.
+_ZERO_BYTES, _ROW_BYTES = 4, 2
+
+
+def findings(model: str) -> Iterator[Finding]:
+    """Whether masks can be served on `model`, and what they take.
+
+    model: a folder, or a model of the Hub whose files are in its cache: nothing is downloaded.
+    """
+    folder = _folder(model)
+    if folder is None:
+        yield Finding(
+            "Model",
+            "warn",
+            f"{model} is not a folder, and not in the Hub's cache",
+            "download it, or ask `bmt-train doctor`, which reads the Hub's headers alone",
+        )
+        return
+    config = _config(folder)
+    architectures = config.get("architectures") or ["no architecture in config.json"]
+    yield _architecture(folder, str(architectures[0]))
+    from bmt_server.vllm_integration.checkpoint import served_gates
+
+    try:
+        gates = served_gates(str(folder))
+    except (SettingsError, bmt_core.CheckpointError) as error:
+        yield Finding("Gates", "fail", str(error))
+        return
+    yield Finding("Gates", "ok", _shapes(gates))
+    if has_expert_gates(folder):
+        yield Finding(
+            "Experts",
+            "warn",
+            "masks delete nothing in layers of experts",
+            "where vLLM has more gates than these, as of shared experts, it ends when it has "
+            "loaded them; serve a dense model",
+        )
+    yield _masks(gates)
+    yield _weights(sum(file.stat().st_size for file in weight_files(folder)))
+
+
+def _folder(model: str) -> Path | None:
+    """The folder of a model's files on this host, None if there is none."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _architecture(folder: Path, name: str) -> Finding:
+    from bmt_server.vllm_integration.checkpoint import has_class
+
+    value = f"{folder}: {name}"
+    if has_class(name):
+        return Finding("Model", "ok", value)
+    return Finding(
+        "Model",
+        "warn",
+        value,
+        "this vLLM has no class of its own for it: it may run on transformers' code, more slowly",
+    )
+
+
+def _shapes(gates: Mapping[str, tuple[int, int]]) -> str:
+    counts: dict[tuple[int, int], int] = {}
+    for shape in gates.values():
+        counts[shape] = counts.get(shape, 0) + 1
+    shapes = ", ".join(f"{n} of {rows} x {columns}" for (rows, columns), n in counts.items())
+    return f"{shapes}; {_weights_of(gates):,} weights that masks may delete"
+
+
+def _weights_of(gates: Mapping[str, tuple[int, int]]) -> int:
+    return sum(rows * columns for rows, columns in gates.values())
+
+
+def _masks(gates: Mapping[str, tuple[int, int]]) -> Finding:
+    rows = sum(shape[0] for shape in gates.values())
+    one = _ZERO_BYTES * round(_SPARSITY * _weights_of(gates)) + _ROW_BYTES * rows
+    held = Settings.mask_memory_bytes // one
+    return Finding(
+        "Masks",
+        "ok",
+        f"one that deletes {_SPARSITY:.1%} takes about {one / 2**20:.2g} MiB in a worker; "
+        f"--mask-memory-mib {Settings.mask_memory_bytes >> 20} holds {held:,}",
+    )
+
+
+def _weights(size: int) -> Finding:
+    """Whether weights of `size` bytes fit."""
+    import torch
+
+    from bmt_server.vllm_integration.cpu_environment import free_memory
+
+    if torch.cuda.is_available():
+        free, where = torch.cuda.mem_get_info()[0], "the first GPU"
+        fix = "--tensor-parallel-size shares them among several GPUs"
+    else:
+        free, where = free_memory(), "memory"
+        fix = "free memory, or serve a smaller model"
+    value = (
+        f"{size / 2**30:.1f} GiB, and the KV cache comes on top; {where} has "
+        f"{free / 2**30:.1f} GiB free"
+    )
+    if size < free:
+        return Finding("Weights", "ok", value)
+    return Finding("Weights", "warn", value, fix)

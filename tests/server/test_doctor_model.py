@@ -1,0 +1,185 @@
+"""`bmt-server doctor MODEL` and `serve MODEL`: what a model lacks, before a weight is loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from bmt_core.gates.geometry import quantized_gates
+from bmt_server.cli import doctor, doctor_model
+from bmt_server.settings import SettingsError
+from bmt_server.vllm_integration import cpu_environment
+from bmt_server.vllm_integration.checkpoint import served_gates
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests.support.tiny_model import save_tiny_llama
+from tests.support.training.architectures import small_config
+
+
+@pytest.fixture
+def dense(tmp_path):
+    return save_tiny_llama(tmp_path / "dense")
+
+
+def of_kind(folder, kind, **changes):
+    """A tiny checkpoint of an architecture."""
+    AutoModelForCausalLM.from_config(small_config(kind, **changes)).save_pretrained(folder)
+    return folder
+
+
+def rewritten(folder, change):
+    """The checkpoint with its tensors changed, as a quantizer writes them."""
+    file = folder / "model.safetensors"
+    tensors = {}
+    for name, tensor in load_file(file).items():
+        if name.endswith(".gate_proj.weight"):
+            tensors |= change(name.removesuffix(".weight"), tensor)
+        else:
+            tensors[name] = tensor
+    save_file(tensors, file, {"format": "pt"})
+    return folder
+
+
+def codes(dtype):
+    """An empty tensor of codes; its values do not count."""
+    return lambda tensor: torch.zeros(tensor.shape).to(dtype)
+
+
+QUANTIZERS = {
+    "FP8 by blocks": lambda name, w: {
+        f"{name}.weight": codes(torch.float8_e4m3fn)(w),
+        f"{name}.weight_scale_inv": torch.ones(1, 1),
+    },
+    "INT8": lambda name, w: {f"{name}.weight": codes(torch.int8)(w)},
+    "AWQ and GPTQ": lambda name, w: {f"{name}.qweight": codes(torch.int32)(w)},
+    "compressed-tensors in 4 bits": lambda name, w: {
+        f"{name}.weight_packed": codes(torch.int32)(w),
+        f"{name}.weight_scale": torch.ones(1),
+    },
+    "bitsandbytes": lambda name, w: {
+        f"{name}.weight": codes(torch.uint8)(w),
+        f"{name}.weight.absmax": torch.ones(1),
+    },
+    "HQQ": lambda name, w: {f"{name}.W_q": codes(torch.uint8)(w)},
+}
+
+
+def verdicts(model):
+    return {f.what: f for f in doctor_model.findings(str(model))}
+
+
+def test_a_dense_model_is_served(dense):
+    found = verdicts(dense)
+    assert {f.verdict for f in found.values()} == {"ok"}
+    assert "LlamaForCausalLM" in found["Model"].value
+    shapes = served_gates(str(dense))
+    rows, columns = next(iter(shapes.values()))
+    assert found["Gates"].value.startswith(f"{len(shapes)} of {rows} x {columns}; ")
+    assert f"{len(shapes) * rows * columns:,} weights" in found["Gates"].value
+    assert "MiB in a worker" in found["Masks"].value
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_a_quantized_model_is_refused_before_it_is_loaded(dense, quantizer):
+    folder = rewritten(dense, QUANTIZERS[quantizer])
+    assert len(quantized_gates(folder)) == 2
+    with pytest.raises(SettingsError, match=r"is quantized: model\.layers\.0\.mlp\.gate.*made"):
+        served_gates(str(folder))
+    found = verdicts(folder)
+    assert found["Gates"].verdict == "fail"
+    assert "Masks" not in found
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_weights_of_any_precision_are_no_codes(tmp_path, dtype):
+    assert quantized_gates(save_tiny_llama(tmp_path / "model", dtype)) == {}
+
+
+def test_layers_that_stay_as_they_were_do_not_make_a_model_quantized(dense):
+    """Quantizers may leave gates alone, and a tower's codes are of no gate that masks delete."""
+    file = dense / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensors[name] = codes(torch.int8)(tensors[name])
+    tensors["vision_tower.layers.0.mlp.gate_proj.weight"] = torch.zeros(4, 4, dtype=torch.int8)
+    save_file(tensors, file, {"format": "pt"})
+    assert quantized_gates(dense) == {}
+    assert served_gates(str(dense))
+
+
+def test_experts_alone_are_refused_by_name(tmp_path):
+    folder = of_kind(tmp_path / "moe", "qwen3_moe", num_experts=4, moe_intermediate_size=16)
+    with pytest.raises(SettingsError, match="gate projections of experts alone"):
+        served_gates(str(folder))
+    assert verdicts(folder)["Gates"].verdict == "fail"
+
+
+def test_dense_layers_among_experts_are_a_warning(tmp_path):
+    experts = {"num_experts": 4, "moe_intermediate_size": 16, "mlp_only_layers": [0, 3]}
+    found = verdicts(of_kind(tmp_path / "moe", "qwen3_moe", **experts))
+    assert (found["Gates"].verdict, found["Experts"].verdict) == ("ok", "warn")
+    assert found["Gates"].value.startswith("2 of ")
+
+
+def test_a_model_without_gates_is_refused(tmp_path):
+    folder = of_kind(tmp_path / "gpt2", "gpt2")
+    assert "has no gate projections" in verdicts(folder)["Gates"].value
+
+
+def test_an_architecture_that_vllm_does_not_know_is_a_warning(dense):
+    config = json.loads((dense / "config.json").read_text())
+    (dense / "config.json").write_text(json.dumps({**config, "architectures": ["OwnForCausalLM"]}))
+    found = verdicts(dense)
+    assert found["Model"].verdict == "warn"
+    assert "OwnForCausalLM" in found["Model"].value
+    assert found["Gates"].verdict == "ok"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"architectures": []}'])
+def test_a_configuration_that_says_nothing_is_no_traceback(dense, text):
+    (dense / "config.json").write_text(text)
+    assert verdicts(dense)["Model"].verdict == "warn"
+
+
+def test_a_damaged_checkpoint_is_named(dense):
+    file = dense / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    found = verdicts(dense)
+    assert found["Gates"].verdict == "fail"
+    assert "truncated or damaged" in found["Gates"].value
+
+
+def test_weights_that_do_not_fit_are_a_warning(dense, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cpu_environment, "free_memory", lambda: 1000)
+    found = verdicts(dense)
+    assert found["Weights"].verdict == "warn"
+    assert "smaller model" in found["Weights"].fix
+
+
+@pytest.mark.parametrize("model", ["/no/such/folder", "org/never-downloaded", "not a name/at/all"])
+def test_what_is_not_there_is_neither_loaded_nor_downloaded(model):
+    [found] = doctor_model.findings(model)
+    assert (found.verdict, model in found.value) == ("warn", True)
+
+
+def test_the_report_has_the_model_after_the_host(dense):
+    whats = [f.what for f in doctor.examine("", str(dense))]
+    assert whats.index("Model") > whats.index("Python")
+    assert whats[-1] == "Weights"
+
+
+def test_serve_ends_before_anything_starts(dense, tmp_path):
+    rewritten(dense, QUANTIZERS["INT8"])
+    data = tmp_path / "data"
+    command = [sys.executable, "-m", "bmt_server", "serve", str(dense), "--data-dir", str(data)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 1
+    assert "is quantized" in done.stderr.splitlines()[-1]
+    assert "registry" not in done.stderr
+    assert not (data / "registry").exists()
