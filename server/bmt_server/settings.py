@@ -157,6 +157,38 @@ class Settings:
         flag="--blobs",
         env="BMT_BLOBS",
     )
+    files_url: str = _option(
+        "Place of the files that clients upload for fine-tuning: a folder, s3://bucket/prefix, "
+        "gs://… or az://…, with credentials of the environment. Empty: no files, and no jobs.",
+        "",
+        flag="--files",
+        env="BMT_FILES",
+    )
+    max_file_bytes: int = _option(
+        "Largest file of a client.",
+        512 << 20,
+        unit="bytes",
+        flag="--max-file-mib",
+        flag_unit="MiB",
+        least=1 << 10,
+        most=1 << 40,
+    )
+    tenant_files: int = _option(
+        "Files that one tenant may keep; more get 413. 0: no limit.",
+        1000,
+        unit="files",
+        flag="--tenant-files",
+        least=0,
+        most=100_000,
+    )
+    tenant_files_bytes: int = _option(
+        "Bytes of files that one tenant may keep; more get 413. 0: no limit.",
+        8 << 30,
+        unit="bytes",
+        flag="--tenant-files-mib",
+        flag_unit="MiB",
+        least=0,
+    )
     import_from: str = _option(
         "Places that masks may be imported from, with commas: hf:// (the Hub), hf://org, "
         "hf://org/name, s3://bucket/prefix, https://host/prefix, https://*.example.com. Keys of "

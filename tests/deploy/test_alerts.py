@@ -80,6 +80,7 @@ CODES = {
     "blob_missing": "BmtMasksUnusable",
     "blob_damaged": "BmtMasksUnusable",
     "mask_unusable": "BmtMasksUnusable",
+    "file_damaged": "BmtMasksUnusable",
     "registry_full": "BmtRegistryFull",
     "not_durable": "BmtNotDurable",
     "registry_may_evict": "BmtRegistryRefused",

@@ -38,6 +38,7 @@ from bmt_server.ipc.object_store import ObjectStore
 from bmt_server.registry.api_keys import ApiKeyStore
 from bmt_server.registry.canary.splits import Splits
 from bmt_server.registry.connection import RegistryConnection
+from bmt_server.registry.files.store import FileStore
 from bmt_server.registry.housekeeping import Housekeeper
 from bmt_server.registry.names.catalog import Key
 from bmt_server.registry.names.name_state import NameState
@@ -91,6 +92,8 @@ class AppState:
     sequence_limiter: SequenceLimiter
     uploads: UploadLimiter
     importer: Importer
+    files: FileStore | None
+    file_uploads: UploadLimiter
     schemas: RequestSchemas
     turns: Turns
 
@@ -267,6 +270,8 @@ class AppState:
             sequence_limiter=sequence_limiter,
             uploads=UploadLimiter(settings.max_upload_bytes or limits.max_file_bytes),
             importer=Importer(settings),
+            files=FileStore.of_settings(connection, settings),
+            file_uploads=UploadLimiter(settings.max_file_bytes),
             schemas=schemas,
             turns=turns,
         )

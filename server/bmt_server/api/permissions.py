@@ -98,6 +98,10 @@ ROUTES: tuple[Route, ...] = (
     _route("GET", _MASK + r"/retention", "any"),
     _route("PUT DELETE", _MASK + r"/retention", "admin"),
     _route("PUT DELETE", _MASK + r"/pin", "admin"),
+    # Training data, which a key for inference does not read.
+    _route("GET POST", r"/v1/files", "upload"),
+    _route("GET DELETE", r"/v1/files/[^/]+", "upload"),
+    _route("GET", r"/v1/files/[^/]+/content", "upload"),
     _route("GET HEAD", r"/v1/blobs/[^/]+", "any"),
     # Of the key's own tenant, unless it has the scope `operator`: `api/keys/rights.py`.
     _route("GET POST", r"/v1/keys", "admin"),

@@ -6,7 +6,9 @@ import ipaddress
 import os
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+from bmt_server.ipc.object_store import parse_place
 from bmt_server.settings import SettingsError
 
 
@@ -38,3 +40,30 @@ def require_loopback(host: str | None) -> None:
         f"--no-auth was given and the server would listen on {host or 'all addresses'}; it is "
         "allowed on loopback only: add --host 127.0.0.1"
     )
+
+
+def files_place(given: str, blobs: str) -> str:
+    """The place of clients' files as a URL; empty without one. given: a folder or a URL.
+
+    blobs: the place of masks, which must be another: its collection removes what it does not know.
+    Raises SettingsError.
+    """
+    if not given:
+        return ""
+    url = given if "://" in given else Path(given).expanduser().absolute().as_uri()
+    try:
+        place, other = parse_place(url), parse_place(blobs) if blobs else ""
+    except ValueError as error:
+        raise SettingsError(f"--files: {error}") from None
+    if other and (f"{place}/".startswith(f"{other}/") or f"{other}/".startswith(f"{place}/")):
+        raise SettingsError(f"--files is {place} and --blobs {other}; name places apart")
+    if place.startswith("file://"):
+        folder = Path(unquote(urlsplit(place).path))
+        try:
+            # Training data: for the server's user alone.
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"--files: {folder} cannot be made ({error.strerror})") from None
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise SettingsError(f"--files: {folder} cannot be written by this user")
+    return place

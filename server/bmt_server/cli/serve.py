@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 
 from bmt_server.cli.common import complete_url, fail, say
 from bmt_server.cli.options import with_settings
-from bmt_server.cli.places import check_places, require_loopback
+from bmt_server.cli.places import check_places, files_place, require_loopback
 from bmt_server.ipc.stats_folder import stats_folder
 from bmt_server.settings import Settings, SettingsError
 from bmt_server.vllm_integration import engine_flags, plugin, process_lifetime
@@ -90,6 +90,7 @@ def run(
         check_url(chosen["registry_url"])
     if chosen["blobs_url"]:
         check_place(chosen["blobs_url"])
+    chosen = {**chosen, "files_url": files_place(chosen["files_url"], chosen["blobs_url"])}
     read_sources(chosen["import_from"], chosen["import_networks"])
     chosen = {**chosen, "registry_url": complete_url(chosen["registry_url"])}
     check_places(data_dir, key_file)

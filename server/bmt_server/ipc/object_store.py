@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -49,6 +49,7 @@ _CONNECT_S = 1.0
 _FAILURES_TO_OPEN = 3
 _OPEN_S = 1.0
 _LIST_PAGE = 1000
+_PIECE_BYTES = 1 << 20
 _SECRET = re.compile(r"(AWS|AZURE|GOOGLE|GCP).*(KEY|SECRET|TOKEN|SAS|CREDENTIAL|ACCOUNT)", re.I)
 
 
@@ -86,12 +87,13 @@ def parse_place(url: str) -> str:
 class ObjectStore:
     """Objects below a URL. Raises ValueError for a URL that is no place of blobs.
 
-    transfer_s: bound on one transfer, in seconds. Methods raise BlobsDown, and RegistryFull if
-    there is no room. Safe to use from threads.
+    transfer_s: bound on one transfer, in seconds. holds: what the objects are, in messages. Methods
+    raise BlobsDown, and RegistryFull if there is no room. Safe to use from threads.
     """
 
-    def __init__(self, url: str, transfer_s: float = TRANSFER_S) -> None:
+    def __init__(self, url: str, transfer_s: float = TRANSFER_S, holds: str = "masks") -> None:
         self.url = parse_place(url)
+        self._holds = holds
         self._transfer_s = transfer_s
         self._folder = Path(unquote(urlsplit(self.url).path)) if self.url[:5] == "file:" else None
         self._made: Any = None
@@ -123,6 +125,34 @@ class ObjectStore:
         """Write an object in one step; it is on the store's disk when this returns."""
 
         await self._call(lambda: self._put(name, data), WRITE_S)
+
+    async def put_file(self, name: str, file: BinaryIO) -> None:
+        """As `put`, of an open file, in pieces: its bytes are never in memory at once."""
+
+        async def write() -> None:
+            await obstore.put_async(self._store(), name, file, chunk_size=_PIECE_BYTES)
+            if self._folder is not None:
+                await asyncio.to_thread(_sync, self._folder, name)
+
+        await self._call(write)
+
+    async def stream(self, name: str, size: int) -> AsyncIterator[bytes]:
+        """An object's bytes in pieces; size: as recorded. Raises SizeDiffers, FileNotFoundError."""
+
+        async def open_stream() -> Any:
+            try:
+                found = await obstore.get_async(self._store(), name)
+            except FileNotFoundError as error:
+                _check_bucket(error)
+                return None
+            _check_size(name, found.meta["size"], size)
+            return found.stream(min_chunk_size=_PIECE_BYTES).__aiter__()
+
+        pieces = await self._call(open_stream, ANSWER_S)
+        if pieces is None:
+            raise FileNotFoundError(name)
+        while (piece := await self._call(lambda: _next(pieces))) is not None:
+            yield bytes(piece)
 
     async def swap(self, name: str, data: bytes, expected: bytes | None) -> bool:
         """Write a small object if its bytes are `expected`; None: if it does not exist.
@@ -227,25 +257,27 @@ class ObjectStore:
         trying = self._failures >= _FAILURES_TO_OPEN
         if trying:
             if self._trying or time.monotonic() < self._failed_at + _OPEN_S:
-                raise BlobsDown("the object store of masks does not answer; try again shortly")
+                raise BlobsDown(
+                    f"the object store of {self._holds} does not answer; try again shortly"
+                )
             self._trying = True
         try:
             yield
         except (PermissionDeniedError, UnauthenticatedError) as error:
             self._failed()
             raise BlobsDown(
-                "the object store of masks refuses this server's credentials",
+                f"the object store of {self._holds} refuses this server's credentials",
                 code="blobs_refused",
                 detail=f"{self.url}: {cause(error)}",
             ) from None
         except (BaseError, TimeoutError, OSError) as error:
             if "No space left" in str(error) or "QuotaExceeded" in str(error):
                 raise RegistryFull(
-                    "the object store of masks is full; delete versions or add space"
+                    f"the object store of {self._holds} is full; delete some or add space"
                 ) from None
             self._failed()
             raise BlobsDown(
-                "the object store of masks does not answer; try again shortly",
+                f"the object store of {self._holds} does not answer; try again shortly",
                 detail=f"{self.url}: {cause(error)}",
             ) from None
         else:

@@ -29,6 +29,9 @@ PATHS = {
         ("POST", "/v1/load_lora_adapter"),
         ("POST", "/v1/unload_lora_adapter"),
         ("DELETE", "/v1/models/rollout-m"),
+        *((m, "/v1/files") for m in ("GET", "POST")),
+        *((m, "/v1/files/file-0") for m in ("GET", "DELETE")),
+        ("GET", "/v1/files/file-0/content"),
     ],
     "promote": [
         ("PUT", "/v1/masks/m/aliases/prod"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from bmt_server.api.files import routes as files
 from bmt_server.api.publishing import adapter_routes, import_route
 from bmt_server.api.routes import (
     aliases,
@@ -60,5 +61,10 @@ def build_router() -> APIRouter:
     router.get("/v1/keys/{key_id}")(keys.show_key)
     router.delete("/v1/keys/{key_id}", status_code=204)(keys.revoke_key)
     router.post("/v1/keys/{key_id}/rotate", status_code=201)(keys.rotate_key)
+    router.post("/v1/files")(files.upload)
+    router.get("/v1/files")(files.list_files)
+    router.get("/v1/files/{file_id}")(files.show)
+    router.get("/v1/files/{file_id}/content")(files.content)
+    router.delete("/v1/files/{file_id}")(files.delete)
     router.api_route("/v1/blobs/{digest}", methods=["GET", "HEAD"])(blobs.blob)
     return router

@@ -1,0 +1,188 @@
+"""Files of tenants: records in the registry, bytes in a folder or an object store.
+
+    {bmt}:files:<tenant>    hash: file id -> record, JSON
+    {bmt}:file-bytes        hash: tenant -> bytes of all its records
+
+A record is there before the bytes, in the state `pending`, and after them, in the state `deleting`:
+so whatever a server that dies leaves behind has a record, and the next call for the tenant's files
+removes both after `_STALE_S`. Ids are random; a path has none but the id and the tenant's name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import BinaryIO
+
+from bmt_server.errors import ApiError, BlobsDown, NotFound, PayloadTooLarge, Unavailable
+from bmt_server.ipc.blob import PREFIX
+from bmt_server.ipc.object_store import ObjectStore, SizeDiffers
+from bmt_server.registry.connection import BULK_S, RegistryConnection
+from bmt_server.registry.durability import Durability
+from bmt_server.registry.files.record import FILE_ID, FileRecord, read_record
+from bmt_server.registry.files.scripts import REMOVE, REPLACE, RESERVE
+from bmt_server.settings import Settings
+
+logger = logging.getLogger("vllm.bmt_server")
+
+_BYTES = PREFIX + "file-bytes"
+_WRITTEN = PREFIX + "written"
+#: Bound on one transfer of a file, in seconds, and the age of a record that nobody works on.
+TRANSFER_S = 900.0
+_STALE_S = 3600
+
+
+class FileStore:
+    """Files of all tenants. most_files, most_bytes: of one tenant, 0 for any number.
+
+    Methods raise RegistryDown, BlobsDown, and NotFound for what is another tenant's.
+    """
+
+    def __init__(
+        self,
+        connection: RegistryConnection,
+        objects: ObjectStore,
+        *,
+        replicas: int = 0,
+        most_files: int = 0,
+        most_bytes: int = 0,
+    ) -> None:
+        self._connection, self._objects = connection, objects
+        self._durability = Durability(connection, replicas)
+        self._most_files, self._most_bytes = most_files, most_bytes
+
+    @classmethod
+    def of_settings(cls, connection: RegistryConnection, settings: Settings) -> FileStore | None:
+        """The store of a server; None without a place for files."""
+        if not settings.files_url:
+            return None
+        return cls(
+            connection,
+            ObjectStore(settings.files_url, TRANSFER_S, holds="files"),
+            replicas=settings.registry_replicas,
+            most_files=settings.tenant_files,
+            most_bytes=settings.tenant_files_bytes,
+        )
+
+    async def add(self, record: FileRecord, file: BinaryIO) -> FileRecord:
+        """Keep a file: all of it, or nothing. Raises PayloadTooLarge beyond the quota."""
+        await self._sweep(record.tenant)
+        outcome, detail = await self._run(
+            RESERVE,
+            record.tenant,
+            record.id,
+            record.model_dump_json(),
+            str(record.bytes),
+            str(self._most_files),
+            str(self._most_bytes),
+        )
+        if outcome == "over_quota":
+            raise self._over_quota(record, *map(int, detail.split()))
+        try:
+            await self._objects.put_file(record.object_name, file)
+            ready = record.model_copy(update={"state": "ready"})
+            outcome, _ = await self._replace(record, ready)
+        except ApiError:
+            # The registry may be away as well; then the next sweep removes what is there.
+            with contextlib.suppress(ApiError):
+                await self._remove(record)
+            raise
+        if outcome != "ok":
+            raise Unavailable("the file was removed while it arrived; upload it again")
+        return ready
+
+    async def get(self, tenant: str, file_id: str) -> FileRecord:
+        """One file's record. Raises NotFound."""
+        found: FileRecord | None = None
+        if FILE_ID.fullmatch(file_id):
+            quick = self._connection.quick
+            data = await self._connection.call(lambda: quick.hget(_key(tenant), file_id))
+            found = read_record(data)
+        if found is None or found.state != "ready" or found.tenant != tenant:
+            raise NotFound(f"no file {file_id[:64]}", code="file_not_found", param="file_id")
+        return found
+
+    async def of_tenant(self, tenant: str) -> list[FileRecord]:
+        """A tenant's files, the newest first."""
+        return [record for record in await self._records(tenant) if record.state == "ready"]
+
+    async def read(self, record: FileRecord) -> AsyncIterator[bytes]:
+        """A file's bytes, in pieces; the last one follows when their digest is right."""
+        digest, last = hashlib.sha256(), b""
+        try:
+            async for piece in self._objects.stream(record.object_name, record.bytes):
+                if last:
+                    yield last
+                digest.update(piece)
+                last = piece
+        except (FileNotFoundError, SizeDiffers):
+            last = b""
+        if digest.hexdigest() != record.sha256:
+            logger.error("The bytes of %s are damaged or missing.", record.object_name)
+            raise BlobsDown(
+                f"the bytes of {record.id} are damaged or missing; delete it and upload it again",
+                code="file_damaged",
+            )
+        yield last
+
+    async def delete(self, tenant: str, file_id: str) -> FileRecord:
+        """Remove a file. Raises NotFound."""
+        record = await self.get(tenant, file_id)
+        deleting = record.model_copy(update={"state": "deleting"})
+        outcome, _ = await self._replace(record, deleting)
+        if outcome != "ok":
+            raise NotFound(f"no file {file_id}", code="file_not_found", param="file_id")
+        await self._remove(deleting)
+        return record
+
+    async def _sweep(self, tenant: str) -> None:
+        """Remove what servers that died have left behind of a tenant."""
+        before = time.time() - _STALE_S
+        for record in await self._records(tenant):
+            if record.state != "ready" and record.created_at < before:
+                logger.warning("Removing %s, which was left behind.", record.object_name)
+                await self._remove(record)
+
+    async def _remove(self, record: FileRecord) -> None:
+        await self._objects.delete([record.object_name])
+        await self._run(REMOVE, record.tenant, record.id, str(record.bytes))
+
+    async def _records(self, tenant: str) -> list[FileRecord]:
+        bulk = self._connection.bulk
+        stored = await self._connection.call(lambda: bulk.hgetall(_key(tenant)), BULK_S)
+        found = [record for value in stored.values() if (record := read_record(value)) is not None]
+        return sorted(found, key=lambda record: (-record.created_at, record.id))
+
+    async def _replace(self, before: FileRecord, after: FileRecord) -> tuple[str, str]:
+        texts = (before.model_dump_json(), after.model_dump_json())
+        return await self._run(REPLACE, before.tenant, before.id, *texts)
+
+    async def _run(self, source: str, tenant: str, *args: str) -> tuple[str, str]:
+        keys = [_key(tenant), _BYTES, _WRITTEN]
+        reply, confirmed = await self._durability.run(source, keys, [tenant, *args])
+        outcome, detail = (part.decode() for part in reply)
+        if outcome == "ok":
+            self._durability.check(confirmed)
+        return outcome, detail
+
+    def _over_quota(self, record: FileRecord, files: int, stored: int) -> PayloadTooLarge:
+        allowed = []
+        if self._most_files:
+            allowed.append(f"{files} of {self._most_files} files")
+        if self._most_bytes:
+            allowed.append(
+                f"{stored} of {self._most_bytes} bytes, and this file has {record.bytes}"
+            )
+        return PayloadTooLarge(
+            f"tenant {record.tenant!r} keeps {' and '.join(allowed)}; delete files, or ask the "
+            "operator for more",
+            code="quota_exceeded",
+            param="file",
+        )
+
+
+def _key(tenant: str) -> str:
+    return f"{PREFIX}files:{tenant}"
