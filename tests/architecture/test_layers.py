@@ -60,13 +60,16 @@ ROOMS = {
         "rewards": _TRAINER_BASE | {"evaluation"},
         "methods": _TRAINER_BASE | {"masking", "evaluation", "rewards"},
         "comparison": _TRAINER_BASE | {"masking", "evaluation", "rewards", "methods"},
+        # A worker: what it trains is a command of its own process.
+        "jobs": {"errors", "methods"},
         "cli": _TRAINER_BASE
-        | {"masking", "evaluation", "rewards", "methods", "comparison", "outlines"},
+        | {"jobs", "masking", "evaluation", "rewards", "methods", "comparison", "outlines"},
         "__main__": {"cli"},
     },
     "bmt_server": {
         "errors": set(),
-        "settings": {"errors"},
+        "setting_options": set(),
+        "settings": {"errors", "setting_options"},
         "ipc": {"settings", "errors"},
         "registry": _SERVER_FLOOR,
         "sources": _SERVER_FLOOR,
