@@ -86,7 +86,6 @@ class Settings:
         flag="--max-file-mib",
         flag_unit="MiB",
         least=1 << 10,
-        most=1 << 40,
     )
     tenant_files: int = _option(
         "Files that one tenant may keep; more get 413. 0: no limit.",
