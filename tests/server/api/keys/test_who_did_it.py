@@ -139,7 +139,9 @@ async def test_each_change_leaves_one_line(api, lines):
     tried = [(method, path.partition("?")[0]) for method, path, _, action in steps if action]
     for route in ROUTES:
         changes = route.methods & {"PUT", "PATCH", "DELETE", "POST"}
-        if route.names_model or ("rollout" in route.path.pattern):
+        # Files: tests/server/api/files/test_audit.py.
+        elsewhere = ("rollout", "/v1/files")
+        if route.names_model or any(part in route.path.pattern for part in elsewhere):
             continue
         for method in changes:
             paths = [path for tried_method, path in tried if tried_method == method]
