@@ -71,6 +71,15 @@ def greatest(value: int, device: torch.device) -> int:
     return int(shared)
 
 
+def total(value: int, device: torch.device) -> int:
+    """The sum of `value` over all processes. Collective: every process must call it."""
+    if world_size() == 1:
+        return value
+    shared = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(shared)
+    return int(shared)
+
+
 def of_main_process(value: T) -> T:
     """Rank 0's value in all processes. Collective: every process must call it."""
     if world_size() == 1:

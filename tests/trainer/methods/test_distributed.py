@@ -15,6 +15,8 @@ import yaml
 from bmt_trainer.distributed import join
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.methods.config import TrainConfig
+from bmt_trainer.models import load_model
+from trl.trainer.utils import add_fused_lm_head
 
 from tests.support.tiny_model import save_tiny_llama
 from tests.support.training.ranks import fsdp2
@@ -40,8 +42,10 @@ def run_all(method: str, processes: int, runs: list[dict], folder: Path) -> list
     """The same of several runs, one after the other in the same processes."""
     names = [f"{method}-{processes}{f'-{at}' if at else ''}.bmt" for at in range(len(runs))]
     outputs = [str(folder / name) for name in names]
-    settings = [json.dumps({**s, "output": o}) for s, o in zip(runs, outputs, strict=True)]
-    launch(processes, str(SCRIPT), method, *settings)
+    settings = [
+        json.dumps({"method": method, **s, "output": o}) for s, o in zip(runs, outputs, strict=True)
+    ]
+    launch(processes, str(SCRIPT), *settings)
     return [(bmt_core.load(output), torch.load(f"{output}.pt")) for output in outputs]
 
 
@@ -141,6 +145,64 @@ def test_two_processes_train_on_uneven_rows_as_one_does(pairs, rows):
         for n in (1, 2)
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+# Rows of preferences. Of two processes the last batch of an epoch has unequal shares; of 17 rows,
+# and of 3, the second process has none of it.
+COUNTS = (16, 21, 17, 3)
+
+
+@pytest.fixture(scope="module")
+def by_preferences(exact, tmp_path_factory):
+    """(folder, by method and rows: what two processes made, what one made of their batches)."""
+    folder = tmp_path_factory.mktemp("preferences")
+    runs = {}
+    for rows in COUNTS:
+        # Scores, and a validation, are of all rows in each process.
+        aside = {"heldout": 4, "validation": 3} if rows == 16 else {"heldout": 0, "validation": 0}
+        data = folder / f"{rows}.jsonl"
+        made = (
+            {"prompt": "x" * (i % 5) + f"{i}", "chosen": f"{i * 7919 % 97}", "rejected": "?"}
+            for i in range(rows + sum(aside.values()))
+        )
+        data.write_text("".join(json.dumps(row) + "\n" for row in made))
+        of_run = {**base(exact), **aside, "dataset": str(data), "eta": 0.3, "validate_every": 2}
+        for method in ("dpo", "kto"):
+            runs[method, rows] = {**of_run, "method": method, "learning_rate": 0.02}
+    two = run_all("both", 2, [{**r, "batch_size": 4} for r in runs.values()], folder)
+    one = run_all("both", 1, [{**r, "batch_size": 8} for r in runs.values()], folder)
+    return folder, dict(zip(runs, zip(two, one, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("rows", COUNTS)
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_two_processes_train_by_preferences_as_one_does(by_preferences, method, rows):
+    folder, made = by_preferences
+    (two, _), (one, seen) = made[method, rows]
+    assert len(flipped(one, seen["deleted"])) > 100, "a run without flips would prove nothing"
+    for of_two, of_one in zip(two.tensors, one.tensors, strict=True):
+        assert of_two.positions.tolist() == of_one.positions.tolist()
+    at = list(made).index((method, rows))
+    name = f"{f'-{at}' if at else ''}.bmt.history.json"
+    sharded, alone = (json.loads((folder / f"both-{n}{name}").read_text()) for n in (2, 1))
+    assert len({step["loss"] for step in alone["steps"]}) > 1
+    # Loss, rewards, divergence, tokens: every figure of a step.
+    for of_two, of_one in zip(sharded["steps"], alone["steps"], strict=True):
+        assert of_two == pytest.approx(of_one, rel=1e-4, abs=1e-5)
+    assert ("mask" in alone["scores"]) == ("validation" in alone) == (rows == 16)
+    assert sharded["scores"] == alone["scores"]
+    assert sharded.get("validation") == alone.get("validation")
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_the_reference_of_a_sharded_model_is_the_base_bit_for_bit(by_preferences, exact, method):
+    plain = load_model(exact).train()
+    add_fused_lm_head(plain)
+    for (of_run, _), ((_, sharded), _) in by_preferences[1].items():
+        if of_run == method:
+            taken, found = sharded["reference"]
+            with torch.no_grad():
+                assert torch.equal(found, plain(**taken).log_probs)
 
 
 def test_a_comparison_under_fsdp2_is_told_and_kept_once(exact, tmp_path):

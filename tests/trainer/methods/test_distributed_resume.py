@@ -31,16 +31,20 @@ def settings(checkpoint, tmp_path):
         "checkpoint_every": 2,
         "steps": 8,
     }
+    preferences = {**common, "dataset": "task:word-order?least=2&most=3"}
+    preferences |= {"batch_size": 2, "validation": 4, "validate_every": 3}
     on_policy = {**common, "validation": 2, "validate_every": 3, "prompts_per_step": 4}
     of_method = {
         "sft": {**common, "batch_size": 2, "validation": 4, "validate_every": 3},
+        "dpo": preferences,
+        "kto": preferences,
         "grpo": {**on_policy, "completions": 4, "micro_batch": 4, "reward": f"{reward}:odd"},
         "sdft": {**on_policy, "micro_batch": 2, "skip_tokens": 0},
     }
     return of_method.__getitem__
 
 
-@pytest.mark.parametrize("method", ["sft", "grpo", "sdft"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "kto", "grpo", "sdft"])
 def test_a_run_that_is_killed_and_resumed_gives_the_same_mask(settings, tmp_path, method):
     whole = RankedRun(method, settings(method), tmp_path / "whole")
     digest = whole.finish()

@@ -27,7 +27,7 @@ from bmt_trainer.process import (
 )
 
 # Commands that several processes run together; of any other the first process runs it alone.
-_OF_ALL_PROCESSES = ("sft", "grpo", "sdft", "compare")
+_OF_ALL_PROCESSES = (*train.COMMANDS, "compare")
 # Time in which a launcher ends this process if the first one has failed too.
 _LAUNCHER_SECONDS = 10.0
 

@@ -197,10 +197,17 @@ def settings_command(kind: type[Any], run: Callable[[Any], None]) -> Callable[..
     return command
 
 
+#: Commands that train, by name; all of them run in several processes.
+COMMANDS: Mapping[str, tuple[type[TrainConfig], Callable[[Any], None]]] = {
+    "sft": (SftConfig, sft),
+    "dpo": (DpoConfig, dpo),
+    "kto": (KtoConfig, kto),
+    "grpo": (GrpoConfig, grpo),
+    "sdft": (SdftConfig, sdft),
+}
+
+
 def add(app: typer.Typer) -> None:
     """Add the commands to `bmt-train`."""
-    app.command("sft")(settings_command(SftConfig, sft))
-    app.command("dpo")(settings_command(DpoConfig, dpo))
-    app.command("kto")(settings_command(KtoConfig, kto))
-    app.command("grpo")(settings_command(GrpoConfig, grpo))
-    app.command("sdft")(settings_command(SdftConfig, sdft))
+    for name, (kind, command) in COMMANDS.items():
+        app.command(name)(settings_command(kind, command))

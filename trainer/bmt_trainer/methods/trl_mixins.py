@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -100,7 +100,7 @@ class SharedRows:
         loader: DataLoader[Any] = DataLoader(
             rows,
             batch_sampler=SharedBatches(sampler, size, world_size(), rank()),
-            collate_fn=collate_share(trainer.data_collator, rows[0]),
+            collate_fn=self.collate_share(rows[0]),
         )
         return prepare_data_loader(
             loader,
@@ -112,6 +112,14 @@ class SharedRows:
             use_seedable_sampler=True,
             data_seed=trainer.args.data_seed,
         )
+
+    def collate_share(self, row: Any) -> Callable[[Sequence[Any]], dict[str, Any]]:
+        """Collate a process's share of a batch, which may be short or empty; row: any of the data.
+
+        The loss of a share has to be a sum over the batch of all processes, as SFT's is.
+        """
+        trainer: Any = self
+        return collate_share(trainer.data_collator, row)
 
 
 class HardSampling:

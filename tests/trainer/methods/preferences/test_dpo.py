@@ -233,14 +233,11 @@ def test_pairs_that_are_too_long(checkpoint, tmp_path):
         train(dataclasses.replace(config, max_length=5, overwrite=True), quiet())
 
 
-def test_settings_that_dpo_cannot_keep(checkpoint, tmp_path, monkeypatch):
+def test_settings_that_dpo_cannot_keep(checkpoint, tmp_path):
     with pytest.raises(ConfigError, match="beta"):
         settings(checkpoint, tmp_path / "m.bmt", beta=0)
     with pytest.raises(ConfigError, match="thoughts: off"):
         settings(checkpoint, tmp_path / "m.bmt", thoughts="off")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="one process"):
-        settings(checkpoint, tmp_path / "m.bmt")
 
 
 def test_rows_that_are_no_pairs_end_a_run_before_a_weight_is_loaded(checkpoint, tmp_path):

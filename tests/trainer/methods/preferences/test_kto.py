@@ -12,7 +12,7 @@ import pytest
 import torch
 from bmt_trainer.errors import ConfigError, DataError, ResumeError
 from bmt_trainer.masking.equations import sharpness
-from bmt_trainer.methods.config import KtoConfig, preferences
+from bmt_trainer.methods.config import KtoConfig
 from bmt_trainer.methods.preferences.kto import MaskedKTOTrainer, in_batches, train
 from bmt_trainer.methods.preferences.labels import LabelScore
 from bmt_trainer.methods.preferences.losses import kto_losses, with_partners
@@ -247,7 +247,7 @@ def test_a_task_without_labels_is_refused(checkpoint, tmp_path):
         train(settings(checkpoint, tmp_path / "m.bmt", dataset="task:initials"), quiet())
 
 
-def test_settings_that_kto_cannot_keep(checkpoint, tmp_path, monkeypatch):
+def test_settings_that_kto_cannot_keep(checkpoint, tmp_path):
     for changes, words in (
         ({"batch_size": 1}, "batch_size: 1 is below 2"),
         ({"desirable_weight": 0}, "desirable_weight"),
@@ -255,9 +255,6 @@ def test_settings_that_kto_cannot_keep(checkpoint, tmp_path, monkeypatch):
     ):
         with pytest.raises(ConfigError, match=words):
             settings(checkpoint, tmp_path / "m.bmt", **changes)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="kto trains in one process"):
-        settings(checkpoint, tmp_path / "m.bmt")
 
 
 def test_labels_out_of_balance_are_said(checkpoint, tmp_path):
@@ -306,12 +303,6 @@ def test_a_score_of_labeled_answers():
     assert score.gain == pytest.approx((1 + 1 - 0.5) / 3)
     assert (score.up[0], score.down[0]) == (0.25, -1)
     assert LabelScore.of([-1.0], [-1.0], [False]).to_json().keys().isdisjoint({"wanted"})
-
-
-def test_several_processes_are_refused_with_the_way_to_start_one(monkeypatch, tmp_path):
-    monkeypatch.setattr(preferences, "world_size", lambda: 2)
-    with pytest.raises(ConfigError, match=r"kto trains in one process, not 2; start .*without"):
-        settings("m", tmp_path / "m.bmt")
 
 
 def test_the_recipe_is_valid():

@@ -14,7 +14,10 @@ class KtoConfig(PreferenceConfig):
     """Settings of `kto.train`. The paper has no such method. Raises ConfigError."""
 
     batch_size: int = option(
-        "Answers per forward pass; their mean divergence is the point of reference.", 8, least=2
+        "Answers per forward pass; their mean divergence is the point of reference, over all "
+        "processes.",
+        8,
+        least=2,
     )
     desirable_weight: float = option("Weight of the loss of wanted answers.", 1.0, above=0)
     undesirable_weight: float = option("Weight of the loss of unwanted answers.", 1.0, above=0)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.methods.config.training import TrainConfig
-from bmt_trainer.process import world_size
 from bmt_trainer.settings import option, redefined
 
 
@@ -36,11 +35,6 @@ class PreferenceConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         method = type(self).__name__.removesuffix("Config").lower()
-        if world_size() > 1:
-            raise ConfigError(
-                f"{method} trains in one process, not {world_size()}; start it without the "
-                "launcher (bmt-train), or with one process (--nproc_per_node or --num_processes 1)"
-            )
         if self.thoughts is not None:
             raise ConfigError(
                 f"thoughts: {self.thoughts} is for graded answers, and {method} scores answers by "

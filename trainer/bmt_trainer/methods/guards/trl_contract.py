@@ -136,6 +136,11 @@ SEAMS = (
         "methods/preferences/reference.py",
         exactly=("self", "dataset", "processing_class", "args", "dataset_name"),
     ),
+    Seam(
+        _DPO,
+        "methods/preferences/shares.py",
+        attributes=("_metrics", "_total_train_tokens", "data_collator"),
+    ),
     Seam(f"{_KTO}.__init__", "methods/preferences/kto.py", accepts=(*_GIVEN, "ref_model")),
     Seam(
         "trl:KTOConfig",

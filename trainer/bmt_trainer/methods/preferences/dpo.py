@@ -25,7 +25,9 @@ from bmt_trainer.methods.preferences import run
 from bmt_trainer.methods.preferences.losses import PairLoss
 from bmt_trainer.methods.preferences.reference import AgainstBase
 from bmt_trainer.methods.preferences.scores import PairScores
+from bmt_trainer.methods.preferences.shares import SharedPairs
 from bmt_trainer.methods.validation import of_run
+from bmt_trainer.process import world_size
 from bmt_trainer.rewards.find import find_for
 
 
@@ -55,7 +57,7 @@ def load(config: DpoConfig, display: Display) -> tuple[Loaded, Rows]:
     """Encode the run's pairs, and load the run. Raises DataError for a row that is none."""
     # Departure: a pair above max_length is left out whole; TRL cuts its answers.
     join(config.device, say=display.say)
-    a_step = config.batch_size * config.gradient_accumulation
+    a_step = config.batch_size * config.gradient_accumulation * world_size()
     inputs = pipeline.read(
         config,
         display,
@@ -85,7 +87,7 @@ def load(config: DpoConfig, display: Display) -> tuple[Loaded, Rows]:
     )
 
 
-class MaskedDPOTrainer(AgainstBase, DPOTrainer):
+class MaskedDPOTrainer(SharedPairs, AgainstBase, DPOTrainer):
     """TRL's trainer of pairs, with the base as its reference."""
 
 

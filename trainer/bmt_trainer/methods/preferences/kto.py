@@ -29,7 +29,9 @@ from bmt_trainer.methods.preferences import run
 from bmt_trainer.methods.preferences.labels import LabelScores
 from bmt_trainer.methods.preferences.losses import LabelLoss, with_partners
 from bmt_trainer.methods.preferences.reference import AgainstBase
+from bmt_trainer.methods.trl_mixins import SharedRows
 from bmt_trainer.methods.validation import of_run
+from bmt_trainer.process import world_size
 from bmt_trainer.rewards.find import find_for
 
 # Ratio of the weighted numbers of wanted and unwanted answers (TRL, after KTO's Eq. 8).
@@ -62,7 +64,7 @@ def load(config: KtoConfig, display: Display) -> tuple[Loaded, Rows]:
     """Encode the run's answers, and load the run. Raises DataError for a row without a label."""
     # Departure: an answer above max_length is left out; TRL cuts it.
     join(config.device, say=display.say)
-    a_step = config.batch_size * config.gradient_accumulation
+    a_step = config.batch_size * config.gradient_accumulation * world_size()
     inputs = pipeline.read(
         config,
         display,
@@ -125,8 +127,12 @@ def _labels(config: KtoConfig, answers: Sequence[LabeledAnswer]) -> Iterator[str
         yield f"warning: answers that one prompt has as wanted and as unwanted: {both:,}"
 
 
-class MaskedKTOTrainer(AgainstBase, KTOTrainer):
-    """TRL's trainer of labeled answers, with the base as its reference."""
+class MaskedKTOTrainer(SharedRows, AgainstBase, KTOTrainer):
+    """TRL's trainer of labeled answers, with the base as its reference.
+
+    Its point of reference is the mean of the processes' means, which is that of the whole batch
+    because `in_batches` gives all of them as many answers.
+    """
 
 
 def in_batches(rows: Rows, size: int, count: int, seed: int) -> list[dict[str, Any]]:
@@ -156,9 +162,9 @@ def fit(
 ) -> Logs:
     """Train the attached gates on the answers."""
     # Departure: TRL keeps the rows' order, which has all chosen answers of pairs first.
-    batches = in_batches(
-        rows, config.batch_size, config.steps * config.gradient_accumulation, config.seed
-    )
+    # Batches are of all processes, so an answer's partner may be of another one.
+    size, count = config.batch_size * world_size(), config.steps * config.gradient_accumulation
+    batches = in_batches(rows, size, count, config.seed)
     arguments = TrlConfig(
         **run.arguments(config, loaded),
         loss_type="kto",

@@ -51,8 +51,8 @@ def with_steps(inputs: Inputs, rows: Sequence[T], what: str, a_step: int) -> Inp
     )
     if len(rows) < a_step:
         display.say(
-            f"a step takes {a_step:,} {what} (batch_size x gradient_accumulation), and there are "
-            f"{len(rows):,}: each step learns all of them"
+            f"a step takes {a_step:,} {what} (batch_size x gradient_accumulation x processes), and "
+            f"there are {len(rows):,}: each step learns all of them"
         )
     of = f"{len(rows):,} {what} in steps of {a_step}"
     return schedules.with_steps(inputs, math.ceil(len(rows) / a_step), of)
