@@ -21,6 +21,7 @@ from bmt_trainer.data.examples import Example, with_template_kwargs
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation import retention, suites, update_geometry
 from bmt_trainer.evaluation.completions import CompletionReader
+from bmt_trainer.evaluation.formulas.overruns import described
 from bmt_trainer.evaluation.generate import generate
 from bmt_trainer.evaluation.kl import Policy
 from bmt_trainer.evaluation.score import grade, is_right, score_of
@@ -46,7 +47,8 @@ def score_heldout(loaded: Loaded, model: nn.Module, label: str) -> Result:
         texts = _answers(loaded, model, examples, loaded.config.max_new_tokens, advance)
     marks = grader.marks(texts, examples)
     right = list(map(is_right, marks.chosen))
-    loaded.display.say(f"{label}: {sum(right)} of {len(right)} right")
+    line = f"{label}: {sum(right)} of {len(right)} right"
+    loaded.display.say(line + (f", {described(marks.overrun)}" if marks.overrun else ""))
     return {
         "score": score_of(marks, grader.name).to_json(),
         "reading": loaded.reading,

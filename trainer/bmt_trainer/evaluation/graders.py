@@ -8,19 +8,18 @@ are scored by; rewards of users are others, see `bmt_trainer.rewards`.
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation import answer_parsing as parse
+from bmt_trainer.evaluation.formulas import overruns
+from bmt_trainer.evaluation.formulas import workers as formulas
 from bmt_trainer.evaluation.thoughts import completion_of
 from bmt_trainer.evaluation.tool_calls import calls_in
 
-# Relative difference of two numbers that are equal, as in SimpleRL-Zoo's grader.
-_TOLERANCE = 1e-4
 #: (completion, answer) -> score, 0 to 1.
 Comparison = Callable[[str, str], float]
 
@@ -31,7 +30,8 @@ class Marks:
 
     None: the value of a completion that no reward applies to. chosen: the reading whose mean
     counts; graded: the values are a grader's, 0 or 1; cut: the number of completions that ended at
-    their greatest length; unfinished: of those with a thought that is not closed.
+    their greatest length; unfinished: of those with a thought that is not closed; overrun: of those
+    that the math grader could not finish within its bounds, which are wrong.
     """
 
     strict: Sequence[float | None]
@@ -40,6 +40,7 @@ class Marks:
     graded: bool = True
     cut: int = 0
     unfinished: int = 0
+    overrun: int = 0
 
 
 def counted(completions: Sequence[str], answers: Sequence[str]) -> tuple[int, int]:
@@ -91,13 +92,22 @@ class Grader:
         answers = [example.answer for example in examples]
         pairs = list(zip(completions, answers, strict=True))
         strict = [self.strict(*pair) for pair in pairs]
-        lenient = [self.lenient(*pair) for pair in pairs]
-        return Marks(strict, lenient, strict, True, *counted(completions, answers))
+        # The lenient reading compares all that the strict one does.
+        with overruns.counting() as overrun:
+            lenient = [self.lenient(*pair) for pair in pairs]
+        counts = counted(completions, answers)
+        return Marks(strict, lenient, strict, True, *counts, overrun.number)
 
 
 def _compared(comparison: Comparison, completion: str, answer: str) -> float:
     given, right = completion_of(completion).graded(answer)
-    return 0.0 if given is None else float(comparison(given, right))
+    if given is None:
+        return 0.0
+    try:
+        return float(comparison(given, right))
+    except overruns.Overrun:
+        overruns.note()
+        return 0.0
 
 
 def is_exact(completion: str, answer: str) -> bool:
@@ -152,38 +162,10 @@ def _equal(given: object, wanted: object) -> bool:
     return given is not None and given == wanted
 
 
-def _math(completion: str, answer: str) -> bool:
-    """math-verify finds the completion's last formula equal to the answer.
-
-    An answer that is a real number and no integer, or written with an exponent, is compared by its
-    value with a relative tolerance of 1e-4, as SimpleRL-Zoo's grader has it.
-    """
-    from math_verify import parse as formulas
-    from math_verify import verify
-
-    # Without math-verify's own time limit, which needs the main thread.
-    given = formulas(parse.without_exponents(completion), parsing_timeout=None)
-    wanted = formulas(f"\\boxed{{{parse.without_exponents(answer)}}}", parsing_timeout=None)
-    a, b = _value(given), _value(wanted)
-    if a is not None and b is not None and (parse.has_exponent(answer) or not b.is_integer()):
-        # math-verify rounds to six decimals, so that small numbers are all alike to it.
-        return math.isclose(a, b, rel_tol=_TOLERANCE)
-    return bool(verify(wanted, given, timeout_seconds=None))
-
-
-def _value(found: Sequence[Any]) -> float | None:
-    """The value of a formula that is a real number; None for others."""
-    try:
-        number = found[0].evalf(15)
-        return float(number) if number.is_real else None
-    except (AttributeError, IndexError, TypeError, ValueError, OverflowError):
-        return None
-
-
 def _math_boxed(completion: str, answer: str) -> bool:
-    """The same, of a completion that has a \\boxed formula."""
+    """The last formula of a completion that has a \\boxed one equals the answer."""
     # Departure: SimpleRL-Zoo uses Qwen's grader, whose tolerance is for integers too.
-    return "\\boxed" in completion and _math(completion, answer)
+    return "\\boxed" in completion and formulas.equal(completion, answer)
 
 
 def _bbeh(completion: str, answer: str) -> bool:
@@ -255,7 +237,7 @@ GRADERS: Mapping[str, Grader] = {
         WORDS,
         Grader("number", _is_number, _ends_with_number),
         Grader("gsm8k", _gsm8k, _ends_with_number),
-        Grader("math", _math_boxed, _math),
+        Grader("math", _math_boxed, formulas.equal),
         Grader("letter", _letter, _letter_anywhere),
         Grader("bbeh", _bbeh, _bbeh_anywhere),
         Grader("tools", _tools, _tools_named),

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import DataError, RewardError
 from bmt_trainer.evaluation.completions import CompletionReader
+from bmt_trainer.evaluation.formulas import overruns
 from bmt_trainer.evaluation.generate import generate
 from bmt_trainer.evaluation.graders import WORDS, Marks, Scorer
 from bmt_trainer.evaluation.intervals import interval_of_mean, wilson
@@ -25,7 +26,8 @@ class Score:
     exact: right by the strict reading, a reward of at least 1; lenient: right by the lenient
     reading; mean: of the rewards in the reading that counts, by default the accuracy;
     mean_interval: its 95 % interval; graded: the rewards are a grader's, 0 or 1; cut: answers that
-    ended at max_new_tokens; unfinished: answers that ended within a thought, which are wrong.
+    ended at max_new_tokens; unfinished: answers that ended within a thought, which are wrong;
+    overrun: answers that the math grader could not finish within its bounds, which are wrong.
     """
 
     exact: int
@@ -36,6 +38,7 @@ class Score:
     graded: bool = True
     cut: int = 0
     unfinished: int = 0
+    overrun: int = 0
 
     def __post_init__(self) -> None:
         if math.isnan(self.mean):
@@ -65,6 +68,7 @@ class Score:
             "mean_interval95": [_significant(bound) for bound in self.mean_interval],
             "cut": self.cut,
             "unfinished_thoughts": self.unfinished,
+            **({"overrun": self.overrun} if self.overrun else {}),
         }
 
     def __str__(self) -> str:
@@ -75,6 +79,7 @@ class Score:
             f"{mean}{self.accuracy:6.1%} [{low:.1%}, {high:.1%}] exact, "
             f"{self.lenient / self.total:6.1%} lenient, n = {self.total}, cut: {self.cut}"
             + (f", unfinished thoughts: {self.unfinished}" if self.unfinished else "")
+            + (f", {overruns.described(self.overrun)}" if self.overrun else "")
         )
 
 
@@ -121,6 +126,7 @@ def score_of(marks: Marks, name: str) -> Score:
         marks.graded,
         marks.cut,
         marks.unfinished,
+        marks.overrun,
     )
 
 

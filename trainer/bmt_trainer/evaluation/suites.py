@@ -125,7 +125,8 @@ class Result:
     right: by model, True for each answer that is right by the strict reading; lenient: by model,
     the number right by the lenient reading; skipped: reason, if the set was not run; cut: by model,
     the number of answers that ended at max_new_tokens; unfinished: of those within a thought;
-    failed: it was skipped because a model did not answer.
+    overrun: by model, the number that the math grader could not finish within its bounds; failed:
+    it was skipped because a model did not answer.
     """
 
     suite: str
@@ -134,6 +135,7 @@ class Result:
     skipped: str | None = None
     cut: Mapping[str, int] = field(default_factory=dict)
     unfinished: Mapping[str, int] = field(default_factory=dict)
+    overrun: Mapping[str, int] = field(default_factory=dict)
     failed: bool = False
 
     def score(self, model: str) -> Score:
@@ -145,6 +147,7 @@ class Result:
             len(right),
             cut=self.cut.get(model, 0),
             unfinished=self.unfinished.get(model, 0),
+            overrun=self.overrun.get(model, 0),
         )
 
     def against(self, first: str, second: str) -> Paired:
@@ -251,4 +254,5 @@ def run(
             {name: sum(map(is_right, found.lenient)) for name, found in marks.items()},
             cut={name: found.cut for name, found in marks.items()},
             unfinished={name: found.unfinished for name, found in marks.items()},
+            overrun={name: found.overrun for name, found in marks.items()},
         )

@@ -16,6 +16,7 @@ from bmt_trainer.data.encoding import end_of_turn, plain
 from bmt_trainer.data.examples import Example
 from bmt_trainer.errors import ConfigError, RewardError
 from bmt_trainer.evaluation.completions import CompletionReader
+from bmt_trainer.evaluation.formulas import overruns
 from bmt_trainer.evaluation.graders import Marks, counted
 from bmt_trainer.evaluation.thoughts import completion_of
 from bmt_trainer.rewards.reward import Batch, Reward, Values
@@ -119,14 +120,16 @@ class Rewards:
             return Marks([], [], [], self.graded)
         batch = self.batch(completions, examples)
         strict = self._values(batch)
-        lenient = [
-            reward.values(batch, lenient=True) if reward.lenient else values
-            for reward, values in zip(self.rewards, strict, strict=True)
-        ]
+        # The lenient reading of a grader compares all that its strict one does.
+        with overruns.counting() as overrun:
+            lenient = [
+                reward.values(batch, lenient=True) if reward.lenient else values
+                for reward, values in zip(self.rewards, strict, strict=True)
+            ]
         sums, forgiving = self._sums(strict), self._sums(lenient)
         chosen = forgiving if self.reading == "lenient" else sums
         counts = counted(completions, batch.answers)
-        return Marks(sums, forgiving, chosen, self.graded, *counts)
+        return Marks(sums, forgiving, chosen, self.graded, *counts, overrun.number)
 
     @cached_property
     def reader(self) -> CompletionReader:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bmt_trainer.data.examples import Example
+from bmt_trainer.evaluation.formulas import overruns
 from bmt_trainer.evaluation.thoughts import Completion
 from bmt_trainer.rewards.combined import ROW, Rewards, columns_of
 from bmt_trainer.rewards.reward import Batch, Reward, Values, text_of
+from bmt_trainer.rewards.watch import OVERRUN
 
 
 def trl_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -66,7 +68,11 @@ class _Called:
         self._reader = rewards.reader
 
     def __call__(self, **given: Any) -> Values:
-        return self._reward.values(self.batch(**given), lenient=self._lenient)
+        with overruns.counting() as overrun:
+            values = self._reward.values(self.batch(**given), lenient=self._lenient)
+        if overrun.number:
+            given["log_metric"](OVERRUN, float(overrun.number))
+        return values
 
     def batch(
         self,

@@ -9,6 +9,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from bmt_trainer.evaluation.formulas import overruns
+
+#: The metric of a step with completions that the math grader could not finish: their number.
+OVERRUN = "overrun"
 #: Steps in a row that a warning is based on; all of them, in a shorter run.
 WINDOW = 5
 # Share of cut-off answers from which a warning is given.
@@ -68,6 +72,8 @@ def found(steps: Sequence[Mapping[str, float]], limits: Limits) -> dict[str, str
     zeros = [int(step["zeros"]) for step in steps]
     rewards = [step["reward"] for step in steps if not math.isnan(step["reward"])]
     causes = {}
+    if overrun := sum(step.get(OVERRUN, 0) for step in steps):
+        causes["overrun"] = f"{span}: answers {overruns.described(overrun)}"
     cut = clipped >= _CLIPPED
     if cut:
         causes["clipped"] = (
