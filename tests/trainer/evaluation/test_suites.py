@@ -13,7 +13,7 @@ import torch
 from bmt_trainer.cli.main import app
 from bmt_trainer.data.examples import Example, chat
 from bmt_trainer.data.sources import load
-from bmt_trainer.errors import ConfigError
+from bmt_trainer.errors import ConfigError, DataError
 from bmt_trainer.evaluation import retention, suites
 from bmt_trainer.evaluation.backends import by_transformers
 from bmt_trainer.evaluation.suites import SUITES, named, run
@@ -74,6 +74,56 @@ def test_the_held_out_quarter_equals_that_of_training(folder):
     split = load(f"mmlu-pro:{path}?subject=law", heldout=3, train=100, seed=5)
     assert suite.load(folder, seed=5) == split.heldout
     assert len(split.train) == 8
+
+
+@pytest.mark.found
+def test_duplicates_are_kept_by_a_setting_and_their_share_is_said(tmp_path):
+    """Table 9's law: 825 and 276 rows, of 1,037 different prompts."""
+    path = tmp_path / "mmlu_pro" / "test.jsonl"
+    numbers = [*range(1037), *range(64)]
+    lines(
+        path,
+        [
+            {"question": f"Law {n}?", "options": ["a", "b"], "answer": "A", "category": "law"}
+            for n in numbers
+        ],
+    )
+    name = f"mmlu-pro:{path}?subject=law"
+    share = {"heldout": 0, "share": 0.25, "train": 10_000, "seed": 3}
+    split = load(name, **share)
+    assert len(split.heldout) == 260
+    assert len({example.key for example in split.train}) == 777
+    kept = load(f"{name}&duplicates=keep", **share)
+    assert (len(kept.train), len(kept.heldout)) == (825, 276)
+    prompts = {example.key for example in kept.train}
+    both = sum(example.key in prompts for example in kept.heldout)
+    assert 0 < both <= 64
+    assert any(f"{both} of 276 held-out rows ({both / 276:.1%})" in n for n in kept.counts.notes)
+    [suite] = named("mmlu-pro law")
+    assert suite.load(tmp_path, seed=3) == split.heldout
+    assert suite.load(tmp_path, seed=3, duplicates=True) == kept.heldout
+    models = {"base": lambda examples, tokens: ["The answer is (A)."] * len(examples)}
+    for duplicates, total, said in ((False, 260, 0), (True, 276, both)):
+        [result] = run([suite], models, folder=tmp_path, seed=3, duplicates=duplicates)
+        assert (result.score("base").total, result.trained_on) == (total, said)
+        assert result.to_json().get("trained_on", 0) == said
+        assert (f"prompts that are trained on: {said}" in str(result)) == duplicates
+
+
+@pytest.mark.found
+def test_duplicates_are_kept_where_rows_are_split_alone(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    lines(path, [{"prompt": str(n % 9), "completion": "a"} for n in range(12)])
+    for name in (f"{path}?duplicates=keep&streaming=true", "task:arithmetic?duplicates=keep"):
+        with pytest.raises(DataError, match="duplicates=keep is for files"):
+            load(name, heldout=1, train=1)
+    with pytest.raises(DataError, match="a data set alone"):
+        load(f"{path}?duplicates=keep&weight=1 + {path}?weight=1", heldout=1, train=1)
+    with pytest.raises(DataError, match="duplicates"):
+        load(f"{path}?duplicates=perhaps", heldout=1, train=1)
+    assert load(f"{path}?duplicates=drop", heldout=3, train=99) == load(
+        str(path), heldout=3, train=99
+    )
 
 
 def test_sets_without_data_or_package_are_skipped_with_a_reason(folder, monkeypatch):

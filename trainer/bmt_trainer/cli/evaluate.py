@@ -240,6 +240,13 @@ def suites(
     chat_template_kwargs: TemplateKwargs = None,
     thoughts: ThoughtsOption = None,
     seed: Seed = 0,
+    duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--duplicates",
+            help="Keep rows that repeat a prompt, as the paper's tables 9 and 10 count.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Score a base, and optionally a mask against it, on the paper's evaluation sets."""
@@ -265,7 +272,13 @@ def suites(
     )
     results = []
     for result in sets.run(
-        chosen, models, folder=folder, limit=limit, max_new_tokens=max_new_tokens, seed=seed
+        chosen,
+        models,
+        folder=folder,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        duplicates=duplicates,
     ):
         results.append(result)
         display.say(str(result))
@@ -291,6 +304,13 @@ def retention(
     limit: Annotated[int | None, typer.Option(min=1, help="Examples of each task.")] = None,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="Device of the model.")] = "auto",
+    run_model_code: Annotated[
+        bool,
+        typer.Option(
+            "--run-model-code",
+            help="Run the programs that the model writes for humaneval, in a sandbox.",
+        ),
+    ] = False,
 ) -> None:
     """Score general skills by lm-eval, if it is installed."""
     from bmt_core.config import arithmetic, config_warning
@@ -315,6 +335,7 @@ def retention(
         task_path=task_path,
         limit=limit,
         batch_size=batch_size,
+        run_model_code=run_model_code,
     )
     summary = {"accuracy": scores.accuracy, "mean": scores.mean, "skipped": scores.skipped}
     print(json.dumps(summary, indent=1))

@@ -105,7 +105,9 @@ def retention_score(plan: Plan, loaded: Loaded, tuned: Tuned) -> Callable[[], Ro
 
         def by_lm_eval() -> Row:
             with models.evaluating(model), tuned.tuned():
-                scores = retention.retained(model, loaded.tokenizer)
+                scores = retention.retained(
+                    model, loaded.tokenizer, run_model_code=plan.run_model_code
+                )
             if not scores.accuracy:
                 raise ConfigError(f"retention: lm-eval runs no task ({scores.skipped})")
             if scores.skipped != loaded.run.notes.get(SKIPPED, {}):

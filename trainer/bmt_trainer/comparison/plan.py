@@ -20,6 +20,7 @@ from typing import Any, Literal
 from bmt_trainer.comparison import provenance, recipe
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.evaluation import suites
+from bmt_trainer.evaluation.retention import LM_EVAL
 from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig, TrainConfig
 from bmt_trainer.process import world_size
 from bmt_trainer.settings import build, check, option
@@ -67,6 +68,9 @@ class Plan:
     )
     retention_grader: str = option("Grader of the retention data set.", "words")
     retention_examples: int = option("Examples of the retention data set.", 400, least=1)
+    run_model_code: bool = option(
+        "Run the programs that a model writes for lm-eval's humaneval, in a sandbox.", False
+    )
     geometry: bool = option("Measure the geometry of the updates at the end.", False)
     suites: str | None = option(
         "Evaluation sets to score at the end, as in `bmt-train suites`.", None
@@ -101,6 +105,11 @@ class Plan:
                 )
         if self.suites is not None:
             suites.named(self.suites)
+        if self.run_model_code and self.retention != LM_EVAL:
+            raise ConfigError(
+                "run_model_code: only lm-eval's humaneval has programs; set retention: lm-eval, or "
+                "leave it out"
+            )
         for cell in self.cells():
             cell.check()  # an invalid run is an error before the first run starts
 
@@ -271,6 +280,8 @@ class Cell:
                     "data": [sources.of_dataset(name) for name in data],
                     "retention": retention and sources.of_retention(retention),
                     "suites": sources.of_suites,
+                    # Results of builds without the setting have no HumanEval.
+                    **({"run_model_code": True} if self.plan.run_model_code else {}),
                 },
             }
         )

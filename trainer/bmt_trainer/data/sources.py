@@ -54,6 +54,7 @@ _OPTIONAL = ("input", "history", "demonstration", "tools", "system", "chat_templ
 _BOUNDS = (("weight", 0, 1e9), ("limit", 1, sys.maxsize), ("buffer", 0, sys.maxsize))
 Form = Literal["auto", "text"]
 _Preferences = Literal["pair", "label"] | None
+_Duplicates = Literal["drop", "keep"]
 _PAIRS = "dpo learns from preference pairs: prompt, chosen and rejected"
 _LABELS = "kto learns from labeled answers: prompt, completion and label, or chosen and rejected"
 _GENERATED = ("task", "reasoning-gym")
@@ -65,7 +66,7 @@ class Source:
 
     kind, rest: the name before and after its first colon; options: without those of this class;
     weight: share of the training rows, relative to that of other sources; limit: rows to read;
-    buffer: rows from which the next is drawn.
+    buffer: rows from which the next is drawn; duplicates: rows of one prompt are split like others.
     """
 
     dataset: str
@@ -77,6 +78,7 @@ class Source:
     limit: int | None
     streaming: bool
     buffer: int
+    duplicates: bool
 
     @property
     def generated(self) -> bool:
@@ -133,6 +135,11 @@ def _split(sources: list[Source], dataset: str, wanted: _Wanted) -> Split:
     weights = [source.weight for source in sources if source.weight is not None]
     if len(sources) == 1:
         return _one(sources[0], wanted)
+    if kept := [source.dataset for source in sources if source.duplicates]:
+        raise DataError(
+            f"{kept[0]}: duplicates=keep is for a data set alone; in a mixture a prompt that is "
+            "held out is never trained on"
+        )
     if not weights:
         return _all(sources, dataset, wanted)
     if len(weights) < len(sources):
@@ -168,6 +175,7 @@ def source_of(dataset: str) -> Source:
         "limit": int,
         "streaming": bool,
         "buffer": int,
+        "duplicates": _Duplicates,
     }
     taken = {
         key: convert(f"{name}: {key}", options.pop(key), kind_)
@@ -188,7 +196,12 @@ def source_of(dataset: str) -> Source:
         *(dataset, name, kind, rest, options, taken.get("weight"), taken.get("limit")),
         streaming=taken.get("streaming", False),
         buffer=taken.get("buffer", _BUFFER),
+        duplicates=taken.get("duplicates") == "keep",
     )
+    if made.duplicates and (made.streaming or made.generated):
+        raise DataError(
+            f"{dataset}: duplicates=keep is for files and Hub data sets that are read whole"
+        )
     if made.generated and made.streaming:
         raise DataError(f"{name} is generated as it is needed and does not take streaming")
     return made
@@ -222,7 +235,9 @@ def _one(source: Source, wanted: _Wanted) -> Split:
         return split.of_generator(examples, **common)
     if source.streaming:
         return split.of_stream(examples, seed=wanted.seed, buffer=source.buffer, **common)
-    return split.of_list(examples, seed=wanted.seed, share=wanted.share, **common)
+    return split.of_list(
+        examples, seed=wanted.seed, share=wanted.share, duplicates=source.duplicates, **common
+    )
 
 
 def _all(sources: list[Source], dataset: str, wanted: _Wanted) -> Split:
@@ -322,7 +337,7 @@ def _stored(source: Source, preferences: _Preferences) -> Iterator[Example]:
 def _rows(source: Source, options: Mapping[str, str]) -> Rows:
     """The rows of files, of a folder or of a Hub data set."""
     name = source.name
-    every = ("format", "limit", "weight", "streaming", "buffer", *COLUMNS)
+    every = ("format", "limit", "weight", "streaming", "buffer", "duplicates", *COLUMNS)
     of_files = (*files.FILE_OPTIONS, *every)
     if local_files.is_url(name):
         check_options(name, options, (*files.FOLDER_OPTIONS, *of_files))

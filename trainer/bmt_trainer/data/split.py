@@ -29,18 +29,19 @@ def of_list(
     share: float | None,
     name: str,
     bound: LengthBound | None = None,
+    duplicates: bool = False,
 ) -> Split:
     """Shuffle the prompts, hold out `heldout` of them, and take at most `train` rows of the others.
 
     Of a held-out prompt with several rows the last one counts, of labeled answers the last of each
-    label. share: fraction of the prompts to hold out instead; bound: of training rows. Raises
-    DataError.
+    label. share: fraction of the prompts to hold out instead; bound: of training rows; duplicates:
+    split rows, also those of one prompt, as tables 9 and 10 of the paper count. Raises DataError.
     """
     # Departure: different prompts are split, so sets that repeat some are smaller than table 9's.
     by_prompt: dict[str, list[Example]] = {}
     rows = 0
     for example in examples:
-        by_prompt.setdefault(example.key, []).append(example)
+        by_prompt.setdefault(str(rows) if duplicates else example.key, []).append(example)
         rows += 1
     groups = list(by_prompt.values())
     if share is not None:
@@ -60,7 +61,18 @@ def of_list(
         NOT_NEEDED: others - len(kept) - long,
     }
     repeated = sum(len(group) - len({_value(e) for e in group}) for group in groups)
-    return Split(kept, held, Counts(rows, len(groups), repeated, dropped))
+    notes = (_leaked(kept, held, name),) if duplicates else ()
+    return Split(kept, held, Counts(rows, len(groups), repeated, dropped, notes))
+
+
+def _leaked(train: Sequence[Example], heldout: Sequence[Example], name: str) -> str:
+    """A line on held-out rows whose prompts are trained on."""
+    prompts = {example.key for example in train}
+    both = sum(example.key in prompts for example in heldout)
+    return (
+        f"data: duplicates of {name} are kept: {both:,} of {len(heldout):,} held-out rows "
+        f"({both / max(len(heldout), 1):.1%}) have a prompt that is trained on"
+    )
 
 
 def _last(group: Iterable[Example]) -> list[Example]:

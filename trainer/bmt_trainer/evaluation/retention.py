@@ -8,10 +8,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bmt_trainer.errors import ConfigError
+from bmt_trainer.evaluation.sandbox import programs
 
 #: The package, and the setting that names these tasks instead of a data set.
 LM_EVAL = "lm-eval"
@@ -24,6 +28,9 @@ TASKS: Mapping[str, str] = {
     "ifeval": "prompt_level_strict_acc,none",
     "humaneval": "pass@1,create_test",
 }
+#: The task whose answers are programs.
+HUMANEVAL = "humaneval"
+_TASKS = Path(programs.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -51,22 +58,29 @@ def retained(
     task_path: Path | None = None,
     limit: int | None = None,
     batch_size: int = 8,
+    run_model_code: bool = False,
 ) -> Retained:
-    """Run each task on `model`. A task that fails is skipped with its reason."""
-    # Departure: no mean without HumanEval, which needs a consent that is not given.
+    """Run each task on `model`. A task that fails is skipped with its reason.
+
+    run_model_code: run HumanEval, whose answers are programs, in a sandbox.
+    """
+    # Departure: HumanEval runs in a sandbox, by its user's consent; no mean without it.
     if importlib.util.find_spec("lm_eval") is None:
         reason = "needs the package lm-eval: pip install lm-eval"
         return Retained({}, dict.fromkeys(tasks, reason))
     import lm_eval
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    manager = TaskManager(include_path=str(task_path) if task_path else None)
+    # The later folder's task is taken of two with one name.
+    manager = _manager((str(_TASKS), *([str(task_path)] if task_path else [])))
     accuracy: dict[str, float] = {}
     skipped: dict[str, str] = {}
     for task in tasks:
         try:
+            if task == HUMANEVAL:
+                _allow_code(run_model_code)
+            # Without lm-eval's own consent to unsafe tasks, which have no sandbox.
             results: Any = lm_eval.simple_evaluate(
                 model=wrapped, tasks=[task], limit=limit, task_manager=manager, bootstrap_iters=0
             )
@@ -75,6 +89,26 @@ def retained(
             if key not in metrics:
                 key = next(k for k, v in metrics.items() if isinstance(v, float))
             accuracy[task] = float(metrics[key])
+        except ConfigError as error:
+            skipped[task] = str(error)
         except Exception as error:  # raised by a task's own loader: a missing file, no Hub
             skipped[task] = f"{type(error).__name__}: {error}"[:300]
     return Retained(accuracy, skipped)
+
+
+@lru_cache(1)
+def _manager(folders: tuple[str, ...]) -> Any:
+    """lm-eval's tasks with those of folders; it reads thousands of files to find them."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=list(folders))
+
+
+def _allow_code(allowed: bool) -> None:
+    """Raise ConfigError if a model's programs may not be run, or cannot be isolated."""
+    if not allowed:
+        raise ConfigError(
+            f"{programs.SETTING}: HumanEval runs programs that the model wrote; set it to allow "
+            "that, in a sandbox without network"
+        )
+    programs.check()

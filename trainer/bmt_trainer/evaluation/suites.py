@@ -53,13 +53,29 @@ class Suite:
     subject: str | None = None
     heldout: bool = False
 
-    def load(self, folder: Path | None, seed: int = 0) -> list[Example]:
-        """Load its examples, shuffled by the seed. Raises DataError."""
-        rows = sources.load(self.dataset(folder), heldout=0, train=1 << 30, seed=seed).train
-        # One of each prompt, the one that is held out of a prompt with several.
-        examples = list({example.key: example for example in rows}.values())
+    def load(
+        self, folder: Path | None, seed: int = 0, *, duplicates: bool = False
+    ) -> list[Example]:
+        """Load its examples, shuffled by the seed. Raises DataError.
+
+        duplicates: keep rows with the prompt of another, as the paper counts.
+        """
+        return self.split(folder, seed, duplicates=duplicates)[0]
+
+    def split(
+        self, folder: Path | None, seed: int, *, duplicates: bool
+    ) -> tuple[list[Example], list[Example]]:
+        """Its examples, and those that are for training; arguments as of `load`."""
+        name = self.dataset(folder)
+        if duplicates:
+            name += ("&" if "?" in name else "?") + "duplicates=keep"
+        examples = sources.load(name, heldout=0, train=1 << 30, seed=seed).train
+        if not duplicates:
+            # One of each prompt, the one that is held out of a prompt with several.
+            examples = list({example.key: example for example in examples}.values())
         # The examples that `sources.load` with the same seed holds out from training.
-        return examples[: quarter(len(examples))] if self.heldout else examples
+        count = quarter(len(examples)) if self.heldout else len(examples)
+        return examples[:count], examples[count:]
 
     def dataset(self, folder: Path | None) -> str:
         """The data set's name, as `sources.load` takes it. Raises DataError without one."""
@@ -126,7 +142,8 @@ class Result:
     the number right by the lenient reading; skipped: reason, if the set was not run; cut: by model,
     the number of answers that ended at max_new_tokens; unfinished: of those within a thought;
     overrun: by model, the number that the math grader could not finish within its bounds; failed:
-    it was skipped because a model did not answer.
+    it was skipped because a model did not answer; trained_on: examples with the prompt of a row
+    that is for training, if duplicates are kept.
     """
 
     suite: str
@@ -137,6 +154,7 @@ class Result:
     unfinished: Mapping[str, int] = field(default_factory=dict)
     overrun: Mapping[str, int] = field(default_factory=dict)
     failed: bool = False
+    trained_on: int = 0
 
     def score(self, model: str) -> Score:
         """The score of one model."""
@@ -174,7 +192,11 @@ class Result:
     def __str__(self) -> str:
         if self.skipped is not None:
             return f"{self.suite}: {'failed' if self.failed else 'skipped'}, {self.skipped}"
-        return f"{self.suite}: " + "; ".join(f"{name} {self.score(name)}" for name in self.right)
+        line = f"{self.suite}: " + "; ".join(f"{n} {self.score(n)}" for n in self.right)
+        if not self.trained_on:
+            return line
+        share = self.trained_on / max(map(len, self.right.values()))
+        return f"{line}; prompts that are trained on: {self.trained_on} ({share:.1%})"
 
     def to_json(self) -> dict[str, Any]:
         """The outcome for results; base and mask are compared if both ran."""
@@ -184,6 +206,8 @@ class Result:
             "suite": self.suite,
             "scores": {model: self.score(model).to_json() for model in self.right},
         }
+        if self.trained_on:
+            summary["trained_on"] = self.trained_on
         if {"base", "mask"} <= self.right.keys():
             pair = self.against("base", "mask")
             summary["difference"] = round(pair.difference, 6)
@@ -221,21 +245,24 @@ def run(
     limit: int | None = None,
     max_new_tokens: int | None = None,
     seed: int = 0,
+    duplicates: bool = False,
 ) -> Iterator[Result]:
     """Score all models on each set, one set after the other; one that fails ends no other.
 
     models: by name, as of `backends`; folder: of data files; limit: examples of each set;
-    max_new_tokens: upper limit for sets whose own limit is higher.
+    max_new_tokens: upper limit for sets whose own limit is higher; duplicates: as in `Suite.load`.
     """
     for suite in suites:
         try:
-            examples = suite.load(folder, seed)
+            examples, rest = suite.split(folder, seed, duplicates=duplicates)
             grader = find(suite.grader)
         except (DataError, ConfigError) as error:
             yield Result(suite.name, {}, {}, str(error))
             continue
         if limit is not None and limit < len(examples):
             examples = Random(seed).sample(examples, limit)
+        prompts = {example.key for example in rest}
+        trained_on = sum(example.key in prompts for example in examples)
         tokens = min(suite.max_new_tokens, max_new_tokens or suite.max_new_tokens)
         try:
             marks = {
@@ -255,4 +282,5 @@ def run(
             cut={name: found.cut for name, found in marks.items()},
             unfinished={name: found.unfinished for name, found in marks.items()},
             overrun={name: found.overrun for name, found in marks.items()},
+            trained_on=trained_on,
         )

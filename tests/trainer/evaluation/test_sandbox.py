@@ -1,0 +1,222 @@
+"""Programs of a model in the sandbox: attacks, each on something real outside of it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from bmt_trainer.errors import ConfigError
+from bmt_trainer.evaluation.sandbox import inside, programs
+from bmt_trainer.evaluation.sandbox.programs import Sandbox
+
+SMALL = Sandbox(cpu_seconds=1, seconds=3, memory_bytes=256 << 20, files_bytes=1 << 20)
+
+
+def test_a_program_passes_if_it_runs_to_its_end():
+    assert Sandbox().passes("import math, re, random, collections, hashlib\nassert 2 + 2 == 4")
+    assert Sandbox().passes("print('a' * 100_000)\nimport sys; print(1, file=sys.stderr)")
+    assert Sandbox().passes("import threading as t; x = t.Thread(target=int); x.start(); x.join()")
+    assert Sandbox().passes("import tempfile; f = tempfile.TemporaryFile(); f.write(b'1')")
+    assert Sandbox().passes("def f():\n  return 'ü\u2028'\nassert len(f()) == 2")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "assert False",
+        "x = (",
+        "raise SystemExit(0)",
+        "import os; os._exit(0)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        # What it writes to its answer's pipe is no token.
+        "import os\nfor fd in range(64):\n  try: os.write(fd, b'ready\\n' + b'0' * 32)\n"
+        "  except OSError: pass\nos._exit(0)",
+        "import sys; sys.setrecursionlimit(10**9)\ndef f(): f()\nf()",
+    ],
+)
+def test_a_program_that_ends_early_does_not_pass(program):
+    assert not SMALL.passes(program)
+
+
+@pytest.mark.found
+def test_no_socket_reaches_a_server(tmp_path):
+    path = str(tmp_path / "s")
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as local:
+        local.bind(path)
+        local.listen()
+        for server, call in (
+            (tcp, f"socket.create_connection({tcp.getsockname()!r})"),
+            (local, f"socket.socket(socket.AF_UNIX).connect({path!r})"),
+        ):
+            # The same works outside.
+            subprocess.run([sys.executable, "-c", f"import socket; {call}"], check=True)
+            server.accept()[0].close()
+            assert not SMALL.passes(f"import socket; {call}")
+            server.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                server.accept()
+    for family in ("AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK", "AF_PACKET"):
+        assert SMALL.passes(
+            f"import socket\ntry: socket.socket(socket.{family}, socket.SOCK_RAW)\n"
+            "except PermissionError: pass\nelse: raise SystemExit"
+        )
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    "call",
+    [
+        "os.fork()",
+        "os.posix_spawn('/bin/true', ['true'], {})",
+        "subprocess.run(['/bin/true'])",
+        "os.execv('/bin/true', ['true'])",
+        "os.system('true') and 1 / 0",
+        "multiprocessing.Process(target=int).start()",
+    ],
+)
+def test_no_process_is_started(call):
+    assert not SMALL.passes(f"import os, subprocess, multiprocessing; {call}")
+
+
+@pytest.mark.found
+def test_time_is_bounded():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    assert not SMALL.passes("while True: pass")
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2
+    began = time.monotonic()
+    assert not SMALL.passes("import time; time.sleep(100)")
+    # Signals that would end it are ignored, and threads go on.
+    assert not SMALL.passes(
+        "import signal, threading, time\n"
+        "for s in range(1, 32):\n  try: signal.signal(s, signal.SIG_IGN)\n  except OSError: pass\n"
+        "threading.Thread(target=time.sleep, args=(100,)).start()\n"
+        "while True: time.sleep(1)"
+    )
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    "program",
+    [
+        "x = bytearray(1 << 30)",
+        "x = []\nwhile True: x.append(bytearray(1 << 20))",
+        "import mmap; mmap.mmap(-1, 1 << 30)",
+        "import os; os.ftruncate(os.memfd_create('a'), 1 << 30)",
+        "import threading, time\nfor _ in range(9999):\n"
+        "  threading.Thread(target=time.sleep, args=(100,), daemon=True).start()",
+    ],
+)
+def test_memory_is_bounded(program):
+    assert not SMALL.passes(program)
+
+
+@pytest.mark.found
+def test_files_are_read_only_and_the_folder_is_bounded(tmp_path):
+    kept = tmp_path / "kept"
+    kept.write_text("as it was")
+    for path in (kept, tmp_path / "new", Path("/tmp/bmt-new"), Path("/proc/sys/kernel/hostname")):
+        assert not SMALL.passes(f"open({str(path)!r}, 'a').write('x')"), path
+    assert not SMALL.passes(f"import os; os.remove({str(kept)!r})")
+    assert not SMALL.passes(f"import os; os.chmod({str(kept)!r}, 0o777)")
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+    assert kept.read_text() == "as it was"
+    assert not Path("/tmp/bmt-new").exists()
+    folder = inside.FOLDER
+    assert SMALL.passes(f"open('{folder}/a', 'wb').write(bytes(100_000))")
+    assert not SMALL.passes(f"open('{folder}/a', 'wb').write(bytes(2 << 20))")
+    files = f"for n in range(9): open(f'{folder}/{{n}}', 'wb').write(bytes(200_000))"
+    assert not SMALL.passes(files)
+    assert not SMALL.passes(f"for n in range(999): open(f'{folder}/{{n}}', 'wb').close()")
+    assert not Path(folder, "a").exists()
+
+
+@pytest.mark.found
+def test_no_other_process_is_seen_or_ended():
+    with subprocess.Popen(["sleep", "100"]) as other:
+        for pid in (os.getpid(), os.getppid(), other.pid):
+            assert not SMALL.passes(f"import os; os.kill({pid}, 9)") or other.poll() is None
+        assert not SMALL.passes("import os; os.kill(-1, 9); os.kill(os.getppid(), 9); 1 / 0")
+        assert SMALL.passes(
+            "import os\nseen = [p for p in os.listdir('/proc') if p.isdigit()]\n"
+            "assert set(map(int, seen)) <= {1, 2, os.getpid()}, seen"
+        )
+        assert other.poll() is None
+        other.kill()
+
+
+@pytest.mark.found
+def test_no_right_is_gained():
+    assert SMALL.passes(
+        "import ctypes, errno, os\n"
+        "status = open('/proc/self/status').read()\n"
+        "for name in ('CapInh', 'CapPrm', 'CapEff', 'CapBnd', 'CapAmb'):\n"
+        "  assert int(status.split(name + ':')[1].split()[0], 16) == 0, name\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "for flag in (0x10000000, 0x20000, 0x40000000):\n"
+        "  assert libc.unshare(flag) < 0\n"
+        "assert libc.mount(b'/', b'/', None, 32 | 4096, None) < 0\n"
+        "assert libc.umount2(b'/dev/shm', 2) < 0\n"
+        "assert libc.ptrace(16, 1, 0, 0) < 0\n"
+    )
+
+
+def test_the_environment_has_no_keys(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert SMALL.passes("import os; assert 'HF_TOKEN' not in os.environ")
+    assert not SMALL.passes(f"open('/proc/{os.getpid()}/environ').read()")
+
+
+def test_nothing_stays_when_the_run_is_killed():
+    code = (
+        "import os, signal, threading, time\n"
+        "from bmt_trainer.evaluation.sandbox.programs import Sandbox\n"
+        "threading.Timer(1, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
+        "Sandbox(seconds=3).passes('import time; time.sleep(99)')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=False)
+    assert run.returncode == -signal.SIGKILL
+    until = time.monotonic() + 20
+    while _processes():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def _processes() -> list[str]:
+    """Processes of the sandbox on this machine, by their command lines."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if "-I -B" in line and "sandbox/inside.py" in line:
+            found.append(line)
+    return found
+
+
+def test_where_nothing_can_be_isolated_nothing_runs(tmp_path, monkeypatch):
+    marker = tmp_path / "ran"
+    program = f"open({str(marker)!r}, 'w')"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"unshare .*is missing"):
+        SMALL.passes(program)
+    unshare = tmp_path / "unshare"
+    unshare.write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2; exit 1\n")
+    unshare.chmod(0o755)
+    with pytest.raises(ConfigError, match=r"Operation not permitted\); allow"):
+        SMALL.passes(program)
+    # Without namespaces the script stops before it changes the machine's own mounts.
+    unshare.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done; shift; exec "$@"\n')
+    with pytest.raises(ConfigError, match="not the first process of a namespace"):
+        SMALL.passes(program)
+    assert not marker.exists()
+    with pytest.raises(ConfigError, match="cannot be isolated"):
+        programs.check()
