@@ -31,6 +31,7 @@ _ROWS = 80  # of a table at most
 _SCORES = {
     "base": "the base, without the mask",
     "init": "the mask before training",
+    "last": "the mask after the last step, if validations chose another",
     "teacher": "the teacher",
     "guess": "the most frequent answer of training",
     "full": "all deletions",

@@ -27,7 +27,7 @@ from bmt_trainer.templates.chat_templates import template_digest
 # Settings that a mask's metadata does not repeat: names of files and devices.
 _OF_THIS_MACHINE = ("model", "device", "from_mask")
 #: Names of held-out scores, in the order of metadata.
-SCORES = ("base", "teacher", "init", "mask", "full", "lean")
+SCORES = ("base", "teacher", "init", "last", "mask", "full", "lean")
 # Held-out prompts on whose answers by the base a mask's KL divergence is measured.
 _KL_PROMPTS = 64
 

@@ -67,7 +67,7 @@ def train(config: GrpoConfig, display: Display | None = None) -> Mask:
         called = _calls(loaded, logs) if loaded.environments and logs else []
         if warnings := [*watch.warnings, *validation.warnings(), *called]:
             metadata["warnings"] = warnings
-        return finish(loaded, attached, metadata | of_run.choose(config, validation))
+        return finish(loaded, attached, metadata | of_run.choose(loaded, attached, validation))
 
 
 def load(config: GrpoConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:

@@ -57,7 +57,7 @@ def train(config: SdftConfig, display: Display | None = None) -> Mask:
         if config.steps:
             fit(config, loaded, attached, rows, [validation])
         metadata: dict[str, Any] = {"method": "sdft", "train_examples": len(rows)}
-        return finish(loaded, attached, metadata | of_run.choose(config, validation))
+        return finish(loaded, attached, metadata | of_run.choose(loaded, attached, validation))
 
 
 def load(config: SdftConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:

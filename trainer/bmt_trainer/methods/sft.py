@@ -51,7 +51,7 @@ def train(config: SftConfig, display: Display | None = None) -> Mask:
         validation = of_run.by_loss(loaded, attached, loss)
         logs = fit(config, loaded, attached, rows, [validation]) if config.steps else []
         metadata = {"method": "sft", "train_examples": len(rows), "loss": final_loss(logs)}
-        return finish(loaded, attached, metadata | of_run.choose(config, validation))
+        return finish(loaded, attached, metadata | of_run.choose(loaded, attached, validation))
 
 
 def load(config: SftConfig, display: Display, *, scored: bool = True) -> tuple[Loaded, Rows]:

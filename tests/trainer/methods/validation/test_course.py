@@ -17,6 +17,7 @@ from bmt_trainer.methods.config import DpoConfig, GrpoConfig, KtoConfig, SdftCon
 from bmt_trainer.methods.preferences import dpo, kto
 from bmt_trainer.methods.run_folder import settings_of
 from bmt_trainer.methods.validation import losses
+from bmt_trainer.methods.validation.callback import Measure
 from bmt_trainer.models import load_model
 from bmt_trainer.settings import read_yaml
 
@@ -277,6 +278,23 @@ def test_the_written_mask_has_the_least_validation_loss(checkpoint, tmp_path):
     tokenizer = byte_tokenizer()
     assert len({tokenizer.decode(row["input_ids"]) for row in seen[0]}) == 4
     assert mask.metadata["train_examples"] == 10
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("method", ["sft", "dpo", "grpo"])
+def test_the_last_mask_is_scored_too_if_another_is_chosen(checkpoint, tmp_path, method):
+    """Without the other, selection's part in a score is not seen."""
+    changes = {"steps": 3, "validation": 2, "validate_every": 1, "heldout": 3}
+    with pytest.MonkeyPatch.context() as patch:
+        # The first validation is the best; rewards of a random model are all alike.
+        patch.setattr(Measure, "of", lambda self, score: -float(score.get("step", 99)))
+        display = Lines()
+        mask = train(method, checkpoint, tmp_path / "best.bmt", display, select="best", **changes)
+    last = train(method, checkpoint, tmp_path / "last.bmt", select="last", **changes)
+    assert mask.metadata["step"] == 1
+    assert mask.metadata["scores"]["last"] == last.metadata["scores"]["mask"]
+    assert "last " in display.text
+    assert "last" not in last.metadata["scores"]
 
 
 def test_a_run_of_an_earlier_build_may_be_resumed(tmp_path):

@@ -93,7 +93,7 @@ def finished(
     validation: Validation,
 ) -> Mask:
     """The mask that `select` chooses, scored and written, with a history that has the scores."""
-    metadata = {**metadata, **of_run.choose(loaded.config, validation)}
+    metadata = {**metadata, **of_run.choose(loaded, attached, validation)}
     try:
         return finish(loaded, attached, metadata)
     finally:  # a push of the written mask may fail

@@ -156,16 +156,21 @@ class Validation(TrainerCallback):
             return None
         return equal_validations([v["mean"] for v in self.scores], final=final)
 
-    def load_best(self) -> int | None:
-        """Set the gates to the mask of the best score, the later of equals, and return its step.
-
-        None without a validation: the gates stay.
-        """
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best score, the later of equals; None without a validation."""
         if not self.scores:
             return None
         best = max(self.scores, key=lambda v: (self._measure.of(v), v["step"]))
-        step = int(best["step"])
-        self._attached.load_mask(bmt_core.load(self._file(step)))
+        return int(best["step"])
+
+    def load_best(self) -> int | None:
+        """Set the gates to the mask of the best score, and return its step.
+
+        None without a validation: the gates stay.
+        """
+        if (step := self.best_step) is not None:
+            self._attached.load_mask(bmt_core.load(self._file(step)))
         return step
 
     def _file(self, step: int) -> Path:

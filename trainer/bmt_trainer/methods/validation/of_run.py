@@ -55,11 +55,18 @@ def by_loss(loaded: Loaded, attached: Attached, loss: Callable[[Rows], Loss]) ->
     )
 
 
-def choose(config: TrainConfig, validation: Validation) -> dict[str, Any]:
-    """Set the gates to the mask of `select`; what the mask's metadata says of it."""
+def choose(loaded: Loaded, attached: Attached, validation: Validation) -> dict[str, Any]:
+    """Set the gates to the mask of `select`; what the mask's metadata says of it.
+
+    The last mask is scored too if another is chosen: what selection does to a score is seen then.
+    """
     found: dict[str, Any] = {}
     if validation.stopped:
         found["stopped_at"] = validation.scores[-1]["step"]
-    if config.select == "best" and (step := validation.load_best()) is not None:
-        found["step"] = step
-    return found
+    if loaded.config.select != "best" or (step := validation.best_step) is None:
+        return found
+    if step != validation.scores[-1]["step"]:
+        with attached.state.use("hard"):
+            loaded.score("last")
+    validation.load_best()
+    return {**found, "step": step}
