@@ -135,11 +135,11 @@ def _forgetting(kind: str) -> Callable[[Sequence[Result], str], list[Figure]]:
     def of(results: Sequence[Result], command: str) -> list[Figure]:
         # Before its first step a baseline is the base in its own arithmetic. A mask already deletes
         # weights then, and is compared with its own start only if no baseline was run.
-        starts = [r["track"][0] for r in results if not r["track"][0]["zeros"]]
+        starts = [r["track"][0] for r in results if not r["track"][0]["closed_gates"]]
         made = []
         for result in results:
             start, last = result["track"][0], result["track"][-1]
-            first = starts[0] if starts and start["zeros"] else start
+            first = starts[0] if starts and start["closed_gates"] else start
             name = f"forgetting_{kind}_{_plain(result['method'])}{_changes(result)}"
             kl, rows = last["kl_token"], len(result["track"])
             made.append(Figure(id=f"{name}_kl", value=kl, n=rows, command=command))

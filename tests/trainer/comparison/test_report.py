@@ -11,6 +11,7 @@ from bmt_trainer.cli.main import app
 from bmt_trainer.comparison import plots, tables
 from bmt_trainer.comparison.plot_style import colors, load_pyplot, styles
 from bmt_trainer.comparison.report import write
+from bmt_trainer.comparison.results import files
 from bmt_trainer.errors import DataError
 from typer.testing import CliRunner
 
@@ -35,10 +36,10 @@ def result(method, dataset, right, **more):
     return {**found, **more}
 
 
-def track(zeros, retention=True):
+def track(closed, retention=True):
     kept = {"retention": 0.5, "retention_lenient": 0.6, "n": 10} if retention else {}
     return [
-        {"step": s, "zeros": zeros + s, "kl_token": s / 100, "kl_sequence": s / 10, **kept}
+        {"step": s, "closed_gates": closed + s, "kl_token": s / 100, "kl_sequence": s / 10, **kept}
         for s in (0, 2, 4)
     ]
 
@@ -74,7 +75,7 @@ def folder(tmp_path):
             (root / name).write_text(json.dumps(result(method, dataset, right, **more)))
     history = {
         "reading": "lenient",
-        "steps": [{"step": s, "reward": s / 9, "zeros": 5} for s in range(1, 5)],
+        "steps": [{"step": s, "reward": s / 9, "closed_gates": 5} for s in range(1, 5)],
         "validation": [{"step": 4, "exact": 0, "lenient": 5, "total": 10}],
     }
     (root / "sums.bmt.history.json").write_text(json.dumps(history))
@@ -219,7 +220,7 @@ def test_a_run_with_accuracy_0_or_1_is_drawn():
         for n in range(1, 400)
         for right in (0, n)
     ]
-    steps = [{"step": 1, "loss": 1.0, "zeros": 3}]
+    steps = [{"step": 1, "loss": 1.0, "closed_gates": 3}]
     history = {"reading": "exact", "steps": steps, "validation": looks}
     load_pyplot().close(plots.training({"x": history}))
 
@@ -253,8 +254,8 @@ def test_a_narrow_page_shows_each_cell_with_its_column_and_letters_that_can_be_r
 
 @pytest.mark.found
 def test_histories_that_lack_numbers_are_drawn_without_them(tmp_path):
-    steps = [{"step": 1, "reward": -5.0, "zeros": 3}, {"step": 2, "zeros": 3}]
-    steps.append({"step": 3, "reward": 40.0, "zeros": 4})
+    steps = [{"step": 1, "reward": -5.0, "closed_gates": 3}, {"step": 2, "closed_gates": 3}]
+    steps.append({"step": 3, "reward": 40.0, "closed_gates": 4})
     looks = [{"step": 1, "total": 0, "exact": 0}, {"step": 3, "total": 4, "exact": 1}]
     paths = []
     for folder in ("a", "b", "c"):
@@ -284,3 +285,24 @@ def test_a_skill_whose_last_score_failed_is_shown_with_those_before(tmp_path):
     text = write([tmp_path], tmp_path / "out", "t").read_text()
     assert '<td data-label="kept before, %">60.0</td>' in text
     assert '<td data-label="after, %">-</td>' in text
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("name", ["zeros", "closed_gates"])
+def test_closed_gates_have_one_name_and_older_files_are_read(tmp_path, name):
+    """`zeros` was the number of a mask's deletions, and of closed gates in logs and tracks."""
+    rows = track(9)
+    for row in rows:
+        row[name] = row.pop("closed_gates")
+    more = {"zeros": 4, "track": rows, "logs": {"loss": [1.0, 0.5], name: [9, 11]}}
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(result("bmt", "d.jsonl", "1100", **more)))
+    found = files.read(path)
+    assert (found["zeros"], found["logs"]["closed_gates"]) == (4, [9, 11])
+    assert [row["closed_gates"] for row in found["track"]] == [9, 11, 13]
+    assert not any("zeros" in part for part in (found["logs"], *found["track"]))
+    history = tmp_path / "y.bmt.history.json"
+    steps = [{"step": n, "reward": 0.5, name: 5} for n in (1, 2)]
+    history.write_text(json.dumps({"steps": steps, "validation": []}))
+    page = write([path, history], tmp_path / "page", "t")
+    assert "closed gates before, %" in page.read_text()

@@ -250,7 +250,11 @@ def test_files_that_cannot_be_read_are_left_out_with_a_line(tmp_path):
         rest = {k: v for k, v in good.items() if k != missing}
         (tmp_path / f"{name}.json").write_text(json.dumps(rest))
     bad = {"track": [{"step": 0}], "score": {"total": 0}, "levels": [{}], "geometry": {"gate": {}}}
-    bad |= {"suites": [{"suite": "x", "scores": {}}], "logs": {"zeros": ["a"]}, "disk_bytes": "1"}
+    bad |= {
+        "suites": [{"suite": "x", "scores": {}}],
+        "logs": {"closed_gates": ["a"]},
+        "disk_bytes": "1",
+    }
     bad |= {
         "settings": {"seed": None},
         "key": None,

@@ -190,7 +190,7 @@ def test_tracked_rows(compared):
         # At small rates, three steps may move less than the rounding of the divergence.
         assert rows[-1]["kl_token"] > (0 if method == "bmt" else -1e-6), method
         assert rows[-1]["kl_sequence"] >= rows[-1]["kl_token"] - 1e-6
-        assert (rows[0]["zeros"] > 0) == (method == "bmt")
+        assert (rows[0]["closed_gates"] > 0) == (method == "bmt")
     assert results["lora-1"]["track"][0]["kl_token"] == pytest.approx(0, abs=1e-6)
 
 

@@ -31,7 +31,7 @@ def test_attach_masks_the_gate_projections_and_freezes_the_rest():
     assert trainable == {f"{name}.gate_logits" for name in attached.layers}
     assert len({id(m.state) for m in attached.layers.values()}) == 1
     assert attached.numel == 2 * 64 * 32
-    assert attached.zeros == 0
+    assert attached.closed == 0
 
 
 def test_sparsity_counts_gates_at_zero():
@@ -40,7 +40,7 @@ def test_sparsity_counts_gates_at_zero():
     with torch.no_grad():
         first.view(-1)[:3] = torch.tensor([0.0, -0.0, -1.0])
         second.view(-1)[0] = -1e-9
-    assert attached.zeros == 4
+    assert attached.closed == 4
     assert attached.sparsity == 4 / 4096
 
 
@@ -57,7 +57,7 @@ def test_sharded_gates_are_read_and_written_by_the_access_alone():
     gates = attached.gates()
     with torch.no_grad():
         gates[0].view(-1)[0] = 0.0
-    assert attached.zeros == 4
+    assert attached.closed == 4
     first = next(iter(attached.layers.values()))
     assert first.zero_positions().tolist() == [i * gates[0].numel() for i in range(4)]
     with torch.no_grad():
@@ -142,3 +142,18 @@ def test_layers_that_are_not_linear_are_named_as_such(targets):
         model = AutoModelForCausalLM.from_config(small_config("mixtral", **EXPERTS))
     with pytest.raises(NoTargets, match=r"targets: they match .*, and masks are of linear layers"):
         select(model, targets)
+
+
+@pytest.mark.found
+def test_zeros_are_those_of_a_mask_and_closed_gates_those_of_training():
+    """A gate of a weight that is 0 already may be closed, and deletes nothing."""
+    model = tiny_llama()
+    with torch.no_grad():
+        model.model.layers[0].mlp.gate_proj.weight.view(-1)[:3] = 0
+    attached = attach(model)
+    layer = next(iter(attached.layers.values()))
+    with torch.no_grad():
+        layer.gate_logits.view(-1)[:5] = -1
+    mask = export(attached, Base("m", "0" * 64))
+    assert (attached.closed, mask.zeros) == (5, 2)
+    assert not hasattr(attached, "zeros")

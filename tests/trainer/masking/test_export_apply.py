@@ -52,7 +52,7 @@ def made(checkpoint):
 
 def test_the_mask_zeros_the_gates_at_or_below_zero(made):
     attached, mask = made
-    assert mask.zeros == attached.zeros > 0
+    assert mask.zeros == attached.closed > 0
     for tensor, (name, layer) in zip(mask.tensors, sorted(attached.layers.items()), strict=True):
         assert tensor.name == f"{name}.weight"
         assert tensor.shape == (64, 32)

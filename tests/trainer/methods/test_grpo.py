@@ -95,7 +95,7 @@ def test_files_and_metadata_of_a_run(checkpoint, tmp_path):
     assert left == {"m.bmt", "m.bmt.history.json", "reward.py"}
     history = json.loads((tmp_path / "m.bmt.history.json").read_text())
     assert [s["step"] for s in history["steps"]] == [1, 2, 3, 4]
-    assert all(0 <= s["reward"] <= 1 and s["zeros"] > 0 for s in history["steps"])
+    assert all(0 <= s["reward"] <= 1 and s["closed_gates"] > 0 for s in history["steps"])
     assert [v["step"] for v in history["validation"]] == [2, 4]
     assert mask.metadata["step"] in (2, 4)
     assert {"base", "init", "mask"} <= set(mask.metadata["scores"])

@@ -194,7 +194,7 @@ def test_what_a_run_tells_and_leaves(checkpoint, dataset, tmp_path):
     assert {"base", "teacher", "init", "mask"} <= set(mask.metadata["scores"])
     history = json.loads((tmp_path / "m.bmt.history.json").read_text())
     assert [v["step"] for v in history["validation"]] == [2, 4, 6, 8, 10]
-    assert all(s["zeros"] > 0 for s in history["steps"])
+    assert all(s["closed_gates"] > 0 for s in history["steps"])
     # A linear rise over two steps, then half a cosine.
     rates = [s["learning_rate"] for s in history["steps"]]
     cosine = [0.01 * (1 + math.cos(math.pi * t / 8)) for t in range(8)]

@@ -113,7 +113,7 @@ def test_the_mask_of_the_best_mean_reward_is_written_and_eval_agrees(settings, n
     assert len(set(means)) > 1, "the test needs validations that differ"
     best = max(range(STEPS), key=lambda i: (means[i], i))
     assert mask.metadata["step"] == best + 1
-    assert history["validation"][best]["zeros"] == mask.zeros
+    assert history["validation"][best]["closed_gates"] == mask.zeros
     ran = CliRunner().invoke(
         app,
         [

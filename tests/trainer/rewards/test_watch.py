@@ -14,7 +14,7 @@ LIMITS = Limits(completions=4, max_new_tokens=64, regularized=True)
 def steps(count=5, **values):
     """Logs of steps; a value is one number, or one of each step."""
     fields = {"frac_reward_zero_std": 0.5, "completions/clipped_ratio": 0.0, "reward": 0.3}
-    fields |= {"zeros": [100 - n for n in range(count)], **values}
+    fields |= {"closed_gates": [100 - n for n in range(count)], **values}
     lists = {k: v if isinstance(v, list) else [v] * count for k, v in fields.items()}
     return [{"step": n + 1, **{k: v[n] for k, v in lists.items()}} for n in range(count)]
 
@@ -29,15 +29,15 @@ CLIPPED = {"completions/clipped_ratio": 0.9}
     [
         ({}, set()),
         (FLAT, {"flat", "regularizer"}),
-        (FLAT | {"zeros": 7}, {"flat", "still"}),
+        (FLAT | {"closed_gates": 7}, {"flat", "still"}),
         (FLAT | CLIPPED, {"flat", "regularizer", "clipped"}),
         (CLIPPED, {"clipped"}),
-        ({"zeros": 7}, {"still"}),
+        ({"closed_gates": 7}, {"still"}),
         ({"reward": math.nan}, {"inapplicable"}),
         ({"reward": [math.nan, 0.2, 0.2, 0.2, 0.2]}, set()),
         (FLAT | {"frac_reward_zero_std": [1.0, 1.0, 0.9, 1.0, 1.0]}, set()),
         ({"completions/clipped_ratio": [0.9, 0.0, 0.0, 0.0, 0.0]}, set()),
-        ({"zeros": [7, 7, 8, 7, 7]}, set()),
+        ({"closed_gates": [7, 7, 8, 7, 7]}, set()),
     ],
 )
 def test_causes(values, causes):
@@ -46,12 +46,14 @@ def test_causes(values, causes):
 
 @pytest.mark.found
 def test_warnings_have_the_numbers_and_a_fix():
-    lines = found(steps(**FLAT, **CLIPPED, zeros=[38627, 30000, 28000, 25000, 23384]), LIMITS)
+    lines = found(
+        steps(**FLAT, **CLIPPED, closed_gates=[38627, 30000, 28000, 25000, 23384]), LIMITS
+    )
     assert "steps 1 to 5: no group of 4 answers" in lines["flat"]
     assert "mean 0; 90% cut off" in lines["flat"]
     assert "raise max_new_tokens" in lines["flat"]
     assert "90% of the answers were cut off at max_new_tokens 64; raise it" in lines["clipped"]
-    assert "38,627 to 23,384 zeros" in lines["regularizer"]
+    assert "38,627 to 23,384 closed gates" in lines["regularizer"]
     assert "reg_lambda" in lines["regularizer"]
     assert all("\n" not in line for line in lines.values())
     assert "regularizer" not in found(steps(**FLAT), Limits(4, 64, regularized=False))

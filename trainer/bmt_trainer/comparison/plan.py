@@ -60,7 +60,7 @@ class Plan:
     models: Sequence[str] = option("Models: folders or names on the Hub.")
     datasets: Sequence[str] = option("Data sets, as in the trainer's own command.")
     track_every: int = option(
-        "Steps between measurements of zeros and KL divergence; 0: none.", 0, least=0
+        "Steps between measurements of closed gates and KL divergence; 0: none.", 0, least=0
     )
     retention: str | None = option(
         "Data set of another skill, scored at each measurement; lm-eval: the paper's six tasks.",

@@ -19,6 +19,7 @@ from bmt_trainer.comparison.plot_style import (
 )
 from bmt_trainer.comparison.tables import Result, Row, named, short
 from bmt_trainer.evaluation.intervals import wilson
+from bmt_trainer.masking.attach import CLOSED_GATES
 
 # Inches: a page of 400 pixels shows a figure of this width with letters of 10 pixels.
 WIDTH = 5.0
@@ -139,20 +140,20 @@ def forgetting(results: Sequence[Result]) -> Any:
 
 
 def sparsity(results: Sequence[Result]) -> Any:
-    """Share of all weights that are deleted, over training (Table 7)."""
-    curves = [(r, curve) for r in results if r.get("zeros") and (curve := _zeros(r))]
+    """Share of all weights whose gates are closed, over training (Table 7)."""
+    curves = [(r, curve) for r in results if r.get("zeros") and (curve := _closed(r))]
     if not curves:
         return None
     height = 3.0 + 0.35 * len(curves)
     figure, axis = load_pyplot().subplots(figsize=(WIDTH, height), layout="constrained")
     colors_left = iter(OTHER_COLORS * (1 + len(curves) // len(OTHER_COLORS)))
-    for result, (steps, zeros) in curves:
-        share = [100 * z / result["parameters"] for z in zeros]
+    for result, (steps, closed) in curves:
+        share = [100 * n / result["parameters"] for n in closed]
         label = wrapped(f"{named(result)}, {result['trainer']}, {short(result['dataset'])}", 34)
         axis.plot(steps, share, label=label, color=next(colors_left))
-    axis.set(xlabel="step", ylabel="deleted, % of all weights")
+    axis.set(xlabel="step", ylabel="closed gates, % of all weights")
     axis.set_title("sparsity over training", fontsize=11)
-    axis.set_ylim(0, 1.1 * max(max(zeros) * 100 / r["parameters"] for r, (_, zeros) in curves))
+    axis.set_ylim(0, 1.1 * max(max(closed) * 100 / r["parameters"] for r, (_, closed) in curves))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     shared_legend(figure, [axis])
@@ -235,14 +236,14 @@ def training(histories: Mapping[str, Result], title: str = "") -> Any:
             marker="o",
             capsize=3,
         )
-        axes[-1].plot(at, [s["zeros"] / 1000 for s in steps])
+        axes[-1].plot(at, [s[CLOSED_GATES] / 1000 for s in steps])
     for key, label in logged:
         panels[key].set(xlabel="step", ylabel=label)
     if "reward" in panels:
         low, high = panels["reward"].get_ylim()
         panels["reward"].set_ylim(min(0.0, low), max(1.0, high))  # rewards may be of any size
     axes[-2].set(xlabel="step", ylabel="validation, greedy, hard mask, %", ylim=(0, 100))
-    axes[-1].set(xlabel="step", ylabel="deleted gates, thousands")
+    axes[-1].set(xlabel="step", ylabel="closed gates, thousands")
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -255,7 +256,7 @@ def training(histories: Mapping[str, Result], title: str = "") -> Any:
 
 def _whole(history: Result) -> Result:
     """The history without steps and validations that lack what is drawn of them."""
-    steps = [s for s in history["steps"] if {"step", "zeros"} <= s.keys()]
+    steps = [s for s in history["steps"] if {"step", CLOSED_GATES} <= s.keys()]
     key = "reward" if any("reward" in s for s in steps) else "loss"
     validation = [v for v in history["validation"] if v.get("total") and history["reading"] in v]
     return {**history, "steps": [s for s in steps if key in s], "validation": validation}
@@ -276,13 +277,13 @@ PLOTS: Sequence[tuple[str, str, Callable[[Sequence[Result], Sequence[Row]], Any]
 )
 
 
-def _zeros(result: Result) -> tuple[list[float], list[float]] | None:
-    """Steps and numbers of zeros: as the trainer logged them, else as tracked."""
-    logged = result.get("logs", {}).get("zeros")
+def _closed(result: Result) -> tuple[list[float], list[float]] | None:
+    """Steps and numbers of closed gates: as the trainer logged them, else as tracked."""
+    logged = result.get("logs", {}).get(CLOSED_GATES)
     if logged:
         return list(range(1, len(logged) + 1)), logged
     track = result.get("track")
-    return ([r["step"] for r in track], [r["zeros"] for r in track]) if track else None
+    return ([r["step"] for r in track], [r[CLOSED_GATES] for r in track]) if track else None
 
 
 def _label(row: Row) -> str:

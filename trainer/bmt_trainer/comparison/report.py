@@ -11,8 +11,10 @@ from pathlib import Path
 from bmt_trainer.comparison import plots, tables
 from bmt_trainer.comparison.plot_style import png
 from bmt_trainer.comparison.results import groups
+from bmt_trainer.comparison.results.files import closed_named
 from bmt_trainer.comparison.tables import Result
 from bmt_trainer.errors import DataError
+from bmt_trainer.masking.attach import CLOSED_GATES
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
@@ -78,11 +80,11 @@ def _read(
             try:
                 value = json.loads(path.read_text())
                 history = {
-                    "steps": [dict(step) for step in value["steps"]],
+                    "steps": [closed_named(step) for step in value["steps"]],
                     "validation": [dict(look) for look in value["validation"]],
                     "reading": value.get("reading", "exact"),
                 }
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{path} is not the history of a run ({error})") from None
             name = path.name.removesuffix(".bmt.history.json")
             # Runs in folders of their own may have masks of one name.
@@ -231,7 +233,7 @@ def _tracks(results: Sequence[Result]) -> Iterator[str]:
             f"{100 * row['retention_lenient']:.1f}" if "retention_lenient" in row else "-"
             for row in (first, last)
         ]
-        zeros = [f"{100 * row['zeros'] / result['parameters']:.4f}" for row in (first, last)]
+        closed = [f"{100 * row[CLOSED_GATES] / result['parameters']:.4f}" for row in (first, last)]
         lines.append(
             (
                 *(
@@ -239,11 +241,11 @@ def _tracks(results: Sequence[Result]) -> Iterator[str]:
                     f"{result['trainer']}, {tables.short(result['dataset'])}",
                     str(last["step"]),
                 ),
-                *(f"{last['kl_token']:.4g}", f"{last['kl_sequence']:.4g}", *kept, *zeros),
+                *(f"{last['kl_token']:.4g}", f"{last['kl_sequence']:.4g}", *kept, *closed),
             )
         )
     header = ("method", "run", "steps", "KL per token", "KL per answer", "kept before, %")
-    yield from _table((*header, "after, %", "deleted before, %", "after, %"), lines)
+    yield from _table((*header, "after, %", "closed gates before, %", "after, %"), lines)
 
 
 def _settings(results: Sequence[Result]) -> Iterator[str]:

@@ -31,7 +31,7 @@ from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.distributed import barrier
 from bmt_trainer.evaluation.kl import Texts
 from bmt_trainer.evaluation.retention import LM_EVAL
-from bmt_trainer.masking.attach import Attached
+from bmt_trainer.masking.attach import CLOSED_GATES, Attached
 from bmt_trainer.masking.calibration import input_norms
 from bmt_trainer.masking.export import library_versions
 from bmt_trainer.masking.initialization import init_gates
@@ -272,7 +272,7 @@ def _track(
         loaded.tokenizer.pad_token_id,
         loaded.run,
         every=plan.track_every,
-        zeros=lambda: attached.zeros,
+        closed=lambda: attached.closed,
         retention=measures.retention_score(plan, loaded, tuned) if plan.retention else None,
         say=loaded.display.say,
     )
@@ -314,9 +314,10 @@ def _with(outcome: Result, name: str, loaded: Loaded, analysis: Callable[[], Any
 
 
 def _short(logs: Logs) -> dict[str, list[float]]:
-    """The steps' loss, and their zeros and reward if they have any, a list each."""
+    """The steps' loss, and their closed gates and reward if they have any, a list each."""
+    logs = [files.closed_named(entry) for entry in logs]  # of steps of an earlier build
     return {
         name: [round(float(entry[name]), 6) for entry in logs]
-        for name in ("loss", "reward", "zeros")
+        for name in ("loss", "reward", CLOSED_GATES)
         if logs and all(name in entry for entry in logs)
     }

@@ -1,4 +1,4 @@
-"""Zeros, KL divergence from the base, and retention of another skill, tracked in training."""
+"""Closed gates, KL divergence from the base and retention of another skill, along a run."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 from transformers import TrainerCallback
 
 from bmt_trainer.evaluation.kl import Policy, Texts, divergence
+from bmt_trainer.masking.attach import CLOSED_GATES
 from bmt_trainer.methods.run_folder import RunFolder
 
-#: A step's row: step, zeros, kl_token, kl_sequence, and the numbers that `retention` returns.
+#: A step's row: step, closed_gates, kl_token, kl_sequence, and what `retention` returns.
 Row = dict[str, float]
 
 
 class Track(TrainerCallback):
     """Measures a row every `every` steps, before the first step and after the last.
 
-    base, tuned: as in `divergence`; texts: completions that the base sampled; zeros: the number of
-    deleted weights; retention: scores of another skill, whose failure at the first measurement ends
+    base, tuned: as in `divergence`; texts: completions that the base sampled; closed: the number of
+    closed gates; retention: scores of another skill, whose failure at the first measurement ends
     the run, and later is shown by `say`. The rows are the run's note `track`, so
     that a resumed run has those before it.
     """
@@ -32,12 +33,12 @@ class Track(TrainerCallback):
         run: RunFolder,
         *,
         every: int,
-        zeros: Callable[[], int],
+        closed: Callable[[], int],
         retention: Callable[[], Row] | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         self._base, self._tuned, self._texts, self._pad = base, tuned, texts, pad_token_id
-        self._run, self._every, self._zeros, self._retention = run, every, zeros, retention
+        self._run, self._every, self._closed, self._retention = run, every, closed, retention
         self._say = say
         self.rows: list[Row] = []
 
@@ -67,7 +68,7 @@ class Track(TrainerCallback):
         kl = divergence(self._base, self._tuned, self._texts, self._pad)
         row: Row = {
             "step": step,
-            "zeros": self._zeros(),
+            CLOSED_GATES: self._closed(),
             "kl_token": kl.per_token,
             "kl_sequence": kl.per_sequence,
         }

@@ -15,6 +15,9 @@ from bmt_trainer.masking.experts import mask_experts
 from bmt_trainer.masking.masked_linear import MaskedLinear, MaskState, ParameterAccess
 from bmt_trainer.masking.targets import Target, select
 
+#: The name of the number of closed gates in logs, histories and results.
+CLOSED_GATES = "closed_gates"
+
 
 @dataclass(frozen=True, eq=False)
 class Attached:
@@ -24,7 +27,7 @@ class Attached:
     the model.
     """
 
-    # Departure: `zeros` counts G <= 0 as appendix C does; a mask counts weights not 0.
+    # Departure: `closed` counts G <= 0 as appendix C does; zeros of a mask are weights not 0.
 
     state: MaskState
     layers: Mapping[str, MaskedLinear]
@@ -35,8 +38,11 @@ class Attached:
         return self.layers[name].rows.name(self.tensors.get(name, f"{name}.weight"))
 
     @property
-    def zeros(self) -> int:
-        """The number of weights that the hard mask zeros: G <= 0, because Eq. 8 keeps G > 0."""
+    def closed(self) -> int:
+        """The number of closed gates: G <= 0, because Eq. 8 keeps G > 0.
+
+        The zeros of the mask are fewer if the base has weights that are 0 already.
+        """
         full_tensor = self.state.access.full_tensor
         return sum(int((full_tensor(m.gate_logits) <= 0).sum()) for m in self.layers.values())
 
@@ -52,8 +58,8 @@ class Attached:
 
     @property
     def sparsity(self) -> float:
-        """The share of the masked layers' weights that the hard mask zeros."""
-        return self.zeros / self.numel
+        """The share of the gates that are closed."""
+        return self.closed / self.numel
 
     @torch.no_grad()
     def load_mask(self, mask: Mask) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bmt_trainer.data.batching import SharedBatches, collate_share
-from bmt_trainer.masking.attach import Attached
+from bmt_trainer.masking.attach import CLOSED_GATES, Attached
 from bmt_trainer.masking.equations import sharpness
 from bmt_trainer.masking.masked_linear import MaskState, Mode
 from bmt_trainer.methods.guards.training import GuardedTraining
@@ -31,7 +31,7 @@ class MaskedTraining(GuardedTraining):
 
     Sets the regularizer, and evaluates under the hard mask (Eq. 8). Training runs under the soft
     one, the state's default. guard: see `GuardedTraining`; figures: of a run with trackers, added
-    to each step's entry with the mask's zeros and the flips since the entry before.
+    to each step's entry with the closed gates and the flips since the entry before.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class MaskedTraining(GuardedTraining):
         # Set first: a trainer may read them while it is made.
         self.attached, self.reg_lambda = attached, reg_lambda
         self._figures = figures
-        self._zeros_before: list[Tensor] | None = None
+        self._closed_before: list[Tensor] | None = None
         super().__init__(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -60,10 +60,10 @@ class MaskedTraining(GuardedTraining):
         return {}
 
     def _flips(self) -> dict[str, float]:
-        """The number of zeros, and of those that came or went since the last call."""
+        """The number of closed gates, and of those that came or went since the last call."""
         now = [layer.zero_positions() for layer in self.attached.layers.values()]
-        before, self._zeros_before = self._zeros_before, now
-        found = {"zeros": float(sum(len(zeros) for zeros in now))}
+        before, self._closed_before = self._closed_before, now
+        found = {CLOSED_GATES: float(sum(map(len, now)))}
         if before is not None:
             same = sum(int(torch.isin(a, b).sum()) for a, b in zip(before, now, strict=True))
             count = sum(map(len, before)) + sum(map(len, now))
@@ -123,7 +123,7 @@ class SharedRows:
 
 
 class HardSampling:
-    """Sampling under the hard mask, and the mask's zeros in each log entry.
+    """Sampling under the hard mask, and the closed gates in each log entry.
 
     A trainer calls `model.train()` before it generates, so the mode is set here. `sample` replaces
     TRL's own generation: the same distribution, in less time. at_once: completions in memory.
@@ -162,7 +162,7 @@ class HardSampling:
             )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        logs["zeros"] = self.attached.zeros
+        logs[CLOSED_GATES] = self.attached.closed
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
 

@@ -69,7 +69,8 @@ def found(steps: Sequence[Mapping[str, float]], limits: Limits) -> dict[str, str
     first, last = int(steps[0]["step"]), int(steps[-1]["step"])
     span = f"steps {first} to {last}" if first < last else f"step {first}"
     clipped = sum(step["completions/clipped_ratio"] for step in steps) / len(steps)
-    zeros = [int(step["zeros"]) for step in steps]
+    # Steps of a build before this one have them as zeros.
+    closed = [int(step.get("closed_gates", step.get("zeros", 0))) for step in steps]
     rewards = [step["reward"] for step in steps if not math.isnan(step["reward"])]
     causes = {}
     if overrun := sum(step.get(OVERRUN, 0) for step in steps):
@@ -93,14 +94,14 @@ def found(steps: Sequence[Mapping[str, float]], limits: Limits) -> dict[str, str
             f"{mean:.4g}; {clipped:.0%} cut off), so the rewards teach nothing; {fix}, or take "
             "prompts of another difficulty, more completions or a higher temperature"
         )
-        if limits.regularized and zeros[0] != zeros[-1]:
+        if limits.regularized and closed[0] != closed[-1]:
             causes["regularizer"] = (
-                f"{span}: the mask moves by the regularizer alone ({zeros[0]:,} to {zeros[-1]:,} "
-                "zeros) while the rewards are flat; stop, or set reg_lambda 0"
+                f"{span}: the mask moves by the regularizer alone ({closed[0]:,} to {closed[-1]:,} "
+                "closed gates) while the rewards are flat; stop, or set reg_lambda 0"
             )
-    if len(set(zeros)) == 1 and len(steps) > 1:
+    if len(set(closed)) == 1 and len(steps) > 1:
         causes["still"] = (
-            f"{span}: the mask does not move ({zeros[0]:,} zeros at each step); raise "
+            f"{span}: the mask does not move ({closed[0]:,} closed gates at each step); raise "
             "learning_rate, or check the rewards"
         )
     return causes

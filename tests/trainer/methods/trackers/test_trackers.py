@@ -33,13 +33,13 @@ def settings(checkpoint, output, *, steps=3, **changes):
 def test_tensorboard_has_each_step_after_the_run(checkpoint, tmp_path):
     mask = train(settings(checkpoint, tmp_path / "m.bmt", report_to="tensorboard"), quiet())
     events = EventAccumulator(str(tmp_path / "m.bmt.tensorboard")).Reload()
-    zeros = {e.step: e.value for e in events.Scalars("train/zeros")}
-    assert sorted(zeros) == [1, 2, 3]
-    assert zeros[3] == mask.zeros
+    closed = {e.step: e.value for e in events.Scalars("train/closed_gates")}
+    assert sorted(closed) == [1, 2, 3]
+    assert closed[3] == mask.zeros
     assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3]
     flips = {e.step: e.value for e in events.Scalars("train/mask_flips")}
     assert sorted(flips) == [2, 3]
-    assert all(abs(zeros[step] - zeros[step - 1]) <= flips[step] for step in flips)
+    assert all(abs(closed[step] - closed[step - 1]) <= flips[step] for step in flips)
     assert "report_to" not in mask.metadata["config"]
 
 

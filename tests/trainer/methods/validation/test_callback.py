@@ -29,7 +29,7 @@ def validated(folder, means, *, exact=0, notes=None):
     loaded, said, now = [], [], {"step": 0}
     run = Run(folder=folder, notes={} if notes is None else notes)
     attached = SimpleNamespace(
-        state=SimpleNamespace(use=lambda mode: nullcontext()), zeros=3, load_mask=loaded.append
+        state=SimpleNamespace(use=lambda mode: nullcontext()), closed=3, load_mask=loaded.append
     )
 
     def score(examples):
@@ -114,7 +114,7 @@ def watched(folder, losses, *, patience, notes=None, most=9):
         every=1,
         attached=SimpleNamespace(
             state=SimpleNamespace(use=lambda mode: nullcontext()),
-            zeros=3,
+            closed=3,
             load_mask=lambda mask: masks.update(loaded=mask),
         ),
         run=run,

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from bmt_trainer.errors import DataError
+from bmt_trainer.masking.attach import CLOSED_GATES
 
 Result = dict[str, Any]
 
 #: The form of results that this build writes.
 FORMAT = 2
 _TEXT = ("method", "model", "dataset", "trainer", "right")
-_TRACKED = ("step", "zeros", "kl_token", "kl_sequence")
+_TRACKED = ("step", CLOSED_GATES, "kl_token", "kl_sequence")
 _RETAINED = ("retention", "retention_lenient")
 _MEANS = ("modules", "updated", "effective_rank", "spectrum_drift", "overlap", "changed")
 
@@ -33,7 +34,7 @@ def read(path: Path) -> Result:
         raise DataError(f"{path} cannot be read ({error})") from None
     if (why := fault(value)) is not None:
         raise DataError(f"{path}: {why}")
-    return {"changes": {}, "settings": {}, **_without_checksum(value)}
+    return {"changes": {}, "settings": {}, **_without_checksum(_named_now(value))}
 
 
 def write(path: Path, result: Mapping[str, Any]) -> Result:
@@ -42,7 +43,7 @@ def write(path: Path, result: Mapping[str, Any]) -> Result:
     scratch = path.with_suffix(".tmp")
     scratch.write_text(json.dumps({**whole, "checksum": _checksum(whole)}, indent=1) + "\n")
     os.replace(scratch, path)
-    return whole
+    return _named_now(whole)
 
 
 def read_all(paths: Sequence[Path], say: Callable[[str], None]) -> list[Result]:
@@ -83,7 +84,7 @@ def fault(value: Any) -> str | None:
         return f"format {form}, of a newer build; this one reads up to {FORMAT}"
     if "checksum" in value and value["checksum"] != _checksum(value):
         return "its content is not what was written: the checksum differs"
-    return next(_faults(value), None)
+    return next(_faults(_named_now(value)), None)
 
 
 def _faults(value: Mapping[str, Any]) -> Iterator[str]:
@@ -104,9 +105,9 @@ def _faults(value: Mapping[str, Any]) -> Iterator[str]:
     texts = (value.get("fingerprint"), *(text for one in named for text in one.values()))
     if not all(text is None or isinstance(text, str) for text in texts):
         yield "fingerprint, contents or versions have an entry that is not text"
-    zeros = value.get("logs", {}).get("zeros") or []
-    if not (isinstance(zeros, list) and all(map(_is_number, zeros))):
-        yield "logs has zeros that are not numbers"
+    closed = value.get("logs", {}).get(CLOSED_GATES) or []
+    if not (isinstance(closed, list) and all(map(_is_number, closed))):
+        yield f"logs has {CLOSED_GATES} that are not numbers"
     if (score := value.get("score")) and not (value["right"] and _is_score(score)):
         yield "its score is not of answers"
     rows = value.get("track") or []
@@ -134,6 +135,21 @@ def _faults(value: Mapping[str, Any]) -> Iterator[str]:
             yield "suites has an entry without a name"
         elif "scores" in suite and not _has_accuracy(suite["scores"]):
             yield "suites has an entry whose scores lack an accuracy"
+
+
+def _named_now(value: Mapping[str, Any]) -> Result:
+    """A result with the closed gates of steps by that name; earlier builds called them zeros."""
+    found = dict(value)
+    if isinstance(logs := value.get("logs"), dict):
+        found["logs"] = closed_named(logs)
+    if isinstance(rows := value.get("track"), list):
+        found["track"] = [closed_named(row) if isinstance(row, dict) else row for row in rows]
+    return found
+
+
+def closed_named(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of a step with its closed gates by that name."""
+    return {CLOSED_GATES if name == "zeros" else name: value for name, value in entry.items()}
 
 
 def _is_score(value: Any, *readings: str) -> bool:

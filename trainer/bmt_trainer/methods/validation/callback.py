@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from bmt_trainer.distributed import of_main_process
 from bmt_trainer.errors import RewardError
-from bmt_trainer.masking.attach import Attached
+from bmt_trainer.masking.attach import CLOSED_GATES, Attached
 from bmt_trainer.methods.run_folder import RunFolder
 from bmt_trainer.rewards.watch import equal_validations
 
@@ -55,8 +55,9 @@ class Validation(TrainerCallback):
     """Every `every` steps, and at the last: score `examples`, save the mask if it is the best.
 
     The best has the greatest mean reward, or what `measure` says; of equal ones, the latest. The
-    scores are the run's note `validation`: step, zeros and score of each, so that a resumed run has
-    those before it. patience: validations in a row without a better one that end the training.
+    scores are the run's note `validation`: step, closed gates and score of each, so that a resumed
+    run has those before it. patience: validations in a row without a better one, which end the
+    training.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Validation(TrainerCallback):
 
     @property
     def scores(self) -> list[dict[str, Any]]:
-        """Step, zeros and score of each validation so far."""
+        """Step, closed gates and score of each validation so far."""
         return list(self._run.notes.get("validation", []))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -139,8 +140,8 @@ class Validation(TrainerCallback):
         value = self._measure.of(result)
         if all(value >= self._measure.of(v) for v in before):
             self._write(self._export({"step": step}), self._file(step))
-        zeros = self._attached.zeros
-        self._run.note("validation", [*before, {"step": step, "zeros": zeros, **result}])
+        closed = {CLOSED_GATES: self._attached.closed}
+        self._run.note("validation", [*before, {"step": step, **closed, **result}])
         self._say(f"step {step}: {score}")
         if not self._warned and (warning := self._equal(final=False)):
             self._warned = True
