@@ -108,6 +108,8 @@ TRL = {
     "trl_mixins.py",
     "trl_setup.py",
 }
+# Runs the programs of a model, and nothing else.
+SANDBOX = TRAINER / "evaluation" / "sandbox" / "inside.py"
 # A folder holds at most this many modules, __init__ not counted.
 MODULES_OF_A_FOLDER = 14
 OTHER_FOLDERS = ("tests", "benchmarks", "reproduce", "examples", "tools")
@@ -321,10 +323,15 @@ RUNS_CODE = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 
 
 def test_nothing_that_runs_code_from_bytes_is_used():
-    """No pickle, torch.load or numpy's pickled arrays anywhere in the product."""
+    """No pickle, torch.load or numpy's pickled arrays anywhere in the product.
+
+    One script runs programs, inside of its sandbox.
+    """
     wrong = []
     for package in PACKAGES:
         for path in sources(package):
+            if path == SANDBOX:
+                continue
             for node in ast.walk(ast.parse(path.read_text())):
                 text = ast.unparse(node) if isinstance(node, ast.Call) else ""
                 calls = ("torch.load(", "yaml.load(", "eval(", "exec(")

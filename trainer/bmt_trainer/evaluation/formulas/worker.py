@@ -12,6 +12,8 @@ import resource
 import signal
 import sys
 
+from bmt_trainer.evaluation.formulas.equality import equal
+
 #: The first line of a process that can compare.
 READY = "ready"
 
@@ -28,8 +30,6 @@ def serve(cpu_seconds: float, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     try:
         import math_verify  # noqa: F401
-
-        from bmt_trainer.evaluation.formulas.equality import equal
     except Exception as error:  # whatever a broken installation raises
         print(json.dumps(f"{type(error).__name__}: {error}"), file=out, flush=True)
         return
