@@ -66,6 +66,22 @@ def test_every_form_of_mathematics_sets(tmp_path, row, answer):
     assert example.messages[1]["content"].startswith("p\n")
 
 
+@pytest.mark.found
+def test_simplerl_zoos_prompt_for_small_models(tmp_path):
+    """A text, as its evaluation of Qwen2.5-0.5B has it; braces of a question are no fields."""
+    row = {"problem": "What is {x}\\boxed{2}?", "answer": "2"}
+    example = one(f"math-simple:{lines(tmp_path / 'm.jsonl', [row])}")
+    asked = "Question:\nWhat is {x}\\boxed{2}?\nAnswer:\nLet's think step by step.\n"
+    assert (example.prompt, example.answer) == (asked, "2")
+    path = lines(tmp_path / "g.jsonl", [{"question": "Two?", "answer": "So.\n#### 1,004"}])
+    example = one(f"gsm8k-simple:{path}")
+    assert (example.prompt, example.answer) == (
+        asked.replace("What is {x}\\boxed{2}?", "Two?"),
+        "1004",
+    )
+    assert find("math").lenient("1000 and 4, so 1004 dollars.", example.answer)
+
+
 def test_mmlu_pro_by_subject(tmp_path):
     rows = [
         {"question": f"Colour {i}?", "options": OPTIONS, "answer": "B", "category": subject}

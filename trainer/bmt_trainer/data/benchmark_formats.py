@@ -23,6 +23,8 @@ Row = Mapping[str, Any]
 # Instructions of the prompts: verl's for GSM8K, then SimpleRL-Zoo's `qwen-boxed`.
 _GSM8K = 'Let\'s think step by step and output the final answer after "####".'
 _BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
+# SimpleRL-Zoo's prompt for small models, a text without a chat template.
+_SIMPLE = "Question:\n{question}\nAnswer:\nLet's think step by step.\n"
 _ASSISTANT = {"role": "system", "content": "You are a helpful assistant."}
 _LETTERS = "ABCDEFGHIJ"
 _TOOLS = """You can call these functions:
@@ -105,8 +107,22 @@ def _math(row: Row) -> Iterator[Example]:
 
 def _boxed(question: str, answer: str) -> Example:
     """An example with SimpleRL-Zoo's `qwen-boxed` prompt."""
-    # Departure: SimpleRL-Zoo has a simpler prompt for small models.
+    # Departure: SimpleRL-Zoo has another prompt for small models, see `_simple`.
     return Example((_ASSISTANT, *chat(f"{question}\n{_BOXED}")), answer)
+
+
+def _simple(read: Callable[[Row], Iterator[Example]]) -> Callable[[Row], Iterator[Example]]:
+    """A reader of the same rows with SimpleRL-Zoo's prompt for small models.
+
+    It asks for no \\boxed, so answers are read by the lenient reading of `math`.
+    """
+
+    def simple(row: Row) -> Iterator[Example]:
+        for example in read(row):
+            question = example.messages[-1]["content"].removesuffix(f"\n{_BOXED}")
+            yield Example(_SIMPLE.format(question=question), example.answer)
+
+    return simple
 
 
 def _last_boxed(solution: str) -> str:
@@ -183,7 +199,9 @@ def tool_calls(calls: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
 FORMS: Mapping[str, Callable[[Row], Iterator[Example]]] = {
     "gsm8k": _gsm8k,
     "gsm8k-boxed": _gsm8k_boxed,
+    "gsm8k-simple": _simple(_gsm8k_boxed),
     "math": _math,
+    "math-simple": _simple(_math),
     "mmlu-pro": _mmlu_pro,
     "bbeh": _bbeh,
     "tools": _tools,
