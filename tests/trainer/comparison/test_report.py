@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from bmt_trainer.cli.main import app
 from bmt_trainer.comparison import plots, tables
+from bmt_trainer.comparison.measures import best_of
 from bmt_trainer.comparison.plot_style import colors, load_pyplot, styles
 from bmt_trainer.comparison.report import write
 from bmt_trainer.comparison.results import files
@@ -306,3 +307,20 @@ def test_closed_gates_have_one_name_and_older_files_are_read(tmp_path, name):
     history.write_text(json.dumps({"steps": steps, "validation": []}))
     page = write([path, history], tmp_path / "page", "t")
     assert "closed gates before, %" in page.read_text()
+
+
+@pytest.mark.found
+def test_the_best_measurement_stands_beside_the_last(tmp_path):
+    rows = [{**row, "heldout": share} for row, share in zip(track(9), (0.1, 0.5, 0.3), strict=True)]
+    best = best_of(rows)
+    assert best == {"step": 2, "heldout": 0.5}
+    assert best_of([*rows, {**rows[0], "step": 6, "heldout": 0.5}])["step"] == 2
+    assert best_of(track(9)) is None
+    path = tmp_path / "x.json"
+    found = result("bmt", "d.jsonl", "1100", track=rows, best=best)
+    path.write_text(json.dumps(found))
+    page = write([path], tmp_path / "page", "t").read_text()
+    assert re.search(r"30\.0</td>\s*<td[^>]*>50\.0</td>\s*<td[^>]*>2<", page)
+    path.write_text(json.dumps({**found, "best": {"step": "2"}}))
+    with pytest.raises(DataError, match="best has no numbers step and heldout"):
+        files.read(path)

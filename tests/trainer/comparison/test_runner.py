@@ -63,6 +63,7 @@ def compared(checkpoint, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bmt_trainer.comparison.runner, "score_heldout", keeping)
         changes = {"track_every": 2, "retention": "task:arithmetic", "retention_examples": 4}
+        changes["track_heldout"] = True
         results = run(planned(checkpoint, output, geometry=True, **changes), quiet())
     return output, {r["method"]: r for r in results}, kept
 
@@ -191,6 +192,9 @@ def test_tracked_rows(compared):
         assert rows[-1]["kl_token"] > (0 if method == "bmt" else -1e-6), method
         assert rows[-1]["kl_sequence"] >= rows[-1]["kl_token"] - 1e-6
         assert (rows[0]["closed_gates"] > 0) == (method == "bmt")
+        right = results[method]["right"]
+        assert rows[-1]["heldout"] == right.count("1") / len(right)
+        assert results[method]["best"]["heldout"] == max(row["heldout"] for row in rows)
     assert results["lora-1"]["track"][0]["kl_token"] == pytest.approx(0, abs=1e-6)
 
 

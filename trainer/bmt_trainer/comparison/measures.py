@@ -139,6 +139,31 @@ def retention_score(plan: Plan, loaded: Loaded, tuned: Tuned) -> Callable[[], Ro
     return by_answers
 
 
+def heldout_score(loaded: Loaded, tuned: Tuned) -> Callable[[], Row]:
+    """A function that scores the held-out examples: `heldout`, the share of right answers."""
+    examples, model = loaded.split.heldout, cast(PreTrainedModel, tuned.model)
+
+    def by_answers() -> Row:
+        with tuned.tuned():
+            texts = _answers(loaded, model, examples, loaded.config.max_new_tokens)
+        right = list(map(is_right, loaded.grader.marks(texts, examples).chosen))
+        return {"heldout": sum(right) / len(right)}
+
+    return by_answers
+
+
+def best_of(track: Sequence[Row]) -> Row | None:
+    """Step and share of the best held-out score, the earliest of equals; None without any.
+
+    The paper's choice of a checkpoint. It is made by the score that it reports, so it is too good.
+    """
+    scored = [row for row in track if "heldout" in row]
+    if not scored:
+        return None
+    best = max(scored, key=lambda row: (row["heldout"], -row["step"]))
+    return {"step": best["step"], "heldout": best["heldout"]}
+
+
 def base_policy(loaded: Loaded, tuned: Tuned) -> Policy:
     """The base: the same model if its weights are still the base's, else a second copy."""
     if tuned.base is not None:

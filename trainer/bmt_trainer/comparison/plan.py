@@ -62,6 +62,10 @@ class Plan:
     track_every: int = option(
         "Steps between measurements of closed gates and KL divergence; 0: none.", 0, least=0
     )
+    track_heldout: bool = option(
+        "Score the held-out examples at each measurement too: the best one is the paper's figure.",
+        False,
+    )
     retention: str | None = option(
         "Data set of another skill, scored at each measurement; lm-eval: the paper's six tasks.",
         None,
@@ -105,6 +109,11 @@ class Plan:
                 )
         if self.suites is not None:
             suites.named(self.suites)
+        if self.track_heldout and not self.track_every:
+            raise ConfigError(
+                "track_heldout: there are no measurements to score at; set track_every, or leave "
+                "it out"
+            )
         if self.run_model_code and self.retention != LM_EVAL:
             raise ConfigError(
                 "run_model_code: only lm-eval's humaneval has programs; set retention: lm-eval, or "
@@ -280,7 +289,8 @@ class Cell:
                     "data": [sources.of_dataset(name) for name in data],
                     "retention": retention and sources.of_retention(retention),
                     "suites": sources.of_suites,
-                    # Results of builds without the setting have no HumanEval.
+                    # Results of builds without these settings have neither.
+                    **({"track_heldout": True} if self.plan.track_heldout else {}),
                     **({"run_model_code": True} if self.plan.run_model_code else {}),
                 },
             }

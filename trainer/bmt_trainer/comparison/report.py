@@ -246,6 +246,25 @@ def _tracks(results: Sequence[Result]) -> Iterator[str]:
         )
     header = ("method", "run", "steps", "KL per token", "KL per answer", "kept before, %")
     yield from _table((*header, "after, %", "closed gates before, %", "after, %"), lines)
+    yield from _best(tracked)
+
+
+def _best(tracked: Sequence[Result]) -> Iterator[str]:
+    """Held-out scores of the last step, and of the best measurement as the paper reports it."""
+    lines = [
+        (
+            tables.named(result),
+            f"{result['trainer']}, {tables.short(result['dataset'])}",
+            f"{100 * result['track'][-1]['heldout']:.1f}",
+            *(f"{100 * result['best']['heldout']:.1f}", str(result["best"]["step"])),
+        )
+        for result in tracked
+        if result.get("best") and "heldout" in result["track"][-1]
+    ]
+    if lines:
+        yield "<h2>Best and last held-out score</h2>"
+        yield "<p>The best is chosen by the score that it reports, and is too good.</p>"
+        yield from _table(("method", "run", "last, %", "best, %", "at step"), lines)
 
 
 def _settings(results: Sequence[Result]) -> Iterator[str]:

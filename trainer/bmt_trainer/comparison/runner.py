@@ -128,7 +128,7 @@ def run_and_keep(cell: Cell, display: Display) -> Result:
 
 def run_cell(cell: Cell, display: Display) -> Result:
     """One run of a comparison, from its settings to its result."""
-    # Departure: the last step; the paper takes the best checkpoint by the same score.
+    # Departure: the last step; the paper's best checkpoint by the same score stands beside it.
     started = time.monotonic()
     config = cell.config()
     loaded, rows = METHODS[cell.plan.trainer].load(config, display, scored=False)
@@ -265,6 +265,7 @@ def _track(
     plan = cell.plan
     if not plan.track_every:
         return []
+    scored = plan.track_heldout and loaded.split.heldout
     track = Track(
         measures.base_policy(loaded, tuned),
         (tuned.model, tuned.tuned),
@@ -274,6 +275,7 @@ def _track(
         every=plan.track_every,
         closed=lambda: attached.closed,
         retention=measures.retention_score(plan, loaded, tuned) if plan.retention else None,
+        heldout=measures.heldout_score(loaded, tuned) if scored else None,
         say=loaded.display.say,
     )
     return [track]
@@ -285,6 +287,8 @@ def _measured(cell: Cell, loaded: Loaded, tuned: Tuned, track: Sequence[Track]) 
         outcome = _final_scores(cell, loaded, tuned.model, cell.method)
     for callback in track:
         outcome["track"] = callback.rows
+        if (best := measures.best_of(callback.rows)) is not None:
+            outcome["best"] = best
         if skipped := loaded.run.notes.get(measures.SKIPPED):
             outcome[measures.SKIPPED] = skipped
     if cell.plan.geometry:

@@ -20,8 +20,8 @@ class Track(TrainerCallback):
 
     base, tuned: as in `divergence`; texts: completions that the base sampled; closed: the number of
     closed gates; retention: scores of another skill, whose failure at the first measurement ends
-    the run, and later is shown by `say`. The rows are the run's note `track`, so
-    that a resumed run has those before it.
+    the run, and later is shown by `say`; heldout: the held-out score. The rows are the run's note
+    `track`, so that a resumed run has those before it.
     """
 
     def __init__(
@@ -35,11 +35,12 @@ class Track(TrainerCallback):
         every: int,
         closed: Callable[[], int],
         retention: Callable[[], Row] | None = None,
+        heldout: Callable[[], Row] | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         self._base, self._tuned, self._texts, self._pad = base, tuned, texts, pad_token_id
         self._run, self._every, self._closed, self._retention = run, every, closed, retention
-        self._say = say
+        self._say, self._heldout = say, heldout
         self.rows: list[Row] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -74,5 +75,7 @@ class Track(TrainerCallback):
         }
         if self._retention is not None:
             row |= self._kept(step)
+        if self._heldout is not None:
+            row |= self._heldout()
         self.rows.append(row)
         self._run.note("track", self.rows)

@@ -23,6 +23,7 @@ FORMAT = 2
 _TEXT = ("method", "model", "dataset", "trainer", "right")
 _TRACKED = ("step", CLOSED_GATES, "kl_token", "kl_sequence")
 _RETAINED = ("retention", "retention_lenient")
+_BEST = ("step", "heldout")
 _MEANS = ("modules", "updated", "effective_rank", "spectrum_drift", "overlap", "changed")
 
 
@@ -118,6 +119,11 @@ def _faults(value: Mapping[str, Any]) -> Iterator[str]:
         yield f"track has a row without the numbers {', '.join(_TRACKED)}"
     elif any(not _is_number(row.get(name, 0)) for row in rows for name in _RETAINED):
         yield f"track has a row whose {' or '.join(_RETAINED)} is not a number"
+    best = value.get("best")
+    if best and not (isinstance(best, dict) and all(map(_is_number, map(best.get, _BEST)))):
+        yield f"best has no numbers {' and '.join(_BEST)}"
+    if best and rows and not _is_number(rows[-1].get("heldout", 0)):
+        yield "track has a row whose heldout is not a number"
     parameters = value.get("parameters", 0)
     if (rows or value.get("zeros")) and not (_is_number(parameters) and parameters > 0):
         yield "parameters is not a number above 0"
