@@ -52,6 +52,7 @@ EXAMPLE = "x"
 def allowed(method: str, path: str) -> Route:
     """The row of the permissions for a path with parameters."""
     parameters = ("model:path", "model", "name", "alias", "digest", "key_id", "file_id")
+    parameters = (*parameters, "job_id")
     for old in (f"{{{name}}}" for name in parameters):
         path = path.replace(old, EXAMPLE)
     route = find_route(method, path.replace("{kind}", "keys"))

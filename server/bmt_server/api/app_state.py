@@ -40,6 +40,7 @@ from bmt_server.registry.canary.splits import Splits
 from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.files.store import FileStore
 from bmt_server.registry.housekeeping import Housekeeper
+from bmt_server.registry.jobs.store import JobStore
 from bmt_server.registry.names.catalog import Key
 from bmt_server.registry.names.name_state import NameState
 from bmt_server.registry.registry import Registry
@@ -93,6 +94,7 @@ class AppState:
     uploads: UploadLimiter
     importer: Importer
     files: FileStore | None
+    jobs: JobStore | None
     file_uploads: UploadLimiter
     schemas: RequestSchemas
     turns: Turns
@@ -271,6 +273,7 @@ class AppState:
             uploads=UploadLimiter(settings.max_upload_bytes or limits.max_file_bytes),
             importer=Importer(settings),
             files=FileStore.of_settings(connection, settings),
+            jobs=(JobStore(connection, settings.registry_replicas) if settings.files_url else None),
             file_uploads=UploadLimiter(settings.max_file_bytes),
             schemas=schemas,
             turns=turns,

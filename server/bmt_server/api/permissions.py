@@ -15,7 +15,7 @@ from bmt_server.errors import Forbidden
 from bmt_server.registry.schemas import DEFAULT_TENANT, Principal
 
 # open: no key; any: a key of any scope.
-Scope = Literal["open", "any", "metrics", "infer", "upload", "promote", "admin"]
+Scope = Literal["open", "any", "metrics", "infer", "train", "upload", "promote", "admin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,14 @@ ROUTES: tuple[Route, ...] = (
     _route("GET POST", r"/v1/files", "upload"),
     _route("GET DELETE", r"/v1/files/[^/]+", "upload"),
     _route("GET", r"/v1/files/[^/]+/content", "upload"),
+    _route("GET POST", r"/v1/fine_tuning/jobs", "upload"),
+    _route("GET", r"/v1/fine_tuning/jobs/[^/]+(/(events|checkpoints))?", "upload"),
+    _route("POST", r"/v1/fine_tuning/jobs/[^/]+/(cancel|pause|resume)", "upload"),
+    # Of workers, which run jobs of all tenants.
+    _route("POST", r"/v1/workers/lease", "train", operator=True),
+    _route("POST", r"/v1/workers/jobs/[^/]+/(report|end)", "train", operator=True),
+    _route("GET", r"/v1/workers/jobs/[^/]+/file", "train", operator=True),
+    _route("PUT", r"/v1/workers/jobs/[^/]+/mask", "train", operator=True),
     _route("GET HEAD", r"/v1/blobs/[^/]+", "any"),
     # Of the key's own tenant, unless it has the scope `operator`: `api/keys/rights.py`.
     _route("GET POST", r"/v1/keys", "admin"),

@@ -32,6 +32,16 @@ PATHS = {
         *((m, "/v1/files") for m in ("GET", "POST")),
         *((m, "/v1/files/file-0") for m in ("GET", "DELETE")),
         ("GET", "/v1/files/file-0/content"),
+        *((m, "/v1/fine_tuning/jobs") for m in ("GET", "POST")),
+        *(("GET", f"/v1/fine_tuning/jobs/x{end}") for end in ("", "/events", "/checkpoints")),
+        *(("POST", f"/v1/fine_tuning/jobs/x/{w}") for w in ("cancel", "pause", "resume")),
+    ],
+    "train": [
+        ("POST", "/v1/workers/lease"),
+        ("POST", "/v1/workers/jobs/x/report"),
+        ("POST", "/v1/workers/jobs/x/end"),
+        ("GET", "/v1/workers/jobs/x/file"),
+        ("PUT", "/v1/workers/jobs/x/mask"),
     ],
     "promote": [
         ("PUT", "/v1/masks/m/aliases/prod"),
@@ -132,7 +142,7 @@ async def test_websockets_are_closed(api):
 
 
 def test_every_route_of_the_table_has_a_scope():
-    scopes = {"open", "any", "metrics", "infer", "upload", "promote", "admin"}
+    scopes = {"open", "any", "metrics", "infer", "train", "upload", "promote", "admin"}
     assert {r.scope for r in ROUTES} == scopes
     assert [r.path.pattern for r in ROUTES if r.scope == "open"] == [
         "/(livez|readyz)",

@@ -15,7 +15,7 @@ from bmt_core import BmtError
 from bmt_core.console_script import TYPER_SETTINGS, version_line
 from bmt_core.optional_packages import fix, leave_out
 
-from bmt_trainer.cli import compare, data, doctor, evaluate, export, train
+from bmt_trainer.cli import compare, data, doctor, evaluate, export, train, worker
 from bmt_trainer.errors import ConfigError, TrainerError
 from bmt_trainer.methods.guards.interruption import Interrupted
 from bmt_trainer.process import (
@@ -64,7 +64,7 @@ def _root(
     leave_launch()
 
 
-for group in (data, doctor, train, compare, evaluate, export):
+for group in (data, doctor, train, compare, evaluate, export, worker):
     group.add(app)
 
 

@@ -18,6 +18,7 @@ from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import schedules, trackers
 from bmt_trainer.methods.config import TrainConfig
 from bmt_trainer.methods.guards.interruption import Interrupted
+from bmt_trainer.methods.guards.step_log import StepLog
 from bmt_trainer.methods.guards.training import Guard
 from bmt_trainer.methods.pipeline import Loaded, Logs, Rows, write_history
 from bmt_trainer.methods.trl_mixins import SharpenMask, save_gates_only
@@ -99,6 +100,7 @@ def fit_with_trl(
                 SharpenMask(attached.state, config.alpha_start, config.alpha_end),
                 *callbacks,
                 *trackers.callbacks(config, run),
+                StepLog(run.folder, metric),
                 StepProgress(advance, metric),
             ],
             attached=attached,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from bmt_server.api.files import routes as files
+from bmt_server.api.jobs import routes as jobs
+from bmt_server.api.jobs import worker_routes as workers
 from bmt_server.api.publishing import adapter_routes, import_route
 from bmt_server.api.routes import (
     aliases,
@@ -66,5 +68,18 @@ def build_router() -> APIRouter:
     router.get("/v1/files/{file_id}")(files.show)
     router.get("/v1/files/{file_id}/content")(files.content)
     router.delete("/v1/files/{file_id}")(files.delete)
+    router.post("/v1/fine_tuning/jobs")(jobs.create)
+    router.get("/v1/fine_tuning/jobs")(jobs.list_jobs)
+    router.get("/v1/fine_tuning/jobs/{job_id}")(jobs.show)
+    router.post("/v1/fine_tuning/jobs/{job_id}/cancel")(jobs.cancel)
+    router.post("/v1/fine_tuning/jobs/{job_id}/pause")(jobs.pause)
+    router.post("/v1/fine_tuning/jobs/{job_id}/resume")(jobs.resume)
+    router.get("/v1/fine_tuning/jobs/{job_id}/events")(jobs.events)
+    router.get("/v1/fine_tuning/jobs/{job_id}/checkpoints")(jobs.checkpoints)
+    router.post("/v1/workers/lease")(workers.lease)
+    router.post("/v1/workers/jobs/{job_id}/report")(workers.report)
+    router.get("/v1/workers/jobs/{job_id}/file")(workers.training_file)
+    router.put("/v1/workers/jobs/{job_id}/mask")(workers.publish_mask)
+    router.post("/v1/workers/jobs/{job_id}/end")(workers.end)
     router.api_route("/v1/blobs/{digest}", methods=["GET", "HEAD"])(blobs.blob)
     return router

@@ -54,7 +54,7 @@ async def put_mask(
     state, tenant = app_state(request), tenant_of(request)
     aliases = check_targets(request, name, alias)
     until = read_expiry(name, expires)
-    async with _received(request, state) as data:
+    async with received(request, state) as data:
         stated = _stated_digest(request, digest)
         version, mask = await asyncio.to_thread(decode, state, tenant, name, data, stated)
         return await publish(
@@ -82,7 +82,7 @@ async def patch_mask(
     before = version_of(stored, AliasTarget(digest=parent))
     state.resolver.check_base(before)
     expected = valid_digest(digest)
-    async with _received(request, state) as flips:
+    async with received(request, state) as flips:
         blob = await state.registry.blob(before.file_digest, before.bytes)
         version, mask, data = await asyncio.to_thread(_apply_flips, state, before, blob, flips)
         if mask.digest != expected:
@@ -116,7 +116,7 @@ def _apply_flips(
 
 
 @asynccontextmanager
-async def _received(request: Request, state: AppState) -> AsyncIterator[bytes]:
+async def received(request: Request, state: AppState) -> AsyncIterator[bytes]:
     """The complete body, with a place for the work on it. Raises ApiError."""
     with state.uploads.receive(principal_of(request).key_id) as received:
         data = await _read_upload(request, state.max_upload_bytes, received)

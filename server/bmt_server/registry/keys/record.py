@@ -20,9 +20,10 @@ import bmt_core
 from bmt_server.registry.keys.expiry import has_expired, read_expiry
 
 #: Scopes of a key, from the narrowest. `metrics` reads /metrics and nothing of masks, `priority`
-#: lets requests overtake those of others, `promote` moves aliases, `admin` has all of them within
-#: its tenant, and `operator` manages the keys of all tenants too.
-SCOPES = ("metrics", "priority", "infer", "upload", "promote", "admin", "operator")
+#: lets requests overtake those of others, `train` is a worker's of fine-tuning jobs, `promote`
+#: moves aliases, `admin` has all of them within its tenant, and `operator` manages the keys of all
+#: tenants too.
+SCOPES = ("metrics", "priority", "infer", "train", "upload", "promote", "admin", "operator")
 _UPLOAD_ALONE = "publish"
 _REVOKED_AT = "1970-01-01T00:00:00+00:00"
 _FIELDS = ("key_id", "tenant", "scopes", "label", "created", "expires")

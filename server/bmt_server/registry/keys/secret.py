@@ -15,7 +15,7 @@ from bmt_server.registry.keys.record import SCOPES
 
 _KIND = {
     **{"metrics": "met", "priority": "inf", "infer": "inf", "upload": "upl", "promote": "upl"},
-    **{"admin": "adm", "operator": "adm"},
+    **{"train": "upl", "admin": "adm", "operator": "adm"},
 }
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _RANDOM, _CHECK = 32, 6

@@ -1,0 +1,168 @@
+"""Creation of a fine-tuning job from a body as OpenAI's clients send it, whatever is in it checked.
+
+Fields that OpenAI has and jobs here have not are refused by name: nothing is left out in silence.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any
+
+import bmt_core
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from bmt_server.api.app_state import AppState
+from bmt_server.api.files.routes import file_store
+from bmt_server.api.routes.dependencies import check_free, principal_of
+from bmt_server.errors import BadRequest, NotFound
+from bmt_server.registry.files.record import FileRecord
+from bmt_server.registry.jobs.methods import Dpo, Hyperparameters, Supervised
+from bmt_server.registry.jobs.record import MAX_SUFFIX_CHARACTERS, Job, model_name, new_job_id
+from bmt_server.registry.schemas import Principal
+
+MAX_BODY_BYTES = 64 << 10
+_Key = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+_Value = Annotated[str, StringConstraints(max_length=512)]
+_REFUSED = {
+    "validation_file": "validation files are not read yet; leave it out",
+    "integrations": "a worker reports to no other service; read the job's events",
+}
+
+
+class _Asked(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class MethodBody(_Asked):
+    """A method by its type, with an object of that name for its hyperparameters."""
+
+    type: Annotated[str, StringConstraints(max_length=32)]
+    supervised: dict[str, Any] | None = None
+    dpo: dict[str, Any] | None = None
+    reinforcement: dict[str, Any] | None = None
+
+
+class NewJob(_Asked):
+    """Body of `POST /v1/fine_tuning/jobs`."""
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+    training_file: Annotated[str, StringConstraints(max_length=64)]
+    method: MethodBody | None = None
+    hyperparameters: dict[str, Any] | None = None
+    suffix: Annotated[str, StringConstraints(max_length=MAX_SUFFIX_CHARACTERS)] | None = None
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
+    metadata: dict[_Key, _Value] | None = Field(default=None, max_length=16)
+    validation_file: Any = None
+    integrations: Any = None
+
+
+async def job_of(request: Request, state: AppState, body: NewJob, now_s: int) -> Job:
+    """The job of a body. Raises ApiError."""
+    for name, why in _REFUSED.items():
+        if getattr(body, name):
+            raise BadRequest(f"{name}: {why}", param=name)
+    if body.model not in state.engine.base_names:
+        raise NotFound(
+            f"model {body.model[:200]!r} cannot be trained here; this server's base is "
+            f"{state.engine.base_names[0]!r}",
+            code="model_not_found",
+            param="model",
+        )
+    principal = principal_of(request)
+    method = _method(body)
+    await _file(request, principal, body.training_file, method.type)
+    job_id = new_job_id()
+    try:
+        name = model_name(job_id, body.suffix)
+    except bmt_core.InvalidName as error:
+        raise BadRequest(f"suffix: {error}", param="suffix") from None
+    check_free(state, name)
+    return Job(
+        id=job_id,
+        tenant=principal.tenant,
+        key_id=principal.key_id,
+        created_at=now_s,
+        model=body.model,
+        base=state.settings.fingerprint,
+        training_file=body.training_file,
+        method=method,
+        seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
+        suffix=body.suffix,
+        fine_tuned_model=name,
+        metadata=body.metadata,
+    )
+
+
+def _method(body: NewJob) -> Supervised | Dpo:
+    kinds: dict[str, type[Supervised] | type[Dpo]] = {"supervised": Supervised, "dpo": Dpo}
+    given = body.method or MethodBody(type="supervised", supervised={})
+    if given.type not in kinds:
+        raise BadRequest(
+            f"method.type is {given.type!r}; this server trains {' and '.join(kinds)}",
+            code="method_unknown",
+            param="method.type",
+        )
+    objects = {name: getattr(given, name) for name in ("supervised", "dpo", "reinforcement")}
+    for name, other in objects.items():
+        if other is not None and name != given.type:
+            raise BadRequest(
+                f"method.{name} is given, and method.type is {given.type}", param=f"method.{name}"
+            )
+    options = dict(objects[given.type] or {})
+    hyperparameters = options.pop("hyperparameters", None) or {}
+    where = f"method.{given.type}"
+    if options:
+        raise BadRequest(f"{where}.{sorted(options)[0][:64]} is unknown", param=where)
+    if body.hyperparameters:  # OpenAI's former place for them
+        if body.method is not None:
+            raise BadRequest(
+                f"hyperparameters are given twice; leave them in {where}.hyperparameters",
+                param="hyperparameters",
+            )
+        hyperparameters, where = body.hyperparameters, ""
+    where = f"{where}.hyperparameters".lstrip(".")
+    kind = kinds[given.type]
+    known = kind().hyperparameters
+    return kind(hyperparameters=_checked(type(known), hyperparameters, where))  # type: ignore[arg-type]
+
+
+def _checked(kind: type[Hyperparameters], values: Any, where: str) -> Hyperparameters:
+    if not isinstance(values, dict):
+        raise BadRequest(f"{where} must be an object", param=where)
+    if unknown := sorted(values.keys() - kind.model_fields.keys()):
+        raise BadRequest(
+            f"{where}.{unknown[0][:64]} is unknown; there are {', '.join(kind.model_fields)}",
+            code="hyperparameter_unknown",
+            param=f"{where}.{unknown[0][:64]}",
+        )
+    for name, value in values.items():
+        # One at a time, for an error with its name alone.
+        try:
+            kind.model_validate({name: value})
+        except ValueError as error:
+            raise BadRequest(
+                f"{where}.{name} is {str(value)[:64]}: {_reason(error)}", param=f"{where}.{name}"
+            ) from None
+    return kind.model_validate(values)
+
+
+def _reason(error: Any) -> str:
+    # Of 'auto' or a number, the number's reason says more.
+    return str(error.errors()[-1]["msg"]) + ", or 'auto'"
+
+
+async def _file(request: Request, principal: Principal, file_id: str, kind: str) -> FileRecord:
+    try:
+        record = await file_store(request).get(principal.tenant, file_id)
+    except NotFound:
+        raise BadRequest(
+            f"training_file: no file {file_id}", code="file_not_found", param="training_file"
+        ) from None
+    if record.form != kind:
+        raise BadRequest(
+            f"training_file: {file_id} has rows for {record.form}, and the method is {kind}",
+            code="invalid_file",
+            param="training_file",
+        )
+    return record

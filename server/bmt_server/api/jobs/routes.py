@@ -1,0 +1,151 @@
+"""Routes of fine-tuning jobs, as OpenAI's clients call them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from fastapi import Query, Request
+
+from bmt_server.api.access_log import audit
+from bmt_server.api.jobs.create import MAX_BODY_BYTES, NewJob, job_of
+from bmt_server.api.routes.dependencies import app_state, read_json, tenant_of
+from bmt_server.errors import BadRequest, NotFound
+from bmt_server.registry.jobs.fairness import least_ms
+from bmt_server.registry.jobs.record import Job
+from bmt_server.registry.jobs.store import JobStore, not_found
+from bmt_server.registry.jobs.transitions import asked, event
+
+MAX_PAGE = 100
+
+
+async def create(request: Request) -> dict[str, Any]:
+    """Start a job: `model` is the base, `training_file` the id of a file, `method` the training.
+
+    Methods are `supervised` and `dpo`; hyperparameters `n_epochs`, `batch_size`,
+    `learning_rate_multiplier`, and `beta` of `dpo`. A worker (`bmt-train worker`) runs it, and the
+    mask is a model of this server then: `fine_tuned_model`.
+    """
+    state, store = app_state(request), job_store(request)
+    body = await read_json(request, NewJob, MAX_BODY_BYTES)
+    now_s = int(time.time())
+    job = await job_of(request, state, body, now_s)
+    least = least_ms(await store.waiting(job.base), job.tenant)
+    job = await store.create(job, event(now_s * 1000, f"Created fine-tuning job: {job.id}"), least)
+    audit(request, "job_create", job.id, method=job.method.type, file=job.training_file)
+    return job.shown()
+
+
+async def list_jobs(
+    request: Request,
+    after: str | None = Query(None, max_length=64),
+    limit: int = Query(20, ge=1, le=MAX_PAGE),
+) -> dict[str, Any]:
+    """Jobs of the key's tenant, the newest first. after: the last id of the page before."""
+    found = (await job_store(request).of_tenant(tenant_of(request)))[::-1]
+    if after is not None:
+        ids = [job.id for job in found]
+        if after not in ids:
+            raise not_found(after)
+        found = found[ids.index(after) + 1 :]
+    page = [job.shown() for job in found[:limit]]
+    return {"object": "list", "data": page, "has_more": len(found) > limit}
+
+
+async def show(request: Request, job_id: str) -> dict[str, Any]:
+    """One job."""
+    return (await job_store(request).get(tenant_of(request), job_id)).shown()
+
+
+async def cancel(request: Request, job_id: str) -> dict[str, Any]:
+    """Cancel a job that has not ended; 412 `job_state` for one that has."""
+    return await _ask(request, job_id, "cancel")
+
+
+async def pause(request: Request, job_id: str) -> dict[str, Any]:
+    """Pause a job; what it has trained stays on its worker."""
+    return await _ask(request, job_id, "pause")
+
+
+async def resume(request: Request, job_id: str) -> dict[str, Any]:
+    """Put a paused job back into the queue. It goes on as if it had not been paused."""
+    return await _ask(request, job_id, "resume")
+
+
+async def events(
+    request: Request,
+    job_id: str,
+    after: str | None = Query(None, max_length=64),
+    limit: int = Query(20, ge=1, le=MAX_PAGE),
+) -> dict[str, Any]:
+    """Events of a job, the newest first, with the metrics of its steps."""
+    store = job_store(request)
+    job = await store.get(tenant_of(request), job_id)
+    before = None
+    if after is not None:
+        head, _, number = after.rpartition("-")
+        if head != f"ftevent-{job.id.removeprefix('ftjob-')}" or not number.isdecimal():
+            raise BadRequest(f"after: {after} is no event of {job.id}", param="after")
+        before = int(number)
+    found = await store.events(job, before, limit)
+    data = [one.shown(job.id, number) for number, one in found]
+    return {"object": "list", "data": data, "has_more": bool(found) and found[-1][0] > 0}
+
+
+async def checkpoints(
+    request: Request,
+    job_id: str,
+    after: str | None = Query(None, max_length=64),
+    limit: int = Query(10, ge=1, le=MAX_PAGE),
+) -> dict[str, Any]:
+    """Checkpoints of a job that can be called: the mask of its last step, once it has ended."""
+    job = await job_store(request).get(tenant_of(request), job_id)
+    data = [_checkpoint(job)] if job.state == "succeeded" and job.digest is not None else []
+    if after is not None:
+        if after not in [one["id"] for one in data]:
+            raise NotFound(f"no checkpoint {after}", code="checkpoint_not_found", param="after")
+        data = []
+    ends = [one["id"] for one in data]
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": ends[0] if ends else None,
+        "last_id": ends[-1] if ends else None,
+        "has_more": False,
+    }
+
+
+def _checkpoint(job: Job) -> dict[str, Any]:
+    assert job.digest is not None
+    return {
+        "id": f"ftckpt-{job.id.removeprefix('ftjob-')}-{job.step}",
+        "object": "fine_tuning.job.checkpoint",
+        "created_at": job.finished_at,
+        "fine_tuned_model_checkpoint": f"{job.fine_tuned_model}@{job.digest[:12]}",
+        "fine_tuning_job_id": job.id,
+        "metrics": {"step": job.step},
+        "step_number": job.step,
+    }
+
+
+async def _ask(request: Request, job_id: str, what: str) -> dict[str, Any]:
+    store, tenant = job_store(request), tenant_of(request)
+    await store.get(tenant, job_id)
+    make: Callable[[Job, int], Any] = partial(asked, what)
+    job, changed = await store.change(job_id, make)
+    if changed:
+        audit(request, f"job_{what}", job.id)
+    return job.shown()
+
+
+def job_store(request: Request) -> JobStore:
+    """The server's jobs. Raises NotFound on a server without files."""
+    store = app_state(request).jobs
+    if store is None:
+        raise NotFound(
+            "this server takes no fine-tuning jobs; its operator sets a place for files by --files",
+            code="files_off",
+        )
+    return store

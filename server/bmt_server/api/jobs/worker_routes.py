@@ -1,0 +1,227 @@
+"""Routes of workers, `bmt-train worker`: lease a job, report, read its file, end it.
+
+A worker's key has the scope `train` and the tenant `default`; it reaches a tenant's file and name
+through the lease of that tenant's job alone, by the token that the lease has. A token ends with its
+lease, and what comes after it is 412 `lease_lost`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import Header, Query, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from bmt_server.api.access_log import audit
+from bmt_server.api.files.routes import file_store, stream
+from bmt_server.api.jobs.routes import job_store
+from bmt_server.api.publishing.publication import decode, publish
+from bmt_server.api.routes.dependencies import app_state, read_json
+from bmt_server.api.routes.uploads import received
+from bmt_server.errors import BadRequest, Conflict, NotFound
+from bmt_server.registry.jobs import transitions
+from bmt_server.registry.jobs.fairness import next_job
+from bmt_server.registry.jobs.record import Job, JobError, Level, new_token
+from bmt_server.registry.jobs.store import Change
+
+logger = logging.getLogger("vllm.bmt_server")
+
+MAX_REPORT_BYTES = 1 << 20
+_TAKES = 16
+_Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+_Text = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+_LeaseSeconds = Annotated[int, Field(ge=2, le=3600)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class LeaseBody(_Body):
+    """Body of `POST /v1/workers/lease`. base: fingerprint of the weights that the worker has."""
+
+    base: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    worker: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    lease_seconds: _LeaseSeconds = 60
+
+
+class StepMetrics(_Body):
+    """Metrics of one step, by OpenAI's names."""
+
+    step: int = Field(ge=1, lt=2**31)
+    train_loss: float
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+
+
+class Message(_Body):
+    """An event of the worker's."""
+
+    level: Level = "info"
+    message: _Text
+
+
+class Report(_Body):
+    """Body of `POST /v1/workers/jobs/{job_id}/report`."""
+
+    token: _Token
+    lease_seconds: _LeaseSeconds = 60
+    steps: int | None = Field(default=None, ge=1, lt=2**31)
+    metrics: list[StepMetrics] = Field(default=[], max_length=1000)
+    messages: list[Message] = Field(default=[], max_length=20)
+
+
+class End(_Body):
+    """Body of `POST /v1/workers/jobs/{job_id}/end`.
+
+    outcome: a failure that is the job's, a training that ended without a word, or a worker that
+    ends; the last two put the job back into the queue.
+    """
+
+    token: _Token
+    outcome: Literal["failed", "crashed", "released"]
+    reason: _Text
+    code: Annotated[str, StringConstraints(max_length=64)] = "training_failed"
+
+
+async def lease(request: Request) -> Response:
+    """Take the next job of this server's base; 204 if none waits.
+
+    Jobs whose worker is gone come first, then those of the tenant that had the least worker time.
+    """
+    state, store = app_state(request), job_store(request)
+    body = await read_json(request, LeaseBody)
+    base = state.settings.fingerprint
+    if body.base != base:
+        raise BadRequest(
+            f"the worker's base is {body.base[:12]}, and this server's {base[:12]} "
+            f"({state.engine.base_names[0]}); give the worker the same checkpoint",
+            code="base_mismatch",
+            param="base",
+        )
+    for _ in range(_TAKES):
+        chosen = next_job(await store.waiting(base))
+        if chosen is None:
+            break
+        tenant, job_id = chosen
+        job = await store.find(job_id)
+        if job is None or (job.tenant, job.base) != (tenant, base):
+            # Of no server of ours: whoever wrote it runs nothing.
+            logger.error("The queue has an entry %s without a valid job; it is removed.", job_id)
+            await store.drop(base, tenant, job_id)
+            continue
+        make = partial(
+            transitions.leased,
+            token=new_token(),
+            worker=body.worker,
+            lease_ms=body.lease_seconds * 1000,
+        )
+        job, changed = await store.change(job_id, make)
+        if changed and job.state == "running":
+            audit(request, "job_lease", job.id, worker=body.worker, of=job.tenant)
+            return JSONResponse(job.for_worker())
+        if not changed and job.state not in ("queued", "running"):
+            await store.drop(base, tenant, job_id)
+    return Response(status_code=204)
+
+
+async def report(request: Request, job_id: str) -> dict[str, Any]:
+    """Prolong a lease, with metrics and messages; 412 `lease_lost` if it has ended."""
+    body = await read_json(request, Report, MAX_REPORT_BYTES)
+    make = partial(
+        transitions.reported,
+        token=body.token,
+        lease_ms=body.lease_seconds * 1000,
+        metrics=[entry.model_dump(exclude_none=True) for entry in body.metrics],
+        messages=[(entry.level, entry.message) for entry in body.messages],
+        steps=body.steps,
+    )
+    job, _ = await job_store(request).change(job_id, make)
+    return {"id": job.id, "status": job.state, "step": job.step}
+
+
+async def training_file(
+    request: Request, job_id: str, x_bmt_lease: str = Header(max_length=64)
+) -> StreamingResponse:
+    """The training file of a leased job."""
+    job = await _held(request, job_id, x_bmt_lease)
+    store = file_store(request)
+    return await stream(store, await store.get(job.tenant, job.training_file))
+
+
+async def publish_mask(
+    request: Request,
+    job_id: str,
+    x_bmt_lease: str = Header(max_length=64),
+    trained_tokens: int | None = Query(None, ge=0, lt=2**53),
+) -> dict[str, Any]:
+    """Publish the mask of a leased job as its tenant's, and end the job: it has succeeded.
+
+    Again after a lost answer, the same mask changes nothing.
+    """
+    state, store = app_state(request), job_store(request)
+    async with received(request, state) as data:
+        # Prolonged here: what follows is within a lease that no other worker can take.
+        job, _ = await store.change(
+            job_id, partial(transitions.reported, token=x_bmt_lease, lease_ms=60_000)
+        )
+        version, mask = await asyncio.to_thread(
+            decode, state, job.tenant, job.fine_tuned_model, data, None
+        )
+        await publish(request, version, mask, data, aliases=(), resident=False, expires=None)
+    make = partial(
+        transitions.finished,
+        token=x_bmt_lease,
+        digest=version.digest,
+        trained_tokens=trained_tokens,
+    )
+    try:
+        job, _ = await store.change(job_id, make)
+    except Conflict:
+        await _withdraw(request, job_id, version.digest)
+        raise
+    audit(request, "job_end", job.id, state=job.state, model=job.fine_tuned_model)
+    return {"id": job.id, "status": job.state, "model": job.fine_tuned_model}
+
+
+async def end(request: Request, job_id: str) -> dict[str, Any]:
+    """End a leased job that cannot be trained, or give it back to the queue."""
+    body = await read_json(request, End, 16 << 10)
+    failed = body.outcome == "failed"
+
+    def make(job: Job, now_ms: int) -> Change:
+        if failed:
+            error = JobError(code=body.code, message=body.reason)
+            return transitions.failed(job, now_ms, token=body.token, error=error)
+        crashed = body.outcome == "crashed"
+        return transitions.released(
+            job, now_ms, token=body.token, reason=body.reason, crashed=crashed
+        )
+
+    job, _ = await job_store(request).change(job_id, make)
+    audit(request, "job_end" if failed else "job_release", job.id, state=job.state)
+    return {"id": job.id, "status": job.state}
+
+
+async def _held(request: Request, job_id: str, token: str) -> Job:
+    """The job of a lease. Raises Conflict, NotFound."""
+    job = await job_store(request).find(job_id)
+    if job is None:
+        raise NotFound(f"no job {job_id[:64]}", code="job_not_found")
+    transitions.held(job, token)
+    return job
+
+
+async def _withdraw(request: Request, job_id: str, digest: str) -> None:
+    """Remove the mask of a job that was cancelled or paused while it was published."""
+    job = await job_store(request).find(job_id)
+    if job is not None and job.state != "succeeded":
+        registry = app_state(request).registry
+        try:
+            await registry.delete_name(job.tenant, job.fine_tuned_model, if_match=digest)
+        except (Conflict, NotFound):
+            return

@@ -1,0 +1,183 @@
+"""Records of fine-tuning jobs, their leases and their events, as JSON of closed models."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import Any, Literal
+
+import bmt_core
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bmt_server.registry.jobs.methods import Method, shown
+
+#: queued -> running -> succeeded, failed; paused and cancelled from both of the first.
+JobState = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+ENDED: tuple[JobState, ...] = ("succeeded", "failed", "cancelled")
+Level = Literal["info", "warn", "error"]
+JOB_ID = re.compile(r"ftjob-[0-9a-f]{24}")
+#: Prefix of the names of masks that jobs make.
+MODEL_PREFIX = "ft-"
+MAX_SUFFIX_CHARACTERS = 64
+_SHOWN_ID = 8
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Lease(_Record):
+    """A worker's right to run a job. Times are of the registry's clock, ms since 1970.
+
+    since_ms: the time up to which the worker's seconds are counted for the tenant.
+    """
+
+    token: str = Field(pattern=r"^[0-9a-f]{32}$")
+    worker: str = Field(max_length=128)
+    until_ms: int
+    since_ms: int
+
+
+class JobError(_Record):
+    """The reason of a failure, for the tenant."""
+
+    code: str = Field(max_length=64)
+    message: str = Field(max_length=2048)
+    param: str | None = Field(default=None, max_length=64)
+
+
+class Job(_Record):
+    """One job of a tenant.
+
+    base: fingerprint of the weights that are trained. fine_tuned_model: name of the mask that it
+    makes. leases: how many it had; step: the last step with metrics; steps: of all. events: their
+    number. digest: of the mask.
+    """
+
+    id: str = Field(pattern=r"^ftjob-[0-9a-f]{24}$")
+    tenant: str = Field(min_length=1, max_length=128)
+    key_id: str = Field(max_length=64)
+    created_at: int
+    model: str = Field(max_length=1024)
+    base: str = Field(pattern=r"^[0-9a-f]{64}$")
+    training_file: str = Field(pattern=r"^file-[0-9a-f]{24}$")
+    method: Method
+    seed: int = Field(ge=0, lt=2**32)
+    suffix: str | None = Field(default=None, max_length=MAX_SUFFIX_CHARACTERS)
+    fine_tuned_model: str = Field(max_length=128)
+    metadata: dict[str, str] | None = None
+    state: JobState = "queued"
+    started_at: int | None = None
+    finished_at: int | None = None
+    leases: int = 0
+    lease: Lease | None = None
+    step: int = 0
+    steps: int | None = None
+    events: int = 0
+    error: JobError | None = None
+    digest: str | None = None
+    trained_tokens: int | None = None
+
+    @property
+    def path(self) -> str:
+        """Member of the queue."""
+        return f"{self.tenant}/{self.id}"
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    def shown(self) -> dict[str, Any]:
+        """OpenAI's job object."""
+        method = shown(self.method)
+        return {
+            "id": self.id,
+            "object": "fine_tuning.job",
+            "created_at": self.created_at,
+            "finished_at": self.finished_at,
+            "model": self.model,
+            "fine_tuned_model": self.fine_tuned_model if self.state == "succeeded" else None,
+            "organization_id": self.tenant,
+            "status": self.state,
+            "training_file": self.training_file,
+            "validation_file": None,
+            "result_files": [],
+            "hyperparameters": method[self.method.type]["hyperparameters"],
+            "method": method,
+            "seed": self.seed,
+            "trained_tokens": self.trained_tokens,
+            "error": self.error.model_dump() if self.error is not None else None,
+            "estimated_finish": None,
+            "integrations": [],
+            "metadata": self.metadata,
+        }
+
+    def for_worker(self) -> dict[str, Any]:
+        """What a worker needs of the job, and its lease's token."""
+        assert self.lease is not None
+        return {
+            "id": self.id,
+            "base": self.base,
+            "method": self.method.model_dump(mode="json"),
+            "seed": self.seed,
+            "model": self.fine_tuned_model,
+            "step": self.step,
+            "token": self.lease.token,
+        }
+
+
+class JobEvent(_Record):
+    """One event; its place in the job's list is its id."""
+
+    created_at: int
+    message: str = Field(max_length=2048)
+    level: Level = "info"
+    type: Literal["message", "metrics"] = "message"
+    data: dict[str, float | int | str | None] | None = None
+
+    def shown(self, job_id: str, number: int) -> dict[str, Any]:
+        """OpenAI's event object."""
+        return {
+            "id": f"ftevent-{job_id.removeprefix('ftjob-')}-{number}",
+            "object": "fine_tuning.job.event",
+            "created_at": self.created_at,
+            "level": self.level,
+            "message": self.message,
+            "type": self.type,
+            "data": self.data or {},
+        }
+
+
+def new_job_id() -> str:
+    """A random id."""
+    return f"ftjob-{secrets.token_hex(12)}"
+
+
+def new_token() -> str:
+    """A random token of a lease."""
+    return secrets.token_hex(16)
+
+
+def model_name(job_id: str, suffix: str | None) -> str:
+    """The name of the mask that a job makes. Raises bmt_core.InvalidName for a suffix."""
+    middle = f"{suffix}-" if suffix else ""
+    end = job_id.removeprefix("ftjob-")[:_SHOWN_ID]
+    return bmt_core.validate_name(f"{MODEL_PREFIX}{middle}{end}")
+
+
+def read_job(data: bytes | None) -> Job | None:
+    """Parse a record; None for one that is missing, forged or of another version."""
+    if data is None:
+        return None
+    try:
+        return Job.model_validate_json(data)
+    except ValidationError:
+        return None
+
+
+def read_event(data: bytes) -> JobEvent | None:
+    """Parse an event; None for one that cannot be read."""
+    try:
+        return JobEvent.model_validate_json(data)
+    except ValidationError:
+        return None

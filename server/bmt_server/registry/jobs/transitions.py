@@ -1,0 +1,155 @@
+"""Changes of a job's state: who may make them, and what they do to lease, queue and events.
+
+Functions from a job and the registry's time to its next record, for `JobStore.change`. They raise
+Conflict where the state does not allow them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bmt_server.errors import Conflict
+from bmt_server.registry.jobs.record import Job, JobError, JobEvent, JobState, Lease, Level
+from bmt_server.registry.jobs.store import Change
+
+#: Leases that a job may lose before it fails: one that ends its workers would end all of them.
+MAX_LEASES = 8
+#: Events with metrics that a job keeps.
+MAX_EVENTS = 2000
+_WANTED: dict[str, tuple[tuple[JobState, ...], JobState]] = {
+    "cancel": (("queued", "running", "paused"), "cancelled"),
+    "pause": (("queued", "running"), "paused"),
+    "resume": (("paused",), "queued"),
+}
+_WORDS = {"cancelled": "Job cancelled", "paused": "Job paused", "queued": "Job resumed"}
+
+
+def asked(what: str, job: Job, now_ms: int) -> Change | None:
+    """A tenant's `cancel`, `pause` or `resume`; None if the job is in that state already."""
+    states, target = _WANTED[what]
+    if job.state == target:
+        return None
+    if job.state not in states:
+        raise Conflict(
+            f"{job.id} is {job.state}; {what} is for jobs that are {', '.join(states)}",
+            code="job_state",
+        )
+    ended = {"finished_at": now_ms // 1000} if target == "cancelled" else {}
+    # Without its lease, the worker ends its part at its next word to a server.
+    changed = job.model_copy(update={"state": target, "lease": None, **ended})
+    return Change(changed, [event(now_ms, _WORDS[target])], spent(job, now_ms))
+
+
+def leased(job: Job, now_ms: int, *, token: str, worker: str, lease_ms: int) -> Change | None:
+    """A worker's lease of a job that waits, or whose worker is gone; None for any other."""
+    lost = job.lease is not None and job.lease.until_ms <= now_ms
+    if not (job.state == "queued" or (job.state == "running" and lost)):
+        return None
+    if job.leases >= MAX_LEASES:
+        reason = f"{job.leases} workers ended while they ran the job"
+        return ended(job, now_ms, "failed", error=JobError(code="worker_lost", message=reason))
+    lease = Lease(token=token, worker=worker, until_ms=now_ms + lease_ms, since_ms=now_ms)
+    changes: dict[str, Any] = {"state": "running", "lease": lease, "leases": job.leases + 1}
+    if job.started_at is None:
+        changes["started_at"] = now_ms // 1000
+    said = "Job started" if job.started_at is None else "Job continues on another worker"
+    return Change(job.model_copy(update=changes), [event(now_ms, said)], spent(job, now_ms))
+
+
+def reported(
+    job: Job,
+    now_ms: int,
+    *,
+    token: str,
+    lease_ms: int,
+    metrics: Sequence[dict[str, Any]] = (),
+    messages: Sequence[tuple[Level, str]] = (),
+    steps: int | None = None,
+) -> Change:
+    """A worker's word that it is there, with metrics of steps and messages. Raises Conflict.
+
+    A step that was reported before, by this worker or the one before it, counts once.
+    """
+    lease = held(job, token)
+    events, step = [event(now_ms, text, level) for level, text in messages], job.step
+    for entry in sorted(metrics, key=lambda entry: int(entry["step"])):
+        if entry["step"] > step:
+            step = int(entry["step"])
+            if job.events + len(events) < MAX_EVENTS:
+                of = f"/{steps or job.steps}" if steps or job.steps else ""
+                shown = f"Step {step}{of}: loss={entry.get('train_loss', 0):.4g}"
+                events.append(event(now_ms, shown, data=entry))
+    lease = lease.model_copy(update={"until_ms": now_ms + lease_ms, "since_ms": now_ms})
+    changes = {"lease": lease, "step": step, "steps": steps or job.steps}
+    return Change(job.model_copy(update=changes), events, spent(job, now_ms))
+
+
+def finished(
+    job: Job, now_ms: int, *, token: str, digest: str, trained_tokens: int | None
+) -> Change:
+    """The end of a job whose mask is published. Raises Conflict."""
+    held(job, token)
+    return ended(job, now_ms, "succeeded", digest=digest, trained_tokens=trained_tokens)
+
+
+def failed(job: Job, now_ms: int, *, token: str, error: JobError) -> Change:
+    """The end of a job that cannot be trained. Raises Conflict."""
+    held(job, token)
+    return ended(job, now_ms, "failed", error=error)
+
+
+def released(job: Job, now_ms: int, *, token: str, reason: str, crashed: bool) -> Change:
+    """A job given back by a worker; it waits again. Raises Conflict.
+
+    crashed: by a training that ended without a word, which counts as a lease that was lost.
+    """
+    held(job, token)
+    leases = job.leases if crashed else job.leases - 1
+    changes = {"state": "queued", "lease": None, "leases": leases}
+    return Change(
+        job.model_copy(update=changes), [event(now_ms, reason, "warn")], spent(job, now_ms)
+    )
+
+
+def held(job: Job, token: str) -> Lease:
+    """The job's lease, if the token is its token. Raises Conflict.
+
+    A lease that has run out holds until another worker has the job: a slow word is no lost one.
+    """
+    if job.lease is None or job.lease.token != token or job.state != "running":
+        raise Conflict(
+            f"{job.id} is {job.state}, and this lease of it has ended", code="lease_lost"
+        )
+    return job.lease
+
+
+def ended(job: Job, now_ms: int, state: JobState, **changes: Any) -> Change:
+    """The last change of a job."""
+    error: JobError | None = changes.get("error")
+    said = {"succeeded": "The job has successfully completed"}.get(state, f"Job {state}")
+    if error is not None:
+        said += f": {error.message[:1900]}"
+    update = {"state": state, "lease": None, "finished_at": now_ms // 1000, **changes}
+    level: Level = "error" if state == "failed" else "info"
+    return Change(job.model_copy(update=update), [event(now_ms, said, level)], spent(job, now_ms))
+
+
+def spent(job: Job, now_ms: int) -> int:
+    """Worker time since it was counted last, in ms; of a lost lease until its end."""
+    if job.lease is None:
+        return 0
+    return max(0, min(now_ms, job.lease.until_ms) - job.lease.since_ms)
+
+
+def event(
+    now_ms: int, message: str, level: Level = "info", *, data: dict[str, Any] | None = None
+) -> JobEvent:
+    """An event of this moment; with data, one of metrics."""
+    return JobEvent(
+        created_at=now_ms // 1000,
+        message=message[:2048],
+        level=level,
+        type="metrics" if data is not None else "message",
+        data=data,
+    )

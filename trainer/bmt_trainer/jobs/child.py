@@ -1,0 +1,143 @@
+"""The training of a job, as a process of its own: `bmt-train` with a file of settings.
+
+A process, so that a training that is killed for its memory ends no worker, and so that the memory
+of one job is back before the next. It ends with its worker, however that ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bmt_trainer.jobs.job import COMMANDS
+
+_PR_SET_PDEATHSIG = 1
+_STEPS = "steps.jsonl"
+# Time in which a training ends after it was asked to.
+_GRACE_S = 60.0
+_SAID_BYTES = 16 << 10
+# Figures of a step, by the names of OpenAI's events.
+_NAMES = {"loss": "train_loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm"}
+
+
+Metrics = dict[str, float | int]
+
+
+class Child:
+    """A training that runs in `folder`. settings: of the command; step: the last one reported."""
+
+    def __init__(
+        self, method: str, folder: Path, settings: Mapping[str, Any], step: int = 0
+    ) -> None:
+        self._folder, self._log = folder, folder / "log.txt"
+        self._last = step
+        self.steps: int | None = None
+        self.trained_tokens: int | None = None
+        self._steps_file: Any = None
+        self._partial = ""
+        file = folder / "settings.yaml"
+        file.write_text(json.dumps(settings))  # which is YAML, too
+        # -P: the folder has a tenant's data, and is no place of modules.
+        command = [sys.executable, "-P", "-m", "bmt_trainer", COMMANDS[method]]
+        self._said_from = self._log.stat().st_size if self._log.exists() else 0
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "--config", file.name],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C of a terminal is the worker's, which ends this process in its own time.
+                start_new_session=True,
+                preexec_fn=_end_with(os.getpid()),
+            )
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def stop(self) -> None:
+        """End it with a checkpoint, or without one if it takes too long."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it at once, and wait until it has."""
+        self._process.kill()
+        self._process.wait()
+
+    def new_steps(self) -> list[Metrics]:
+        """Metrics of the steps since the last call."""
+        if self._steps_file is None:
+            try:
+                self._steps_file = (self._folder / "mask.bmt.run" / _STEPS).open()
+            except OSError:
+                return []
+        self._partial += self._steps_file.read()
+        *lines, self._partial = self._partial.split("\n")
+        return self._read(map(_parsed, lines))
+
+    def last_steps(self) -> list[Metrics]:
+        """Metrics of the steps that `new_steps` has not given, of a training that has ended."""
+        try:
+            history = json.loads((self._folder / "mask.bmt.history.json").read_text())
+            return self._read(history["steps"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
+    def _read(self, steps: Iterable[Any]) -> list[Metrics]:
+        found = []
+        for step in steps:
+            if not isinstance(step, dict) or not isinstance(step.get("step"), int):
+                continue
+            if "steps" in step:
+                self.steps = int(step["steps"])
+            if "num_tokens" in step:
+                self.trained_tokens = int(step["num_tokens"])
+            if step["step"] > self._last and "loss" in step:
+                self._last = step["step"]
+                metrics: Metrics = {"step": self._last}
+                metrics.update((ours, step[name]) for name, ours in _NAMES.items() if name in step)
+                found.append(metrics)
+        return found
+
+    def error(self) -> str:
+        """The program's own line on why it failed; empty if it ended without one."""
+        with self._log.open("rb") as log:
+            log.seek(max(self._said_from, self._log.stat().st_size - _SAID_BYTES))
+            said = log.read().decode(errors="replace")
+        lines = [line for line in said.splitlines() if line.startswith("bmt-train: ")]
+        # Names of this host are none of the tenant's business.
+        return (
+            lines[-1].removeprefix("bmt-train: ").replace(f"{self._folder}/", "") if lines else ""
+        )
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:  # cut by a kill
+        return None
+
+
+def _end_with(parent: int) -> Any:
+    """For the child, before it runs: end with the worker, whatever ends that."""
+    library = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+    def prepare() -> None:
+        if library is not None:
+            library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:  # it ended in between
+                os._exit(1)
+
+    return prepare

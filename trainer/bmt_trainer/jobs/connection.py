@@ -1,0 +1,132 @@
+"""A worker's requests to its server, by the routes `/v1/workers/…`."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+from bmt_client import BmtClient, BmtClientError
+
+from bmt_trainer.errors import ConfigError, TrainerError
+from bmt_trainer.jobs.job import TrainingJob
+
+# Seconds for one request; uploads and downloads of files take longer.
+_TIMEOUT_S, _TRANSFER_S = 30.0, 900.0
+_RETRIES = 2
+
+
+class Unreachable(TrainerError):
+    """A server that does not answer now; the same request may succeed later."""
+
+
+class LeaseLost(TrainerError):
+    """A job that is another worker's by now, or was paused, cancelled or removed."""
+
+
+class Refused(TrainerError):
+    """A request that the server refuses for good, about the job or its mask."""
+
+
+class Connection:
+    """Requests of one worker. lease_s: seconds that a lease holds without a word.
+
+    Methods raise Unreachable, LeaseLost and Refused. Raises ConfigError for a URL or a key that
+    cannot be used.
+    """
+
+    def __init__(self, url: str, name: str, lease_s: int) -> None:
+        try:
+            client = BmtClient(url, max_retries=_RETRIES)
+            self._api = client.openai(timeout=_TIMEOUT_S)
+        except BmtClientError as error:
+            raise ConfigError(f"server: {error}") from None
+        self.url, self._name, self._lease_s = client.base_url, name, lease_s
+
+    def lease(self, base: str) -> TrainingJob | None:
+        """The next job for the weights with this fingerprint; None if none waits."""
+        body = {"base": base, "worker": self._name, "lease_seconds": self._lease_s}
+        answer = self._send("post", "/workers/lease", body=body)
+        return None if answer.status_code == 204 else TrainingJob.parse(answer.json())
+
+    def report(
+        self,
+        job: TrainingJob,
+        metrics: Sequence[Mapping[str, float | int]] = (),
+        *,
+        steps: int | None = None,
+    ) -> None:
+        """Prolong the lease, with metrics of steps."""
+        body = {"token": job.token, "lease_seconds": self._lease_s, "metrics": [*metrics]}
+        if steps is not None:
+            body["steps"] = steps
+        self._send("post", f"/workers/jobs/{job.id}/report", body=body)
+
+    def training_file(self, job: TrainingJob) -> bytes:
+        """The bytes of the job's file."""
+        return self._send(
+            "get", f"/workers/jobs/{job.id}/file", token=job.token, timeout=_TRANSFER_S
+        ).content
+
+    def publish(self, job: TrainingJob, mask: Path, trained_tokens: int | None) -> str:
+        """Upload the mask and end the job; the mask's name."""
+        counted = "" if trained_tokens is None else f"?trained_tokens={trained_tokens}"
+        answer = self._send(
+            "put",
+            f"/workers/jobs/{job.id}/mask{counted}",
+            content=mask.read_bytes(),
+            token=job.token,
+            timeout=_TRANSFER_S,
+        )
+        return str(answer.json()["model"])
+
+    def end(self, job: TrainingJob, outcome: str, reason: str) -> None:
+        """End a job as `failed`, or give it back as `crashed` or `released`."""
+        body = {"token": job.token, "outcome": outcome, "reason": reason[:2000] or outcome}
+        self._send("post", f"/workers/jobs/{job.id}/end", body=body)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        content: bytes | None = None,
+        token: str | None = None,
+        timeout: float = _TIMEOUT_S,
+    ) -> httpx2.Response:
+        headers: dict[str, str] = {}
+        if token is not None:
+            headers["X-BMT-Lease"] = token
+        given: dict[str, Any] = {}
+        if content is not None:
+            headers["Content-Type"] = "application/octet-stream"
+            given["content"] = content
+        elif body is not None:
+            given["body"] = body
+        options = {"headers": headers, "timeout": timeout}
+        try:
+            answer: httpx2.Response = getattr(self._api, method)(
+                path, cast_to=httpx2.Response, options=options, **given
+            )
+            return answer
+        except openai.APIConnectionError as error:
+            raise Unreachable(f"{self.url} does not answer ({error.__cause__ or error})") from None
+        except openai.APIStatusError as error:
+            said = error.body if isinstance(error.body, dict) else {}
+            message, code = str(said.get("message") or error.message), said.get("code")
+            if code in ("lease_lost", "job_not_found"):
+                raise LeaseLost(message) from None
+            if error.status_code in (408, 429) or error.status_code >= 500:
+                raise Unreachable(f"{self.url}: {message}") from None
+            if error.status_code in (401, 403, 404, 405) and code != "file_not_found":
+                raise ConfigError(f"server: {self.url}: {message}") from None
+            raise Refused(message) from None
+
+
+def worker_name() -> str:
+    """A name for the server's log: this host's."""
+    return socket.gethostname()[:100] or "worker"

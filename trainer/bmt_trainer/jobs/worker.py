@@ -1,0 +1,250 @@
+"""The worker's loop: lease a job, train it in a process, report its steps, publish its mask.
+
+One thread, which looks at the training and at the clock in turn. A job's folder has all that a
+killed worker leaves: whoever leases the job next with the same folder goes on from its last
+checkpoint, to the same mask; with another folder from the beginning, to the same mask too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from bmt_trainer.errors import OutputError, TrainerError
+from bmt_trainer.jobs.child import Child, Metrics
+from bmt_trainer.jobs.connection import Connection, LeaseLost, Refused, Unreachable
+from bmt_trainer.jobs.job import DATA, MASK, TrainingJob, rows_of
+
+_TICK_S = 0.2
+# Metrics of one report, at most.
+_METRICS = 500
+# Time for which another process's folder is waited for.
+_FOLDER_S = 30.0
+_KEPT_S = 7 * 86400.0
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """Settings of a worker. base: fingerprint of the model's weights; train: of every training.
+
+    poll_s: time between questions for a job; report_s: between words to the server, well below the
+    lease; once: end when no job waits.
+    """
+
+    base: str
+    folder: Path
+    train: Mapping[str, Any] = field(default_factory=dict)
+    poll_s: float = 5.0
+    report_s: float = 10.0
+    once: bool = False
+
+
+class Stopped(TrainerError):
+    """A signal that ends the worker."""
+
+
+class Worker:
+    """A worker of one server. say: shows a line."""
+
+    def __init__(
+        self, api: Connection, settings: WorkerSettings, say: Callable[[str], None]
+    ) -> None:
+        self._api, self._settings, self._say = api, settings, say
+        self.signum = 0
+
+    def run(self) -> None:
+        """Work until a signal; with `once`, until no job waits."""
+        before = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while not self.signum:
+                job = self._next()
+                if job is not None:
+                    self._work(job)
+                elif self._settings.once:
+                    return
+                else:
+                    self._remove_old()
+                    self._sleep(self._settings.poll_s)
+        except Stopped:
+            return
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _stop(self, signum: int, _frame: Any) -> None:
+        self.signum = signum
+
+    def _next(self) -> TrainingJob | None:
+        try:
+            return self._api.lease(self._settings.base)
+        except Unreachable as error:
+            self._say(f"{error}; trying again")
+            self._sleep(self._settings.poll_s)
+            return None
+
+    def _work(self, job: TrainingJob) -> None:
+        self._say(f"{job.id}: {job.method}, for {job.model}")
+        folder = self._settings.folder / job.id
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with (folder / "lock").open("a") as lock:
+                if self._locked(lock, job):
+                    self._train(job, folder)
+        except LeaseLost as error:
+            self._say(f"{job.id}: {error}")
+        except Refused as error:
+            self._end(job, "failed", str(error))
+        except OSError as error:
+            self._end(job, "crashed", f"the worker cannot work: {error.strerror}")
+            self._say(f"{job.id}: {error}")
+            self._sleep(self._settings.poll_s)
+
+    def _locked(self, lock: TextIO, job: TrainingJob) -> bool:
+        """True once this process has the job's folder; False if another one keeps it."""
+        deadline = time.monotonic() + _FOLDER_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > deadline or self.signum:
+                    self._end(job, "released", "another process has the folder of the job")
+                    self._sleep(self._settings.poll_s)
+                    return False
+                self._sleep(_TICK_S)
+                self._report(job)
+
+    def _train(self, job: TrainingJob, folder: Path) -> None:
+        mask, child = folder / MASK, None
+        if not mask.exists() or (folder / f"{MASK}.run").exists():
+            self._fetch(job, folder)
+            child = Child(job.method, folder, job.settings(self._settings.train), job.step)
+            try:
+                code = self._watch(job, child)
+            except LeaseLost:
+                child.stop()  # a job that was paused goes on from there
+                raise
+            except BaseException:
+                child.kill()
+                raise
+            if code != 0 and not self._failed(job, child, code, folder):
+                return
+        tokens = child.trained_tokens if child is not None else None
+        name = self._until_reached(lambda: self._api.publish(job, mask, tokens))
+        self._say(f"{job.id}: {name} is published")
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _fetch(self, job: TrainingJob, folder: Path) -> None:
+        """The job's rows, written whole or not at all."""
+        target = folder / DATA
+        if target.exists():
+            return
+        data = self._until_reached(lambda: self._api.training_file(job))
+        scratch = folder / ".training.tmp"
+        with scratch.open("w") as file:
+            file.writelines(rows_of(job.method, data.split(b"\n")))
+        scratch.replace(target)
+
+    def _watch(self, job: TrainingJob, child: Child) -> int:
+        """Report the training's steps until it ends; its exit code. Raises LeaseLost, Stopped."""
+        waiting: list[Metrics] = []
+        reported = 0.0
+        while (code := child.poll()) is None:
+            waiting += child.new_steps()
+            if time.monotonic() - reported >= self._settings.report_s:
+                if self._report(job, waiting[:_METRICS], child.steps):
+                    del waiting[:_METRICS]
+                reported = time.monotonic()
+            if self.signum:
+                self._give_back(job, child)
+            time.sleep(_TICK_S)
+        waiting += child.new_steps()
+        if code == 0:
+            waiting += child.last_steps()
+        while waiting and self._report(job, waiting[:_METRICS], child.steps):
+            del waiting[:_METRICS]
+        return code
+
+    def _report(
+        self,
+        job: TrainingJob,
+        metrics: list[Metrics] | None = None,
+        steps: int | None = None,
+    ) -> bool:
+        """False if the server is away: the training goes on, and the metrics wait."""
+        try:
+            self._api.report(job, metrics or [], steps=steps)
+        except Unreachable as error:
+            self._say(f"{job.id}: {error}")
+            return False
+        return True
+
+    def _give_back(self, job: TrainingJob, child: Child) -> None:
+        """End the training with a checkpoint, and let another worker go on. Raises Stopped."""
+        child.stop()
+        self._end(job, "released", "The worker was stopped; the job waits for another one")
+        raise Stopped("stopped")
+
+    def _failed(self, job: TrainingJob, child: Child, code: int, folder: Path) -> bool:
+        """End a job whose training did not succeed. Returns False."""
+        said = child.error()
+        if code in (1, 2) and said:
+            self._end(job, "failed", said)
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            what = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+            self._end(job, "crashed", f"The training ended {what}; it is tried again")
+            self._sleep(self._settings.poll_s)
+        self._say(f"{job.id}: exit code {code}: {said or 'see log.txt in its folder'}")
+        return False
+
+    def _end(self, job: TrainingJob, outcome: str, reason: str) -> None:
+        """Say how the job ended; a server that is away has its lease run out."""
+        try:
+            self._api.end(job, outcome, reason)
+        except (LeaseLost, Unreachable) as error:
+            self._say(f"{job.id}: {error}")
+
+    def _until_reached(self, request: Callable[[], Any]) -> Any:
+        """The answer to a request that is sent again while the server is away."""
+        while True:
+            try:
+                return request()
+            except Unreachable as error:
+                self._say(f"{error}; trying again")
+                self._sleep(self._settings.poll_s)
+                if self.signum:
+                    raise Stopped("stopped") from None
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep, but not on after a signal."""
+        deadline = time.monotonic() + seconds
+        while not self.signum and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, _TICK_S))
+
+    def _remove_old(self) -> None:
+        """Remove folders of jobs that ended elsewhere, a week after they were used last."""
+        for folder in self._settings.folder.glob("ftjob-*"):
+            try:
+                if folder.stat().st_mtime < time.time() - _KEPT_S:
+                    shutil.rmtree(folder, ignore_errors=True)
+            except OSError:
+                continue
+
+
+def work_folder(folder: Path) -> Path:
+    """The folder of a worker's jobs, for its user alone: it has training data.
+
+    Raises OutputError.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"work folder: {folder} cannot be made ({error.strerror})") from None
+    return folder.resolve()
