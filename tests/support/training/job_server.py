@@ -60,6 +60,8 @@ async def job_server(registry: str, folder: Path, model: Path) -> AsyncIterator[
         "fingerprint": bmt_core.fingerprint(model),
         "gates": bmt_core.geometry(model),
         "files_url": (folder / "files").as_uri(),
+        # Of so small a model many gates flip in many steps.
+        "max_sparsity": 1.0,
     }
     async with replica(registry, folder / "cache", **changes) as api:
         with socket.socket() as listening:

@@ -1,0 +1,67 @@
+"""A file, a job, a worker and a real engine: the stock client's model answers by its mask."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import openai
+import pytest
+
+from tests.support.requests.rows import form, jsonl, supervised
+from tests.support.served import Served, Valkey
+from tests.support.tiny_model import save_tiny_llama
+
+pytestmark = pytest.mark.engine
+
+SHAPE = {
+    **{"hidden_size": 128, "intermediate_size": 192, "max_position_embeddings": 512},
+    # Random weights, large enough for a mask to change what they answer.
+    "initializer_range": 0.2,
+}
+FLAGS = ("--enforce-eager", "--dtype", "float32")
+
+
+@pytest.fixture
+def registry_of_test(tmp_path):
+    (tmp_path / "valkey").mkdir()
+    store = Valkey(tmp_path / "valkey")
+    store.start()
+    yield store
+    store.close()
+
+
+def test_a_finished_jobs_model_answers_at_once(tmp_path, registry_of_test):
+    model = save_tiny_llama(tmp_path / "base", **SHAPE)
+    flags = (*FLAGS, "--files", str(tmp_path / "files"))
+    served = Served(model, tmp_path, *flags, registry=registry_of_test.url)
+    try:
+        client = openai.OpenAI(api_key=served.key, base_url=f"{served.url}/v1", max_retries=0)
+        data = form(jsonl([supervised(word, word[::-1]) for word in ("abc", "def", "ghi")]))
+        file = client.files.create(file=data["files"]["file"], purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(
+            model="smol", training_file=file.id, seed=0, hyperparameters={"n_epochs": 4}
+        )
+        command = [sys.executable, "-m", "bmt_trainer", "worker", "--server", served.url, "--once"]
+        command += ["--model", str(model), "--folder", str(tmp_path / "work"), "--device", "cpu"]
+        environment = {**os.environ, "BMT_API_KEY": served.key, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, env=environment, timeout=300)
+        job = client.fine_tuning.jobs.retrieve(job.id)
+        assert job.status == "succeeded", job.error
+        assert job.fine_tuned_model in {m.id for m in client.models.list()}
+        answers = {
+            name: client.chat.completions.create(
+                model=name,
+                messages=[{"role": "user", "content": "abc"}],
+                max_tokens=8,
+                temperature=0,
+                logprobs=True,
+            )
+            for name in ("smol", job.fine_tuned_model)
+        }
+        assert answers[job.fine_tuned_model].model.startswith(f"{job.fine_tuned_model}@")
+        logprobs = [[t.logprob for t in a.choices[0].logprobs.content] for a in answers.values()]
+        assert logprobs[0] != logprobs[1]
+    finally:
+        served.stop()
