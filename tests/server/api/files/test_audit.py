@@ -1,16 +1,18 @@
-"""The lines that changes of files leave in the log, by the table of routes."""
+"""The lines that changes of files and jobs leave in the log, by the table of routes."""
 
 from __future__ import annotations
 
 import logging
 
+import bmt_core
 import pytest
 from bmt_server.api.permissions import ROUTES
 
+from tests.support.replica import make_mask
 from tests.support.requests.rows import form, jsonl, supervised
 
 AUDIT = "vllm.bmt_server.audit"
-OURS = "/v1/files"
+OURS = ("/v1/files", "/v1/fine_tuning", "/v1/workers")
 
 
 @pytest.fixture
@@ -38,7 +40,25 @@ async def test_each_change_leaves_its_line(files, actions):
         tried.append((method, path))
         return answer.json()
 
+    jobs, lease = "/v1/fine_tuning/jobs", {"base": "ab" * 32, "worker": "w"}
     file = await send("POST", "/v1/files", "file_create", **form(jsonl([supervised()])))
+    body = {"model": "tiny", "training_file": file["id"]}
+    job = (await send("POST", jobs, "job_create", json=body))["id"]
+    for what in ("pause", "resume"):
+        await send("POST", f"{jobs}/{job}/{what}", f"job_{what}")
+    await send("POST", f"{jobs}/{job}/resume")  # it is queued already
+    held = await send("POST", "/v1/workers/lease", "job_lease", json=lease)
+    ours = f"/v1/workers/jobs/{job}"
+    # Every few seconds, of each worker: the job's events have what it says.
+    await send("POST", f"{ours}/report", json={"token": held["token"]})
+    ended = {"token": held["token"], "outcome": "released", "reason": "stopped"}
+    await send("POST", f"{ours}/end", "job_release", json=ended)
+    held = await send("POST", "/v1/workers/lease", "job_lease", json=lease)
+    mask, headers = bmt_core.encode(make_mask()), {"x-bmt-lease": held["token"]}
+    headers["content-type"] = "application/octet-stream"
+    await send("PUT", f"{ours}/mask", "publish", "job_end", content=mask, headers=headers)
+    other = (await send("POST", jobs, "job_create", json=body))["id"]
+    await send("POST", f"{jobs}/{other}/cancel", "job_cancel")
     await send("DELETE", f"/v1/files/{file['id']}", "file_delete")
     for route in ROUTES:
         if route.path.pattern.startswith(OURS):
