@@ -135,7 +135,7 @@ class JobStore:
                 return job, False
             if (made := await self._write(raw, wanted)) is not None:
                 return made, True
-        raise Unavailable(f"{job_id} changes too often; try again shortly", code="job_busy")
+        raise Unavailable(f"{job_id} changes too often; try again shortly")
 
     async def waiting(self, base: str) -> Waiting:
         """The jobs of a base that wait or run."""
