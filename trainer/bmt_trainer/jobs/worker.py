@@ -117,7 +117,7 @@ class Worker:
                     self._end(job, "released", "another process has the folder of the job")
                     self._sleep(self._settings.poll_s)
                     return False
-                self._sleep(_TICK_S)
+                self._sleep(min(1.0, self._settings.report_s))
                 self._report(job)
 
     def _train(self, job: TrainingJob, folder: Path) -> None:

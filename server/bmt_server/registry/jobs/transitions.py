@@ -53,7 +53,7 @@ def leased(job: Job, now_ms: int, *, token: str, worker: str, lease_ms: int) -> 
     changes: dict[str, Any] = {"state": "running", "lease": lease, "leases": job.leases + 1}
     if job.started_at is None:
         changes["started_at"] = now_ms // 1000
-    said = "Job started" if job.started_at is None else "Job continues on another worker"
+    said = "Job started" if job.started_at is None else "Job continues"
     return Change(job.model_copy(update=changes), [event(now_ms, said)], spent(job, now_ms))
 
 
