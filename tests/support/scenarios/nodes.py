@@ -25,7 +25,7 @@ from tests.support.http.ports import free_port
 REDIS = shutil.which("redis-server")
 # The rights that docs/operating/operate.md states.
 RIGHTS = (
-    "~{bmt}:* +@read +@write +@scripting +@connection +@transaction +info +wait +waitaof "
+    "~{bmt}:* +@read +@write +@scripting +@connection +@transaction +info +time +wait +waitaof "
     "+cluster|slots"
 )
 START_S = 20
