@@ -82,8 +82,8 @@ def page(versions: Mapping[str, str], outcomes: Mapping[str, Mapping[str, Any]])
 
 
 _REASONS = {
-    "experts": "Experts: all gates of a layer are in one tensor, or have a tensor each in the "
-    "checkpoint and one in the model",
+    "experts": "Experts, which are not masked by default; `--targets` trains the gate of each "
+    "where the model holds them in one tensor, not transposed, and no server takes it",
     "no gate projection": "No gate projection: the MLP is not gated, or it has other names",
     "a gate under another name": "A gate under another name; `--targets` reaches it in training, "
     "and no server takes it",
@@ -97,7 +97,8 @@ def _reason(outcome: Mapping[str, Any]) -> str:
     if "of" in reason and reason.endswith("layers have a gate projection"):
         return (
             "Dense first layers, experts in the others: only some layers have a gate projection; "
-            "`--targets` masks these alone, and no server takes it"
+            "`--targets` masks these alone, or experts' gates as in the row of experts, and no "
+            "server takes it"
         )
     if "is absent in the checkpoint" in reason:
         return "transformers makes the gates of other tensors of the checkpoint"
