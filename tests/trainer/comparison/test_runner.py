@@ -9,13 +9,14 @@ from contextlib import nullcontext
 
 import bmt_core
 import bmt_trainer.comparison.runner
+import bmt_trainer.console
 import numpy as np
 import pytest
 import torch
 import zstandard
 from bmt_trainer.comparison import adapter_sizes, baselines, plan, provenance, tables
 from bmt_trainer.comparison.runner import WANDA, run
-from bmt_trainer.errors import ConfigError, DataError
+from bmt_trainer.errors import ConfigError, DataError, RewardError
 from bmt_trainer.masking.attach import attach
 from bmt_trainer.models import load_model
 
@@ -243,6 +244,32 @@ def test_an_interrupted_comparison_runs_what_is_missing(checkpoint, tmp_path, mo
         "full",
     }
     assert [r["method"] for r in run(small, quiet())] == ["base", "full", "bmt"]
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("method", ["bmt", "full"])
+def test_a_score_that_fails_loses_no_training(checkpoint, tmp_path, monkeypatch, method):
+    """Hours of training are there when a reward or a judge fails after them."""
+    steps = []
+    shown = bmt_trainer.console.StepProgress.on_step_end
+
+    def counting(self, args, state, control, **rest):
+        steps.append(state.global_step)
+        return shown(self, args, state, control, **rest)
+
+    def failing(*_):
+        raise RewardError("the judge is away")
+
+    monkeypatch.setattr(bmt_trainer.console.StepProgress, "on_step_end", counting)
+    one = planned(checkpoint, tmp_path, methods=[method], rates={method: 1e-3})
+    with monkeypatch.context() as patch:
+        patch.setattr(bmt_trainer.comparison.runner, "score_heldout", failing)
+        with pytest.raises(RewardError, match="judge"):
+            run(one, quiet())
+    assert steps == [1, 2, 3]
+    [found] = run(one, quiet())
+    assert steps == [1, 2, 3]
+    assert found["score"]["total"] == len(found["right"])
 
 
 def test_results_are_keyed_by_content_not_by_path(checkpoint, tmp_path):

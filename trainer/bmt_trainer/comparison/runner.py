@@ -235,6 +235,8 @@ def _train_mask(cell: Cell, loaded: Loaded, rows: Rows, texts: Texts) -> Result:
     track = _track(cell, loaded, attached, tuned, texts)
     logs = METHODS[cell.plan.trainer].fit(config, loaded, attached, rows, track)
     metadata = {"method": cell.plan.trainer, "train_examples": len(rows)}
+    # Before the run ends: if a score fails, the same command resumes the trained run and scores it.
+    measured = _measured(cell, loaded, tuned, track)
     mask = finish(loaded, attached, metadata)
     outcome = {
         "trained": tuned.trained,
@@ -245,7 +247,7 @@ def _train_mask(cell: Cell, loaded: Loaded, rows: Rows, texts: Texts) -> Result:
         "disk_bytes": config.output.stat().st_size,
         "size_bytes": tuned.size(),
     }
-    return {**outcome, **_measured(cell, loaded, tuned, track)}
+    return {**outcome, **measured}
 
 
 def _train_baseline(cell: Cell, loaded: Loaded, rows: Rows, texts: Texts) -> Result:

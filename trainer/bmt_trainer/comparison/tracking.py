@@ -19,9 +19,9 @@ class Track(TrainerCallback):
     """Measures a row every `every` steps, before the first step and after the last.
 
     base, tuned: as in `divergence`; texts: completions that the base sampled; closed: the number of
-    closed gates; retention: scores of another skill, whose failure at the first measurement ends
-    the run, and later is shown by `say`; heldout: the held-out score. The rows are the run's note
-    `track`, so that a resumed run has those before it.
+    closed gates; retention: scores of another skill; heldout: the held-out score; the failure of
+    one at the first measurement ends the run, and later is shown by `say`. The rows are the run's
+    note `track`, so that a resumed run has those before it.
     """
 
     def __init__(
@@ -54,15 +54,14 @@ class Track(TrainerCallback):
         if step % self._every == 0 or step == state.max_steps:
             self._measure(step)
 
-    def _kept(self, step: int) -> Row:
-        """Scores of the other skill; none if they fail in a run that has trained already."""
-        assert self._retention is not None
+    def _kept(self, name: str, scores: Callable[[], Row], step: int) -> Row:
+        """The scores; none if they fail in a run that has trained already."""
         try:
-            return self._retention()
+            return scores()
         except Exception as error:  # whatever a task's data, code or grader raises
             if not self.rows:
                 raise
-            self._say(f"retention failed at step {step}, and training goes on: {error}")
+            self._say(f"{name} failed at step {step}, and training goes on: {error}")
             return {}
 
     def _measure(self, step: int) -> None:
@@ -73,9 +72,8 @@ class Track(TrainerCallback):
             "kl_token": kl.per_token,
             "kl_sequence": kl.per_sequence,
         }
-        if self._retention is not None:
-            row |= self._kept(step)
-        if self._heldout is not None:
-            row |= self._heldout()
+        for name, scores in (("retention", self._retention), ("held-out score", self._heldout)):
+            if scores is not None:
+                row |= self._kept(name, scores, step)
         self.rows.append(row)
         self._run.note("track", self.rows)
