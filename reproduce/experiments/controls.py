@@ -7,7 +7,7 @@ of Eq. 9, random places, the start's picks without its tail; and the deletions t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,42 +38,61 @@ from reproduce.experiments.runs import scored, settings_of
 Measures = Mapping[str, tuple[float, int]]
 
 
+#: Masks of `_run`: those of the untrained gates, and those that need a trained mask.
+UNTRAINED = ("start", "picks", "random_start")
+TRAINED = ("trained", "learned", "random", "random_learned")
+# Held-out examples of what was not trained, which answers none right, and of the second model.
+_FEWER = 100
+_LEARNT = ("trained", "learned")
+
+
 def sorting() -> None:
     """Sorting by SFT on the demo's model."""
-    _run(demo_model(), "", "make reproduce NAME=controls")
+    _run(demo_model(), "", "make reproduce NAME=controls", (*UNTRAINED, *TRAINED))
+
+
+def untrained_on_the_second_model() -> None:
+    """The start and its controls on Qwen2.5-Coder-0.5B-Instruct, without training."""
+    command = "make reproduce NAME=controls-qwen-start PAPER_DATA=FOLDER"
+    _run(second_model.folder(), "_qwen", command, UNTRAINED, heldout=_FEWER)
 
 
 def sorting_on_the_second_model() -> None:
-    """The same run on Qwen2.5-Coder-0.5B-Instruct."""
+    """The same run as on the demo's model, and the masks that need it."""
     command = "make reproduce NAME=controls-qwen PAPER_DATA=FOLDER"
-    _run(second_model.folder(), "_qwen", command)
+    _run(second_model.folder(), "_qwen", command, TRAINED, heldout=_FEWER)
 
 
-def _run(model: Path, suffix: str, command: str) -> None:
-    changes = {"model": str(model), "lean": "off", "checkpoint_every": 0}
-    trained = sft.train(
-        build(SftConfig, settings_of("sft-sort", f"controls{suffix}.bmt", heldout=400, **changes))
-    )
+def _run(
+    model: Path, suffix: str, command: str, names: Sequence[str], *, heldout: int = 400
+) -> None:
+    changes = {"model": str(model), "lean": "off", "checkpoint_every": 0, "heldout": heldout}
+    trained = None
+    if "trained" in names:
+        settings = settings_of("sft-sort", f"controls{suffix}.bmt", **changes)
+        trained = sft.train(build(SftConfig, settings))
     settings = settings_of("sft-sort", f"controls{suffix}-again.bmt", **changes)
     config = build(SftConfig, settings)
     shutil.rmtree(settings["output"].with_name(settings["output"].name + ".run"), True)
     loaded, _ = sft.load(config, Display())
     attached = pipeline.attach(loaded)
     with attached.state.use("off"):
-        loaded.score("base")
+        loaded.score("base", loaded.split.heldout[:_FEWER])
         texts = base_texts(loaded)
-    for name, mask in _masks(loaded, attached, trained).items():
-        score, kl = scored(loaded, attached, name, mask, texts)
+    masks = _masks(loaded, attached, trained)
+    for name in names:
+        mask = masks[name]
+        score, kl = scored(loaded, attached, name, mask, texts, None if name in _LEARNT else _FEWER)
         measures = {"kl": (kl.per_token, kl.tokens), **_geometry(attached)}
         shown = ", ".join(f"{key} {value:.4g}" for key, (value, _) in measures.items())
-        print(f"{name:14} {mask.zeros:8,} zeros: {shown}")
+        print(f"{name:14} {mask.zeros:8,} zeros: {shown}", flush=True)
         keep(_figures(f"controls{suffix}_{name}", mask, score, measures, command))
     shutil.rmtree(loaded.run.folder)
 
 
-def _masks(loaded: Loaded, attached: Attached, trained: Mask) -> dict[str, Mask]:
-    """The trained mask and its controls; the starts are those of the run, by its seed."""
-    config, starts = loaded.config, {}
+def _masks(loaded: Loaded, attached: Attached, trained: Mask | None) -> dict[str, Mask]:
+    """The trained mask, if there is one, and controls; the starts are those of the run's seed."""
+    config, made = loaded.config, dict[str, Mask]()
     norms = input_norms(loaded.model, attached, pipeline.calibration_batches(loaded))
     for name, tail in (("start", True), ("picks", False)):
         init_gates(
@@ -85,15 +104,13 @@ def _masks(loaded: Loaded, attached: Attached, trained: Mask) -> dict[str, Mask]
             tail=tail,
             seed=config.seed,
         )
-        starts[name] = pipeline.current_mask(loaded, attached)
-    learned = bmt_core.difference(trained, starts["start"])
-    return {
-        "trained": trained,
-        **starts,
-        "learned": learned,
-        "random": _random(attached, trained),
-        "random_learned": _random(attached, learned),
-    }
+        made[name] = pipeline.current_mask(loaded, attached)
+    made["random_start"] = _random(attached, made["start"])
+    if trained is not None:
+        learned = bmt_core.difference(trained, made["start"])
+        made |= {"trained": trained, "learned": learned, "random": _random(attached, trained)}
+        made["random_learned"] = _random(attached, learned)
+    return made
 
 
 def _random(attached: Attached, mask: Mask) -> Mask:

@@ -84,14 +84,16 @@ def scored(
     name: str,
     mask: Mask,
     texts: list[tuple[list[int], list[int]]],
+    heldout: int | None = None,
 ) -> tuple[dict[str, Any], Divergence]:
     """The score of a mask of the run's gates, noted by its name, and its KL divergence.
 
-    texts: what the base answers, as `finish.base_texts` has them. The gates are the mask's then.
+    texts: what the base answers, as `finish.base_texts` has them; heldout: examples to score, by
+    default all. The gates are the mask's then.
     """
     attached.load_mask(mask)
     with attached.state.use("hard"):
-        loaded.score(name)
+        loaded.score(name, loaded.split.heldout[:heldout])
     kl = forward_kl(loaded.model, attached, texts, loaded.tokenizer.pad_token_id)
     return loaded.run.notes[name], kl
 

@@ -29,7 +29,7 @@ def test_controls_are_of_the_trained_mask_and_give_the_figures_of_their_entry(
     def remembered(loaded, attached, trained):
         masks.update(masks_of(loaded, attached, trained))
         weights = {attached.tensor(n): layer for n, layer in attached.layers.items()}
-        for tensor in masks["random"].tensors:
+        for tensor in masks["random_start"].tensors:
             flat = weights[tensor.name].gated_weight.flatten()
             assert (flat[tensor.positions.astype("int64")] != 0).all()
         return masks
@@ -38,14 +38,23 @@ def test_controls_are_of_the_trained_mask_and_give_the_figures_of_their_entry(
     monkeypatch.setattr(controls, "_masks", remembered)
     monkeypatch.setattr(controls, "keep", kept.extend)
     monkeypatch.setattr(runs, "demo_model", lambda: model)
-    controls._run(model, "", "make reproduce NAME=controls")
-    [entry] = [e for e in catalog.entries() if e.name == "controls"]
-    assert [figure.id for figure in kept] == list(entry.figures)
+    monkeypatch.setattr(controls, "demo_model", lambda: model)
+    monkeypatch.setattr(controls.second_model, "folder", lambda: model)
+    figures = {e.name: list(e.figures) for e in catalog.entries() if hasattr(e, "figures")}
+    controls.untrained_on_the_second_model()
+    assert [figure.id for figure in kept] == figures["controls-qwen-start"]
+    kept.clear()
+    controls.sorting_on_the_second_model()
+    assert [figure.id for figure in kept] == figures["controls-qwen"]
+    kept.clear()
+    controls.sorting()
+    assert [figure.id for figure in kept] == figures["controls"]
     by_id = {figure.id: figure for figure in kept}
     assert by_id["controls_trained_zeros"].value == masks["trained"].zeros
     assert masks["picks"].zeros < masks["start"].zeros < masks["trained"].zeros
     assert masks["trained"].zeros - masks["start"].zeros <= masks["learned"].zeros
-    for random, of in (("random", "trained"), ("random_learned", "learned")):
+    randoms = {"random": "trained", "random_learned": "learned", "random_start": "start"}
+    for random, of in randoms.items():
         counts = [[tensor.zeros for tensor in masks[name].tensors] for name in (random, of)]
         assert counts[0] == counts[1]
         assert masks[random].digest != masks[of].digest
