@@ -14,6 +14,7 @@ EXTRAS = dict.fromkeys(
         "opentelemetry",
         "prometheus_client",
         "pydantic",
+        "python_multipart",
         "redis",
         "rich",
         "safetensors",
