@@ -46,14 +46,14 @@ INFERENCE = (
 )
 #: Of vLLM too.
 OTHERS = ("/health", "/ping", "/version", "/metrics")
+#: Names of parts of paths.
+PARAMETERS = ("model:path", "model", "name", "alias", "digest", "key_id", "file_id", "job_id")
 EXAMPLE = "x"
 
 
 def allowed(method: str, path: str) -> Route:
     """The row of the permissions for a path with parameters."""
-    parameters = ("model:path", "model", "name", "alias", "digest", "key_id", "file_id")
-    parameters = (*parameters, "job_id")
-    for old in (f"{{{name}}}" for name in parameters):
+    for old in (f"{{{name}}}" for name in PARAMETERS):
         path = path.replace(old, EXAMPLE)
     route = find_route(method, path.replace("{kind}", "keys"))
     assert route is not None, (method, path)
