@@ -64,7 +64,25 @@ QUANTIZERS = {
         f"{name}.weight": codes(torch.uint8)(w),
         f"{name}.weight.absmax": torch.ones(1),
     },
+    "bitsandbytes in 16-bit storage": lambda name, w: {
+        f"{name}.weight": torch.zeros(w.numel() // 4, 1, dtype=torch.bfloat16),
+        f"{name}.weight.absmax": torch.ones(1),
+        f"{name}.weight.quant_state.bitsandbytes__nf4": torch.zeros(9, dtype=torch.uint8),
+    },
     "HQQ": lambda name, w: {f"{name}.W_q": codes(torch.uint8)(w)},
+    "torchao": lambda name, w: {
+        f"{name}._weight_qdata": codes(torch.float8_e4m3fn)(w),
+        f"{name}._weight_scale": torch.ones(1),
+    },
+    "AQLM": lambda name, w: {
+        f"{name}.codes": codes(torch.int8)(w),
+        f"{name}.codebooks": torch.ones(1),
+    },
+    "NVFP4": lambda name, w: {
+        f"{name}.weight": codes(torch.uint8)(w)[:, ::2].contiguous(),
+        f"{name}.weight_scale": torch.ones(1).to(torch.float8_e4m3fn),
+        f"{name}.input_scale": torch.ones(1),
+    },
 }
 
 
@@ -112,6 +130,33 @@ def test_layers_that_stay_as_they_were_do_not_make_a_model_quantized(dense):
     assert served_gates(str(dense))
 
 
+def test_a_gates_plain_weight_counts_whatever_else_its_module_has(dense):
+    """Scales of activations, and the state that Transformer Engine writes, quantize no weight."""
+    rewritten(
+        dense,
+        lambda name, w: {
+            f"{name}.weight": w,
+            f"{name}.input_scale": torch.ones(1).to(torch.float8_e4m3fn),
+            f"{name}._extra_state": torch.zeros(5, dtype=torch.uint8),
+        },
+    )
+    assert quantized_gates(dense) == {}
+    assert served_gates(str(dense))
+
+
+@pytest.mark.found
+def test_quantized_experts_are_not_advised_a_checkpoint_that_is_refused_too(dense):
+    """Experts and gates of another kind take no mask, in codes or not."""
+    file = dense / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if "gate_proj" not in name}
+    tensors["model.layers.0.mlp.experts.gate_up_proj_blocks"] = torch.zeros(4, dtype=torch.uint8)
+    tensors["model.layers.1.mlp.experts.0.gate_proj.weight"] = torch.zeros(4, 4, dtype=torch.int8)
+    tensors["model.layers.1.mlp.shared_expert.gate_proj.weight"] = torch.zeros(4, 4).to(torch.int8)
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(SettingsError, match="gate projections of experts alone"):
+        served_gates(str(dense))
+
+
 def test_experts_alone_are_refused_by_name(tmp_path):
     folder = of_kind(tmp_path / "moe", "qwen3_moe", num_experts=4, moe_intermediate_size=16)
     with pytest.raises(SettingsError, match="gate projections of experts alone"):
@@ -140,10 +185,21 @@ def test_an_architecture_that_vllm_does_not_know_is_a_warning(dense):
     assert found["Gates"].verdict == "ok"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"architectures": []}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "[" * 100_000, '{"architectures": []}', '{"architectures": {"a": 1}}']
+)
 def test_a_configuration_that_says_nothing_is_no_traceback(dense, text):
     (dense / "config.json").write_text(text)
     assert verdicts(dense)["Model"].verdict == "warn"
+
+
+def test_a_model_of_which_a_part_is_there_is_not_ok(dense):
+    """As in the Hub's cache, if a download was broken off."""
+    shards = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (dense / "model.safetensors.index.json").write_text(json.dumps(shards))
+    found = verdicts(dense)
+    assert found["Gates"].verdict == "fail"
+    assert "lacks model-2.safetensors, which" in found["Gates"].value
 
 
 def test_a_damaged_checkpoint_is_named(dense):

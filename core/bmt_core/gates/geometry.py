@@ -31,10 +31,8 @@ _TOWER = re.compile(
 )
 # Blocks that predict further tokens, which no answer passes: engines load them as a draft model.
 _AHEAD = re.compile(r"(?:^|[._])mtp(?:[._]|$)")
-# Tensors that hold a gate's weights, or a quantizer's codes of them.
-_CODES = re.compile(
-    r"\.(?:gate_proj|gate_up_proj)(?:\.(?:weight|qweight|weight_packed|W_q)|_blocks)$"
-)
+# A tensor of a gate projection: its module, and the rest of its name.
+_OF_GATE = re.compile(r"^(.*\.mlp\.(?:gate_proj|gate_up_proj))\.(.+)$")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _EXPERTS = re.compile(r"\.experts\.")
 _LAYER = re.compile(r"(?:^|\.)layers\.([0-9]{1,9})\.")
@@ -89,17 +87,34 @@ def _is_of_text(name: str, layers: int | None) -> bool:
 
 
 def quantized_gates(checkpoint: str | os.PathLike[str]) -> dict[str, str]:
-    """Element types of the text model's gate projections that are stored as codes, by tensor.
+    """Element types of the maskable gate projections that are stored as codes, by tensor.
 
     Quantizers store codes in the place of the weight (FP8, INT8, bitsandbytes) or under a name of
-    their own (AWQ and GPTQ, compressed-tensors, HQQ, MXFP4). Raises CheckpointError.
+    their own (AWQ and GPTQ, compressed-tensors, HQQ, torchao, AQLM), so a gate counts if it has
+    integers or 8-bit floats and no plain weight. Raises CheckpointError.
     """
-    layers = _layers(checkpoint)
-    return {
-        name: dtype
-        for name, dtype in checkpoint_dtypes(checkpoint).items()
-        if _CODES.search(name) and dtype not in _FLOATS and _is_of_text(name, layers)
-    }
+    layers, fused = _layers(checkpoint), gate_first(model_types(checkpoint))
+    kinds = checkpoint_dtypes(checkpoint)
+    gates: dict[str, dict[str, str]] = {}
+    for name, kind in kinds.items():
+        found = _OF_GATE.search(name)
+        if found and _is_of_text(name, layers) and (fused or found[1].endswith(".gate_proj")):
+            gates.setdefault(found[1], {})[found[2]] = kind
+    sizes = {name: prod(shape) for name, shape in checkpoint_tensors(checkpoint)}
+    made = {}
+    for gate, parts in gates.items():
+        # bitsandbytes may keep its codes as bytes of 16-bit floats: what it notes of them,
+        # weight.quant_state..., is integers then.
+        codes = [
+            part
+            for part, kind in parts.items()
+            if kind not in _FLOATS
+            and (parts.get("weight") not in _FLOATS or part.startswith("weight"))
+        ]
+        if codes:
+            part = "weight" if "weight" in parts else max(codes, key=lambda p: sizes[f"{gate}.{p}"])
+            made[f"{gate}.{part}"] = parts[part]
+    return made
 
 
 def has_expert_gates(checkpoint: str | os.PathLike[str]) -> bool:

@@ -18,6 +18,7 @@ from bmt_server.settings import Settings, SettingsError
 _SPARSITY = 0.005
 # Bytes in a worker's memory of a zero with its 16-bit weight, and of a row's end.
 _ZERO_BYTES, _ROW_BYTES = 4, 2
+_INDEX = "model.safetensors.index.json"
 
 
 def findings(model: str) -> Iterator[Finding]:
@@ -34,11 +35,17 @@ def findings(model: str) -> Iterator[Finding]:
             "download it, or ask `bmt-train doctor`, which reads the Hub's headers alone",
         )
         return
-    config = _config(folder)
-    architectures = config.get("architectures") or ["no architecture in config.json"]
-    yield _architecture(folder, str(architectures[0]))
+    yield _architecture(folder)
     from bmt_server.vllm_integration.checkpoint import served_gates
 
+    if missing := _missing_shards(folder):
+        yield Finding(
+            "Gates",
+            "fail",
+            f"{folder} lacks {missing[0]}, which {_INDEX} names",
+            "download it: `bmt-server serve` does so for a model of the Hub",
+        )
+        return
     try:
         gates = served_gates(str(folder))
     except (SettingsError, bmt_core.CheckpointError) as error:
@@ -70,17 +77,31 @@ def _folder(model: str) -> Path | None:
         return None
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file, empty if there is none."""
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _architecture(folder: Path, name: str) -> Finding:
+def _missing_shards(folder: Path) -> list[str]:
+    """Files that the index of a checkpoint names and that are not there.
+
+    The Hub's cache holds what was asked for, which may be a part of the model.
+    """
+    shards = _object(folder / _INDEX).get("weight_map")
+    names = {str(name) for name in shards.values()} if isinstance(shards, dict) else set()
+    return sorted(name for name in names if not (folder / name).is_file())
+
+
+def _architecture(folder: Path) -> Finding:
     from bmt_server.vllm_integration.checkpoint import has_class
 
+    listed = _object(folder / "config.json").get("architectures")
+    names = listed if isinstance(listed, list) else []
+    name = str(names[0]) if names else "no architecture in config.json"
     value = f"{folder}: {name}"
     if has_class(name):
         return Finding("Model", "ok", value)
