@@ -84,8 +84,14 @@ def test_items_come_in_their_order():
 def test_the_trainer_waits_for_other_threads_in_no_other_way():
     """A method of a lock, thread, queue or future, called without a limit."""
     package = Path(bmt_trainer.__file__).parent
-    # Not waits: a context variable's value, and the result of a task that has ended.
-    known = {("interruption.py", "_CURRENT.get()"), ("generation.py", "task.result()")}
+    known = {
+        # Not waits: a context variable's value, and the result of a task that has ended.
+        *(("interruption.py", "_CURRENT.get()"), ("overruns.py", "_COUNT.get()")),
+        ("generation.py", "task.result()"),
+        # Of processes that were killed in the line before.
+        *(("child.py", "self._process.wait()"), ("workers.py", "self._process.wait()")),
+        ("programs.py", "process.wait()"),
+    }
     found = set()
     for file in sorted(package.rglob("*.py")):
         if file.name == "waiting.py":
