@@ -70,6 +70,33 @@ def test_no_socket_reaches_a_server(tmp_path):
 
 
 @pytest.mark.found
+def test_no_pair_of_sockets_reaches_a_server(tmp_path):
+    # A datagram of a pair goes to any path, whatever the network.
+    path = str(tmp_path / "s")
+    send = f"import socket; socket.socketpair(type=socket.SOCK_DGRAM)[0].sendto(b'x', {path!r})"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(path)
+        server.settimeout(0.2)
+        subprocess.run([sys.executable, "-c", send], check=True)
+        assert server.recv(1) == b"x"
+        assert not SMALL.passes(send)
+        with pytest.raises(TimeoutError):
+            server.recv(1)
+
+
+@pytest.mark.found
+def test_no_device_is_opened():
+    # Terminals and accelerators are files that a read-only mount lets be written.
+    master, slave = os.openpty()
+    try:
+        for path, flag in ((os.ttyname(slave), "RDWR"), ("/dev/null", "WRONLY")):
+            assert not SMALL.passes(f"import os; os.open({path!r}, os.O_{flag} | os.O_NOCTTY)")
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+@pytest.mark.found
 @pytest.mark.parametrize(
     "call",
     [
@@ -212,6 +239,9 @@ def test_where_nothing_can_be_isolated_nothing_runs(tmp_path, monkeypatch):
     unshare.write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2; exit 1\n")
     unshare.chmod(0o755)
     with pytest.raises(ConfigError, match=r"Operation not permitted\); allow"):
+        SMALL.passes(program)
+    unshare.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(ConfigError, match=r"ended, or was not ready within 3 s\); allow"):
         SMALL.passes(program)
     # Without namespaces the script stops before it changes the machine's own mounts.
     unshare.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done; shift; exec "$@"\n')

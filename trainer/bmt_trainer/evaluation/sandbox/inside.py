@@ -2,8 +2,8 @@
 
 It takes rights from itself, one after the other, and then runs the program it is given; without one
 of the steps it runs nothing. Namespaces of `unshare`: no network but its own loopback, no process
-of others, no mount of others. Here: all files read-only but a small folder in memory, limits of
-time and memory, no capability, and a filter of system calls: no socket, no new process.
+of others, no mount of others. Here: all files read-only but a small folder in memory, no device,
+limits of time and memory, no capability, and a filter of system calls: no socket, no new process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FOLDER = "/dev/shm"
 _LIBC = ctypes.CDLL(None, use_errno=True)
 # <linux/mount.h>, <linux/prctl.h>, <linux/capability.h>, <linux/seccomp.h>, <linux/bpf_common.h>.
 _MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE, _RDONLY, _PRIVATE = 442, -100, 0x8000, 1, 1 << 18
-_NOSUID_NODEV = 2 | 4
+_NODEV, _NOSUID_NODEV = 4, 2 | 4
 _NO_NEW_PRIVS, _SET_SECCOMP, _CAPBSET_DROP, _FILTER = 38, 22, 24, 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _LOAD, _EQUAL, _AT_LEAST, _HAS_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -35,17 +35,17 @@ _EPERM, _ENOSYS, _CLONE_THREAD, _X32 = 1, 38, 0x10000, 0x40000000
 # By machine: AUDIT_ARCH, clone, and the calls that are refused: sockets, processes, programs, new
 # namespaces, memory that no limit counts, and parts of the kernel that no program needs.
 _CALLS: dict[str, tuple[int, int, tuple[int, ...]]] = {
-    # socket fork vfork execve execveat unshare setns ptrace memfd_create shmget msgget semget
-    # bpf perf_event_open userfaultfd keyctl add_key process_vm_writev
+    # socket socketpair fork vfork execve execveat unshare setns ptrace memfd_create shmget msgget
+    # semget bpf perf_event_open userfaultfd keyctl add_key process_vm_writev
     "x86_64": (
         0xC000003E,
         56,
-        (41, 57, 58, 59, 322, 272, 308, 101, 319, 29, 68, 64, 321, 298, 323, 250, 248, 311),
+        (41, 53, 57, 58, 59, 322, 272, 308, 101, 319, 29, 68, 64, 321, 298, 323, 250, 248, 311),
     ),
     "aarch64": (
         0xC00000B7,
         220,
-        (198, 221, 281, 97, 268, 117, 279, 194, 186, 190, 280, 241, 282, 219, 217, 271),
+        (198, 199, 221, 281, 97, 268, 117, 279, 194, 186, 190, 280, 241, 282, 219, 217, 271),
     ),
 }
 # Of all machines: io_uring_setup, pidfd_open, memfd_secret.
@@ -92,8 +92,9 @@ def _checked(result: int, step: str) -> None:
 
 
 def _mounts(files_bytes: int) -> None:
-    """Make all mounts read-only, and a folder in memory."""
-    attributes = struct.pack("=QQQQ", _RDONLY, 0, _PRIVATE, 0)
+    """Make all mounts read-only and without devices, and a folder in memory."""
+    # A mount that is read-only lets its devices be written: terminals, accelerators.
+    attributes = struct.pack("=QQQQ", _RDONLY | _NODEV, 0, _PRIVATE, 0)
     _checked(
         _LIBC.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, attributes, len(attributes)),
         "mount_setattr",

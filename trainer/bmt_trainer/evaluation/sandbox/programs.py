@@ -78,7 +78,10 @@ class Sandbox:
         with process.stderr as stderr, process.stdout:
             if not said.startswith(inside.READY):
                 why = said.removeprefix(inside.REFUSED) or stderr.read(_SHOWN)
-                raise self._refusal(" ".join(why.decode(errors="replace").split()))
+                shown = " ".join(why.decode(errors="replace").split())
+                # Nothing is said by one that the system ended, or that a busy machine did not run.
+                late = f"its process ended, or was not ready within {self.seconds} s"
+                raise self._refusal(shown or late)
         return said == inside.READY + token.encode()
 
     def _said(self, process: subprocess.Popen[bytes], wanted: bytes) -> bytes:
