@@ -81,7 +81,30 @@ def test_memory_is_bounded():
     with pytest.raises(Overrun):
         pool.equal(r"\boxed{7}" + " " * (40 << 20), "7")
     assert pool.equal(r"\boxed{7}", "7")
-    pool._idle[0].close()
+    for worker in pool._idle:
+        worker.close()
+
+
+@pytest.mark.found
+def test_a_process_that_ends_while_it_reads_has_overrun():
+    pool = Workers()
+    assert pool.equal(r"\boxed{7}", "7")
+    [worker] = pool._idle
+    os.kill(worker._process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, worker._process.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(Overrun):
+        worker.compare("a" * (1 << 20), "7")
+    worker.close()
+
+
+@pytest.mark.found
+def test_a_process_with_little_memory_left_compares_no_more():
+    for memory_bytes, kept in ((1 << 30, 1), (110 << 20, 0)):
+        pool = Workers(memory_bytes=memory_bytes)
+        assert [pool.equal(rf"\boxed{{{n}}}", "7") for n in (6, 7)] == [False, True]
+        assert len(pool._idle) == kept
+        for worker in pool._idle:
+            worker.close()
 
 
 @pytest.mark.found

@@ -1,12 +1,13 @@
 """A process that compares formulas within bounds of time and memory. Imports no torch.
 
-It reads a JSON line for each comparison, [completion, answer], and writes one with the outcome. The
-system ends it at a bound, which code in C does not hold off as it does an exception.
+It reads a JSON line for each comparison, [completion, answer], and writes one, [outcome, roomy].
+The system ends it at a bound, which code in C does not hold off as it does an exception.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import resource
 import signal
@@ -45,4 +46,16 @@ def serve(cpu_seconds: float, memory_bytes: int) -> None:
         except Exception:  # a formula that SymPy cannot handle equals nothing
             outcome = False
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(outcome), file=out, flush=True)
+        print(json.dumps([outcome, _roomy(memory_bytes)]), file=out, flush=True)
+
+
+def _roomy(memory_bytes: int) -> bool:
+    """True if the next comparison has half of the memory at least.
+
+    SymPy keeps what it computed, so that a right answer after long ones could have none.
+    """
+    try:
+        mmap.mmap(-1, memory_bytes // 2).close()
+    except OSError:
+        return False
+    return True

@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from bmt_trainer.errors import LibraryError
 from bmt_trainer.evaluation.formulas.overruns import CPU_SECONDS, MEMORY_BYTES, Overrun
@@ -46,12 +47,14 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        #: Another comparison has room in its memory.
+        self.roomy = True
         said = self._line()
         if said != READY:
             self.close()
             raise LibraryError(
                 f"math-verify cannot be used ({said or 'its process ended at its start'}); "
-                "install it again: pip install math-verify"
+                "install it again: pip install math-verify, or free memory if the system ended it"
             )
 
     @property
@@ -62,13 +65,16 @@ class _Worker:
     def compare(self, completion: str, answer: str) -> bool:
         """The outcome. Raises Overrun, after which the process is of no use."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([completion, answer]).encode() + b"\n")
-        self._process.stdin.flush()
+        # It may end while it reads: of a text beyond its memory.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps([completion, answer]).encode() + b"\n")
+            self._process.stdin.flush()
         if (said := self._line()) is None:
             raise Overrun
-        return bool(said)
+        outcome, self.roomy = said
+        return bool(outcome)
 
-    def _line(self) -> bool | str | None:
+    def _line(self) -> Any:
         """The next line of the process; None if it ended, or does not run."""
         assert self._process.stdout is not None
         found, until = b"", time.monotonic() + _LONGEST_SECONDS
@@ -82,8 +88,7 @@ class _Worker:
                 if not some:
                     return None
                 found += some
-        said: bool | str = json.loads(found)
-        return said
+        return json.loads(found)
 
     def close(self) -> None:
         """End the process."""
@@ -113,7 +118,10 @@ class Workers:
         except BaseException:  # Ctrl-C too: what it would answer is no other comparison's
             worker.close()
             raise
-        self._idle.append(worker)
+        if worker.roomy:
+            self._idle.append(worker)
+        else:
+            worker.close()
         return outcome
 
     def _taken(self) -> _Worker:
