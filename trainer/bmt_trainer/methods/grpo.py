@@ -52,8 +52,8 @@ _LAST = 10
 def train(config: GrpoConfig, display: Display | None = None) -> Mask:
     """Train a mask on its own sampled answers, and write it to `config.output`.
 
-    `<output>.history.json` holds each step's reward, zeros and validation. Raises TrainerError and
-    bmt_core.BmtError.
+    `<output>.history.json` holds each step's reward, closed gates and validation. Raises
+    TrainerError and bmt_core.BmtError.
     """
     with hide_library_progress():
         loaded, rows = load(config, display or Display())

@@ -44,8 +44,8 @@ def train(config: SdftConfig, display: Display | None = None) -> Mask:
     """Train a mask by self-distillation from demonstrations, and write it to `config.output`.
 
     The score named `teacher` is the base's with each example's demonstration in the prompt, the
-    accuracy that there is to learn from. `<output>.history.json` holds each step's loss, zeros and
-    validation. Raises TrainerError and bmt_core.BmtError.
+    accuracy that there is to learn from. `<output>.history.json` holds each step's loss, closed
+    gates and validation. Raises TrainerError and bmt_core.BmtError.
     """
     with hide_library_progress():
         loaded, rows = load(config, display or Display())
