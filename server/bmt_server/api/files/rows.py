@@ -23,7 +23,7 @@ from bmt_server.registry.files.record import RowForm
 
 MAX_ROW_BYTES = 1 << 20
 MAX_ROWS = 2_000_000
-_MAX_COLUMNS = 64
+_MAX_COLUMNS, _MAX_DEPTH = 64, 64
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _MESSAGE = {"role", "content", "name", "weight", "tool_calls", "tool_call_id", "reasoning_content"}
 _INPUT = {"messages", "tools", "parallel_tool_calls"}
@@ -84,7 +84,25 @@ def _parse(line: bytes) -> Mapping[str, Any]:
         raise _Wrong("", f"expected an object, not {_shown(row)}")
     if len(row) > _MAX_COLUMNS:
         raise _Wrong("", f"{len(row)} columns, and {_MAX_COLUMNS} are allowed")
+    _check_depth(line, row, "")
     return row
+
+
+def _check_depth(text: bytes | str, value: Any, field: str) -> None:
+    """Raise _Wrong for a value that is nested deeper than every reader of the file can follow."""
+    opens: tuple[Any, Any] = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
+    if sum(map(text.count, opens)) <= _MAX_DEPTH:  # nearly always
+        return
+    level, depth = [value], 0
+    while level := [
+        inner
+        for outer in level
+        if isinstance(outer, dict | list)
+        for inner in (outer.values() if isinstance(outer, dict) else outer)
+    ]:
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise _Wrong(field, f"nested deeper than {_MAX_DEPTH} levels, which are allowed")
 
 
 def form_of(row: Mapping[str, Any]) -> RowForm:
@@ -193,14 +211,17 @@ def _check_calls(calls: Any, role: str, field: str) -> None:
             raise _Wrong(f"{field}[{number}].function", "expected an object with name, arguments")
         if not isinstance(function.get("arguments"), str):
             raise _Wrong(f"{field}[{number}].function.arguments", "expected JSON as text")
-        _check_json(function["arguments"], f"{field}[{number}].function.arguments")
+        _check_arguments(function["arguments"], f"{field}[{number}].function.arguments")
 
 
-def _check_json(text: str, field: str) -> None:
+def _check_arguments(text: str, field: str) -> None:
     try:
-        json.loads(text)
+        arguments = json.loads(text)
     except ValueError as error:
         raise _Wrong(field, f"not JSON ({str(error)[:120]})") from None
+    if not isinstance(arguments, dict):
+        raise _Wrong(field, f"expected an object as JSON text, not {_shown(arguments)}")
+    _check_depth(text, arguments, field)
 
 
 def _check_tools(row: Mapping[str, Any], prefix: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -43,15 +44,30 @@ async def list_jobs(
     after: str | None = Query(None, max_length=64),
     limit: int = Query(20, ge=1, le=MAX_PAGE),
 ) -> dict[str, Any]:
-    """Jobs of the key's tenant, the newest first. after: the last id of the page before."""
+    """Jobs of the key's tenant, the newest first. after: the last id of the page before.
+
+    `metadata[key]=value` leaves those with that value, and `metadata=null` those without any.
+    """
     found = (await job_store(request).of_tenant(tenant_of(request)))[::-1]
     if after is not None:
         ids = [job.id for job in found]
         if after not in ids:
             raise not_found(after)
         found = found[ids.index(after) + 1 :]
+    found = [job for job in found if _is_wanted(request, job)]
     page = [job.shown() for job in found[:limit]]
     return {"object": "list", "data": page, "has_more": len(found) > limit}
+
+
+def _is_wanted(request: Request, job: Job) -> bool:
+    """True if a job has the metadata that the query asks for."""
+    for name, value in request.query_params.multi_items():
+        if (name, value) == ("metadata", "null") and job.metadata:
+            return False
+        key = re.fullmatch(r"metadata\[(.*)\]", name, re.DOTALL)
+        if key is not None and (job.metadata or {}).get(key[1]) != value:
+            return False
+    return True
 
 
 async def show(request: Request, job_id: str) -> dict[str, Any]:
@@ -132,8 +148,10 @@ def _checkpoint(job: Job) -> dict[str, Any]:
 
 async def _ask(request: Request, job_id: str, what: str) -> dict[str, Any]:
     store, tenant = job_store(request), tenant_of(request)
-    await store.get(tenant, job_id)
-    make: Callable[[Job, int], Any] = partial(asked, what)
+    job = await store.get(tenant, job_id)
+    # As for a new job: who pauses all and comes back has saved up no worker time.
+    least = least_ms(await store.waiting(job.base), tenant) if what == "resume" else 0
+    make: Callable[[Job, int], Any] = partial(asked, what, least_ms=least)
     job, changed = await store.change(job_id, make)
     if changed:
         audit(request, f"job_{what}", job.id)

@@ -27,6 +27,7 @@ from bmt_server.registry.jobs import transitions
 from bmt_server.registry.jobs.fairness import next_job
 from bmt_server.registry.jobs.record import Job, JobError, Level, new_token
 from bmt_server.registry.jobs.store import Change
+from bmt_server.registry.schemas import Publisher, Version
 
 logger = logging.getLogger("vllm.bmt_server")
 
@@ -172,7 +173,14 @@ async def publish_mask(
         version, mask = await asyncio.to_thread(
             decode, state, job.tenant, job.fine_tuned_model, data, None
         )
-        await publish(request, version, mask, data, aliases=(), resident=False, expires=None)
+        await publish(
+            *(request, version, mask, data),
+            aliases=(),
+            resident=False,
+            expires=None,
+            # The tenant's administrators see its own key, and not the operator's and its host.
+            publisher=Publisher(key_id=job.key_id),
+        )
     make = partial(
         transitions.finished,
         token=x_bmt_lease,
@@ -182,7 +190,7 @@ async def publish_mask(
     try:
         job, _ = await store.change(job_id, make)
     except Conflict:
-        await _withdraw(request, job_id, version.digest)
+        await _withdraw(request, job_id, version)
         raise
     audit(request, "job_end", job.id, state=job.state, model=job.fine_tuned_model)
     return {"id": job.id, "status": job.state, "model": job.fine_tuned_model}
@@ -216,12 +224,18 @@ async def _held(request: Request, job_id: str, token: str) -> Job:
     return job
 
 
-async def _withdraw(request: Request, job_id: str, digest: str) -> None:
-    """Remove the mask of a job that was cancelled or paused while it was published."""
+async def _withdraw(request: Request, job_id: str, version: Version) -> None:
+    """Remove the mask of a job that was cancelled or paused while it was published.
+
+    Not that of a job which another worker has or gets: its mask is the same, and may be there.
+    """
     job = await job_store(request).find(job_id)
-    if job is not None and job.state != "succeeded":
-        registry = app_state(request).registry
+    if job is not None and job.state in ("cancelled", "paused"):
+        state = app_state(request)
         try:
-            await registry.delete_name(job.tenant, job.fine_tuned_model, if_match=digest)
+            await state.registry.delete_name(
+                job.tenant, job.fine_tuned_model, if_match=version.digest
+            )
         except (Conflict, NotFound):
             return
+        state.housekeeper.removed([version.file_digest])

@@ -76,14 +76,15 @@ async def publish(
     expires: int | None,
     only_first: bool = False,
     fetched: Fetched | None = None,
+    publisher: Publisher | None = None,
 ) -> JSONResponse:
     """Store a validated version under the request's conditions, and respond with it.
 
     only_first: only if the name has no version, as with `If-None-Match: *`. fetched: the source of
-    an imported file. Raises ApiError.
+    an imported file. publisher: the request's caller by default. Raises ApiError.
     """
     state, name, record = app_state(request), version.name, request.scope["bmt.record"]
-    publisher = Publisher(
+    publisher = publisher or Publisher(
         key_id=record.key_id,
         key_name=record.key_name[:MAX_LABEL_CHARACTERS],
         address=record.peer[:MAX_ADDRESS],

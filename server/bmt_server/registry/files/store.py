@@ -4,8 +4,8 @@
     {bmt}:file-bytes        hash: tenant -> bytes of all its records
 
 A record is there before the bytes, in the state `pending`, and after them, in the state `deleting`:
-so whatever a server that dies leaves behind has a record, and the next call for the tenant's files
-removes both after `_STALE_S`. Ids are random; a path has none but the id and the tenant's name.
+so whatever a server that dies leaves behind has a record, and the tenant's next upload removes both
+after `_STALE_S`. Ids are random; a path has none but the id and the tenant's name.
 """
 
 from __future__ import annotations
@@ -81,13 +81,15 @@ class FileStore:
         )
         if outcome == "over_quota":
             raise self._over_quota(record, *map(int, detail.split()))
+        ready = record.model_copy(update={"state": "ready"})
         try:
             await self._objects.put_file(record.object_name, file)
-            ready = record.model_copy(update={"state": "ready"})
             outcome, _ = await self._replace(record, ready)
         except ApiError:
-            # The registry may be away as well; then the next sweep removes what is there.
+            # The registry may be away as well; then the next sweep removes what is there. If only
+            # its answer was lost, the record is ready, and may not outlive its bytes as such.
             with contextlib.suppress(ApiError):
+                await self._replace(ready, record)
                 await self._remove(record)
             raise
         if outcome != "ok":
@@ -96,13 +98,9 @@ class FileStore:
 
     async def get(self, tenant: str, file_id: str) -> FileRecord:
         """One file's record. Raises NotFound."""
-        found: FileRecord | None = None
-        if FILE_ID.fullmatch(file_id):
-            quick = self._connection.quick
-            data = await self._connection.call(lambda: quick.hget(_key(tenant), file_id))
-            found = read_record(data)
-        if found is None or found.state != "ready" or found.tenant != tenant:
-            raise NotFound(f"no file {file_id[:64]}", code="file_not_found", param="file_id")
+        found = await self._find(tenant, file_id)
+        if found.state != "ready":
+            raise _not_found(file_id)
         return found
 
     async def of_tenant(self, tenant: str) -> list[FileRecord]:
@@ -130,13 +128,29 @@ class FileStore:
 
     async def delete(self, tenant: str, file_id: str) -> FileRecord:
         """Remove a file. Raises NotFound."""
-        record = await self.get(tenant, file_id)
+        record = await self._find(tenant, file_id)
+        if record.state == "pending":
+            raise _not_found(file_id)
         deleting = record.model_copy(update={"state": "deleting"})
-        outcome, _ = await self._replace(record, deleting)
-        if outcome != "ok":
-            raise NotFound(f"no file {file_id}", code="file_not_found", param="file_id")
+        # One that is being deleted already is deleted again: the first try may have failed, and
+        # its bytes are still there.
+        if record.state == "ready":
+            outcome, _ = await self._replace(record, deleting)
+            if outcome != "ok":
+                raise _not_found(file_id)
         await self._remove(deleting)
         return record
+
+    async def _find(self, tenant: str, file_id: str) -> FileRecord:
+        """One file's record in any state. Raises NotFound."""
+        found: FileRecord | None = None
+        if FILE_ID.fullmatch(file_id):
+            quick = self._connection.quick
+            data = await self._connection.call(lambda: quick.hget(_key(tenant), file_id))
+            found = read_record(data)
+        if found is None or found.tenant != tenant:
+            raise _not_found(file_id)
+        return found
 
     async def _sweep(self, tenant: str) -> None:
         """Remove what servers that died have left behind of a tenant."""
@@ -182,6 +196,10 @@ class FileStore:
             code="quota_exceeded",
             param="file",
         )
+
+
+def _not_found(file_id: str) -> NotFound:
+    return NotFound(f"no file {file_id[:64]}", code="file_not_found", param="file_id")
 
 
 def _key(tenant: str) -> str:

@@ -15,8 +15,10 @@ from bmt_server.registry.jobs.store import Change
 
 #: Leases that a job may lose before it fails: one that ends its workers would end all of them.
 MAX_LEASES = 8
-#: Events with metrics that a job keeps.
+#: Events that a job keeps, but for its end's: a tenant may pause and resume without end.
 MAX_EVENTS = 2000
+#: Steps whose metrics are events. Of a job with more, they are evenly apart.
+MAX_METRICS = 1000
 _WANTED: dict[str, tuple[tuple[JobState, ...], JobState]] = {
     "cancel": (("queued", "running", "paused"), "cancelled"),
     "pause": (("queued", "running"), "paused"),
@@ -25,8 +27,11 @@ _WANTED: dict[str, tuple[tuple[JobState, ...], JobState]] = {
 _WORDS = {"cancelled": "Job cancelled", "paused": "Job paused", "queued": "Job resumed"}
 
 
-def asked(what: str, job: Job, now_ms: int) -> Change | None:
-    """A tenant's `cancel`, `pause` or `resume`; None if the job is in that state already."""
+def asked(what: str, job: Job, now_ms: int, least_ms: int = 0) -> Change | None:
+    """A tenant's `cancel`, `pause` or `resume`; None if the job is in that state already.
+
+    least_ms: the worker time that the tenant has at least when its job waits again.
+    """
     states, target = _WANTED[what]
     if job.state == target:
         return None
@@ -38,7 +43,8 @@ def asked(what: str, job: Job, now_ms: int) -> Change | None:
     ended = {"finished_at": now_ms // 1000} if target == "cancelled" else {}
     # Without its lease, the worker ends its part at its next word to a server.
     changed = job.model_copy(update={"state": target, "lease": None, **ended})
-    return Change(changed, [event(now_ms, _WORDS[target])], spent(job, now_ms))
+    said = [event(now_ms, _WORDS[target])]
+    return Change(changed, said if ended else _kept(job, said), spent(job, now_ms), least_ms)
 
 
 def leased(job: Job, now_ms: int, *, token: str, worker: str, lease_ms: int) -> Change | None:
@@ -54,7 +60,8 @@ def leased(job: Job, now_ms: int, *, token: str, worker: str, lease_ms: int) -> 
     if job.started_at is None:
         changes["started_at"] = now_ms // 1000
     said = "Job started" if job.started_at is None else "Job continues"
-    return Change(job.model_copy(update=changes), [event(now_ms, said)], spent(job, now_ms))
+    events = _kept(job, [event(now_ms, said)])
+    return Change(job.model_copy(update=changes), events, spent(job, now_ms))
 
 
 def reported(
@@ -73,16 +80,18 @@ def reported(
     """
     lease = held(job, token)
     events, step = [event(now_ms, text, level) for level, text in messages], job.step
+    steps = steps or job.steps
+    apart = max(1, -(-(steps or 0) // MAX_METRICS))
     for entry in sorted(metrics, key=lambda entry: int(entry["step"])):
         if entry["step"] > step:
             step = int(entry["step"])
-            if job.events + len(events) < MAX_EVENTS:
-                of = f"/{steps or job.steps}" if steps or job.steps else ""
+            if step % apart == 0 or step in (1, steps):
+                of = f"/{steps}" if steps else ""
                 shown = f"Step {step}{of}: loss={entry.get('train_loss', 0):.4g}"
                 events.append(event(now_ms, shown, data=entry))
     lease = lease.model_copy(update={"until_ms": now_ms + lease_ms, "since_ms": now_ms})
-    changes = {"lease": lease, "step": step, "steps": steps or job.steps}
-    return Change(job.model_copy(update=changes), events, spent(job, now_ms))
+    changes = {"lease": lease, "step": step, "steps": steps}
+    return Change(job.model_copy(update=changes), _kept(job, events), spent(job, now_ms))
 
 
 def finished(
@@ -107,9 +116,8 @@ def released(job: Job, now_ms: int, *, token: str, reason: str, crashed: bool) -
     held(job, token)
     leases = job.leases if crashed else job.leases - 1
     changes = {"state": "queued", "lease": None, "leases": leases}
-    return Change(
-        job.model_copy(update=changes), [event(now_ms, reason, "warn")], spent(job, now_ms)
-    )
+    events = _kept(job, [event(now_ms, reason, "warn")])
+    return Change(job.model_copy(update=changes), events, spent(job, now_ms))
 
 
 def held(job: Job, token: str) -> Lease:
@@ -133,6 +141,10 @@ def ended(job: Job, now_ms: int, state: JobState, **changes: Any) -> Change:
     update = {"state": state, "lease": None, "finished_at": now_ms // 1000, **changes}
     level: Level = "error" if state == "failed" else "info"
     return Change(job.model_copy(update=update), [event(now_ms, said, level)], spent(job, now_ms))
+
+
+def _kept(job: Job, events: Sequence[JobEvent]) -> Sequence[JobEvent]:
+    return events[: max(0, MAX_EVENTS - job.events)]
 
 
 def spent(job: Job, now_ms: int) -> int:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import openai
 import pytest
 from bmt_server.api.admission import UploadLimiter
-from bmt_server.errors import BlobsDown
+from bmt_server.errors import BlobsDown, RegistryDown
 from bmt_server.registry.files.record import FileRecord
 
 from tests.support.requests.rows import form, graded, jsonl, pair, supervised
@@ -73,6 +73,18 @@ def said(**fields):
     return row
 
 
+def called(arguments):
+    """A supervised row whose answer is a call."""
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return {
+        "messages": [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "tool_calls": [call]},
+        ]
+    }
+
+
+NESTED = "[" * 100 + "]" * 100
 WRONG = {
     "not json": (b"{", "row 2: not JSON"),
     "a list": ([1], "expected an object"),
@@ -92,6 +104,10 @@ WRONG = {
     "equal pair": (pair(rejected="5"), "non_preferred_output: equal"),
     "surrogate": (b'{"messages": "\\ud800"}', "row 2"),
     "deep": (b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "row 2"),
+    # A worker's reader ends at a depth of its own.
+    "nested": (changed(supervised(), tools=json.loads(NESTED)), "nested deeper than 64"),
+    "nested arguments": (called(f'{{"x": {NESTED}}}'), "arguments: nested deeper than 64"),
+    "arguments": (called("[1]"), "arguments: expected an object"),
     "long": (b'{"messages": "' + b"x" * (1 << 20), "row 2: longer than"),
 }
 
@@ -290,6 +306,44 @@ async def test_a_store_that_fails_leaves_no_record(files, monkeypatch):
     assert answer.status_code == 503
     assert "retry-after" in answer.headers
     assert await files.state.connection.quick.hlen("{bmt}:files:default") == 0
+
+
+async def test_a_lost_answer_leaves_no_file_without_its_bytes(files, kept, monkeypatch):
+    """The registry has the record as ready, and is away before the server knows."""
+    run, answered = files.state.files._run, []
+
+    async def lost(source, *args):
+        if len(answered) < 2:
+            answered.append(await run(source, *args))
+            if len(answered) < 2:
+                return answered[0]
+        raise RegistryDown("the mask registry does not answer; try again shortly")
+
+    monkeypatch.setattr(files.state.files, "_run", lost)
+    assert (await post(files, ROW)).status_code == 503
+    monkeypatch.undo()
+    async with files.client("upload") as client:
+        listed = (await client.get("/v1/files")).json()["data"]
+        read = [(await client.get(f"/v1/files/{f['id']}/content")).content for f in listed]
+    assert read == [ROW] * len(listed)
+    assert len(objects(kept)) == len(listed)
+
+
+async def test_a_deletion_that_failed_is_repeated(files, kept, monkeypatch):
+    made = (await post(files, ROW)).json()
+
+    async def fails(*_):
+        raise BlobsDown("the object store of files does not answer; try again shortly")
+
+    async with files.client("upload") as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(files.state.files._objects, "delete", fails)
+            assert (await client.delete(f"/v1/files/{made['id']}")).status_code == 503
+        assert (await client.get(f"/v1/files/{made['id']}")).status_code == 404
+        assert len(objects(kept)) == 1
+        assert (await client.delete(f"/v1/files/{made['id']}")).status_code == 200
+        assert objects(kept) == []
+        assert (await client.delete(f"/v1/files/{made['id']}")).status_code == 404
 
 
 @pytest.mark.parametrize("forged", [b"\x80\x04}.", b"{}", b'{"id": "../x"}', b"null"])

@@ -8,7 +8,9 @@ import json
 import bmt_core
 import openai
 import pytest
+from bmt_server.registry.jobs import transitions
 from bmt_server.registry.jobs.record import read_job
+from bmt_server.registry.jobs.transitions import leased
 
 from tests.support.replica import make_mask
 from tests.support.requests.rows import form, graded, jsonl, pair, supervised
@@ -204,6 +206,27 @@ async def test_a_mask_of_a_job_that_is_cancelled_in_between_is_withdrawn(files, 
     assert await status_of(files, id) == "cancelled"
 
 
+async def test_a_mask_of_a_job_that_another_worker_took_over_stays(files, monkeypatch):
+    """The other worker may have published the same mask already, and ends the job with it."""
+    id = await started(files)
+    job, state = await lease(files), files.state
+    registry_publish = state.registry.publish
+
+    def taken(record, now_ms):
+        return leased(record, now_ms + 600_000, token="0" * 32, worker="b", lease_ms=60_000)
+
+    async def taken_over(*args, **options):
+        done = await registry_publish(*args, **options)
+        await state.jobs.change(id, taken)
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state.registry, "publish", taken_over)
+        assert (await publish(files, job)).status_code == 412
+    assert await state.replica.refresh("default", job["model"]) is not None
+    assert (await publish(files, {**job, "token": "0" * 32})).status_code == 200
+
+
 async def test_a_lost_lease_is_taken_over_and_ends_once(files):
     id = await started(files)
     first = await lease(files, seconds=2)
@@ -288,6 +311,67 @@ async def test_masks_are_published_for_the_jobs_tenant(files):
         async with files.client(key) as client:
             listed = {m["id"] for m in (await client.get("/v1/models")).json()["data"]}
         assert (job["model"] in listed) == there
+
+
+async def test_a_tenants_administrator_sees_no_key_or_address_of_the_worker(files):
+    id = await started(files, key="other")
+    job = await lease(files)
+    assert (await publish(files, job)).status_code == 200
+    created_by = (await files.state.jobs.find(id)).key_id
+    async with files.client("other") as client:
+        shown = (await client.get(f"/v1/masks/{job['model']}")).json()
+    assert shown["published_by"] == {"key_id": created_by, "key_name": "", "address": ""}
+
+
+async def test_who_paused_all_jobs_has_saved_up_no_worker_time(files):
+    id = await started(files, key="other")
+    async with stock(files, "other") as client:
+        await client.fine_tuning.jobs.pause(id)
+        await started(files)
+        quick = files.state.connection.quick
+        await quick.hset("{bmt}:job-seconds", "default", 100_000)
+        await client.fine_tuning.jobs.resume(id)
+    assert int(await quick.hget("{bmt}:job-seconds", "other")) == 100_000
+
+
+async def test_events_of_a_job_are_bounded_and_its_end_is_among_them(files, monkeypatch):
+    monkeypatch.setattr(transitions, "MAX_EVENTS", 5)
+    id = await started(files)
+    async with stock(files) as client:
+        for _ in range(4):
+            await client.fine_tuning.jobs.pause(id)
+            await client.fine_tuning.jobs.resume(id)
+        await client.fine_tuning.jobs.cancel(id)
+        events = [e.message async for e in client.fine_tuning.jobs.list_events(id)]
+    assert (len(events), events[0]) == (6, "Job cancelled")
+
+
+async def test_metrics_of_a_long_job_are_apart_and_reach_its_end(files, monkeypatch):
+    monkeypatch.setattr(transitions, "MAX_METRICS", 10)
+    id = await started(files)
+    job = await lease(files)
+    for first in (1, 51):
+        steps = [{"step": n, "train_loss": 1.0} for n in range(first, first + 50)]
+        assert (await report(files, job, metrics=steps, steps=100)).status_code == 200
+    async with stock(files) as client:
+        events = [e async for e in client.fine_tuning.jobs.list_events(id)]
+    shown = [e.data["step"] for e in events if e.type == "metrics"]
+    assert shown == [*range(100, 0, -10), 1]
+
+
+async def test_jobs_are_listed_by_their_metadata(files):
+    one = await started(files, metadata={"team": "a", "x y": "1"})
+    two = await started(files, metadata={"team": "b"})
+    three = await started(files)
+
+    async def listed(**query):
+        async with stock(files) as client:
+            return {job.id async for job in client.fine_tuning.jobs.list(limit=1, **query)}
+
+    assert await listed() == {one, two, three}
+    assert await listed(metadata={"team": "a"}) == {one}
+    assert await listed(metadata={"team": "a", "x y": "2"}) == set()
+    assert await listed(extra_query={"metadata": "null"}) == {three}
 
 
 async def test_forged_entries_run_nothing(files):
