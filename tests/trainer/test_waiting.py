@@ -8,12 +8,13 @@ import signal
 import threading
 import time
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from pathlib import Path
 
 import bmt_trainer
 import pytest
 from bmt_trainer.methods.guards.interruption import Interrupted, Interruption
-from bmt_trainer.waiting import next_of, result_of
+from bmt_trainer.waiting import next_of, result_of, threads
 
 
 @pytest.mark.found
@@ -74,6 +75,27 @@ def test_results_and_errors_are_those_of_the_work():
         result_of(gone)
 
 
+@pytest.mark.found
+def test_work_that_runs_or_has_not_begun_does_not_hold_an_error_back():
+    """As requests to a judge that hangs, when a signal ends the run."""
+    begun, over = [], threading.Event()
+
+    def work(at):
+        begun.append(at)
+        over.wait(20)
+
+    started = time.monotonic()
+    try:
+        with suppress(RuntimeError), threads(2) as pool:
+            futures = [pool.submit(work, at) for at in range(9)]
+            raise RuntimeError
+        assert time.monotonic() - started < 10
+    finally:
+        over.set()
+    assert all(future.done() for future in futures[2:])
+    assert set(begun) <= {0, 1}
+
+
 def test_items_come_in_their_order():
     items = queue.SimpleQueue()
     items.put(1)
@@ -91,12 +113,17 @@ def test_the_trainer_waits_for_other_threads_in_no_other_way():
         # Of processes that were killed in the line before.
         *(("child.py", "self._process.wait()"), ("workers.py", "self._process.wait()")),
         ("programs.py", "process.wait()"),
+        # Of headers, in a command that keeps nothing.
+        ("headers.py", "ThreadPoolExecutor"),
     }
     found = set()
     for file in sorted(package.rglob("*.py")):
         if file.name == "waiting.py":
             continue
         for node in ast.walk(ast.parse(file.read_text())):
+            # Its context, and the results of its `map`, are waits too.
+            if isinstance(node, ast.Name) and node.id == "ThreadPoolExecutor":
+                found.add((file.name, node.id))
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)

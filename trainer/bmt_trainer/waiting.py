@@ -9,7 +9,9 @@ moment before the sleep, would have no effect until the wait is over.
 from __future__ import annotations
 
 import queue
-from concurrent.futures import Future
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,6 +29,20 @@ def result_of(future: Future[T]) -> T:
         except TimeoutError:
             continue
     return future.result()
+
+
+@contextmanager
+def threads(number: int, name: str = "") -> Iterator[ThreadPoolExecutor]:
+    """A pool for work whose results are waited for inside of the block.
+
+    On an error or a signal, what has not begun is left out and what runs is left alone:
+    `ThreadPoolExecutor` as a context waits for both, without a limit.
+    """
+    pool = ThreadPoolExecutor(number, thread_name_prefix=name)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def next_of(items: queue.SimpleQueue[T]) -> T:

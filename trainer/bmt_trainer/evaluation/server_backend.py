@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ from bmt_trainer.errors import ConfigError, RolloutError
 from bmt_trainer.evaluation.completions import CompletionReader
 from bmt_trainer.evaluation.generate import NEUTRAL_SAMPLING, Generate
 from bmt_trainer.evaluation.thoughts import Completion
+from bmt_trainer.waiting import result_of, threads
 
 # The tokens show thoughts whose delimiters are special tokens, and those that a parser took away.
 _SENT: Mapping[str, Any] = {**NEUTRAL_SAMPLING, "return_token_ids": True}
@@ -106,10 +106,13 @@ def by_server(
             try:
                 with (
                     Display().stage(f"answers of {name}", len(examples)) as advance,
-                    ThreadPoolExecutor(concurrency) as pool,
+                    threads(concurrency) as pool,
                 ):
-                    for text in pool.map(one, examples, prompts):
-                        texts.append(text)
+                    asked = [
+                        pool.submit(one, *each) for each in zip(examples, prompts, strict=True)
+                    ]
+                    for future in asked:
+                        texts.append(result_of(future))
                         advance(1)
                     return texts
             except Exception as error:  # whatever the transport and the server raise

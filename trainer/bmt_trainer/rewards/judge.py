@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from bmt_client import BmtClient
 from bmt_trainer.errors import ConfigError, RewardError
 from bmt_trainer.evaluation.generate import NEUTRAL_SAMPLING
 from bmt_trainer.evaluation.thoughts import completion_of
-from bmt_trainer.waiting import result_of
+from bmt_trainer.waiting import result_of, threads
 
 #: The judge's instruction without `prompt=FILE`.
 RUBRIC = (
@@ -82,14 +81,10 @@ class Judge:
         with (
             BmtClient(self._url, os.environ.get(self._key)) as client,
             client.openai(**self._limits) as api,
-            ThreadPoolExecutor(self._threads, thread_name_prefix="judge") as pool,
+            threads(self._threads, "judge") as pool,
         ):
             futures = [pool.submit(self._one, api, text) for text in asked]
-            try:
-                return [result_of(future) for future in futures]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            return [result_of(future) for future in futures]
 
     def _filled(self, **values: str) -> str:
         # In one pass: a completion that contains "{answer}" is not filled in itself.
