@@ -24,6 +24,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 KEYS = {
     "infer": frozenset({"infer"}),
     "upload": frozenset({"upload"}),
+    "train": frozenset({"train"}),
     "admin": frozenset({"infer", "upload", "admin"}),
 }
 
@@ -111,7 +112,10 @@ def test_the_app_has_dangerous_routes(routes):
 
 def test_reachable_vllm_routes_are_the_allowed_ones(routes):
     reached = {p for p, methods in routes.items() if any(find_route(m, p) for m in METHODS)}
-    own = r"/v1/(masks|blobs|keys|limits|usage|me$|(un)?load_lora)|/(livez|readyz)|/v1/models/"
+    own = (
+        r"/v1/(masks|blobs|keys|limits|usage|me$|(un)?load_lora|files|fine_tuning/jobs|workers/)"
+        r"|/(livez|readyz)|/v1/models/"
+    )
     ours = {p for p in reached if re.match(own, p)}
     assert reached - ours == REACHED_ROUTES & set(routes)
 
