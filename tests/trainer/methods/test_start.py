@@ -44,6 +44,13 @@ def test_a_start_that_is_not_the_papers_is_named_with_the_papers_values(checkpoi
 
 
 @pytest.mark.found
+@pytest.mark.parametrize(("eta", "shown"), [(0.1, "0.1"), (0.001, "1/1000"), (0, "0")])
+def test_another_share_is_another_start(eta, shown):
+    config = SftConfig(model="m", dataset="d", output="m.bmt", eta=eta)
+    assert config.other_start == f"eta {shown} (the paper: 1/2048)"
+
+
+@pytest.mark.found
 def test_a_run_on_a_base_with_zeros_deletes_other_weights_if_they_are_to_be_picked(tmp_path):
     base = save_tiny_llama(tmp_path / "base")
     file = base / "model.safetensors"

@@ -205,7 +205,7 @@ class TrainConfig:
     @property
     def other_start(self) -> str:
         """The settings of the start (Eq. 9) that are not the paper's, as text; empty without."""
-        names = ["eta_among", "init", "init_mean", "init_std", *(() if self.eta else ("eta",))]
+        names = ("eta_among", "init", "init_mean", "init_std", "eta")
         defaults = {name: TrainConfig.__dataclass_fields__[name].default for name in names}
         other = [name for name in names if getattr(self, name) != defaults[name]]
         return ", ".join(
