@@ -56,10 +56,23 @@ def free_memory(root: Path = ROOT) -> int:
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024
-    limit, used = root / "sys/fs/cgroup/memory.max", root / "sys/fs/cgroup/memory.current"
+    group = root / "sys/fs/cgroup"
+    limit, used = group / "memory.max", group / "memory.current"
     if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdigit():
-        free = min(free, max(0, int(text) - int(used.read_text())))
+        taken = int(used.read_text()) - _reclaimable(group / "memory.stat")
+        free = min(free, max(0, int(text) - taken))
     return free
+
+
+def _reclaimable(stat: Path) -> int:
+    """Bytes of a control group's cached files that the kernel gives up first, as MemAvailable has.
+
+    After a download these are the checkpoint's.
+    """
+    for line in stat.read_text().splitlines() if stat.exists() else ():
+        if line.startswith("inactive_file "):
+            return int(line.split()[1])
+    return 0
 
 
 def weights_bytes(checkpoint: str, dtype: str) -> int:
