@@ -1,4 +1,4 @@
-"""What `bmt-server doctor MODEL` says of a checkpoint, from its configuration and headers alone."""
+"""Lines of `bmt-server doctor MODEL` on a checkpoint, by its configuration and headers alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 def findings(model: str) -> Iterator[Finding]:
-    """Whether masks can be served on `model`, and what they take.
+    """Say if masks can be served on `model`, and their memory.
 
     model: a folder, or a model of the Hub whose files are in its cache: nothing is downloaded.
     """
@@ -138,7 +138,7 @@ def _masks(gates: Mapping[str, tuple[int, int]]) -> Finding:
 
 
 def _weights(size: int) -> Finding:
-    """Whether weights of `size` bytes fit."""
+    """Say if weights of `size` bytes fit."""
     import torch
 
     from bmt_server.vllm_integration.cpu_environment import free_memory

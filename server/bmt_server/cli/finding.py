@@ -10,7 +10,7 @@ Verdict = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at, and what was found. fix: action to take if the verdict is not ok."""
+    """A check and its result. fix: action to take if the verdict is not ok."""
 
     what: str
     verdict: Verdict

@@ -128,7 +128,7 @@ def run_and_keep(cell: Cell, display: Display) -> Result:
 
 def run_cell(cell: Cell, display: Display) -> Result:
     """One run of a comparison, from its settings to its result."""
-    # Departure: the last step; the paper's best checkpoint by the same score stands beside it.
+    # Departure: the last step; the paper's best checkpoint by the same score stands next to it.
     started = time.monotonic()
     config = cell.config()
     loaded, rows = METHODS[cell.plan.trainer].load(config, display, scored=False)
