@@ -144,6 +144,21 @@ def test_a_gates_plain_weight_counts_whatever_else_its_module_has(dense):
     assert served_gates(str(dense))
 
 
+@pytest.mark.parametrize(("kind", "found"), [("phi3", 1), ("mystery", 0)])
+def test_a_fused_projection_counts_where_its_gate_is_known(tmp_path, kind, found):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    names = ("qweight", "qzeros", "g_idx")
+    sizes = ((8, 16), (2, 16), (8,))
+    name = "model.layers.0.mlp.gate_up_proj"
+    tensors = {
+        f"{name}.{part}": torch.zeros(size, dtype=torch.int32)
+        for part, size in zip(names, sizes, strict=True)
+    }
+    tensors[f"{name}.scales"] = torch.ones(2, 16)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert quantized_gates(tmp_path) == dict([(f"{name}.qweight", "I32")][:found])
+
+
 @pytest.mark.found
 def test_quantized_experts_are_not_advised_a_checkpoint_that_is_refused_too(dense):
     """Experts and gates of another kind take no mask, in codes or not."""
