@@ -451,6 +451,8 @@ def test_a_mean_over_data_sets_is_unweighted():
         ({"methods": []}, "at least one"),
         ({"steps": 0}, "steps"),
         ({"validation": 4, "patience": 1}, "patience: 1 has no effect in a comparison"),
+        ({"track_heldout": True}, "no measurements to score at"),
+        ({"track_heldout": True, "track_every": 1, "heldout": 0}, "heldout is 0, so there are no"),
         ({"stepz": 1}, "did you mean steps"),
         ({"sweep": {"eta": 0.1}}, "list of values"),
         ({"rates": {"full": "fast"}}, "not a number"),

@@ -227,6 +227,13 @@ class Cell:
             raise ConfigError(
                 "from_mask: a comparison starts each method from the base; leave it out"
             )
+        if self.plan.track_heldout and not (
+            made.heldout or made.heldout_share or getattr(made, "heldout_dataset", None)
+        ):
+            raise ConfigError(
+                "track_heldout: heldout is 0, so there are no examples to score; set heldout, or "
+                "leave track_heldout out"
+            )
         if made.patience is not None:
             raise ConfigError(
                 f"patience: {made.patience} has no effect in a comparison, which trains every "
