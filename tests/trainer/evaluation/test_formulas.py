@@ -125,7 +125,11 @@ def test_a_reward_of_training_counts_and_warns(short):
     step = {"step": 1, "completions/clipped_ratio": 0, "zeros": 1, "reward": 0.5}
     step |= {"frac_reward_zero_std": 0, **metrics}
     found = watch.found([step], watch.Limits(2, 8, regularized=False))
-    assert "1 not finished by the math grader in 5 s" in found["overrun"]
+    assert "at least 1 not finished by the math grader in 5 s" in found["overrun"]
+    # Three of two processes' mean, and one of another step.
+    steps = [{**step, watch.OVERRUN: 1.5}, step]
+    found = watch.found(steps, watch.Limits(2, 8, regularized=False))
+    assert "at least 3 not finished" in found["overrun"]
 
 
 def test_a_process_serves_many_and_is_replaced_when_it_is_gone():
@@ -211,6 +215,7 @@ HOSTILE = [
     "the answer is " * 1_200,
     "**" * 8_000,
     "Action: f\nAction Input: {" * 600,
+    'Action: f\nAction Input: {"a": ' + "[" * 16_000 + "]" * 16_000 + "}",
     '<tool_call>{"name": "f", "arguments": {' * 400,
     "\\boxed{" * 2_000,
     "\\frac" * 3_000,

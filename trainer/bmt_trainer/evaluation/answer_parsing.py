@@ -131,7 +131,7 @@ def tool_arguments(text: str) -> dict[str, Any]:
     for match in re.findall(r"Action Input:\s*({.*?})", text, re.DOTALL):
         try:
             merged |= json.loads(match)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return merged
 

@@ -11,7 +11,8 @@ from transformers import TrainerCallback
 
 from bmt_trainer.evaluation.formulas import overruns
 
-#: The metric of a step with completions that the math grader could not finish: their number.
+#: The metric of a step with completions that the math grader could not finish: their number, or
+#: less, for TRL averages it over the processes and batches of the step that had any.
 OVERRUN = "overrun"
 #: Steps in a row that a warning is based on; all of them, in a shorter run.
 WINDOW = 5
@@ -74,7 +75,8 @@ def found(steps: Sequence[Mapping[str, float]], limits: Limits) -> dict[str, str
     rewards = [step["reward"] for step in steps if not math.isnan(step["reward"])]
     causes = {}
     if overrun := sum(step.get(OVERRUN, 0) for step in steps):
-        causes["overrun"] = f"{span}: answers {overruns.described(overrun)}"
+        least = overruns.described(math.ceil(overrun))
+        causes["overrun"] = f"{span}: of the answers at least {least}"
     cut = clipped >= _CLIPPED
     if cut:
         causes["clipped"] = (
