@@ -40,9 +40,11 @@ class JobServer:
     async def worker(self, folder: Path, *flags: str) -> asyncio.subprocess.Process:
         """`bmt-train worker` as a process, whose jobs are in `folder`."""
         command = [sys.executable, "-m", "bmt_trainer", "worker", "--server", self.url]
-        command += ["--model", str(self.model), "--folder", str(folder), "--device", "cpu"]
+        # A relative folder of the model, which trainings read from folders of their own.
+        command += ["--model", self.model.name, "--folder", str(folder), "--device", "cpu"]
         return await asyncio.create_subprocess_exec(
             *(*command, "--poll-seconds", "0.2", *flags),
+            cwd=self.model.parent,
             env={**os.environ, "BMT_API_KEY": self.worker_key, "OMP_NUM_THREADS": "1"},
         )
 

@@ -63,7 +63,8 @@ def worker(
     def say(line: str) -> None:
         print(f"bmt-train worker: {line}", file=sys.stderr, flush=True)
 
-    place = checkpoint_folder(model)
+    # Trainings run in the folders of their jobs.
+    place = checkpoint_folder(model).absolute()
     work = work_folder(folder)
     settings = WorkerSettings(
         base=bmt_core.fingerprint(place),

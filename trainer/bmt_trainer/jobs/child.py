@@ -37,6 +37,7 @@ class Child:
         self, method: str, folder: Path, settings: Mapping[str, Any], step: int = 0
     ) -> None:
         self._folder, self._log = folder, folder / "log.txt"
+        self._model = str(settings.get("model", ""))
         self._last = step
         self.steps: int | None = None
         self.trained_tokens: int | None = None
@@ -117,10 +118,11 @@ class Child:
             log.seek(max(self._said_from, self._log.stat().st_size - _SAID_BYTES))
             said = log.read().decode(errors="replace")
         lines = [line for line in said.splitlines() if line.startswith("bmt-train: ")]
+        if not lines:
+            return ""
         # Names of this host are none of the tenant's business.
-        return (
-            lines[-1].removeprefix("bmt-train: ").replace(f"{self._folder}/", "") if lines else ""
-        )
+        line = lines[-1].removeprefix("bmt-train: ").replace(f"{self._folder}/", "")
+        return line.replace(self._model, Path(self._model).name) if self._model else line
 
 
 def _parsed(line: str) -> Any:

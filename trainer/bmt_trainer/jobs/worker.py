@@ -26,6 +26,8 @@ _TICK_S = 0.2
 _METRICS = 500
 # Time for which another process's folder is waited for.
 _FOLDER_S = 30.0
+# Downloads of a file from a server that answers everything else.
+_DOWNLOADS = 5
 _KEPT_S = 7 * 86400.0
 
 
@@ -83,7 +85,7 @@ class Worker:
     def _next(self) -> TrainingJob | None:
         try:
             return self._api.lease(self._settings.base)
-        except Unreachable as error:
+        except (LeaseLost, Unreachable) as error:
             self._say(f"{error}; trying again")
             self._sleep(self._settings.poll_s)
             return None
@@ -145,11 +147,38 @@ class Worker:
         target = folder / DATA
         if target.exists():
             return
-        data = self._until_reached(lambda: self._api.training_file(job))
+        data = self._downloaded(job)
         scratch = folder / ".training.tmp"
-        with scratch.open("w") as file:
-            file.writelines(rows_of(job.method, data.split(b"\n")))
+        try:
+            with scratch.open("w", encoding="utf-8") as file:
+                file.writelines(rows_of(job.method, data.split(b"\n")))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            # The job's fault: an error that ends this worker would end all of them in turn.
+            raise Refused(
+                f"the training file has a row that cannot be read ({type(error).__name__}: "
+                f"{str(error)[:120]}); upload it again"
+            ) from None
         scratch.replace(target)
+
+    def _downloaded(self, job: TrainingJob) -> bytes:
+        """The bytes of the job's file. Raises Refused if they cannot be read while all else can."""
+        failures = 0
+        while True:
+            try:
+                return self._api.training_file(job)
+            except Unreachable as error:
+                self._say(f"{job.id}: {error}; trying again")
+                # A server that is away fails no job, however long; one that answers, and has no
+                # bytes, would keep this worker forever.
+                failures += self._report(job)
+                if failures == _DOWNLOADS:
+                    raise Refused(
+                        f"the training file cannot be read, in {failures} tries; upload it again"
+                    ) from None
+                self._sleep(self._settings.poll_s)
+                if self.signum:
+                    self._end(job, "released", "The worker was stopped; the job waits for another")
+                    raise Stopped("stopped") from None
 
     def _watch(self, job: TrainingJob, child: Child) -> int:
         """Report the training's steps until it ends; its exit code. Raises LeaseLost, Stopped."""
@@ -233,7 +262,10 @@ class Worker:
         for folder in self._settings.folder.glob("ftjob-*"):
             try:
                 if folder.stat().st_mtime < time.time() - _KEPT_S:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    # A training longer than that, of another worker, does not touch its folder.
+                    with (folder / "lock").open("a") as lock:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        shutil.rmtree(folder, ignore_errors=True)
             except OSError:
                 continue
 

@@ -30,7 +30,7 @@ logger = logging.getLogger("vllm.bmt_server")
 
 _BYTES = PREFIX + "file-bytes"
 _WRITTEN = PREFIX + "written"
-#: Bound on one transfer of a file, in seconds, and the age of a record that nobody works on.
+#: Bound on one transfer of a file, in seconds, and the age of a record that was left behind.
 TRANSFER_S = 900.0
 _STALE_S = 3600
 

@@ -113,7 +113,7 @@ class Job(_Record):
         }
 
     def for_worker(self) -> dict[str, Any]:
-        """What a worker needs of the job, and its lease's token."""
+        """The part of the job that a worker needs, and its lease's token."""
         assert self.lease is not None
         return {
             "id": self.id,

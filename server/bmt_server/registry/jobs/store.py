@@ -29,7 +29,7 @@ _JOBS = PREFIX + "jobs"
 _SECONDS = PREFIX + "job-seconds"
 _WRITTEN = PREFIX + "written"
 _ATTEMPTS = 16
-#: Jobs of one tenant that wait or run, and of all with those that have ended.
+#: Jobs of one tenant that have not ended, paused ones among them, and of all.
 MAX_OPEN, MAX_KEPT = 100, 1000
 
 
@@ -71,8 +71,8 @@ class JobStore:
         kept = await self.of_tenant(job.tenant)
         if sum(not other.ended for other in kept) >= MAX_OPEN:
             raise BadRequest(
-                f"tenant {job.tenant!r} has {MAX_OPEN} jobs that wait or run, which is the limit; "
-                "wait for one, or cancel some",
+                f"tenant {job.tenant!r} has {MAX_OPEN} jobs that have not ended, which is the "
+                "limit; wait for one, or cancel some",
                 code="too_many_jobs",
             )
         ended = [other for other in kept if other.ended]
