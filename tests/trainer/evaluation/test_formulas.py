@@ -86,6 +86,20 @@ def test_memory_is_bounded():
 
 
 @pytest.mark.found
+def test_a_bound_holds_where_the_run_ignores_and_blocks_its_signal():
+    ignored = signal.signal(signal.SIGPROF, signal.SIG_IGN)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    try:
+        with pytest.raises(Overrun):
+            Workers(cpu_seconds=BOUND).equal(rf"\boxed{{{ENDLESS[1]}}}", "7")
+    finally:
+        signal.signal(signal.SIGPROF, ignored)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < BOUND + 4
+
+
+@pytest.mark.found
 def test_a_process_that_ends_while_it_reads_has_overrun():
     pool = Workers()
     assert pool.equal(r"\boxed{7}", "7")

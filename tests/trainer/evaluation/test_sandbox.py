@@ -210,6 +210,7 @@ def test_nothing_stays_when_the_run_is_killed():
         "    super().__init__(*a, **k)\n"
         "    print(self.pid, flush=True)\n"
         "subprocess.Popen = Shown\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})\n"
         "threading.Timer(1, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
         "programs.Sandbox(seconds=3).passes('import time; time.sleep(99)')\n"
     )

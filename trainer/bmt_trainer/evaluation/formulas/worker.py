@@ -27,6 +27,9 @@ def serve(cpu_seconds: float, memory_bytes: int) -> None:
     os.dup2(1, 2)
     # Ctrl-C is for the run, which may go on to the end of its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A process begins with the signals that its parent ignores or holds back.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     try:

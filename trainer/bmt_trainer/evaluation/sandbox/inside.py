@@ -67,6 +67,7 @@ def main() -> None:
         # The first process of a namespace ends all others with itself, and no signal from inside
         # ends it. Its alarm is for a program that waits.
         signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})  # the parent may hold it back
         signal.alarm(given["seconds"])
         if child := os.fork():
             os.waitpid(child, 0)
