@@ -231,6 +231,7 @@ HOSTILE = [
     "Action: f\nAction Input: {" * 600,
     'Action: f\nAction Input: {"a": ' + "[" * 16_000 + "]" * 16_000 + "}",
     '<tool_call>{"name": "f", "arguments": {' * 400,
+    "<tool_call><function=f><parameter=a>" + "[" * 16_000 + "</parameter></function></tool_call>",
     "\\boxed{" * 2_000,
     "\\frac" * 3_000,
     "[" * 8_000 + "]" * 8_000,

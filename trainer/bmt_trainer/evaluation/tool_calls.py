@@ -111,6 +111,6 @@ def _tagged_arguments(body: str) -> dict[str, Any]:
     for key, raw in _PARAMETER.findall(body):
         try:
             values[key] = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             values[key] = raw
     return values
