@@ -80,6 +80,9 @@ def _changes(entry: Comparison, folder: Path, display: Display) -> dict[str, Any
         changes["heldout"] = 2
     if "train_examples" in own:
         changes["train_examples"] = 8
+    if own.get("eta") == 0:
+        # Nothing may start as deleted, and no mask deletes nothing: the one step must.
+        changes["learning_rate"] = 1.0
     if own.get("track_every"):
         changes |= {"track_every": 1, "retention_examples": 2}
     if own.get("retention") == "lm-eval":
