@@ -70,9 +70,10 @@ def _for_arm(scratch: Path) -> None:
         text=True,
         check=True,
     )
-    [version] = set(re.findall(r"Depends: g\+\+-(\d+)-aarch64-linux-gnu", about.stdout)) or [""]
-    if not version:
+    versions = re.findall(r"Depends: g\+\+-(\d+)-aarch64-linux-gnu", about.stdout)
+    if not versions:
         raise OSError("Debian's g++-aarch64-linux-gnu is not known here")
+    version = max(versions, key=int)
     of_version = ("gcc", "g++", "cpp")
     libraries = ("libc6-dev", "libc6", "linux-libc-dev", "libstdc++6", "libgcc-s1")
     packages = [
