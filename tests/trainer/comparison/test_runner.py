@@ -33,6 +33,13 @@ SMALL = {
     "max_new_tokens": 4,
     "device": "cpu",
 }
+#: Settings of a comparison that measures all along the way.
+TRACKED = {
+    "track_every": 2,
+    "retention": "task:arithmetic",
+    "retention_examples": 4,
+    "track_heldout": True,
+}
 METHODS = ["base", "wanda", "full", "lora-1", "lora-4", "mth-99", "mth-99.95", "bmt"]
 
 
@@ -63,9 +70,7 @@ def compared(checkpoint, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bmt_trainer.comparison.runner, "score_heldout", keeping)
-        changes = {"track_every": 2, "retention": "task:arithmetic", "retention_examples": 4}
-        changes["track_heldout"] = True
-        results = run(planned(checkpoint, output, geometry=True, **changes), quiet())
+        results = run(planned(checkpoint, output, geometry=True, **TRACKED), quiet())
     return output, {r["method"]: r for r in results}, kept
 
 
@@ -214,16 +219,15 @@ def test_geometry_of_gates_and_of_all(compared):
 
 def test_kept_results_are_not_run_again(compared, checkpoint, monkeypatch):
     output, results, _ = compared
-    changes = {"track_every": 2, "retention": "task:arithmetic", "retention_examples": 4}
 
     def never(*_):
         raise AssertionError
 
     monkeypatch.setattr(bmt_trainer.comparison.runner, "run_cell", never)
-    again = run(planned(checkpoint, output, geometry=True, **changes), quiet())
+    again = run(planned(checkpoint, output, geometry=True, **TRACKED), quiet())
     assert {r["method"]: r for r in again} == results
     with pytest.raises(AssertionError):  # other settings are another result
-        run(planned(checkpoint, output, geometry=True, **changes, steps=4), quiet())
+        run(planned(checkpoint, output, geometry=True, **TRACKED, steps=4), quiet())
 
 
 def test_an_interrupted_comparison_runs_what_is_missing(checkpoint, tmp_path, monkeypatch):
