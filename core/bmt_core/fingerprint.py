@@ -177,9 +177,11 @@ def checkpoint_tensors(checkpoint: str | os.PathLike[str]) -> list[tuple[str, tu
     return [(entry.name, entry.shape) for entry in _entries(checkpoint)]
 
 
-def checkpoint_dtypes(checkpoint: str | os.PathLike[str]) -> dict[str, str]:
-    """Element type of each tensor of a checkpoint, as safetensors name it: "BF16", "F8_E4M3", …
+def checkpoint_types(
+    checkpoint: str | os.PathLike[str],
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Element type and shape of each tensor of a checkpoint, types as safetensors name them.
 
     Raises CheckpointError.
     """
-    return {entry.name: entry.dtype for entry in _entries(checkpoint)}
+    return {entry.name: (entry.dtype, entry.shape) for entry in _entries(checkpoint)}

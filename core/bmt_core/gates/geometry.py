@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from bmt_core.fingerprint import checkpoint_dtypes, checkpoint_tensors
+from bmt_core.fingerprint import checkpoint_tensors, checkpoint_types
 from bmt_core.gates.rows import Rows
 
 #: Names of maskable tensors: the gate projections of gated MLPs.
@@ -94,13 +94,12 @@ def quantized_gates(checkpoint: str | os.PathLike[str]) -> dict[str, str]:
     integers or 8-bit floats and no plain weight. Raises CheckpointError.
     """
     layers, fused = _layers(checkpoint), gate_first(model_types(checkpoint))
-    kinds = checkpoint_dtypes(checkpoint)
+    types = checkpoint_types(checkpoint)
     gates: dict[str, dict[str, str]] = {}
-    for name, kind in kinds.items():
+    for name, (kind, _) in types.items():
         found = _OF_GATE.search(name)
         if found and _is_of_text(name, layers) and (fused or found[1].endswith(".gate_proj")):
             gates.setdefault(found[1], {})[found[2]] = kind
-    sizes = {name: prod(shape) for name, shape in checkpoint_tensors(checkpoint)}
     made = {}
     for gate, parts in gates.items():
         # bitsandbytes may keep its codes as bytes of 16-bit floats: what it notes of them,
@@ -112,7 +111,8 @@ def quantized_gates(checkpoint: str | os.PathLike[str]) -> dict[str, str]:
             and (parts.get("weight") not in _FLOATS or part.startswith("weight"))
         ]
         if codes:
-            part = "weight" if "weight" in parts else max(codes, key=lambda p: sizes[f"{gate}.{p}"])
+            largest = max(codes, key=lambda part: prod(types[f"{gate}.{part}"][1]))
+            part = "weight" if "weight" in parts else largest
             made[f"{gate}.{part}"] = parts[part]
     return made
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -149,13 +150,14 @@ def test_memory_is_bounded(program):
 def test_files_are_read_only_and_the_folder_is_bounded(tmp_path):
     kept = tmp_path / "kept"
     kept.write_text("as it was")
-    for path in (kept, tmp_path / "new", Path("/tmp/bmt-new"), Path("/proc/sys/kernel/hostname")):
+    shared = Path(tempfile.gettempdir()) / "bmt-new"
+    for path in (kept, tmp_path / "new", shared, Path("/proc/sys/kernel/hostname")):
         assert not SMALL.passes(f"open({str(path)!r}, 'a').write('x')"), path
     assert not SMALL.passes(f"import os; os.remove({str(kept)!r})")
     assert not SMALL.passes(f"import os; os.chmod({str(kept)!r}, 0o777)")
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
     assert kept.read_text() == "as it was"
-    assert not Path("/tmp/bmt-new").exists()
+    assert not shared.exists()
     folder = inside.FOLDER
     assert SMALL.passes(f"open('{folder}/a', 'wb').write(bytes(100_000))")
     assert not SMALL.passes(f"open('{folder}/a', 'wb').write(bytes(2 << 20))")

@@ -85,7 +85,7 @@ class Sandbox:
         return said == inside.READY + token.encode()
 
     def _said(self, process: subprocess.Popen[bytes], wanted: bytes) -> bytes:
-        """What the process writes, until its end or a second more than it has."""
+        """The output of the process, until its end or a second more than it has."""
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
         said, until = b"", time.monotonic() + self.seconds + 1
