@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,8 @@ class _Hold:
 class DiskCache:
     """Folder of laid-out masks. Safe to use from several threads and processes.
 
-    bound_bytes: limit on the sum of file sizes. Files in use stay even if they exceed it.
+    bound_bytes: limit on the sum of file sizes, uploads that arrive in the folder among them. Files
+    in use stay even if they exceed it.
     """
 
     def __init__(self, folder: Path, bound_bytes: int) -> None:
@@ -75,6 +76,8 @@ class DiskCache:
         self._over = False
         self._releases = 0
         self._added = 0
+        # Bytes of this process's uploads in the folder, which have no names there.
+        self._uploads = 0
         folder.mkdir(parents=True, exist_ok=True)
         # Opened once: closing any other handle of this file would drop this process's locks.
         self._lock = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -141,6 +144,28 @@ class DiskCache:
             self._room -= size
         return path
 
+    @contextmanager
+    def uploads(self) -> Iterator[Callable[[int], None]]:
+        """Files without names in the folder, for as long as the block lasts.
+
+        Call the yielded function with each number of bytes that is added to them: masks make room.
+        """
+        arrived = 0
+
+        def add(size: int) -> None:
+            nonlocal arrived
+            with self._mutex:
+                arrived += size
+                self._uploads += size
+                self._room -= size
+
+        try:
+            yield add
+        finally:
+            with self._mutex:
+                self._uploads -= arrived
+                self._room += arrived
+
     @property
     def needs_trim(self) -> bool:
         """True if enough was added that the folder may exceed its bound."""
@@ -167,9 +192,9 @@ class DiskCache:
             self._trimming.release()
 
     def _trim(self, free_bytes: int) -> None:
-        releases, added = self._releases, self._added
+        releases, added, uploads = self._releases, self._added, self._uploads
         files = self._files()
-        total = sum(size for _, size, _ in files)
+        total = sum(size for _, size, _ in files) + uploads
         target = self.bound_bytes
         if total > target:
             target -= target // _HEADROOM
@@ -184,7 +209,8 @@ class DiskCache:
             # If all remaining files are in use, measuring again at once is useless.
             self._over = left < 0
             # Files added meanwhile may not have been measured.
-            self._room = (share if self._over else min(left, share)) - (self._added - added)
+            came = self._added - added + self._uploads - uploads
+            self._room = (share if self._over else min(left, share)) - came
             if self._over and releases != self._releases:
                 self._room = -1
 

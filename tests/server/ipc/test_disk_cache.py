@@ -86,6 +86,24 @@ def test_held_masks_stay_beyond_the_bound(tmp_path, one):
     assert there(store) == {4}
 
 
+@pytest.mark.found
+def test_uploads_that_arrive_are_within_the_bound(tmp_path, one):
+    store = cache(tmp_path, 4 * one)
+    fill(store, 0, 1, 2)
+    store.trim()
+    with store.uploads() as added:
+        added(one // 2)
+        store.trim()
+        assert there(store) == {0, 1, 2}
+        added(2 * one)
+        assert store.needs_trim
+        store.trim()
+        assert there(store) == {2}
+    fill(store, 3, 4)
+    store.trim()
+    assert there(store) == {2, 3, 4}
+
+
 def test_holds_are_counted(tmp_path, one):
     store = cache(tmp_path, one)
     fill(store, 0)

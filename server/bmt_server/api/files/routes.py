@@ -46,9 +46,10 @@ async def upload(request: Request) -> dict[str, Any]:
     _check_length(request, state)
     with (
         state.file_uploads.receive(principal_of(request).key_id) as received,
+        state.cache.uploads() as added,
         tempfile.TemporaryFile(dir=_scratch(state)) as file,
     ):
-        form = await _receive(request, state, file, received)
+        form = await _receive(request, state, file, received, added)
         purpose = form.fields.pop("purpose", None)
         if form.fields:
             name = sorted(form.fields)[0]
@@ -72,22 +73,20 @@ async def list_files(
     after: str | None = Query(None, max_length=64),
 ) -> dict[str, Any]:
     """Files of the key's tenant, the newest first. after: the last id of the page before."""
-    found = await file_store(request).of_tenant(tenant_of(request))
-    if order == "asc":
-        found.reverse()
-    if after is not None:
-        ids = [record.id for record in found]
-        if after not in ids:
-            raise NotFound(f"no file {after}", code="file_not_found", param="after")
-        found = found[ids.index(after) + 1 :]
-    found = [record for record in found if purpose in (None, record.purpose)]
-    page = found[:limit]
+    found = file_store(request).of_tenant(tenant_of(request), after, oldest_first=order == "asc")
+    page: list[dict[str, Any]] = []
+    has_more = False
+    async for record in found:
+        if purpose in (None, record.purpose):
+            if has_more := len(page) == limit:
+                break
+            page.append(record.shown())
     return {
         "object": "list",
-        "data": [record.shown() for record in page],
-        "first_id": page[0].id if page else None,
-        "last_id": page[-1].id if page else None,
-        "has_more": len(found) > limit,
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": has_more,
     }
 
 
@@ -153,9 +152,9 @@ def _check_length(request: Request, state: AppState) -> None:
 
 
 async def _receive(
-    request: Request, state: AppState, file: BinaryIO, received: Callable[[int], None]
+    request: Request, state: AppState, file: BinaryIO, *counts: Callable[[int], None]
 ) -> FileForm:
-    """The form, whose file is on the disk. received: called with the size of each piece."""
+    """The form, whose file is on the disk. counts: called with the size of each piece."""
     most = state.settings.max_file_bytes
     form = FileForm(request.headers.get("content-type", ""), file, most)
     total, waiting = 0, bytearray()
@@ -164,7 +163,8 @@ async def _receive(
             total += len(chunk)
             if total > most + OVERHEAD_BYTES:
                 raise PayloadTooLarge(f"the form has more than {most + OVERHEAD_BYTES} bytes")
-            received(len(chunk))
+            for count in counts:
+                count(len(chunk))
             waiting += chunk
             if len(waiting) >= _PIECE_BYTES:
                 await _write(form, waiting)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from bmt_server.api.app_state import AppState
 from bmt_server.api.files.routes import file_store
+from bmt_server.api.jobs.masks import name_of
 from bmt_server.api.routes.dependencies import check_free, principal_of
 from bmt_server.errors import BadRequest, NotFound
 from bmt_server.registry.files.record import FileRecord
@@ -22,6 +23,7 @@ from bmt_server.registry.jobs.record import MAX_SUFFIX_CHARACTERS, Job, model_na
 from bmt_server.registry.schemas import Principal
 
 MAX_BODY_BYTES = 64 << 10
+_DRAWS = 8
 _Key = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 _Value = Annotated[str, StringConstraints(max_length=512)]
 _REFUSED = {
@@ -72,12 +74,7 @@ async def job_of(request: Request, state: AppState, body: NewJob, now_s: int) ->
     principal = principal_of(request)
     method = _method(body)
     await _file(request, principal, body.training_file, method.type)
-    job_id = new_job_id()
-    try:
-        name = model_name(job_id, body.suffix)
-    except bmt_core.InvalidName as error:
-        raise BadRequest(f"suffix: {error}", param="suffix") from None
-    check_free(state, name)
+    job_id, name = await _free_name(state, principal.tenant, body.suffix)
     return Job(
         id=job_id,
         tenant=principal.tenant,
@@ -91,6 +88,23 @@ async def job_of(request: Request, state: AppState, body: NewJob, now_s: int) ->
         suffix=body.suffix,
         fine_tuned_model=name,
         metadata=body.metadata,
+    )
+
+
+async def _free_name(state: AppState, tenant: str, suffix: str | None) -> tuple[str, str]:
+    """Id and model's name of a job. Raises BadRequest."""
+    for _ in range(_DRAWS):
+        job_id = new_job_id()
+        try:
+            name = model_name(job_id, suffix)
+        except bmt_core.InvalidName as error:
+            raise BadRequest(f"suffix: {error}", param="suffix") from None
+        check_free(state, name)
+        if await name_of(state, tenant, name) is None:
+            return job_id, name
+    raise BadRequest(
+        f"suffix: {suffix} has {_DRAWS} random names that are all taken; choose another",
+        param="suffix",
     )
 
 

@@ -12,11 +12,12 @@ from fastapi import Query, Request
 
 from bmt_server.api.access_log import audit
 from bmt_server.api.jobs.create import MAX_BODY_BYTES, NewJob, job_of
+from bmt_server.api.jobs.masks import withdraw
 from bmt_server.api.routes.dependencies import app_state, read_json, tenant_of
 from bmt_server.errors import BadRequest, NotFound
 from bmt_server.registry.jobs.fairness import least_ms
 from bmt_server.registry.jobs.record import Job
-from bmt_server.registry.jobs.store import JobStore, not_found
+from bmt_server.registry.jobs.store import JobStore
 from bmt_server.registry.jobs.transitions import asked, event
 
 MAX_PAGE = 100
@@ -48,15 +49,14 @@ async def list_jobs(
 
     `metadata[key]=value` leaves those with that value, and `metadata=null` those without any.
     """
-    found = (await job_store(request).of_tenant(tenant_of(request)))[::-1]
-    if after is not None:
-        ids = [job.id for job in found]
-        if after not in ids:
-            raise not_found(after)
-        found = found[ids.index(after) + 1 :]
-    found = [job for job in found if _is_wanted(request, job)]
-    page = [job.shown() for job in found[:limit]]
-    return {"object": "list", "data": page, "has_more": len(found) > limit}
+    page: list[dict[str, Any]] = []
+    async for job in job_store(request).of_tenant(tenant_of(request), after):
+        if not _is_wanted(request, job):
+            continue
+        if len(page) == limit:
+            return {"object": "list", "data": page, "has_more": True}
+        page.append(job.shown())
+    return {"object": "list", "data": page, "has_more": False}
 
 
 def _is_wanted(request: Request, job: Job) -> bool:
@@ -153,6 +153,9 @@ async def _ask(request: Request, job_id: str, what: str) -> dict[str, Any]:
     least = least_ms(await store.waiting(job.base), tenant) if what == "resume" else 0
     make: Callable[[Job, int], Any] = partial(asked, what, least_ms=least)
     job, changed = await store.change(job_id, make)
+    if job.state == "cancelled":
+        # A worker whose lease was lost may have published it; asked again, what is left goes too.
+        await withdraw(app_state(request), job)
     if changed:
         audit(request, f"job_{what}", job.id)
     return job.shown()

@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from bmt_server.api.access_log import audit
 from bmt_server.api.files.routes import file_store, stream
+from bmt_server.api.jobs.masks import publish_for, withdraw
 from bmt_server.api.jobs.routes import job_store
-from bmt_server.api.publishing.publication import decode, publish
+from bmt_server.api.publishing.publication import decode
 from bmt_server.api.routes.dependencies import app_state, read_json
 from bmt_server.api.routes.uploads import received
 from bmt_server.errors import BadRequest, Conflict, NotFound
@@ -27,7 +28,6 @@ from bmt_server.registry.jobs import transitions
 from bmt_server.registry.jobs.fairness import next_job
 from bmt_server.registry.jobs.record import Job, JobError, Level, new_token
 from bmt_server.registry.jobs.store import Change
-from bmt_server.registry.schemas import Publisher, Version
 
 logger = logging.getLogger("vllm.bmt_server")
 
@@ -79,8 +79,9 @@ class Report(_Body):
 class End(_Body):
     """Body of `POST /v1/workers/jobs/{job_id}/end`.
 
-    outcome: a failure that is the job's, a training that ended without a word, or a worker that
-    ends; the last two put the job back into the queue.
+    outcome: a failure that is the job's; a fault of the worker's host, or a training that ended
+    without a word; or a worker that ends. The last two put the job back into the queue, and the
+    second counts: after some of them the job fails.
     """
 
     token: _Token
@@ -122,6 +123,8 @@ async def lease(request: Request) -> Response:
             lease_ms=body.lease_seconds * 1000,
         )
         job, changed = await store.change(job_id, make)
+        if changed and job.state == "failed":
+            await withdraw(state, job)
         if changed and job.state == "running":
             audit(request, "job_lease", job.id, worker=body.worker, of=job.tenant)
             return JSONResponse(job.for_worker())
@@ -173,14 +176,7 @@ async def publish_mask(
         version, mask = await asyncio.to_thread(
             decode, state, job.tenant, job.fine_tuned_model, data, None
         )
-        await publish(
-            *(request, version, mask, data),
-            aliases=(),
-            resident=False,
-            expires=None,
-            # The tenant's administrators see its own key, and not the operator's and its host.
-            publisher=Publisher(key_id=job.key_id),
-        )
+        await publish_for(request, job, version, mask, data)
     make = partial(
         transitions.finished,
         token=x_bmt_lease,
@@ -190,7 +186,10 @@ async def publish_mask(
     try:
         job, _ = await store.change(job_id, make)
     except Conflict:
-        await _withdraw(request, job_id, version)
+        # Not that of a job which another worker has or gets: its mask may be there already.
+        now = await store.find(job_id)
+        if now is not None and now.state in ("cancelled", "failed", "paused"):
+            await withdraw(state, now)
         raise
     audit(request, "job_end", job.id, state=job.state, model=job.fine_tuned_model)
     return {"id": job.id, "status": job.state, "model": job.fine_tuned_model}
@@ -211,6 +210,8 @@ async def end(request: Request, job_id: str) -> dict[str, Any]:
         )
 
     job, _ = await job_store(request).change(job_id, make)
+    if job.state == "failed":
+        await withdraw(app_state(request), job)
     audit(request, "job_end" if failed else "job_release", job.id, state=job.state)
     return {"id": job.id, "status": job.state}
 
@@ -222,20 +223,3 @@ async def _held(request: Request, job_id: str, token: str) -> Job:
         raise NotFound(f"no job {job_id[:64]}", code="job_not_found")
     transitions.held(job, token)
     return job
-
-
-async def _withdraw(request: Request, job_id: str, version: Version) -> None:
-    """Remove the mask of a job that was cancelled or paused while it was published.
-
-    Not that of a job which another worker has or gets: its mask is the same, and may be there.
-    """
-    job = await job_store(request).find(job_id)
-    if job is not None and job.state in ("cancelled", "paused"):
-        state = app_state(request)
-        try:
-            await state.registry.delete_name(
-                job.tenant, job.fine_tuned_model, if_match=version.digest
-            )
-        except (Conflict, NotFound):
-            return
-        state.housekeeper.removed([version.file_digest])

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -86,6 +87,18 @@ class MaskCache:
         await self._run(self.disk.store, mask)
         if self.disk.needs_trim:
             self.trim()
+
+    @contextmanager
+    def uploads(self) -> Iterator[Callable[[int], None]]:
+        """Uploads that arrive in the folder; call the yielded function with each part's size."""
+        with self.disk.uploads() as add:
+
+            def added(size: int) -> None:
+                add(size)
+                if self.disk.needs_trim:
+                    self.trim()
+
+            yield added
 
     async def delete(self, version: Version) -> None:
         """Delete the file of a version that was deleted or is damaged."""

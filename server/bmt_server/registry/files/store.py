@@ -1,7 +1,9 @@
 """Files of tenants: records in the registry, bytes in a folder or an object store.
 
-    {bmt}:files:<tenant>    hash: file id -> record, JSON
-    {bmt}:file-bytes        hash: tenant -> bytes of all its records
+    {bmt}:files:<tenant>           hash: file id -> record, JSON
+    {bmt}:files-ready:<tenant>     sorted set of the ids that can be read, by time of creation
+    {bmt}:files-changing:<tenant>  sorted set of the others, which arrive or go
+    {bmt}:file-bytes               hash: tenant -> bytes of all its records
 
 A record is there before the bytes, in the state `pending`, and after them, in the state `deleting`:
 so whatever a server that dies leaves behind has a record, and the tenant's next upload removes both
@@ -14,7 +16,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import BinaryIO
 
 from bmt_server.errors import ApiError, BlobsDown, NotFound, PayloadTooLarge, Unavailable
@@ -33,6 +35,8 @@ _WRITTEN = PREFIX + "written"
 #: Bound on one transfer of a file, in seconds, and the age of a record that was left behind.
 TRANSFER_S = 900.0
 _STALE_S = 3600
+# Records that are read and parsed at once: other requests have their turn in between.
+_PIECE = 200
 
 
 class FileStore:
@@ -78,6 +82,7 @@ class FileStore:
             str(record.bytes),
             str(self._most_files),
             str(self._most_bytes),
+            str(record.created_at),
         )
         if outcome == "over_quota":
             raise self._over_quota(record, *map(int, detail.split()))
@@ -103,9 +108,23 @@ class FileStore:
             raise _not_found(file_id)
         return found
 
-    async def of_tenant(self, tenant: str) -> list[FileRecord]:
-        """A tenant's files, the newest first."""
-        return [record for record in await self._records(tenant) if record.state == "ready"]
+    async def of_tenant(
+        self, tenant: str, after: str | None = None, *, oldest_first: bool = False
+    ) -> AsyncIterator[FileRecord]:
+        """A tenant's files, the newest first, from the one after `after`. Raises NotFound."""
+        bulk, key, start = self._connection.bulk, _ready(tenant), 0
+        if after is not None:
+            rank = bulk.zrank if oldest_first else bulk.zrevrank
+            found = await self._connection.call(lambda: rank(key, after))
+            if found is None:
+                raise NotFound(f"no file {after[:64]}", code="file_not_found", param="after")
+            start = found + 1
+        part = bulk.zrange if oldest_first else bulk.zrevrange
+        ids = await self._connection.call(lambda: part(key, start, -1), BULK_S)
+        for at in range(0, len(ids), _PIECE):
+            for record in await self._records(tenant, ids[at : at + _PIECE]):
+                if record.state == "ready":
+                    yield record
 
     async def read(self, record: FileRecord) -> AsyncIterator[bytes]:
         """A file's bytes, in pieces; the last one follows when their digest is right."""
@@ -154,8 +173,11 @@ class FileStore:
 
     async def _sweep(self, tenant: str) -> None:
         """Remove what servers that died have left behind of a tenant."""
-        before = time.time() - _STALE_S
-        for record in await self._records(tenant):
+        before, bulk = int(time.time()) - _STALE_S, self._connection.bulk
+        ids = await self._connection.call(
+            lambda: bulk.zrangebyscore(_changing(tenant), "-inf", before, start=0, num=_PIECE)
+        )
+        for record in await self._records(tenant, ids):
             if record.state != "ready" and record.created_at < before:
                 logger.warning("Removing %s, which was left behind.", record.object_name)
                 await self._remove(record)
@@ -164,18 +186,22 @@ class FileStore:
         await self._objects.delete([record.object_name])
         await self._run(REMOVE, record.tenant, record.id, str(record.bytes))
 
-    async def _records(self, tenant: str) -> list[FileRecord]:
+    async def _records(self, tenant: str, ids: Sequence[bytes]) -> list[FileRecord]:
+        if not ids:
+            return []
         bulk = self._connection.bulk
-        stored = await self._connection.call(lambda: bulk.hgetall(_key(tenant)), BULK_S)
-        found = [record for value in stored.values() if (record := read_record(value)) is not None]
-        return sorted(found, key=lambda record: (-record.created_at, record.id))
+        stored = await self._connection.call(lambda: bulk.hmget(_key(tenant), ids), BULK_S)
+        return [record for value in stored if (record := read_record(value)) is not None]
 
     async def _replace(self, before: FileRecord, after: FileRecord) -> tuple[str, str]:
         texts = (before.model_dump_json(), after.model_dump_json())
-        return await self._run(REPLACE, before.tenant, before.id, *texts)
+        ready = "1" if after.state == "ready" else ""
+        return await self._run(
+            REPLACE, before.tenant, before.id, *texts, ready, str(before.created_at)
+        )
 
     async def _run(self, source: str, tenant: str, *args: str) -> tuple[str, str]:
-        keys = [_key(tenant), _BYTES, _WRITTEN]
+        keys = [_key(tenant), _BYTES, _WRITTEN, _ready(tenant), _changing(tenant)]
         reply, confirmed = await self._durability.run(source, keys, [tenant, *args])
         outcome, detail = (part.decode() for part in reply)
         if outcome == "ok":
@@ -204,3 +230,11 @@ def _not_found(file_id: str) -> NotFound:
 
 def _key(tenant: str) -> str:
     return f"{PREFIX}files:{tenant}"
+
+
+def _ready(tenant: str) -> str:
+    return f"{PREFIX}files-ready:{tenant}"
+
+
+def _changing(tenant: str) -> str:
+    return f"{PREFIX}files-changing:{tenant}"

@@ -50,8 +50,8 @@ class Job(_Record):
     """One job of a tenant.
 
     base: fingerprint of the weights that are trained. fine_tuned_model: name of the mask that it
-    makes. leases: how many it had; step: the last step with metrics; steps: of all. events: their
-    number. digest: of the mask.
+    makes. leases: how many it had; fault: the reason of the last one that was lost or given back;
+    step: the last step with metrics; steps: of all. events: their number. digest: of the mask.
     """
 
     id: str = Field(pattern=r"^ftjob-[0-9a-f]{24}$")
@@ -70,6 +70,7 @@ class Job(_Record):
     started_at: int | None = None
     finished_at: int | None = None
     leases: int = 0
+    fault: str | None = Field(default=None, max_length=2048)
     lease: Lease | None = None
     step: int = 0
     steps: int | None = None

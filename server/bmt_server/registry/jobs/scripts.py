@@ -1,4 +1,4 @@
-"""The Lua script of all changes of a job: compare the record, then change everything with it.
+"""Lua scripts of jobs: compare the record, then change everything with it.
 
 A job's state, its places in the queue and among the leases, its tenant's seconds and its events
 change together or not at all, so a job ends once, with one event, whoever else tries.
@@ -8,10 +8,40 @@ from __future__ import annotations
 
 from bmt_server.registry.blobs.lua import ALLOW_OOM
 
-# KEYS: jobs, queue, leases, seconds by tenant, jobs of the tenant, events, written
-# ARGV: id, record before ('' for none), record after, path, score in the queue ('' for none),
-#       end of the lease ('' for none), tenant, ms to add, least ms of the tenant, created, event...
-CHANGE = """
+# A new job, within the bounds on its tenant's: counted here, or requests at once would pass them.
+# Ended jobs, the oldest first, make room for it.
+# KEYS: jobs, queue, seconds by tenant, jobs of the tenant, its jobs that have not ended, written.
+# ARGV: id, record, path, score in the queue, tenant, least ms of the tenant, created, most open,
+#       most kept, prefix of the keys of events, event
+CREATE = """
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return {'exists', ''} end
+if redis.call('SCARD', KEYS[5]) >= tonumber(ARGV[8]) then return {'too_many', ''} end
+local kept = redis.call('ZCARD', KEYS[4])
+if kept >= tonumber(ARGV[9]) then
+  for _, id in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
+    if kept < tonumber(ARGV[9]) then break end
+    if redis.call('SISMEMBER', KEYS[5], id) == 0 then
+      redis.call('HDEL', KEYS[1], id)
+      redis.call('ZREM', KEYS[4], id)
+      redis.call('UNLINK', ARGV[10] .. id)
+      kept = kept - 1
+    end
+  end
+end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[2], ARGV[4], ARGV[3])
+local spent = tonumber(redis.call('HGET', KEYS[3], ARGV[5]) or '0')
+redis.call('HSET', KEYS[3], ARGV[5], string.format('%.0f', math.max(spent, tonumber(ARGV[6]))))
+redis.call('ZADD', KEYS[4], ARGV[7], ARGV[1])
+redis.call('SADD', KEYS[5], ARGV[1])
+redis.call('RPUSH', ARGV[10] .. ARGV[1], ARGV[11])
+return {'ok', ''}
+"""
+
+# KEYS: jobs, queue, leases, seconds by tenant, the tenant's jobs that have not ended, events
+# ARGV: id, record before, record after, path, score in the queue ('' for none), end of the lease
+#       ('' for none), tenant, ms to add, least ms of the tenant, 1 if the job has ended, event...
+_CHANGE = """
 local before = redis.call('HGET', KEYS[1], ARGV[1]) or ''
 if before ~= ARGV[2] then return {'changed', ''} end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
@@ -21,21 +51,13 @@ if ARGV[6] == '' then redis.call('ZREM', KEYS[3], ARGV[4])
 else redis.call('ZADD', KEYS[3], ARGV[6], ARGV[4]) end
 local spent = tonumber(redis.call('HGET', KEYS[4], ARGV[7]) or '0') + tonumber(ARGV[8])
 redis.call('HSET', KEYS[4], ARGV[7], string.format('%.0f', math.max(spent, tonumber(ARGV[9]))))
-if before == '' then redis.call('ZADD', KEYS[5], ARGV[10], ARGV[1]) end
+if ARGV[10] == '1' then redis.call('SREM', KEYS[5], ARGV[1])
+else redis.call('SADD', KEYS[5], ARGV[1]) end
 for i = 11, #ARGV do redis.call('RPUSH', KEYS[6], ARGV[i]) end
 return {'ok', ''}
 """
 
-# Ended jobs make room for new ones. KEYS: jobs, jobs of the tenant, events, written.
-# ARGV: id, record
-FORGET = (
-    ALLOW_OOM
-    + """
-if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return {'changed', ''} end
-redis.call('HDEL', KEYS[1], ARGV[1])
-redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('UNLINK', KEYS[3])
-redis.call('HSET', KEYS[4], 'path', ARGV[1])
-return {'ok', ''}
-"""
-)
+# A registry without memory lets a job end or be cancelled, and its worker keep it; metrics of
+# steps, which are most of what a change adds, have no place there.
+CHANGE = ALLOW_OOM + _CHANGE
+CHANGE_WITH_METRICS = _CHANGE

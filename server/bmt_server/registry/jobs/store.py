@@ -2,6 +2,7 @@
 
     {bmt}:jobs                  hash: job id -> record, JSON
     {bmt}:jobs-of:<tenant>      sorted set of the tenant's job ids, by time of creation
+    {bmt}:jobs-open:<tenant>    set of those of them that have not ended
     {bmt}:job-queue:<base>      sorted set of <tenant>/<id> that wait, by time of creation
     {bmt}:job-leases:<base>     sorted set of <tenant>/<id> that run, by end of the lease
     {bmt}:job-seconds           hash: tenant -> worker milliseconds that it had
@@ -13,17 +14,21 @@ new one if another server was first. Times are of the registry's clock.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from bmt_server.errors import BadRequest, NotFound, Unavailable
+from bmt_server.errors import BadRequest, NotFound, RegistryFull, Unavailable
 from bmt_server.ipc.blob import PREFIX
 from bmt_server.registry.connection import BULK_S, RegistryConnection
 from bmt_server.registry.durability import Durability
 from bmt_server.registry.jobs.record import JOB_ID, Job, JobEvent, read_event, read_job
-from bmt_server.registry.jobs.scripts import CHANGE, FORGET
+from bmt_server.registry.jobs.scripts import CHANGE, CHANGE_WITH_METRICS, CREATE
+
+logger = logging.getLogger("vllm.bmt_server")
 
 _JOBS = PREFIX + "jobs"
 _SECONDS = PREFIX + "job-seconds"
@@ -31,6 +36,8 @@ _WRITTEN = PREFIX + "written"
 _ATTEMPTS = 16
 #: Jobs of one tenant that have not ended, paused ones among them, and of all.
 MAX_OPEN, MAX_KEPT = 100, 1000
+# Records that are read and parsed at once: other requests have their turn in between.
+_PIECE = 50
 
 
 @dataclass(frozen=True)
@@ -68,20 +75,24 @@ class JobStore:
 
     async def create(self, job: Job, event: JobEvent, least_ms: int) -> Job:
         """Keep a new job. Raises BadRequest if the tenant has too many that have not ended."""
-        kept = await self.of_tenant(job.tenant)
-        if sum(not other.ended for other in kept) >= MAX_OPEN:
+        job = job.model_copy(update={"events": 1})
+        keys = [_JOBS, _queue(job.base), _SECONDS, _of(job.tenant), _open(job.tenant), _WRITTEN]
+        args = [job.id, job.model_dump_json(), job.path, str(job.created_at), job.tenant]
+        args += [str(least_ms), str(time.time()), str(MAX_OPEN), str(MAX_KEPT), _events("")]
+        reply, confirmed = await self._durability.run(
+            CREATE, keys, [*args, event.model_dump_json()]
+        )
+        outcome = reply[0].decode()
+        if outcome == "too_many":
             raise BadRequest(
                 f"tenant {job.tenant!r} has {MAX_OPEN} jobs that have not ended, which is the "
                 "limit; wait for one, or cancel some",
                 code="too_many_jobs",
             )
-        ended = [other for other in kept if other.ended]
-        for other in ended[: max(0, len(kept) + 1 - MAX_KEPT)]:
-            await self._forget(other)
-        made = await self._write("", Change(job, (event,), least_ms=least_ms))
-        if made is None:
+        if outcome != "ok":
             raise Unavailable("another job has the same id; try again")
-        return made
+        self._durability.check(confirmed)
+        return job
 
     async def get(self, tenant: str, job_id: str) -> Job:
         """One job of a tenant. Raises NotFound."""
@@ -94,17 +105,21 @@ class JobStore:
         """One job of any tenant."""
         return read_job(await self._raw(job_id))
 
-    async def of_tenant(self, tenant: str) -> list[Job]:
-        """A tenant's jobs, the oldest first."""
-        bulk = self._connection.bulk
-
-        async def read() -> list[Any]:
-            ids = await bulk.zrange(f"{PREFIX}jobs-of:{tenant}", 0, -1)
-            return await bulk.hmget(_JOBS, ids) if ids else []
-
-        stored = await self._connection.call(read, BULK_S)
-        found = [job for data in stored if (job := read_job(data)) is not None]
-        return [job for job in found if job.tenant == tenant]
+    async def of_tenant(self, tenant: str, after: str | None = None) -> AsyncIterator[Job]:
+        """A tenant's jobs, the newest first, from the one after `after`. Raises NotFound."""
+        bulk, key, start = self._connection.bulk, _of(tenant), 0
+        if after is not None:
+            rank = await self._connection.call(lambda: bulk.zrevrank(key, after))
+            if rank is None:
+                raise not_found(after)
+            start = rank + 1
+        ids = await self._connection.call(lambda: bulk.zrevrange(key, start, -1), BULK_S)
+        for at in range(0, len(ids), _PIECE):
+            piece = ids[at : at + _PIECE]
+            for data in await self._connection.call(partial(bulk.hmget, _JOBS, piece), BULK_S):
+                job = read_job(data)
+                if job is not None and job.tenant == tenant:
+                    yield job
 
     async def events(self, job: Job, before: int | None, limit: int) -> list[tuple[int, JobEvent]]:
         """Events with their numbers, the newest first; before: a number, for the next page."""
@@ -179,20 +194,33 @@ class JobStore:
         raw, quick = await self._raw(job_id), self._connection.quick
         return raw, _ms(await self._connection.call(quick.time))
 
-    async def _write(self, before: str | bytes, change: Change) -> Job | None:
+    async def _write(self, before: bytes, change: Change) -> Job | None:
         """The job as it is now; None if it is not what it was before."""
-        events = change.events
+        metrics = any(event.type == "metrics" for event in change.events)
+        try:
+            script = CHANGE_WITH_METRICS if metrics else CHANGE
+            return await self._run(script, before, change, change.events)
+        except RegistryFull:
+            if not metrics:
+                raise
+            # The job goes on, and so does its lease: the metrics alone have no place.
+            logger.warning("%s: metrics are left out, the registry is full", change.job.id)
+            said = [event for event in change.events if event.type != "metrics"]
+            return await self._run(CHANGE, before, change, said)
+
+    async def _run(
+        self, script: str, before: bytes, change: Change, events: Sequence[JobEvent]
+    ) -> Job | None:
         job = change.job.model_copy(update={"events": change.job.events + len(events)})
-        keys = [_JOBS, _queue(job.base), _leases(job.base), _SECONDS]
-        keys += [f"{PREFIX}jobs-of:{job.tenant}", _events(job.id), _WRITTEN]
+        keys = [_JOBS, _queue(job.base), _leases(job.base), _SECONDS, _open(job.tenant)]
         reply, confirmed = await self._durability.run(
-            CHANGE,
-            keys,
+            script,
+            [*keys, _events(job.id)],
             [
                 *(job.id, before, job.model_dump_json(), job.path),
                 str(job.created_at) if job.state == "queued" else "",
                 str(job.lease.until_ms) if job.lease is not None else "",
-                *(job.tenant, str(change.spent_ms), str(change.least_ms), str(time.time())),
+                *(job.tenant, str(change.spent_ms), str(change.least_ms), str(int(job.ended))),
                 *(event.model_dump_json() for event in events),
             ],
         )
@@ -201,14 +229,18 @@ class JobStore:
         self._durability.check(confirmed)
         return job
 
-    async def _forget(self, job: Job) -> None:
-        keys = [_JOBS, f"{PREFIX}jobs-of:{job.tenant}", _events(job.id), _WRITTEN]
-        await self._durability.run(FORGET, keys, [job.id, job.model_dump_json()])
-
 
 def not_found(job_id: str) -> NotFound:
     """The error for a job that does not exist for this key."""
     return NotFound(f"no job {job_id[:64]}", code="job_not_found", param="fine_tuning_job_id")
+
+
+def _of(tenant: str) -> str:
+    return f"{PREFIX}jobs-of:{tenant}"
+
+
+def _open(tenant: str) -> str:
+    return f"{PREFIX}jobs-open:{tenant}"
 
 
 def _queue(base: str) -> str:

@@ -53,8 +53,7 @@ def leased(job: Job, now_ms: int, *, token: str, worker: str, lease_ms: int) -> 
     if not (job.state == "queued" or (job.state == "running" and lost)):
         return None
     if job.leases >= MAX_LEASES:
-        reason = f"{job.leases} workers ended while they ran the job"
-        return ended(job, now_ms, "failed", error=JobError(code="worker_lost", message=reason))
+        return _given_up(job, now_ms, "its worker was lost")
     lease = Lease(token=token, worker=worker, until_ms=now_ms + lease_ms, since_ms=now_ms)
     changes: dict[str, Any] = {"state": "running", "lease": lease, "leases": job.leases + 1}
     if job.started_at is None:
@@ -89,7 +88,9 @@ def reported(
                 of = f"/{steps}" if steps else ""
                 shown = f"Step {step}{of}: loss={entry.get('train_loss', 0):.4g}"
                 events.append(event(now_ms, shown, data=entry))
-    lease = lease.model_copy(update={"until_ms": now_ms + lease_ms, "since_ms": now_ms})
+    # Never shortened: a request that prolongs it for its own time keeps what the worker asked for.
+    until_ms = max(lease.until_ms, now_ms + lease_ms)
+    lease = lease.model_copy(update={"until_ms": until_ms, "since_ms": now_ms})
     changes = {"lease": lease, "step": step, "steps": steps}
     return Change(job.model_copy(update=changes), _kept(job, events), spent(job, now_ms))
 
@@ -111,11 +112,16 @@ def failed(job: Job, now_ms: int, *, token: str, error: JobError) -> Change:
 def released(job: Job, now_ms: int, *, token: str, reason: str, crashed: bool) -> Change:
     """A job given back by a worker; it waits again. Raises Conflict.
 
-    crashed: by a training that ended without a word, which counts as a lease that was lost.
+    crashed: by a fault of its host or a training that ended without a word, which counts as a lease
+    that was lost; after MAX_LEASES of them the job fails.
     """
     held(job, token)
+    if crashed and job.leases >= MAX_LEASES:
+        return _given_up(job, now_ms, reason)
     leases = job.leases if crashed else job.leases - 1
-    changes = {"state": "queued", "lease": None, "leases": leases}
+    changes: dict[str, Any] = {"state": "queued", "lease": None, "leases": leases}
+    if crashed:
+        changes["fault"] = reason[:2048]
     events = _kept(job, [event(now_ms, reason, "warn")])
     return Change(job.model_copy(update=changes), events, spent(job, now_ms))
 
@@ -141,6 +147,14 @@ def ended(job: Job, now_ms: int, state: JobState, **changes: Any) -> Change:
     update = {"state": state, "lease": None, "finished_at": now_ms // 1000, **changes}
     level: Level = "error" if state == "failed" else "info"
     return Change(job.model_copy(update=update), [event(now_ms, said, level)], spent(job, now_ms))
+
+
+def _given_up(job: Job, now_ms: int, reason: str) -> Change:
+    """The end of a job that no worker has ended in all its leases."""
+    said = f"{job.leases} workers gave it up or were lost; the last: {reason[:1800]}"
+    if job.fault is not None and job.fault != reason:
+        said += f"; before: {job.fault[:100]}"
+    return ended(job, now_ms, "failed", error=JobError(code="worker_lost", message=said[:2048]))
 
 
 def _kept(job: Job, events: Sequence[JobEvent]) -> Sequence[JobEvent]:

@@ -282,6 +282,7 @@ async def test_what_a_dead_server_left_is_removed(files, kept, monkeypatch):
     assert len(objects(kept)) == 2
     old = record(created_at=int(time.time()) - 7200)
     await quick.hset("{bmt}:files:default", old.id, old.model_dump_json())
+    await quick.zadd("{bmt}:files-changing:default", {old.id: old.created_at})
     assert (await post(files, ROW)).status_code == 200
     assert len(objects(kept)) == 2
     assert await quick.hget("{bmt}:file-bytes", "default") == str(2 * len(ROW)).encode()

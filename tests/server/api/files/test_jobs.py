@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 
-import bmt_core
 import openai
 import pytest
 from bmt_server.registry.jobs import transitions
@@ -13,66 +12,20 @@ from bmt_server.registry.jobs.record import read_job
 from bmt_server.registry.jobs.transitions import leased
 
 from tests.support.replica import make_mask
-from tests.support.requests.rows import form, graded, jsonl, pair, supervised
-
-ROWS = {"supervised": supervised(), "dpo": pair(), "reinforcement": graded()}
-BASE = "ab" * 32
-
-
-def stock(api, key="upload"):
-    return openai.AsyncOpenAI(
-        api_key=api.keys[key], base_url="http://test/v1", http_client=api.client(key), max_retries=0
-    )
-
-
-async def file_of(api, kind="supervised", key="upload"):
-    async with api.client(key) as client:
-        answer = await client.post("/v1/files", **form(jsonl([ROWS[kind]] * 3)))
-        return answer.json()["id"]
-
-
-async def started(api, key="upload", **more):
-    """A new job's id."""
-    async with stock(api, key) as client:
-        file = await file_of(api, key=key)
-        job = await client.fine_tuning.jobs.create(model="tiny", training_file=file, **more)
-        return job.id
-
-
-async def work(api, path, method="POST", key="admin", **options):
-    async with api.client(key) as client:
-        return await client.request(method, f"/v1/workers/{path}", **options)
-
-
-async def lease(api, seconds=60, worker="w"):
-    answer = await work(
-        api, "lease", json={"base": BASE, "worker": worker, "lease_seconds": seconds}
-    )
-    return answer.json() if answer.status_code == 200 else None
-
-
-async def report(api, job, **more):
-    return await work(api, f"jobs/{job['id']}/report", json={"token": job["token"], **more})
-
-
-async def publish(api, job, mask=None):
-    return await work(
-        api,
-        f"jobs/{job['id']}/mask",
-        "PUT",
-        content=bmt_core.encode(mask or make_mask()),
-        headers={"x-bmt-lease": job["token"], "content-type": "application/octet-stream"},
-    )
-
-
-async def end(api, job, outcome, reason="no"):
-    body = {"token": job["token"], "outcome": outcome, "reason": reason}
-    return await work(api, f"jobs/{job['id']}/end", json=body)
-
-
-async def status_of(api, job_id, key="upload"):
-    async with stock(api, key) as client:
-        return (await client.fine_tuning.jobs.retrieve(job_id)).status
+from tests.support.requests.jobs import (
+    BASE,
+    ROWS,
+    end,
+    file_of,
+    lease,
+    publish,
+    report,
+    started,
+    status_of,
+    stock,
+    work,
+)
+from tests.support.requests.rows import jsonl
 
 
 async def test_a_job_from_file_to_model_by_the_stock_client(files):
@@ -320,7 +273,7 @@ async def test_a_tenants_administrator_sees_no_key_or_address_of_the_worker(file
     created_by = (await files.state.jobs.find(id)).key_id
     async with files.client("other") as client:
         shown = (await client.get(f"/v1/masks/{job['model']}")).json()
-    assert shown["published_by"] == {"key_id": created_by, "key_name": "", "address": ""}
+    assert shown["published_by"] == {"key_id": created_by, "key_name": job["id"], "address": ""}
 
 
 async def test_who_paused_all_jobs_has_saved_up_no_worker_time(files):
