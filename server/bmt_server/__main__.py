@@ -8,6 +8,7 @@ EXTRAS = dict.fromkeys(
         "fastapi",
         "httpx2",
         "huggingface_hub",
+        "jinja2",
         "limits",
         "msgspec",
         "obstore",

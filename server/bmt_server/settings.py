@@ -208,6 +208,12 @@ class Settings:
     no_auth: bool = _option(
         "Serve without API keys. Allowed only on a loopback address.", False, flag="--no-auth"
     )
+    no_console: bool = _option(
+        "Serve no console at /console. Without it, it is there for whoever has an API key, and on "
+        "a server with --no-auth there is none.",
+        False,
+        flag="--no-console",
+    )
     base_by_default: bool = _option(
         "Answer requests that name no model with the base model. Default: they get 400.",
         False,

@@ -18,6 +18,7 @@ import httpx2
 from bmt_server.api.app_state import AppState
 from bmt_server.api.middleware import RequestMiddleware
 from bmt_server.api.routes.router import build_router
+from bmt_server.console.router import build_console
 from bmt_server.settings import Settings
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
@@ -113,6 +114,7 @@ async def replica(
     for path in ("/pause", "/collective_rpc", "/invocations"):
         app.post(path)(chat)
     app.include_router(build_router())
+    app.include_router(build_console())
     app.add_middleware(RequestMiddleware)
     try:
         yield Api(state, engine, app, keys or {}, hold, calls)

@@ -59,6 +59,8 @@ from bmt_server.registry.usage.counts import Counts
 MAX_KEY_CHARACTERS = 256
 #: Header of an answer: the version that gave it, as in the answer's `model`.
 MODEL_HEADER = b"x-bmt-model"
+#: Entry of an ASGI scope: hash of the key whose session in the console makes a request.
+SESSION_KEY = "bmt.session_key"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Principal of requests that need no key.
 _ANONYMOUS = Principal("none", DEFAULT_TENANT, frozenset(SCOPES))
@@ -121,7 +123,7 @@ class RequestMiddleware:
         receive: Receive,
         response: ResponseSender,
     ) -> None:
-        if route is not None and route.scope == "open":
+        if route is not None and route.scope in ("open", "session"):
             await self.app(scope, receive, response.pass_on if route.unchanged else response.send)
             return
         if is_preflight(record.method, record.path, headers):
@@ -130,7 +132,7 @@ class RequestMiddleware:
         state = find_app_state(scope["app"])
         if state is None:
             raise Unavailable("the server is starting; retry shortly", code="starting")
-        principal = await _authenticate(state, route, headers, record.peer)
+        principal = await _authenticate(state, route, scope, headers, record.peer)
         record.set_principal(principal)
         route = _authorize(principal, route, scope, record)
         scope.setdefault("state", {})
@@ -221,9 +223,12 @@ def _peer(scope: Message) -> str:
 
 
 async def _authenticate(
-    state: AppState, route: Route | None, headers: Mapping[str, str], peer: str
+    state: AppState, route: Route | None, scope: Message, headers: Mapping[str, str], peer: str
 ) -> Principal:
     """Principal of the request's key. Raises Unauthorized, RateLimited, RegistryDown."""
+    if SESSION_KEY in scope:
+        # Of the console in this process; no client writes into a scope.
+        return await state.keys.verify_hash(scope[SESSION_KEY], peer)
     if state.settings.no_auth:
         return _ANONYMOUS
     if route is not None and state.settings.metrics_open and route.path.match("/metrics"):

@@ -14,8 +14,9 @@ from bmt_server.api.request_limits import MAX_PROMPTS
 from bmt_server.errors import Forbidden
 from bmt_server.registry.schemas import DEFAULT_TENANT, Principal
 
-# open: no key; any: a key of any scope.
-Scope = Literal["open", "any", "metrics", "infer", "train", "upload", "promote", "admin"]
+# open: no key; any: a key of any scope. session: pages of the console, which know their key by a
+# session: whatever they show or change is a request of that key, and passes this table again.
+Scope = Literal["open", "session", "any", "metrics", "infer", "train", "upload", "promote", "admin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,17 @@ _MASK = r"/v1/masks/[^/]+"
 ROLLOUT_PREFIX = "rollout-"
 _ROLLOUT_MASK = rf"/v1/masks/{ROLLOUT_PREFIX}[^/]+"
 
+_CONSOLE_PAGES = "masks|compare|jobs|files|traffic|usage|keys"
+
 ROUTES: tuple[Route, ...] = (
     _route("GET", r"/(livez|readyz)", "open", probe=True, unchanged=True),
     # vLLM's, for probes and gateways that are made for it and have no key. They have no content.
     _route("GET", r"/health|/ping", "open", probe=True),
+    _route("GET", r"/console(/static/[a-z.]+)?", "session", unchanged=True),
+    _route("GET POST", rf"/console/(sign-in|{_CONSOLE_PAGES})", "session", unchanged=True),
+    _route("POST", r"/console/(sign-out|compare/stream)", "session", unchanged=True),
+    _route("GET", r"/console/(masks|jobs)/[^/]+", "session", unchanged=True),
+    _route("POST", r"/console/(masks|jobs|files|keys)/[^/]+/[a-z]+", "session", unchanged=True),
     # Its labels are names of all tenants.
     _route("GET", r"/metrics", "metrics", probe=True, operator=True, for_monitoring=True),
     _route("GET", r"/version", "any", probe=True, for_monitoring=True),

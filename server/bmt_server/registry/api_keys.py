@@ -88,7 +88,10 @@ class ApiKeyStore(KeyWriter):
         """
         if not well_formed(key):
             raise Unauthorized("the API key is not valid; set BMT_API_KEY or the Bearer header")
-        digest = hash_key(key)
+        return await self.verify_hash(hash_key(key), peer)
+
+    async def verify_hash(self, digest: str, peer: str = "") -> Principal:
+        """The same by the key's hash, of a session that began with the key."""
         record = self._known.get(digest)
         if record is None or digest in self._stale:
             record = await self._look_up(digest, peer)

@@ -56,10 +56,12 @@ class MaskEndpoints:
         from bmt_server.api import http_protocol
         from bmt_server.api.metrics.multiprocess import install_metrics_route
         from bmt_server.api.routes.router import build_router
+        from bmt_server.console.router import build_console
 
         # vLLM configures its HTTP server after this call, and has no option for the protocol.
         http_protocol.install()
         app.include_router(build_router())
+        app.include_router(build_console())
         self._scraped = install_metrics_route(app, get_prometheus_registry())
         self._app = app
 

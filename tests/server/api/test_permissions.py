@@ -142,7 +142,7 @@ async def test_websockets_are_closed(api):
 
 
 def test_every_route_of_the_table_has_a_scope():
-    scopes = {"open", "any", "metrics", "infer", "train", "upload", "promote", "admin"}
+    scopes = {"open", "session", "any", "metrics", "infer", "train", "upload", "promote", "admin"}
     assert {r.scope for r in ROUTES} == scopes
     assert [r.path.pattern for r in ROUTES if r.scope == "open"] == [
         "/(livez|readyz)",

@@ -1,0 +1,106 @@
+"""Bodies of the console's forms: short fields, or one file with short fields, both bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import BinaryIO
+from urllib.parse import parse_qsl
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from bmt_server.api.admission import UploadLimiter
+from bmt_server.api.files.form import OVERHEAD_BYTES, FileForm
+from bmt_server.console.session import Visitor, check_form, check_origin
+from bmt_server.errors import BadRequest, PayloadTooLarge, UnsupportedMedia
+
+# Prompts are the longest fields.
+MAX_FORM_BYTES = 512 << 10
+MAX_FIELDS = 64
+_PIECE_BYTES = 1 << 20
+_KIND = "application/x-www-form-urlencoded"
+
+
+async def read_fields(request: Request, token: str) -> dict[str, str]:
+    """Fields of a form, without its token, which is checked; values of one name are one list.
+
+    Raises ApiError.
+    """
+    check_origin(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != _KIND:
+        raise UnsupportedMedia(f"content type is {kind[:64]!r}; send the form as {_KIND}")
+    data = bytearray()
+    try:
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > MAX_FORM_BYTES:
+                raise PayloadTooLarge(f"the form has more than {MAX_FORM_BYTES} bytes")
+    except ClientDisconnect:
+        raise _left() from None
+    try:
+        pairs = parse_qsl(
+            data.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict"
+        )
+    except ValueError:
+        raise BadRequest("the form is not valid", code="bad_form") from None
+    fields: dict[str, str] = {}
+    for name, value in pairs:
+        # Browsers send lines of a text with CR LF.
+        value = value.replace("\r\n", "\n")
+        fields[name] = f"{fields[name]},{value}" if name in fields else value
+    check_form(request, token, fields.pop("csrf", ""))
+    return fields
+
+
+@asynccontextmanager
+async def read_file(
+    request: Request, visitor: Visitor, limiter: UploadLimiter, max_bytes: int
+) -> AsyncIterator[tuple[FileForm, BinaryIO]]:
+    """A form with one file, which is on the disk for as long as it is used. Raises ApiError."""
+    check_origin(request)
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length) > max_bytes + OVERHEAD_BYTES:
+        raise _too_large(int(length), max_bytes)
+    with (
+        limiter.receive(visitor.principal.key_id) as received,
+        tempfile.TemporaryFile() as file,
+    ):
+        form = FileForm(request.headers.get("content-type", ""), file, max_bytes)
+        total, waiting = 0, bytearray()
+        try:
+            async for chunk in request.stream():
+                total += len(chunk)
+                if total > max_bytes + OVERHEAD_BYTES:
+                    raise _too_large(total, max_bytes)
+                received(len(chunk))
+                waiting += chunk
+                if len(waiting) >= _PIECE_BYTES:
+                    await asyncio.to_thread(form.write, bytes(waiting))
+                    waiting.clear()
+            await asyncio.to_thread(form.write, bytes(waiting))
+        except ClientDisconnect:
+            raise _left() from None
+        form.finish()
+        check_form(request, visitor.csrf, form.fields.pop("csrf", ""))
+        if not form.size:
+            raise BadRequest("choose a file that is not empty", param="file")
+        yield form, file
+
+
+async def pieces_of(file: BinaryIO) -> AsyncIterator[bytes]:
+    """The bytes of a file, from its start."""
+    file.seek(0)
+    while piece := await asyncio.to_thread(file.read, _PIECE_BYTES):
+        yield piece
+
+
+def _too_large(size: int, most: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the file has {size} bytes, and {most} are allowed", param="file")
+
+
+def _left() -> BadRequest:
+    return BadRequest("the client closed the connection", code="disconnected")
