@@ -59,6 +59,13 @@ def test_metadata(wheel):
     for package in ("bmt_core", "bmt_trainer", "bmt_server", "bmt_client"):
         assert f"{package}/py.typed" in files
     assert {f"bmt_trainer/templates/tools.{kind}" for kind in ("jinja", "response.json")} <= files
+    # What the console's pages are made of goes along, whatever it is.
+    console = ROOT / "server/bmt_server/console"
+    assert {
+        f"bmt_server/console/{path.relative_to(console).as_posix()}"
+        for part in ("templates", "static")
+        for path in (console / part).iterdir()
+    } <= files
     # What the CPU kernel is compiled from goes along.
     assert any(f.endswith("kernels/native/bmt.cpp") for f in files)
     assert not [f for f in files if f.startswith(("tests/", "benchmarks/", "tools/"))]

@@ -61,11 +61,11 @@ def curves(steps: Sequence[Mapping[str, object]]) -> list[Curve]:
 
 
 def bars(values: Sequence[tuple[str, float]]) -> list[Bar]:
-    """Bars of labeled values that are not negative, over the chart's whole width."""
+    """Bars of labeled values that are not negative, over a chart of twice the width."""
     if not values:
         return []
     most = max(value for _, value in values) or 1.0
-    apart = (WIDTH - _RIGHT) / len(values)
+    apart = 2 * WIDTH / len(values)
     room = HEIGHT - _TOP - _BOTTOM
     found = []
     for at, (label, value) in enumerate(values):

@@ -15,15 +15,14 @@ from bmt_server.api.admission import KeyLimiter
 from bmt_server.console.charts import MAX_POINTS, curves
 from bmt_server.console.page import HEADERS
 from bmt_server.console.pages.traffic import read
-from fastapi import Request
-from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.responses import PlainTextResponse
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.console import HOSTILE, METRICS, Worker, answering
 from tests.support.replica import make_mask
 from tests.support.requests.rows import jsonl, pair, supervised
 
 PAGES = ("masks", "compare", "jobs", "files", "traffic", "usage", "keys")
-HOSTILE = """<script>alert(1)</script>"'><img src=x onerror=alert(2)>{{ 7*7 }}"""
 
 
 class Elements(HTMLParser):
@@ -202,38 +201,6 @@ async def test_an_upload_has_a_bound_before_it_is_read(site, visit):
     assert answer.status_code == 413
 
 
-def answering(site, text="<b>hi</b>", hold: asyncio.Event | None = None):
-    """Replace the stub of chats: streams in OpenAI's form, or whole answers. Counts those left."""
-    left = []
-
-    async def chat(request: Request):
-        body = await request.json()
-        if not body.get("stream"):
-            message = {"role": "assistant", "content": f"{text} of {body['model']}"}
-            return {"model": body["model"], "choices": [{"message": message}]}
-
-        async def pieces():
-            try:
-                for word in (text, " of ", body["model"]):
-                    event = {"choices": [{"delta": {"content": word}}]}
-                    yield f"data: {json.dumps(event)}\n\n"
-                    if hold is not None:
-                        await hold.wait()
-                yield "data: [DONE]\n\n"
-            finally:
-                left.append(body["model"])
-
-        return StreamingResponse(pieces(), media_type="text/event-stream")
-
-    site.app.router.routes[:] = [
-        route
-        for route in site.app.router.routes
-        if getattr(route, "path", "") != "/v1/chat/completions"
-    ]
-    site.app.post("/v1/chat/completions")(chat)
-    return left
-
-
 async def test_side_by_side_without_scripts(site, visit):
     await publish(site)
     answering(site, HOSTILE)
@@ -322,7 +289,7 @@ async def test_files_and_jobs(site, visit):
     browser = await visit("upload")
     assert "upload one first" in (await browser.get("/jobs")).text
     answer = await browser.upload(
-        "/files", 'a"b.jsonl', jsonl([supervised(), supervised("1+1?", "2")])
+        "/files", "a\\b <i>.jsonl", jsonl([supervised(), supervised("1+1?", "2")])
     )
     assert answer.headers["location"] == "/console/files?done=file"
     answer = await browser.upload("/files", "bad.jsonl", b'{"messages": 3}\n')
@@ -331,7 +298,7 @@ async def test_files_and_jobs(site, visit):
     await browser.upload("/files", "pairs.jsonl", jsonl([pair()]))
     async with site.client("upload") as client:
         found = {f["filename"]: f for f in (await client.get("/v1/files")).json()["data"]}
-        rows, pairs = found['a"b.jsonl'], found["pairs.jsonl"]
+        rows, pairs = found["a\\b <i>.jsonl"], found["pairs.jsonl"]
         assert rows["rows"] == 2
     answer = await browser.send(
         "/jobs", training_file=rows["id"], method="supervised", n_epochs="x", suffix="mine"
@@ -357,7 +324,9 @@ async def test_files_and_jobs(site, visit):
         job = (await client.get(f"/v1/fine_tuning/jobs/{job_id}")).json()
         assert job["seed"] == 7
         assert job["hyperparameters"]["n_epochs"] == 3
-    await train(site, job_id)
+    worker = Worker(site)
+    assert await worker.lease() == job_id
+    await worker.report(1, 3, of=3)
     page = await browser.get(path)
     assert "<polyline" in page.text
     part = await browser.get(f"{path}?part=live")
@@ -368,7 +337,7 @@ async def test_files_and_jobs(site, visit):
     for hidden in (path, f"{path}?part=live"):
         assert (await other.get(hidden)).status_code == 404
     assert (await other.send("/jobs", f"{path}/cancel")).status_code == 404
-    assert 'a"b' not in html.unescape((await other.get("/files")).text)
+    assert "b <i>" not in html.unescape((await other.get("/files")).text)
     for what in ("pause", "resume", "cancel"):
         assert (await browser.send(path, f"{path}/{what}")).status_code == 303
     answer = await browser.send(path, f"{path}/pause")
@@ -377,22 +346,6 @@ async def test_files_and_jobs(site, visit):
     assert "data-live" not in (await browser.get(path)).text
     assert (await browser.send("/files", f"/files/{rows['id']}/delete")).status_code == 303
     assert rows["id"] not in (await browser.get("/files")).text
-
-
-async def train(site, job_id, steps=3):
-    """Be the worker of a job: metrics of some steps."""
-    async with site.client("train") as client:
-        lease = {"base": site.state.settings.fingerprint, "worker": "w"}
-        answer = await client.post("/v1/workers/lease", json=lease)
-        token = answer.json()["token"]
-        metrics = [
-            {"step": n, "train_loss": 1 / n, "learning_rate": 0.1} for n in range(1, steps + 1)
-        ]
-        body = {"token": token, "steps": steps, "metrics": metrics}
-        body["messages"] = [{"message": HOSTILE}]
-        answer = await client.post(f"/v1/workers/jobs/{job_id}/report", json=body)
-        assert answer.status_code == 200, answer.text
-    return token
 
 
 async def test_texts_of_strangers_are_text(site, visit):
@@ -404,7 +357,9 @@ async def test_texts_of_strangers_are_text(site, visit):
     browser = await visit("admin")
     answer = await browser.send("/jobs", training_file=file_id, method="supervised")
     job = answer.headers["location"].removeprefix("/console")
-    await train(site, job.rpartition("/")[2].partition("?")[0])
+    worker = Worker(site)
+    await worker.lease()
+    await worker.report(1, 3, of=3, message=HOSTILE)
     wrong = await browser.send("/masks", "/masks/m/alias", alias=HOSTILE)
     missing = await browser.get(f"/masks/{HOSTILE.replace('/', '')}")
     pages = [await browser.get(path) for path in ("/keys", "/files", "/jobs", job)]
@@ -460,35 +415,6 @@ async def test_usage_of_the_tenant_and_of_all_for_the_operators_administrators(s
     assert 'data-label="Tenant">other<' in every.text
     other = await (await visit("other")).get("/usage?tenant=*")
     assert ">1</dd>" in other.text
-
-
-METRICS = """\
-# TYPE bmt_requests counter
-bmt_requests_total{mask="base",outcome="ok"} 7
-bmt_requests_total{mask="m",outcome="ok"} 3
-bmt_requests_total{mask="m",outcome="cancelled"} 1
-# TYPE bmt_tokens counter
-bmt_tokens_total{mask="m",kind="prompt"} 40
-bmt_tokens_total{mask="m",kind="completion"} 12
-# TYPE bmt_time_to_first_token_seconds histogram
-bmt_time_to_first_token_seconds_bucket{mask="m",le="+Inf"} 4
-bmt_time_to_first_token_seconds_sum{mask="m"} 0.2
-bmt_time_to_first_token_seconds_count{mask="m"} 4
-# TYPE bmt_cold_loads counter
-bmt_cold_loads_total{source="registry"} 2
-# TYPE bmt_cold_load_seconds histogram
-bmt_cold_load_seconds_bucket{source="registry",le="+Inf"} 2
-bmt_cold_load_seconds_sum{source="registry"} 0.01
-bmt_cold_load_seconds_count{source="registry"} 2
-# TYPE vllm:lora_adapter_loaded gauge
-vllm:lora_adapter_loaded{adapter_name="m:prod",level="gpu",pinned="false",rank="0"} 1
-vllm:lora_adapter_loaded{adapter_name="m:prod",level="gpu",pinned="false",rank="1"} 1
-# TYPE bmt_masks_resident gauge
-bmt_masks_resident{rank="0"} 1
-bmt_masks_resident{rank="1"} 1
-# TYPE bmt_masks_capacity_bytes gauge
-bmt_masks_capacity_bytes{rank="0"} 1000000
-"""
 
 
 def test_figures_of_the_metrics():

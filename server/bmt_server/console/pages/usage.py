@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date, timedelta
 from typing import Any
 
 from fastapi import Request
@@ -23,12 +24,14 @@ async def show(request: Request, visitor: Visitor) -> Response:
     by_day = await visitor.api.get("/v1/usage", group_by="day", tenant=tenant)
     groups = "tenant,mask,key" if every else "mask,key"
     rows = await visitor.api.get("/v1/usage", group_by=groups, tenant=tenant)
-    days = [(row["day"], float(row["requests"])) for row in by_day["data"]]
+    counts = {row["day"]: float(row["requests"]) for row in by_day["data"]}
+    first, last = date.fromisoformat(by_day["start"]), date.fromisoformat(by_day["end"])
+    span = [(first + timedelta(days=n)).isoformat() for n in range((last - first).days + 1)]
     return render(
         request,
         visitor,
         "usage.html",
-        bars=bars(days),
+        bars=bars([(day, counts.get(day, 0.0)) for day in span]) if counts else [],
         days=by_day["data"],
         rows=sorted(rows["data"], key=_requests, reverse=True),
         total=rows["total"],
