@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 480, 160
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 10, 22
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 8, 10, 22
 #: Points that a curve has at most; of more, each drawn one is the mean of its neighbors.
 MAX_POINTS = 240
 
@@ -67,7 +67,7 @@ def bars(values: Sequence[tuple[str, float]]) -> list[Bar]:
     most = max(value for _, value in values) or 1.0
     apart = 2 * WIDTH / len(values)
     room = HEIGHT - _TOP - _BOTTOM
-    found = []
+    found: list[Bar] = []
     for at, (label, value) in enumerate(values):
         height = value / most * room
         x, y = at * apart + apart * 0.1, _TOP + room - height

@@ -18,7 +18,7 @@ from bmt_server.console.pages.traffic import read
 from fastapi.responses import PlainTextResponse
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.console import HOSTILE, METRICS, Worker, answering
+from tests.support.http.console import HOSTILE, METRICS, Worker, answering
 from tests.support.replica import make_mask
 from tests.support.requests.rows import jsonl, pair, supervised
 

@@ -24,7 +24,7 @@ from bmt_server.registry.api_keys import ApiKeyStore
 from bmt_server.registry.connection import RegistryConnection
 from fastapi.responses import PlainTextResponse
 
-from tests.support.console import HOSTILE, METRICS, Worker, answering
+from tests.support.http.console import HOSTILE, METRICS, Worker, answering
 from tests.support.replica import Api, make_mask, replica
 from tests.support.requests.rows import jsonl, supervised
 from tests.support.served import Valkey
