@@ -35,6 +35,8 @@ from ._models import (
     Upload,
     Version,
 )
+from ._tuning.files import FileInfo
+from ._tuning.jobs import JobEvent, JobInfo
 from ._usage.counts import Usage, UsageRow
 from ._usage.limits import Limits, LimitTable
 
@@ -47,7 +49,10 @@ __all__ = [
     "BmtClient",
     "BmtClientError",
     "Conflict",
+    "FileInfo",
     "Invalid",
+    "JobEvent",
+    "JobInfo",
     "KeyInfo",
     "LimitTable",
     "Limits",

@@ -26,6 +26,8 @@ from ._transport import (
     chunks,
     step,
 )
+from ._tuning.files import AsyncFiles
+from ._tuning.jobs import AsyncJobs
 from ._usage import counts
 from ._usage import limits as limit_flows
 from ._usage.counts import Usage
@@ -269,6 +271,16 @@ class AsyncBmtClient(BaseClient):
     def keys(self) -> AsyncKeys:
         """API keys of the server, for administrators."""
         return AsyncKeys(self._run, self._policy)
+
+    @property
+    def files(self) -> AsyncFiles:
+        """Files for fine-tuning of the key's tenant."""
+        return AsyncFiles(self._run, self._policy)
+
+    @property
+    def jobs(self) -> AsyncJobs:
+        """Fine-tuning jobs of the key's tenant."""
+        return AsyncJobs(self._run, self._policy)
 
     async def usage(
         self,

@@ -27,6 +27,8 @@ from ._transport import (
     chunks,
     step,
 )
+from ._tuning.files import Files
+from ._tuning.jobs import Jobs
 from ._usage import counts
 from ._usage import limits as limit_flows
 from ._usage.counts import Usage
@@ -342,6 +344,16 @@ class BmtClient(BaseClient):
     def keys(self) -> Keys:
         """API keys of the server, for administrators."""
         return Keys(self._run, self._policy)
+
+    @property
+    def files(self) -> Files:
+        """Files for fine-tuning of the key's tenant."""
+        return Files(self._run, self._policy)
+
+    @property
+    def jobs(self) -> Jobs:
+        """Fine-tuning jobs of the key's tenant."""
+        return Jobs(self._run, self._policy)
 
     def usage(
         self,

@@ -11,6 +11,8 @@ import pytest
 from bmt_client import AsyncBmtClient, BmtClient
 from bmt_client._keys import AsyncKeys
 from bmt_client._retry import RetryPolicy
+from bmt_client._tuning.files import AsyncFiles
+from bmt_client._tuning.jobs import AsyncJobs
 from bmt_client.cli import app
 from typer.testing import CliRunner
 
@@ -60,7 +62,7 @@ def server() -> Iterator[FakeServer]:
 class Blocking:
     """`AsyncBmtClient` with the interface of `BmtClient`, so that each test runs on both."""
 
-    def __init__(self, client: AsyncBmtClient | AsyncKeys, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, client: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.client, self.loop = client, loop
 
     def __getattr__(self, name: str) -> Any:
@@ -69,7 +71,7 @@ class Blocking:
             return lambda **kwargs: iter(self.loop.run_until_complete(_all(member(**kwargs))))
         if inspect.iscoroutinefunction(member):
             return lambda *args, **kwargs: self.loop.run_until_complete(member(*args, **kwargs))
-        if isinstance(member, AsyncKeys):
+        if isinstance(member, AsyncKeys | AsyncFiles | AsyncJobs):
             return Blocking(member, self.loop)
         return member
 

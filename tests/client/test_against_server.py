@@ -39,6 +39,7 @@ from tests.support.fake_engine import FakeEngine
 from tests.support.http.ports import free_port
 from tests.support.masks import BASE, make_mask
 from tests.support.masks import CLIENT_SHAPE as SHAPE
+from tests.support.requests.rows import jsonl, supervised
 
 uvicorn = pytest.importorskip("uvicorn")
 fastapi = pytest.importorskip("fastapi")
@@ -96,6 +97,7 @@ def real(tmp_path_factory) -> Iterator[Server]:
             cache_dir=str(folder / "cache"),
             stats_dir=str(folder / "stats"),
             max_upload_bytes=MAX_UPLOAD,
+            files_url=(folder / "files").as_uri(),
         )
         (folder / "cache").mkdir()
         (folder / "stats").mkdir()
@@ -638,3 +640,98 @@ def test_imports_by_command(client, name, run):
     assert run("import", "hf://acme/masks/Math.bmt", exit_code=3)["code"] == "imports_off"
     path = run("import", "/srv/x/m.bmt", "--name", "m", exit_code=6)
     assert path["code"] == "source_invalid"
+
+
+def work(real, outcome=None):
+    """Run the next job as a worker does: it succeeds with a mask, or ends as `outcome`."""
+    import httpx2
+
+    with httpx2.Client(
+        base_url=f"{real.url}/v1/workers", headers={"Authorization": f"Bearer {real.key}"}
+    ) as http:
+        job = http.post("/lease", json={"base": BASE.fingerprint, "worker": "w"}).json()
+        path, token = f"/jobs/{job['id']}", job["token"]
+        metrics = [{"step": n, "train_loss": 1 / n} for n in range(1, 51)]
+        http.post(f"{path}/report", json={"token": token, "metrics": metrics, "steps": 50})
+        if outcome is None:
+            headers = {"x-bmt-lease": token, "content-type": "application/octet-stream"}
+            answer = http.put(
+                f"{path}/mask", content=bmt_core.encode(make_mask(7)), headers=headers
+            )
+        else:
+            body = {"token": token, "outcome": outcome, "reason": "row 3 is too long"}
+            answer = http.post(f"{path}/end", json=body)
+        assert answer.status_code == 200, answer.text
+
+
+def test_files_and_jobs_of_the_client(client, real, tmp_path):
+    data = jsonl([supervised()] * 3)
+    (tmp_path / 'train \u00e9".jsonl').write_bytes(data)
+    file = client.files.upload(tmp_path / 'train \u00e9".jsonl')
+    assert (file.bytes, file.purpose) == (len(data), "fine-tune")
+    assert client.files.get(file.id) == file
+    assert file in client.files.list()
+    assert client.files.content(file.id) == data
+    job = client.jobs.create(
+        file.id, "tiny", hyperparameters={"n_epochs": 2}, suffix="x", seed=5, metadata={"a": "b"}
+    )
+    assert (job.status, job.seed, job.metadata, job.ended) == ("queued", 5, {"a": "b"}, False)
+    assert client.jobs.pause(job.id).status == "paused"
+    assert client.jobs.resume(job.id).status == "queued"
+    work(real)
+    ended = client.jobs.get(job.id)
+    assert ended.ended
+    assert client.get(ended.fine_tuned_model).digest == make_mask(7).digest
+    assert client.jobs.list(limit=1) == (ended,)
+    events = client.jobs.events(job.id)
+    assert [event.data["step"] for event in events if event.type == "metrics"] == [
+        *range(50, 0, -1)
+    ]
+    assert len(client.jobs.events(job.id, limit=3)) == 3
+    with pytest.raises(Conflict):
+        client.jobs.cancel(job.id)
+    client.files.delete(file.id)
+    for lost in (client.files.get, client.files.content, client.files.delete, client.jobs.get):
+        with pytest.raises(NotFound):
+            lost(file.id)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(data + b"{}\n")
+    with pytest.raises(Invalid, match="row 4"):
+        client.files.upload(bad)
+    with pytest.raises(UsageError):
+        client.files.upload(tmp_path / "absent")
+
+
+def test_commands_of_files_and_jobs(run, real, tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(jsonl([supervised()] * 3))
+    file = run("files", "upload", "train.jsonl")
+    assert run("files", "get", file["id"]) == file
+    assert file in run("files", "list")
+    assert run("files", "content", file["id"], "-o", "copy.jsonl")["bytes"] == file["bytes"]
+    assert (tmp_path / "copy.jsonl").read_bytes() == (tmp_path / "train.jsonl").read_bytes()
+    words = ("jobs", "create", file["id"], "--model", "tiny")
+    job = run(*words, "--set", "n_epochs=2", "--set", "batch_size=auto")
+    assert job["method"]["supervised"]["hyperparameters"]["n_epochs"] == 2
+    work(real)
+    watched = run("jobs", "watch", job["id"])
+    assert watched == run("jobs", "get", job["id"])
+    assert watched["fine_tuned_model"]
+    assert [e["data"]["step"] for e in run("jobs", "events", job["id"]) if e["data"]] == [
+        *range(1, 51)
+    ]
+    plain = CliRunner().invoke(program, ["jobs", "watch", job["id"]])
+    lines = plain.stdout.splitlines()
+    assert lines[-1] == watched["fine_tuned_model"]
+    assert "Created" in lines[0]
+    assert sum("Step " in line for line in lines) == 50
+    failing = run(*words)
+    work(real, "failed")
+    assert run("jobs", "watch", failing["id"], exit_code=1)["error"]["message"]
+    cancelled = run(*words)
+    assert run("jobs", "cancel", cancelled["id"])["status"] == "cancelled"
+    assert [j["id"] for j in run("jobs", "list", "--limit", 2)] == [cancelled["id"], failing["id"]]
+    run(*words, "--set", "n_epochs", exit_code=2)
+    assert run(*words, "--set", "epochs=2", exit_code=6)["code"] == "hyperparameter_unknown"
+    run("jobs", "watch", "ftjob-x", exit_code=4)
+    assert run("files", "delete", file["id"])["deleted"]
+    run("files", "get", file["id"], exit_code=4)

@@ -24,6 +24,10 @@ A mask for another base raises `bmt_core.BaseMismatch`, and a bad `.bmt` file th
 
 from __future__ import annotations
 
+#: Variable of the environment with a path to which `bmt-train` writes the error that ends it, as
+#: JSON with its class, `kind`, and its `message`: a line of text says not whose fault it is.
+ERROR_FILE = "BMT_ERROR_FILE"
+
 
 class TrainerError(Exception):
     """Base class of the trainer's errors."""

@@ -21,6 +21,7 @@ from .group import Group, hoist
 from .hub import commands as hub_commands
 from .output import Output
 from .session import INTERRUPTED, Session
+from .tuning import files, jobs
 from .usage import counts, limits
 
 __all__ = ["app", "hoist", "main"]
@@ -112,6 +113,8 @@ app.command("models")(masks.models)
 app.command("status")(status.status)
 app.command("whoami")(status.whoami)
 app.add_typer(keys.app, name="keys")
+app.add_typer(files.app, name="files")
+app.add_typer(jobs.app, name="jobs")
 app.command("usage")(counts.usage)
 app.add_typer(limits.app, name="limits")
 app.command("login")(login.login)

@@ -83,5 +83,8 @@ def test_an_error_names_no_folder_of_the_host(tmp_path):
     (folder / "training.jsonl").write_bytes(jsonl([supervised()]))
     child = Child("supervised", folder, settings)
     child._process.wait(120)
-    assert "smol" in child.error()
-    assert str(tmp_path) not in child.error()
+    fault = child.fault()
+    assert fault is not None
+    assert "smol" in fault.message
+    assert not fault.of_the_job(settings)
+    assert str(tmp_path) not in fault.message

@@ -5,9 +5,13 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted, 143 ended by S
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -16,7 +20,7 @@ from bmt_core.console_script import TYPER_SETTINGS, version_line
 from bmt_core.optional_packages import fix, leave_out
 
 from bmt_trainer.cli import compare, data, doctor, evaluate, export, train, worker
-from bmt_trainer.errors import ConfigError, TrainerError
+from bmt_trainer.errors import ERROR_FILE, ConfigError, TrainerError
 from bmt_trainer.methods.guards.interruption import Interrupted
 from bmt_trainer.process import (
     has_lost_another,
@@ -80,6 +84,9 @@ def main() -> None:
         _fail(error, 2 if isinstance(error, ConfigError) else 1)
     except OSError as error:  # a full disk, a folder without write permission
         _fail(error, 1)
+    except MemoryError as error:  # with a traceback, which says what was too large
+        _keep(error)
+        raise
     except RuntimeError as error:
         if not has_lost_another(error):
             raise
@@ -90,6 +97,14 @@ def main() -> None:
         sys.exit(130)
 
 
+def _keep(error: Exception) -> None:
+    """Write the error to the file that whoever started this process has named."""
+    if (path := os.environ.get(ERROR_FILE)) and is_main_process():
+        message = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"kind": type(error).__name__, "message": message}))
+
+
 def _fail(error: Exception | str, code: int) -> NoReturn:
     """Print the error and exit: once, if several processes end with the same.
 
@@ -97,6 +112,8 @@ def _fail(error: Exception | str, code: int) -> NoReturn:
     is still there after a while: then the error is its own.
     """
     who = "bmt-train"
+    if isinstance(error, Exception):
+        _keep(error)
     if not is_main_process():
         time.sleep(_LAUNCHER_SECONDS)
         who = f"bmt-train, process {rank()} of {world_size()}"

@@ -45,6 +45,9 @@ def worker(
     max_length: Annotated[
         int, typer.Option(min=1, metavar="tokens", help="Longest row; a longer one is an error.")
     ] = 1024,
+    max_file_mib: Annotated[
+        int, typer.Option(min=1, metavar="MiB", help="Largest training file to take.")
+    ] = 1024,
     device: Annotated[
         str, typer.Option(help="Device to train on: auto, cpu, cuda or mps.")
     ] = "auto",
@@ -77,6 +80,7 @@ def worker(
         },
         poll_s=poll_seconds,
         report_s=min(10.0, lease_seconds / 4),
+        max_file_bytes=max_file_mib << 20,
         once=once,
     )
     api = Connection(server, worker_name(), lease_seconds)

@@ -9,17 +9,20 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bmt_trainer.errors import ERROR_FILE
 from bmt_trainer.jobs.job import COMMANDS
 
 _PR_SET_PDEATHSIG = 1
-_STEPS = "steps.jsonl"
+_STEPS, _ERROR = "steps.jsonl", "error.json"
 # Time in which a training ends after it was asked to.
 _GRACE_S = 60.0
 _SAID_BYTES = 16 << 10
@@ -28,6 +31,22 @@ _NAMES = {"loss": "train_loss", "learning_rate": "learning_rate", "grad_norm": "
 
 
 Metrics = dict[str, float | int]
+
+
+# Errors of the trainer that another worker would meet as well: those of rows and of numbers.
+_OF_THE_JOB = ("ConfigError", "DataError", "NonFinite", "EmptyMask", "RewardError")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The error that ended a training. kind: its class."""
+
+    kind: str
+    message: str
+
+    def of_the_job(self, settings: Mapping[str, Any]) -> bool:
+        """False if it is of the worker's host. settings: the worker's own."""
+        return self.kind in _OF_THE_JOB and self.message.partition(":")[0] not in settings
 
 
 class Child:
@@ -48,6 +67,7 @@ class Child:
         # -P: the folder has a tenant's data, and is no place of modules.
         command = [sys.executable, "-P", "-m", "bmt_trainer", COMMANDS[method]]
         self._said_from = self._log.stat().st_size if self._log.exists() else 0
+        (folder / _ERROR).unlink(missing_ok=True)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--config", file.name],
@@ -57,6 +77,7 @@ class Child:
                 stderr=log,
                 # Ctrl-C of a terminal is the worker's, which ends this process in its own time.
                 start_new_session=True,
+                env={**os.environ, ERROR_FILE: _ERROR},
                 preexec_fn=_end_with(os.getpid()),
             )
 
@@ -112,17 +133,29 @@ class Child:
                 found.append(metrics)
         return found
 
-    def error(self) -> str:
-        """The program's own line on why it failed; empty if it ended without one."""
+    def fault(self) -> Fault | None:
+        """The program's own word on why it failed; None if it ended without one."""
+        try:
+            said = json.loads((self._folder / _ERROR).read_text())
+            kind, line = str(said["kind"]), str(said["message"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        # Names of this host are none of the tenant's business.
+        line = line.replace(f"{self._folder}/", "")
+        shown = line.replace(self._model, Path(self._model).name) if self._model else line
+        return Fault(kind, shown)
+
+    def ending(self, code: int) -> str:
+        """A description of an end without a word of the program's."""
+        if code < 0:
+            how = ", as the system does for memory" if code == -signal.SIGKILL else ""
+            return f"the training ended by signal {-code}{how}"
         with self._log.open("rb") as log:
             log.seek(max(self._said_from, self._log.stat().st_size - _SAID_BYTES))
             said = log.read().decode(errors="replace")
-        lines = [line for line in said.splitlines() if line.startswith("bmt-train: ")]
-        if not lines:
-            return ""
-        # Names of this host are none of the tenant's business.
-        line = lines[-1].removeprefix("bmt-train: ").replace(f"{self._folder}/", "")
-        return line.replace(self._model, Path(self._model).name) if self._model else line
+        # The kind of the error alone: its text may name what is on this host.
+        kinds = re.findall(r"^(\w[\w.]*(?:Error|Exception)): ", said, re.MULTILINE)
+        return f"the training ended with exit code {code}" + (f" ({kinds[-1]})" if kinds else "")
 
 
 def _parsed(line: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from bmt_trainer.jobs.job import TrainingJob
 # Seconds for one request; uploads and downloads of files take longer.
 _TIMEOUT_S, _TRANSFER_S = 30.0, 900.0
 _RETRIES = 2
+_PIECE_BYTES = 1 << 18
 
 
 class Unreachable(TrainerError):
@@ -25,6 +26,10 @@ class Unreachable(TrainerError):
 
 class LeaseLost(TrainerError):
     """A job that is another worker's by now, or was paused, cancelled or removed."""
+
+
+class TooLarge(TrainerError):
+    """A training file beyond what this worker takes; another may have more room."""
 
 
 class Refused(TrainerError):
@@ -50,7 +55,7 @@ class Connection:
         """The next job for the weights with this fingerprint; None if none waits."""
         body = {"base": base, "worker": self._name, "lease_seconds": self._lease_s}
         answer = self._send("post", "/workers/lease", body=body)
-        return None if answer.status_code == 204 else TrainingJob.parse(answer.json())
+        return None if answer.status_code == 204 else TrainingJob.parse(self._json(answer))
 
     def report(
         self,
@@ -65,11 +70,15 @@ class Connection:
             body["steps"] = steps
         self._send("post", f"/workers/jobs/{job.id}/report", body=body)
 
-    def training_file(self, job: TrainingJob) -> bytes:
-        """The bytes of the job's file."""
-        return self._send(
-            "get", f"/workers/jobs/{job.id}/file", token=job.token, timeout=_TRANSFER_S
-        ).content
+    def training_file(self, job: TrainingJob) -> Iterator[bytes]:
+        """The bytes of the job's file, in pieces as they arrive."""
+        answer = self._send("get", f"/workers/jobs/{job.id}/file", token=job.token, stream=True)
+        try:
+            yield from answer.iter_bytes(_PIECE_BYTES)
+        except httpx2.HTTPError as error:
+            raise Unreachable(f"{self.url} cut the training file off ({error})") from None
+        finally:
+            answer.close()
 
     def publish(self, job: TrainingJob, mask: Path, trained_tokens: int | None) -> str:
         """Upload the mask and end the job; the mask's name."""
@@ -81,7 +90,7 @@ class Connection:
             token=job.token,
             timeout=_TRANSFER_S,
         )
-        return str(answer.json()["model"])
+        return str(self._json(answer).get("model", job.model))
 
     def end(self, job: TrainingJob, outcome: str, reason: str) -> None:
         """End a job as `failed`, or give it back as `crashed` or `released`."""
@@ -97,8 +106,12 @@ class Connection:
         content: bytes | None = None,
         token: str | None = None,
         timeout: float = _TIMEOUT_S,
+        stream: bool = False,
     ) -> httpx2.Response:
         headers: dict[str, str] = {}
+        if stream:
+            # The openai client's own word for a response whose body is not read yet.
+            headers["X-Stainless-Raw-Response"] = "stream"
         if token is not None:
             headers["X-BMT-Lease"] = token
         given: dict[str, Any] = {}
@@ -125,6 +138,19 @@ class Connection:
             if error.status_code in (401, 403, 404, 405) and code != "file_not_found":
                 raise ConfigError(f"server: {self.url}: {message}") from None
             raise Refused(message) from None
+
+    def _json(self, answer: httpx2.Response) -> dict[str, Any]:
+        """The object of an answer. Raises Unreachable for another: a server between says that."""
+        try:
+            found = answer.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise Unreachable(
+                f"{self.url} answered {answer.status_code} with {answer.text[:40]!r}, no JSON "
+                "object; is a proxy in between, or the address another server's?"
+            )
+        return found
 
 
 def worker_name() -> str:

@@ -10,16 +10,19 @@ from __future__ import annotations
 import fcntl
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from bmt_trainer.errors import OutputError, TrainerError
+from bmt_trainer.jobs.background import start
 from bmt_trainer.jobs.child import Child, Metrics
-from bmt_trainer.jobs.connection import Connection, LeaseLost, Refused, Unreachable
-from bmt_trainer.jobs.job import DATA, MASK, TrainingJob, rows_of
+from bmt_trainer.jobs.connection import Connection, LeaseLost, Refused, TooLarge, Unreachable
+from bmt_trainer.jobs.job import DATA, MASK, TrainingJob
+from bmt_trainer.jobs.rows import fetch
 
 _TICK_S = 0.2
 # Metrics of one report, at most.
@@ -29,6 +32,12 @@ _FOLDER_S = 30.0
 # Downloads of a file from a server that answers everything else.
 _DOWNLOADS = 5
 _KEPT_S = 7 * 86400.0
+# Steps in which work beside is looked at, and the time that is left to it after its lease.
+_LOOK_S, _LAST_S = 0.05, 30.0
+# Longest rest after faults of this host, in which other workers take its jobs.
+_FAULT_S = 60.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class WorkerSettings:
     """Settings of a worker. base: fingerprint of the model's weights; train: of every training.
 
     poll_s: time between questions for a job; report_s: between words to the server, well below the
-    lease; once: end when no job waits.
+    lease; max_file_bytes: of a training file; once: end when no job waits.
     """
 
     base: str
@@ -44,6 +53,7 @@ class WorkerSettings:
     train: Mapping[str, Any] = field(default_factory=dict)
     poll_s: float = 5.0
     report_s: float = 10.0
+    max_file_bytes: int = 1 << 30
     once: bool = False
 
 
@@ -59,6 +69,8 @@ class Worker:
     ) -> None:
         self._api, self._settings, self._say = api, settings, say
         self.signum = 0
+        # Of this host, one after the other.
+        self._faults = 0
 
     def run(self) -> None:
         """Work until a signal; with `once`, until no job waits."""
@@ -93,8 +105,8 @@ class Worker:
     def _work(self, job: TrainingJob) -> None:
         self._say(f"{job.id}: {job.method}, for {job.model}")
         folder = self._settings.folder / job.id
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             with (folder / "lock").open("a") as lock:
                 if self._locked(lock, job):
                     self._train(job, folder)
@@ -102,10 +114,13 @@ class Worker:
             self._say(f"{job.id}: {error}")
         except Refused as error:
             self._end(job, "failed", str(error))
-        except OSError as error:
-            self._end(job, "crashed", f"the worker cannot work: {error.strerror}")
+        except TooLarge as error:
             self._say(f"{job.id}: {error}")
-            self._sleep(self._settings.poll_s)
+            self._crashed(job, str(error))
+        except (OSError, MemoryError) as error:
+            self._say(f"{job.id}: {error!r}")
+            # Without the names of its folders.
+            self._crashed(job, getattr(error, "strerror", None) or type(error).__name__)
 
     def _locked(self, lock: TextIO, job: TrainingJob) -> bool:
         """True once this process has the job's folder; False if another one keeps it."""
@@ -138,34 +153,22 @@ class Worker:
             if code != 0 and not self._failed(job, child, code, folder):
                 return
         tokens = child.trained_tokens if child is not None else None
-        name = self._until_reached(lambda: self._api.publish(job, mask, tokens))
+        name = self._published(job, mask, tokens)
+        self._faults = 0
         self._say(f"{job.id}: {name} is published")
         shutil.rmtree(folder, ignore_errors=True)
 
     def _fetch(self, job: TrainingJob, folder: Path) -> None:
-        """The job's rows, written whole or not at all."""
-        target = folder / DATA
-        if target.exists():
-            return
-        data = self._downloaded(job)
-        scratch = folder / ".training.tmp"
-        try:
-            with scratch.open("w", encoding="utf-8") as file:
-                file.writelines(rows_of(job.method, data.split(b"\n")))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            # The job's fault: an error that ends this worker would end all of them in turn.
-            raise Refused(
-                f"the training file has a row that cannot be read ({type(error).__name__}: "
-                f"{str(error)[:120]}); upload it again"
-            ) from None
-        scratch.replace(target)
-
-    def _downloaded(self, job: TrainingJob) -> bytes:
-        """The bytes of the job's file. Raises Refused if they cannot be read while all else can."""
-        failures = 0
-        while True:
+        """The job's rows. Raises Refused if they cannot be read while all else can."""
+        target, failures = folder / DATA, 0
+        while not target.exists():
             try:
-                return self._api.training_file(job)
+                self._meanwhile(
+                    job,
+                    lambda stopped: fetch(
+                        self._api, job, target, self._settings.max_file_bytes, stopped
+                    ),
+                )
             except Unreachable as error:
                 self._say(f"{job.id}: {error}; trying again")
                 # A server that is away fails no job, however long; one that answers, and has no
@@ -177,8 +180,35 @@ class Worker:
                     ) from None
                 self._sleep(self._settings.poll_s)
                 if self.signum:
-                    self._end(job, "released", "The worker was stopped; the job waits for another")
-                    raise Stopped("stopped") from None
+                    self._stop_work(job)
+
+    def _meanwhile(self, job: TrainingJob, work: Callable[[Callable[[], bool]], T]) -> T:
+        """The result of `work`, while the job is reported. Raises LeaseLost, Stopped, its errors.
+
+        work: gets a function that is true once its result is not wanted any more.
+        """
+        left = threading.Event()
+        future, reported = start(lambda: work(left.is_set)), time.monotonic()
+        try:
+            while not future.done():
+                if time.monotonic() - reported >= self._settings.report_s:
+                    self._report(job)
+                    reported = time.monotonic()
+                if self.signum:
+                    left.set()
+                    self._stop_work(job)
+                time.sleep(_LOOK_S)
+        except LeaseLost:
+            left.set()
+            # The work may have ended the job itself, a moment before.
+            deadline = time.monotonic() + _LAST_S
+            while not future.done() and time.monotonic() < deadline:
+                time.sleep(_LOOK_S)
+            if not future.done() or future.exception() is not None:
+                raise
+        finally:
+            left.set()
+        return future.result()
 
     def _watch(self, job: TrainingJob, child: Child) -> int:
         """Report the training's steps until it ends; its exit code. Raises LeaseLost, Stopped."""
@@ -217,21 +247,34 @@ class Worker:
     def _give_back(self, job: TrainingJob, child: Child) -> None:
         """End the training with a checkpoint, and let another worker go on. Raises Stopped."""
         child.stop()
+        self._stop_work(job)
+
+    def _stop_work(self, job: TrainingJob) -> NoReturn:
+        """Let another worker go on, after a signal. Raises Stopped."""
         self._end(job, "released", "The worker was stopped; the job waits for another one")
         raise Stopped("stopped")
 
     def _failed(self, job: TrainingJob, child: Child, code: int, folder: Path) -> bool:
         """End a job whose training did not succeed. Returns False."""
-        said = child.error()
-        if code in (1, 2) and said:
-            self._end(job, "failed", said)
+        fault = child.fault()
+        if code in (1, 2) and fault is not None and fault.of_the_job(self._settings.train):
+            self._end(job, "failed", fault.message)
+            self._faults = 0
             shutil.rmtree(folder, ignore_errors=True)
         else:
-            what = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-            self._end(job, "crashed", f"The training ended {what}; it is tried again")
-            self._sleep(self._settings.poll_s)
-        self._say(f"{job.id}: exit code {code}: {said or 'see log.txt in its folder'}")
+            if fault is not None and fault.kind == "ResumeError":
+                # Left by a worker with other flags: the next one begins anew.
+                shutil.rmtree(folder, ignore_errors=True)
+            self._crashed(job, child.ending(code) if fault is None else fault.message)
+        said = fault.message if fault is not None else "see log.txt in its folder"
+        self._say(f"{job.id}: exit code {code}: {said}")
         return False
+
+    def _crashed(self, job: TrainingJob, reason: str) -> None:
+        """Give a job back for a fault of this host, and leave jobs to others for a while."""
+        self._end(job, "crashed", f"A worker could not train it: {reason}; it is tried again")
+        self._faults += 1
+        self._sleep(min(_FAULT_S, self._settings.poll_s * 2**self._faults))
 
     def _end(self, job: TrainingJob, outcome: str, reason: str) -> None:
         """Say how the job ended; a server that is away has its lease run out."""
@@ -240,16 +283,17 @@ class Worker:
         except (LeaseLost, Unreachable) as error:
             self._say(f"{job.id}: {error}")
 
-    def _until_reached(self, request: Callable[[], Any]) -> Any:
-        """The answer to a request that is sent again while the server is away."""
+    def _published(self, job: TrainingJob, mask: Path, tokens: int | None) -> str:
+        """Publish the mask, again while the server is away; the mask's name."""
         while True:
             try:
-                return request()
+                return self._meanwhile(job, lambda _: self._api.publish(job, mask, tokens))
             except Unreachable as error:
                 self._say(f"{error}; trying again")
                 self._sleep(self._settings.poll_s)
                 if self.signum:
                     raise Stopped("stopped") from None
+                self._report(job)
 
     def _sleep(self, seconds: float) -> None:
         """Sleep, but not on after a signal."""

@@ -1,0 +1,1 @@
+"""Files and fine-tuning jobs of a server: `client.files` and `client.jobs`."""

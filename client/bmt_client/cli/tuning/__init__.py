@@ -1,0 +1,1 @@
+"""Commands on files and jobs for fine-tuning."""
