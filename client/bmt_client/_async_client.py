@@ -26,8 +26,7 @@ from ._transport import (
     chunks,
     step,
 )
-from ._tuning.files import AsyncFiles
-from ._tuning.jobs import AsyncJobs
+from ._tuning.clients import AsyncTuningClient
 from ._usage import counts
 from ._usage import limits as limit_flows
 from ._usage.counts import Usage
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsyncBmtClient(BaseClient):
+class AsyncBmtClient(AsyncTuningClient, BaseClient):
     """Asyncio client: arguments, methods and errors of `BmtClient`; `list()` is an async iterator.
 
     Disk access and decoding run in threads, so they do not block the event loop.
@@ -271,16 +270,6 @@ class AsyncBmtClient(BaseClient):
     def keys(self) -> AsyncKeys:
         """API keys of the server, for administrators."""
         return AsyncKeys(self._run, self._policy)
-
-    @property
-    def files(self) -> AsyncFiles:
-        """Files for fine-tuning of the key's tenant."""
-        return AsyncFiles(self._run, self._policy)
-
-    @property
-    def jobs(self) -> AsyncJobs:
-        """Fine-tuning jobs of the key's tenant."""
-        return AsyncJobs(self._run, self._policy)
 
     async def usage(
         self,

@@ -27,8 +27,7 @@ from ._transport import (
     chunks,
     step,
 )
-from ._tuning.files import Files
-from ._tuning.jobs import Jobs
+from ._tuning.clients import TuningClient
 from ._usage import counts
 from ._usage import limits as limit_flows
 from ._usage.counts import Usage
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class BmtClient(BaseClient):
+class BmtClient(TuningClient, BaseClient):
     """Blocking client of a bmt-server and its mask registry.
 
     Parameters
@@ -344,16 +343,6 @@ class BmtClient(BaseClient):
     def keys(self) -> Keys:
         """API keys of the server, for administrators."""
         return Keys(self._run, self._policy)
-
-    @property
-    def files(self) -> Files:
-        """Files for fine-tuning of the key's tenant."""
-        return Files(self._run, self._policy)
-
-    @property
-    def jobs(self) -> Jobs:
-        """Fine-tuning jobs of the key's tenant."""
-        return Jobs(self._run, self._policy)
 
     def usage(
         self,

@@ -25,9 +25,9 @@ SURFACE = {
     "bmt_server.offline": "flips_request mask_request masked_llm",
     "bmt_client": """
         Alias ApiKey AsyncBmtClient AuthenticationError BaseModelInfo BmtClient BmtClientError
-        Conflict Invalid KeyInfo LimitTable Limits MaskInfo ModelInfo NewApiKey NotFound Page
-        PermissionDenied ProtocolError RateLimited Retention TooLarge Unavailable Upload Usage
-        UsageError UsageRow Version
+        Conflict FileInfo Invalid JobEvent JobInfo KeyInfo LimitTable Limits MaskInfo ModelInfo
+        NewApiKey NotFound Page PermissionDenied ProtocolError RateLimited Retention TooLarge
+        Unavailable Upload Usage UsageError UsageRow Version
     """,
     "bmt_client.hub": "Fetched HubPlace Pushed is_place parse_place pull push require_push",
 }
