@@ -23,6 +23,8 @@ COOKIE = "bmt_console"
 # Of the form that has no session yet.
 SIGN_IN_COOKIE = "bmt_console_sign_in"
 MAX_KEY_CHARACTERS = 256
+# What browsers say of requests by this origin and by the visitor; other clients say nothing.
+_OWN_SITES = ("same-origin", "none", None)
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,13 @@ def console_state(request: Request) -> AppState:
 
 
 async def visitor_of(request: Request) -> Visitor:
-    """The visitor by the cookie. Raises SignedOut, RegistryDown."""
+    """The visitor by the cookie. Raises SignedOut, ForeignForm, RegistryDown."""
     state = console_state(request)
+    # A page of an origin that --allowed-origins lets read the API may be of the same site, and then
+    # the browser sends the cookie along; links from elsewhere navigate.
+    navigates = request.headers.get("sec-fetch-mode", "navigate") == "navigate"
+    if not navigates and request.headers.get("sec-fetch-site") not in _OWN_SITES:
+        raise ForeignForm("pages of the console are read by itself alone")
     cookie = request.cookies.get(COOKIE, "")
     session = await sessions(state).find(cookie) if cookie else None
     if session is None:
@@ -141,11 +148,11 @@ def check_form(request: Request, token: str, given: str) -> None:
 
 def check_origin(request: Request) -> None:
     """Raise ForeignForm for one of another site, by what the browser says, before its body."""
-    site = request.headers.get("sec-fetch-site", "same-origin")
+    site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
     # Behind a proxy, the host is what the browser asked for; the scheme may be the proxy's.
     foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
-    if site not in ("same-origin", "none") or foreign:
+    if site not in _OWN_SITES or foreign:
         raise ForeignForm("forms are taken from pages of this console alone")
 
 

@@ -171,6 +171,20 @@ async def test_the_sign_in_form_is_not_anothers(site, visit):
     assert answer.status_code == 403
 
 
+@pytest.mark.parametrize("site_of_page", ["same-site", "cross-site"])
+async def test_scripts_of_other_origins_read_no_page(visit, site_of_page):
+    """Those too that may read the API, on a host of the same site: its cookies go along."""
+    browser = await visit("admin")
+    for mode in ("cors", "no-cors"):
+        headers = {"Sec-Fetch-Site": site_of_page, "Sec-Fetch-Mode": mode}
+        for path in ("", "/masks", "/keys", "/sign-in"):
+            answer = await browser.get(path, headers=headers)
+            assert answer.status_code == 403
+            assert 'name="csrf"' not in answer.text
+    headers = {"Sec-Fetch-Site": site_of_page, "Sec-Fetch-Mode": "navigate"}
+    assert (await browser.get("/masks", headers=headers)).status_code == 200
+
+
 async def test_a_request_of_a_client_is_not_taken_for_one_of_the_console(site, visit):
     """The session's key travels in the ASGI scope, which no header reaches."""
     browser = await visit("admin")

@@ -31,6 +31,8 @@ async def show(request: Request) -> Response:
             await visitor_of(request)
         except SignedOut:
             return _form(request)
+    except ForeignForm as refused:
+        return failed(request, None, Forbidden(str(refused), code="csrf"))
     except ApiError as error:
         return failed(request, None, error)
     return redirect(request, "")
