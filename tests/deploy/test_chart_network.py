@@ -32,7 +32,7 @@ def test_the_network_policy_admits_the_charts_own_clients_and_prometheus():
     assert peers[0] == gateway[0]
     (own,) = [p["podSelector"]["matchExpressions"] for p in peers if "podSelector" in p]
     (names,) = [e["values"] for e in own if e["key"] == "app.kubernetes.io/name"]
-    assert names == ["bmt-server-test", "bmt-trainer"]
+    assert names == ["bmt-server-test", "bmt-trainer", "bmt-worker"]
     monitor = {"monitor": "pod", "existingSecret": "k"}
     closed = refused(networkPolicy={"from": gateway}, monitoring=monitor)
     assert "monitoring.from" in closed

@@ -35,6 +35,8 @@ ALL_PODS = (
     *VALKEY,
     *("--set", "trainingJob.enabled=true", "--set", "backup.schedule=@daily"),
     *("--set", "maintenance.gcSchedule=@daily", "--set", "maintenance.fsckSchedule=@daily"),
+    *("--set", "worker.enabled=true", "--set", "worker.existingSecret=train-key"),
+    *("--set", "extraArgs={--files=s3://bucket/files}"),
 )
 
 
@@ -169,16 +171,16 @@ def test_every_pod_runs_where_the_operator_wants_it():
     found = {labels["app.kubernetes.io/name"]: spec for labels, spec in pod_templates(objects)}
     assert found.keys() == {
         *("bmt-server", "valkey", "bmt-server-test", "bmt-trainer"),
-        *("bmt-maintenance", "bmt-secrets"),
+        *("bmt-maintenance", "bmt-secrets", "bmt-worker"),
     }
-    assert len(pods(objects)) == 8
+    assert len(pods(objects)) == 9
     for spec in pods(objects):
         assert spec["imagePullSecrets"] == [{"name": "pull"}]
         assert spec["nodeSelector"] == {"pool": "gpu"}
         assert spec["tolerations"] == values["tolerations"]
         assert spec["priorityClassName"] == "high"
         assert spec["dnsConfig"]
-    for name in ("bmt-server", "bmt-server-test", "bmt-trainer", "bmt-secrets"):
+    for name in ("bmt-server", "bmt-server-test", "bmt-trainer", "bmt-worker", "bmt-secrets"):
         assert found[name]["securityContext"]["runAsUser"] == 4242
         assert found[name]["securityContext"]["runAsNonRoot"] is True
     own = {"nodeSelector": {"disk": "ssd"}, "tolerations": [{"key": "db", "operator": "Exists"}]}

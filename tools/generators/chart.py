@@ -38,7 +38,10 @@ LEAST = {
 }
 # Objects whose content Kubernetes or the trainer defines.
 FREE = {
-    *(f"{owner}resources" for owner in ("", "valkey.", "trainingJob.", "maintenance.", "backup.")),
+    *(
+        f"{owner}resources"
+        for owner in ("", "valkey.", "trainingJob.", "worker.", "maintenance.", "backup.")
+    ),
     *("podSecurityContext", "valkey.podSecurityContext", "containerSecurityContext"),
     "trainingJob.config",
 }
@@ -50,9 +53,14 @@ _TEXT = {"type": "string", "minLength": 1}
 MEMBERS = {
     **{f"{owner}extraVolumes": _NAMED for owner in ("", "trainingJob.")},
     **{f"{owner}extraVolumeMounts": _MOUNT for owner in ("", "trainingJob.")},
-    **{f"{owner}extraEnv": _NAMED for owner in ("", "trainingJob.")},
+    **{f"{owner}extraEnv": _NAMED for owner in ("", "trainingJob.", "worker.")},
     **{"initContainers": _NAMED, "sidecars": _NAMED, "httpRoute.parentRefs": _NAMED},
-    **{"ingress.hosts": _TEXT, "httpRoute.hostnames": _TEXT, "extraArgs": _TEXT},
+    **{
+        "ingress.hosts": _TEXT,
+        "httpRoute.hostnames": _TEXT,
+        "extraArgs": _TEXT,
+        "worker.extraArgs": _TEXT,
+    },
     **dict.fromkeys(("networkPolicy.from", "monitoring.from", "tolerations"), _PEER),
     "modelCache.accessModes": {
         "enum": ["ReadWriteOnce", "ReadWriteMany", "ReadOnlyMany", "ReadWriteOncePod"]
@@ -65,7 +73,15 @@ _SCHEDULE = r"^(\S+( \S+){4}|@\w+)?$"
 PATTERNS = {
     "fullnameOverride": "^([a-z]([-a-z0-9]*[a-z0-9])?)?$",
     **dict.fromkeys(
-        ("scratchSize", "sharedMemory", "modelCache.size", "valkey.size", "backup.size"), _QUANTITY
+        (
+            "scratchSize",
+            "worker.scratchSize",
+            "sharedMemory",
+            "modelCache.size",
+            "valkey.size",
+            "backup.size",
+        ),
+        _QUANTITY,
     ),
     **dict.fromkeys(("ingress.path", "httpRoute.path"), "^/"),
     **dict.fromkeys(

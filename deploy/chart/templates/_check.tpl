@@ -209,6 +209,20 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- if .Values.worker.enabled -}}
+{{- if not (has .Values.model.revision (list "" "main")) -}}
+{{- fail (printf "worker.enabled: a worker reads the model's main revision, and model.revision is %s; the server would give it no job" .Values.model.revision) -}}
+{{- end -}}
+{{- if not .Values.worker.existingSecret -}}
+{{- fail "worker.existingSecret: name a Secret with api-key, a key of scope train" -}}
+{{- end -}}
+{{- $files := false -}}
+{{- range .Values.extraArgs -}}{{- if regexMatch "^--files(=|$)" . -}}{{- $files = true -}}{{- end -}}{{- end -}}
+{{- range .Values.extraEnv -}}{{- if eq .name "BMT_FILES" -}}{{- $files = true -}}{{- end -}}{{- end -}}
+{{- if not $files -}}
+{{- fail "worker.enabled: the server takes no jobs without a place for files; set --files=s3://… in extraArgs" -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.valkey.restore (not .Values.backup.schedule) (not .Values.backup.existingClaim) -}}
 {{- fail "valkey.restore: no claim has snapshots; set backup.existingClaim, or backup.schedule" -}}
 {{- end -}}
