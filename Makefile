@@ -12,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 export PAPER_DATA
 
-STRICT := core/bmt_core client/bmt_client $(addprefix server/bmt_server/,api registry ipc sources worker)
+STRICT := core/bmt_core client/bmt_client $(addprefix server/bmt_server/,api registry ipc sources worker console)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-slow test-quick test-operate test-vllm bench bench-serve bench-swap bench-cold bench-format reproduce tools lint format docs models lock sbom clean
