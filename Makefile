@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 PORT ?= 8000
 SBOM ?= $(ROOT)/dist/sbom
-# Processes of `make test` and `make test-quick`; 0 shows what tests print, with PYTEST=-s.
+# Processes of `make test`, `make test-slow` and `make test-quick`; 0 shows what tests print, with PYTEST=-s.
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist loadscope --no-loadscope-reorder
 export HF_HUB_DISABLE_TELEMETRY = 1
@@ -32,8 +32,8 @@ serve: setup ## serve MODEL (default: the demo's model) with the embedded regist
 test: setup tools ## tests on the real model, engine and registry; 15 minutes on 2 cores
 	@cd "$(ROOT)" && "$(BIN)/python" -m pytest $(PARALLEL) -m "not slow" $(PYTEST)
 
-test-slow: setup tools ## the other tests: more engines, compiled and parallel ones; 20 minutes
-	@cd "$(ROOT)" && "$(BIN)/python" -m pytest -m slow $(PYTEST)
+test-slow: setup tools ## the other tests: more engines, compiled and parallel ones; 15 minutes
+	@cd "$(ROOT)" && "$(BIN)/python" -m pytest $(PARALLEL) -m slow $(PYTEST)
 
 test-quick: setup tools ## without the tests that start an engine
 	@cd "$(ROOT)" && "$(BIN)/python" -m pytest $(PARALLEL) -m "not engine and not slow" $(PYTEST)

@@ -14,7 +14,7 @@ import pytest
 from tests.support.masks import random_mask_of
 from tests.support.served import Served, Valkey
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.operate, pytest.mark.engine, pytest.mark.timeout(500)]
 
 
 def test_each_worker_fetches_by_digest(smol, valkey, tmp_path, monkeypatch):

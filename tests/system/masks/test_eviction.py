@@ -15,7 +15,7 @@ import pytest
 from tests.support.masks import random_mask_of
 from tests.support.served import Served, until
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.operate, pytest.mark.engine, pytest.mark.timeout(400)]
 
 MASKS = 40
 # A mask of this sparsity takes 2.2 MiB, so that four fit.
