@@ -64,8 +64,8 @@ class Lock:
 
 
 LOCKS = (
-    Lock(CONSTRAINTS / "cpu.txt", "cpu", ("cpu", "trainer", "client", "s3", "paper")),
-    Lock(CONSTRAINTS / "gpu.txt", "gpu", ("gpu", "trainer", "client", "s3", "paper")),
+    Lock(CONSTRAINTS / "cpu.txt", "cpu", ("cpu", "trainer", "client", "s3", "paper", "graders")),
+    Lock(CONSTRAINTS / "gpu.txt", "gpu", ("gpu", "trainer", "client", "s3", "paper", "graders")),
     Lock(REQUIREMENTS / "server-cpu.txt", "cpu", ("cpu", "client"), FROM_TORCH),
     Lock(REQUIREMENTS / "server-gpu.txt", "gpu", ("gpu", "client"), UNUSED),
     Lock(REQUIREMENTS / "trainer-cpu.txt", "cpu", ("trainer", "client", "s3"), FROM_TORCH),

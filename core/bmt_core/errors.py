@@ -18,6 +18,8 @@ BmtError                    code, field, value, bound
 ├── BaseMismatch            mask of another base model
 ├── MaskError               invalid mask, built in memory
 ├── InvalidName             name, alias or digest outside the grammar
+├── RowError                row of training data that is not valid
+├── GraderError             invalid grader of a fine-tuning job, or one without a number
 └── CheckpointError         unreadable base checkpoint
 """
 
@@ -143,6 +145,18 @@ class InvalidName(BmtError):
     """Name, alias, reference or digest outside the grammar."""
 
     code = "name_invalid"
+
+
+class RowError(BmtError):
+    """Row of training data that is not valid; the message names the row and the field."""
+
+    code = "row_invalid"
+
+
+class GraderError(BmtError):
+    """Grader of a fine-tuning job that is not valid, or that gives no number for an answer."""
+
+    code = "grader_invalid"
 
 
 class CheckpointError(BmtError):

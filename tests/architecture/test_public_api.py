@@ -11,10 +11,11 @@ import pytest
 SURFACE = {
     "bmt_core": """
         LATEST BadChecksum BadHeader BadMagic BadMetadata Base BaseMismatch BmtError
-        CheckpointError DigestMismatch FormatError Header InvalidName LimitError Limits Mask
-        MaskDiff MaskError MaskRef Overlap PayloadError PositionsError TensorHeader TensorMask
-        TooManyZeros TooLarge TrailingBytes Truncated UnsupportedVersion compare decode difference
-        encode file_digest fingerprint geometry inspect intersection jaccard load save
+        CheckpointError DigestMismatch FormatError GraderError Header InvalidName LimitError Limits
+        Mask MaskDiff MaskError MaskRef Overlap PayloadError PositionsError RowError TensorHeader
+        TensorMask TooManyZeros TooLarge TrailingBytes Truncated UnsupportedVersion compare
+        decode difference encode file_digest fingerprint geometry inspect intersection jaccard
+        load save
         suggest_name symmetric_difference union validate_alias validate_digest validate_name
     """,
     "bmt_trainer": """

@@ -117,7 +117,12 @@ ROUTES: tuple[Route, ...] = (
     _route("POST", r"/v1/workers/lease", "train", operator=True),
     _route("POST", r"/v1/workers/jobs/[^/]+/(report|end)", "train", operator=True),
     _route("GET", r"/v1/workers/jobs/[^/]+/file", "train", operator=True),
-    _route("PUT", r"/v1/workers/jobs/[^/]+/mask", "train", operator=True),
+    _route(
+        "PUT",
+        r"/v1/workers/jobs/[^/]+/(mask|results|checkpoints/[^/]+)",
+        "train",
+        operator=True,
+    ),
     _route("GET HEAD", r"/v1/blobs/[^/]+", "any"),
     # Of the key's own tenant, unless it has the scope `operator`: `api/keys/rights.py`.
     _route("GET POST", r"/v1/keys", "admin"),

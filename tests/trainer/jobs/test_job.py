@@ -7,13 +7,19 @@ import json
 import pytest
 from bmt_trainer.data.row_formats import example_of
 from bmt_trainer.errors import ConfigError
-from bmt_trainer.jobs.job import COMMANDS, TrainingJob, rows_of
-from bmt_trainer.methods.config import DpoConfig, SftConfig
+from bmt_trainer.jobs.job import COMMANDS, DATA, VALIDATION, TrainingJob, rows_of
+from bmt_trainer.jobs.settings import TrainingSettings, settings_of
+from bmt_trainer.methods.config import DpoConfig, GrpoConfig, SftConfig
 from bmt_trainer.settings import build
 
-from tests.support.requests.rows import jsonl, pair, supervised
+from tests.support.requests.rows import graded, jsonl, pair, supervised
 
-CONFIGS = {"supervised": SftConfig, "dpo": DpoConfig}
+CONFIGS = {"supervised": SftConfig, "dpo": DpoConfig, "reinforcement": GrpoConfig}
+ROWS = {"supervised": supervised(), "dpo": pair(), "reinforcement": graded()}
+GRADER = {
+    **{"type": "string_check", "name": "s", "operation": "eq"},
+    **{"input": "{{ sample.output_text }}", "reference": "{{ item.answer }}"},
+}
 
 
 def answer(kind="supervised", **changes):
@@ -21,19 +27,36 @@ def answer(kind="supervised", **changes):
     return {
         **{"id": "ftjob-" + "0" * 24, "base": "ab" * 32, "seed": 3, "model": "ft-0", "step": 0},
         "token": "0" * 32,
-        "method": {"type": kind, "hyperparameters": hyperparameters},
+        "method": {
+            **{"type": kind, "hyperparameters": hyperparameters},
+            **({"grader": GRADER} if kind == "reinforcement" else {}),
+        },
         **changes,
     }
 
 
+@pytest.mark.parametrize("validated", [False, True])
 @pytest.mark.parametrize("kind", COMMANDS)
-def test_settings_are_those_of_the_command(kind):
-    job = TrainingJob.parse(answer(kind))
-    settings = job.settings({"model": "m", "checkpoint_every": 5})
-    config = build(CONFIGS[kind], settings)
-    assert (config.epochs, config.batch_size, config.seed) == (3, 2, 3)
+def test_settings_are_those_of_the_command(kind, validated, tmp_path):
+    job = TrainingJob.parse(answer(kind, validation=validated))
+    for name in (DATA, VALIDATION):
+        lines = jsonl([ROWS[kind]] * 7).splitlines()
+        (tmp_path / name).write_text("".join(rows_of(kind, lines)))
+    own = TrainingSettings({"model": "m", "checkpoint_every": 5}, max_new_tokens=9)
+    config = build(CONFIGS[kind], settings_of(job, tmp_path, own))
+    assert (config.epochs, config.seed) == (3, 3)
     assert config.learning_rate == pytest.approx(0.5 * CONFIGS[kind].learning_rate)
-    assert (config.heldout, config.resume) == (0, True)
+    assert (config.heldout, config.resume, config.select) == (0, True, "last")
+    # 12 steps of two rows, of prompts 9: a rest fills none.
+    assert config.masks_every == (1 if kind == "reinforcement" else 2)
+    assert (config.validation, config.validation_dataset) == (
+        (7, VALIDATION) if validated else (0, None)
+    )
+    if kind == "reinforcement":
+        assert (config.prompts_per_step, config.completions, config.max_new_tokens) == (2, 8, 9)
+        assert config.accumulation(1) == 1
+    else:
+        assert config.batch_size == 2
 
 
 def method(**hyperparameters):
@@ -53,6 +76,9 @@ def method(**hyperparameters):
         method(learning_rate_multiplier=float("nan")),
         method(beta=0.1),
         method(push="hf://x/y"),
+        method(compute_multiplier=2),
+        {"method": {"type": "reinforcement", "hyperparameters": {}}},
+        {"method": {"type": "reinforcement", "hyperparameters": {}, "grader": {"type": "python"}}},
         {"id": "../../etc"},
         {"model": "prod"},
         {"token": "x"},

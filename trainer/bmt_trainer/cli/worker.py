@@ -48,6 +48,16 @@ def worker(
     max_file_mib: Annotated[
         int, typer.Option(min=1, metavar="MiB", help="Largest training file to take.")
     ] = 1024,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(min=1, metavar="tokens", help="Longest answer in a reinforcement job."),
+    ] = 256,
+    run_grader_code: Annotated[
+        bool,
+        typer.Option(
+            "--run-grader-code", help="Run the code of python graders, in a sandbox of Linux."
+        ),
+    ] = False,
     device: Annotated[
         str, typer.Option(help="Device to train on: auto, cpu, cuda or mps.")
     ] = "auto",
@@ -57,6 +67,7 @@ def worker(
     import bmt_core
 
     from bmt_trainer.jobs.connection import Connection, worker_name
+    from bmt_trainer.jobs.settings import TrainingSettings
     from bmt_trainer.jobs.worker import Worker, WorkerSettings, work_folder
     from bmt_trainer.models import checkpoint_folder
 
@@ -72,12 +83,17 @@ def worker(
     settings = WorkerSettings(
         base=bmt_core.fingerprint(place),
         folder=work,
-        train={
-            "model": str(place),
-            "checkpoint_every": checkpoint_every,
-            "max_length": max_length,
-            "device": device,
-        },
+        train=TrainingSettings(
+            {
+                "model": str(place),
+                "checkpoint_every": checkpoint_every,
+                "max_length": max_length,
+                "device": device,
+            },
+            max_new_tokens=max_new_tokens,
+            server=server,
+            run_code=run_grader_code,
+        ),
         poll_s=poll_seconds,
         report_s=min(10.0, lease_seconds / 4),
         max_file_bytes=max_file_mib << 20,

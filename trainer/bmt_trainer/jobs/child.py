@@ -20,17 +20,13 @@ from typing import Any
 
 from bmt_trainer.errors import ERROR_FILE
 from bmt_trainer.jobs.job import COMMANDS
+from bmt_trainer.jobs.metrics import Metrics, metrics_of, validations_of
 
 _PR_SET_PDEATHSIG = 1
 _STEPS, _ERROR = "steps.jsonl", "error.json"
 # Time in which a training ends after it was asked to.
 _GRACE_S = 60.0
 _SAID_BYTES = 16 << 10
-# Figures of a step, by the names of OpenAI's events.
-_NAMES = {"loss": "train_loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm"}
-
-
-Metrics = dict[str, float | int]
 
 
 # Errors of the trainer that another worker would meet as well: those of rows and of numbers.
@@ -118,7 +114,8 @@ class Child:
             return []
 
     def _read(self, steps: Iterable[Any]) -> list[Metrics]:
-        found = []
+        found: list[Metrics] = []
+        validations: list[Any] | None = None
         for step in steps:
             if not isinstance(step, dict) or not isinstance(step.get("step"), int):
                 continue
@@ -128,9 +125,9 @@ class Child:
                 self.trained_tokens = int(step["num_tokens"])
             if step["step"] > self._last and "loss" in step:
                 self._last = step["step"]
-                metrics: Metrics = {"step": self._last}
-                metrics.update((ours, step[name]) for name, ours in _NAMES.items() if name in step)
-                found.append(metrics)
+                if validations is None:
+                    validations = validations_of(self._folder)
+                found.append(metrics_of(step, validations))
         return found
 
     def fault(self) -> Fault | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import openai
@@ -70,15 +72,34 @@ class Connection:
             body["steps"] = steps
         self._send("post", f"/workers/jobs/{job.id}/report", body=body)
 
-    def training_file(self, job: TrainingJob) -> Iterator[bytes]:
-        """The bytes of the job's file, in pieces as they arrive."""
-        answer = self._send("get", f"/workers/jobs/{job.id}/file", token=job.token, stream=True)
+    def training_file(self, job: TrainingJob, of: str = "training") -> Iterator[bytes]:
+        """The bytes of the job's file, or of its `validation` file, in pieces as they arrive."""
+        path = f"/workers/jobs/{job.id}/file?of={of}"
+        answer = self._send("get", path, token=job.token, stream=True)
         try:
             yield from answer.iter_bytes(_PIECE_BYTES)
         except httpx2.HTTPError as error:
-            raise Unreachable(f"{self.url} cut the training file off ({error})") from None
+            raise Unreachable(f"{self.url} cut the {of} file off ({error})") from None
         finally:
             answer.close()
+
+    def checkpoint(
+        self, job: TrainingJob, step: int, mask: bytes, metrics: Mapping[str, float | int]
+    ) -> None:
+        """Publish the mask of a step."""
+        given = quote(json.dumps(metrics))
+        self._send(
+            "put",
+            f"/workers/jobs/{job.id}/checkpoints/{step}?metrics={given}",
+            content=mask,
+            token=job.token,
+            timeout=_TRANSFER_S,
+        )
+
+    def results(self, job: TrainingJob, data: bytes) -> None:
+        """Keep the metrics of all steps, CSV, as a file of the job's tenant."""
+        path = f"/workers/jobs/{job.id}/results"
+        self._send("put", path, content=data, token=job.token, timeout=_TRANSFER_S)
 
     def publish(self, job: TrainingJob, mask: Path, trained_tokens: int | None) -> str:
         """Upload the mask and end the job; the mask's name."""

@@ -1,7 +1,7 @@
 """A fine-tuning job as a worker gets it: checked again here, and turned into settings and data.
 
 A worker runs nothing that a job names: the method is one of a closed list, its hyperparameters are
-numbers within bounds, and the data is JSON.
+numbers within bounds, and the data is JSON. `settings` makes settings of it.
 """
 
 from __future__ import annotations
@@ -12,28 +12,44 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bmt_core import GraderError
+from bmt_core.fine_tuning import graders
+
 from bmt_trainer.errors import ConfigError
-from bmt_trainer.methods.config import DpoConfig, SftConfig
 
 #: Methods of jobs, and the commands that train by them.
-COMMANDS = {"supervised": "sft", "dpo": "dpo"}
+COMMANDS = {"supervised": "sft", "dpo": "dpo", "reinforcement": "grpo"}
 #: Names of files in a job's folder.
-DATA, MASK = "training.jsonl", "mask.bmt"
-# Defaults for "auto"; the rate is the method's own.
-_EPOCHS, _BATCH = 3, 4
-_RATES = {"supervised": SftConfig.learning_rate, "dpo": DpoConfig.learning_rate}
+DATA, VALIDATION, MASK = "training.jsonl", "validation.jsonl", "mask.bmt"
+#: The column of a reinforcement row's other columns, as JSON text: a table of columns would give
+#: all rows one set of them, and its own types.
+ITEM = "item"
 # Hyperparameter -> least, most and kind; the first number is excluded of a float.
 _BOUNDS: Mapping[str, tuple[float, float, type[int] | type[float]]] = {
     "n_epochs": (1, 100, int),
     "batch_size": (1, 256, int),
     "learning_rate_multiplier": (0, 100, float),
     "beta": (0, 10, float),
+    "compute_multiplier": (0, 8, float),
+    "eval_interval": (1, 10_000, int),
+    "eval_samples": (1, 1, int),
 }
+_OF_ALL = {"n_epochs", "batch_size", "learning_rate_multiplier"}
+_HYPERPARAMETERS = {
+    "supervised": _OF_ALL,
+    "dpo": _OF_ALL | {"beta"},
+    "reinforcement": _OF_ALL | {"compute_multiplier", "eval_interval", "eval_samples"},
+}
+_WITHOUT_A_NUMBER = {"auto", "default"}
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A leased job. step: the last one whose metrics the server has."""
+    """A leased job. step: the last one whose metrics the server has.
+
+    grader: of `reinforcement`, checked, as JSON; validated: it has a validation file; checkpoints:
+    steps whose masks the server has; results: the server has the results file.
+    """
 
     id: str
     base: str
@@ -43,6 +59,10 @@ class TrainingJob:
     model: str
     token: str
     step: int = 0
+    grader: Any = None
+    validated: bool = False
+    checkpoints: tuple[int, ...] = ()
+    results: bool = False
 
     @classmethod
     def parse(cls, answer: Any) -> TrainingJob:
@@ -55,42 +75,26 @@ class TrainingJob:
                 base=_matching(r"[0-9a-f]{64}", answer["base"]),
                 method=_matching("|".join(COMMANDS), method["type"]),
                 hyperparameters={
-                    name: _number(name, value) for name, value in given.items() if value != "auto"
+                    name: _number(name, value)
+                    for name, value in given.items()
+                    if value not in _WITHOUT_A_NUMBER
                 },
                 seed=int(answer["seed"]),
                 model=_matching(r"ft-[a-z0-9._-]{1,125}", answer["model"]),
                 token=_matching(r"[0-9a-f]{32}", answer["token"]),
                 step=int(answer["step"]),
+                grader=_grader(method),
+                validated=bool(answer.get("validation")),
+                checkpoints=tuple(map(int, answer.get("checkpoints", ()))),
+                results=bool(answer.get("results")),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, GraderError) as error:
             raise ConfigError(
                 f"job: the server's answer is no job of this version ({error})"
             ) from None
-        if "beta" in job.hyperparameters and job.method != "dpo":
-            raise ConfigError(f"job: {job.method} has no beta")
+        if unknown := sorted(job.hyperparameters.keys() - _HYPERPARAMETERS[job.method]):
+            raise ConfigError(f"job: {job.method} has no {unknown[0]}")
         return job
-
-    def settings(self, more: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings of the command that trains it in its folder. more: the worker's own."""
-        given = self.hyperparameters
-        settings = {
-            # Relative: the mask's metadata, which its tenant sees, has no folder of this host.
-            "dataset": DATA,
-            "output": MASK,
-            "epochs": given.get("n_epochs", _EPOCHS),
-            "batch_size": given.get("batch_size", _BATCH),
-            "learning_rate": _RATES[self.method] * given.get("learning_rate_multiplier", 1.0),
-            "seed": self.seed,
-            # The rows are all for training, and a row that is too long is an error, not left out.
-            "heldout": 0,
-            "resume": True,
-            **more,
-        }
-        if self.method == "supervised":
-            settings["overlong"] = "error"
-        elif "beta" in given:
-            settings["beta"] = given["beta"]
-        return settings
 
 
 def rows_of(method: str, lines: Iterable[bytes]) -> Iterator[str]:
@@ -107,9 +111,19 @@ def rows_of(method: str, lines: Iterable[bytes]) -> Iterator[str]:
                 "rejected": row["non_preferred_output"],
                 **({"tools": given["tools"]} if given.get("tools") else {}),
             }
+        elif method == "reinforcement":
+            prompt = row.pop("messages")
+            row = {"prompt": prompt, ITEM: json.dumps(row, ensure_ascii=False)}
         else:
             row.pop("parallel_tool_calls", None)
         yield json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _grader(method: Mapping[str, Any]) -> Any:
+    if method["type"] != "reinforcement":
+        return None
+    graders.parse(method["grader"])
+    return method["grader"]
 
 
 def _matching(pattern: str, text: Any) -> str:

@@ -17,9 +17,14 @@ _MAX_ROW_BYTES = 4 << 20
 
 
 def fetch(
-    api: Connection, job: TrainingJob, target: Path, most: int, stopped: Callable[[], bool]
+    api: Connection,
+    job: TrainingJob,
+    target: Path,
+    most: int,
+    stopped: Callable[[], bool],
+    which: str = "training",
 ) -> None:
-    """Write the job's rows to `target`, whole or not at all. most: bytes of its file.
+    """Write the rows of one of a job's files to `target`, whole or not at all. most: its bytes.
 
     stopped: true once they are not wanted any more. Raises Refused for rows that cannot be read,
     Unreachable, LeaseLost, TooLarge and OSError.
@@ -28,18 +33,18 @@ def fetch(
     try:
         with arrived.open("wb") as file:
             size = 0
-            for piece in api.training_file(job):
+            for piece in api.training_file(job, which):
                 size += len(piece)
                 if size > most:
                     raise TooLarge(
-                        f"the training file has more than {most} bytes, the most that this worker "
+                        f"the {which} file has more than {most} bytes, the most that this worker "
                         "takes (--max-file-mib)"
                     )
                 if stopped():
                     return
                 file.write(piece)
         with arrived.open("rb") as source, made.open("w", encoding="utf-8") as rows:
-            _convert(job, source, rows.write, stopped)
+            _convert(job, source, rows.write, stopped, which)
         if not stopped():
             made.replace(target)
     finally:
@@ -48,7 +53,11 @@ def fetch(
 
 
 def _convert(
-    job: TrainingJob, source: BinaryIO, write: Callable[[str], object], stopped: Callable[[], bool]
+    job: TrainingJob,
+    source: BinaryIO,
+    write: Callable[[str], object],
+    stopped: Callable[[], bool],
+    which: str,
 ) -> None:
     try:
         for row in rows_of(job.method, _lines(source)):
@@ -58,7 +67,7 @@ def _convert(
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         # The job's fault: an error that ends this worker would end all of them in turn.
         raise Refused(
-            f"the training file has a row that cannot be read ({type(error).__name__}: "
+            f"the {which} file has a row that cannot be read ({type(error).__name__}: "
             f"{str(error)[:120]}); upload it again"
         ) from None
 

@@ -12,17 +12,20 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
-from bmt_trainer.errors import OutputError, TrainerError
+from bmt_trainer.errors import ConfigError, OutputError, TrainerError
 from bmt_trainer.jobs.background import start
-from bmt_trainer.jobs.child import Child, Metrics
+from bmt_trainer.jobs.checkpoints import Checkpoints
+from bmt_trainer.jobs.child import Child
 from bmt_trainer.jobs.connection import Connection, LeaseLost, Refused, TooLarge, Unreachable
-from bmt_trainer.jobs.job import DATA, MASK, TrainingJob
+from bmt_trainer.jobs.job import DATA, MASK, VALIDATION, TrainingJob
+from bmt_trainer.jobs.metrics import Metrics, results_of
 from bmt_trainer.jobs.rows import fetch
+from bmt_trainer.jobs.settings import TrainingSettings, settings_of
 
 _TICK_S = 0.2
 # Metrics of one report, at most.
@@ -50,7 +53,7 @@ class WorkerSettings:
 
     base: str
     folder: Path
-    train: Mapping[str, Any] = field(default_factory=dict)
+    train: TrainingSettings = field(default_factory=TrainingSettings)
     poll_s: float = 5.0
     report_s: float = 10.0
     max_file_bytes: int = 1 << 30
@@ -141,9 +144,9 @@ class Worker:
         mask, child = folder / MASK, None
         if not mask.exists() or (folder / f"{MASK}.run").exists():
             self._fetch(job, folder)
-            child = Child(job.method, folder, job.settings(self._settings.train), job.step)
+            child = Child(job.method, folder, self._settings_of(job, folder), job.step)
             try:
-                code = self._watch(job, child)
+                code = self._watch(job, child, Checkpoints(self._api, job, folder, self._say))
             except LeaseLost:
                 child.stop()  # a job that was paused goes on from there
                 raise
@@ -152,21 +155,36 @@ class Worker:
                 raise
             if code != 0 and not self._failed(job, child, code, folder):
                 return
+        if not job.results and (results := results_of(folder)) is not None:
+            self._sent(job, lambda: self._api.results(job, results))
         tokens = child.trained_tokens if child is not None else None
-        name = self._published(job, mask, tokens)
+        name = self._sent(job, lambda: self._api.publish(job, mask, tokens))
         self._faults = 0
         self._say(f"{job.id}: {name} is published")
         shutil.rmtree(folder, ignore_errors=True)
 
+    def _settings_of(self, job: TrainingJob, folder: Path) -> dict[str, Any]:
+        """The settings of the job's command. Raises Refused: they are the job's fault."""
+        try:
+            return settings_of(job, folder, self._settings.train)
+        except ConfigError as error:
+            raise Refused(str(error)) from None
+
     def _fetch(self, job: TrainingJob, folder: Path) -> None:
-        """The job's rows. Raises Refused if they cannot be read while all else can."""
-        target, failures = folder / DATA, 0
+        """The job's rows, and those that it is validated on."""
+        self._fetch_rows(job, folder / DATA, "training")
+        if job.validated:
+            self._fetch_rows(job, folder / VALIDATION, "validation")
+
+    def _fetch_rows(self, job: TrainingJob, target: Path, which: str) -> None:
+        """One of the job's files. Raises Refused if it cannot be read while all else can."""
+        failures = 0
         while not target.exists():
             try:
                 self._meanwhile(
                     job,
                     lambda stopped: fetch(
-                        self._api, job, target, self._settings.max_file_bytes, stopped
+                        self._api, job, target, self._settings.max_file_bytes, stopped, which
                     ),
                 )
             except Unreachable as error:
@@ -176,7 +194,7 @@ class Worker:
                 failures += self._report(job)
                 if failures == _DOWNLOADS:
                     raise Refused(
-                        f"the training file cannot be read, in {failures} tries; upload it again"
+                        f"the {which} file cannot be read, in {failures} tries; upload it again"
                     ) from None
                 self._sleep(self._settings.poll_s)
                 if self.signum:
@@ -210,12 +228,15 @@ class Worker:
             left.set()
         return future.result()
 
-    def _watch(self, job: TrainingJob, child: Child) -> int:
+    def _watch(self, job: TrainingJob, child: Child, checkpoints: Checkpoints) -> int:
         """Report the training's steps until it ends; its exit code. Raises LeaseLost, Stopped."""
         waiting: list[Metrics] = []
         reported = 0.0
         while (code := child.poll()) is None:
-            waiting += child.new_steps()
+            new = child.new_steps()
+            waiting += new
+            if new:
+                checkpoints.publish(new)
             if time.monotonic() - reported >= self._settings.report_s:
                 if self._report(job, waiting[:_METRICS], child.steps):
                     del waiting[:_METRICS]
@@ -257,7 +278,7 @@ class Worker:
     def _failed(self, job: TrainingJob, child: Child, code: int, folder: Path) -> bool:
         """End a job whose training did not succeed. Returns False."""
         fault = child.fault()
-        if code in (1, 2) and fault is not None and fault.of_the_job(self._settings.train):
+        if code in (1, 2) and fault is not None and fault.of_the_job(self._settings.train.train):
             self._end(job, "failed", fault.message)
             self._faults = 0
             shutil.rmtree(folder, ignore_errors=True)
@@ -283,11 +304,11 @@ class Worker:
         except (LeaseLost, Unreachable) as error:
             self._say(f"{job.id}: {error}")
 
-    def _published(self, job: TrainingJob, mask: Path, tokens: int | None) -> str:
-        """Publish the mask, again while the server is away; the mask's name."""
+    def _sent(self, job: TrainingJob, send: Callable[[], T]) -> T:
+        """What `send` returns, which is called again while the server is away."""
         while True:
             try:
-                return self._meanwhile(job, lambda _: self._api.publish(job, mask, tokens))
+                return self._meanwhile(job, lambda _: send())
             except Unreachable as error:
                 self._say(f"{error}; trying again")
                 self._sleep(self._settings.poll_s)

@@ -20,10 +20,18 @@ from bmt_trainer.methods.config import TrainConfig
 from bmt_trainer.methods.guards.interruption import Interrupted
 from bmt_trainer.methods.guards.step_log import StepLog
 from bmt_trainer.methods.guards.training import Guard
-from bmt_trainer.methods.pipeline import Loaded, Logs, Rows, write_history
+from bmt_trainer.methods.pipeline import (
+    Loaded,
+    Logs,
+    Rows,
+    current_mask,
+    write_history,
+    write_mask,
+)
 from bmt_trainer.methods.trl_mixins import SharpenMask, save_gates_only
 from bmt_trainer.methods.trl_setup import prepare_trl
 from bmt_trainer.methods.validation.callback import StoppedEarly
+from bmt_trainer.methods.validation.step_masks import StepMasks
 from bmt_trainer.models import slow_in_16_bits
 from bmt_trainer.process import rank
 
@@ -99,6 +107,7 @@ def fit_with_trl(
             callbacks=[
                 SharpenMask(attached.state, config.alpha_start, config.alpha_end),
                 *callbacks,
+                *_step_masks(loaded, attached),
                 *trackers.callbacks(config, run),
                 StepLog(run.folder, metric),
                 StepProgress(advance, metric),
@@ -127,6 +136,15 @@ def fit_with_trl(
     if loaded.scored:
         _write_history(loaded, metric, logs)
     return logs
+
+
+def _step_masks(loaded: Loaded, attached: Attached) -> list[TrainerCallback]:
+    """The callback of `masks_every`; none in a baseline, which has no mask."""
+    every = loaded.config.masks_every
+    if not every or not attached.layers:
+        return []
+    export = partial(current_mask, loaded, attached)
+    return [StepMasks(loaded.run.folder, every, export, write_mask)]
 
 
 def _steps(logs: Sequence[dict[str, Any]], metric: str) -> Logs:

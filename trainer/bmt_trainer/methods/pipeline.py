@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +55,7 @@ from bmt_trainer.methods.rollouts.scores import RolloutScores
 from bmt_trainer.methods.run_folder import HeldoutScores, RunFolder, is_writing, settings_of
 from bmt_trainer.methods.trackers import check_installed
 from bmt_trainer.methods.trl_setup import prepare_tool_calls
+from bmt_trainer.methods.validation.data_set import validation_examples
 from bmt_trainer.process import is_main_process, world_size
 from bmt_trainer.rewards.combined import Rewards
 from bmt_trainer.templates.chat_templates import check_row_kwargs, check_template_kwargs
@@ -290,10 +291,11 @@ def _examples(
     preferences: str | None,
 ) -> Split:
     """At most `train` training examples and the held-out ones, which is said. Raises DataError."""
+    aside = validation_examples(config, bound, preferences)
     split = sources.load(
         config.dataset,
         heldout=0 if heldout_dataset else config.heldout,
-        train=train,
+        train=train - len(aside),
         seed=config.seed,
         system=config.system,
         share=None if heldout_dataset else config.heldout_share,
@@ -310,6 +312,7 @@ def _examples(
             system=config.system,
         )
         split = with_heldout(split, other)
+    split = replace(split, train=[*aside, *split.train])
     for line in split.lines():
         display.say(line)
     return split

@@ -31,6 +31,7 @@ _LOCK = ".lock"
 # Settings that do not change what a run computes.
 _NEUTRAL = (
     *("output", "resume", "checkpoint_every", "overwrite", "push", "report_to", "run_name"),
+    "masks_every",
     *("server_wait", "server_token_seconds", "vllm_memory"),
 )
 # Settings that a resumed run may change, and their defaults: the place of rollouts, not their

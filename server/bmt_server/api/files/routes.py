@@ -24,6 +24,7 @@ from bmt_server.errors import BadRequest, NotFound, PayloadTooLarge, RegistryFul
 from bmt_server.registry.files.record import (
     MAX_NAME_CHARACTERS,
     PURPOSE,
+    RESULTS,
     FileRecord,
     new_file_id,
 )
@@ -119,10 +120,11 @@ async def stream(store: FileStore, record: FileRecord) -> StreamingResponse:
         async for piece in pieces:
             yield piece
 
+    ending = "csv" if record.purpose == RESULTS else "jsonl"
     headers = {
         "Content-Length": str(record.bytes),
         # Whatever a client uploaded is nothing that a browser runs.
-        "Content-Disposition": f'attachment; filename="{record.id}.jsonl"',
+        "Content-Disposition": f'attachment; filename="{record.id}.{ending}"',
         "X-Content-Type-Options": "nosniff",
     }
     return StreamingResponse(body(), media_type="application/octet-stream", headers=headers)

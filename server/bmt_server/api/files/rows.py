@@ -12,11 +12,14 @@ A file has rows of one form. Memory is bounded by one row; `check` is for a thre
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import msgspec
+from bmt_core import RowError
+from bmt_core.fine_tuning import messages as shared
 
 from bmt_server.errors import BadRequest
 from bmt_server.registry.files.record import RowForm
@@ -116,6 +119,7 @@ def form_of(row: Mapping[str, Any]) -> RowForm:
     _check_tools(row)
     last = messages[-1]["role"]
     if last in ("user", "tool"):
+        _check_plain(row, messages)
         return "reinforcement"
     if last != "assistant":
         raise _Wrong(f"messages[{len(messages) - 1}].role", f"{last} cannot be the last message")
@@ -124,10 +128,41 @@ def form_of(row: Mapping[str, Any]) -> RowForm:
             sorted(extra)[0],
             "no column of supervised rows; for reinforcement, the last message is the user's",
         )
-    turns = [message for message in messages if message["role"] == "assistant"]
-    if all(message.get("weight") == 0 for message in turns):
-        raise _Wrong("messages", "every assistant message has weight 0, so nothing is learnt")
+    _check_answer(row["messages"], "messages")
     return "supervised"
+
+
+def _check_plain(row: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> None:
+    """Raise _Wrong for a prompt that rollouts would change: their tools are the run's."""
+    if row.get("tools"):
+        raise _Wrong("tools", "rows of reinforcement have none; learn calls by supervised rows")
+    for number, message in enumerate(messages):
+        if message.get("tool_calls"):
+            raise _Wrong(
+                f"messages[{number}].tool_calls",
+                "rows of reinforcement have none; learn calls by supervised rows",
+            )
+
+
+def _check_answer(messages: Sequence[Mapping[str, Any]], field: str, before: int = 0) -> None:
+    """Raise _Wrong unless a turn of the assistant is learnt, and the last such turn says something.
+
+    before: turns that stand before these.
+    """
+    turns = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+    learnt = [at for at in turns if messages[at].get("weight") != 0]
+    if not learnt:
+        raise _Wrong(field, "every assistant message has weight 0, so nothing is learnt")
+    last = learnt[-1]
+    if not last + before:
+        raise _Wrong(f"{field}[0]", "the assistant answers no message; put one before it")
+    if not _text(messages[last]).strip() and not messages[last].get("tool_calls"):
+        raise _Wrong(f"{field}[{last}].content", "empty, so the model would learn to say nothing")
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def _check_pair(row: Mapping[str, Any]) -> None:
@@ -151,7 +186,9 @@ def _check_pair(row: Mapping[str, Any]) -> None:
         output = _check_messages(row[name], name)
         if len(output) != 1 or output[0]["role"] != "assistant":
             raise _Wrong(name, "expected one message, of role assistant")
-    if row[_OUTPUTS[0]] == row[_OUTPUTS[1]]:
+        _check_answer(output, name, len(messages))
+    first, second = (shared.parse(row[name], name).messages[0] for name in _OUTPUTS)
+    if first == second:
         raise _Wrong("non_preferred_output", "equal to preferred_output, so neither is preferred")
 
 
@@ -160,7 +197,19 @@ def _check_messages(value: Any, field: str) -> Sequence[Mapping[str, Any]]:
         raise _Wrong(field, f"expected a list of messages, not {_shown(value)}")
     for number, message in enumerate(value):
         _check_message(message, f"{field}[{number}]")
+    with _as_trained(field):  # calls and their answers, arguments, texts that cannot be encoded
+        shared.parse(value, field)
     return value
+
+
+@contextmanager
+def _as_trained(field: str) -> Iterator[None]:
+    """Turn an error of the parser that training shares, which names its field, into _Wrong."""
+    try:
+        yield
+    except RowError as error:
+        place, _, why = str(error).partition(": ")
+        raise _Wrong(place if place.startswith(field) else field, why or str(error)) from None
 
 
 def _check_message(message: Any, field: str) -> None:
@@ -233,6 +282,8 @@ def _check_tools(row: Mapping[str, Any], prefix: str = "") -> None:
             function = tool.get("function") if isinstance(tool, dict) else None
             if not isinstance(function, dict) or not isinstance(function.get("name"), str):
                 raise _Wrong(f"{prefix}tools[{number}].function", "expected an object with a name")
+        with _as_trained(f"{prefix}tools"):
+            shared.tools(tools, f"{prefix}tools")
     parallel = row.get("parallel_tool_calls")
     if parallel is not None and not isinstance(parallel, bool):
         raise _Wrong(f"{prefix}parallel_tool_calls", f"expected true or false, not {parallel!r}")

@@ -14,11 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from bmt_server.api.app_state import AppState
 from bmt_server.api.files.routes import file_store
+from bmt_server.api.jobs.grader_check import check_models, checked_grader
 from bmt_server.api.jobs.masks import name_of
 from bmt_server.api.routes.dependencies import check_free, principal_of
 from bmt_server.errors import BadRequest, NotFound
 from bmt_server.registry.files.record import FileRecord
-from bmt_server.registry.jobs.methods import Dpo, Hyperparameters, Supervised
+from bmt_server.registry.jobs.methods import (
+    AnyMethod,
+    Dpo,
+    Hyperparameters,
+    Reinforcement,
+    Supervised,
+)
 from bmt_server.registry.jobs.record import MAX_SUFFIX_CHARACTERS, Job, model_name, new_job_id
 from bmt_server.registry.schemas import Principal
 
@@ -27,7 +34,6 @@ _DRAWS = 8
 _Key = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 _Value = Annotated[str, StringConstraints(max_length=512)]
 _REFUSED = {
-    "validation_file": "validation files are not read yet; leave it out",
     "integrations": "a worker reports to no other service; read the job's events",
 }
 
@@ -55,7 +61,7 @@ class NewJob(_Asked):
     suffix: Annotated[str, StringConstraints(max_length=MAX_SUFFIX_CHARACTERS)] | None = None
     seed: int | None = Field(default=None, ge=0, lt=2**32)
     metadata: dict[_Key, _Value] | None = Field(default=None, max_length=16)
-    validation_file: Any = None
+    validation_file: Annotated[str, StringConstraints(max_length=64)] | None = None
     integrations: Any = None
 
 
@@ -73,7 +79,11 @@ async def job_of(request: Request, state: AppState, body: NewJob, now_s: int) ->
         )
     principal = principal_of(request)
     method = _method(body)
-    await _file(request, principal, body.training_file, method.type)
+    if isinstance(method, Reinforcement):
+        check_models(state, principal, method)
+    await _file(request, principal, body.training_file, method.type, "training_file")
+    if body.validation_file is not None:
+        await _file(request, principal, body.validation_file, method.type, "validation_file")
     job_id, name = await _free_name(state, principal.tenant, body.suffix)
     return Job(
         id=job_id,
@@ -83,6 +93,7 @@ async def job_of(request: Request, state: AppState, body: NewJob, now_s: int) ->
         model=body.model,
         base=state.settings.fingerprint,
         training_file=body.training_file,
+        validation_file=body.validation_file,
         method=method,
         seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
         suffix=body.suffix,
@@ -108,16 +119,21 @@ async def _free_name(state: AppState, tenant: str, suffix: str | None) -> tuple[
     )
 
 
-def _method(body: NewJob) -> Supervised | Dpo:
-    kinds: dict[str, type[Supervised] | type[Dpo]] = {"supervised": Supervised, "dpo": Dpo}
+_METHODS: dict[str, tuple[type[AnyMethod], type[Hyperparameters]]] = {
+    kind.model_fields["type"].default: (kind, type(kind.model_fields["hyperparameters"].default))
+    for kind in (Supervised, Dpo, Reinforcement)
+}
+
+
+def _method(body: NewJob) -> AnyMethod:
     given = body.method or MethodBody(type="supervised", supervised={})
-    if given.type not in kinds:
+    if given.type not in _METHODS:
         raise BadRequest(
-            f"method.type is {given.type!r}; this server trains {' and '.join(kinds)}",
+            f"method.type is {given.type!r}; this server trains {', '.join(_METHODS)}",
             code="method_unknown",
             param="method.type",
         )
-    objects = {name: getattr(given, name) for name in ("supervised", "dpo", "reinforcement")}
+    objects = {name: getattr(given, name) for name in _METHODS}
     for name, other in objects.items():
         if other is not None and name != given.type:
             raise BadRequest(
@@ -126,6 +142,9 @@ def _method(body: NewJob) -> Supervised | Dpo:
     options = dict(objects[given.type] or {})
     hyperparameters = options.pop("hyperparameters", None) or {}
     where = f"method.{given.type}"
+    kept: dict[str, Any] = {}
+    if given.type == "reinforcement":
+        kept["grader"] = checked_grader(options.pop("grader", None), f"{where}.grader")
     if options:
         raise BadRequest(f"{where}.{sorted(options)[0][:64]} is unknown", param=where)
     if body.hyperparameters:  # OpenAI's former place for them
@@ -136,9 +155,8 @@ def _method(body: NewJob) -> Supervised | Dpo:
             )
         hyperparameters, where = body.hyperparameters, ""
     where = f"{where}.hyperparameters".lstrip(".")
-    kind = kinds[given.type]
-    known = kind().hyperparameters
-    return kind(hyperparameters=_checked(type(known), hyperparameters, where))  # type: ignore[arg-type]
+    kind, known = _METHODS[given.type]
+    return kind(hyperparameters=_checked(known, hyperparameters, where), **kept)  # type: ignore[arg-type]
 
 
 def _checked(kind: type[Hyperparameters], values: Any, where: str) -> Hyperparameters:
@@ -166,17 +184,20 @@ def _reason(error: Any) -> str:
     return str(error.errors()[-1]["msg"]) + ", or 'auto'"
 
 
-async def _file(request: Request, principal: Principal, file_id: str, kind: str) -> FileRecord:
+async def _file(
+    request: Request, principal: Principal, file_id: str, kind: str, param: str
+) -> FileRecord:
     try:
         record = await file_store(request).get(principal.tenant, file_id)
     except NotFound:
         raise BadRequest(
-            f"training_file: no file {file_id}", code="file_not_found", param="training_file"
+            f"{param}: no file {file_id}", code="file_not_found", param=param
         ) from None
     if record.form != kind:
         raise BadRequest(
-            f"training_file: {file_id} has rows for {record.form}, and the method is {kind}",
+            f"{param}: {file_id} has rows for {record.form or 'nothing: a job wrote it'}, and the "
+            f"method is {kind}",
             code="invalid_file",
-            param="training_file",
+            param=param,
         )
     return record

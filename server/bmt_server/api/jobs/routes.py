@@ -19,6 +19,7 @@ from bmt_server.registry.jobs.fairness import least_ms
 from bmt_server.registry.jobs.record import Job
 from bmt_server.registry.jobs.store import JobStore
 from bmt_server.registry.jobs.transitions import asked, event
+from bmt_server.registry.schemas import DIGEST_SHOWN
 
 MAX_PAGE = 100
 
@@ -26,9 +27,10 @@ MAX_PAGE = 100
 async def create(request: Request) -> dict[str, Any]:
     """Start a job: `model` is the base, `training_file` the id of a file, `method` the training.
 
-    Methods are `supervised` and `dpo`; hyperparameters `n_epochs`, `batch_size`,
-    `learning_rate_multiplier`, and `beta` of `dpo`. A worker (`bmt-train worker`) runs it, and the
-    mask is a model of this server then: `fine_tuned_model`.
+    Methods are `supervised`, `dpo`, and `reinforcement` with a grader; hyperparameters `n_epochs`,
+    `batch_size`, `learning_rate_multiplier`, `beta` of `dpo`, and `compute_multiplier`,
+    `eval_interval` of `reinforcement`. A worker (`bmt-train worker`) runs it, and the mask is a
+    model of this server then: `fine_tuned_model`.
     """
     state, store = app_state(request), job_store(request)
     body = await read_json(request, NewJob, MAX_BODY_BYTES)
@@ -116,33 +118,50 @@ async def checkpoints(
     after: str | None = Query(None, max_length=64),
     limit: int = Query(10, ge=1, le=MAX_PAGE),
 ) -> dict[str, Any]:
-    """Checkpoints of a job that can be called: the mask of its last step, once it has ended."""
+    """Checkpoints of a job that can be called, the newest first, while it runs and after it.
+
+    Each is an alias of the job's name; of a job that has succeeded, the last one is its model.
+    """
     job = await job_store(request).get(tenant_of(request), job_id)
-    data = [_checkpoint(job)] if job.state == "succeeded" and job.digest is not None else []
+    data = _checkpoints(job)
     if after is not None:
-        if after not in [one["id"] for one in data]:
+        ids = [one["id"] for one in data]
+        if after not in ids:
             raise NotFound(f"no checkpoint {after}", code="checkpoint_not_found", param="after")
-        data = []
-    ends = [one["id"] for one in data]
+        data = data[ids.index(after) + 1 :]
+    page = data[:limit]
     return {
         "object": "list",
-        "data": data,
-        "first_id": ends[0] if ends else None,
-        "last_id": ends[-1] if ends else None,
-        "has_more": False,
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": len(data) > limit,
     }
 
 
-def _checkpoint(job: Job) -> dict[str, Any]:
-    assert job.digest is not None
+def _checkpoints(job: Job) -> list[dict[str, Any]]:
+    found = {
+        one.step: _checkpoint(job, one.step, one.created_at, f":{one.alias}", one.metrics)
+        for one in job.checkpoints
+    }
+    if job.state == "succeeded" and job.digest is not None:
+        metrics = job.metrics or {"step": job.step}
+        at = job.finished_at or 0
+        found[job.step] = _checkpoint(job, job.step, at, f"@{job.digest[:DIGEST_SHOWN]}", metrics)
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
+def _checkpoint(
+    job: Job, step: int, created_at: int, ref: str, metrics: dict[str, Any]
+) -> dict[str, Any]:
     return {
-        "id": f"ftckpt-{job.id.removeprefix('ftjob-')}-{job.step}",
+        "id": f"ftckpt-{job.id.removeprefix('ftjob-')}-{step}",
         "object": "fine_tuning.job.checkpoint",
-        "created_at": job.finished_at,
-        "fine_tuned_model_checkpoint": f"{job.fine_tuned_model}@{job.digest[:12]}",
+        "created_at": created_at,
+        "fine_tuned_model_checkpoint": f"{job.fine_tuned_model}{ref}",
         "fine_tuning_job_id": job.id,
-        "metrics": {"step": job.step},
-        "step_number": job.step,
+        "metrics": metrics,
+        "step_number": step,
     }
 
 

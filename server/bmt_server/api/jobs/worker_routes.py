@@ -51,12 +51,21 @@ class LeaseBody(_Body):
 
 
 class StepMetrics(_Body):
-    """Metrics of one step, by OpenAI's names."""
+    """Metrics of one step, by OpenAI's names; `full_valid_loss` is of the whole validation file.
+
+    closed_gates: weights that the mask deletes, among them those that are 0 anyway.
+    """
 
     step: int = Field(ge=1, lt=2**31)
     train_loss: float
     learning_rate: float | None = None
     grad_norm: float | None = None
+    train_mean_token_accuracy: float | None = None
+    train_reward_mean: float | None = None
+    train_reward_std: float | None = None
+    closed_gates: float | None = None
+    full_valid_loss: float | None = None
+    valid_reward_mean: float | None = None
 
 
 class Message(_Body):
@@ -149,12 +158,18 @@ async def report(request: Request, job_id: str) -> dict[str, Any]:
 
 
 async def training_file(
-    request: Request, job_id: str, x_bmt_lease: str = Header(max_length=64)
+    request: Request,
+    job_id: str,
+    x_bmt_lease: str = Header(max_length=64),
+    of: Literal["training", "validation"] = Query("training"),
 ) -> StreamingResponse:
-    """The training file of a leased job."""
+    """The training file of a leased job, or its validation file."""
     job = await _held(request, job_id, x_bmt_lease)
     store = file_store(request)
-    return await stream(store, await store.get(job.tenant, job.training_file))
+    file_id = job.training_file if of == "training" else job.validation_file
+    if file_id is None:
+        raise NotFound(f"{job.id} has no {of} file", code="file_not_found", param="of")
+    return await stream(store, await store.get(job.tenant, file_id))
 
 
 async def publish_mask(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from bmt_server.api.files import routes as files
+from bmt_server.api.jobs import artifact_routes as artifacts
 from bmt_server.api.jobs import routes as jobs
 from bmt_server.api.jobs import worker_routes as workers
 from bmt_server.api.publishing import adapter_routes, import_route
@@ -80,6 +81,8 @@ def build_router() -> APIRouter:
     router.post("/v1/workers/jobs/{job_id}/report")(workers.report)
     router.get("/v1/workers/jobs/{job_id}/file")(workers.training_file)
     router.put("/v1/workers/jobs/{job_id}/mask")(workers.publish_mask)
+    router.put("/v1/workers/jobs/{job_id}/checkpoints/{step}")(artifacts.publish_checkpoint)
+    router.put("/v1/workers/jobs/{job_id}/results")(artifacts.keep_results)
     router.post("/v1/workers/jobs/{job_id}/end")(workers.end)
     router.api_route("/v1/blobs/{digest}", methods=["GET", "HEAD"])(blobs.blob)
     return router

@@ -12,14 +12,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 RowForm = Literal["supervised", "dpo", "reinforcement"]
 #: pending: the bytes are on their way. deleting: they are being removed. Clients see `ready` alone.
 FileState = Literal["pending", "ready", "deleting"]
-PURPOSE = "fine-tune"
+Purpose = Literal["fine-tune", "fine-tune-results"]
+#: Of clients' files, and of those that jobs write: each step's metrics, as CSV.
+PURPOSE: Purpose = "fine-tune"
+RESULTS: Purpose = "fine-tune-results"
 MAX_NAME_CHARACTERS = 255
 #: Ids are random, and no part of a path comes from a client.
 FILE_ID = re.compile(r"file-[0-9a-f]{24}")
 
 
 class FileRecord(BaseModel):
-    """One file of a tenant. created_at: seconds since 1970; sha256: of the bytes, 64 hex digits."""
+    """One file of a tenant. created_at: seconds since 1970; sha256: of the bytes, 64 hex digits.
+
+    form: of its rows; None of a file that a job wrote.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,8 +36,8 @@ class FileRecord(BaseModel):
     created_at: int
     sha256: str
     rows: int
-    form: RowForm
-    purpose: Literal["fine-tune"] = "fine-tune"
+    form: RowForm | None
+    purpose: Purpose = PURPOSE
     state: FileState = "pending"
 
     @property

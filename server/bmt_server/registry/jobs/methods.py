@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from bmt_core import GraderError
+from bmt_core.fine_tuning import graders
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Auto = Literal["auto"]
 
@@ -31,6 +33,19 @@ class DpoHyperparameters(Hyperparameters):
     beta: Auto | Annotated[float, Field(gt=0, le=10)] = "auto"
 
 
+class ReinforcementHyperparameters(Hyperparameters):
+    """compute_multiplier: of the answers that are sampled of each prompt.
+
+    eval_interval: steps between validations and checkpoints; eval_samples: one greedy answer of
+    each row of the validation file.
+    """
+
+    compute_multiplier: Auto | Annotated[float, Field(gt=0, le=8)] = "auto"
+    eval_interval: Auto | Annotated[int, Field(ge=1, le=10_000)] = "auto"
+    eval_samples: Auto | Annotated[int, Field(ge=1, le=1)] = "auto"
+    reasoning_effort: Literal["default"] = "default"
+
+
 class Supervised(_Closed):
     """Supervised fine-tuning."""
 
@@ -45,12 +60,27 @@ class Dpo(_Closed):
     hyperparameters: DpoHyperparameters = DpoHyperparameters()
 
 
-Method = Annotated[Supervised | Dpo, Field(discriminator="type")]
+class Reinforcement(_Closed):
+    """Rewards of a grader, which is kept as it was given and checked wherever it is read."""
+
+    type: Literal["reinforcement"] = "reinforcement"
+    grader: dict[str, Any]
+    hyperparameters: ReinforcementHyperparameters = ReinforcementHyperparameters()
+
+    @field_validator("grader")
+    @classmethod
+    def _is_a_grader(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            graders.parse(value)
+        except GraderError as error:
+            raise ValueError(str(error)) from None
+        return value
 
 
-def shown(method: Supervised | Dpo) -> dict[str, Any]:
+AnyMethod = Supervised | Dpo | Reinforcement
+Method = Annotated[AnyMethod, Field(discriminator="type")]
+
+
+def shown(method: AnyMethod) -> dict[str, Any]:
     """A method in OpenAI's form."""
-    return {
-        "type": method.type,
-        method.type: {"hyperparameters": method.hyperparameters.model_dump(mode="json")},
-    }
+    return {"type": method.type, method.type: method.model_dump(mode="json", exclude={"type"})}

@@ -46,12 +46,29 @@ class JobError(_Record):
     param: str | None = Field(default=None, max_length=64)
 
 
+class Checkpoint(_Record):
+    """The mask of a step. metrics: of that step; digest, file_digest: of the mask."""
+
+    step: int = Field(ge=1, lt=2**31)
+    created_at: int
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    file_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    metrics: dict[str, float | int]
+
+    @property
+    def alias(self) -> str:
+        """The alias of the job's name that is this checkpoint."""
+        return f"ckpt-step-{self.step}"
+
+
 class Job(_Record):
     """One job of a tenant.
 
     base: fingerprint of the weights that are trained. fine_tuned_model: name of the mask that it
-    makes. leases: how many it had; fault: the reason of the last one that was lost or given back;
-    step: the last step with metrics; steps: of all. events: their number. digest: of the mask.
+    makes. checkpoints: the newest, in the order of their steps. leases: how many it had; fault:
+    the reason of the last one that was lost or given back; step: the last step with metrics, which
+    are in `metrics`; steps: of all. events: their number. digest: of the mask. result_file: the
+    file of all steps' metrics.
     """
 
     id: str = Field(pattern=r"^ftjob-[0-9a-f]{24}$")
@@ -61,6 +78,7 @@ class Job(_Record):
     model: str = Field(max_length=1024)
     base: str = Field(pattern=r"^[0-9a-f]{64}$")
     training_file: str = Field(pattern=r"^file-[0-9a-f]{24}$")
+    validation_file: str | None = Field(default=None, pattern=r"^file-[0-9a-f]{24}$")
     method: Method
     seed: int = Field(ge=0, lt=2**32)
     suffix: str | None = Field(default=None, max_length=MAX_SUFFIX_CHARACTERS)
@@ -73,11 +91,14 @@ class Job(_Record):
     fault: str | None = Field(default=None, max_length=2048)
     lease: Lease | None = None
     step: int = 0
+    metrics: dict[str, float | int] = {}
     steps: int | None = None
     events: int = 0
     error: JobError | None = None
     digest: str | None = None
     trained_tokens: int | None = None
+    checkpoints: tuple[Checkpoint, ...] = ()
+    result_file: str | None = Field(default=None, pattern=r"^file-[0-9a-f]{24}$")
 
     @property
     def path(self) -> str:
@@ -101,8 +122,8 @@ class Job(_Record):
             "organization_id": self.tenant,
             "status": self.state,
             "training_file": self.training_file,
-            "validation_file": None,
-            "result_files": [],
+            "validation_file": self.validation_file,
+            "result_files": [] if self.result_file is None else [self.result_file],
             "hyperparameters": method[self.method.type]["hyperparameters"],
             "method": method,
             "seed": self.seed,
@@ -124,6 +145,9 @@ class Job(_Record):
             "model": self.fine_tuned_model,
             "step": self.step,
             "token": self.lease.token,
+            "validation": self.validation_file is not None,
+            "checkpoints": [one.step for one in self.checkpoints],
+            "results": self.result_file is not None,
         }
 
 

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from bmt_server.errors import Conflict
-from bmt_server.registry.jobs.record import Job, JobError, JobEvent, JobState, Lease, Level
+from bmt_server.registry.jobs.record import (
+    Checkpoint,
+    Job,
+    JobError,
+    JobEvent,
+    JobState,
+    Lease,
+    Level,
+)
 from bmt_server.registry.jobs.store import Change
 
 #: Leases that a job may lose before it fails: one that ends its workers would end all of them.
@@ -19,6 +27,8 @@ MAX_LEASES = 8
 MAX_EVENTS = 2000
 #: Steps whose metrics are events. Of a job with more, they are evenly apart.
 MAX_METRICS = 1000
+#: Checkpoints of a job that can be called; older ones are removed.
+MAX_CHECKPOINTS = 3
 _WANTED: dict[str, tuple[tuple[JobState, ...], JobState]] = {
     "cancel": (("queued", "running", "paused"), "cancelled"),
     "pause": (("queued", "running"), "paused"),
@@ -79,20 +89,51 @@ def reported(
     """
     lease = held(job, token)
     events, step = [event(now_ms, text, level) for level, text in messages], job.step
+    last = job.metrics
     steps = steps or job.steps
     apart = max(1, -(-(steps or 0) // MAX_METRICS))
     for entry in sorted(metrics, key=lambda entry: int(entry["step"])):
         if entry["step"] > step:
-            step = int(entry["step"])
+            step, last = int(entry["step"]), entry
             if step % apart == 0 or step in (1, steps):
                 of = f"/{steps}" if steps else ""
-                shown = f"Step {step}{of}: loss={entry.get('train_loss', 0):.4g}"
-                events.append(event(now_ms, shown, data=entry))
+                events.append(event(now_ms, f"Step {step}{of}: {_figure(entry)}", data=entry))
     # Never shortened: a request that prolongs it for its own time keeps what the worker asked for.
     until_ms = max(lease.until_ms, now_ms + lease_ms)
     lease = lease.model_copy(update={"until_ms": until_ms, "since_ms": now_ms})
-    changes = {"lease": lease, "step": step, "steps": steps}
+    changes = {"lease": lease, "step": step, "metrics": last, "steps": steps}
     return Change(job.model_copy(update=changes), _kept(job, events), spent(job, now_ms))
+
+
+def _figure(entry: dict[str, Any]) -> str:
+    """The figure of a step that says most: of rewards the reward."""
+    if "train_reward_mean" in entry:
+        return f"reward={entry['train_reward_mean']:.4g}"
+    return f"loss={entry.get('train_loss', 0):.4g}"
+
+
+def checkpointed(job: Job, now_ms: int, *, token: str, checkpoint: Checkpoint) -> Change | None:
+    """A published checkpoint; the oldest beyond the limit leaves the record. Raises Conflict.
+
+    None for a step that was published before, or one before it.
+    """
+    held(job, token)
+    if job.checkpoints and checkpoint.step <= job.checkpoints[-1].step:
+        return None
+    kept = (*job.checkpoints, checkpoint)[-MAX_CHECKPOINTS:]
+    said = (
+        f"Checkpoint created at step {checkpoint.step}: {job.fine_tuned_model}:{checkpoint.alias}"
+    )
+    events = _kept(job, [event(now_ms, said)])
+    return Change(job.model_copy(update={"checkpoints": kept}), events)
+
+
+def resulted(job: Job, now_ms: int, *, token: str, file_id: str) -> Change | None:
+    """The file of a job's metrics; None if it has one. Raises Conflict."""
+    held(job, token)
+    if job.result_file is not None:
+        return None
+    return Change(job.model_copy(update={"result_file": file_id}))
 
 
 def finished(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+from bmt_core import RowError
+from bmt_core.fine_tuning import json_text
 
 from bmt_trainer.data.rows import Rows
 from bmt_trainer.errors import DataError
@@ -82,36 +84,9 @@ def _objects(values: list[Any]) -> bool:
 def parse_json(text: str, location: str) -> Any:
     """The JSON value of `text`. A key given twice, NaN and Infinity raise DataError."""
     try:
-        return json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_constant=_constant,
-            parse_float=_number,
-        )
-    except RecursionError:
-        raise DataError(f"{location}: not JSON that can be read (nested too deeply)") from None
-    except ValueError as error:
-        raise DataError(f"{location}: not JSON ({error})") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} is given twice in one object")
-    return made
-
-
-def _constant(text: str) -> Any:
-    raise ValueError(f"{text} is not a JSON value; write null or text")
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {text} is too large")
-    return value
+        return json_text.parse_json(text, location)
+    except RowError as error:
+        raise DataError(str(error)) from None
 
 
 def csv_rows(lines: Lines, name: str, delimiter: str) -> Rows:

@@ -20,6 +20,8 @@ from typing import Any
 
 #: What the script writes when it is isolated; after it, a reason if a step was refused.
 READY, REFUSED = b"ready\n", b"refused "
+#: Characters of a program's result.
+RESULT_CHARACTERS = 64
 #: The one folder that a program may write to.
 FOLDER = "/dev/shm"
 
@@ -79,11 +81,12 @@ def main() -> None:
         os.write(answer, REFUSED + str(error).encode())
         os._exit(0)
     os.write(answer, READY)
-    program, token = given["program"], given["token"].encode()
+    program, token, result = given["program"], given["token"].encode(), given["result"]
     del given
-    exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
+    names = {"__name__": "__main__"}
+    exec(compile(program, "<program>", "exec"), names)
     # Only the end of the program writes it: one that leaves early with code 0 has not passed.
-    os.write(answer, token)
+    os.write(answer, token + str(names[result])[:RESULT_CHARACTERS].encode() if result else token)
 
 
 def _checked(result: int, step: str) -> None:

@@ -29,16 +29,28 @@ class Sandbox:
     """Bounds of a program.
 
     cpu_seconds: of the processor, so that a busy machine changes no outcome; seconds: by the clock;
-    memory_bytes: of address space; files_bytes: of its folder, and of a file.
+    memory_bytes: of address space; files_bytes: of its folder, and of a file. setting: the switch
+    that allows its programs, for errors.
     """
 
     cpu_seconds: int = 4
     seconds: int = 30
     memory_bytes: int = 1 << 30
     files_bytes: int = 16 << 20
+    setting: str = SETTING
 
     def passes(self, program: str) -> bool:
         """True if the program runs to its end. Raises ConfigError where it cannot be isolated."""
+        return self._run(program, "") is not None
+
+    def result(self, program: str, name: str) -> str | None:
+        """The beginning of what the program leaves under a global name, as text.
+
+        None if it does not run to its end. Raises ConfigError where it cannot be isolated.
+        """
+        return self._run(program, name)
+
+    def _run(self, program: str, result: str) -> str | None:
         unshare = shutil.which("unshare")
         if unshare is None:
             raise self._refusal("the program unshare (util-linux) is missing")
@@ -46,6 +58,7 @@ class Sandbox:
         given = {
             **{n: getattr(self, n) for n in ("cpu_seconds", "seconds", "memory_bytes")},
             **{"files_bytes": self.files_bytes, "program": program, "token": token},
+            "result": result,
         }
         process = subprocess.Popen(
             [unshare, *_NAMESPACES, "--fork", "--kill-child", "--mount-proc"]
@@ -69,7 +82,9 @@ class Sandbox:
                 process.stdin.close()
             except BrokenPipeError:  # it was refused before it read
                 pass
-            said = self._said(process, inside.READY + token.encode())
+            done = inside.READY + token.encode()
+            # A result has no length that is known before: it ends with its process.
+            said = self._said(process, b"" if result else done)
         finally:
             os.killpg(process.pid, signal.SIGKILL)  # ends its namespace with it
             process.wait()
@@ -82,7 +97,9 @@ class Sandbox:
                 # Nothing is said by one that the system ended, or that a busy machine did not run.
                 late = f"its process ended, or was not ready within {self.seconds} s"
                 raise self._refusal(shown or late)
-        return said == inside.READY + token.encode()
+        if not (said.startswith(done) if result else said == done):
+            return None
+        return said.removeprefix(done).decode(errors="replace")
 
     def _said(self, process: subprocess.Popen[bytes], wanted: bytes) -> bytes:
         """The output of the process, until its end or a second more than it has."""
@@ -94,20 +111,19 @@ class Sandbox:
             if some == b"":
                 break
             said += some or b""
-            if said == wanted:
+            if wanted and said == wanted:
                 break
             time.sleep(0.005)
         return said
 
-    @staticmethod
-    def _refusal(why: str) -> ConfigError:
+    def _refusal(self, why: str) -> ConfigError:
         return ConfigError(
-            f"{SETTING}: code of a model is not run, because it cannot be isolated here ({why}); "
+            f"{self.setting}: code is not run, because it cannot be isolated here ({why}); "
             "allow unprivileged user namespaces and seccomp, or leave the setting out"
         )
 
 
-def check() -> None:
+def check(sandbox: Sandbox = Sandbox()) -> None:
     """Raise ConfigError if programs cannot be isolated here."""
-    if not Sandbox().passes("pass"):
-        raise Sandbox._refusal("an empty program did not end")
+    if not sandbox.passes("pass"):
+        raise sandbox._refusal("an empty program did not end")

@@ -133,6 +133,11 @@ class TrainConfig:
         0,
         least=0,
     )
+    validation_dataset: str | None = option(
+        "Validate on the first examples of this data set instead, as many as validation says.",
+        None,
+        joined=True,
+    )
     validate_every: int = option("Steps between validations, hard mask.", 25, least=1)
     select: Literal["best", "last"] = option(
         "The mask that is written; without validations the last.", "best"
@@ -169,6 +174,12 @@ class TrainConfig:
         least=0,
         most=2**32 - 1,
     )
+    masks_every: int = option(
+        "Steps between masks that stay in the run's folder until it ends, as step-N.bmt; 0 for "
+        "none.",
+        0,
+        least=0,
+    )
     checkpoint_every: int = option("Steps between checkpoints; 0 for none.", 100, least=0)
     resume: bool = option("Resume the unfinished run of this output, if there is one.", False)
     overwrite: bool = option("Replace the mask and the history of an earlier run.", False)
@@ -185,7 +196,7 @@ class TrainConfig:
     #: Settings that earlier builds had not: a run's folder has them only if they are set.
     added: ClassVar[tuple[str, ...]] = (
         *("epochs", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup", "patience"),
-        *("validation", "validate_every", "select", "eta_among"),
+        *("validation", "validate_every", "select", "eta_among", "validation_dataset"),
     )
 
     def __post_init__(self) -> None:
@@ -230,6 +241,11 @@ class TrainConfig:
             raise ConfigError(
                 f"lr_scheduler_kwargs: {self.lr_scheduler_type} takes none; leave it out, or set "
                 "another lr_scheduler_type"
+            )
+        if self.validation_dataset is not None and not self.validation:
+            raise ConfigError(
+                f"validation_dataset: {self.validation_dataset} is not read with validation 0; set "
+                "validation to its examples, or leave it out"
             )
         if self.patience is not None and not self.validation:
             raise ConfigError(
