@@ -44,7 +44,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 
 # Commands for which the stand-in of a server has no route.
-NO_ROUTE = {"import": ("import", "math:prod", "--name", "imported")}
+NO_ROUTE = {
+    "import": ("import", "math:prod", "--name", "imported"),
+    "files upload": ("files", "upload", "math.bmt"),
+}
 # Commands that ask no server.
 LOCAL = {"inspect", "logout", "push", "pull"}
 

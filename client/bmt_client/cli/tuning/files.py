@@ -64,12 +64,20 @@ def content(
     context: typer.Context,
     file_id: FileId,
     output: Annotated[
-        str,
-        typer.Option("--output", "-o", metavar="FILE", help="File to write; `-` for stdout."),
-    ] = "-",
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="File to write. Default: stdout, with --json ID.jsonl.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write a file's bytes to stdout, or to a file."""
     run = session(context)
+    if output is None:
+        output = f"{Path(file_id).name}.jsonl" if run.out.as_json else "-"
     to_stdout = run.out.takes_file(output)
     with run.client() as client, run.out.progress("download") as progress:
         data = client.files.content(file_id, progress=progress)
