@@ -16,7 +16,7 @@ from urllib.parse import quote
 from .._errors import UsageError
 from .._models import Model, _require_text
 from .._retry import RetryPolicy, exchange
-from .._transport import Call, Flow, Progress, Request, parse_json
+from .._transport import Call, Flow, Progress, Request, parse_json, unexpected
 from .pages import pages
 
 _PAGE = 1000
@@ -79,8 +79,13 @@ def _delete(policy: RetryPolicy, file_id: str) -> Flow[None]:
 
 def _content(policy: RetryPolicy, file_id: str, progress: Progress | None) -> Flow[bytes]:
     path = f"{_path(file_id)}/content"
+    # Any server answers something: of a file's bytes, the length at least is known.
+    size = (yield from _get(policy, file_id)).bytes
     request = Request("GET", path, max_bytes=_MAX_BYTES, received=progress)
-    return (yield from exchange(request, policy)).body
+    response = yield from exchange(request, policy)
+    if len(response.body) != size:
+        raise unexpected(response, f"the file has {size} bytes, and the answer begins with")
+    return response.body
 
 
 def _path(file_id: str) -> str:
