@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import BinaryIO
@@ -14,7 +13,8 @@ from starlette.requests import ClientDisconnect
 
 from bmt_server.api.admission import UploadLimiter
 from bmt_server.api.files.form import OVERHEAD_BYTES, FileForm
-from bmt_server.console.session import Visitor, check_form, check_origin
+from bmt_server.api.files.receive import receive_form, scratch_file
+from bmt_server.console.session import Visitor, check_form, check_origin, console_state
 from bmt_server.errors import BadRequest, PayloadTooLarge, UnsupportedMedia
 
 # Prompts are the longest fields.
@@ -64,27 +64,14 @@ async def read_file(
     check_origin(request)
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length) > max_bytes + OVERHEAD_BYTES:
-        raise _too_large(int(length), max_bytes)
+        raise _too_large(int(length) - OVERHEAD_BYTES, max_bytes)
+    state = console_state(request)
     with (
         limiter.receive(visitor.principal.key_id) as received,
-        tempfile.TemporaryFile() as file,
+        state.cache.uploads() as added,
+        scratch_file(state.settings.cache_dir) as file,
     ):
-        form = FileForm(request.headers.get("content-type", ""), file, max_bytes)
-        total, waiting = 0, bytearray()
-        try:
-            async for chunk in request.stream():
-                total += len(chunk)
-                if total > max_bytes + OVERHEAD_BYTES:
-                    raise _too_large(total, max_bytes)
-                received(len(chunk))
-                waiting += chunk
-                if len(waiting) >= _PIECE_BYTES:
-                    await asyncio.to_thread(form.write, bytes(waiting))
-                    waiting.clear()
-            await asyncio.to_thread(form.write, bytes(waiting))
-        except ClientDisconnect:
-            raise _left() from None
-        form.finish()
+        form = await receive_form(request, file, max_bytes, received, added, refuse=_too_large)
         check_form(request, visitor.csrf, form.fields.pop("csrf", ""))
         if not form.size:
             raise BadRequest("choose a file that is not empty", param="file")
@@ -99,7 +86,9 @@ async def pieces_of(file: BinaryIO) -> AsyncIterator[bytes]:
 
 
 def _too_large(size: int, most: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the file has {size} bytes, and {most} are allowed", param="file")
+    return PayloadTooLarge(
+        f"the file has {size} bytes or more, and {most} are allowed", param="file"
+    )
 
 
 def _left() -> BadRequest:

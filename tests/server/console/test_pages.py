@@ -6,6 +6,8 @@ import asyncio
 import html
 import json
 import re
+import resource
+import tempfile
 from html.parser import HTMLParser
 
 import bmt_core
@@ -478,3 +480,27 @@ async def test_static_files_are_there_without_a_session_and_no_others(visit):
         check_page_headers = {k: v for k, v in HEADERS.items() if k != "Cache-Control"}
         assert all(answer.headers[k] == v for k, v in check_page_headers.items())
     assert (await browser.get("/static/page.py")).status_code == 404
+
+
+async def test_files_arrive_in_the_servers_folder_and_a_full_disk_is_said(
+    site, visit, monkeypatch, tmp_path
+):
+    """Nothing is written to the system's folder, which may be memory."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    browser = await visit("admin")
+    data = jsonl([supervised()])
+    answer = await browser.upload("/files", "rows.jsonl", data)
+    assert answer.headers["location"] == "/console/files?done=file"
+    mask = bmt_core.encode(make_mask())
+    assert (await browser.upload("/masks", "m.bmt", mask, name="m")).status_code == 303
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(data) * 8, hard))
+    try:
+        # Found by a write, and by what the file's buffer still has at its end.
+        for rows in (16, 10_000):
+            answer = await browser.upload("/files", "rows.jsonl", data * rows)
+            assert answer.status_code == 507
+            assert "disk is full" in answer.text
+            check_page(answer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

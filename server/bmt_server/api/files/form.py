@@ -6,6 +6,7 @@ everything else that a client chooses: parts, headers, names and values of field
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import BinaryIO
 
 from python_multipart.exceptions import FormParserError
@@ -21,14 +22,29 @@ OVERHEAD_BYTES = _MAX_PARTS * (
     _MAX_HEADERS * _MAX_HEADER_BYTES + _MAX_NAME_BYTES + _MAX_VALUE_BYTES
 )
 
+#: Error for a file of at least so many bytes, of so many allowed.
+TooLarge = Callable[[int, int], PayloadTooLarge]
+
+
+def too_large(size: int, max_bytes: int) -> PayloadTooLarge:
+    """The error for a file of rows beyond the limit. size: at least."""
+    return PayloadTooLarge(
+        f"the file has {size} bytes or more, and {max_bytes} are allowed; split it, or ask the "
+        "operator for a larger --max-file-mib",
+        param="file",
+    )
+
 
 class FileForm:
     """A form of one file and short fields. file: takes the file's bytes, `max_bytes` at most.
 
-    `write` is for a thread: it writes to the disk. Raises ApiError.
+    refuse: the error for a larger file. `write` is for a thread: it writes to the disk. Raises
+    ApiError.
     """
 
-    def __init__(self, content_type: str, file: BinaryIO, max_bytes: int) -> None:
+    def __init__(
+        self, content_type: str, file: BinaryIO, max_bytes: int, refuse: TooLarge = too_large
+    ) -> None:
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
             shown = kind.decode("latin-1")[:64]
@@ -38,7 +54,7 @@ class FileForm:
         self.fields: dict[str, str] = {}
         self.filename: str | None = None
         self.size = 0
-        self._file, self._max_bytes = file, max_bytes
+        self._file, self._max_bytes, self._refuse = file, max_bytes, refuse
         self._parts, self._ended = 0, False
         self._header, self._value = bytearray(), bytearray()
         self._disposition = b""
@@ -114,7 +130,7 @@ class FileForm:
             return
         self.size += end - start
         if self.size > self._max_bytes:
-            raise too_large(self.size, self._max_bytes)
+            raise self._refuse(self.size, self._max_bytes)
         self._file.write(data[start:end])
 
     def _end_part(self) -> None:
@@ -123,15 +139,6 @@ class FileForm:
 
     def _end(self) -> None:
         self._ended = True
-
-
-def too_large(size: int, max_bytes: int) -> PayloadTooLarge:
-    """The error for a file beyond the limit. size: at least."""
-    return PayloadTooLarge(
-        f"the file has {size} bytes or more, and {max_bytes} are allowed; split it, or ask the "
-        "operator for a larger --max-file-mib",
-        param="file",
-    )
 
 
 def _text(data: bytes, what: str) -> str:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any, BinaryIO, Literal
 
 from fastapi import Query, Request
 from fastapi.responses import StreamingResponse
-from starlette.requests import ClientDisconnect
 
 from bmt_server.api.access_log import audit
 from bmt_server.api.app_state import AppState
 from bmt_server.api.files.form import OVERHEAD_BYTES, FileForm, too_large
+from bmt_server.api.files.receive import receive_form, scratch_file
 from bmt_server.api.files.rows import check
 from bmt_server.api.routes.dependencies import app_state, principal_of, tenant_of
-from bmt_server.errors import BadRequest, NotFound, PayloadTooLarge, RegistryFull
+from bmt_server.errors import BadRequest, NotFound
 from bmt_server.registry.files.record import (
     MAX_NAME_CHARACTERS,
     PURPOSE,
@@ -32,7 +29,6 @@ from bmt_server.registry.files.store import FileStore
 
 MAX_PAGE = 10_000
 _PIECE_BYTES = 1 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 async def upload(request: Request) -> dict[str, Any]:
@@ -48,9 +44,9 @@ async def upload(request: Request) -> dict[str, Any]:
     with (
         state.file_uploads.receive(principal_of(request).key_id) as received,
         state.cache.uploads() as added,
-        tempfile.TemporaryFile(dir=_scratch(state)) as file,
+        scratch_file(state.settings.cache_dir) as file,
     ):
-        form = await _receive(request, state, file, received, added)
+        form = await receive_form(request, file, state.settings.max_file_bytes, received, added)
         purpose = form.fields.pop("purpose", None)
         if form.fields:
             name = sorted(form.fields)[0]
@@ -153,41 +149,6 @@ def _check_length(request: Request, state: AppState) -> None:
         raise too_large(size - OVERHEAD_BYTES, most)
 
 
-async def _receive(
-    request: Request, state: AppState, file: BinaryIO, *counts: Callable[[int], None]
-) -> FileForm:
-    """The form, whose file is on the disk. counts: called with the size of each piece."""
-    most = state.settings.max_file_bytes
-    form = FileForm(request.headers.get("content-type", ""), file, most)
-    total, waiting = 0, bytearray()
-    try:
-        async for chunk in request.stream():
-            total += len(chunk)
-            if total > most + OVERHEAD_BYTES:
-                raise PayloadTooLarge(f"the form has more than {most + OVERHEAD_BYTES} bytes")
-            for count in counts:
-                count(len(chunk))
-            waiting += chunk
-            if len(waiting) >= _PIECE_BYTES:
-                await _write(form, waiting)
-        await _write(form, waiting)
-    except ClientDisconnect:
-        raise BadRequest("the client closed the connection", code="disconnected") from None
-    form.finish()
-    return form
-
-
-async def _write(form: FileForm, waiting: bytearray) -> None:
-    data = bytes(waiting)
-    waiting.clear()
-    try:
-        await asyncio.to_thread(form.write, data)
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise RegistryFull("the server's disk is full; try again later") from None
-
-
 def _checked(tenant: str, form: FileForm, file: BinaryIO) -> FileRecord:
     """The record of a file whose rows are valid. Raises BadRequest."""
     name = form.filename or ""
@@ -214,10 +175,3 @@ def _checked(tenant: str, form: FileForm, file: BinaryIO) -> FileRecord:
         rows=found.rows,
         form=found.form,
     )
-
-
-def _scratch(state: AppState) -> Path:
-    """Folder of files that arrive; they have no name there, and end with the process."""
-    folder = Path(state.settings.cache_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -387,3 +387,18 @@ async def test_a_large_file_takes_little_memory(files, kept):
     assert answer.status_code == 200, answer.text
     assert answer.json()["bytes"] == 1100 * len(row)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < 48 << 20
+
+
+@pytest.mark.parametrize("rows", [16, 10_000])
+async def test_a_full_disk_is_said(files, kept, rows):
+    """By a write, and by what the file's buffer still has at its end."""
+    data = jsonl([supervised()])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(data) * 8, hard))
+    try:
+        answer = await post(files, data * rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert answer.status_code == 507, answer.text
+    assert "disk is full" in answer.json()["error"]["message"]
+    assert objects(kept) == []

@@ -1,0 +1,91 @@
+"""A form's file on its way to the disk, for the route of files and for pages of the console."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from bmt_server.api.files.form import OVERHEAD_BYTES, FileForm, TooLarge, too_large
+from bmt_server.errors import BadRequest, RegistryFull
+
+_PIECE_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def scratch_file(cache_dir: str) -> Iterator[BinaryIO]:
+    """A file of the server's own folder, which has no name there and ends with the process.
+
+    Raises RegistryFull.
+    """
+    folder = Path(cache_dir)
+    with _disk():
+        folder.mkdir(parents=True, exist_ok=True)
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below
+    try:
+        yield file
+    finally:
+        # Closing writes again whatever a full disk has not taken; the error was raised before.
+        with contextlib.suppress(OSError):
+            file.close()
+
+
+async def receive_form(
+    request: Request,
+    file: BinaryIO,
+    max_bytes: int,
+    *counts: Callable[[int], None],
+    refuse: TooLarge = too_large,
+) -> FileForm:
+    """The form, whose file is on the disk. counts: called with the size of each piece.
+
+    refuse: the error for a file of more than `max_bytes`. Raises ApiError.
+    """
+    form = FileForm(request.headers.get("content-type", ""), file, max_bytes, refuse)
+    total, waiting = 0, bytearray()
+    try:
+        async for chunk in request.stream():
+            total += len(chunk)
+            if total > max_bytes + OVERHEAD_BYTES:
+                raise refuse(total - OVERHEAD_BYTES, max_bytes)
+            for count in counts:
+                count(len(chunk))
+            waiting += chunk
+            if len(waiting) >= _PIECE_BYTES:
+                await asyncio.to_thread(_write, form, bytes(waiting))
+                waiting.clear()
+        await asyncio.to_thread(_write, form, bytes(waiting))
+        await asyncio.to_thread(_flush, file)
+    except ClientDisconnect:
+        raise BadRequest("the client closed the connection", code="disconnected") from None
+    form.finish()
+    return form
+
+
+def _write(form: FileForm, data: bytes) -> None:
+    with _disk():
+        form.write(data)
+
+
+def _flush(file: BinaryIO) -> None:
+    # Here, because the next seek would do it where no caller expects an error of the disk.
+    with _disk():
+        file.flush()
+
+
+@contextlib.contextmanager
+def _disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise RegistryFull("the server's disk is full; try again later") from None
