@@ -98,11 +98,9 @@ async def keep_results(
     Of a tenant whose files are at their quota none is kept, which an event says.
     """
     state, store, files = app_state(request), job_store(request), file_store(request)
-    async with received(request, state) as data:
-        if len(data) > MAX_RESULT_BYTES:
-            raise PayloadTooLarge(
-                f"the metrics have {len(data)} bytes, and {MAX_RESULT_BYTES} are allowed"
-            )
+    # Bounds of files: those of a small base's masks are less than the metrics of a long training.
+    most = min(MAX_RESULT_BYTES, state.settings.max_file_bytes)
+    async with received(request, state, state.file_uploads, most) as data:
         job, _ = await store.change(
             job_id, partial(transitions.reported, token=x_bmt_lease, lease_ms=60_000)
         )
@@ -128,8 +126,10 @@ async def keep_results(
     try:
         job, _ = await store.change(job_id, make)
     finally:
-        if job.result_file != record.id:
-            with contextlib.suppress(ApiError):
+        # Read again: of a change whose answer was lost, the record has the file.
+        with contextlib.suppress(ApiError):
+            now = await store.find(job_id)
+            if now is None or now.result_file != record.id:
                 await files.delete(job.tenant, record.id)
     return {"id": job.id, "file": job.result_file}
 

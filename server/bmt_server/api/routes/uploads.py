@@ -13,6 +13,7 @@ from fastapi import Query, Request
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
+from bmt_server.api.admission import UploadLimiter
 from bmt_server.api.app_state import AppState
 from bmt_server.api.publishing.publication import check_targets, decode, publish, read_expiry
 from bmt_server.api.routes.dependencies import (
@@ -116,11 +117,20 @@ def _apply_flips(
 
 
 @asynccontextmanager
-async def received(request: Request, state: AppState) -> AsyncIterator[bytes]:
-    """The complete body, with a place for the work on it. Raises ApiError."""
-    with state.uploads.receive(principal_of(request).key_id) as received:
-        data = await _read_upload(request, state.max_upload_bytes, received)
-        async with state.uploads.work:
+async def received(
+    request: Request,
+    state: AppState,
+    limiter: UploadLimiter | None = None,
+    max_bytes: int | None = None,
+) -> AsyncIterator[bytes]:
+    """The complete body, with a place for the work on it. Raises ApiError.
+
+    limiter, max_bytes: the bounds; default, those of masks.
+    """
+    limiter = limiter or state.uploads
+    with limiter.receive(principal_of(request).key_id) as received:
+        data = await _read_upload(request, max_bytes or state.max_upload_bytes, received)
+        async with limiter.work:
             yield data
 
 
@@ -153,7 +163,7 @@ async def _read_upload(request: Request, max_bytes: int, received: Callable[[int
 
 def _too_large(size: int, max_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(
-        f"the file is {size} bytes; a mask of this base model has at most {max_bytes}", param="file"
+        f"the file is {size} bytes, and at most {max_bytes} are allowed here", param="file"
     )
 
 

@@ -8,6 +8,8 @@ import bmt_core
 import openai
 import pytest
 from bmt_server.api.jobs import worker_routes
+from bmt_server.errors import RegistryDown
+from bmt_server.registry.jobs import transitions
 
 from tests.support.replica import make_mask
 from tests.support.requests import jobs as calls
@@ -91,6 +93,15 @@ async def test_a_reinforcement_job_reaches_its_worker_whole(files):
                 }
             ),
             "method.reinforcement.grader",
+        ),
+        (
+            reinforcement(
+                {
+                    **{"type": "score_model", "name": "j", "model": "tiny", "range": [0, 10**400]},
+                    "input": [{"role": "user", "content": "{{ sample.output_text }}"}],
+                }
+            ),
+            "method.reinforcement.grader.range",
         ),
         (reinforcement(eval_samples=3), "method.reinforcement.hyperparameters.eval_samples"),
         (reinforcement(beta=0.1), "method.reinforcement.hyperparameters.beta"),
@@ -256,3 +267,37 @@ async def test_a_tenant_at_its_quota_of_files_still_gets_its_model(files):
         assert (ended.status, ended.result_files) == ("succeeded", [])
         events = (await client.fine_tuning.jobs.list_events(id)).data
     assert [e.level for e in events if "results file is not kept" in e.message] == ["warn"]
+
+
+@pytest.mark.found
+async def test_results_may_be_larger_than_a_mask_of_the_base(files):
+    csv = b"step,train_loss\n" + b"1,0.5\n" * 100_000
+    assert files.state.max_upload_bytes < len(csv) < files.state.settings.max_file_bytes
+    await calls.started(files)
+    job = await calls.lease(files)
+    assert (await put(files, job, "results", csv)).json()["file"] is not None
+    refused = await put(files, job, "results", b"x" * ((1 << 20) + 1))
+    assert refused.status_code == 413
+
+
+@pytest.mark.found
+async def test_results_whose_answer_was_lost_stay(files, monkeypatch):
+    """The job's record names the file, which was removed."""
+    id = await calls.started(files)
+    job = await calls.lease(files)
+    store = files.state.jobs
+    change = store.change
+
+    async def without_an_answer(job_id, make):
+        await change(job_id, make)
+        if make.func is transitions.resulted:
+            raise RegistryDown("the answer was lost")
+        return await store.find(job_id), True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "change", without_an_answer)
+        assert (await put(files, job, "results", b"step\n1\n")).status_code == 503
+    kept = (await put(files, job, "results", b"step\n1\n")).json()["file"]
+    async with calls.stock(files) as client:
+        assert (await client.files.content(kept)).content == b"step\n1\n"
+        assert (await client.fine_tuning.jobs.retrieve(id)).result_files == [kept]
