@@ -51,8 +51,12 @@ def asked(what: str, job: Job, now_ms: int, least_ms: int = 0) -> Change | None:
             code="job_state",
         )
     ended = {"finished_at": now_ms // 1000} if target == "cancelled" else {}
+    # A lease that its tenant ends is none that a worker lost, however often a job is paused.
+    alive = job.lease is not None and job.lease.until_ms > now_ms
     # Without its lease, the worker ends its part at its next word to a server.
-    changed = job.model_copy(update={"state": target, "lease": None, **ended})
+    changed = job.model_copy(
+        update={"state": target, "lease": None, "leases": job.leases - alive, **ended}
+    )
     said = [event(now_ms, _WORDS[target])]
     return Change(changed, said if ended else _kept(job, said), spent(job, now_ms), least_ms)
 

@@ -152,7 +152,8 @@ async def test_a_mask_goes_with_a_job_that_ends_without_it_later(files, monkeypa
     elif how == "failed":
         await end(files, {**job, "token": "0" * 32}, "failed")
     else:
-        monkeypatch.setattr(transitions, "MAX_LEASES", 2)
+        # Of two leases, the one that its tenant ends does not count.
+        monkeypatch.setattr(transitions, "MAX_LEASES", 1)
         # The second lease is in the future of the registry's clock.
         await state.jobs.change(id, lambda record, _: transitions.asked("pause", record, 0))
         await state.jobs.change(id, lambda record, _: transitions.asked("resume", record, 0))
@@ -189,10 +190,26 @@ async def test_the_last_reason_of_a_job_that_is_given_up_is_its_error(files, mon
     assert "the disk of host a is full" in events
 
 
+@pytest.mark.found
+async def test_a_job_may_be_paused_any_number_of_times(files, monkeypatch):
+    """Each pause of a running job counted as a worker that was lost."""
+    monkeypatch.setattr(transitions, "MAX_LEASES", 2)
+    id = await started(files)
+    async with stock(files) as client:
+        for _ in range(3):
+            assert (await lease(files))["id"] == id
+            await client.fine_tuning.jobs.pause(id)
+            await client.fine_tuning.jobs.resume(id)
+    assert await status_of(files, id) == "queued"
+    assert (await lease(files))["id"] == id
+
+
 async def test_a_full_registry_lets_jobs_be_cancelled_and_go_on(tmp_path):
     async with full_registry(tmp_path) as (files, fill):
         ids = [await started(files, key="admin") for _ in range(3)]
         jobs = [await lease(files, seconds=2), await lease(files)]
+        # Jobs of one second have no order.
+        (waits,) = set(ids) - {job["id"] for job in jobs}
         file = await file_of(files, key="admin")
         fill()
         async with stock(files, "admin") as client:
@@ -203,7 +220,8 @@ async def test_a_full_registry_lets_jobs_be_cancelled_and_go_on(tmp_path):
         answer = await report(files, jobs[0], metrics=steps, lease_seconds=60)
         assert (answer.status_code, answer.json()["step"]) == (200, 999)
         async with stock(files, "admin") as client:
-            await client.fine_tuning.jobs.cancel(ids[2])
+            await client.fine_tuning.jobs.cancel(waits)
         await end(files, jobs[1], "failed", "row 3")
+        ids = [*(job["id"] for job in jobs), waits]
         for id, status in zip(ids, ("running", "failed", "cancelled"), strict=True):
             assert await status_of(files, id, "admin") == status
