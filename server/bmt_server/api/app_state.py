@@ -47,6 +47,7 @@ from bmt_server.registry.registry import Registry
 from bmt_server.registry.replica import RegistryReplica
 from bmt_server.registry.retention.retention import Retention
 from bmt_server.registry.retention.rules import Rule
+from bmt_server.registry.sessions import SessionStore
 from bmt_server.registry.usage.counts import UsageStore
 from bmt_server.registry.usage.limits import LimitStore, default_limits
 from bmt_server.settings import Settings
@@ -74,6 +75,7 @@ class AppState:
     housekeeper: Housekeeper
     retention: Retention
     keys: ApiKeyStore
+    sessions: SessionStore
     cache: MaskCache
     lifecycle: MaskLifecycle
     resolver: Resolver
@@ -246,6 +248,7 @@ class AppState:
                 in_use=lifecycle.in_use,
             ),
             keys=keys,
+            sessions=SessionStore(key_connection),
             cache=cache,
             lifecycle=lifecycle,
             resolver=resolver,

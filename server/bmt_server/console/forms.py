@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import BinaryIO
@@ -17,14 +18,16 @@ from bmt_server.api.files.receive import receive_form, scratch_file
 from bmt_server.console.session import Visitor, check_form, check_origin, console_state
 from bmt_server.errors import BadRequest, PayloadTooLarge, UnsupportedMedia
 
-# Prompts are the longest fields.
-MAX_FORM_BYTES = 512 << 10
+# Prompts are the longest fields. The form before a session has a key and a token.
+MAX_FORM_BYTES, MAX_SIGN_IN_BYTES = 512 << 10, 4 << 10
 MAX_FIELDS = 64
 _PIECE_BYTES = 1 << 20
 _KIND = "application/x-www-form-urlencoded"
 
 
-async def read_fields(request: Request, token: str) -> dict[str, str]:
+async def read_fields(
+    request: Request, token: str, max_bytes: int = MAX_FORM_BYTES
+) -> dict[str, str]:
     """Fields of a form, without its token, which is checked; values of one name are one list.
 
     Raises ApiError.
@@ -37,8 +40,8 @@ async def read_fields(request: Request, token: str) -> dict[str, str]:
     try:
         async for chunk in request.stream():
             data += chunk
-            if len(data) > MAX_FORM_BYTES:
-                raise PayloadTooLarge(f"the form has more than {MAX_FORM_BYTES} bytes")
+            if len(data) > max_bytes:
+                raise PayloadTooLarge(f"the form has more than {max_bytes} bytes; send less")
     except ClientDisconnect:
         raise _left() from None
     try:
@@ -93,3 +96,21 @@ def _too_large(size: int, most: int) -> PayloadTooLarge:
 
 def _left() -> BadRequest:
     return BadRequest("the client closed the connection", code="disconnected")
+
+
+def read_number(
+    fields: dict[str, str], name: str, kind: type[int] | type[float]
+) -> int | float | None:
+    """A number of a form; None for an empty field. Raises BadRequest for what is none."""
+    text = fields.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        value = kind(text)
+        # JSON has no other numbers, and the API would say so of the whole body.
+        if math.isfinite(value):
+            return value
+    except (ValueError, OverflowError):
+        pass
+    what = "a whole number" if kind is int else "a number"
+    raise BadRequest(f"{name.replace('_', ' ')} is {text[:32]!r}; enter {what}", param=name)

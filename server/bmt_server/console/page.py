@@ -122,15 +122,15 @@ def render(
         error=error,
         **context,
     )
-    return HTMLResponse(text, error.status if error is not None else status, headers=HEADERS)
+    answer = HTMLResponse(text, error.status if error is not None else status, headers=HEADERS)
+    if error is not None and error.retry_after is not None:
+        answer.headers["Retry-After"] = str(error.retry_after)
+    return answer
 
 
 def failed(request: Request, visitor: Visitor | None, error: ApiError) -> HTMLResponse:
     """The page of an error that leaves nothing else to show."""
-    answer = render(request, visitor, "error.html", error=error)
-    if error.retry_after is not None:
-        answer.headers["Retry-After"] = str(error.retry_after)
-    return answer
+    return render(request, visitor, "error.html", error=error)
 
 
 def redirect(request: Request, path: str, done: str = "") -> RedirectResponse:

@@ -9,7 +9,8 @@ from fastapi.responses import Response
 
 from bmt_server.console.page import HEADERS, failed
 from bmt_server.console.pages import compare, files, jobs, keys, masks, sign_in, traffic, usage
-from bmt_server.errors import NotFound
+from bmt_server.console.session import console_state
+from bmt_server.errors import ApiError, NotFound
 
 _STATIC = {
     name: (package_files(__package__).joinpath("static", name).read_bytes(), kind)
@@ -57,8 +58,12 @@ def build_console() -> APIRouter:
 async def static(request: Request) -> Response:
     """A file of the console's own, for whoever asks."""
     name = request.path_params["name"]
-    if name not in _STATIC:
-        return failed(request, None, NotFound(f"no file {name[:64]}"))
+    try:
+        console_state(request)
+        if name not in _STATIC:
+            raise NotFound(f"no file {name[:64]}")
+    except ApiError as error:
+        return failed(request, None, error)
     data, kind = _STATIC[name]
     headers = {**HEADERS, "Cache-Control": "max-age=300"}
     return Response(data, headers=headers, media_type=kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -12,17 +13,18 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from bmt_server.api.app_state import AppState, find_app_state
+from bmt_server.api.middleware import MAX_KEY_CHARACTERS
 from bmt_server.api.permissions import check_permission, find_route
 from bmt_server.console.calls import Api
 from bmt_server.errors import Forbidden, NotFound, Unauthorized, Unavailable
 from bmt_server.registry.keys.secret import hash_key
 from bmt_server.registry.schemas import Principal
-from bmt_server.registry.sessions import LIFETIME_S, Session, SessionStore
+from bmt_server.registry.sessions import LIFETIME_S, Session
 
 COOKIE = "bmt_console"
 # Of the form that has no session yet.
 SIGN_IN_COOKIE = "bmt_console_sign_in"
-MAX_KEY_CHARACTERS = 256
+_SIGN_IN = re.compile(r"[A-Za-z0-9_-]{43}")
 # What browsers say of requests by this origin and by the visitor; other clients say nothing.
 _OWN_SITES = ("same-origin", "none", None)
 
@@ -81,7 +83,7 @@ async def visitor_of(request: Request) -> Visitor:
     if not navigates and request.headers.get("sec-fetch-site") not in _OWN_SITES:
         raise ForeignForm("pages of the console are read by itself alone")
     cookie = request.cookies.get(COOKIE, "")
-    session = await sessions(state).find(cookie) if cookie else None
+    session = await state.sessions.find(cookie) if cookie else None
     if session is None:
         raise SignedOut
     try:
@@ -102,12 +104,7 @@ async def sign_in(request: Request, key: str) -> str:
     if not key or len(key) > MAX_KEY_CHARACTERS:
         raise Unauthorized("enter an API key; it begins with bmt_")
     principal = await state.keys.verify(key, _peer(request))
-    return await sessions(state).open(principal.key_id, hash_key(key))
-
-
-def sessions(state: AppState) -> SessionStore:
-    """Sessions of the server's registry."""
-    return SessionStore(state.key_connection)
+    return await state.sessions.open(principal.key_id, hash_key(key))
 
 
 def set_cookie(request: Request, response: Response, name: str, value: str) -> None:
@@ -120,7 +117,8 @@ def set_cookie(request: Request, response: Response, name: str, value: str) -> N
         value,
         max_age=LIFETIME_S if value else 0,
         path=base_path(request),
-        secure=request.url.scheme == "https",
+        # Of the scope: a URL is built from the Host, which may be any text.
+        secure=request.scope.get("scheme") == "https",
         httponly=True,
         samesite="strict",
     )
@@ -135,7 +133,7 @@ def base_path(request: Request) -> str:
 def sign_in_token(request: Request) -> tuple[str, str]:
     """Cookie and token of the form that has no session: another site can set neither."""
     cookie = request.cookies.get(SIGN_IN_COOKIE, "")
-    if len(cookie) != 43 or not cookie.isascii():
+    if _SIGN_IN.fullmatch(cookie) is None:
         cookie = secrets.token_urlsafe(32)
     return cookie, _token(cookie)
 
@@ -151,9 +149,16 @@ def check_origin(request: Request) -> None:
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
     # Behind a proxy, the host is what the browser asked for; the scheme may be the proxy's.
-    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    foreign = origin is not None and _host_of(origin) != request.headers.get("host")
     if site not in _OWN_SITES or foreign:
         raise ForeignForm("forms are taken from pages of this console alone")
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # as of `http://[`
+        return None
 
 
 def _token(secret: str) -> str:

@@ -10,6 +10,7 @@ its key by the key's hash, and each request of it reads the key again: it ends w
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import secrets
@@ -25,6 +26,11 @@ from bmt_server.registry.connection import RegistryConnection
 LIFETIME_S = 8 * 3600
 #: Sessions that one key has at a time; a further one takes the place of the oldest.
 MAX_OF_A_KEY = 16
+#: Apart, the clocks of two servers of one registry.
+MAX_SKEW_S = 300.0
+# Look-ups of sessions at a time. Whoever asks can make cookies up, each of them is looked up, and
+# API keys are looked up by the same few connections.
+_LOOK_UPS = 2
 _COOKIE = re.compile(r"([A-Za-z0-9._-]{1,64})~([A-Za-z0-9_-]{43})")
 
 
@@ -42,6 +48,7 @@ class SessionStore:
 
     def __init__(self, connection: RegistryConnection) -> None:
         self._connection = connection
+        self._turns = asyncio.Semaphore(_LOOK_UPS)
 
     async def open(self, key_id: str, key_hash: str) -> str:
         """Begin a session of a key that was just verified. Returns the value of its cookie."""
@@ -62,7 +69,8 @@ class SessionStore:
         if (parts := _COOKIE.fullmatch(cookie)) is None:
             return None
         name, field = _name(parts[1]), _field(parts[2])
-        value = await self._connection.call(partial(self._connection.quick.hget, name, field))
+        async with self._turns:
+            value = await self._connection.call(partial(self._connection.quick.hget, name, field))
         return _read(value)
 
     async def end(self, cookie: str) -> None:
@@ -92,4 +100,4 @@ def _read(value: bytes | None) -> Session | None:
         session = Session.model_validate_json(value)
     except ValidationError:
         return None
-    return session if time.time() < session.until <= _end() else None
+    return session if time.time() < session.until <= _end() + MAX_SKEW_S else None

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import html
+import io
 import json
 import re
 import resource
 import tempfile
+from contextlib import ExitStack
 from html.parser import HTMLParser
 
 import bmt_core
 import httpx2
 import pytest
-from bmt_server.api.admission import KeyLimiter
+from bmt_server.api.admission import KeyLimiter, UploadLimiter
 from bmt_server.console.charts import MAX_POINTS, curves
 from bmt_server.console.page import HEADERS
 from bmt_server.console.pages.traffic import read
+from bmt_server.registry.files.record import RESULTS, FileRecord, new_file_id
 from fastapi.responses import PlainTextResponse
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -220,6 +224,10 @@ async def test_side_by_side_without_scripts(site, visit):
         {"models": ""},
         {"models": "a\nb\nc\nd\ne"},
         {"max_tokens": "x"},
+        {"max_tokens": "1.5"},
+        {"max_tokens": "9" * 5000},
+        {"temperature": "nan"},
+        {"temperature": "1e999"},
     ):
         fields = {"models": "tiny", "prompt": "hi", **wrong}
         assert (await browser.send("/compare", **fields)).status_code == 400
@@ -504,3 +512,60 @@ async def test_files_arrive_in_the_servers_folder_and_a_full_disk_is_said(
             check_page(answer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_numbers_of_a_job_that_are_none_are_named(site, visit):
+    file_id = await add_file(site)
+    browser = await visit("upload")
+    for name in ("seed", "n_epochs", "learning_rate_multiplier", "beta"):
+        for text in ("x", "nan", "inf", "9" * 5000):
+            fields = {"training_file": file_id, "method": "dpo", name: text}
+            answer = await browser.send("/jobs", **fields)
+            assert answer.status_code == 400, (name, text[:8])
+            assert name.replace("_", " ") in Elements(answer.text).text
+    async with site.client("upload") as client:
+        assert (await client.get("/v1/fine_tuning/jobs")).json()["data"] == []
+
+
+async def test_results_of_a_job_are_no_rows_for_another(site, visit):
+    await add_file(site)
+    results = new_file_id()
+    record = FileRecord(
+        **{"id": results, "tenant": "default", "filename": "step_metrics.csv", "bytes": 4},
+        **{"created_at": 1, "sha256": hashlib.sha256(b"step").hexdigest(), "rows": 0},
+        **{"form": None, "purpose": RESULTS},
+    )
+    await site.state.files.add(record, io.BytesIO(b"step"))
+    browser = await visit("upload")
+    listed = (await browser.get("/files")).text
+    assert results in listed
+    assert ">None<" not in listed
+    page = (await browser.get("/jobs")).text
+    assert "train.jsonl" in page
+    assert results not in page
+
+
+async def test_the_version_that_is_served_is_not_called_the_newest(site, visit):
+    await publish(site, "m", (0, 1))
+    async with site.client("admin") as client:
+        _, old = (await client.get("/v1/masks/m/versions")).json()["data"]
+        body = {"digest": old["digest"]}
+        assert (await client.put("/v1/masks/m/aliases/latest", json=body)).status_code == 200
+    browser = await visit("infer")
+    page = Elements((await browser.get("/masks/m")).text).text
+    assert f"Latest version {old['model']}" in page
+    assert "ewest" not in page
+    assert "ewest" not in (await browser.get("/masks")).text
+
+
+async def test_a_limit_says_when_to_come_back(site, visit):
+    browser = await visit("upload")
+    uploads = UploadLimiter(1 << 20)
+    site.replace(uploads=uploads)
+    with ExitStack() as open_uploads:
+        record = next(r for r in await site.state.keys.records() if r.label == "upload")
+        for _ in range(64):
+            open_uploads.enter_context(uploads.receive(record.key_id))
+        answer = await browser.upload("/masks", "m.bmt", b"x", name="m")
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) >= 1

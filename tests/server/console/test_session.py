@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import bmt_core
@@ -67,13 +68,43 @@ async def test_a_session_ends_with_its_key(site, visit):
 
 
 async def test_a_session_has_a_bounded_life(site, visit, monkeypatch):
-    browser = await visit("infer")
-    now = sessions.time.time()
-    monkeypatch.setattr(sessions.time, "time", lambda: now + sessions.LIFETIME_S + 1)
-    assert (await browser.get("/masks")).status_code == 303
-    # Of a value that says it lives longer, no more than one that has ended.
-    monkeypatch.setattr(sessions.time, "time", lambda: now - 10)
-    assert (await browser.get("/masks")).status_code == 303
+    signed_in = await visit("infer")
+    # As a header: a client with a clock of its own drops a cookie that has ended.
+    cookie = {"Cookie": f"bmt_console={signed_in.client.cookies['bmt_console']}"}
+    browser, now = await visit(""), sessions.time.time()
+    for apart, status in (
+        (0, 200),
+        (sessions.LIFETIME_S + 1, 303),
+        # Of a value that says it lives longer, no more than one that has ended.
+        (-3600, 303),
+        # A server whose clock is behind the one that the visitor signed in at.
+        (-10, 200),
+    ):
+        monkeypatch.setattr(sessions.time, "time", lambda apart=apart: now + apart)
+        answer = await browser.get("/masks", headers=cookie)
+        assert answer.status_code == status, apart
+
+
+async def test_made_up_cookies_leave_connections_for_api_keys(site, visit):
+    """They are looked up few at a time, so keys are looked up in between."""
+    quick, running, most = site.state.key_connection.quick, 0, 0
+    hget = quick.hget
+
+    async def counted(*args):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            return await hget(*args)
+        finally:
+            running -= 1
+
+    quick.hget = counted
+    browser = await visit("")
+    made_up = [{"Cookie": f"bmt_console=id~{n:043}"} for n in range(50)]
+    answers = await asyncio.gather(*(browser.get("/masks", headers=one) for one in made_up))
+    assert {answer.status_code for answer in answers} == {303}
+    assert 1 <= most <= 2
 
 
 async def test_a_key_has_a_bounded_number_of_sessions(site, visit):
@@ -138,6 +169,7 @@ async def test_a_key_that_is_not_known_is_refused_on_the_form(site, visit, key):
 FOREIGN = (
     {"Origin": "https://evil.example"},
     {"Origin": "null"},
+    {"Origin": "http://["},
     {"Sec-Fetch-Site": "cross-site"},
     {"Sec-Fetch-Site": "same-site"},
 )
@@ -193,6 +225,26 @@ async def test_scripts_of_other_origins_read_no_page(visit, site_of_page):
     assert (await browser.get("/masks", headers=headers)).status_code == 200
 
 
+async def test_odd_headers_before_the_sign_in_are_no_fault_of_the_server(visit):
+    browser = await visit("")
+    for headers in (
+        {"Host": "["},
+        {"Cookie": 'bmt_console_sign_in="' + r"\015\012" + 'x" '},
+        {"Cookie": 'bmt_console_sign_in="' + r"\015" + "x" * 42 + '"'},
+    ):
+        answer = await browser.get("/sign-in", headers=headers)
+        assert answer.status_code == 200, headers
+        cookie = answer.headers["set-cookie"]
+        assert re.match(r"bmt_console_sign_in=[\w-]{43};", cookie), cookie
+
+
+async def test_the_form_before_a_session_is_short(visit):
+    """Memory for whoever sends one."""
+    browser = await visit("")
+    answer = await browser.send("/sign-in", key="x" * 5000)
+    assert answer.status_code == 413
+
+
 async def test_a_request_of_a_client_is_not_taken_for_one_of_the_console(site, visit):
     """The session's key travels in the ASGI scope, which no header reaches."""
     browser = await visit("admin")
@@ -206,6 +258,7 @@ async def test_a_request_of_a_client_is_not_taken_for_one_of_the_console(site, v
 )
 async def test_a_server_without_a_console_says_so_in_one_line(valkey, tmp_path, changes, flag):
     paths = [*ROUTES, ("GET", "/console/sign-in"), ("POST", "/console/sign-in")]
+    paths.append(("GET", "/console/static/console.js"))
     async with (
         replica(valkey.url, tmp_path / "cache", {"": ""}, **changes) as api,
         api.client("") as client,

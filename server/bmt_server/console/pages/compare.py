@@ -10,7 +10,7 @@ from fastapi import Request
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 
 from bmt_server.console.calls import Call
-from bmt_server.console.forms import read_fields
+from bmt_server.console.forms import read_fields, read_number
 from bmt_server.console.page import HEADERS, page, render
 from bmt_server.console.session import Visitor, console_state
 from bmt_server.errors import ApiError, BadRequest
@@ -103,23 +103,14 @@ def _body(model: str, fields: dict[str, str]) -> dict[str, Any]:
         raise BadRequest("enter a prompt", param="prompt")
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
+    tokens = read_number(fields, "max_tokens", int)
+    temperature = read_number(fields, "temperature", float)
     return {
         "model": model,
         "messages": messages,
-        "max_tokens": _number(fields, "max_tokens", int, _DEFAULT_TOKENS),
-        "temperature": _number(fields, "temperature", float, 0.0),
+        "max_tokens": _DEFAULT_TOKENS if tokens is None else tokens,
+        "temperature": 0.0 if temperature is None else temperature,
     }
-
-
-def _number(
-    fields: dict[str, str], name: str, kind: type[int] | type[float], default: float
-) -> float:
-    text = fields.get(name, "").strip()
-    try:
-        return kind(text) if text else default
-    except ValueError:
-        shown = name.replace("_", " ")
-        raise BadRequest(f"{shown} is {text[:32]!r}; enter a number", param=name) from None
 
 
 async def _ask(visitor: Visitor, body: dict[str, Any]) -> _Panel:

@@ -9,10 +9,11 @@ from fastapi.responses import Response
 
 from bmt_server.console.calls import Call
 from bmt_server.console.charts import curves
-from bmt_server.console.forms import read_fields
+from bmt_server.console.forms import read_fields, read_number
 from bmt_server.console.page import page, redirect, render
 from bmt_server.console.session import Visitor, console_state
 from bmt_server.errors import ApiError, BadRequest
+from bmt_server.registry.files.record import PURPOSE
 
 _PAGE = 50
 _FILES = 200
@@ -74,7 +75,7 @@ async def _list(
 ) -> Response:
     after = request.query_params.get("after", "")[:64] or None
     found = await visitor.api.get("/v1/fine_tuning/jobs", limit=_PAGE, after=after)
-    files = await visitor.api.get("/v1/files", limit=_FILES)
+    files = await visitor.api.get("/v1/files", limit=_FILES, purpose=PURPOSE)
     jobs = found["data"]
     return render(
         request,
@@ -133,13 +134,9 @@ def _body(fields: dict[str, str], base: str) -> dict[str, Any]:
     method = fields.get("method", "supervised")
     hyperparameters = {}
     for name, kind in _NUMBERS.items():
-        text = fields.get(name, "").strip()
-        if not text or (name == "beta" and method != "dpo"):
-            continue
-        try:
-            hyperparameters[name] = kind(text)
-        except ValueError:
-            raise BadRequest(f"{name} is {text[:32]!r}; enter a number", param=name) from None
+        value = read_number(fields, name, kind)
+        if value is not None and (name != "beta" or method == "dpo"):
+            hyperparameters[name] = value
     body: dict[str, Any] = {
         "model": base,
         "training_file": fields.get("training_file", ""),
@@ -147,8 +144,6 @@ def _body(fields: dict[str, str], base: str) -> dict[str, Any]:
     }
     if suffix := fields.get("suffix", "").strip():
         body["suffix"] = suffix
-    if seed := fields.get("seed", "").strip():
-        if not seed.isdecimal():
-            raise BadRequest(f"seed is {seed[:32]!r}; enter a number", param="seed")
-        body["seed"] = int(seed)
+    if (seed := read_number(fields, "seed", int)) is not None:
+        body["seed"] = seed
     return body

@@ -108,7 +108,7 @@ async def _mask(request: Request, visitor: Visitor, error: ApiError | None = Non
     after = request.query_params.get("after", "")
     query = {"after": after} if after.isdecimal() and len(after) < 16 else {}
     found = await visitor.api.get(f"{_path(name)}/versions", limit=_VERSIONS, **query)
-    newest = await visitor.api.get(_path(name))
+    latest = await visitor.api.get(_path(name))
     versions: list[dict[str, Any]] = found["data"]
     if visitor.may("PUT", "/v1/masks/m/pin"):  # an administrator's view of a version has more
         versions = await asyncio.gather(
@@ -121,7 +121,7 @@ async def _mask(request: Request, visitor: Visitor, error: ApiError | None = Non
         error=error,
         name=name,
         versions=versions,
-        newest=newest,
+        latest=latest,
         after=found["last"] if found["has_more"] else None,
         may_roll_back=visitor.may("PUT", "/v1/masks/m/aliases/latest"),
         may_promote=visitor.may("PUT", "/v1/masks/m/aliases/prod"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Request
 from fastapi.responses import Response
 
-from bmt_server.console.forms import read_fields
+from bmt_server.console.forms import MAX_SIGN_IN_BYTES, read_fields
 from bmt_server.console.page import failed, page, places, redirect, render
 from bmt_server.console.session import (
     COOKIE,
@@ -14,7 +14,6 @@ from bmt_server.console.session import (
     SignedOut,
     Visitor,
     console_state,
-    sessions,
     set_cookie,
     sign_in,
     sign_in_token,
@@ -46,7 +45,7 @@ async def send(request: Request) -> Response:
         return failed(request, None, error)
     try:
         _, token = sign_in_token(request)
-        fields = await read_fields(request, token)
+        fields = await read_fields(request, token, MAX_SIGN_IN_BYTES)
         cookie = await sign_in(request, fields.get("key", ""))
     except ForeignForm as refused:
         return _form(request, Forbidden(str(refused), code="csrf"))
@@ -62,7 +61,7 @@ async def send(request: Request) -> Response:
 async def leave(request: Request, visitor: Visitor) -> Response:
     """End the session, on every server."""
     await read_fields(request, visitor.csrf)
-    await sessions(console_state(request)).end(request.cookies.get(COOKIE, ""))
+    await console_state(request).sessions.end(request.cookies.get(COOKIE, ""))
     answer = redirect(request, "/sign-in")
     set_cookie(request, answer, COOKIE, "")
     return answer
