@@ -74,6 +74,25 @@ class Call:
         return cls(method, path, urlencode(given), headers, pieces)
 
 
+class Stream:
+    """Body of an answer of the API as it comes. Once closed, the API sees its client leave."""
+
+    def __init__(
+        self, parts: asyncio.Queue[Message | None], task: asyncio.Task[None], left: asyncio.Event
+    ) -> None:
+        self._parts, self._task, self._left = parts, task, left
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The pieces. Raises the error that has ended the answer before its end."""
+        async for message in _until_end(self._parts):
+            yield message.get("body", b"")
+        await self._task
+
+    async def close(self) -> None:
+        """End the request, if it still runs."""
+        await _end(self._task, self._left)
+
+
 class Api:
     """The API in the name of one key. key_hash: SHA-256 of the key."""
 
@@ -101,10 +120,10 @@ class Api:
             raise error_of(answer)
         return answer
 
-    async def stream(self, call: Call) -> AsyncIterator[bytes]:
-        """The body of an answer as it comes. Raises ApiError before it begins.
+    async def stream(self, call: Call) -> Stream:
+        """An answer whose body is read as it comes, and which is closed in any case.
 
-        If the pages's client leaves, the API sees its own client leave.
+        Raises ApiError before it begins.
         """
         parts: asyncio.Queue[Message | None] = asyncio.Queue(_WAITING)
         left = asyncio.Event()
@@ -128,7 +147,7 @@ class Api:
         except BaseException:
             await _end(task, left)
             raise
-        return _body(parts, task, left)
+        return Stream(parts, task, left)
 
     async def _run(self, call: Call, send: Any, left: asyncio.Event) -> None:
         outer, app = self._request.scope, self._request.app
@@ -191,16 +210,6 @@ def _named(started: Message) -> dict[str, str]:
 async def _until_end(parts: asyncio.Queue[Message | None]) -> AsyncIterator[Message]:
     while (message := await parts.get()) is not None:
         yield message
-
-
-async def _body(
-    parts: asyncio.Queue[Message | None], task: asyncio.Task[None], left: asyncio.Event
-) -> AsyncIterator[bytes]:
-    try:
-        async for message in _until_end(parts):
-            yield message.get("body", b"")
-    finally:
-        await _end(task, left)
 
 
 async def _end(task: asyncio.Task[None], left: asyncio.Event) -> None:

@@ -254,26 +254,11 @@ async def test_side_by_side_as_streams(site, visit):
     assert answer.status_code == 403
 
 
-async def test_a_stream_ends_when_the_browser_leaves(site, visit):
-    hold = asyncio.Event()
-    left = answering(site, hold=hold)
-    browser = await visit("infer")
+async def stream_scope(browser):
+    """ASGI scope and body of a form that asks `tiny` for a stream."""
     token = await browser.token("/compare")
     body = httpx2.QueryParams({"csrf": token, "model": "tiny", "prompt": "hi"})
     cookie = f"bmt_console={browser.client.cookies['bmt_console']}"
-    gone, sent = asyncio.Event(), []
-
-    async def receive():
-        if not sent:
-            sent.append(True)
-            return {"type": "http.request", "body": str(body).encode(), "more_body": False}
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message):
-        if message.get("body"):
-            gone.set()
-
     headers = {"cookie": cookie, "content-type": "application/x-www-form-urlencoded"}
     scope = {
         **{"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST"},
@@ -281,6 +266,27 @@ async def test_a_stream_ends_when_the_browser_leaves(site, visit):
         **{"query_string": b"", "scheme": "http", "server": ("test", 80), "client": ("1.1.1.1", 1)},
         "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
     }
+    return scope, str(body).encode()
+
+
+async def test_a_stream_ends_when_the_browser_leaves(site, visit):
+    hold = asyncio.Event()
+    left = answering(site, hold=hold)
+    browser = await visit("infer")
+    scope, body = await stream_scope(browser)
+    gone, sent = asyncio.Event(), []
+
+    async def receive():
+        if not sent:
+            sent.append(True)
+            return {"type": "http.request", "body": body, "more_body": False}
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        if message.get("body"):
+            gone.set()
+
     await asyncio.wait_for(site.app(scope, receive, send), 5)
     assert left == ["tiny"]
 
@@ -437,6 +443,8 @@ def test_figures_of_the_metrics():
     assert found.sources["registry"].mean_ms == pytest.approx(5)
     assert found.resident_masks == 1
     assert found.capacity_bytes == 1_000_000
+    # All workers have the same masks, and evict the same ones.
+    assert found.evictions == 5
 
 
 async def test_traffic_is_the_operators(site, visit):
@@ -569,3 +577,40 @@ async def test_a_limit_says_when_to_come_back(site, visit):
         answer = await browser.upload("/masks", "m.bmt", b"x", name="m")
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_a_stream_that_no_browser_ever_reads_ends(site, visit):
+    """The browser is gone before the head is written, so nothing of the body is asked for."""
+    left = answering(site, hold=asyncio.Event())
+    scope, body = await stream_scope(await visit("infer"))
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive():
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message):
+        await asyncio.Event().wait()  # as a transport that is full
+
+    await asyncio.wait_for(site.app(scope, receive, send), 5)
+    assert left == ["tiny"]
+    assert not [t for t in asyncio.all_tasks() if t.get_name() == "bmt-console-stream"]
+
+
+async def test_an_answer_that_breaks_off_is_not_a_whole_one(site, visit):
+    """The connection breaks off too, as the API's own would."""
+    answering(site, breaks=True)
+    scope, body = await stream_scope(await visit("infer"))
+    messages, sent = [{"type": "http.request", "body": body, "more_body": False}], []
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        return await asyncio.Future()
+
+    async def send(message):
+        sent.append(message)
+
+    with pytest.raises(Exception, match="internal error"):
+        await asyncio.wait_for(site.app(scope, receive, send), 5)
+    assert sent[0]["status"] == 200
+    assert sent[-1]["more_body"]

@@ -44,17 +44,26 @@ bmt_masks_resident{rank="0"} 1
 bmt_masks_resident{rank="1"} 1
 # TYPE bmt_masks_resident_bytes gauge
 bmt_masks_resident_bytes{rank="0"} 41000
+# TYPE bmt_mask_evictions counter
+bmt_mask_evictions_total{rank="0"} 5
+bmt_mask_evictions_total{rank="1"} 5
 # TYPE bmt_masks_capacity_bytes gauge
 bmt_masks_capacity_bytes{rank="0"} 1000000
 """
 
 
 def answering(
-    site: Api, text: str = "<b>hi</b>", hold: asyncio.Event | None = None, pause_s: float = 0
+    site: Api,
+    text: str = "<b>hi</b>",
+    hold: asyncio.Event | None = None,
+    pause_s: float = 0,
+    *,
+    breaks: bool = False,
 ) -> list[str]:
     """Replace a replica's stub of chats: streams in OpenAI's form, or whole answers.
 
-    hold: set to go on after each event. Returns the models whose streams have ended.
+    hold: set to go on after each event. breaks: streams fail after their first event. Returns the
+    models whose streams have ended.
     """
     left: list[str] = []
 
@@ -70,6 +79,8 @@ def answering(
                     event = {"choices": [{"delta": {"content": word}}]}
                     yield f"data: {json.dumps(event)}\n\n"
                     await asyncio.sleep(pause_s)
+                    if breaks:
+                        raise RuntimeError("the answer breaks off")
                     if hold is not None:
                         await hold.wait()
                 yield "data: [DONE]\n\n"

@@ -8,8 +8,9 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from bmt_server.console.calls import Call
+from bmt_server.console.calls import Call, Stream
 from bmt_server.console.forms import read_fields, read_number
 from bmt_server.console.page import HEADERS, page, render
 from bmt_server.console.session import Visitor, console_state
@@ -61,7 +62,21 @@ async def stream(request: Request, visitor: Visitor) -> Response:
         answer = await visitor.api.stream(call)
     except ApiError as error:
         return PlainTextResponse(str(error), error.status, headers=HEADERS)
-    return StreamingResponse(answer, media_type="text/event-stream", headers=HEADERS)
+    return _Streamed(answer)
+
+
+class _Streamed(StreamingResponse):
+    """Events of an answer, whose request ends with the response, even one that never began."""
+
+    def __init__(self, answer: Stream) -> None:
+        super().__init__(answer, media_type="text/event-stream", headers=HEADERS)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._answer.close()
 
 
 async def _page(

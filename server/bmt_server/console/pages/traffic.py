@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -64,10 +65,16 @@ class Traffic:
 async def show(request: Request, visitor: Visitor) -> Response:
     """Figures since the start of the server that answers, over all of its API processes."""
     answer = await visitor.api.send(Call.of("GET", "/metrics"))
-    traffic = read(text_string_to_metric_families(answer.body.decode()))
+    # Of a server with many masks it has many lines, and the event loop has other requests.
+    traffic = await asyncio.to_thread(read_text, answer.body.decode())
     template = "traffic_live.html" if request.query_params.get("part") == "live" else "traffic.html"
     masks = sorted(traffic.masks.values(), key=lambda mask: (-mask.requests, mask.name))
     return render(request, visitor, template, traffic=traffic, masks=masks)
+
+
+def read_text(text: str) -> Traffic:
+    """The figures in the text of `/metrics`."""
+    return read(text_string_to_metric_families(text))
 
 
 def read(families: Iterable[Metric]) -> Traffic:
@@ -83,8 +90,6 @@ def read(families: Iterable[Metric]) -> Traffic:
                 _source(found, labels).loads += value
             elif name == "bmt_cold_load_seconds_sum":
                 _source(found, labels).seconds += value
-            elif name == "bmt_mask_evictions_total":
-                found.evictions += value
             elif name == "bmt_registry_up":
                 found.registry_up = value == 1
             elif labels.get("rank", "0") == "0":
@@ -117,6 +122,8 @@ def _source(found: Traffic, labels: dict[str, str]) -> _Source:
 def _residency(found: Traffic, name: str, labels: dict[str, str], value: float) -> None:
     if name == "vllm:lora_adapter_loaded" and labels["adapter_name"] not in found.resident:
         found.resident.append(labels["adapter_name"])
+    elif name == "bmt_mask_evictions_total":
+        found.evictions += value
     elif name == "bmt_masks_resident":
         found.resident_masks = value
     elif name == "bmt_masks_resident_bytes":
