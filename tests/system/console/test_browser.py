@@ -198,6 +198,29 @@ async def test_sign_in_upload_ask_train_watch_and_roll_back(site, tmp_path):
     assert page.faults == []
 
 
+async def test_what_is_not_asked_or_not_whole_is_said(site):
+    """More models than the console asks, and an answer whose end did not come."""
+    page = await site.page()
+    await site.sign_in(page)
+    await page.goto(f"{site.url}/console/compare")
+    event = 'data: {"choices": [{"delta": {"content": "Half an"}}]}\n\n'
+
+    async def cut(route):
+        await route.fulfill(body=event, content_type="text/event-stream")
+
+    await page.route("**/compare/stream", cut)
+    await page.get_by_label("Prompt").fill("hi")
+    await page.get_by_label("Models").fill("a\nb\nc\nd\ne")
+    await page.get_by_role("button", name="Ask").click()
+    said = await page.get_by_label("Models").evaluate("field => field.validationMessage")
+    assert said == "name 1 to 4 models, one a line"
+    assert await page.locator("#answers article").count() == 0
+    await page.get_by_label("Models").fill("tiny")
+    await page.get_by_role("button", name="Ask").click()
+    await page.get_by_text("the answer was cut off").wait_for(timeout=10_000)
+    assert page.faults == []
+
+
 async def fill(site: Site) -> str:
     """Something to see on each page. Returns the path of a job."""
     answering(site.api)

@@ -34,8 +34,13 @@ compare?.addEventListener("submit", async (event) => {
   const fields = new FormData(compare), button = compare.querySelector("button");
   const models = fields.get("models").split(/[\n,]/).map((name) => name.trim()).filter(Boolean);
   const most = Number(compare.dataset.most), box = document.getElementById("answers");
-  const distinct = [...new Set(models)].slice(0, most);
-  if (!distinct.length) return compare.querySelector("[name=models]").focus();
+  const distinct = [...new Set(models)], named = compare.querySelector("[name=models]");
+  // As the server says without scripts.
+  if (!distinct.length || distinct.length > most) {
+    named.setCustomValidity(`name 1 to ${most} models, one a line`);
+    named.addEventListener("input", () => named.setCustomValidity(""), { once: true });
+    return named.reportValidity();
+  }
   button.disabled = true;
   box.replaceChildren();
   box.dataset.count = distinct.length;
@@ -53,7 +58,7 @@ function panel(box, model) {
 async function stream(fields, model, to) {
   const body = new URLSearchParams(fields), began = performance.now();
   body.set("model", model);
-  let first = null, rest = "";
+  let first = null, rest = "", whole = false;
   const failed = (why) => { to.whole.classList.add("failed"); to.note.textContent = why; };
   try {
     const answer = await fetch(compare.dataset.stream, { method: "POST", body });
@@ -65,7 +70,8 @@ async function stream(fields, model, to) {
       const lines = (rest + value).split("\n");
       rest = lines.pop();
       for (const line of lines) {
-        if (!line.startsWith("data: ") || line.startsWith("data: [DONE]")) continue;
+        if (!line.startsWith("data: ")) continue;
+        if (line.startsWith("data: [DONE]")) { whole = true; continue; }
         const event = JSON.parse(line.slice(6));
         if (event.error) return failed(event.error.message);
         const piece = event.choices?.[0]?.delta?.content;
@@ -74,6 +80,7 @@ async function stream(fields, model, to) {
         to.text.append(piece);
       }
     }
+    if (!whole) return failed("the answer was cut off; ask again");
     const seconds = (ms) => `${(ms / 1000).toFixed(2)} s`;
     to.note.textContent = first === null ? "The answer is empty."
       : `first token after ${seconds(first)}, whole after ${seconds(performance.now() - began)}`;
