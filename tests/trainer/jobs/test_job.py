@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 from bmt_trainer.data.row_formats import example_of
@@ -103,3 +104,26 @@ def test_rows_are_read_by_the_trainer():
     example = example_of(json.loads(line), "row 1", "pair")
     assert (example.answer, example.rejected.text) == ("5", "6")
     assert len(list(rows_of("dpo", jsonl([pair()] * 3).splitlines() + [b" "]))) == 3
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("kind", ["supervised", "reinforcement"])
+def test_settings_hold_no_file_in_memory(kind, tmp_path):
+    row = supervised() if kind == "supervised" else {**graded(), "more": "x" * 10_000}
+    (line,) = rows_of(kind, jsonl([row]).splitlines())
+    copies = (8 << 20) // len(line)
+    (tmp_path / DATA).write_text(line * copies)
+    job = TrainingJob.parse(answer(kind))
+    tracemalloc.start()
+    settings = settings_of(job, tmp_path, TrainingSettings())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 << 20
+    rows_per_step = 2
+    assert settings["masks_every"] == -(-(copies // rows_per_step * 3) // 10)
+
+
+def test_a_file_without_rows_is_the_jobs_fault(tmp_path):
+    (tmp_path / DATA).write_text("")
+    with pytest.raises(ConfigError, match="no rows"):
+        settings_of(TrainingJob.parse(answer()), tmp_path, TrainingSettings())

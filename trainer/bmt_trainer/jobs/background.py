@@ -1,4 +1,4 @@
-"""Work in a thread, beside which the worker goes on to report: transfers and large files.
+"""Work in a thread, so that the worker goes on to report: transfers and large files.
 
 A thread that ends with the process: one that waits for a server keeps no worker from its end.
 """

@@ -40,7 +40,9 @@ class Checkpoints:
             return
         for step in sorted(step for step in found if step > self._last)[-_NEWEST:]:
             if step not in self._metrics:
-                return
+                # Not read yet, or by the worker before this one: that step is no checkpoint, and
+                # keeps none of the later ones back.
+                continue
             try:
                 mask = found[step].read_bytes()
                 self._api.checkpoint(self._job, step, mask, self._metrics[step])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,14 @@ def settings_of(job: TrainingJob, folder: Path, own: TrainingSettings) -> dict[s
     Files are named relative to it: the mask's metadata, which its tenant sees, has no folder of
     this host.
     """
-    given, rows = job.hyperparameters, _rows(folder / DATA)
+    given, rows = job.hyperparameters, _count(folder / DATA)
     batch = int(given.get("batch_size", _BATCH[job.method]))
     epochs = given.get("n_epochs", _EPOCHS)
     if job.method == "reinforcement":
-        batch = min(batch, len(rows))
-        steps = len(rows) // batch * epochs  # as TRL's sampler, which leaves out a rest
+        batch = min(batch, rows)
+        steps = rows // batch * epochs  # as TRL's sampler, which leaves out a rest
     else:
-        steps = math.ceil(len(rows) / batch) * epochs
+        steps = math.ceil(rows / batch) * epochs
     every = int(given.get("eval_interval", max(1, math.ceil(steps / _LOOKS))))
     settings = {
         "dataset": DATA,
@@ -77,7 +77,7 @@ def settings_of(job: TrainingJob, folder: Path, own: TrainingSettings) -> dict[s
     }
     if job.validated:
         settings["validation_dataset"] = VALIDATION
-        settings["validation"] = len(_rows(folder / VALIDATION))
+        settings["validation"] = _count(folder / VALIDATION)
         settings["validate_every"] = every
     if job.method == "reinforcement":
         settings |= _rollouts(job, folder, own, batch)
@@ -114,13 +114,25 @@ def _check_items(job: TrainingJob, file: Path) -> None:
     templates = graders.templates_of(graders.parse(job.grader))
     for number, row in enumerate(_rows(file), 1):
         try:
+            item = json.loads(json.loads(row)[ITEM])
             for template in templates:
-                template.check(json.loads(json.loads(row)[ITEM]))
+                template.check(item)
         except GraderError as error:
             name = "validation" if file.name == VALIDATION else "training"
             raise ConfigError(f"{name} file, row {number}: {error}") from None
 
 
-def _rows(file: Path) -> list[str]:
+def _count(file: Path) -> int:
+    """The number of rows. Raises ConfigError for a file without any."""
+    if not (rows := sum(1 for _ in _rows(file))):
+        raise ConfigError(f"{file.name} has no rows; upload it again")
+    return rows
+
+
+def _rows(file: Path) -> Iterator[str]:
+    """Rows, one at a time: a worker takes files that are larger than its memory."""
     # Not splitlines, which takes other characters of a row's text for ends of lines.
-    return [line for line in file.read_text(encoding="utf-8").split("\n") if line]
+    with file.open(encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            if row := line.rstrip("\n"):
+                yield row

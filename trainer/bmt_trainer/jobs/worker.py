@@ -35,7 +35,7 @@ _FOLDER_S = 30.0
 # Downloads of a file from a server that answers everything else.
 _DOWNLOADS = 5
 _KEPT_S = 7 * 86400.0
-# Steps in which work beside is looked at, and the time that is left to it after its lease.
+# Steps in which work of a thread is looked at, and the time that is left to it after its lease.
 _LOOK_S, _LAST_S = 0.05, 30.0
 # Longest rest after faults of this host, in which other workers take its jobs.
 _FAULT_S = 60.0
@@ -144,7 +144,8 @@ class Worker:
         mask, child = folder / MASK, None
         if not mask.exists() or (folder / f"{MASK}.run").exists():
             self._fetch(job, folder)
-            child = Child(job.method, folder, self._settings_of(job, folder), job.step)
+            settings = self._meanwhile(job, lambda _: self._settings_of(job, folder))
+            child = Child(job.method, folder, settings, job.step)
             try:
                 code = self._watch(job, child, Checkpoints(self._api, job, folder, self._say))
             except LeaseLost:
@@ -156,7 +157,10 @@ class Worker:
             if code != 0 and not self._failed(job, child, code, folder):
                 return
         if not job.results and (results := results_of(folder)) is not None:
-            self._sent(job, lambda: self._api.results(job, results))
+            try:
+                self._sent(job, lambda: self._api.results(job, results))
+            except Refused as error:  # the mask is there, and is worth more
+                self._say(f"{job.id}: results: {error}")
         tokens = child.trained_tokens if child is not None else None
         name = self._sent(job, lambda: self._api.publish(job, mask, tokens))
         self._faults = 0
@@ -200,10 +204,16 @@ class Worker:
                 if self.signum:
                     self._stop_work(job)
 
-    def _meanwhile(self, job: TrainingJob, work: Callable[[Callable[[], bool]], T]) -> T:
+    def _meanwhile(
+        self,
+        job: TrainingJob,
+        work: Callable[[Callable[[], bool]], T],
+        child: Child | None = None,
+    ) -> T:
         """The result of `work`, while the job is reported. Raises LeaseLost, Stopped, its errors.
 
-        work: gets a function that is true once its result is not wanted any more.
+        work: gets a function that is true once its result is not wanted any more; child: a training
+        that runs as well.
         """
         left = threading.Event()
         future, reported = start(lambda: work(left.is_set)), time.monotonic()
@@ -214,7 +224,7 @@ class Worker:
                     reported = time.monotonic()
                 if self.signum:
                     left.set()
-                    self._stop_work(job)
+                    self._stop_work(job, child)
                 time.sleep(_LOOK_S)
         except LeaseLost:
             left.set()
@@ -236,13 +246,13 @@ class Worker:
             new = child.new_steps()
             waiting += new
             if new:
-                checkpoints.publish(new)
+                self._publish(job, child, checkpoints, new)
             if time.monotonic() - reported >= self._settings.report_s:
                 if self._report(job, waiting[:_METRICS], child.steps):
                     del waiting[:_METRICS]
                 reported = time.monotonic()
             if self.signum:
-                self._give_back(job, child)
+                self._stop_work(job, child)
             time.sleep(_TICK_S)
         waiting += child.new_steps()
         if code == 0:
@@ -250,6 +260,12 @@ class Worker:
         while waiting and self._report(job, waiting[:_METRICS], child.steps):
             del waiting[:_METRICS]
         return code
+
+    def _publish(
+        self, job: TrainingJob, child: Child, checkpoints: Checkpoints, new: list[Metrics]
+    ) -> None:
+        # A mask may take longer to arrive than the lease holds.
+        self._meanwhile(job, lambda _: checkpoints.publish(new), child)
 
     def _report(
         self,
@@ -265,13 +281,10 @@ class Worker:
             return False
         return True
 
-    def _give_back(self, job: TrainingJob, child: Child) -> None:
-        """End the training with a checkpoint, and let another worker go on. Raises Stopped."""
-        child.stop()
-        self._stop_work(job)
-
-    def _stop_work(self, job: TrainingJob) -> NoReturn:
-        """Let another worker go on, after a signal. Raises Stopped."""
+    def _stop_work(self, job: TrainingJob, child: Child | None = None) -> NoReturn:
+        """Let another worker go on from the training's checkpoint. Raises Stopped."""
+        if child is not None:
+            child.stop()
         self._end(job, "released", "The worker was stopped; the job waits for another one")
         raise Stopped("stopped")
 
@@ -284,7 +297,7 @@ class Worker:
             shutil.rmtree(folder, ignore_errors=True)
         else:
             if fault is not None and fault.kind == "ResumeError":
-                # Left by a worker with other flags: the next one begins anew.
+                # Left by a worker with other flags: the next one starts over.
                 shutil.rmtree(folder, ignore_errors=True)
             self._crashed(job, child.ending(code) if fault is None else fault.message)
         said = fault.message if fault is not None else "see log.txt in its folder"
