@@ -33,7 +33,7 @@ _COMPLETIONS, _TEMPERATURE, _FORWARD_PASS = 8, 0.7, 16
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What a worker adds to each job. train: settings of every command.
+    """A worker's own part of each job's settings. train: settings of every command.
 
     max_new_tokens: of an answer in rollouts; server: for `score_model`; run_code: `python` graders
     may run.

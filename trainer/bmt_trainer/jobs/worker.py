@@ -318,7 +318,7 @@ class Worker:
             self._say(f"{job.id}: {error}")
 
     def _sent(self, job: TrainingJob, send: Callable[[], T]) -> T:
-        """What `send` returns, which is called again while the server is away."""
+        """The result of `send`, which is called again while the server is away."""
         while True:
             try:
                 return self._meanwhile(job, lambda _: send())
