@@ -74,7 +74,11 @@ def _get(policy: RetryPolicy, file_id: str) -> Flow[FileInfo]:
 
 def _delete(policy: RetryPolicy, file_id: str) -> Flow[None]:
     response = yield from exchange(Request("DELETE", _path(file_id), retry=False), policy)
-    parse_json(response)
+    # Any server may answer something to a deletion: this one names the file.
+    answer = parse_json(response)
+    gone = answer.get("deleted") is True and answer.get("id") == file_id
+    if not gone:
+        raise unexpected(response, "the file may be there still; the answer begins with")
 
 
 def _content(policy: RetryPolicy, file_id: str, progress: Progress | None) -> Flow[bytes]:
