@@ -78,9 +78,11 @@ async def visitor_of(request: Request) -> Visitor:
     """The visitor by the cookie. Raises SignedOut, ForeignForm, RegistryDown."""
     state = console_state(request)
     # A page of an origin that --allowed-origins lets read the API may be of the same site, and then
-    # the browser sends the cookie along; links from elsewhere navigate.
+    # the browser sends the cookie along; links from elsewhere navigate. Over plain HTTP a browser
+    # says no more than the Origin, which only scripts and forms have.
     navigates = request.headers.get("sec-fetch-mode", "navigate") == "navigate"
-    if not navigates and request.headers.get("sec-fetch-site") not in _OWN_SITES:
+    reads = not navigates and request.headers.get("sec-fetch-site") not in _OWN_SITES
+    if reads or _has_foreign_origin(request):
         raise ForeignForm("pages of the console are read by itself alone")
     cookie = request.cookies.get(COOKIE, "")
     session = await state.sessions.find(cookie) if cookie else None
@@ -147,11 +149,15 @@ def check_form(request: Request, token: str, given: str) -> None:
 def check_origin(request: Request) -> None:
     """Raise ForeignForm for one of another site, by what the browser says, before its body."""
     site = request.headers.get("sec-fetch-site")
+    if site not in _OWN_SITES or _has_foreign_origin(request):
+        raise ForeignForm("forms are taken from pages of this console alone")
+
+
+def _has_foreign_origin(request: Request) -> bool:
+    """True if the browser names an origin that is not this console's."""
     origin = request.headers.get("origin")
     # Behind a proxy, the host is what the browser asked for; the scheme may be the proxy's.
-    foreign = origin is not None and _host_of(origin) != request.headers.get("host")
-    if site not in _OWN_SITES or foreign:
-        raise ForeignForm("forms are taken from pages of this console alone")
+    return origin is not None and _host_of(origin) != request.headers.get("host")
 
 
 def _host_of(origin: str) -> str | None:

@@ -225,6 +225,16 @@ async def test_scripts_of_other_origins_read_no_page(visit, site_of_page):
     assert (await browser.get("/masks", headers=headers)).status_code == 200
 
 
+async def test_without_the_headers_of_https_the_origin_decides(visit):
+    """Over plain HTTP browsers send no Sec-Fetch headers, and another port is the same site."""
+    browser = await visit("admin")
+    for path in ("/masks", "/keys", "/sign-in"):
+        answer = await browser.get(path, headers={"Origin": "http://test:3000"})
+        assert answer.status_code == 403
+        assert 'name="csrf"' not in answer.text
+    assert (await browser.get("/masks", headers={"Origin": "http://test"})).status_code == 200
+
+
 async def test_odd_headers_before_the_sign_in_are_no_fault_of_the_server(visit):
     browser = await visit("")
     for headers in (
