@@ -57,14 +57,15 @@ _MASK = r"/v1/masks/[^/]+"
 ROLLOUT_PREFIX = "rollout-"
 _ROLLOUT_MASK = rf"/v1/masks/{ROLLOUT_PREFIX}[^/]+"
 
-_CONSOLE_PAGES = "masks|compare|jobs|files|traffic|usage|keys"
+_CONSOLE_FORMS = "sign-in|masks|compare|jobs|files|keys"
 
 ROUTES: tuple[Route, ...] = (
     _route("GET", r"/(livez|readyz)", "open", probe=True, unchanged=True),
     # vLLM's, for probes and gateways that are made for it and have no key. They have no content.
     _route("GET", r"/health|/ping", "open", probe=True),
     _route("GET", r"/console(/static/[a-z.]+)?", "session", unchanged=True),
-    _route("GET POST", rf"/console/(sign-in|{_CONSOLE_PAGES})", "session", unchanged=True),
+    _route("GET POST", rf"/console/({_CONSOLE_FORMS})", "session", unchanged=True),
+    _route("GET", r"/console/(traffic|usage)", "session", unchanged=True),
     _route("POST", r"/console/(sign-out|compare/stream)", "session", unchanged=True),
     _route("GET", r"/console/(masks|jobs)/[^/]+", "session", unchanged=True),
     _route("POST", r"/console/(masks|jobs|files|keys)/[^/]+/[a-z]+", "session", unchanged=True),
