@@ -42,7 +42,7 @@ CLOSED = {
 }
 OURS = (
     r"/v1/(masks|blobs|keys|limits|files|fine_tuning|workers)(/.*)?|/(livez|readyz)|/v1/(me|usage|models/x)"
-    r"|/v1/(load|unload)_lora_adapter"
+    r"|/v1/(load|unload)_lora_adapter|/console(/.*)?"
 )
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 BODIES = {
