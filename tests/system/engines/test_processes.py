@@ -16,7 +16,7 @@ from tests.support.scenarios.nodes import Node
 from tests.support.scenarios.processes import family
 from tests.support.served import Served, until
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.found]
+pytestmark = [pytest.mark.operate, pytest.mark.engine, pytest.mark.found]
 
 TOKENS = 150
 FLAGS = ("--enforce-eager", "--shutdown-timeout", "120")

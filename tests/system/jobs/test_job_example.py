@@ -13,8 +13,8 @@ import pytest
 from tests.support.served import Served, Valkey
 from tests.support.tiny_model import save_tiny_llama
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reinforcement_job.py"
-pytestmark = pytest.mark.engine
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "reinforcement_job.py"
+pytestmark = [pytest.mark.operate, pytest.mark.engine]
 
 
 @pytest.fixture
@@ -56,6 +56,6 @@ def run(model: Path, folder: Path, registry: Valkey, *flags: str, timeout: int) 
 
 def test_the_example_goes_from_a_file_to_a_model(tmp_path, registry_of_test):
     model = save_tiny_llama(tmp_path / "base", hidden_size=128, max_position_embeddings=512)
-    said = run(model, tmp_path, registry_of_test, "9", "16", timeout=400).splitlines()
-    assert len(said) > 1
-    assert re.match(r"ft-\w+: ", said[-1])
+    said = run(model, tmp_path, registry_of_test, "9", "16", timeout=400)
+    # The answer of such a model may have any characters.
+    assert re.search(r"^ft-\w+: ", said, re.MULTILINE), said

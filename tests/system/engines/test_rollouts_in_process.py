@@ -12,7 +12,7 @@ from tests.support.tiny_model import byte_tokenizer, tiny_llama
 from tests.support.training.display import quiet
 
 # An engine of its own for each run, in a process of its own.
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+pytestmark = [pytest.mark.operate, pytest.mark.engine]
 
 REWARD = "def odd(text, answer):\n    return sum(ord(c) % 2 for c in text) / max(1, len(text))\n"
 #: Parity's bound of a log-probability, in nats, fp32.

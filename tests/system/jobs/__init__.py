@@ -1,0 +1,1 @@
+"""Fine-tuning jobs by real servers, engines and workers."""
