@@ -30,17 +30,17 @@ serve: setup ## serve MODEL (default: the demo's model) with the embedded regist
 	@"$(BIN)/python" "$(ROOT)/examples/demo/serve.py" --port $(PORT) $(if $(MODEL),"$(MODEL)")
 
 test: setup tools ## tests on the real model, engine and registry; 15 minutes on 2 cores
-	@cd "$(ROOT)" && "$(BIN)/python" -m pytest $(PARALLEL) -m "not slow" $(PYTEST)
+	@cd "$(ROOT)" && "$(BIN)/python" -m pytest $(PARALLEL) -m "not slow and not operate" $(PYTEST)
 
 test-slow: setup tools ## the other tests: more engines, compiled and parallel ones; 15 minutes
-	@cd "$(ROOT)" && "$(BIN)/python" -m pytest $(PARALLEL) -m slow $(PYTEST)
+	@cd "$(ROOT)" && "$(BIN)/python" -m pytest $(PARALLEL) -m "slow and not operate" $(PYTEST)
 
 test-quick: setup tools ## without the tests that start an engine
-	@cd "$(ROOT)" && "$(BIN)/python" -m pytest $(PARALLEL) -m "not engine and not slow" $(PYTEST)
+	@cd "$(ROOT)" && "$(BIN)/python" -m pytest $(PARALLEL) -m "not engine and not slow and not operate" $(PYTEST)
 
-test-operate: setup ## long scenarios: faults, rollouts, overload, fuzzing (BMT_OPERATE_SCALE=0.1: a tenth of each)
+test-operate: setup tools ## long scenarios: faults, rollouts, overload, fuzzing (BMT_OPERATE_SCALE=0.1: a tenth of each)
 	@cd "$(ROOT)" && "$(BIN)/python" -m pip install -q -r tests/system/requirements.txt \
-		&& "$(BIN)/python" -m pytest -m operate -s tests/system $(PYTEST)
+		&& "$(BIN)/python" -m pytest -m operate -s tests $(PYTEST)
 
 test-vllm: setup ## the tests of the seams to vLLM on VERSION=0.33.0, and its answers against this one's
 	@cd "$(ROOT)" && "$(BIN)/python" tools/vllm_suite.py $(VERSION) $(PYTEST)

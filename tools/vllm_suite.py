@@ -49,7 +49,7 @@ def main(wanted: str, *arguments: str) -> int:
     if only:
         return 0
     run = ["-m", "pytest", "-p", "no:cacheprovider"]
-    suite = [python, *run, "-m", "not slow", *(given or SUITE)]
+    suite = [python, *run, "-m", "not slow and not operate", *(given or SUITE)]
     code = subprocess.run(suite, cwd=ROOT, env={**os.environ, **_CPU}, check=False).returncode
     if code or given or python == base:
         return code

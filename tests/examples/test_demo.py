@@ -165,6 +165,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.engine
+@pytest.mark.operate
 def test_a_starting_server_does_not_outlive_the_demo(smol, tmp_path):
     """Interrupted when engine and registry are up but the server is not ready."""
     arguments = (str(smol), str(tmp_path / "data"))

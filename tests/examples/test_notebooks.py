@@ -29,7 +29,7 @@ def printed(notebook: nbformat.NotebookNode) -> str:
     return "".join(o.get("text", "") for o in outputs)
 
 
-@pytest.mark.slow
+@pytest.mark.operate
 def test_training(tmp_path, monkeypatch):
     """On a tiny model: the cells run; what a real one learns is in the kept outputs."""
     save_tiny_llama(tmp_path, torch.bfloat16)

@@ -42,7 +42,7 @@ def test_upload_and_chat_and_openai_client(server, smol, tmp_path):
     assert any(line.startswith(f"example@{mask.digest[:12]}: ") for line in lines)
 
 
-@pytest.mark.slow
+@pytest.mark.operate
 def test_offline_inference(smol, tmp_path):
     bmt_core.save(random_mask_of(smol, 6, 0.1), tmp_path / "m.bmt")
     said = run("offline_inference.py", smol, tmp_path / "m.bmt", "The capital of France is")

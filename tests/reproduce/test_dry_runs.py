@@ -16,9 +16,9 @@ from reproduce.catalog import Comparison
 from tests.support.training.display import quiet
 
 # Their methods, forms and measurements are those of other entries, on the other architecture.
-SLOW = ("table2-qwen", "table6", "figure3-qwen")
+LONG = ("table2-qwen", "table6", "figure3-qwen")
 COMPARISONS = [
-    pytest.param(e, id=e.name, marks=[pytest.mark.slow] if e.name in SLOW else [])
+    pytest.param(e, id=e.name, marks=[pytest.mark.operate] if e.name in LONG else [])
     for e in catalog.entries()
     if isinstance(e, Comparison)
 ]

@@ -35,7 +35,7 @@ def test_own_data_on_a_tiny_model(tmp_path):
     assert bmt_core.load(folder / "messages.bmt").zeros
 
 
-@pytest.mark.slow
+@pytest.mark.operate
 def test_an_own_reward_on_a_tiny_model(tmp_path):
     model = save_tiny_llama(tmp_path / "model", torch.bfloat16)
     folder = shell.checkout(tmp_path / "checkout")

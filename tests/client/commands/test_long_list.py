@@ -42,7 +42,7 @@ def long(server, monkeypatch):
 @pytest.mark.found
 @pytest.mark.parametrize(
     ("flags", "most"),
-    [([], 20_000), (["--json"], 10_000), pytest.param([], COUNT, marks=pytest.mark.slow)],
+    [([], 20_000), (["--json"], 10_000), pytest.param([], COUNT, marks=pytest.mark.operate)],
 )
 def test_a_list_of_100_000_masks_takes_the_memory_of_a_page(
     long, tmp_path, monkeypatch, flags, most

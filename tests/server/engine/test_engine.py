@@ -52,7 +52,7 @@ def distance(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> float:
 
 
 @pytest.mark.found
-@pytest.mark.parametrize("mode", ["delta", pytest.param("scatter", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["delta", pytest.param("scatter", marks=pytest.mark.operate)])
 def test_warm_prefix_cache_does_not_leak_between_masks(smol, tmp_path, mode):
     """The same prompts under alternating masks with a warm cache: each output is its mask's.
 
@@ -107,7 +107,7 @@ def test_scatter_takes_turns_and_bounds_waits(smol, tmp_path):
     assert 0 < turns.longest_wait_s < 4.0
 
 
-@pytest.mark.slow
+@pytest.mark.operate
 def test_stock_lora_is_unaffected(smol, tmp_path):
     """Plain vLLM with its own adapters, in an environment with this package installed."""
     out = run_engine("stock.py", {"model": str(smol), "folder": str(tmp_path)}, tmp_path)

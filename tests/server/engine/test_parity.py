@@ -30,10 +30,10 @@ EAGER = {**OPTIONS, "enforce_eager": True}
 MASKS = 16
 # Three ranks: SmolLM2 has 9 heads and 3 KV heads. Their threads must not all bind to one core.
 THREE = {**EAGER, "dtype": "float32", "tensor_parallel_size": 3}
-SLOW = pytest.mark.slow
+SLOW, OPERATE = pytest.mark.slow, pytest.mark.operate
 # Kernels of mode delta: compiled for this CPU, or plain torch.
 KERNELS = ("native", "portable")
-EACH_KERNEL = ("native", pytest.param("portable", marks=SLOW))
+EACH_KERNEL = ("native", pytest.param("portable", marks=OPERATE))
 # Engine core in the child's main process, so that all prompts arrive before the first step.
 # Otherwise batches depend on timing, and a product's last bit may depend on its number of rows.
 IN_STEP = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
@@ -168,7 +168,7 @@ def rounded(checkpoint, run, sequences) -> np.ndarray:
 
 @SLOW
 @BF16
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", EACH_KERNEL)
 def test_delta_in_bf16_is_within_the_error_of_bf16(exact, rounded, delta, kernel):
     theirs = rounded
     ours, base = (flat(x) for x in delta(kernel, "bfloat16")[:2])
@@ -204,7 +204,12 @@ def test_sixteen_masks_in_one_batch_match_each_alone(delta, dtype, kernel):
 
 @SLOW
 @pytest.mark.parametrize(
-    ("mode", "kernel"), [*itertools.product(["delta"], KERNELS), ("scatter", "native")]
+    ("mode", "kernel"),
+    [
+        ("delta", "native"),
+        pytest.param("delta", "portable", marks=OPERATE),
+        pytest.param("scatter", "native", marks=OPERATE),
+    ],
 )
 def test_three_ranks_agree_with_the_masked_checkpoint(
     smol, files, run, sequences, exact, mode, kernel
@@ -246,7 +251,7 @@ def tiny(smol, tmp_path_factory) -> Path:
     return folder
 
 
-@SLOW
+@OPERATE
 @BF16
 def test_two_ranks_in_bf16_are_within_the_error_of_bf16(tiny, run, tmp_path):
     mask = str(tmp_path / "tiny.bmt")

@@ -25,7 +25,7 @@ FAMILIES = [
     pytest.param(
         # Its towers are large in the smallest configuration too.
         *("gemma4", "model.language_model.layers", "model.language_model.layers"),
-        marks=pytest.mark.slow,
+        marks=pytest.mark.operate,
     ),
     ("mistral3", "language_model.model.layers", "model.language_model.layers"),
     ("qwen3_5", "model.language_model.layers", "model.layers"),

@@ -57,7 +57,7 @@ def test_a_run_that_is_killed_and_resumed_gives_the_same_mask(settings, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("among", [[0], [1]])
+@pytest.mark.parametrize("among", [[0], pytest.param([1], marks=pytest.mark.operate)])
 def test_a_signal_to_one_process_ends_both_with_a_checkpoint(settings, tmp_path, among):
     of_run = {**settings("sft"), "steps": 40, "checkpoint_every": 30}
     whole = RankedRun("sft", of_run, tmp_path / "whole").finish()
@@ -69,7 +69,7 @@ def test_a_signal_to_one_process_ends_both_with_a_checkpoint(settings, tmp_path,
     assert run.finish("--resume") == whole
 
 
-@pytest.mark.slow
+@pytest.mark.operate
 def test_a_run_resumes_in_as_many_processes_as_it_began(settings, tmp_path):
     killed = RankedRun("sft", settings("sft"), tmp_path)
     killed.strike(signal.SIGKILL, 2)

@@ -17,7 +17,9 @@ pytest.importorskip("triton")
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("cases", ["triton_cases.py", "triton_generated.py"])
+@pytest.mark.parametrize(
+    "cases", ["triton_cases.py", pytest.param("triton_generated.py", marks=pytest.mark.operate)]
+)
 def test_in_the_interpreter(cases):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / cases)]
     done = subprocess.run(
