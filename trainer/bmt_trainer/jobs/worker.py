@@ -26,6 +26,7 @@ from bmt_trainer.jobs.job import DATA, MASK, VALIDATION, TrainingJob
 from bmt_trainer.jobs.metrics import Metrics, results_of
 from bmt_trainer.jobs.rows import fetch
 from bmt_trainer.jobs.settings import TrainingSettings, settings_of
+from bmt_trainer.waiting import result_of
 
 _TICK_S = 0.2
 # Metrics of one report, at most.
@@ -236,7 +237,7 @@ class Worker:
                 raise
         finally:
             left.set()
-        return future.result()
+        return result_of(future)
 
     def _watch(self, job: TrainingJob, child: Child, checkpoints: Checkpoints) -> int:
         """Report the training's steps until it ends; its exit code. Raises LeaseLost, Stopped."""

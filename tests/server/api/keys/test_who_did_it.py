@@ -141,7 +141,10 @@ async def test_each_change_leaves_one_line(api, lines):
         changes = route.methods & {"PUT", "PATCH", "DELETE", "POST"}
         # Files and jobs: tests/server/api/files/test_audit.py.
         elsewhere = ("rollout", "/v1/files", "/v1/fine_tuning", "/v1/workers")
-        if route.names_model or any(part in route.path.pattern for part in elsewhere):
+        # What a page of the console changes is a request to another route of this table.
+        if route.scope == "session" or route.names_model:
+            continue
+        if any(part in route.path.pattern for part in elsewhere):
             continue
         for method in changes:
             paths = [path for tried_method, path in tried if tried_method == method]
