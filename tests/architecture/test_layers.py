@@ -61,7 +61,7 @@ ROOMS = {
         "methods": _TRAINER_BASE | {"masking", "evaluation", "rewards"},
         "comparison": _TRAINER_BASE | {"masking", "evaluation", "rewards", "methods"},
         # A worker: what it trains is a command of its own process.
-        "jobs": {"errors", "methods"},
+        "jobs": {"errors", "methods", "waiting"},
         "cli": _TRAINER_BASE
         | {"jobs", "masking", "evaluation", "rewards", "methods", "comparison", "outlines"},
         "__main__": {"cli"},
