@@ -182,7 +182,7 @@ async def test_forms_of_other_sites_and_sessions_change_nothing(site, visit, pat
     browser, stranger = await visit("admin"), await visit("admin")
     token = await browser.token("/masks")
     foreign = await stranger.token("/masks")
-    # Forms with a file are told by their pages; each accepts its own kind alone.
+    # Forms with a file are known by their pages; each accepts its own kind alone.
     kinds = [{"data": {"csrf": "%s"}}]
     if path in ("/console/masks", "/console/files"):
         kinds = [{"data": {"csrf": "%s"}, "files": {"file": ("m.bmt", b"x")}}]
@@ -200,7 +200,7 @@ async def test_forms_of_other_sites_and_sessions_change_nothing(site, visit, pat
 
 
 async def test_the_sign_in_form_is_not_anothers(site, visit):
-    """Nobody is signed in as somebody else by a form that another site sends."""
+    """No form that another site sends signs a visitor in as somebody else."""
     browser = await visit("")
     token = await browser.token("/sign-in")
     for headers in FOREIGN:
