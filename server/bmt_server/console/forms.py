@@ -10,11 +10,11 @@ from typing import BinaryIO
 from urllib.parse import parse_qsl
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 
 from bmt_server.api.admission import UploadLimiter
 from bmt_server.api.files.form import OVERHEAD_BYTES, FileForm
 from bmt_server.api.files.receive import receive_form, scratch_file
+from bmt_server.api.routes.dependencies import receiving
 from bmt_server.console.session import Visitor, check_form, check_origin, console_state
 from bmt_server.errors import BadRequest, PayloadTooLarge, UnsupportedMedia
 
@@ -37,13 +37,11 @@ async def read_fields(
     if kind != _KIND:
         raise UnsupportedMedia(f"content type is {kind[:64]!r}; send the form as {_KIND}")
     data = bytearray()
-    try:
+    with receiving():
         async for chunk in request.stream():
             data += chunk
             if len(data) > max_bytes:
                 raise PayloadTooLarge(f"the form has more than {max_bytes} bytes; send less")
-    except ClientDisconnect:
-        raise _left() from None
     try:
         pairs = parse_qsl(
             data.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict"
@@ -92,10 +90,6 @@ def _too_large(size: int, most: int) -> PayloadTooLarge:
     return PayloadTooLarge(
         f"the file has {size} bytes or more, and {most} are allowed", param="file"
     )
-
-
-def _left() -> BadRequest:
-    return BadRequest("the client closed the connection", code="disconnected")
 
 
 def read_number(

@@ -1,4 +1,4 @@
-"""What the console's tests have in common: answers, a worker's words, metrics, hostile texts."""
+"""Parts that tests of the console share: answers, a worker's words, metrics, hostile texts."""
 
 from __future__ import annotations
 

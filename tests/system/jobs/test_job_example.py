@@ -27,7 +27,7 @@ def registry_of_test(tmp_path):
 
 
 def run(model: Path, folder: Path, registry: Valkey, *flags: str, timeout: int) -> str:
-    """What the example says, on a server and a worker of its own."""
+    """Output of the example, on a server and a worker of its own."""
     files = str(folder / "files")
     options = ("--enforce-eager", "--dtype", "float32", "--files", files)
     served = Served(model, folder, *options, registry=registry.url)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 
 from bmt_server.api.files.form import OVERHEAD_BYTES, FileForm, TooLarge, too_large
-from bmt_server.errors import BadRequest, RegistryFull
+from bmt_server.api.routes.dependencies import receiving
+from bmt_server.errors import RegistryFull
 
 _PIECE_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -51,7 +51,7 @@ async def receive_form(
     """
     form = FileForm(request.headers.get("content-type", ""), file, max_bytes, refuse)
     total, waiting = 0, bytearray()
-    try:
+    with receiving():
         async for chunk in request.stream():
             total += len(chunk)
             if total > max_bytes + OVERHEAD_BYTES:
@@ -64,8 +64,6 @@ async def receive_form(
                 waiting.clear()
         await asyncio.to_thread(_write, form, bytes(waiting))
         await asyncio.to_thread(_flush, file)
-    except ClientDisconnect:
-        raise BadRequest("the client closed the connection", code="disconnected") from None
     form.finish()
     return form
 

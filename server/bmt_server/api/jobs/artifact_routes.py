@@ -17,7 +17,7 @@ from bmt_server.api.access_log import audit
 from bmt_server.api.files.routes import file_store
 from bmt_server.api.jobs.masks import publish_for, remove_checkpoint, withdraw
 from bmt_server.api.jobs.routes import job_store
-from bmt_server.api.jobs.worker_routes import StepMetrics
+from bmt_server.api.jobs.worker_routes import StepMetrics, prolonged
 from bmt_server.api.publishing.publication import decode
 from bmt_server.api.routes.dependencies import app_state
 from bmt_server.api.routes.uploads import received
@@ -48,9 +48,7 @@ async def publish_checkpoint(
     except ValidationError as error:
         raise BadRequest(f"metrics: {error.errors()[0]['msg']}", param="metrics") from None
     async with received(request, state) as data:
-        job, _ = await store.change(
-            job_id, partial(transitions.reported, token=x_bmt_lease, lease_ms=60_000)
-        )
+        job = await prolonged(request, job_id, x_bmt_lease)
         if job.checkpoints and step <= job.checkpoints[-1].step:
             return {"id": job.id, "kept": True}
         version, mask = await asyncio.to_thread(
@@ -101,9 +99,7 @@ async def keep_results(
     # Bounds of files: those of a small base's masks are less than the metrics of a long training.
     most = min(MAX_RESULT_BYTES, state.settings.max_file_bytes)
     async with received(request, state, state.file_uploads, most) as data:
-        job, _ = await store.change(
-            job_id, partial(transitions.reported, token=x_bmt_lease, lease_ms=60_000)
-        )
+        job = await prolonged(request, job_id, x_bmt_lease)
         if job.result_file is not None:
             return {"id": job.id, "file": job.result_file}
         record = FileRecord(
@@ -136,7 +132,4 @@ async def keep_results(
 
 async def _say(request: Request, job: Job, token: str, said: str) -> None:
     """An event for the tenant, a warning."""
-    make = partial(
-        transitions.reported, token=token, lease_ms=60_000, messages=[("warn", said[:2000])]
-    )
-    await job_store(request).change(job.id, make)
+    await prolonged(request, job.id, token, [("warn", said[:2000])])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -33,6 +34,8 @@ logger = logging.getLogger("vllm.bmt_server")
 
 MAX_REPORT_BYTES = 1 << 20
 _TAKES = 16
+# A lease at least, while a request publishes what its job has made.
+_WORK_MS = 60_000
 _Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
 _LeaseSeconds = Annotated[int, Field(ge=2, le=3600)]
@@ -184,10 +187,7 @@ async def publish_mask(
     """
     state, store = app_state(request), job_store(request)
     async with received(request, state) as data:
-        # Prolonged here: what follows is within a lease that no other worker can take.
-        job, _ = await store.change(
-            job_id, partial(transitions.reported, token=x_bmt_lease, lease_ms=60_000)
-        )
+        job = await prolonged(request, job_id, x_bmt_lease)
         version, mask = await asyncio.to_thread(
             decode, state, job.tenant, job.fine_tuned_model, data, None
         )
@@ -229,6 +229,18 @@ async def end(request: Request, job_id: str) -> dict[str, Any]:
         await withdraw(app_state(request), job)
     audit(request, "job_end" if failed else "job_release", job.id, state=job.state)
     return {"id": job.id, "status": job.state}
+
+
+async def prolonged(
+    request: Request, job_id: str, token: str, messages: Sequence[tuple[Level, str]] = ()
+) -> Job:
+    """The job of a lease that no other worker can take while a request is at work.
+
+    messages: events of the tenant's. Raises Conflict, NotFound.
+    """
+    make = partial(transitions.reported, token=token, lease_ms=_WORK_MS, messages=messages)
+    job, _ = await job_store(request).change(job_id, make)
+    return job
 
 
 async def _held(request: Request, job_id: str, token: str) -> Job:

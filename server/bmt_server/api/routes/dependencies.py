@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, TypeVar
 
 import bmt_core
@@ -105,16 +106,23 @@ def if_match(
     return condition.digest_of(entry.digest if entry is not None else None, versions)
 
 
+@contextlib.contextmanager
+def receiving() -> Iterator[None]:
+    """Raise BadRequest, as for any other fault of a body, if the client leaves before its end."""
+    try:
+        yield
+    except ClientDisconnect:
+        raise BadRequest("the client closed the connection", code="disconnected") from None
+
+
 async def read_json(request: Request, kind: type[Body], max_bytes: int = 4096) -> Body:
     """The request's body as a model; an empty one has no fields. Raises ApiError."""
     data = b""
-    try:
+    with receiving():
         async for chunk in request.stream():
             data += chunk
             if len(data) > max_bytes:
                 raise PayloadTooLarge(f"the body is larger than {max_bytes} bytes")
-    except ClientDisconnect:
-        raise BadRequest("the client closed the connection", code="disconnected") from None
     try:
         return kind.model_validate_json(data or b"{}")
     except ValidationError as error:

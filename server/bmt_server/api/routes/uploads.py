@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 import bmt_core
 from fastapi import Query, Request
 from fastapi.responses import JSONResponse
-from starlette.requests import ClientDisconnect
 
 from bmt_server.api.admission import UploadLimiter
 from bmt_server.api.app_state import AppState
@@ -20,6 +19,7 @@ from bmt_server.api.routes.dependencies import (
     OCTETS,
     app_state,
     principal_of,
+    receiving,
     state_of,
     tenant_of,
     valid_digest,
@@ -150,14 +150,12 @@ async def _read_upload(request: Request, max_bytes: int, received: Callable[[int
     if int(length) > max_bytes:
         raise _too_large(int(length), max_bytes)
     data = bytearray()
-    try:
+    with receiving():
         async for chunk in request.stream():
             if len(data) + len(chunk) > max_bytes:
                 raise _too_large(len(data) + len(chunk), max_bytes)
             received(len(chunk))
             data += chunk
-    except ClientDisconnect:
-        raise BadRequest("the client closed the connection", code="disconnected") from None
     return bytes(data)
 
 

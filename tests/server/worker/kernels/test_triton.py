@@ -17,11 +17,17 @@ pytest.importorskip("triton")
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize(
-    "cases", ["triton_cases.py", pytest.param("triton_generated.py", marks=pytest.mark.operate)]
-)
-def test_in_the_interpreter(cases):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / cases)]
+def test_in_the_interpreter():
+    """Generated cases: tests/system/test_triton_cases.py."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(HERE / "triton_cases.py"),
+    ]
     done = subprocess.run(
         command,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
