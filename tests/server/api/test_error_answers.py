@@ -125,7 +125,7 @@ async def test_a_registry_that_is_away_is_named_by_no_address(api, secrets, monk
         ):
             data = bmt_core.encode(make_mask(9)) if method == "PUT" else None
             answer = await client.request(method, path, content=data)
-            check(answer, (*secrets, "127.0.0.1", "7001"))
+            check(answer, (*secrets, "127.0.0.1", ":7001"))
             assert answer.status_code < 500 or answer.json()["error"]["code"] != "internal"
 
 
