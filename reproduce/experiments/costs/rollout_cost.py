@@ -21,7 +21,7 @@ from reproduce.experiments.record import Figure, keep, ratio
 COMMAND = "make reproduce NAME=costs-rollouts"
 RECIPE = Path(__file__).parents[3] / "recipes" / "grpo-arithmetic.yaml"
 # Steps of each kind after a warm-up of both.
-TURNS = 3
+TURNS = 8
 # Times that the first step's prompts are sampled by both, to compare distributions.
 DRAWS = 6
 
