@@ -103,6 +103,20 @@ class Settings:
         flag_unit="MiB",
         least=0,
     )
+    train: bool = _option(
+        "Run one `bmt-train worker` next to the server, as a process of the lowest priority that "
+        "ends with it. Needs --files, and the packages of the trainer.",
+        False,
+        flag="--train",
+        env="BMT_TRAIN",
+    )
+    train_flags: str = _option(
+        "Flags of that worker, in one word, as in '--device cuda --max-length 2048'. By default it "
+        "trains on the CPU, in the data folder.",
+        "",
+        flag="--train-flags",
+        env="BMT_TRAIN_FLAGS",
+    )
     import_from: str = _option(
         "Places that masks may be imported from, with commas: hf:// (the Hub), hf://org, "
         "hf://org/name, s3://bucket/prefix, https://host/prefix, https://*.example.com. Keys of "

@@ -77,12 +77,15 @@ ROOMS = {
         "console": _SERVER_FLOOR | {"registry", "api"},
         "scheduler": _SERVER_FLOOR,
         "worker": _SERVER_FLOOR,
+        # Of fine-tuning jobs: the trainer's worker, which is started as a program.
+        "training": _SERVER_FLOOR | {"registry"},
         "vllm_integration": _SERVER_FLOOR | {"api", "console", "scheduler", "worker"},
         "offline": _SERVER_FLOOR | {"vllm_integration", "worker"},
         "evaluation_engine": {"offline"},
         "rollout_engine": {"offline"},
         "cli": _SERVER_FLOOR
-        | {"vllm_integration", "registry", "sources", "api", "scheduler", "worker", "offline"},
+        | {"vllm_integration", "registry", "sources", "api", "scheduler", "worker", "offline"}
+        | {"training"},
         "__main__": {"cli"},
     },
 }

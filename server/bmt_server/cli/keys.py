@@ -32,7 +32,7 @@ def create(
     scope: Annotated[
         list[str],
         typer.Option(
-            help="infer, upload, promote, admin, priority, metrics or operator; repeatable."
+            help="infer, upload, promote, train, admin, priority, metrics or operator; repeatable."
         ),
     ],
     tenant: Annotated[str, typer.Option(help="Tenant whose masks the key can see.")] = "default",

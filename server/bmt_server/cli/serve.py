@@ -19,6 +19,7 @@ from bmt_server.cli.options import with_settings
 from bmt_server.cli.places import check_places, files_place, require_loopback
 from bmt_server.ipc.stats_folder import stats_folder
 from bmt_server.settings import Settings, SettingsError
+from bmt_server.training.plan import check_training
 from bmt_server.vllm_integration import engine_flags, plugin, process_lifetime
 from bmt_server.vllm_integration.arguments.known import given, unknown_flag, unknown_key
 from bmt_server.vllm_integration.arguments.root_path import checked_root_path
@@ -84,6 +85,7 @@ def run(
     """
     from bmt_server.api.metrics.port import check_port
     from bmt_server.cli.first_key import check_place, check_url, contact_registry
+    from bmt_server.cli.training import address, worker
     from bmt_server.sources.importer import read_sources
 
     if chosen["registry_url"]:
@@ -94,6 +96,10 @@ def run(
     read_sources(chosen["import_from"], chosen["import_networks"])
     chosen = {**chosen, "registry_url": complete_url(chosen["registry_url"])}
     check_places(data_dir, key_file)
+    if chosen["train"]:
+        check_training(chosen["files_url"], chosen["train_flags"])
+    # Before variables are set for the engine.
+    environment = dict(os.environ)
     if chosen["no_auth"] and not given("--config", vllm_flags):
         require_loopback(given("--host", vllm_flags))
     process_lifetime.ignore_signals()
@@ -103,6 +109,8 @@ def run(
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     check_version(lambda line: say(f"warning: {line}"))
     args = _parse_vllm_flags(model, vllm_flags)
+    if chosen["train"]:
+        address(args)
     data_dir.mkdir(parents=True, exist_ok=True)
     vars(args).update(engine_flags.for_mode(chosen["mask_mode"], args.additional_config))
     chosen = {**chosen, **_take_over_flags(args)}
@@ -123,6 +131,8 @@ def run(
         contact_registry(
             settings.registry_url, key_file, no_auth=settings.no_auth, blobs=settings.blobs_url
         )
+        if settings.train:
+            stack.enter_context(worker(settings, args, data_dir, environment))
         _prepare_cpu(settings, args, vllm_flags)
         _run_vllm(settings, args)
 

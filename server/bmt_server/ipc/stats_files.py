@@ -174,6 +174,16 @@ class WaitingMasks(_StatsFile):
         return max(cls.read_all(folder), key=lambda w: w.at, default=cls()).names
 
 
+@dataclass(slots=True)
+class TrainingStats(_StatsFile):
+    """State of the worker of `--train`: 1 in `up` while it runs, and how often it was started."""
+
+    prefix: ClassVar[str] = "training"
+
+    up: int = 0
+    starts: int = 0
+
+
 class StatsWriter:
     """Background thread that rewrites a process's file after changes, at most every 0.2 s.
 

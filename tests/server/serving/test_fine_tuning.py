@@ -1,16 +1,16 @@
-"""A file, a job, a worker and a real engine: the stock client's model answers by its mask."""
+"""A file, a job, the server's own worker and a real engine: the model answers by its mask."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import contextlib
+from pathlib import Path
 
 import openai
 import pytest
+import redis
 
 from tests.support.requests.rows import form, jsonl, supervised
-from tests.support.served import Served, Valkey
+from tests.support.served import Served, Valkey, until
 from tests.support.tiny_model import save_tiny_llama
 
 pytestmark = pytest.mark.engine
@@ -34,8 +34,10 @@ def registry_of_test(tmp_path):
 
 def test_a_finished_jobs_model_answers_at_once(tmp_path, registry_of_test):
     model = save_tiny_llama(tmp_path / "base", **SHAPE)
-    flags = (*FLAGS, "--files", str(tmp_path / "files"))
-    served = Served(model, tmp_path, *flags, registry=registry_of_test.url)
+    flags = (*FLAGS, "--files", str(tmp_path / "files"), "--train")
+    served = Served(
+        model, tmp_path, *flags, registry=registry_of_test.url, env={"OMP_NUM_THREADS": "1"}
+    )
     try:
         client = openai.OpenAI(api_key=served.key, base_url=f"{served.url}/v1", max_retries=0)
         data = form(jsonl([supervised(word, word[::-1]) for word in ("abc", "def", "ghi")]))
@@ -43,10 +45,7 @@ def test_a_finished_jobs_model_answers_at_once(tmp_path, registry_of_test):
         job = client.fine_tuning.jobs.create(
             model="smol", training_file=file.id, seed=0, hyperparameters={"n_epochs": 4}
         )
-        command = [sys.executable, "-m", "bmt_trainer", "worker", "--server", served.url, "--once"]
-        command += ["--model", str(model), "--folder", str(tmp_path / "work"), "--device", "cpu"]
-        environment = {**os.environ, "BMT_API_KEY": served.key, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, env=environment, timeout=300)
+        until(lambda: ended(client, job.id), 300)
         job = client.fine_tuning.jobs.retrieve(job.id)
         assert job.status == "succeeded", job.error
         assert job.fine_tuned_model in {m.id for m in client.models.list()}
@@ -63,5 +62,21 @@ def test_a_finished_jobs_model_answers_at_once(tmp_path, registry_of_test):
         assert answers[job.fine_tuned_model].model.startswith(f"{job.fine_tuned_model}@")
         logprobs = [[t.logprob for t in a.choices[0].logprobs.content] for a in answers.values()]
         assert logprobs[0] != logprobs[1]
+        assert served.metrics()["bmt_training_worker_up"] == 1
     finally:
-        served.stop()
+        code = served.stop()
+    assert code == 0, served.log.read_text()[-4000:]
+    # What the worker had ends with it: one key is left, the first.
+    assert redis.Redis(unix_socket_path=registry_of_test.socket).hlen("{bmt}:keys") == 1
+    assert not list(worker_processes(tmp_path))
+
+
+def ended(client, job_id):
+    return client.fine_tuning.jobs.retrieve(job_id).status not in ("queued", "running")
+
+
+def worker_processes(folder):
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(folder) in path.read_text():
+                yield path

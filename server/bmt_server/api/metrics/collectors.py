@@ -7,6 +7,7 @@ from prometheus_client.registry import Collector
 
 from bmt_server.api.metrics.gateway import LoadedMasksCollector, PublicNames
 from bmt_server.api.metrics.scheduler import SchedulerCollector
+from bmt_server.api.metrics.training import TrainingCollector
 from bmt_server.api.metrics.workers import WorkerCollector
 
 
@@ -25,6 +26,7 @@ class StatsCollectors:
             LoadedMasksCollector(stats_dir, public_names),
             WorkerCollector(stats_dir),
             SchedulerCollector(stats_dir),
+            TrainingCollector(stats_dir),
         )
         for collector in self._collectors:
             registry.register(collector)

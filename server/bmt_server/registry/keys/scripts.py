@@ -81,3 +81,14 @@ add_event()
 return {'ok', ''}
 """
 )
+
+# ARGV: field, record that is expected, record with another expiry.
+PROLONG = (
+    _EVENT
+    + """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return {'changed', ''} end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+add_event()
+return {'ok', ''}
+"""
+)

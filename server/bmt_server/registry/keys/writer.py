@@ -23,7 +23,7 @@ from bmt_server.registry.durability import Durability
 from bmt_server.registry.keys.expiry import parse_expiry, read_expiry
 from bmt_server.registry.keys.reader import KEYS
 from bmt_server.registry.keys.record import SCOPES, KeyRecord, read_record
-from bmt_server.registry.keys.scripts import CREATE, IMPORT, REVOKE, ROTATE
+from bmt_server.registry.keys.scripts import CREATE, IMPORT, PROLONG, REVOKE, ROTATE
 from bmt_server.registry.keys.secret import hash_key, make_key, well_formed
 from bmt_server.registry.registry import EVENTS
 from bmt_server.registry.schemas import DEFAULT_TENANT
@@ -222,6 +222,16 @@ class KeyWriter:
             arguments.append(new.key_id)
             if (await self._write(ROTATE, arguments))[0] == "ok":
                 return RotatedKey(key, new, old)
+        raise _changed(key_id)
+
+    async def prolong(self, key_id: str, expires: str) -> None:
+        """Let a key hold until `expires`, as in `create`. Raises NotFound, BadRequest."""
+        until = parse_expiry(expires)
+        for _ in range(_ATTEMPTS):
+            field, value, record = await self._find(key_id)
+            longer = replace(record, expires=until).to_json()
+            if (await self._write(PROLONG, [field, value, longer], False))[0] == "ok":
+                return
         raise _changed(key_id)
 
     async def _stored(self) -> list[_Stored]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 from bmt_server.api.metrics.collectors import StatsCollectors
-from bmt_server.ipc.stats_files import MAX_NAMED, WaitingMasks, WorkerStats
+from bmt_server.ipc.stats_files import MAX_NAMED, TrainingStats, WaitingMasks, WorkerStats
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from tests.support.requests.endpoint_picker import Endpoint
@@ -119,3 +119,12 @@ def test_an_endpoint_picker_finds_loaded_masks_and_room(tmp_path, resident, fits
 
 def test_other_modes_have_no_reasons(tmp_path):
     assert "bmt_auto" not in text(tmp_path, WorkerStats(mode="delta"))
+
+
+def test_the_state_of_a_training_worker_is_there_if_the_server_has_one(tmp_path):
+    stats = WorkerStats()
+    assert "bmt_training_worker" not in text(tmp_path, stats)
+    TrainingStats(up=1, starts=3).write(tmp_path, 2)
+    exported = text(tmp_path, stats)
+    assert "bmt_training_worker_up 1.0" in exported
+    assert "bmt_training_worker_starts_total 3.0" in exported
