@@ -358,6 +358,16 @@ class Settings:
         least=0,
         most=4096,
     )
+    batch_sequences: int = _option(
+        "Sequences of batches' lines that may run at a time in each API process while no other "
+        "request runs; a quarter of them while some do, and none beyond this number together with "
+        "them. 0: this server runs no batches.",
+        16,
+        unit="sequences",
+        flag="--batch-sequences",
+        least=0,
+        most=4096,
+    )
     queue: int = _option(
         "Sequences that may run or wait in all API processes together; more get 503.",
         2048,

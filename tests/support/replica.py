@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,9 +86,14 @@ def settings_of(url: str, folder: Path, **changes: Any) -> Settings:
 
 @asynccontextmanager
 async def replica(
-    url: str, folder: Path, keys: dict[str, str] | None = None, **changes: Any
+    url: str,
+    folder: Path,
+    keys: dict[str, str] | None = None,
+    *,
+    chat: Callable[[Request], Awaitable[Any]] | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Api]:
-    """One replica. changes: of its settings."""
+    """One replica. chat: its route of chats, if not that of `calls`. changes: of its settings."""
     settings = settings_of(url, folder, **changes)
     engine, hold = FakeEngine(folder), asyncio.Event()
     state = await AppState.create(settings, engine, CollectorRegistry(), removal_delay_s=0.05)
@@ -97,7 +102,7 @@ async def replica(
 
     calls: list[str] = []
 
-    async def chat(request: Request) -> Any:
+    async def echo(request: Request) -> Any:
         body = await request.json()
         calls.append(body["model"])
         if not body.get("stream"):
@@ -109,13 +114,18 @@ async def replica(
 
         return StreamingResponse(pieces())
 
-    app.post("/v1/chat/completions")(chat)
-    app.post("/tokenize")(chat)
+    async def answer(request: Request) -> Any:
+        return await (chat or echo)(request)
+
+    app.post("/v1/chat/completions")(answer)
+    app.post("/tokenize")(echo)
     for path in ("/pause", "/collective_rpc", "/invocations"):
-        app.post(path)(chat)
+        app.post(path)(echo)
     app.include_router(build_router())
     app.include_router(build_console())
     app.add_middleware(RequestMiddleware)
+    if state.batch_runner is not None:
+        state.batch_runner.start(app)
     try:
         yield Api(state, engine, app, keys or {}, hold, calls)
     finally:

@@ -75,6 +75,11 @@ class SequenceLimiter:
         self._limit = limit
         self._admitted = 0
 
+    @property
+    def admitted(self) -> int:
+        """Sequences that run or wait now."""
+        return self._admitted
+
     def half_full(self) -> bool:
         """True if requests take at least half of the places."""
         return 2 * self._admitted >= self._limit

@@ -15,6 +15,9 @@ from bmt_core.config import arithmetic
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from bmt_server.api.admission import KeyLimiter, SequenceLimiter, UploadLimiter
+from bmt_server.api.batches.parts import Parts
+from bmt_server.api.batches.room import Room
+from bmt_server.api.batches.runner import BatchRunner
 from bmt_server.api.body.schemas import RequestSchemas
 from bmt_server.api.body.turns import Turns
 from bmt_server.api.canary.shadows import Shadows
@@ -36,6 +39,7 @@ from bmt_server.api.usage.meter import UsageMeter
 from bmt_server.errors import ApiError, BlobsDown, RegistryDown
 from bmt_server.ipc.object_store import ObjectStore
 from bmt_server.registry.api_keys import ApiKeyStore
+from bmt_server.registry.batches.store import BatchStore
 from bmt_server.registry.canary.splits import Splits
 from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.files.store import FileStore
@@ -97,6 +101,8 @@ class AppState:
     importer: Importer
     files: FileStore | None
     jobs: JobStore | None
+    batches: BatchStore | None
+    batch_runner: BatchRunner | None
     file_uploads: UploadLimiter
     schemas: RequestSchemas
     turns: Turns
@@ -221,6 +227,23 @@ class AppState:
         )
         usage_store = UsageStore(connection, settings.usage_days)
         usage = UsageCounter(usage_store, metrics.usage_lost.inc)
+        shutdown = Shutdown(settings.drain_s, stop)
+        files = FileStore.of_settings(connection, settings)
+        batches, batch_runner = None, None
+        if files is not None:
+            batches = BatchStore(connection, settings.registry_replicas)
+            batch_runner = BatchRunner(
+                Parts(
+                    settings=settings,
+                    store=batches,
+                    files=files,
+                    engine=engine,
+                    schemas=schemas,
+                    shutdown=shutdown,
+                    metrics=metrics,
+                    room=Room(settings.batch_sequences, sequence_limiter),
+                )
+            )
         housekeeper = Housekeeper(
             registry,
             expired=replica.expired,
@@ -270,13 +293,15 @@ class AppState:
             limit_store=limit_store,
             budgets=budgets,
             meter=UsageMeter(metrics, versions, usage, budgets),
-            shutdown=Shutdown(settings.drain_s, stop),
+            shutdown=shutdown,
             key_limiter=KeyLimiter(settings.key_concurrency, settings.key_rate),
             sequence_limiter=sequence_limiter,
             uploads=UploadLimiter(settings.max_upload_bytes or limits.max_file_bytes),
             importer=Importer(settings),
-            files=FileStore.of_settings(connection, settings),
+            files=files,
             jobs=(JobStore(connection, settings.registry_replicas) if settings.files_url else None),
+            batches=batches,
+            batch_runner=batch_runner,
             file_uploads=UploadLimiter(settings.max_file_bytes),
             schemas=schemas,
             turns=turns,
@@ -285,6 +310,8 @@ class AppState:
     async def close(self) -> None:
         """Stop background tasks, close connections, unregister metrics."""
         self.metrics_port.close()
+        if self.batch_runner is not None:
+            await self.batch_runner.close()
         await self.shadows.close()
         await self.void_splits.close()
         await self.usage.close()

@@ -44,6 +44,7 @@ from bmt_server.api.canary.arm import Draw
 from bmt_server.api.isolation import isolate
 from bmt_server.api.masks.condition import Condition
 from bmt_server.api.masks.resolver import Lease
+from bmt_server.api.own_requests import BACKGROUND, SESSION_KEY, sent_key
 from bmt_server.api.paths import app_scope, denied, encoded_slash, route_path
 from bmt_server.api.permissions import Route, check_permission, find_route
 from bmt_server.api.response.cors import allowed_origin, is_preflight
@@ -59,8 +60,6 @@ from bmt_server.registry.usage.counts import Counts
 MAX_KEY_CHARACTERS = 256
 #: Header of an answer: the version that gave it, as in the answer's `model`.
 MODEL_HEADER = b"x-bmt-model"
-#: Entry of an ASGI scope: hash of the key whose session in the console makes a request.
-SESSION_KEY = "bmt.session_key"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Principal of requests that need no key.
 _ANONYMOUS = Principal("none", DEFAULT_TENANT, frozenset(SCOPES))
@@ -176,7 +175,13 @@ class RequestMiddleware:
             record.arm = lease.arm
             if lease.version is not None:
                 response.model_headers.append((MODEL_HEADER, lease.model.encode()))
-            caller = Caller(principal.key_id, principal.tenant, record.mask, lease.arm)
+            caller = Caller(
+                principal.key_id,
+                principal.tenant,
+                record.mask,
+                lease.arm,
+                background=BACKGROUND in scope,
+            )
             attribute(caller)
             # The app prepares the request, above all its tokens, while the workers load the mask.
             response.wait_for(lease.ready)
@@ -227,15 +232,13 @@ async def _authenticate(
 ) -> Principal:
     """Principal of the request's key. Raises Unauthorized, RateLimited, RegistryDown."""
     if SESSION_KEY in scope:
-        # Of the console in this process; no client writes into a scope.
+        # Of this process: no client writes into a scope.
         return await state.keys.verify_hash(scope[SESSION_KEY], peer)
     if state.settings.no_auth:
         return _ANONYMOUS
     if route is not None and state.settings.metrics_open and route.path.match("/metrics"):
         return _ANONYMOUS
-    # Anthropic's clients send the key in `x-api-key`.
-    kind, _, key = headers.get("authorization", "").partition(" ")
-    key = key.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+    key = sent_key(headers)
     if not key or len(key) > MAX_KEY_CHARACTERS:
         raise Unauthorized("no API key; send `Authorization: Bearer bmt_…`")
     return await state.keys.verify(key, peer)

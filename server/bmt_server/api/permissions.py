@@ -111,6 +111,10 @@ ROUTES: tuple[Route, ...] = (
     _route("GET POST", r"/v1/files", "upload"),
     _route("GET DELETE", r"/v1/files/[^/]+", "upload"),
     _route("GET", r"/v1/files/[^/]+/content", "upload"),
+    # Its lines are requests of the key; files take another scope.
+    _route("GET POST", r"/v1/batches", "infer"),
+    _route("GET", r"/v1/batches/[^/]+", "infer"),
+    _route("POST", r"/v1/batches/[^/]+/cancel", "infer"),
     _route("GET POST", r"/v1/fine_tuning/jobs", "upload"),
     _route("GET", r"/v1/fine_tuning/jobs/[^/]+(/(events|checkpoints))?", "upload"),
     _route("POST", r"/v1/fine_tuning/jobs/[^/]+/(cancel|pause|resume)", "upload"),

@@ -1,7 +1,7 @@
 """Requests of a page to the API of its own process, in the name of the session's key.
 
-They pass the app from its outermost layer: table of routes, scopes, tenants, limits, audit and
-access log are those of any other client, and the console can show or change nothing else.
+They pass the app as those of any other client do (`api/own_requests.py`), and the console can show
+or change nothing else.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import json as jsonlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from fastapi import Request
 
 from bmt_server.api.asgi import Message
-from bmt_server.api.middleware import SESSION_KEY
+from bmt_server.api.own_requests import own_scope
 from bmt_server.errors import ApiError, from_status
 
 # Parts of an answer that wait for the browser.
@@ -150,23 +150,15 @@ class Api:
         return Stream(parts, task, left)
 
     async def _run(self, call: Call, send: Any, left: asyncio.Event) -> None:
-        outer, app = self._request.scope, self._request.app
-        path = "".join([outer.get("root_path", ""), call.path])
-        scope = {
-            "type": "http",
-            "asgi": outer.get("asgi", {"version": "3.0"}),
-            "http_version": "1.1",
-            "method": call.method,
-            "scheme": outer.get("scheme", "http"),
-            "path": path,
-            "raw_path": quote(path).encode(),
-            "query_string": call.query.encode(),
-            "root_path": outer.get("root_path", ""),
-            "headers": call.headers,
-            "client": outer.get("client"),
-            "server": outer.get("server"),
-            SESSION_KEY: self._key_hash,
-        }
+        app = self._request.app
+        scope = own_scope(
+            call.method,
+            call.path,
+            call.headers,
+            key_hash=self._key_hash,
+            query=call.query,
+            outer=self._request.scope,
+        )
         pieces = call.body
 
         async def receive() -> Message:

@@ -13,7 +13,8 @@ from fastapi import Request
 
 from bmt_server.api.admission import UploadLimiter
 from bmt_server.api.files.form import OVERHEAD_BYTES, FileForm
-from bmt_server.api.files.receive import receive_form, scratch_file
+from bmt_server.api.files.receive import receive_form
+from bmt_server.api.files.scratch import scratch_file
 from bmt_server.api.routes.dependencies import receiving
 from bmt_server.console.session import Visitor, check_form, check_origin, console_state
 from bmt_server.errors import BadRequest, PayloadTooLarge, UnsupportedMedia

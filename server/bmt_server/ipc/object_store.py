@@ -221,17 +221,17 @@ class ObjectStore:
 
         await self._call(remove)
 
-    async def pages(self) -> AsyncIterator[list[str]]:
-        """Names of all objects, in pages."""
-        listed = await self._call(self._listing)
+    async def pages(self, below: str | None = None) -> AsyncIterator[list[str]]:
+        """Names of all objects, in pages; below: of a folder alone."""
+        listed = await self._call(lambda: self._listing(below))
         while True:
             page = await self._call(lambda: _next(listed))
             if page is None:
                 return
             yield [str(entry["path"]) for entry in page]
 
-    async def _listing(self) -> Any:
-        return obstore.list(self._store(), chunk_size=_LIST_PAGE).__aiter__()
+    async def _listing(self, below: str | None) -> Any:
+        return obstore.list(self._store(), below, chunk_size=_LIST_PAGE).__aiter__()
 
     # Blocking, for workers' threads.
 

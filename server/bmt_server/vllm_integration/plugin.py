@@ -90,6 +90,8 @@ class MaskEndpoints:
             engine_client, ours.meter.request_finished, ours.lifecycle.hold_for_engine, heartbeat
         )
         state.bmt = ours
+        if ours.batch_runner is not None:
+            ours.batch_runner.start(self._app)
         self._close_with_app(ours, engine)
 
     def _close_with_app(self, ours: Any, engine: Any) -> None:

@@ -20,7 +20,12 @@ PATHS = {
         ("GET", "/v1/masks/m/aliases/prod"),
         *(("HEAD", p) for p in ("/v1/models", "/v1/masks", "/v1/models/tiny", "/v1/me")),
     ],
-    "infer": [("POST", "/v1/chat/completions")],
+    "infer": [
+        ("POST", "/v1/chat/completions"),
+        *((m, "/v1/batches") for m in ("GET", "POST")),
+        ("GET", "/v1/batches/x"),
+        ("POST", "/v1/batches/x/cancel"),
+    ],
     "upload": [
         ("PUT", "/v1/masks/m"),
         ("PATCH", "/v1/masks/m"),

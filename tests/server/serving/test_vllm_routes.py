@@ -113,7 +113,7 @@ def test_the_app_has_dangerous_routes(routes):
 def test_reachable_vllm_routes_are_the_allowed_ones(routes):
     reached = {p for p, methods in routes.items() if any(find_route(m, p) for m in METHODS)}
     own = (
-        r"/v1/(masks|blobs|keys|limits|usage|me$|(un)?load_lora|files|fine_tuning/jobs|workers/)"
+        r"/v1/(masks|blobs|keys|limits|usage|me$|(un)?load_lora|files|batches|fine_tuning/jobs|workers/)"
         r"|/(livez|readyz)|/v1/models/|/console(/|$)"
     )
     ours = {p for p in reached if re.match(own, p)}

@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import BinaryIO
 
 from fastapi import Request
 
 from bmt_server.api.files.form import OVERHEAD_BYTES, FileForm, TooLarge, too_large
+from bmt_server.api.files.scratch import disk
 from bmt_server.api.routes.dependencies import receiving
-from bmt_server.errors import RegistryFull
 
 _PIECE_BYTES = 1 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@contextlib.contextmanager
-def scratch_file(cache_dir: str) -> Iterator[BinaryIO]:
-    """A file of the server's own folder, which has no name there and ends with the process.
-
-    Raises RegistryFull.
-    """
-    folder = Path(cache_dir)
-    with _disk():
-        folder.mkdir(parents=True, exist_ok=True)
-        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below
-    try:
-        yield file
-    finally:
-        # Closing writes again whatever a full disk has not taken; the error was raised before.
-        with contextlib.suppress(OSError):
-            file.close()
 
 
 async def receive_form(
@@ -69,21 +46,11 @@ async def receive_form(
 
 
 def _write(form: FileForm, data: bytes) -> None:
-    with _disk():
+    with disk():
         form.write(data)
 
 
 def _flush(file: BinaryIO) -> None:
     # Here, because the next seek would do it where no caller expects an error of the disk.
-    with _disk():
+    with disk():
         file.flush()
-
-
-@contextlib.contextmanager
-def _disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise RegistryFull("the server's disk is full; try again later") from None

@@ -14,15 +14,18 @@ from fastapi.responses import StreamingResponse
 from bmt_server.api.access_log import audit
 from bmt_server.api.app_state import AppState
 from bmt_server.api.files.form import OVERHEAD_BYTES, FileForm, too_large
-from bmt_server.api.files.receive import receive_form, scratch_file
+from bmt_server.api.files.receive import receive_form
 from bmt_server.api.files.rows import check
+from bmt_server.api.files.scratch import scratch_file
 from bmt_server.api.routes.dependencies import app_state, principal_of, tenant_of
 from bmt_server.errors import BadRequest, NotFound
 from bmt_server.registry.files.record import (
+    BATCH,
     MAX_NAME_CHARACTERS,
     PURPOSE,
     RESULTS,
     FileRecord,
+    Purpose,
     new_file_id,
 )
 from bmt_server.registry.files.store import FileStore
@@ -32,12 +35,12 @@ _PIECE_BYTES = 1 << 20
 
 
 async def upload(request: Request) -> dict[str, Any]:
-    """Keep a file of rows for fine-tuning: a form with `file` (JSONL) and `purpose` (`fine-tune`).
+    """Keep a file: a form with `file` (JSONL) and `purpose`, `fine-tune` or `batch`.
 
-    Each row is checked before the file is kept: `messages` that end with the assistant's
-    (supervised), `input`, `preferred_output` and `non_preferred_output` (dpo), or `messages` that
-    end with the user's and further columns for a grader (reinforcement). A row that is not valid is
-    400 with its number and field.
+    Each row for fine-tuning is checked before the file is kept: `messages` that end with the
+    assistant's (supervised), `input`, `preferred_output` and `non_preferred_output` (dpo), or
+    `messages` that end with the user's and further columns for a grader (reinforcement). A row that
+    is not valid is 400 with its number and field. Lines of a batch are checked when it is created.
     """
     state, store = app_state(request), file_store(request)
     _check_length(request, state)
@@ -53,10 +56,12 @@ async def upload(request: Request) -> dict[str, Any]:
             raise BadRequest(
                 f"{name[:64]} is not taken: files stay until they are deleted", param=name[:64]
             )
-        if purpose != PURPOSE:
-            raise BadRequest(f"purpose is {purpose!r}; {PURPOSE!r} is kept here", param="purpose")
+        if purpose not in (PURPOSE, BATCH):
+            raise BadRequest(
+                f"purpose is {purpose!r}; {PURPOSE!r} and {BATCH!r} are kept here", param="purpose"
+            )
         async with state.file_uploads.work:
-            record = await asyncio.to_thread(_checked, tenant_of(request), form, file)
+            record = await asyncio.to_thread(_checked, tenant_of(request), purpose, form, file)
             record = await store.add(record, file)
     audit(request, "file_create", record.id, bytes=record.bytes, sha256=record.sha256)
     return record.shown()
@@ -149,7 +154,7 @@ def _check_length(request: Request, state: AppState) -> None:
         raise too_large(size - OVERHEAD_BYTES, most)
 
 
-def _checked(tenant: str, form: FileForm, file: BinaryIO) -> FileRecord:
+def _checked(tenant: str, purpose: Purpose, form: FileForm, file: BinaryIO) -> FileRecord:
     """The record of a file whose rows are valid. Raises BadRequest."""
     name = form.filename or ""
     if not name or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
@@ -159,11 +164,13 @@ def _checked(tenant: str, form: FileForm, file: BinaryIO) -> FileRecord:
             param="file",
         )
     file.seek(0)
-    found = check(file)
+    found = check(file) if purpose == PURPOSE else None
     file.seek(0)
-    digest = hashlib.sha256()
+    digest, ends, last = hashlib.sha256(), 0, b"\n"
     while piece := file.read(_PIECE_BYTES):
         digest.update(piece)
+        ends += piece.count(b"\n")
+        last = piece[-1:]
     file.seek(0)
     return FileRecord(
         id=new_file_id(),
@@ -172,6 +179,7 @@ def _checked(tenant: str, form: FileForm, file: BinaryIO) -> FileRecord:
         bytes=form.size,
         created_at=int(time.time()),
         sha256=digest.hexdigest(),
-        rows=found.rows,
-        form=found.form,
+        rows=found.rows if found is not None else ends + (last != b"\n"),
+        form=found.form if found is not None else None,
+        purpose=purpose,
     )

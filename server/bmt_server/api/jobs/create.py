@@ -18,7 +18,7 @@ from bmt_server.api.jobs.grader_check import check_models, checked_grader
 from bmt_server.api.jobs.masks import name_of
 from bmt_server.api.routes.dependencies import check_free, principal_of
 from bmt_server.errors import BadRequest, NotFound
-from bmt_server.registry.files.record import FileRecord
+from bmt_server.registry.files.record import BATCH, BATCH_OUTPUT, PURPOSE, RESULTS, FileRecord
 from bmt_server.registry.jobs.methods import (
     AnyMethod,
     Dpo,
@@ -31,6 +31,12 @@ from bmt_server.registry.schemas import Principal
 
 MAX_BODY_BYTES = 64 << 10
 _DRAWS = 8
+_OTHER = {
+    PURPOSE: "nothing",
+    RESULTS: "nothing: a job wrote it",
+    BATCH: "a batch",
+    BATCH_OUTPUT: "nothing: a batch wrote it",
+}
 _Key = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 _Value = Annotated[str, StringConstraints(max_length=512)]
 _REFUSED = {
@@ -195,7 +201,7 @@ async def _file(
         ) from None
     if record.form != kind:
         raise BadRequest(
-            f"{param}: {file_id} has rows for {record.form or 'nothing: a job wrote it'}, and the "
+            f"{param}: {file_id} has rows for {record.form or _OTHER[record.purpose]}, and the "
             f"method is {kind}",
             code="invalid_file",
             param=param,

@@ -15,10 +15,10 @@ from bmt_server.api.jobs.create import MAX_BODY_BYTES, NewJob, job_of
 from bmt_server.api.jobs.masks import withdraw
 from bmt_server.api.routes.dependencies import app_state, read_json, tenant_of
 from bmt_server.errors import BadRequest, NotFound
-from bmt_server.registry.jobs.fairness import least_ms
 from bmt_server.registry.jobs.record import Job
 from bmt_server.registry.jobs.store import JobStore
 from bmt_server.registry.jobs.transitions import asked, event
+from bmt_server.registry.leased.fairness import least_ms
 from bmt_server.registry.schemas import DIGEST_SHOWN
 
 MAX_PAGE = 100

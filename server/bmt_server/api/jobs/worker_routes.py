@@ -26,9 +26,10 @@ from bmt_server.api.routes.dependencies import app_state, read_json
 from bmt_server.api.routes.uploads import received
 from bmt_server.errors import BadRequest, Conflict, NotFound
 from bmt_server.registry.jobs import transitions
-from bmt_server.registry.jobs.fairness import next_job
-from bmt_server.registry.jobs.record import Job, JobError, Level, new_token
+from bmt_server.registry.jobs.record import Job, JobError, Level
 from bmt_server.registry.jobs.store import Change
+from bmt_server.registry.leased.fairness import next_job
+from bmt_server.registry.leased.record import new_token
 
 logger = logging.getLogger("vllm.bmt_server")
 

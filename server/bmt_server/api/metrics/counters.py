@@ -92,6 +92,13 @@ class Metrics:
             buckets=_LOAD_BUCKETS,
             registry=registry,
         )
+        self.batch_lines = Counter(
+            "bmt_batch_lines",
+            "Lines of batches by outcome: completed, failed (answered with an error), and those "
+            "that the batch's end left without an answer, by that: expired, cancelled.",
+            ["outcome"],
+            registry=registry,
+        )
         self.uploads = Counter("bmt_uploads", "Uploads by outcome.", ["outcome"], registry=registry)
         self.expired = Counter(
             "bmt_masks_expired",
@@ -133,6 +140,7 @@ class Metrics:
             self.http_requests,
             self.cold_loads,
             self.cold_seconds,
+            self.batch_lines,
             self.uploads,
             self.expired,
             self.usage_lost,

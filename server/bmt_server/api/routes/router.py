@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from bmt_server.api.batches import routes as batches
 from bmt_server.api.files import routes as files
 from bmt_server.api.jobs import artifact_routes as artifacts
 from bmt_server.api.jobs import routes as jobs
@@ -69,6 +70,10 @@ def build_router() -> APIRouter:
     router.get("/v1/files/{file_id}")(files.show)
     router.get("/v1/files/{file_id}/content")(files.content)
     router.delete("/v1/files/{file_id}")(files.delete)
+    router.post("/v1/batches")(batches.create)
+    router.get("/v1/batches")(batches.list_batches)
+    router.get("/v1/batches/{batch_id}")(batches.show)
+    router.post("/v1/batches/{batch_id}/cancel")(batches.cancel)
     router.post("/v1/fine_tuning/jobs")(jobs.create)
     router.get("/v1/fine_tuning/jobs")(jobs.list_jobs)
     router.get("/v1/fine_tuning/jobs/{job_id}")(jobs.show)

@@ -17,13 +17,14 @@ from bmt_server.api.canary.arm import Arm
 class Caller:
     """Owner of a request's usage. mask: its name without the version; empty: the base model.
 
-    arm: of an alias that is split.
+    arm: of an alias that is split. background: nobody waits for the answer, as of a batch's line.
     """
 
     key_id: str
     tenant: str
     mask: str = ""
     arm: Arm | None = None
+    background: bool = False
 
 
 _CALLER: ContextVar[Caller | None] = ContextVar("bmt_caller", default=None)

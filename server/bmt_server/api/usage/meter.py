@@ -24,7 +24,8 @@ class UsageMeter:
     def request_finished(self, mask: str | None, *, caller: Caller | None, **figures: Any) -> None:
         """Count a call of the engine. caller: None for the server's own calls.
 
-        A copy for a shadow counts by its version alone: no user asked for it.
+        A copy for a shadow counts by its version alone: no user asked for it. The time to first
+        token of a batch's line is none of a user's.
         """
         arm = caller.arm if caller is not None else None
         if arm is not None:
@@ -33,6 +34,8 @@ class UsageMeter:
             )
             if arm.role == "shadow":
                 return
+        if caller is not None and caller.background:
+            figures["ttft_s"] = None
         self._metrics.request_finished(mask, **figures)
         tokens = Counts(
             prompt_tokens=figures["prompt_tokens"],

@@ -12,10 +12,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 RowForm = Literal["supervised", "dpo", "reinforcement"]
 #: pending: the bytes are on their way. deleting: they are being removed. Clients see `ready` alone.
 FileState = Literal["pending", "ready", "deleting"]
-Purpose = Literal["fine-tune", "fine-tune-results"]
+Purpose = Literal["fine-tune", "fine-tune-results", "batch", "batch_output"]
 #: Of clients' files, and of those that jobs write: each step's metrics, as CSV.
 PURPOSE: Purpose = "fine-tune"
 RESULTS: Purpose = "fine-tune-results"
+#: Of clients' files with the requests of a batch, and of those with its answers.
+BATCH: Purpose = "batch"
+BATCH_OUTPUT: Purpose = "batch_output"
 MAX_NAME_CHARACTERS = 255
 #: Ids are random, and no part of a path comes from a client.
 FILE_ID = re.compile(r"file-[0-9a-f]{24}")
@@ -24,7 +27,7 @@ FILE_ID = re.compile(r"file-[0-9a-f]{24}")
 class FileRecord(BaseModel):
     """One file of a tenant. created_at: seconds since 1970; sha256: of the bytes, 64 hex digits.
 
-    form: of its rows; None of a file that a job wrote.
+    form: of its rows, if they are for fine-tuning.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -71,6 +71,11 @@ class FileStore:
             most_bytes=settings.tenant_files_bytes,
         )
 
+    @property
+    def objects(self) -> ObjectStore:
+        """The place, which has the answers of batches that run too."""
+        return self._objects
+
     async def add(self, record: FileRecord, file: BinaryIO) -> FileRecord:
         """Keep a file: all of it, or nothing. Raises PayloadTooLarge beyond the quota."""
         await self._sweep(record.tenant)

@@ -1,4 +1,4 @@
-"""Records of fine-tuning jobs, their leases and their events, as JSON of closed models."""
+"""Records of fine-tuning jobs and their events, as JSON of closed models."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import secrets
 from typing import Any, Literal
 
 import bmt_core
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from bmt_server.registry.jobs.methods import Method, shown
+from bmt_server.registry.leased.record import Closed, WorkRecord
 
 #: queued -> running -> succeeded, failed; paused and cancelled from both of the first.
 JobState = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -22,23 +23,7 @@ MAX_SUFFIX_CHARACTERS = 64
 _SHOWN_ID = 8
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Lease(_Record):
-    """A worker's right to run a job. Times are of the registry's clock, ms since 1970.
-
-    since_ms: the time up to which the worker's seconds are counted for the tenant.
-    """
-
-    token: str = Field(pattern=r"^[0-9a-f]{32}$")
-    worker: str = Field(max_length=128)
-    until_ms: int
-    since_ms: int
-
-
-class JobError(_Record):
+class JobError(Closed):
     """The reason of a failure, for the tenant."""
 
     code: str = Field(max_length=64)
@@ -46,7 +31,7 @@ class JobError(_Record):
     param: str | None = Field(default=None, max_length=64)
 
 
-class Checkpoint(_Record):
+class Checkpoint(Closed):
     """The mask of a step. metrics: of that step; digest, file_digest: of the mask."""
 
     step: int = Field(ge=1, lt=2**31)
@@ -61,10 +46,10 @@ class Checkpoint(_Record):
         return f"ckpt-step-{self.step}"
 
 
-class Job(_Record):
+class Job(WorkRecord):
     """One job of a tenant.
 
-    base: fingerprint of the weights that are trained. fine_tuned_model: name of the mask that it
+    fine_tuned_model: name of the mask that it
     makes. checkpoints: the newest, in the order of their steps. leases: how many it had; fault:
     the reason of the last one that was lost or given back; step: the last step with metrics, which
     are in `metrics`; steps: of all. events: their number. digest: of the mask. result_file: the
@@ -72,11 +57,8 @@ class Job(_Record):
     """
 
     id: str = Field(pattern=r"^ftjob-[0-9a-f]{24}$")
-    tenant: str = Field(min_length=1, max_length=128)
     key_id: str = Field(max_length=64)
-    created_at: int
     model: str = Field(max_length=1024)
-    base: str = Field(pattern=r"^[0-9a-f]{64}$")
     training_file: str = Field(pattern=r"^file-[0-9a-f]{24}$")
     validation_file: str | None = Field(default=None, pattern=r"^file-[0-9a-f]{24}$")
     method: Method
@@ -89,9 +71,8 @@ class Job(_Record):
     finished_at: int | None = None
     leases: int = 0
     fault: str | None = Field(default=None, max_length=2048)
-    lease: Lease | None = None
     step: int = 0
-    metrics: dict[str, float | int] = {}
+    metrics: dict[str, float | int] = Field(default={})
     steps: int | None = None
     events: int = 0
     error: JobError | None = None
@@ -101,13 +82,15 @@ class Job(_Record):
     result_file: str | None = Field(default=None, pattern=r"^file-[0-9a-f]{24}$")
 
     @property
-    def path(self) -> str:
-        """Member of the queue."""
-        return f"{self.tenant}/{self.id}"
+    def waits(self) -> bool:
+        return self.state == "queued"
 
     @property
     def ended(self) -> bool:
         return self.state in ENDED
+
+    def extended(self, items: int) -> Job:
+        return self.model_copy(update={"events": self.events + items})
 
     def shown(self) -> dict[str, Any]:
         """OpenAI's job object."""
@@ -151,7 +134,7 @@ class Job(_Record):
         }
 
 
-class JobEvent(_Record):
+class JobEvent(Closed):
     """One event; its place in the job's list is its id."""
 
     created_at: int
@@ -176,11 +159,6 @@ class JobEvent(_Record):
 def new_job_id() -> str:
     """A random id."""
     return f"ftjob-{secrets.token_hex(12)}"
-
-
-def new_token() -> str:
-    """A random token of a lease."""
-    return secrets.token_hex(16)
 
 
 def model_name(job_id: str, suffix: str | None) -> str:

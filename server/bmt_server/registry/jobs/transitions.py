@@ -16,10 +16,10 @@ from bmt_server.registry.jobs.record import (
     JobError,
     JobEvent,
     JobState,
-    Lease,
     Level,
 )
 from bmt_server.registry.jobs.store import Change
+from bmt_server.registry.leased.record import Lease
 
 #: Leases that a job may lose before it fails: one that ends its workers would end all of them.
 MAX_LEASES = 8
@@ -58,7 +58,7 @@ def asked(what: str, job: Job, now_ms: int, least_ms: int = 0) -> Change | None:
         update={"state": target, "lease": None, "leases": job.leases - alive, **ended}
     )
     said = [event(now_ms, _WORDS[target])]
-    return Change(changed, said if ended else _kept(job, said), spent(job, now_ms), least_ms)
+    return Change(changed, said if ended else _kept(job, said), job.spent_ms(now_ms), least_ms)
 
 
 def leased(job: Job, now_ms: int, *, token: str, worker: str, lease_ms: int) -> Change | None:
@@ -74,7 +74,7 @@ def leased(job: Job, now_ms: int, *, token: str, worker: str, lease_ms: int) -> 
         changes["started_at"] = now_ms // 1000
     said = "Job started" if job.started_at is None else "Job continues"
     events = _kept(job, [event(now_ms, said)])
-    return Change(job.model_copy(update=changes), events, spent(job, now_ms))
+    return Change(job.model_copy(update=changes), events, job.spent_ms(now_ms))
 
 
 def reported(
@@ -106,7 +106,7 @@ def reported(
     until_ms = max(lease.until_ms, now_ms + lease_ms)
     lease = lease.model_copy(update={"until_ms": until_ms, "since_ms": now_ms})
     changes = {"lease": lease, "step": step, "metrics": last, "steps": steps}
-    return Change(job.model_copy(update=changes), _kept(job, events), spent(job, now_ms))
+    return Change(job.model_copy(update=changes), _kept(job, events), job.spent_ms(now_ms))
 
 
 def _figure(entry: dict[str, Any]) -> str:
@@ -168,7 +168,7 @@ def released(job: Job, now_ms: int, *, token: str, reason: str, crashed: bool) -
     if crashed:
         changes["fault"] = reason[:2048]
     events = _kept(job, [event(now_ms, reason, "warn")])
-    return Change(job.model_copy(update=changes), events, spent(job, now_ms))
+    return Change(job.model_copy(update=changes), events, job.spent_ms(now_ms))
 
 
 def held(job: Job, token: str) -> Lease:
@@ -191,7 +191,7 @@ def ended(job: Job, now_ms: int, state: JobState, **changes: Any) -> Change:
         said += f": {error.message[:1900]}"
     update = {"state": state, "lease": None, "finished_at": now_ms // 1000, **changes}
     level: Level = "error" if state == "failed" else "info"
-    return Change(job.model_copy(update=update), [event(now_ms, said, level)], spent(job, now_ms))
+    return Change(job.model_copy(update=update), [event(now_ms, said, level)], job.spent_ms(now_ms))
 
 
 def _given_up(job: Job, now_ms: int, reason: str) -> Change:
@@ -204,13 +204,6 @@ def _given_up(job: Job, now_ms: int, reason: str) -> Change:
 
 def _kept(job: Job, events: Sequence[JobEvent]) -> Sequence[JobEvent]:
     return events[: max(0, MAX_EVENTS - job.events)]
-
-
-def spent(job: Job, now_ms: int) -> int:
-    """Worker time since it was counted last, in ms; of a lost lease until its end."""
-    if job.lease is None:
-        return 0
-    return max(0, min(now_ms, job.lease.until_ms) - job.lease.since_ms)
 
 
 def event(

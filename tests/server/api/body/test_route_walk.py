@@ -41,7 +41,7 @@ CLOSED = {
     *("/v1/responses/x", "/v1/responses/x/cancel"),
 }
 OURS = (
-    r"/v1/(masks|blobs|keys|limits|files|fine_tuning|workers)(/.*)?|/(livez|readyz)|/v1/(me|usage|models/x)"
+    r"/v1/(masks|blobs|keys|limits|files|batches|fine_tuning|workers)(/.*)?|/(livez|readyz)|/v1/(me|usage|models/x)"
     r"|/v1/(load|unload)_lora_adapter|/console(/.*)?"
 )
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

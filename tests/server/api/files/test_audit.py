@@ -12,7 +12,7 @@ from tests.support.replica import make_mask
 from tests.support.requests.rows import form, jsonl, supervised
 
 AUDIT = "vllm.bmt_server.audit"
-OURS = ("/v1/files", "/v1/fine_tuning", "/v1/workers")
+OURS = ("/v1/files", "/v1/batches", "/v1/fine_tuning", "/v1/workers")
 
 
 @pytest.fixture
@@ -60,6 +60,12 @@ async def test_each_change_leaves_its_line(files, actions):
     other = (await send("POST", jobs, "job_create", json=body))["id"]
     await send("POST", f"{jobs}/{other}/cancel", "job_cancel")
     await send("DELETE", f"/v1/files/{file['id']}", "file_delete")
+    lines = form(jsonl([{"custom_id": "a"}]), purpose="batch")
+    file = await send("POST", "/v1/files", "file_create", **lines)
+    asked = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions"}
+    asked["completion_window"] = "24h"
+    batch = (await send("POST", "/v1/batches", "batch_create", json=asked))["id"]
+    await send("POST", f"/v1/batches/{batch}/cancel", "batch_cancel")
     for route in ROUTES:
         if route.path.pattern.startswith(OURS):
             for method in route.methods - {"GET", "HEAD"}:

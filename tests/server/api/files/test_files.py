@@ -138,7 +138,7 @@ async def test_a_file_without_rows_is_refused(files):
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"purpose": "batch"}, "purpose"),
+        ({"purpose": "assistants"}, "purpose"),
         ({"expires_after[seconds]": "3600"}, "expires_after[seconds]"),
     ],
 )

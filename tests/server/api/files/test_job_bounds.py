@@ -11,6 +11,7 @@ from bmt_server.api.jobs import create, worker_routes
 from bmt_server.registry.jobs import store as job_store
 from bmt_server.registry.jobs import transitions
 from bmt_server.registry.jobs.record import read_job
+from bmt_server.registry.leased import store as work_store
 
 from tests.support.replica import make_mask
 from tests.support.requests.jobs import (
@@ -64,7 +65,7 @@ async def test_requests_at_once_do_not_pass_the_bound_on_kept_jobs(files, monkey
 
 
 async def test_a_list_reads_the_records_of_its_page(files, monkeypatch):
-    monkeypatch.setattr(job_store, "_PIECE", 3)
+    monkeypatch.setattr(work_store, "PIECE", 3)
     file = await file_of(files)
     async with stock(files) as client:
         ids = [

@@ -140,7 +140,7 @@ async def test_each_change_leaves_one_line(api, lines):
     for route in ROUTES:
         changes = route.methods & {"PUT", "PATCH", "DELETE", "POST"}
         # Files and jobs: tests/server/api/files/test_audit.py.
-        elsewhere = ("rollout", "/v1/files", "/v1/fine_tuning", "/v1/workers")
+        elsewhere = ("rollout", "/v1/files", "/v1/fine_tuning", "/v1/workers", "/v1/batches")
         # What a page of the console changes is a request to another route of this table.
         if route.scope == "session" or route.names_model:
             continue

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from bmt_server.registry.jobs.fairness import least_ms, next_job
-from bmt_server.registry.jobs.store import Waiting
+from bmt_server.registry.leased.fairness import least_ms, next_job
+from bmt_server.registry.leased.store import Waiting
 
 LEASE_MS = 60_000
 

@@ -8,7 +8,7 @@ time while it is away (start-time fair queueing).
 
 from __future__ import annotations
 
-from bmt_server.registry.jobs.store import Waiting
+from bmt_server.registry.leased.store import Waiting
 
 _RUNNING_MS = 60_000
 

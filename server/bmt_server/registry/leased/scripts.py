@@ -1,18 +1,18 @@
-"""Lua scripts of jobs: compare the record, then change everything with it.
+"""Lua scripts of work: compare the record, then change everything with it.
 
-A job's state, its places in the queue and among the leases, its tenant's seconds and its events
-change together or not at all, so a job ends once, with one event, whoever else tries.
+The state of a job or a batch, its places in the queue and among the leases, its tenant's seconds
+and the items of its list change together or not at all, so it ends once, whoever else tries.
 """
 
 from __future__ import annotations
 
 from bmt_server.registry.blobs.lua import ALLOW_OOM
 
-# A new job, within the bounds on its tenant's: counted here, or requests at once would pass them.
-# Ended jobs, the oldest first, make room for it.
-# KEYS: jobs, queue, seconds by tenant, jobs of the tenant, its jobs that have not ended, written.
+# A new record, within the bounds on its tenant's: counted here, or requests at once pass it.
+# Ended ones, the oldest first, make room for it.
+# KEYS: records, queue, seconds by tenant, those of the tenant, those that have not ended, written.
 # ARGV: id, record, path, score in the queue, tenant, least ms of the tenant, created, most open,
-#       most kept, prefix of the keys of events, event
+#       most kept, prefix of the keys of lists, item...
 CREATE = """
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return {'exists', ''} end
 if redis.call('SCARD', KEYS[5]) >= tonumber(ARGV[8]) then return {'too_many', ''} end
@@ -34,13 +34,13 @@ local spent = tonumber(redis.call('HGET', KEYS[3], ARGV[5]) or '0')
 redis.call('HSET', KEYS[3], ARGV[5], string.format('%.0f', math.max(spent, tonumber(ARGV[6]))))
 redis.call('ZADD', KEYS[4], ARGV[7], ARGV[1])
 redis.call('SADD', KEYS[5], ARGV[1])
-redis.call('RPUSH', ARGV[10] .. ARGV[1], ARGV[11])
+for i = 11, #ARGV do redis.call('RPUSH', ARGV[10] .. ARGV[1], ARGV[i]) end
 return {'ok', ''}
 """
 
-# KEYS: jobs, queue, leases, seconds by tenant, the tenant's jobs that have not ended, events
+# KEYS: records, queue, leases, seconds by tenant, the tenant's that have not ended, list
 # ARGV: id, record before, record after, path, score in the queue ('' for none), end of the lease
-#       ('' for none), tenant, ms to add, least ms of the tenant, 1 if the job has ended, event...
+#       ('' for none), tenant, ms to add, least ms of the tenant, 1 if it has ended, item...
 _CHANGE = """
 local before = redis.call('HGET', KEYS[1], ARGV[1]) or ''
 if before ~= ARGV[2] then return {'changed', ''} end
@@ -57,7 +57,7 @@ for i = 11, #ARGV do redis.call('RPUSH', KEYS[6], ARGV[i]) end
 return {'ok', ''}
 """
 
-# A registry without memory lets a job end or be cancelled, and its worker keep it; metrics of
-# steps, which are most of what a change adds, have no place there.
+# A registry without memory lets work end or be cancelled, and whoever has its lease keep it. What
+# grows with the work, such as metrics of steps, has no place there.
 CHANGE = ALLOW_OOM + _CHANGE
-CHANGE_WITH_METRICS = _CHANGE
+CHANGE_THAT_GROWS = _CHANGE

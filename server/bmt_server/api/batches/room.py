@@ -1,0 +1,63 @@
+"""Places for lines of batches in this process: what live requests leave.
+
+Live requests come first. While none runs, lines take all places of batches; while some do, they
+take a quarter at most, and none begins while lines and live requests together take more than all of
+them. With vLLM's `--scheduling-policy priority`, lines wait in the engine behind live requests too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bmt_server.api.admission import SequenceLimiter
+
+_LIVE_SHARE = 4
+
+
+class Room:
+    """Places of all batches that run here. most: sequences of lines at a time.
+
+    limiter: counts the sequences of all requests, those of lines included.
+    """
+
+    def __init__(self, most: int, limiter: SequenceLimiter) -> None:
+        self._most, self._limiter = most, limiter
+        self._running = 0
+        self._of_batch: dict[str, int] = {}  # batches that run here -> their sequences
+
+    @contextmanager
+    def batch(self, batch_id: str) -> Iterator[None]:
+        """A batch that runs here; batches at the same time have equal shares."""
+        self._of_batch[batch_id] = 0
+        try:
+            yield
+        finally:
+            del self._of_batch[batch_id]
+
+    def fits(self, batch_id: str, sequences: int, most: int = 0) -> bool:
+        """True if a line may begin. most: sequences of the batch at a time; 0: no further bound."""
+        live = max(0, self._limiter.admitted - self._running)
+        places = self._most if not live else max(1, self._most // _LIVE_SHARE)
+        own = self._of_batch[batch_id]
+        share = max(1, places // len(self._of_batch))
+        if most:
+            share = min(share, most)
+        if not own and self._running + sequences > places:
+            # A request of many sequences runs alone.
+            return not self._running and (not live or live + sequences <= self._most)
+        if own and own + sequences > share:
+            return False
+        return (
+            self._running + sequences <= places and live + self._running + sequences <= self._most
+        )
+
+    def take(self, batch_id: str, sequences: int) -> None:
+        """Begin a line."""
+        self._running += sequences
+        self._of_batch[batch_id] += sequences
+
+    def give(self, batch_id: str, sequences: int) -> None:
+        """End a line."""
+        self._running -= sequences
+        self._of_batch[batch_id] -= sequences
