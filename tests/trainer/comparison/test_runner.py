@@ -40,7 +40,9 @@ TRACKED = {
     "retention_examples": 4,
     "track_heldout": True,
 }
-METHODS = ["base", "wanda", "full", "lora-1", "lora-4", "mth-99", "mth-99.95", "bmt"]
+TINY = "tinylora-13@1e-2"
+LORA = ("lora-1", "lora-1-a16", "lora-4")
+METHODS = ["base", "wanda", "full", *LORA, TINY, "mth-99", "mth-99.95", "bmt"]
 
 
 def planned(checkpoint, output, **changes):
@@ -86,17 +88,51 @@ def test_every_method_has_a_result_of_the_same_examples(compared):
 def test_base_weights_are_bit_identical_after_every_method_but_full(compared, checkpoint):
     _, _, kept = compared
     fresh = dict(load_model(checkpoint).named_parameters())
-    for method in ("base", "wanda", "bmt", "lora-1", "lora-4"):
+    for method in ("base", "wanda", "bmt", *LORA, TINY):
         _, state = kept[method]
         found = {
             n.removeprefix("base_model.model.").replace(".base_layer", ""): w
             for n, w in state.items()
-            if not n.endswith("gate_logits") and ".lora_" not in n
+            if not n.endswith("gate_logits") and "lora_" not in n
         }
         assert found.keys() == fresh.keys(), method
         assert all(torch.equal(found[n], w) for n, w in fresh.items()), method
     _, state = kept["full"]
     assert all(not torch.equal(state[n], w.float()) for n, w in fresh.items() if w.ndim > 1)
+
+
+def test_tinylora_moves_its_numbers_within_two_directions(compared):
+    _, results, kept = compared
+    result, (model, _) = results[TINY], kept[TINY]
+    layers = [m for m in model.modules() if hasattr(m, "get_delta_weight")]
+    assert result["trained"] == 13 * len(layers)
+    assert result["size_bytes"] == 4 * result["trained"]
+    changes = [layer.get_delta_weight("default").float() for layer in layers]
+    assert all(torch.linalg.matrix_rank(change) == 2 for change in changes)
+
+
+def test_alpha_scales_what_lora_adds():
+    made = {alpha: baselines.lora(tiny_llama(), 1, alpha, seed=3) for alpha in (None, 2, 16)}
+    ids = torch.randint(3, 200, (2, 9), generator=torch.Generator().manual_seed(0))
+    grads = {}
+    for alpha, tuned in made.items():
+        tuned.model(input_ids=ids, labels=ids).loss.backward()
+        grads[alpha] = [p.grad for p in tuned.model.parameters() if p.requires_grad]
+    for two, same, more in zip(grads[2], grads[None], grads[16], strict=True):
+        torch.testing.assert_close(two, same, rtol=0, atol=0)
+        torch.testing.assert_close(8 * two, more, rtol=1e-4, atol=1e-7)
+    assert any(g.abs().max() > 0 for g in grads[2])
+
+
+@pytest.mark.parametrize("name", ["lora-0", "lora-1-a0", "lora-1-16", "tinylora", "tinylora-0"])
+def test_other_names_of_adapters_are_refused(checkpoint, tmp_path, name):
+    with pytest.raises(ConfigError, match=r"lora-RANK-aALPHA, tinylora-N"):
+        planned(checkpoint, tmp_path, methods=["base", name])
+
+
+def test_tinylora_has_no_rate_of_its_own(checkpoint, tmp_path):
+    with pytest.raises(ConfigError, match=r"tinylora-13 needs a learning rate"):
+        planned(checkpoint, tmp_path, methods=["tinylora-13"])
 
 
 @pytest.mark.parametrize("update_sparsity", [99, 99.95])

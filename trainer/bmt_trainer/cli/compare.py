@@ -29,8 +29,8 @@ def compare(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated methods: base, wanda, full, lora-RANK, mth-PERCENT, bmt; "
-            "METHOD@RATE sets its learning rate instead of the paper's."
+            help="Comma-separated methods: base, wanda, full, lora-RANK, lora-RANK-aALPHA, "
+            "tinylora-N, mth-PERCENT, bmt; METHOD@RATE sets its learning rate, for the paper's."
         ),
     ] = None,
     model: Annotated[

@@ -1,4 +1,4 @@
-"""Baselines that any trainer trains in place of a mask: full fine-tuning, LoRA, MTH.
+"""Baselines that any trainer trains in place of a mask: full fine-tuning, LoRA, TinyLoRA, MTH.
 
 To a trainer, a baseline is a model without masked layers: `Attached` without layers.
 """
@@ -21,6 +21,9 @@ from bmt_trainer.masking.attach import Attached
 
 #: The seven projections of a block: LoRA tunes them, and their updates are measured.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+#: Beginnings of the names of methods that train an adapter of peft.
+ADAPTERS = ("lora", "tinylora")
 
 #: name, W_0, W_+ of a linear layer, both [d_out, d_in]; W_+ is W_0 itself if it is not tuned.
 Weights = Iterator[tuple[str, Tensor, Tensor]]
@@ -79,26 +82,61 @@ def full(model: nn.Module) -> Tuned:
     )
 
 
-def lora(model: nn.Module, rank: int, seed: int) -> Tuned:
-    """peft's LoRA on all seven projections, A and B in fp32.
+def lora(model: nn.Module, rank: int, alpha: int | None, seed: int) -> Tuned:
+    """peft's LoRA on all seven projections, A and B in fp32; alpha: 2 rank if None.
 
     The paper does not state LoRA's α; 2r is the usual setting of peft's users.
     """
     # Departure: verl's default α is 16, eight times this at rank 1.
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise ConfigError("methods: lora needs the package peft: pip install peft") from None
-    targets = projections(model)
-    shapes = [tuple(m.weight.shape) for m in targets.values()]
-    torch.manual_seed(seed)
-    settings = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, bias="none", target_modules=list(PROJECTIONS)
+    peft = _peft("lora")
+    shapes = [tuple(m.weight.shape) for m in projections(model).values()]
+    settings = peft.LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=list(PROJECTIONS),
     )
-    wrapped: Any = get_peft_model(model, settings)  # type: ignore[arg-type]
+    size = adapter_sizes.lora(rank, shapes)  # type: ignore[arg-type]
+    return _adapter(model, settings, lambda _trained: size, seed)
+
+
+def tinylora(model: nn.Module, numbers: int, seed: int) -> Tuned:
+    """peft's TinyLoRA (arXiv:2602.04118) on all seven projections, whose numbers are fp32.
+
+    numbers: trainable ones of a projection, which choose a change within its two greatest singular
+    directions through fixed random matrices. The paper leaves this baseline out, for its training
+    is unstable and sensitive to the rate; so no rate is given here.
+    """
+    settings = _peft("tinylora").TinyLoraConfig(
+        r=2,
+        u=numbers,
+        projection_seed=seed,
+        target_modules=list(PROJECTIONS),
+    )
+    return _adapter(model, settings, adapter_sizes.full, seed)
+
+
+def _peft(method: str) -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise ConfigError(f"methods: {method} needs the package peft: pip install peft") from None
+    return peft
+
+
+def _adapter(model: nn.Module, settings: Any, size: Callable[[int], int], seed: int) -> Tuned:
+    """An adapter of peft; size: bytes by the count of trainable numbers."""
+    torch.manual_seed(seed)
+    wrapped: Any = _peft("lora").get_peft_model(model, settings)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    for name, buffer in wrapped.named_buffers():
+        # TinyLoRA's factors; peft multiplies them with the trainable numbers as they are.
+        if ".tinylora_" in name:
+            buffer.data = buffer.data.float()
+    trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
 
     def weights(_base: nn.Module) -> Weights:
         for name, module in wrapped.get_base_model().named_modules():
@@ -108,8 +146,8 @@ def lora(model: nn.Module, rank: int, seed: int) -> Tuned:
 
     return Tuned(
         model=wrapped,
-        trained=sum(p.numel() for p in wrapped.parameters() if p.requires_grad),
-        size=lambda: adapter_sizes.lora(rank, shapes),  # type: ignore[arg-type]
+        trained=trained,
+        size=lambda: size(trained),
         base=wrapped.disable_adapter,
         weights=weights,
     )
@@ -169,18 +207,23 @@ def masked(model: nn.Module, attached: Attached, size: Callable[[], int]) -> Tun
 
 
 def make(method: str, model: nn.Module, seed: int) -> Tuned:
-    """A baseline by name: full, lora-RANK, mth-PERCENT. Raises ConfigError."""
+    """A baseline by name: full, lora-RANK[-aALPHA], tinylora-N, mth-PERCENT. Raises ConfigError."""
     kind, _, number = method.partition("-")
     try:
         if kind == "full" and not number:
             return full(model)
-        if kind == "lora" and int(number) > 0:
-            return lora(model, int(number), seed)
+        if kind == "lora" and int((parts := number.split("-a", 1))[0]) > 0:
+            return lora(model, int(parts[0]), int(parts[1]) if parts[1:] else None, seed)
+        if kind == "tinylora" and int(number) > 0:
+            return tinylora(model, int(number), seed)
         if kind == "mth" and 0 < float(number) < 100 and math.isfinite(float(number)):
             return mth(model, float(number) / 100, seed)
     except ValueError:
         pass
-    raise ConfigError(f"methods: {method!r} is none of base, wanda, full, lora-R, mth-P, bmt")
+    raise ConfigError(
+        f"methods: {method!r} is none of base, wanda, full, lora-R, lora-R-aALPHA, tinylora-N, "
+        "mth-P, bmt"
+    )
 
 
 def count(model: nn.Module) -> int:

@@ -37,7 +37,9 @@ RATES: Mapping[str, Mapping[str, float]] = {
     "grpo": _STANDARD,
     "sdft": _STANDARD | {"full": 5e-5},
 }
-_METHOD = re.compile(r"base|wanda|full|bmt|lora-[1-9]\d*|mth-\d+(?:\.\d+)?")
+_METHOD = re.compile(
+    r"base|wanda|full|bmt|lora-[1-9]\d*(?:-a[1-9]\d*)?|tinylora-[1-9]\d*|mth-\d+(?:\.\d+)?"
+)
 _MAPPINGS = ("sweep", "rates", "settings")
 
 
@@ -55,7 +57,8 @@ class Plan:
     trainer: Literal["sft", "grpo", "sdft"] = option("Training method: sft, grpo or sdft.")
     output: Path = option("Folder of results.")  # noqa: RUF009
     methods: Sequence[str] = option(
-        "Methods: base, wanda, full, lora-RANK, mth-PERCENT, bmt, each with an optional @RATE."
+        "Methods: base, wanda, full, lora-RANK, lora-RANK-aALPHA, tinylora-N, mth-PERCENT, bmt, "
+        "each with an optional @RATE."
     )
     models: Sequence[str] = option("Models: folders or names on the Hub.")
     datasets: Sequence[str] = option("Data sets, as in the trainer's own command.")
@@ -105,7 +108,7 @@ class Plan:
             if not _METHOD.fullmatch(method.partition("@")[0]):
                 raise ConfigError(
                     f"methods: {method!r} is not one of base, wanda, full, lora-RANK, "
-                    "mth-PERCENT, bmt"
+                    "lora-RANK-aALPHA, tinylora-N, mth-PERCENT, bmt"
                 )
         if self.suites is not None:
             suites.named(self.suites)

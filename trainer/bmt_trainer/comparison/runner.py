@@ -176,7 +176,7 @@ def trained_by(kind: str) -> Trained:
     """The numbers that a method trains: all weights for MTH too, whose gradients are dense."""
     if kind == "bmt":
         return "gates"
-    return "adapter" if kind.startswith("lora") else "weights"
+    return "adapter" if kind.startswith(baselines.ADAPTERS) else "weights"
 
 
 def _libraries(cell: Cell) -> Iterator[str]:
@@ -187,7 +187,7 @@ def _libraries(cell: Cell) -> Iterator[str]:
         yield "math-verify"
     if cell.plan.retention == LM_EVAL:
         yield LM_EVAL
-    if cell.kind.startswith("lora"):
+    if cell.kind.startswith(baselines.ADAPTERS):
         yield "peft"
     if cell.dataset.startswith("reasoning-gym:"):
         yield "reasoning-gym"

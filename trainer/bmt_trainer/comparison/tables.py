@@ -31,7 +31,7 @@ from bmt_trainer.evaluation.intervals import (
 
 Result = Mapping[str, Any]
 
-_ORDER = ("base", "wanda", "full", "lora", "mth", "bmt")
+_ORDER = ("base", "wanda", "full", "lora", "tinylora", "mth", "bmt")
 
 
 @dataclass(frozen=True, kw_only=True)
