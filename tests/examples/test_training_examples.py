@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import bmt_core
@@ -11,6 +9,7 @@ import pytest
 import torch
 
 from tests.support.tiny_model import save_tiny_llama
+from tests.support.training import forked
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -19,13 +18,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 def test_it_writes_a_mask(script, tmp_path):
     model, output = tmp_path / "model", tmp_path / "m.bmt"
     save_tiny_llama(model, torch.bfloat16)
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), str(model), str(output), "2"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = forked.run([EXAMPLES / script, model, output, 2], timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     mask = bmt_core.load(output)
     assert f"{mask.zeros:,} zeros" in done.stdout

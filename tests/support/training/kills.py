@@ -1,55 +1,28 @@
 """Training runs of `bmt-train` in children that are killed, starved of disk, damaged and resumed.
 
-The children come from a fork server that has imported the trainer: each starts in milliseconds.
+The children come from a fork server: each starts in milliseconds.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import resource
 import signal
-import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import bmt_core
 
+from tests.support.training.forked import start
+
 KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "full disk", "cut")
 # A log fits; a checkpoint's optimizer does not.
 SMALL_FILE = 24_000
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    [
-        "bmt_trainer.cli.main",
-        "bmt_trainer.methods.grpo",
-        "bmt_trainer.methods.sdft",
-        "bmt_trainer.methods.sft",
-        "tests.support.training.kills",
-    ]
-)
-
-
-def _child(arguments: Sequence[str], log: str) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    sys.argv = ["bmt-train", *arguments]
-    import torch
-    from bmt_trainer.cli import main
-
-    torch.set_num_threads(1)
-    main.main()
 
 
 @dataclass
@@ -80,9 +53,8 @@ class Run:
         if self.attempts:
             arguments.append("--resume")
         self.attempts += 1
-        process = _context.Process(target=_child, args=(arguments, str(self.folder / "log.txt")))
-        process.start()
-        return process
+        log, environment = self.folder / "log.txt", {**os.environ, "OMP_NUM_THREADS": "1"}
+        return start(["-m", "bmt_trainer", *arguments], log, log, environment)
 
     def finish(self) -> str:
         """Run to the end; the mask's digest."""

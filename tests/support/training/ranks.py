@@ -1,6 +1,6 @@
 """Training runs of several processes under FSDP2 on CPUs (gloo), killed and resumed.
 
-The processes come from the fork server of `kills`: a run starts in a fraction of torchrun's time.
+The processes come from a fork server: a run starts in a fraction of torchrun's time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import bmt_core
 import yaml
 
 from tests.support.http.ports import free_port
-from tests.support.training import kills
+from tests.support.training.forked import start
 
 _RECIPE = Path(__file__).parents[3] / "recipes/fsdp2.yaml"
 
@@ -31,9 +31,14 @@ def fsdp2() -> dict[str, str]:
     return {**found, "ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_CPU": "true"}
 
 
-def _rank(arguments: Sequence[str], log: str, environment: Mapping[str, str]) -> None:
-    os.environ.update(environment)
-    kills._child(arguments, log)
+def environments(ranks: int) -> list[dict[str, str]]:
+    """What `accelerate launch` of the recipe sets for each of so many processes on this host."""
+    alone = {"OMP_NUM_THREADS": "1"}
+    if ranks == 1:
+        return [alone]
+    common = {**alone, **fsdp2(), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 @dataclass
@@ -58,22 +63,11 @@ class RankedRun:
         arguments = [self.method, "--output", str(self.output), *more]
         for name, value in self.settings.items():
             arguments += [f"--{name.replace('_', '-')}", str(value)]
-        common = {**fsdp2(), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        common |= {"WORLD_SIZE": str(self.ranks), "LOCAL_WORLD_SIZE": str(self.ranks)}
-        if self.ranks == 1:
-            common = {}
-        processes = []
-        for rank in range(self.ranks):
-            # The fork server has the environment of the first test.
-            kept = {k: v for k, v in os.environ.items() if k.startswith("BMT_")}
-            one = {**common, **kept}
-            if self.ranks > 1:
-                one |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            log = str(self.folder / f"rank-{rank}.txt")
-            process = kills._context.Process(target=_rank, args=(arguments, log, one))
-            process.start()
-            processes.append(process)
-        return processes
+        logs = [self.folder / f"rank-{rank}.txt" for rank in range(self.ranks)]
+        return [
+            start(["-m", "bmt_trainer", *arguments], log, log, {**os.environ, **one})
+            for log, one in zip(logs, environments(self.ranks), strict=True)
+        ]
 
     def end(self, processes: Sequence[BaseProcess], seconds: float = 200) -> list[int]:
         """Wait for all; their exit codes. Kills what is left after so many seconds."""

@@ -17,6 +17,8 @@ from bmt_trainer.methods.config import SftConfig
 from bmt_trainer.models import load_model
 from typer.testing import CliRunner
 
+from tests.support.training import forked
+
 SMALL = {
     "dataset": "task:initials",
     "heldout": 4,
@@ -27,15 +29,8 @@ SMALL = {
 }
 
 
-def run(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "bmt_trainer", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        **options,
-    )
+def run(*arguments):
+    return forked.run(["-m", "bmt_trainer", *arguments])
 
 
 @pytest.fixture

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import bmt_core
@@ -19,7 +16,8 @@ from bmt_trainer.models import load_model
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.support.tiny_model import save_tiny_llama
-from tests.support.training.ranks import fsdp2
+from tests.support.training import forked
+from tests.support.training.ranks import environments
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
@@ -51,18 +49,7 @@ def run_all(method: str, processes: int, runs: list[dict], folder: Path) -> list
 
 def launch(processes: int, *arguments: str) -> str:
     """Run Python with `arguments` in so many processes; what they print."""
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc_per_node", str(processes)]
-    done = subprocess.run(
-        [*command, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(fsdp2() if processes > 1 else {})},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = forked.run(arguments, processes=environments(processes), timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 

@@ -30,7 +30,7 @@ def compare(
         str | None,
         typer.Option(
             help="Comma-separated methods: base, wanda, full, lora-RANK, lora-RANK-aALPHA, "
-            "tinylora-N, mth-PERCENT, bmt; METHOD@RATE sets its learning rate, for the paper's."
+            "tinylora-N, mth-PERCENT, bmt; METHOD@RATE has another learning rate than the paper's."
         ),
     ] = None,
     model: Annotated[

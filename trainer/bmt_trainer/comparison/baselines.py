@@ -105,9 +105,9 @@ def tinylora(model: nn.Module, numbers: int, seed: int) -> Tuned:
     """peft's TinyLoRA (arXiv:2602.04118) on all seven projections, whose numbers are fp32.
 
     numbers: trainable ones of a projection, which choose a change within its two greatest singular
-    directions through fixed random matrices. The paper leaves this baseline out, for its training
-    is unstable and sensitive to the rate; so no rate is given here.
+    directions through fixed random matrices. No rate is given.
     """
+    # Departure: the paper leaves it out, for its training is unstable and sensitive to the rate.
     settings = _peft("tinylora").TinyLoraConfig(
         r=2,
         u=numbers,
