@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import openai
 import pytest
 import redis
 
+from tests.support.requests import batches
 from tests.support.requests.rows import form, jsonl, supervised
 from tests.support.served import Served, Valkey, until
 from tests.support.tiny_model import save_tiny_llama
@@ -69,6 +71,7 @@ def test_a_finished_jobs_model_answers_at_once(tmp_path, registry_of_test, train
         assert answers[job.fine_tuned_model].model.startswith(f"{job.fine_tuned_model}@")
         logprobs = [[t.logprob for t in a.choices[0].logprobs.content] for a in answers.values()]
         assert logprobs[0] != logprobs[1]
+        check_batch(client, answers)
         assert served.metrics().get("bmt_training_worker_up", 0) == bool(train)
     finally:
         code = served.stop()
@@ -83,6 +86,33 @@ def run_worker(served, model, folder):
     command += ["--model", str(model), "--folder", str(folder), "--device", "cpu"]
     environment = {**os.environ, "BMT_API_KEY": served.key, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment, timeout=300)
+
+
+def check_batch(client, answers):
+    """The lines of a batch have the answers of live requests, and errors that vLLM words too."""
+    asked = {"messages": [{"role": "user", "content": "abc"}], "max_tokens": 8, "temperature": 0}
+    lines = [batches.line(name, name, **asked) for name in answers]
+    lines += [batches.line("none", "none"), batches.line("n", "smol", n="x")]
+    lines += [batches.line("long", "smol", max_tokens=10**6)]
+    file = client.files.create(file=("b.jsonl", batches.text(lines)), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint=batches.CHAT, completion_window="24h"
+    )
+    until(lambda: client.batches.retrieve(batch.id).status == "completed", 60)
+    batch = client.batches.retrieve(batch.id)
+    files = {"output": batch.output_file_id, "error": batch.error_file_id}
+    rows = {
+        name: [json.loads(row)["response"] for row in client.files.content(id).content.splitlines()]
+        for name, id in files.items()
+    }
+    assert [row["status_code"] for row in rows["error"]] == [404, 400, 400]
+    for row, answer in zip(rows["output"], answers.values(), strict=True):
+        body = row["body"]
+        assert (body["model"], body["usage"]) == (
+            answer.model,
+            answer.usage.model_dump(mode="json"),
+        )
+        assert body["choices"][0]["message"]["content"] == answer.choices[0].message.content
 
 
 def ended(client, job_id):
