@@ -17,7 +17,7 @@ from bmt_server.registry.keys.secret import hash_key
 
 #: Entry of an ASGI scope: hash of the key in whose name this process makes a request.
 SESSION_KEY = "bmt.session_key"
-#: Entry of an ASGI scope: nobody waits for the answer, so its times are none of the server's.
+#: Entry of an ASGI scope: no client waits for the answer, so its times are none of the server's.
 BACKGROUND = "bmt.background"
 
 
@@ -34,7 +34,7 @@ def own_scope(
     """ASGI scope of a request to this server. path: with its parts encoded.
 
     key_hash: SHA-256 of the key; None on a server without keys. outer: scope of the request that it
-    is made for. background: nobody waits for the answer.
+    is made for. background: no client waits for the answer.
     """
     outer = outer or {}
     root = outer.get("root_path", "")

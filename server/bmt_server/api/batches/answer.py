@@ -58,7 +58,7 @@ class Answer:
 async def ask(
     app: App, batch: Batch, body: dict[str, Any], request_id: str, left: asyncio.Event
 ) -> Answer:
-    """The answer to a line's request, in the name of the batch's key. left: nobody wants it."""
+    """The answer to a line's request, in the name of the batch's key. left: set to end it."""
     data = msgspec.json.encode(body)
     headers = [
         (b"content-type", b"application/json"),
@@ -121,9 +121,9 @@ def _row(batch: Batch, index: int, custom_id: str, **rest: Any) -> bytes:
 
 
 def _one_line(body: bytes) -> Any:
-    """JSON as it is, unless it has several lines; what is no JSON, as text."""
+    """JSON as it is, unless it has the end of a line; what is no JSON, as text."""
     try:
         value = msgspec.json.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return body.decode(errors="replace")
-    return value if b"\n" in body else msgspec.Raw(body)
+    return value if b"\n" in body or b"\r" in body else msgspec.Raw(body)

@@ -20,6 +20,7 @@ from bmt_server.api.batches.lines import Lines
 from bmt_server.errors import NotFound
 from bmt_server.ipc.object_store import ObjectStore, SizeDiffers
 from bmt_server.registry.batches.record import Batch, Part
+from bmt_server.registry.batches.store import BatchStore
 from bmt_server.registry.files.record import BATCH_OUTPUT, FileRecord
 from bmt_server.registry.files.store import FileStore
 
@@ -109,11 +110,24 @@ async def read_parts(
     return kept
 
 
-async def remove_parts(objects: ObjectStore, batch: Batch) -> None:
-    """Remove all parts, those too that were written and not counted."""
+async def remove_parts(objects: ObjectStore, store: BatchStore, batch: Batch) -> None:
+    """Remove all parts of a batch that has ended, those too that were written and not counted.
+
+    So are those of its tenant's others that have ended: a server that dies in between leaves them.
+    """
+    ended = {batch.id: True}
     async for page in objects.pages(_folder(batch)):
-        if own := [name for name in page if name.startswith(_place(batch, ""))]:
-            await objects.delete(own)
+        gone = []
+        for name in page:
+            batch_id = name.rpartition("/")[2].partition("-")[0]
+            if batch_id not in ended:
+                found = await store.find(batch_id)
+                # One that cannot be read may be a newer server's.
+                ended[batch_id] = found is not None and found.ended
+            if ended[batch_id]:
+                gone.append(name)
+        if gone:
+            await objects.delete(gone)
 
 
 def write_rows(

@@ -26,6 +26,8 @@ logger = logging.getLogger("vllm.bmt_server")
 _TRIES, _RECOVER_S = 3, 3600.0
 _LONGEST_PAUSE_S = 60.0
 _SHORTEST_PAUSE_S = 0.2
+# Pause of a line whose answer this process could not take.
+_FAULT_S = 2.0
 # Answers that wait for their part: beyond, no line begins.
 _MOST_BYTES = 16 << 20
 _LEAVE_S, _LOOK_S = 5.0, 0.1
@@ -94,7 +96,7 @@ class LineQueue:
             self._parts.room.take(self._batch.id, sequences)
             task = asyncio.create_task(self._run(index, body), name="bmt-batch-line")
             self._running.add(task)
-            task.add_done_callback(partial(self._ended, sequences))
+            task.add_done_callback(partial(self._ended, index, sequences))
 
     async def wait(self, within_s: float) -> None:
         """Return when a line has ended, or after that time."""
@@ -135,9 +137,13 @@ class LineQueue:
         self.rows = self.rows[count:]
         self.bytes = sum(len(row.text) for row in self.rows)
 
-    def _ended(self, sequences: int, task: asyncio.Task[None]) -> None:
+    def _ended(self, index: int, sequences: int, task: asyncio.Task[None]) -> None:
         self._parts.room.give(self._batch.id, sequences)
         self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # As of the disk that has the input: the line has no answer yet, and is not left out.
+            logger.error("Line %d of %s waits: %s.", index, self._batch.id, error)
+            heapq.heappush(self._later, (time.monotonic() + _FAULT_S, index))
 
     def _parsed(self, index: int) -> tuple[int, dict[str, Any], int]:
         body = self._lines.body(index)

@@ -25,24 +25,29 @@ class Room:
         self._most, self._limiter = most, limiter
         self._running = 0
         self._of_batch: dict[str, int] = {}  # batches that run here -> their sequences
+        self._keys: dict[str, str] = {}  # batches that run here -> ids of their keys
 
     @contextmanager
-    def batch(self, batch_id: str) -> Iterator[None]:
+    def batch(self, batch_id: str, key_id: str) -> Iterator[None]:
         """A batch that runs here; batches at the same time have equal shares."""
-        self._of_batch[batch_id] = 0
+        self._of_batch[batch_id], self._keys[batch_id] = 0, key_id
         try:
             yield
         finally:
-            del self._of_batch[batch_id]
+            del self._of_batch[batch_id], self._keys[batch_id]
 
     def fits(self, batch_id: str, sequences: int, most: int = 0) -> bool:
-        """True if a line may begin. most: sequences of the batch at a time; 0: no further bound."""
+        """True if a line may begin. most: sequences of its key at a time; 0: no further bound."""
         live = max(0, self._limiter.admitted - self._running)
         places = self._most if not live else max(1, self._most // _LIVE_SHARE)
         own = self._of_batch[batch_id]
         share = max(1, places // len(self._of_batch))
         if most:
-            share = min(share, most)
+            key = self._keys[batch_id]
+            of_key = [n for one, n in self._of_batch.items() if self._keys[one] == key]
+            if sum(of_key) and sum(of_key) + sequences > most:
+                return False
+            share = min(share, max(1, most // len(of_key)))
         if not own and self._running + sequences > places:
             # A request of many sequences runs alone.
             return not self._running and (not live or live + sequences <= self._most)

@@ -34,7 +34,7 @@ LEASE_S = 30.0
 _PROLONG_S, _LOOK_S = 10.0, 2.0
 # Pause between attempts to keep what the registry or the files' place did not take.
 _AGAIN_S = 2.0
-# Pause of a batch whose files have no place in the tenant's quota, and the end of such attempts.
+# First pause of a batch whose files have no place in the tenant's quota, and the end of attempts.
 _NO_PLACE_S, _GIVE_UP_S = 60.0, 7 * 86_400
 # Time in which a part that is missing may come back, before its lines are without an answer.
 _PARTS_S = 3600.0
@@ -80,7 +80,7 @@ class BatchRun:
         watching = asyncio.create_task(self._watch(), name="bmt-batch-watch")
         try:
             with ExitStack() as stack:
-                stack.enter_context(self._parts.room.batch(batch.id))
+                stack.enter_context(self._parts.room.batch(batch.id, batch.key_id))
                 await self._run(stack)
         except Conflict as error:
             logger.info("%s: %s.", batch.id, error)
@@ -177,12 +177,14 @@ class BatchRun:
         while not self._stop and queue.open:
             if self._parts.shutdown.started:
                 self._stop = "released"
+            elif self._batch.state == "cancelling":
+                self._stop = "cancelled"  # while no server had it
             elif time.time() >= self._batch.expires_at:
                 self._stop = "expired"
             else:
                 queue.start_lines()
                 await queue.wait(_TICK_S)
-            if not queue.healthy:
+            if not queue.healthy and self._stop is None:
                 # Answers of an engine that dies are none of their lines.
                 self._stop = "released"
             now = time.monotonic()
@@ -254,7 +256,8 @@ class BatchRun:
         except PayloadTooLarge as error:
             if since_s < _GIVE_UP_S:
                 said = BatchError(code=transitions.NO_PLACE, message=str(error)[:1000])
-                await self._change(transitions.noted, lease_ms=int(_NO_PLACE_S * 1000), error=said)
+                lease_ms = int(_no_place_s(since_s) * 1000)
+                await self._change(transitions.noted, lease_ms=lease_ms, error=said)
                 logger.info("%s has no place for its files.", batch.id)
                 return
             made = {"output": 0, "error": 0}
@@ -269,7 +272,7 @@ class BatchRun:
             failed=wrong,
         )
         self._log_end()
-        await files.remove_parts(objects, batch)
+        await files.remove_parts(objects, self._parts.store, batch)
 
     def _log_end(self) -> None:
         batch = self._batch
@@ -301,8 +304,9 @@ class BatchRun:
 
     async def _release(self) -> None:
         """Give the batch back, if that is possible."""
+        crashed = self._queue is not None and not self._queue.healthy
         with contextlib.suppress(ApiError):
-            await self._change(transitions.released)
+            await self._change(transitions.released, crashed=crashed)
 
     async def _change(self, make: Any, **options: Any) -> None:
         """Change the batch by a transition. Raises ApiError."""
@@ -312,3 +316,8 @@ class BatchRun:
 
         async with self._changed:
             self._batch, _ = await self._parts.store.change(self._batch.id, wanted)
+
+
+def _no_place_s(since_s: float) -> float:
+    """Pause of a batch whose files have had no place for so long: each attempt reads all of it."""
+    return min(max(_NO_PLACE_S, since_s / 10), 10 * _NO_PLACE_S)

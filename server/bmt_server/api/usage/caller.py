@@ -17,7 +17,7 @@ from bmt_server.api.canary.arm import Arm
 class Caller:
     """Owner of a request's usage. mask: its name without the version; empty: the base model.
 
-    arm: of an alias that is split. background: nobody waits for the answer, as of a batch's line.
+    arm: of an alias that is split. background: no client waits for it, as for a batch's line.
     """
 
     key_id: str

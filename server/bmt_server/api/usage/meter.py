@@ -28,14 +28,14 @@ class UsageMeter:
         token of a batch's line is none of a user's.
         """
         arm = caller.arm if caller is not None else None
+        if caller is not None and caller.background:
+            figures["ttft_s"] = None
         if arm is not None:
             self._versions.engine_finished(
                 arm, figures["prompt_tokens"], figures["completion_tokens"], figures["ttft_s"]
             )
             if arm.role == "shadow":
                 return
-        if caller is not None and caller.background:
-            figures["ttft_s"] = None
         self._metrics.request_finished(mask, **figures)
         tokens = Counts(
             prompt_tokens=figures["prompt_tokens"],

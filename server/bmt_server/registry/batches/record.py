@@ -46,7 +46,8 @@ class Batch(WorkRecord):
     key_hash: SHA-256 of the key that its lines are sent with, empty on a server without keys.
     total, completed, failed: lines. parts: their number; last_part: the newest one's name. ending:
     its state once its files are written; nothing is answered any more then. output_file,
-    error_file: their ids, chosen before they are written. losses: leases that ran out.
+    error_file: their ids, chosen before they are written. losses: leases that ran out, and
+    engines that failed.
     """
 
     id: str = Field(pattern=r"^batch_[0-9a-f]{24}$")

@@ -47,10 +47,14 @@ def prolonged(batch: Batch, now_ms: int, *, token: str, lease_ms: int) -> Change
     return Change(batch.model_copy(update={"lease": lease}), (), batch.spent_ms(now_ms))
 
 
-def released(batch: Batch, now_ms: int, *, token: str) -> Change:
-    """A batch given back by a server that ends; it waits again. Raises Conflict."""
+def released(batch: Batch, now_ms: int, *, token: str, crashed: bool = False) -> Change:
+    """A batch given back by a server that ends; it waits again. Raises Conflict.
+
+    crashed: its engine failed, which counts as a server that was lost: a line may have ended it.
+    """
     held(batch, token)
-    return Change(batch.model_copy(update={"lease": None}), (), batch.spent_ms(now_ms))
+    changes = {"lease": None, "losses": batch.losses + crashed}
+    return Change(batch.model_copy(update=changes), (), batch.spent_ms(now_ms))
 
 
 def validated(batch: Batch, now_ms: int, *, token: str, total: int) -> Change | None:

@@ -6,11 +6,15 @@ import asyncio
 import json
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import openai
 import pytest
 from bmt_server.api.admission import KeyLimiter
 from bmt_server.api.batches import line_queue, lines
+from bmt_server.api.canary.arm import Arm
+from bmt_server.api.usage.caller import Caller
+from bmt_server.api.usage.meter import UsageMeter
 from bmt_server.registry.batches import store as batch_store
 
 from tests.support.replica import make_mask
@@ -252,6 +256,25 @@ async def test_limits_of_the_key_delay_its_lines_and_fail_none(start, model):
         batch = await ended(api, (await created(api, [asked(f"w{n}") for n in range(60)])).id)
         assert (batch.status, batch.request_counts.completed) == ("completed", 60)
         assert model.most <= 2  # the other half is for the key's live requests
+        both = [(await created(api, [asked(f"{b}{n}") for n in range(30)])).id for b in "xy"]
+        for one in both:
+            assert (await ended(api, one)).request_counts.completed == 30
+        assert model.most <= 2  # of all its batches together
+
+
+async def test_the_time_of_a_line_is_none_of_a_split_version_either(api):
+    arm, seen = Arm("m:prod", "m@0", "canary"), []
+    meter = UsageMeter(
+        api.state.metrics,
+        SimpleNamespace(engine_finished=lambda *given: seen.append(given[-1])),
+        api.state.usage,
+        api.state.budgets,
+    )
+    for background in (False, True):
+        caller = Caller("k", "default", "m", arm, background=background)
+        figures = {"prompt_tokens": 0, "completion_tokens": 0, "cached_tokens": 0, "ttft_s": 1.0}
+        meter.request_finished("m", caller=caller, outcome="stop", **figures)
+    assert seen == [1.0, None]
 
 
 async def test_lines_take_a_quarter_while_live_requests_run(start, model):

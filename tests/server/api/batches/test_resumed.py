@@ -6,14 +6,18 @@ import asyncio
 import time
 from functools import partial
 
+import msgspec
 import pytest
-from bmt_server.api.batches import files, run
-from bmt_server.errors import Conflict
+from bmt_server.api.batches import files, line_queue, run
+from bmt_server.api.batches.answer import _one_line
+from bmt_server.api.batches.lines import Lines
+from bmt_server.errors import BlobsDown, Conflict
 from bmt_server.registry.batches import transitions
 from bmt_server.registry.connection import end_task
 
 from tests.server.api.batches.conftest import Model
 from tests.support.requests.batches import created, ended, line, rows
+from tests.support.requests.jobs import stock
 
 WORDS = [f"w{n}" for n in range(60)]
 
@@ -201,3 +205,85 @@ async def test_a_damaged_part_is_no_answer(start, model, tmp_path):
     async with start("b", other) as api:
         await check(api, batch.id)
     assert other.asked.total() >= len(WORDS) - 30 + data.count(b"\n")
+
+
+async def test_a_line_that_ends_every_engine_ends_its_batch(start, model, monkeypatch):
+    monkeypatch.setattr(transitions, "MAX_LOSSES", 2)
+    model.answers["w0"] = (500, "EngineDeadError")
+    async with start("a", model) as api:
+        seen = 0
+
+        async def healthy():
+            nonlocal seen
+            before, seen = seen, model.asked["w0"]
+            return before == seen
+
+        monkeypatch.setattr(api.engine, "healthy", healthy)
+        found = await ended(api, (await created(api, lines())).id)
+        assert (found.status, found.errors.data[0].code) == ("failed", "servers_lost")
+        assert model.asked["w0"] >= 3
+
+
+async def test_a_batch_cancelled_without_a_server_asks_nothing_more(start, model, monkeypatch):
+    monkeypatch.setattr(run, "LEASE_S", 1.0)
+    monkeypatch.setattr("bmt_server.api.batches.runner.LEASE_S", 1.0)
+    model.hold_after = 30
+    other = Model()
+    async with start("a", model) as api:
+        batch = await created(api, lines())
+        await held(model)
+        await dies(api)
+        async with stock(api, "admin") as client:
+            assert (await client.batches.cancel(batch.id)).status == "cancelling"
+        async with start("b", other) as second:
+            found = await ended(second, batch.id)
+        assert (found.status, found.request_counts.total, other.asked.total()) == (
+            "cancelled",
+            len(WORDS),
+            0,
+        )
+        model.hold.set()
+
+
+async def test_parts_that_a_dead_server_left_go_with_the_next_batch(start, model, monkeypatch):
+    async def dead(*_):
+        raise BlobsDown("away")
+
+    async with start("a", model) as api:
+        objects = api.state.files.objects
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "remove_parts", dead)
+            first = await check(api, (await created(api, lines())).id)
+        left = [name async for page in objects.pages("default/parts") for name in page]
+        assert left
+        assert all(first.id in name for name in left)
+        await check(api, (await created(api, lines())).id)
+        async with asyncio.timeout(5):
+            while [page async for page in objects.pages("default/parts") if page]:
+                await asyncio.sleep(0.02)
+
+
+async def test_a_line_whose_answer_could_not_be_taken_is_asked_again(start, model, monkeypatch):
+    monkeypatch.setattr(line_queue, "_FAULT_S", 0.1)
+    custom_id, failed = Lines.custom_id, []
+
+    def fails_once(self, index):
+        if not failed:
+            failed.append(index)
+            raise OSError(5, "Input/output error")
+        return custom_id(self, index)
+
+    monkeypatch.setattr(Lines, "custom_id", fails_once)
+    async with start("a", model) as api:
+        await check(api, (await created(api, lines())).id)
+    assert (len(failed), model.asked.total()) == (1, len(WORDS) + 1)
+
+
+def test_attempts_without_a_place_are_further_and_further_apart():
+    assert [run._no_place_s(since_s) for since_s in (0, 3000, 86_400)] == [60, 300, 600]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+def test_a_row_is_one_line_whatever_ends_lines_of_an_answer(end):
+    row = msgspec.json.encode(_one_line(b'{"a":' + end + b"1}"))
+    assert row == b'{"a":1}'
