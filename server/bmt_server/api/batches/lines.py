@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from bmt_server.api.body.bounds import BodyBounds
+from bmt_server.api.body.bounds import LARGEST_BYTES, BodyBounds
 from bmt_server.errors import ApiError, BadRequest, PayloadTooLarge
 from bmt_server.registry.batches.record import MAX_ERRORS, BatchError
 
@@ -26,6 +26,7 @@ MAX_LINES = 50_000
 MAX_ID_CHARACTERS = 512
 #: Bytes and values of a line apart from its body's.
 _AROUND_BYTES, _AROUND_VALUES = 8 << 10, 8
+_LARGEST_BYTES = LARGEST_BYTES + _AROUND_BYTES
 # Lines that are looked at, empty ones too, before a file has too many.
 _MOST_NUMBERS = 2 * MAX_LINES
 _FIELDS = {"custom_id", "method", "url", "body"}
@@ -39,15 +40,16 @@ class Lines:
         self.at, self.sizes, self.numbers = array("Q"), array("Q"), array("L")
 
     @classmethod
-    def read(cls, file: BinaryIO, max_bytes: int) -> Lines:
-        """Look for the lines of a whole file. max_bytes: of a line that is kept as such.
+    def read(cls, file: BinaryIO) -> Lines:
+        """Look for the lines of a whole file.
 
-        The part of a longer line up to that size counts as the line, and is too long for a request.
+        The first part of a line counts as the line if it is too long for a request to any server: a
+        line that one server of a base has found valid may be longer than another one's bound.
         """
         lines, at, number = cls(file), 0, 0
         file.seek(0)
         whole = True
-        while number <= _MOST_NUMBERS and (piece := file.readline(max_bytes + 1)):
+        while number <= _MOST_NUMBERS and (piece := file.readline(_LARGEST_BYTES + 1)):
             if whole:
                 number += 1
                 if piece.strip():

@@ -119,8 +119,7 @@ class BatchRun:
                 code=error.code, message=str(error)[:1000], param="input_file_id"
             )
             return
-        check = self._check()
-        self._lines = await asyncio.to_thread(Lines.read, file, check.max_bytes)
+        self._lines = await asyncio.to_thread(Lines.read, file)
 
     def _check(self) -> LineCheck:
         route = find_route("POST", self._batch.endpoint)

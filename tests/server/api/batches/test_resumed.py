@@ -287,3 +287,17 @@ def test_attempts_without_a_place_are_further_and_further_apart():
 def test_a_row_is_one_line_whatever_ends_lines_of_an_answer(end):
     row = msgspec.json.encode(_one_line(b'{"a":' + end + b"1}"))
     assert row == b'{"a":1}'
+
+
+async def test_a_server_of_a_smaller_context_ends_a_batch_too(start, model):
+    """Its bound on a body is an error of the lines beyond it, and of no other."""
+    async with start("a", model) as api:
+        api.engine.max_model_len = 4096
+        model.hold.clear()
+        batch = await created(api, [line("long", user="x" * 290_000), line("short")])
+        await held(model)
+    async with start("b", Model()) as api:
+        batch = await ended(api, batch.id)
+        assert (batch.status, batch.request_counts.completed) == ("completed", 1), batch
+        wrong = await rows(api, batch.error_file_id)
+        assert wrong["long"]["response"]["status_code"] == 413
