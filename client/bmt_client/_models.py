@@ -194,7 +194,9 @@ class KeyInfo(Model):
     tenant: str = ""
     scopes: frozenset[str]
     base_names: tuple[str, ...] = ()
-    fingerprint: str = ""  # of the base's checkpoint, 64 hex digits
+    fingerprint: str = ""  # of the checkpoint that masks name, 64 hex digits
+    precision: str = ""  # of the served gates, as bf16 or int8
+    quantized: bool = False  # the served checkpoint was made from the one that masks name
     max_model_len: int | None = None  # tokens
     max_n: int | None = None  # completions of a request
     max_sparsity: float | None = None  # share of the gate weights that a mask may set to zero
@@ -215,7 +217,7 @@ class KeyInfo(Model):
             {
                 **{name: raw.get(name) for name in _OF_KEY},
                 "base_names": base.get("names"),
-                "fingerprint": base.get("fingerprint"),
+                **{name: base.get(name) for name in ("fingerprint", "precision", "quantized")},
                 **{name: limit for name, limit in limits.items() if limit},
             }
         )

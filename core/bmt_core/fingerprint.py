@@ -172,11 +172,6 @@ def _cache_file(entries: list[_Entry], cache_dir: str | os.PathLike[str] | None)
     return Path(cache_dir) / hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
-def checkpoint_tensors(checkpoint: str | os.PathLike[str]) -> list[tuple[str, tuple[int, ...]]]:
-    """Name and shape of each tensor of a checkpoint, by name. Raises CheckpointError."""
-    return [(entry.name, entry.shape) for entry in _entries(checkpoint)]
-
-
 def checkpoint_types(
     checkpoint: str | os.PathLike[str],
 ) -> dict[str, tuple[str, tuple[int, ...]]]:

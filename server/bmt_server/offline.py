@@ -31,10 +31,12 @@ from vllm.platforms import current_platform
 from bmt_server.ipc import mask_flips, stats_folder
 from bmt_server.ipc.mask_layout import SUFFIX, write_layout
 from bmt_server.ipc.stats_files import WorkerStats
+from bmt_server.quantization.family import identify
 from bmt_server.settings import MaskMode, Settings, SettingsError
 from bmt_server.vllm_integration import cpu_environment, engine_flags, plugin, process_lifetime
 from bmt_server.vllm_integration.checkpoint import checkpoint_folder, load_format, served_gates
 from bmt_server.vllm_integration.platform_limits import eager_reason, float32_reason
+from bmt_server.vllm_integration.start.quantized_bases import check_quantized
 from bmt_server.vllm_integration.unsupported_flags import check, count_drafts
 from bmt_server.vllm_integration.versions.check import check_version
 
@@ -51,9 +53,13 @@ def masked_llm(
     scatter_quantum_s: float = Settings.scatter_quantum_s,
     scatter_max_wait_s: float = Settings.scatter_max_wait_s,
     stats_dir: str = Settings.stats_dir,
+    family: str = Settings.family,
     **vllm_options: Any,
 ) -> vllm.LLM:
     """Create a `vllm.LLM` that accepts masks. `vllm_options` are vLLM's own.
+
+    family: of a quantized model, the manifest of `bmt-server family` by which masks of the 16-bit
+    checkpoint are its own.
 
     Raises ModelNotFoundError, SettingsError for a checkpoint without gates that masks can act on,
     for a setting out of bounds and for a second base model in one process, UnsupportedFlagError for
@@ -68,11 +74,17 @@ def masked_llm(
     options = {**vars(given), "enable_lora": True}
     path = checkpoint_folder(model, options.get("revision"))
     gates = served_gates(path)
+    check_quantized(path, gates, mode=mask_mode, dtype=str(options.get("dtype", "auto")))
+    identity = identify(path, gates.precision, quantized=gates.quantized, family=family)
     settings = Settings(
         model_id=model,
         model_path=path,
-        fingerprint=bmt_core.fingerprint(path),
-        gates=gates,
+        fingerprint=identity.base,
+        served_fingerprint=identity.own,
+        precision=gates.precision,
+        quantized=gates.quantized,
+        family=family,
+        gates=gates.shapes,
         mask_mode=mask_mode,
         mask_memory_bytes=mask_memory_bytes,
         scatter_quantum_s=scatter_quantum_s,

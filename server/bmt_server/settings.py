@@ -45,7 +45,10 @@ class Settings:
     # Derived when the server starts.
     model_id: str = _option("Model as the user named it: a Hub id or a folder.")
     model_path: str = _option("Local folder of the checkpoint.")
-    fingerprint: str = _option("SHA-256 fingerprint of the checkpoint, 64 hex digits.")
+    fingerprint: str = _option(
+        "SHA-256 fingerprint of the checkpoint that masks name, 64 hex digits: of the served one, "
+        "or of the one that it was quantized from."
+    )
     gates: dict[str, tuple[int, int]] = _option(  # noqa: RUF009
         "Shapes [d_out, d_in] of the maskable tensors, by their names in the checkpoint."
     )
@@ -54,6 +57,13 @@ class Settings:
         "if it is unknown.",
         "",
     )
+    served_fingerprint: str = _option(
+        "Fingerprint of the served checkpoint itself; empty if it is the one that masks name.", ""
+    )
+    precision: str = _option(
+        "Precision of the served gate projections, as bf16 or int8; empty if it is unknown.", ""
+    )
+    quantized: bool = _option("The served gate projections are stored as codes.", False)
     cache_dir: str = _option("Folder of laid-out masks, addressed by content.", "")
     stats_dir: str = _option("Folder of statistics that workers write and /metrics reads.", "")
 
@@ -165,6 +175,13 @@ class Settings:
         "",
         flag="--retention-older-than",
         pattern=r"|[0-9]{1,6}[mhdw]",
+    )
+    family: str = _option(
+        "Manifest of `bmt-server family`: the checkpoint that masks name, and those that were "
+        "quantized from it, of which one is served.",
+        "",
+        flag="--family",
+        env="BMT_FAMILY",
     )
     mask_mode: MaskMode = _option(  # noqa: RUF009
         "How masks are applied. delta: a correction of the output, any mix of masks per step. "

@@ -76,16 +76,18 @@ ROOMS = {
         "api": _SERVER_FLOOR | {"registry", "sources"},
         "console": _SERVER_FLOOR | {"registry", "api"},
         "scheduler": _SERVER_FLOOR,
-        "worker": _SERVER_FLOOR,
         # Of fine-tuning jobs: the trainer's worker, which is started as a program.
         "training": _SERVER_FLOOR | {"registry"},
-        "vllm_integration": _SERVER_FLOOR | {"api", "console", "scheduler", "worker"},
-        "offline": _SERVER_FLOOR | {"vllm_integration", "worker"},
+        "quantization": _SERVER_FLOOR,
+        "worker": _SERVER_FLOOR | {"quantization"},
+        "vllm_integration": _SERVER_FLOOR
+        | {"api", "console", "scheduler", "worker", "quantization"},
+        "offline": _SERVER_FLOOR | {"vllm_integration", "worker", "quantization"},
         "evaluation_engine": {"offline"},
         "rollout_engine": {"offline"},
         "cli": _SERVER_FLOOR
         | {"vllm_integration", "registry", "sources", "api", "scheduler", "worker", "offline"}
-        | {"training"},
+        | {"training", "quantization"},
         "__main__": {"cli"},
     },
 }

@@ -94,17 +94,31 @@ def test_a_dense_model_is_served(dense):
     found = verdicts(dense)
     assert {f.verdict for f in found.values()} == {"ok"}
     assert "LlamaForCausalLM" in found["Model"].value
-    shapes = served_gates(str(dense))
+    gates = served_gates(str(dense))
+    shapes = gates.shapes
+    assert (gates.precision, gates.quantized) == ("fp32", False)
     rows, columns = next(iter(shapes.values()))
     assert found["Gates"].value.startswith(f"{len(shapes)} of {rows} x {columns}; ")
     assert f"{len(shapes) * rows * columns:,} weights" in found["Gates"].value
     assert "MiB in a worker" in found["Masks"].value
 
 
+def configured(folder, **quantization):
+    """The checkpoint with a `quantization_config`."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "quantization_config": quantization}))
+    return folder
+
+
 @pytest.mark.found
+@pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
-def test_a_quantized_model_is_refused_before_it_is_loaded(dense, quantizer):
+def test_codes_that_masks_do_not_know_are_refused_before_they_are_loaded(dense, quantizer, named):
+    """Some lack what their format needs, and without a configuration no engine knows how."""
     folder = rewritten(dense, QUANTIZERS[quantizer])
+    if named:
+        configured(folder, quant_method="some", bits=4)
     assert len(quantized_gates(folder)) == 2
     with pytest.raises(SettingsError, match=r"is quantized: model\.layers\.0\.mlp\.gate.*made"):
         served_gates(str(folder))
@@ -254,3 +268,35 @@ def test_serve_ends_before_anything_starts(dense, tmp_path):
     assert "is quantized" in done.stderr.splitlines()[-1]
     assert "registry" not in done.stderr
     assert not (data / "registry").exists()
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("ignored", [False, True], ids=["all plain", "gates left alone"])
+def test_a_configuration_that_would_quantize_plain_gates_is_refused(dense, ignored):
+    """Unless other layers have codes: then the quantizer left the gates alone."""
+    configured(dense, quant_method="fp8", activation_scheme="dynamic")
+    if ignored:
+        file = dense / "model.safetensors"
+        tensors = load_file(file)
+        name = "model.layers.0.self_attn.q_proj.weight"
+        tensors[name] = codes(torch.float8_e4m3fn)(tensors[name])
+        save_file(tensors, file, {"format": "pt"})
+        assert not served_gates(str(dense)).quantized
+        return
+    with pytest.raises(SettingsError, match="would quantize the gate projections"):
+        served_gates(str(dense))
+
+
+@pytest.mark.found
+def test_headers_are_read_once(dense, monkeypatch):
+    from bmt_core import fingerprint
+
+    read, of = [], fingerprint._header
+
+    def counted(path):
+        read.append(path)
+        return of(path)
+
+    monkeypatch.setattr(fingerprint, "_header", counted)
+    served_gates(str(dense))
+    assert len(read) == 1

@@ -47,6 +47,7 @@ class Api:
     keys: dict[str, str]
     hold: asyncio.Event
     calls: list[str]
+    registry: CollectorRegistry
 
     def replace(self, **parts: Any) -> None:
         """Replace parts of the state that later requests see."""
@@ -96,7 +97,8 @@ async def replica(
     """One replica. chat: its route of chats, if not that of `calls`. changes: of its settings."""
     settings = settings_of(url, folder, **changes)
     engine, hold = FakeEngine(folder), asyncio.Event()
-    state = await AppState.create(settings, engine, CollectorRegistry(), removal_delay_s=0.05)
+    registry = CollectorRegistry()
+    state = await AppState.create(settings, engine, registry, removal_delay_s=0.05)
     app = FastAPI()
     app.state.bmt = state
 
@@ -127,6 +129,6 @@ async def replica(
     if state.batch_runner is not None:
         state.batch_runner.start(app)
     try:
-        yield Api(state, engine, app, keys or {}, hold, calls)
+        yield Api(state, engine, app, keys or {}, hold, calls, registry)
     finally:
         await state.close()

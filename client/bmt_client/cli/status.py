@@ -28,6 +28,7 @@ def whoami(context: typer.Context) -> None:
         ("scopes", ", ".join(sorted(me.scopes)) or "none"),
         ("base", ", ".join(me.base_names)),
         ("fingerprint", me.fingerprint),
+        *([("precision", me.precision)] if me.precision else []),
         *((name, _limit(value)) for name, value in _limits(me).items()),
         *((f"limits of the {kind}", _budget(limits)) for kind, limits in me.budgets.items()),
         *([("stored", _stored(me))] if me.stored else []),

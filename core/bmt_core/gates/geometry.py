@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from bmt_core.fingerprint import checkpoint_tensors, checkpoint_types
+from bmt_core.fingerprint import checkpoint_types
 from bmt_core.gates.rows import Rows
 
+#: Element type and shape of a checkpoint's tensors by name, as of `checkpoint_types`.
+Types = Mapping[str, tuple[str, tuple[int, ...]]]
 #: Names of maskable tensors: the gate projections of gated MLPs.
 GATES = r"\.mlp\.gate_proj\.weight$"
 #: Module names of projections that hold gate and up projection in one matrix.
@@ -86,53 +88,71 @@ def _is_of_text(name: str, layers: int | None) -> bool:
     return layers is None or layer is None or int(layer[1]) < layers
 
 
-def quantized_gates(checkpoint: str | os.PathLike[str]) -> dict[str, str]:
+def gate_parts(
+    checkpoint: str | os.PathLike[str], types: Types | None = None
+) -> dict[str, dict[str, tuple[str, tuple[int, ...]]]]:
+    """Element type and shape of each tensor of the maskable gate projections, by module and part.
+
+    A part is the rest of a tensor's name behind its module: `weight`, or `qweight` and `scales`.
+    types: of `checkpoint_types`, None to read them. Raises CheckpointError.
+    """
+    layers, fused = _layers(checkpoint), gate_first(model_types(checkpoint))
+    gates: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
+    for name, entry in (checkpoint_types(checkpoint) if types is None else types).items():
+        found = _OF_GATE.search(name)
+        if found and _is_of_text(name, layers) and (fused or found[1].endswith(".gate_proj")):
+            gates.setdefault(found[1], {})[found[2]] = entry
+    return gates
+
+
+def quantized_gates(
+    checkpoint: str | os.PathLike[str], types: Types | None = None
+) -> dict[str, str]:
     """Element types of the maskable gate projections that are stored as codes, by tensor.
 
     Quantizers store codes in the place of the weight (FP8, INT8, bitsandbytes) or under a name of
     their own (AWQ and GPTQ, compressed-tensors, HQQ, torchao, AQLM), so a gate counts if it has
-    integers or 8-bit floats and no plain weight. Raises CheckpointError.
+    integers or 8-bit floats and no plain weight. types: see `gate_parts`. Raises CheckpointError.
     """
-    layers, fused = _layers(checkpoint), gate_first(model_types(checkpoint))
-    types = checkpoint_types(checkpoint)
-    gates: dict[str, dict[str, str]] = {}
-    for name, (kind, _) in types.items():
-        found = _OF_GATE.search(name)
-        if found and _is_of_text(name, layers) and (fused or found[1].endswith(".gate_proj")):
-            gates.setdefault(found[1], {})[found[2]] = kind
     made = {}
-    for gate, parts in gates.items():
+    for gate, parts in gate_parts(checkpoint, types).items():
+        kinds = {part: kind for part, (kind, _) in parts.items()}
         # bitsandbytes may keep its codes as bytes of 16-bit floats: what it notes of them,
         # weight.quant_state..., is integers then.
         codes = [
             part
-            for part, kind in parts.items()
+            for part, kind in kinds.items()
             if kind not in _FLOATS
-            and (parts.get("weight") not in _FLOATS or part.startswith("weight"))
+            and (kinds.get("weight") not in _FLOATS or part.startswith("weight"))
         ]
         if codes:
-            largest = max(codes, key=lambda part: prod(types[f"{gate}.{part}"][1]))
-            part = "weight" if "weight" in parts else largest
-            made[f"{gate}.{part}"] = parts[part]
+            largest = max(codes, key=lambda part: prod(parts[part][1]))
+            part = "weight" if "weight" in kinds else largest
+            made[f"{gate}.{part}"] = kinds[part]
     return made
 
 
-def has_expert_gates(checkpoint: str | os.PathLike[str]) -> bool:
-    """True if blocks of a checkpoint are mixtures of experts. Raises CheckpointError."""
-    return any(_EXPERTS.search(name) for name, _ in checkpoint_tensors(checkpoint))
+def has_expert_gates(checkpoint: str | os.PathLike[str], types: Types | None = None) -> bool:
+    """True if blocks of a checkpoint are mixtures of experts.
+
+    types: see `gate_parts`. Raises CheckpointError.
+    """
+    names = checkpoint_types(checkpoint) if types is None else types
+    return any(_EXPERTS.search(name) for name in names)
 
 
 def geometry(
-    checkpoint: str | os.PathLike[str], pattern: str = GATES
+    checkpoint: str | os.PathLike[str], pattern: str = GATES, types: Types | None = None
 ) -> dict[str, tuple[int, int]]:
     """Return the shapes [d_out, d_in] of the maskable tensors by name.
 
     By default of the gate projections of the text model's layers; one that is fused with the up
     projection is named by its rows (`gates/rows.py`). pattern: of the names of tensors, to return
-    these instead, each whole, [experts, d_out, d_in] as [experts * d_out, d_in]. Raises
-    CheckpointError.
+    these instead, each whole, [experts, d_out, d_in] as [experts * d_out, d_in]. types: see
+    `gate_parts`. Raises CheckpointError.
     """
-    tensors = checkpoint_tensors(checkpoint)
+    read = checkpoint_types(checkpoint) if types is None else types
+    tensors = [(name, shape) for name, (_, shape) in read.items()]
     maskable = re.compile(pattern)
     found = {
         name: (prod(shape[:-1]), shape[-1])

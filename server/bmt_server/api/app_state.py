@@ -30,6 +30,7 @@ from bmt_server.api.masks.resolver import Resolver
 from bmt_server.api.metrics.collectors import StatsCollectors
 from bmt_server.api.metrics.counters import Metrics
 from bmt_server.api.metrics.port import MetricsPort
+from bmt_server.api.metrics.served_base import ServedBaseCollector
 from bmt_server.api.metrics.versions import VersionMetrics
 from bmt_server.api.models.listing import ModelList
 from bmt_server.api.shutdown import Shutdown, interrupt_process
@@ -280,7 +281,10 @@ class AppState:
             versions=versions,
             shadows=shadows,
             collectors=StatsCollectors(
-                scraped or metrics_registry, settings.stats_dir, resolver.public_names
+                scraped or metrics_registry,
+                settings.stats_dir,
+                resolver.public_names,
+                ServedBaseCollector(settings),
             ),
             metrics_port=MetricsPort(
                 scraped or metrics_registry,

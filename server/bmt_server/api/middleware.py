@@ -60,6 +60,8 @@ from bmt_server.registry.usage.counts import Counts
 MAX_KEY_CHARACTERS = 256
 #: Header of an answer: the version that gave it, as in the answer's `model`.
 MODEL_HEADER = b"x-bmt-model"
+#: Header of an answer: the precision of the base's gates, such as bf16 or int8.
+PRECISION_HEADER = b"x-bmt-precision"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Principal of requests that need no key.
 _ANONYMOUS = Principal("none", DEFAULT_TENANT, frozenset(SCOPES))
@@ -175,6 +177,9 @@ class RequestMiddleware:
             record.arm = lease.arm
             if lease.version is not None:
                 response.model_headers.append((MODEL_HEADER, lease.model.encode()))
+            if route.runs_engine and state.settings.precision:
+                precision = state.settings.precision.encode()
+                response.model_headers.append((PRECISION_HEADER, precision))
             caller = Caller(
                 principal.key_id,
                 principal.tenant,

@@ -51,7 +51,10 @@ def findings(model: str) -> Iterator[Finding]:
     except (SettingsError, bmt_core.CheckpointError) as error:
         yield Finding("Gates", "fail", str(error))
         return
-    yield Finding("Gates", "ok", _shapes(gates))
+    shapes = gates.shapes
+    yield Finding("Gates", "ok", _shapes(shapes))
+    if gates.quantized:
+        yield _quantized(folder, gates)
     if has_expert_gates(folder):
         yield Finding(
             "Experts",
@@ -60,7 +63,7 @@ def findings(model: str) -> Iterator[Finding]:
             "where vLLM has more gates than these, as of shared experts, it ends when it has "
             "loaded them; serve a dense model",
         )
-    yield _masks(gates)
+    yield _masks(shapes)
     yield _weights(sum(file.stat().st_size for file in weight_files(folder)))
 
 
@@ -119,6 +122,22 @@ def _shapes(gates: Mapping[str, tuple[int, int]]) -> str:
         counts[shape] = counts.get(shape, 0) + 1
     shapes = ", ".join(f"{n} of {rows} x {columns}" for (rows, columns), n in counts.items())
     return f"{shapes}; {_weights_of(gates):,} weights that masks may delete"
+
+
+def _quantized(folder: Path, gates: Any) -> Finding:
+    """Say if this host can serve the codes, and what masks need for it."""
+    from bmt_server.vllm_integration.start.quantized_bases import check_quantized
+
+    try:
+        check_quantized(str(folder), gates, mode="auto", dtype="auto")
+    except SettingsError as error:
+        return Finding("Precision", "fail", str(error))
+    return Finding(
+        "Precision",
+        "ok",
+        f"{gates.precision}; masks of the 16-bit checkpoint are served on it with --family, a "
+        "manifest that `bmt-server family` makes",
+    )
 
 
 def _weights_of(gates: Mapping[str, tuple[int, int]]) -> int:

@@ -1,4 +1,4 @@
-"""`bmt-server`: serve, doctor, keys, blobs, fsck, gc."""
+"""`bmt-server`: serve, doctor, family, keys, blobs, fsck, gc."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from bmt_core.console_script import TYPER_SETTINGS, version_line
 
-from bmt_server.cli import blobs, doctor, keys, registry, serve
+from bmt_server.cli import blobs, doctor, family, keys, registry, serve
 
 app = typer.Typer(
     name="bmt-server",
@@ -29,6 +29,7 @@ app.command(
     epilog="All other flags go to vLLM's server: --host, --port, --max-model-len, --dtype, …",
 )(serve.serve)
 app.command("doctor")(doctor.doctor)
+app.command("family")(family.family)
 
 
 def _version(wanted: bool) -> None:

@@ -6,6 +6,7 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from bmt_server.cli.common import complete_url, fail, say
 from bmt_server.cli.options import with_settings
 from bmt_server.cli.places import check_places, files_place, require_loopback
 from bmt_server.ipc.stats_folder import stats_folder
+from bmt_server.quantization.family import identify
 from bmt_server.settings import Settings, SettingsError
 from bmt_server.training.plan import check_training
 from bmt_server.vllm_integration import engine_flags, plugin, process_lifetime
@@ -118,8 +120,11 @@ def run(
     check_port(chosen["metrics_host"], chosen["metrics_port"])
     from bmt_server.vllm_integration.chat_template import served_digest
     from bmt_server.vllm_integration.checkpoint import served_gates
+    from bmt_server.vllm_integration.start.quantized_bases import check_quantized
 
-    chosen["gates"] = served_gates(args.model)
+    gates = served_gates(args.model)
+    check_quantized(args.model, gates, mode=chosen["mask_mode"], dtype=args.dtype)
+    chosen |= {"gates": gates.shapes, "precision": gates.precision, "quantized": gates.quantized}
     chosen["chat_template"] = served_digest(args.chat_template, args.tokenizer or args.model)
     if chosen["no_auth"]:
         require_loopback(args.host)
@@ -247,10 +252,23 @@ def _build_settings(
     model: str, checkpoint: str, data_dir: Path, chosen: dict[str, Any]
 ) -> Settings:
     say(f"reading the fingerprint of {checkpoint}")
+    identity = identify(
+        checkpoint,
+        chosen["precision"],
+        quantized=chosen["quantized"],
+        family=chosen["family"],
+        fingerprint=partial(bmt_core.fingerprint, cache_dir=data_dir / "fingerprints"),
+    )
+    if identity.own != identity.base:
+        say(
+            f"precision {chosen['precision']}: masks of the base {identity.base[:12]}… are served "
+            f"on {identity.own[:12]}…, by {chosen['family']}"
+        )
     return Settings(
         model_id=model,
         model_path=checkpoint,
-        fingerprint=bmt_core.fingerprint(checkpoint, cache_dir=data_dir / "fingerprints"),
+        fingerprint=identity.base,
+        served_fingerprint=identity.own,
         cache_dir=str(data_dir / "masks"),
         **chosen,
     )

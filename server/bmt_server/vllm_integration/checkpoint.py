@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import bmt_core
 from bmt_core.checkpoint_files import DOWNLOADED, NOT_DOWNLOADED, second_copies
-from bmt_core.gates.geometry import has_expert_gates, quantized_gates
+from bmt_core.fingerprint import checkpoint_types
+from bmt_core.gates.geometry import Types, has_expert_gates, quantized_gates
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from vllm import ModelRegistry
 
+from bmt_server.quantization import codes
+from bmt_server.quantization.kinship import plain_precision
 from bmt_server.settings import SettingsError
+
+# Element types of weights that are no codes.
+_PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 class ModelNotFoundError(SettingsError):
@@ -46,22 +53,34 @@ def has_class(architecture: str) -> bool:
     return architecture in ModelRegistry.get_supported_archs()
 
 
-def served_gates(folder: str) -> dict[str, tuple[int, int]]:
-    """The shapes of a checkpoint's gates by name, read from its headers.
+@dataclass(frozen=True, slots=True)
+class ServedGates:
+    """The gates of a checkpoint that masks act on.
+
+    shapes: [d_out, d_in] by the names that masks have for them; precision: of their weights, `bf16`
+    or `int8`; quantized: they are stored as codes.
+    """
+
+    shapes: dict[str, tuple[int, int]]
+    precision: str
+    quantized: bool = False
+
+
+def served_gates(folder: str) -> ServedGates:
+    """The gates of a checkpoint, read from its headers once.
 
     Raises SettingsError if masks cannot be served on them, before a weight is loaded, and
     bmt_core.CheckpointError.
     """
-    if quantized := quantized_gates(folder):
-        name, dtype = next(iter(quantized.items()))
-        raise SettingsError(
-            f"{folder} is quantized: {name} holds codes of type {dtype}, and masks need "
-            "unquantized gate projections; serve the checkpoint that it was made from"
-        )
-    gates = bmt_core.geometry(folder)
-    if gates:
-        return gates
-    if has_expert_gates(folder):
+    types = checkpoint_types(folder)
+    if quantized_gates(folder, types):
+        gates = codes.quantized_gates(folder, types)
+        shapes = {name: (gate.rows, gate.shape[1]) for name, gate in gates.items()}
+        return ServedGates(shapes, next(iter(gates.values())).precision, quantized=True)
+    if shapes := bmt_core.geometry(folder, types=types):
+        _check_plain(folder, types)
+        return ServedGates(shapes, plain_precision(folder, types))
+    if has_expert_gates(folder, types):
         raise SettingsError(
             f"{folder} has gate projections of experts alone, which `bmt-train` trains and no "
             "server takes yet; serve a dense model"
@@ -71,6 +90,21 @@ def served_gates(folder: str) -> dict[str, tuple[int, int]]:
         "*.mlp.gate_up_proj.weight of Phi and GLM); masks need a dense model of such an "
         "architecture, and `bmt-train doctor` says what a model has"
     )
+
+
+def _check_plain(folder: str, types: Types) -> None:
+    """Refuse 16-bit gates that vLLM would quantize when it loads them, by the configuration.
+
+    A quantizer that left the gates as they are has codes in other layers.
+    """
+    config = codes.quantization_config(folder)
+    if config and all(kind in _PLAIN for kind, _ in types.values()):
+        method = str(config.get("quant_method", "unknown"))[:40]
+        raise SettingsError(
+            f"{folder}/config.json says that the model is quantized (quantization_config, "
+            f"{method}), and all weights are stored as such, so vLLM would quantize the gate "
+            "projections when it loads them; remove that entry, or serve a checkpoint of codes"
+        )
 
 
 def load_format(folder: str, chosen: str) -> str:

@@ -60,6 +60,10 @@ _OFFLOAD = (
 _CONNECTOR = (
     "a connector may find the KV cache by its tokens alone, and give one mask that of another"
 )
+_QUANTIZED = (
+    "it would quantize weights that masks name, or read codes otherwise than the checkpoint says; "
+    "serve a quantized checkpoint without it"
+)
 _PARTS = "the parts of a step would use each other's masks"
 _SUPERVISOR = "it starts API servers of its own, without masks; start one bmt-server for each rank"
 
@@ -81,12 +85,12 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal(
         "quantization",
         _other_than("none"),
-        "masks need unquantized gate projections; serve the unquantized checkpoint",
+        _QUANTIZED,
     ),
     Refusal(
         "quantization_config",
         _truthy,
-        "masks need unquantized gate projections; serve the unquantized checkpoint",
+        _QUANTIZED,
     ),
     Refusal("monokernel", _truthy, _FUSED),
     Refusal("kernel_config", _with("monokernel"), _FUSED),

@@ -14,7 +14,8 @@ def main() -> None:
     if job.get("mode"):
         from bmt_server.offline import mask_request, masked_llm
 
-        llm = masked_llm(job["model"], mask_mode=job["mode"], **options)
+        family = job.get("family", "")
+        llm = masked_llm(job["model"], mask_mode=job["mode"], family=family, **options)
         requests = {path: mask_request(path) for path in job.get("masks", [])}
     else:
         from vllm import LLM

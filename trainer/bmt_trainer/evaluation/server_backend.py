@@ -133,6 +133,11 @@ def _checked(
             try:
                 stated = client.me()
                 fingerprint, own = stated.fingerprint, stated.base_names
+                if stated.quantized:
+                    Display().say(
+                        f"server {url} serves a quantized copy of the base ({stated.precision}), "
+                        "of which the scores are"
+                    )
             except NotFound:  # a server of an earlier build, or vLLM's own
                 mask = next(client.list(page_size=1), None)
                 fingerprint, own = "" if mask is None else mask.base.fingerprint, ()

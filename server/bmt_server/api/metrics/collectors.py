@@ -15,11 +15,15 @@ class StatsCollectors:
     """Collectors of worker and scheduler metrics, registered from construction to `close`.
 
     registry: the one that `/metrics` reads (`multiprocess.py`). public_names: see
-    `LoadedMasksCollector`.
+    `LoadedMasksCollector`. more: further collectors of this server.
     """
 
     def __init__(
-        self, registry: CollectorRegistry, stats_dir: str, public_names: PublicNames
+        self,
+        registry: CollectorRegistry,
+        stats_dir: str,
+        public_names: PublicNames,
+        *more: Collector,
     ) -> None:
         self._registry = registry
         self._collectors: tuple[Collector, ...] = (
@@ -27,6 +31,7 @@ class StatsCollectors:
             WorkerCollector(stats_dir),
             SchedulerCollector(stats_dir),
             TrainingCollector(stats_dir),
+            *more,
         )
         for collector in self._collectors:
             registry.register(collector)

@@ -26,7 +26,12 @@ async def show(request: Request) -> dict[str, Any]:
         "key_id": principal.key_id,
         "tenant": principal.tenant,
         "scopes": sorted(principal.scopes),
-        "base": {"names": state.engine.base_names, "fingerprint": settings.fingerprint},
+        "base": {
+            "names": state.engine.base_names,
+            "fingerprint": settings.fingerprint,
+            "precision": settings.precision or None,
+            "quantized": settings.quantized,
+        },
         "limits": {
             "max_model_len": state.engine.max_model_len,
             "max_n": MAX_VALUES["n"],

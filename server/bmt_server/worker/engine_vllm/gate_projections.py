@@ -21,6 +21,9 @@ from bmt_server.worker.gate_layers import GateLayer
 # Attribute of a layer that holds a copy of the gate's base rows [R, K], if vLLM repacks the weight.
 BASE_GATE = "bmt_base_gate"
 
+#: Rows `first` to `end` - 1 of a gate by its name in masks, [end - first, K], in the model's dtype.
+Dequantized = Callable[[str, int, int], torch.Tensor]
+
 
 class UnsupportedModelError(ValueError):
     """The served model's gate projections do not fit masks; the message names what it has."""
@@ -29,12 +32,14 @@ class UnsupportedModelError(ValueError):
 class MaskedLinearMethod(LinearMethodBase):
     """vLLM's matrix product, followed by the masked delta of each token's mask.
 
-    masked_delta: the op on y and x for this layer, see `kernels/masked_delta.py`, `op_for`.
+    masked_delta: the op on y and x for this layer, see `kernels/masked_delta.py`, `op_for`. Where
+    the product quantizes x first (W8A8), the op reads x as it was: what the zeros of a row keep is
+    the rounding of their own inputs, `docs/serving/quantized-bases.md`.
     """
 
     def __init__(
         self,
-        inner: UnquantizedLinearMethod,
+        inner: LinearMethodBase,
         masked_delta: Callable[[torch.Tensor, torch.Tensor], None],
     ) -> None:
         self.inner = inner
@@ -112,17 +117,20 @@ def gate_layer(
     fused: Any,
     names: Mapping[str, str] = MappingProxyType({}),
     known: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+    dequantized: Dequantized | None = None,
 ) -> GateLayer:
     """The gate part of one fused projection, under its name in the checkpoint.
 
     names: as of `checkpoint_names`; a projection that is not in it has the name that vLLM gives its
-    gate. known: shapes of the checkpoint's gates. Raises UnsupportedModelError if it is quantized,
-    or if vLLM's gate has another number of rows than the checkpoint's.
+    gate. known: shapes of the checkpoint's gates. dequantized: weights of a quantized checkpoint's
+    gates, None for one of 16 bits. Raises UnsupportedModelError if vLLM quantized it without that,
+    and if vLLM's gate has another number of rows than the checkpoint's.
     """
-    if not isinstance(fused.quant_method, UnquantizedLinearMethod):
+    if (dequantized is None) != isinstance(fused.quant_method, UnquantizedLinearMethod):
+        has, of = ("codes", "weights") if dequantized is None else ("weights", "codes")
         raise UnsupportedModelError(
-            f"{fused.prefix} is quantized ({type(fused.quant_method).__name__}), and masks need "
-            "unquantized gate projections; serve the unquantized checkpoint"
+            f"{fused.prefix} has {has} in vLLM ({type(fused.quant_method).__name__}), and its gate "
+            f"has {of} in the checkpoint; serve a checkpoint whose config.json fits its weights"
         )
     parts, rank, ranks = fused.output_partition_sizes, fused.tp_rank, fused.tp_size
     own = fused.prefix.removesuffix("gate_up_proj") + "gate_proj.weight"
@@ -138,6 +146,10 @@ def gate_layer(
             f"{'s' if ranks > 1 else ''}, and {name} has {known[name][0]} in the checkpoint; {fix}"
         )
     rows = (rank * count, (rank + 1) * count)
+    if dequantized is not None:
+        if name not in known:
+            raise UnsupportedModelError(f"{fused.prefix} is quantized, and {name} is no gate of it")
+        return GateLayer(name, rows, dequantized(name, *rows))
     base = getattr(fused, BASE_GATE, None)
     if base is not None:
         return GateLayer(name, rows, base[:count])

@@ -21,9 +21,11 @@ from vllm.lora.request import LoRARequest
 
 from bmt_server.ipc.stats_files import WorkerStats
 from bmt_server.ipc.worker_channel import socket_path
+from bmt_server.quantization.reader import GateReader
 from bmt_server.settings import Settings
 from bmt_server.worker.base_weights import BaseWeights
 from bmt_server.worker.engine_vllm.gate_projections import (
+    Dequantized,
     MaskedLinearMethod,
     check_names,
     checkpoint_names,
@@ -67,7 +69,8 @@ class MaskManager:
         parallel = vllm_config.parallel_config
         fused = fused_projections(model)
         names = checkpoint_names(model, settings.gates)
-        gates = [gate_layer(layer, names, settings.gates) for layer in fused]
+        dequantized = _dequantized(settings, vllm_config) if settings.quantized else None
+        gates = [gate_layer(layer, names, settings.gates, dequantized) for layer in fused]
         check_names(gates, settings, parallel.pipeline_parallel_size)
         limits = kernel_limits(settings, vllm_config)
         stats = WorkerStats(pid=os.getpid(), rank=parallel.rank)
@@ -101,7 +104,8 @@ class MaskManager:
             settings.mask_memory_bytes >> 20,
         )
         kept = [gate.base for gate in gates if gate.live is None]
-        base = BaseWeights(runtime, settings.fingerprint, lambda: [*model.parameters(), *kept])
+        served = settings.served_fingerprint or settings.fingerprint
+        base = BaseWeights(runtime, served, lambda: [*model.parameters(), *kept])
         return cls(runtime, files, loader, base)
 
     # The names below are those of vLLM's LoRA manager.
@@ -194,6 +198,19 @@ def kernel_limits(settings: Settings, vllm_config: Any) -> KernelLimits:
         max_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
         graph_tokens=compilation.max_cudagraph_capture_size or 0 if graphs else 0,
     )
+
+
+def _dequantized(settings: Settings, vllm_config: Any) -> Dequantized:
+    """Rows of the checkpoint's gates from its files, for vLLM packs its codes as its kernels do."""
+    reader = GateReader(settings.model_path, quantized=True)
+    dtype, device = vllm_config.model_config.dtype, vllm_config.device_config.device
+
+    def rows(name: str, first: int, end: int) -> torch.Tensor:
+        # Cloned: a view would keep the other rows in memory.
+        found = reader.rows(name, first, end).to(device, dtype)
+        return found.clone(memory_format=torch.contiguous_format)
+
+    return rows
 
 
 def _global_rank(parallel: Any) -> int:

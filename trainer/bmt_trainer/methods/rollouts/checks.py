@@ -41,6 +41,11 @@ class Requirements:
                 f"{server.fingerprint[:12]}, those of the model {self.fingerprint[:12]}; serve the "
                 "checkpoint that is trained"
             )
+        if server.quantized:
+            raise RolloutError(
+                f"server {url} serves a quantized copy of the base ({server.precision}), whose "
+                "answers are not those of the weights that are trained; serve the 16-bit checkpoint"
+            )
         context, needed = server.max_model_len, self.prompt + self.answer
         if context is not None and needed > context:
             room = context - self.prompt
