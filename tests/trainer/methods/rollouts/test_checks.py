@@ -62,6 +62,15 @@ def test_another_base(made, settings, monkeypatch):
     assert "fingerprint" in line
 
 
+def test_a_quantized_copy_of_the_base(made, settings, monkeypatch):
+    """Its fingerprint for masks is the base's, and its answers are not the base's."""
+    copy = made(precision="int8", quantized=True, served_fingerprint="2f" * 32)
+    monkeypatch.setenv("BMT_API_KEY", copy.key("infer", "upload"))
+    line = refused(settings(server=copy.url))
+    assert "quantized copy of the base (int8)" in line
+    assert not copy.asked
+
+
 @pytest.mark.found
 @pytest.mark.parametrize(("tokens", "fix"), [(300, "--max-model-len"), (500, "max_new_tokens")])
 def test_a_context_too_short(made, settings, monkeypatch, tokens, fix):
