@@ -9,9 +9,10 @@ import os
 import time
 
 import pytest
-from bmt_trainer.jobs import worker as worker_module
+from bmt_trainer.jobs import transfers
 from bmt_trainer.jobs.child import Child
 from bmt_trainer.jobs.connection import Connection
+from bmt_trainer.jobs.transfers import Times
 from bmt_trainer.jobs.worker import Worker, WorkerSettings
 
 from tests.support.requests.rows import jsonl, supervised
@@ -23,7 +24,7 @@ def a_worker(jobs, folder, monkeypatch):
     monkeypatch.setenv("BMT_API_KEY", jobs.worker_key)
     folder.mkdir(exist_ok=True)
     base = jobs.api.state.settings.fingerprint
-    settings = WorkerSettings(base=base, folder=folder, poll_s=0.05, once=True)
+    settings = WorkerSettings(base=base, folder=folder, times=Times(0.05), once=True)
     return Worker(Connection(jobs.url, "w", 60), settings, print)
 
 
@@ -31,7 +32,7 @@ async def work_once(worker):
     """As `run`, whose signals are the main thread's."""
 
     def work():
-        worker._work(worker._next())
+        worker.work(worker.next())
 
     await asyncio.to_thread(work)
 
@@ -56,7 +57,7 @@ async def test_a_file_that_cannot_be_read_fails_its_job(jobs, tmp_path, monkeypa
             await jobs.api.state.connection.quick.hset(
                 "{bmt}:files:default", file.id, record.model_copy(update=update).model_dump_json()
             )
-        monkeypatch.setattr(worker_module, "_DOWNLOADS", 2)
+        monkeypatch.setattr(transfers, "_DOWNLOADS", 2)
         await work_once(a_worker(jobs, tmp_path / "work", monkeypatch))
         ended = await client.fine_tuning.jobs.retrieve(job.id)
     assert ended.status == "failed"
@@ -72,7 +73,7 @@ async def test_a_folder_in_use_is_not_removed_however_old(jobs, tmp_path, monkey
         os.utime(folder, (time.time() - 30 * 86400,) * 2)
     with (folders[0] / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        worker._remove_old()
+        worker.remove_old()
         assert [folder.exists() for folder in folders] == [True, False]
 
 

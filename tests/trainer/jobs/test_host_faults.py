@@ -10,6 +10,7 @@ import time
 
 import pytest
 from bmt_trainer.jobs.connection import Connection
+from bmt_trainer.jobs.transfers import Times
 from bmt_trainer.jobs.worker import Worker, WorkerSettings
 
 from tests.support.requests.rows import jsonl, supervised
@@ -21,7 +22,7 @@ def a_worker(jobs, folder, monkeypatch, said=None, **settings):
     monkeypatch.setenv("BMT_API_KEY", jobs.worker_key)
     folder.mkdir(exist_ok=True)
     base = jobs.api.state.settings.fingerprint
-    chosen = WorkerSettings(base=base, folder=folder, poll_s=0.05, report_s=0.2, **settings)
+    chosen = WorkerSettings(base=base, folder=folder, times=Times(0.05, 0.2), **settings)
     say = print if said is None else said.append
     return Worker(Connection(jobs.url, "w", 2), chosen, say)
 
@@ -53,16 +54,16 @@ async def test_a_slow_download_keeps_its_lease_and_holds_no_file_in_memory(
     async with jobs.client() as client:
         job = await a_job(client, rows=4000)
         first = a_worker(jobs, tmp_path / "a", monkeypatch)
-        leased = await asyncio.to_thread(first._next)
+        leased = await asyncio.to_thread(first.next)
         (tmp_path / "a" / job.id).mkdir()
         fetching = asyncio.create_task(
-            asyncio.to_thread(first._fetch, leased, tmp_path / "a" / job.id)
+            asyncio.to_thread(first._transfers.fetch, leased, tmp_path / "a" / job.id, 1 << 30)
         )
         await asyncio.sleep(2.5)
         assert not fetching.done()
         assert (await client.fine_tuning.jobs.retrieve(job.id)).status == "running"
         other = a_worker(jobs, tmp_path / "b", monkeypatch)
-        assert await asyncio.to_thread(other._next) is None
+        assert await asyncio.to_thread(other.next) is None
         await fetching
     assert len(pieces) > 1
     (rows,) = (tmp_path / "a" / job.id).iterdir()
@@ -80,7 +81,7 @@ async def test_a_host_without_room_gives_the_job_back(jobs, tmp_path, monkeypatc
             folder = tmp_path / "work" / job.id
             folder.mkdir()
             (folder / ".training.jsonl.part").symlink_to("/dev/full")
-        await asyncio.to_thread(lambda: worker._work(worker._next()))
+        await asyncio.to_thread(lambda: worker.work(worker.next()))
         waits = await client.fine_tuning.jobs.retrieve(job.id)
         events = await events_of(client, job)
     assert waits.status == "queued"
@@ -133,9 +134,9 @@ async def test_an_answer_that_is_not_json_is_a_line_and_another_try(monkeypatch,
         threading.Thread(target=server.serve_forever, daemon=True).start()
         said = []
         url = f"http://127.0.0.1:{server.server_port}"
-        settings = WorkerSettings(base="ab" * 32, folder=tmp_path, poll_s=0.01)
+        settings = WorkerSettings(base="ab" * 32, folder=tmp_path, times=Times(0.01))
         worker = Worker(Connection(url, "w", 60), settings, said.append)
-        assert worker._next() is None
+        assert worker.next() is None
         server.shutdown()
     assert "no JSON" in said[0]
     assert "trying again" in said[0]

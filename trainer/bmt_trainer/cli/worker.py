@@ -68,6 +68,7 @@ def worker(
 
     from bmt_trainer.jobs.connection import Connection, worker_name
     from bmt_trainer.jobs.settings import TrainingSettings
+    from bmt_trainer.jobs.transfers import Times
     from bmt_trainer.jobs.worker import Worker, WorkerSettings, work_folder
     from bmt_trainer.models import checkpoint_folder
 
@@ -94,8 +95,7 @@ def worker(
             server=server,
             run_code=run_grader_code,
         ),
-        poll_s=poll_seconds,
-        report_s=min(10.0, lease_seconds / 4),
+        times=Times(poll_s=poll_seconds, report_s=min(10.0, lease_seconds / 4)),
         max_file_bytes=max_file_mib << 20,
         once=once,
     )

@@ -29,18 +29,19 @@ class Checkpoints:
     def publish(self, steps: Iterable[Metrics]) -> None:
         """Publish those that are new and whose metrics there are. Raises LeaseLost.
 
-        steps: metrics of the steps since the last call.
+        steps: metrics that were read since the last call, also of steps that a worker before this
+        one has reported: it may have ended before it published their masks.
 
         A server that is away gets them later, and one that refuses a mask loses the job nothing.
         """
-        self._metrics |= {int(one["step"]): one for one in steps}
+        self._metrics |= {int(one["step"]): one for one in steps if one["step"] > self._last}
         try:
             found = {int(m[1]): p for p in self._run.iterdir() if (m := _FILE.fullmatch(p.name))}
         except OSError:  # before its first step, or at its end
             return
         for step in sorted(step for step in found if step > self._last)[-_NEWEST:]:
             if step not in self._metrics:
-                # Not read yet, or by the worker before this one: that step is no checkpoint, and
+                # Not read yet, or lost with the disk that was full: that step is no checkpoint, and
                 # keeps none of the later ones back.
                 continue
             try:

@@ -53,7 +53,7 @@ class Child:
     ) -> None:
         self._folder, self._log = folder, folder / "log.txt"
         self._model = str(settings.get("model", ""))
-        self._last = step
+        self._last, self._seen = step, list[Metrics]()
         self.steps: int | None = None
         self.trained_tokens: int | None = None
         self._steps_file: Any = None
@@ -105,6 +105,11 @@ class Child:
         *lines, self._partial = self._partial.split("\n")
         return self._read(map(_parsed, lines))
 
+    def seen_steps(self) -> list[Metrics]:
+        """Metrics of all steps that were read since the last call, those reported before too."""
+        seen, self._seen = self._seen, []
+        return seen
+
     def last_steps(self) -> list[Metrics]:
         """Metrics of the steps that `new_steps` has not given, of a training that has ended."""
         try:
@@ -123,11 +128,15 @@ class Child:
                 self.steps = int(step["steps"])
             if "num_tokens" in step:
                 self.trained_tokens = int(step["num_tokens"])
-            if step["step"] > self._last and "loss" in step:
+            if "loss" not in step:
+                continue
+            if validations is None:
+                validations = validations_of(self._folder)
+            metrics = metrics_of(step, validations)
+            self._seen.append(metrics)
+            if step["step"] > self._last:
                 self._last = step["step"]
-                if validations is None:
-                    validations = validations_of(self._folder)
-                found.append(metrics_of(step, validations))
+                found.append(metrics)
         return found
 
     def fault(self) -> Fault | None:

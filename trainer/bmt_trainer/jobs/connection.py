@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +22,15 @@ from bmt_trainer.jobs.job import TrainingJob
 _TIMEOUT_S, _TRANSFER_S = 30.0, 900.0
 _RETRIES = 2
 _PIECE_BYTES = 1 << 18
+_NO_ROOM = 507
 
 
 class Unreachable(TrainerError):
     """A server that does not answer now; the same request may succeed later."""
+
+
+class NoRoom(Unreachable):
+    """A registry or a disk that is full: the same request succeeds once there is room."""
 
 
 class LeaseLost(TrainerError):
@@ -41,8 +48,8 @@ class Refused(TrainerError):
 class Connection:
     """Requests of one worker. lease_s: seconds that a lease holds without a word.
 
-    Methods raise Unreachable, LeaseLost and Refused. Raises ConfigError for a URL or a key that
-    cannot be used.
+    Methods raise Unreachable, NoRoom among them, LeaseLost and Refused. Raises ConfigError for a
+    URL or a key that cannot be used.
     """
 
     def __init__(self, url: str, name: str, lease_s: int) -> None:
@@ -57,7 +64,14 @@ class Connection:
         """The next job for the weights with this fingerprint; None if none waits."""
         body = {"base": base, "worker": self._name, "lease_seconds": self._lease_s}
         answer = self._send("post", "/workers/lease", body=body)
-        return None if answer.status_code == 204 else TrainingJob.parse(self._json(answer))
+        if answer.status_code == 204:
+            return None
+        found = self._json(answer)
+        try:
+            return TrainingJob.parse(found)
+        except ConfigError as error:
+            self._give_back(found, str(error))
+            raise Unreachable(str(error)) from None
 
     def report(
         self,
@@ -65,9 +79,12 @@ class Connection:
         metrics: Sequence[Mapping[str, float | int]] = (),
         *,
         steps: int | None = None,
+        said: str = "",
     ) -> None:
-        """Prolong the lease, with metrics of steps."""
+        """Prolong the lease, with metrics of steps. said: an event of the job, a warning."""
         body = {"token": job.token, "lease_seconds": self._lease_s, "metrics": [*metrics]}
+        if said:
+            body["messages"] = [{"level": "warn", "message": said[:2000]}]
         if steps is not None:
             body["steps"] = steps
         self._send("post", f"/workers/jobs/{job.id}/report", body=body)
@@ -113,10 +130,21 @@ class Connection:
         )
         return str(self._json(answer).get("model", job.model))
 
-    def end(self, job: TrainingJob, outcome: str, reason: str) -> None:
-        """End a job as `failed`, or give it back as `crashed` or `released`."""
-        body = {"token": job.token, "outcome": outcome, "reason": reason[:2000] or outcome}
-        self._send("post", f"/workers/jobs/{job.id}/end", body=body)
+    def end(self, job: TrainingJob, outcome: str, reason: str, code: str) -> None:
+        """End a job as `failed`, for the reason of `code`, or give it back as `crashed` or
+        `released`."""
+        self._end(job.id, job.token, outcome, reason, code)
+
+    def _end(self, job_id: str, token: str, outcome: str, reason: str, code: str) -> None:
+        body = {"token": token, "outcome": outcome, "reason": reason[:2000] or outcome}
+        self._send("post", f"/workers/jobs/{job_id}/end", body={**body, "code": code})
+
+    def _give_back(self, found: Mapping[str, Any], reason: str) -> None:
+        """Give back a job of another version's form: another worker may know it."""
+        job_id, token = str(found.get("id")), str(found.get("token"))
+        if re.fullmatch(r"ftjob-[0-9a-f]{24}", job_id):
+            with contextlib.suppress(LeaseLost, Refused):
+                self._end(job_id, token, "crashed", reason, "training_failed")
 
     def _send(
         self,
@@ -154,6 +182,8 @@ class Connection:
             message, code = str(said.get("message") or error.message), said.get("code")
             if code in ("lease_lost", "job_not_found"):
                 raise LeaseLost(message) from None
+            if error.status_code == _NO_ROOM:
+                raise NoRoom(message) from None
             if error.status_code in (408, 429) or error.status_code >= 500:
                 raise Unreachable(f"{self.url}: {message}") from None
             if error.status_code in (401, 403, 404, 405) and code != "file_not_found":
