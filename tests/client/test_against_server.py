@@ -39,7 +39,7 @@ from tests.support.fake_engine import FakeEngine
 from tests.support.http.ports import free_port
 from tests.support.masks import BASE, make_mask
 from tests.support.masks import CLIENT_SHAPE as SHAPE
-from tests.support.requests.rows import jsonl, supervised
+from tests.support.requests.rows import graded, jsonl, supervised
 
 uvicorn = pytest.importorskip("uvicorn")
 fastapi = pytest.importorskip("fastapi")
@@ -655,6 +655,7 @@ def work(real, outcome=None):
         http.post(f"{path}/report", json={"token": token, "metrics": metrics, "steps": 50})
         if outcome is None:
             headers = {"x-bmt-lease": token, "content-type": "application/octet-stream"}
+            http.put(f"{path}/results", content=b"step\n1\n", headers=headers)
             answer = http.put(
                 f"{path}/mask", content=bmt_core.encode(make_mask(7)), headers=headers
             )
@@ -716,6 +717,10 @@ def test_commands_of_files_and_jobs(run, real, tmp_path):
     watched = run("jobs", "watch", job["id"])
     assert watched == run("jobs", "get", job["id"])
     assert watched["fine_tuned_model"]
+    found = run("files", "list")
+    results = next(f["id"] for f in found if f["purpose"] == "fine-tune-results")
+    assert run("files", "content", results)["path"] == f"{results}.csv"
+    assert (tmp_path / f"{results}.csv").read_bytes() == b"step\n1\n"
     assert [e["data"]["step"] for e in run("jobs", "events", job["id"]) if e["data"]] == [
         *range(1, 51)
     ]
@@ -730,6 +735,17 @@ def test_commands_of_files_and_jobs(run, real, tmp_path):
     cancelled = run(*words)
     assert run("jobs", "cancel", cancelled["id"])["status"] == "cancelled"
     assert [j["id"] for j in run("jobs", "list", "--limit", 2)] == [cancelled["id"], failing["id"]]
+    (tmp_path / "graded.jsonl").write_bytes(jsonl([graded()] * 3))
+    prompts = run("files", "upload", "graded.jsonl")["id"]
+    grader = {"type": "string_check", "name": "right", "operation": "eq"}
+    grader |= {"input": "{{ sample.output_text }}", "reference": "{{ item.answer }}"}
+    (tmp_path / "grader.json").write_text(json.dumps(grader))
+    learning = ("jobs", "create", prompts, "--model", "tiny", "--method", "reinforcement")
+    made = run(*learning, "--grader", "grader.json", "--validation-file", prompts)
+    assert made["method"]["reinforcement"]["grader"] == grader
+    run("jobs", "cancel", made["id"])
+    run(*learning, "--grader", "graded.jsonl", exit_code=2)
+    run(*learning, "--grader", "absent.json", exit_code=2)
     run(*words, "--set", "n_epochs", exit_code=2)
     assert run(*words, "--set", "epochs=2", exit_code=6)["code"] == "hyperparameter_unknown"
     run("jobs", "watch", "ftjob-x", exit_code=4)

@@ -106,11 +106,17 @@ def _body(
     suffix: str | None,
     seed: int | None,
     metadata: Mapping[str, str] | None,
+    grader: Mapping[str, Any] | None,
+    validation_file: str | None,
 ) -> dict[str, Any]:
+    settings: dict[str, Any] = {"hyperparameters": dict(hyperparameters or {})}
+    if grader is not None:
+        settings["grader"] = grader
     return {
         "model": model,
         "training_file": training_file,
-        "method": {"type": method, method: {"hyperparameters": dict(hyperparameters or {})}},
+        "validation_file": validation_file,
+        "method": {"type": method, method: settings},
         "suffix": suffix,
         "seed": seed,
         "metadata": metadata,
@@ -134,6 +140,8 @@ class Jobs:
         suffix: str | None = None,
         seed: int | None = None,
         metadata: Mapping[str, str] | None = None,
+        grader: Mapping[str, Any] | None = None,
+        validation_file: str | None = None,
     ) -> JobInfo:
         """Start a job.
 
@@ -141,12 +149,17 @@ class Jobs:
         ----------
         training_file : id of a file
         model : name of the server's base
-        method : supervised or dpo
+        method : supervised, dpo or reinforcement
         hyperparameters : by name; those that are left out are "auto"
         suffix : part of the mask's name, `ft-<suffix>-…`
         seed : default a random one, which the job shows
+        grader : of reinforcement, in OpenAI's form
+        validation_file : id of a file of the same form
         """
-        body = _body(training_file, model, method, hyperparameters, suffix, seed, metadata)
+        body = _body(
+            *(training_file, model, method, hyperparameters, suffix, seed, metadata),
+            *(grader, validation_file),
+        )
         made: JobInfo = self._run(_create(self._policy, body))
         return made
 
@@ -198,9 +211,14 @@ class AsyncJobs:
         suffix: str | None = None,
         seed: int | None = None,
         metadata: Mapping[str, str] | None = None,
+        grader: Mapping[str, Any] | None = None,
+        validation_file: str | None = None,
     ) -> JobInfo:
         """Start a job; see `Jobs.create`."""
-        body = _body(training_file, model, method, hyperparameters, suffix, seed, metadata)
+        body = _body(
+            *(training_file, model, method, hyperparameters, suffix, seed, metadata),
+            *(grader, validation_file),
+        )
         made: JobInfo = await self._run(_create(self._policy, body))
         return made
 

@@ -69,17 +69,20 @@ def content(
             "--output",
             "-o",
             metavar="FILE",
-            help="File to write. Default: stdout, with --json ID.jsonl.",
+            help="File to write. Default: stdout, with --json ID.jsonl, or ID.csv of results.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Write a file's bytes to stdout, or to a file."""
     run = session(context)
-    if output is None:
-        output = f"{Path(file_id).name}.jsonl" if run.out.as_json else "-"
+    if output is None and not run.out.as_json:
+        output = "-"
     to_stdout = run.out.takes_file(output)
     with run.client() as client, run.out.progress("download") as progress:
+        if output is None:
+            results = client.files.get(file_id).purpose == "fine-tune-results"
+            output = f"{Path(file_id).name}.{'csv' if results else 'jsonl'}"
         data = client.files.content(file_id, progress=progress)
     if to_stdout:
         run.out.file(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,12 +32,22 @@ def create(
         str, typer.Argument(metavar="FILE_ID", help="Id of a file, from `files upload`.")
     ],
     model: Annotated[str, typer.Option(metavar="NAME", help="The server's base.")],
-    method: Annotated[str, typer.Option(help="supervised or dpo.")] = "supervised",
+    method: Annotated[str, typer.Option(help="supervised, dpo or reinforcement.")] = "supervised",
     set_: Annotated[
         list[str] | None,
         typer.Option(
             "--set", metavar="NAME=VALUE", help="A hyperparameter, as n_epochs=3; repeatable."
         ),
+    ] = None,
+    grader: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Grader of reinforcement: a JSON file.", show_default=False
+        ),
+    ] = None,
+    validation_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE_ID", help="File to validate on.", show_default=False),
     ] = None,
     suffix: Annotated[
         str | None,
@@ -48,6 +59,7 @@ def create(
 ) -> None:
     """Start a job and print its id."""
     run = session(context)
+    read = None if grader is None else _grader(grader)
     with run.client() as client:
         made = client.jobs.create(
             training_file,
@@ -56,6 +68,8 @@ def create(
             hyperparameters=dict(map(_hyperparameter, set_ or [])),
             suffix=suffix,
             seed=seed,
+            grader=read,
+            validation_file=validation_file,
         )
     run.out.note(f"{method} on {made.model}, seed {made.seed}; bmt-client jobs watch {made.id}")
     run.out.data(made.as_dict(), lambda console: console.print(made.id))
@@ -163,6 +177,19 @@ def _hyperparameter(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value  # auto
+
+
+def _grader(path: Path) -> dict[str, Any]:
+    """The grader of a file. Raises UsageError."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"--grader {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--grader {path} is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"--grader {path} has no JSON object")
+    return found
 
 
 def _line(event: JobEvent) -> str:
