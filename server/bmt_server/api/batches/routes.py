@@ -123,13 +123,15 @@ async def _batch_of(request: Request, state: AppState, body: NewBatch) -> Batch:
             code="invalid_file",
             param="input_file_id",
         )
-    now_s = int(time.time())
+    now_ms = time.time_ns() // 1_000_000
+    now_s = now_ms // 1000
     return Batch(
         id=new_batch_id(),
         tenant=principal.tenant,
         key_id=principal.key_id,
         key_hash="" if state.settings.no_auth else key_hash_of(request),
         created_at=now_s,
+        created_ms=now_ms,
         base=state.settings.fingerprint,
         endpoint=body.endpoint,
         input_file=record.id,

@@ -106,9 +106,9 @@ async def content(request: Request, file_id: str) -> StreamingResponse:
 
 async def delete(request: Request, file_id: str) -> dict[str, Any]:
     """Delete a file. A job that has not read it yet fails."""
-    record = await file_store(request).delete(tenant_of(request), file_id)
-    audit(request, "file_delete", record.id)
-    return {"id": record.id, "object": "file", "deleted": True}
+    await file_store(request).delete(tenant_of(request), file_id)
+    audit(request, "file_delete", file_id)
+    return {"id": file_id, "object": "file", "deleted": True}
 
 
 async def stream(store: FileStore, record: FileRecord) -> StreamingResponse:

@@ -71,7 +71,7 @@ class NewJob(_Asked):
     integrations: Any = None
 
 
-async def job_of(request: Request, state: AppState, body: NewJob, now_s: int) -> Job:
+async def job_of(request: Request, state: AppState, body: NewJob, now_ms: int) -> Job:
     """The job of a body. Raises ApiError."""
     for name, why in _REFUSED.items():
         if getattr(body, name):
@@ -95,7 +95,8 @@ async def job_of(request: Request, state: AppState, body: NewJob, now_s: int) ->
         id=job_id,
         tenant=principal.tenant,
         key_id=principal.key_id,
-        created_at=now_s,
+        created_at=now_ms // 1000,
+        created_ms=now_ms,
         model=body.model,
         base=state.settings.fingerprint,
         training_file=body.training_file,

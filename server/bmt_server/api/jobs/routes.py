@@ -34,10 +34,10 @@ async def create(request: Request) -> dict[str, Any]:
     """
     state, store = app_state(request), job_store(request)
     body = await read_json(request, NewJob, MAX_BODY_BYTES)
-    now_s = int(time.time())
-    job = await job_of(request, state, body, now_s)
+    now_ms = time.time_ns() // 1_000_000
+    job = await job_of(request, state, body, now_ms)
     least = least_ms(await store.waiting(job.base), job.tenant)
-    job = await store.create(job, event(now_s * 1000, f"Created fine-tuning job: {job.id}"), least)
+    job = await store.create(job, event(now_ms, f"Created fine-tuning job: {job.id}"), least)
     audit(request, "job_create", job.id, method=job.method.type, file=job.training_file)
     return job.shown()
 

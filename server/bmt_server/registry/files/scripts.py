@@ -50,3 +50,25 @@ redis.call('HSET', KEYS[3], 'path', ARGV[2])
 return {'ok', ''}
 """
 )
+
+# Of a record that cannot be read no one knows the bytes: those of the others are added again.
+# ARGV: tenant, id, record that is expected
+FORGET = (
+    ALLOW_OOM
+    + """
+if redis.call('HGET', KEYS[1], ARGV[2]) ~= ARGV[3] then return {'unknown', ''} end
+redis.call('HDEL', KEYS[1], ARGV[2])
+local bytes = 0
+for _, value in ipairs(redis.call('HVALS', KEYS[1])) do
+  local read, record = pcall(cjson.decode, value)
+  if read and type(record) == 'table' and type(record.bytes) == 'number' then
+    bytes = bytes + record.bytes
+  end
+end
+redis.call('HSET', KEYS[2], ARGV[1], string.format('%.0f', bytes))
+redis.call('ZREM', KEYS[4], ARGV[2])
+redis.call('ZREM', KEYS[5], ARGV[2])
+redis.call('HSET', KEYS[3], 'path', ARGV[2])
+return {'ok', ''}
+"""
+)

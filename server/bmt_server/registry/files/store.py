@@ -17,6 +17,7 @@ import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import BinaryIO
 
 from bmt_server.errors import ApiError, BlobsDown, NotFound, PayloadTooLarge, Unavailable
@@ -25,7 +26,7 @@ from bmt_server.ipc.object_store import ObjectStore, SizeDiffers
 from bmt_server.registry.connection import BULK_S, RegistryConnection
 from bmt_server.registry.durability import Durability
 from bmt_server.registry.files.record import FILE_ID, FileRecord, read_record
-from bmt_server.registry.files.scripts import REMOVE, REPLACE, RESERVE
+from bmt_server.registry.files.scripts import FORGET, REMOVE, REPLACE, RESERVE
 from bmt_server.settings import Settings
 
 logger = logging.getLogger("vllm.bmt_server")
@@ -90,7 +91,9 @@ class FileStore:
             str(record.created_at),
         )
         if outcome == "over_quota":
-            raise self._over_quota(record, *map(int, detail.split()))
+            unreadable = await self._unreadable(record.tenant)
+            files, stored = map(int, detail.split())
+            raise self._over_quota(record, files, stored, unreadable)
         ready = record.model_copy(update={"state": "ready"})
         try:
             await self._objects.put_file(record.object_name, file)
@@ -150,8 +153,13 @@ class FileStore:
             )
         yield last
 
-    async def delete(self, tenant: str, file_id: str) -> FileRecord:
-        """Remove a file. Raises NotFound."""
+    async def delete(self, tenant: str, file_id: str) -> None:
+        """Remove a file, also one whose record cannot be read. Raises NotFound."""
+        raw = await self._raw(tenant, file_id)
+        if raw is not None and read_record(raw) is None:
+            await self._objects.delete([f"{tenant}/{file_id}"])
+            await self._run(FORGET, tenant, file_id, raw)
+            return
         record = await self._find(tenant, file_id)
         if record.state == "pending":
             raise _not_found(file_id)
@@ -163,18 +171,30 @@ class FileStore:
             if outcome != "ok":
                 raise _not_found(file_id)
         await self._remove(deleting)
-        return record
 
     async def _find(self, tenant: str, file_id: str) -> FileRecord:
         """One file's record in any state. Raises NotFound."""
-        found: FileRecord | None = None
-        if FILE_ID.fullmatch(file_id):
-            quick = self._connection.quick
-            data = await self._connection.call(lambda: quick.hget(_key(tenant), file_id))
-            found = read_record(data)
+        found = read_record(await self._raw(tenant, file_id))
         if found is None or found.tenant != tenant:
             raise _not_found(file_id)
         return found
+
+    async def _raw(self, tenant: str, file_id: str) -> bytes | None:
+        if not FILE_ID.fullmatch(file_id):
+            return None
+        quick = self._connection.quick
+        data: bytes | None = await self._connection.call(lambda: quick.hget(_key(tenant), file_id))
+        return data
+
+    async def _unreadable(self, tenant: str) -> list[str]:
+        """Ids of a tenant's records that count in its quota, and that this version cannot read."""
+        bulk, found, cursor = self._connection.bulk, set[str](), 0
+        while True:
+            read = partial(bulk.hscan, _key(tenant), cursor, count=_PIECE)
+            cursor, page = await self._connection.call(read, BULK_S)
+            found |= {id.decode() for id, value in page.items() if read_record(value) is None}
+            if not cursor:
+                return sorted(found)
 
     async def _sweep(self, tenant: str) -> None:
         """Remove what servers that died have left behind of a tenant."""
@@ -205,7 +225,7 @@ class FileStore:
             REPLACE, before.tenant, before.id, *texts, ready, str(before.created_at)
         )
 
-    async def _run(self, source: str, tenant: str, *args: str) -> tuple[str, str]:
+    async def _run(self, source: str, tenant: str, *args: str | bytes) -> tuple[str, str]:
         keys = [_key(tenant), _BYTES, _WRITTEN, _ready(tenant), _changing(tenant)]
         reply, confirmed = await self._durability.run(source, keys, [tenant, *args])
         outcome, detail = (part.decode() for part in reply)
@@ -213,7 +233,9 @@ class FileStore:
             self._durability.check(confirmed)
         return outcome, detail
 
-    def _over_quota(self, record: FileRecord, files: int, stored: int) -> PayloadTooLarge:
+    def _over_quota(
+        self, record: FileRecord, files: int, stored: int, unreadable: Sequence[str]
+    ) -> PayloadTooLarge:
         allowed = []
         if self._most_files:
             allowed.append(f"{files} of {self._most_files} files")
@@ -221,9 +243,10 @@ class FileStore:
             allowed.append(
                 f"{stored} of {self._most_bytes} bytes, and this file has {record.bytes}"
             )
+        lost = f"{len(unreadable)} cannot be read, as {unreadable[0]}; " if unreadable else ""
         return PayloadTooLarge(
-            f"tenant {record.tenant!r} keeps {' and '.join(allowed)}; delete files, or ask the "
-            "operator for more",
+            f"tenant {record.tenant!r} keeps {' and '.join(allowed)}; {lost}delete files, or ask "
+            "the operator for more",
             code="quota_exceeded",
             param="file",
         )

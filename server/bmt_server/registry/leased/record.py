@@ -27,18 +27,28 @@ class Lease(Closed):
 
 
 class WorkRecord(Closed):
-    """One piece of work of a tenant. base: fingerprint of the weights that it needs."""
+    """One piece of work of a tenant. base: fingerprint of the weights that it needs.
+
+    created_ms: None in records of former builds.
+    """
 
     id: str
     tenant: str = Field(min_length=1, max_length=128)
     base: str = Field(pattern=r"^[0-9a-f]{64}$")
     created_at: int
+    created_ms: int | None = None
     lease: Lease | None = None
 
     @property
     def path(self) -> str:
         """Member of the queue."""
         return f"{self.tenant}/{self.id}"
+
+    @property
+    def queued_at(self) -> str:
+        """Place in the queue: the time of creation, in seconds and parts of them."""
+        ms = self.created_at * 1000 if self.created_ms is None else self.created_ms
+        return f"{ms / 1000:.3f}"
 
     @property
     def waits(self) -> bool:

@@ -106,7 +106,7 @@ class WorkStore(ABC, Generic[R]):
         record = record.extended(len(items))
         tenant = record.tenant
         keys = [self._key(""), self._queue(record.base), self._seconds(), self._of(tenant)]
-        args = [record.id, record.model_dump_json(), record.path, str(record.created_at), tenant]
+        args = [record.id, record.model_dump_json(), record.path, record.queued_at, tenant]
         args += [str(least_ms), str(time.time()), str(most_open), str(most_kept), self._list("")]
         reply, confirmed = await self._durability.run(
             CREATE,
@@ -239,7 +239,7 @@ class WorkStore(ABC, Generic[R]):
             [*keys, self._open(tenant), self._list(record.id)],
             [
                 *(record.id, before, record.model_dump_json(), record.path),
-                str(record.created_at) if record.waits else "",
+                record.queued_at if record.waits else "",
                 str(record.lease.until_ms) if record.lease is not None else "",
                 *(tenant, str(change.spent_ms), str(change.least_ms), str(int(record.ended))),
                 *(item.model_dump_json() for item in items),

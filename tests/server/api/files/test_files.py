@@ -402,3 +402,23 @@ async def test_a_full_disk_is_said(files, kept, rows):
     assert answer.status_code == 507, answer.text
     assert "disk is full" in answer.json()["error"]["message"]
     assert objects(kept) == []
+
+
+@pytest.mark.found
+async def test_a_record_that_cannot_be_read_is_named_and_can_be_deleted(files, kept):
+    """It counts in the quota, and no list shows it."""
+    store = files.state.connection.quick
+    lost: list[str] = []
+    while (over := await post(files, ROW)).status_code == 200:
+        lost.append(over.json()["id"])
+    assert "cannot be read" not in over.text
+    await store.hset("{bmt}:files:default", lost[0], "{")
+    over = await post(files, ROW)
+    assert f"1 cannot be read, as {lost[0]}" in over.json()["error"]["message"]
+    async with files.client("upload") as client:
+        gone = await client.delete(f"/v1/files/{lost[0]}")
+        assert gone.json() == {"id": lost[0], "object": "file", "deleted": True}
+        assert (await client.delete(f"/v1/files/{lost[0]}")).status_code == 404
+    assert int(await store.hget("{bmt}:file-bytes", "default")) == len(ROW) * (len(lost) - 1)
+    assert len(objects(kept)) == len(lost) - 1
+    assert (await post(files, ROW)).status_code == 200

@@ -226,3 +226,16 @@ async def test_a_full_registry_lets_jobs_be_cancelled_and_go_on(tmp_path):
         ids = [*(job["id"] for job in jobs), waits]
         for id, status in zip(ids, ("running", "failed", "cancelled"), strict=True):
             assert await status_of(files, id, "admin") == status
+
+
+@pytest.mark.found
+async def test_jobs_of_one_second_run_in_the_order_in_which_they_were_made(files):
+    """Also those that a worker gave back."""
+    file = await file_of(files)
+    async with stock(files) as client:
+        create = client.fine_tuning.jobs.create
+        made = [(await create(model="tiny", training_file=file)).id for _ in range(6)]
+    first = await lease(files)
+    await end(files, first, "released")
+    order = [(await lease(files))["id"] for _ in made]
+    assert order == made
