@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import openai
 import pytest
-from bmt_server.api.admission import KeyLimiter
+from bmt_server.api.admission import KeyLimiter, SequenceLimiter
 from bmt_server.api.batches import line_queue, lines
+from bmt_server.api.batches.room import Room
 from bmt_server.api.canary.arm import Arm
 from bmt_server.api.usage.caller import Caller
 from bmt_server.api.usage.meter import UsageMeter
@@ -256,10 +257,16 @@ async def test_limits_of_the_key_delay_its_lines_and_fail_none(start, model):
         batch = await ended(api, (await created(api, [asked(f"w{n}") for n in range(60)])).id)
         assert (batch.status, batch.request_counts.completed) == ("completed", 60)
         assert model.most <= 2  # the other half is for the key's live requests
-        both = [(await created(api, [asked(f"{b}{n}") for n in range(30)])).id for b in "xy"]
-        for one in both:
-            assert (await ended(api, one)).request_counts.completed == 30
-        assert model.most <= 2  # of all its batches together
+
+
+def test_batches_of_a_key_share_the_half_of_its_concurrency():
+    places = Room(16, SequenceLimiter(100))
+    with places.batch("a", "key"), places.batch("b", "key"), places.batch("c", "other"):
+        for batch in "aabbc":
+            if places.fits(batch, 1, 2):
+                places.take(batch, 1)
+        running = {batch: places._of_batch[batch] for batch in "abc"}
+    assert running == {"a": 1, "b": 1, "c": 1}
 
 
 async def test_the_time_of_a_line_is_none_of_a_split_version_either(api):
