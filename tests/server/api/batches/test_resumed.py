@@ -235,6 +235,8 @@ async def test_a_batch_cancelled_without_a_server_asks_nothing_more(start, model
         await dies(api)
         async with stock(api, "admin") as client:
             assert (await client.batches.cancel(batch.id)).status == "cancelling"
+        # Longer than its lines would take.
+        monkeypatch.setattr(run, "_LOOK_S", 2.0)
         async with start("b", other) as second:
             found = await ended(second, batch.id)
         assert (found.status, found.request_counts.total, other.asked.total()) == (
