@@ -79,7 +79,7 @@ def client():
         return None
 
     state = SimpleNamespace(
-        settings=SimpleNamespace(no_auth=False, metrics_open=False),
+        settings=SimpleNamespace(no_auth=False, metrics_open=False, precision="bf16"),
         keys=SimpleNamespace(verify=verify),
         shutdown=Shutdown(1),
         key_limiter=KeyLimiter(0, 0),

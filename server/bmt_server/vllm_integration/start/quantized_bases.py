@@ -8,7 +8,6 @@ started its workers, in a traceback; here it is one line before that.
 from __future__ import annotations
 
 import torch
-from vllm.model_executor.layers.utils import check_cpu_sgl_kernel
 from vllm.platforms import current_platform
 
 from bmt_server.quantization import codes
@@ -17,6 +16,8 @@ from bmt_server.vllm_integration.checkpoint import ServedGates
 
 # Of the rows and columns of 4 bits on the CPU: `mixed_precision/cpu.py`, `can_implement`.
 _MULTIPLE = 32
+# Of the rows and columns of INT8 with AMX: `check_cpu_sgl_kernel`.
+_AMX_ROWS, _AMX_COLUMNS = 16, 32
 # vLLM's `get_supported_act_dtypes` of these names no float32.
 _OF_16_BITS = frozenset({"awq-int4", "gptq-int4"})
 
@@ -57,9 +58,9 @@ def _lacks_kernel(folder: str, gates: ServedGates, dtype: str) -> str:
         )
     if gates.precision == "int8" and dtype in ("float32", "float"):
         # `scaled_mm/cpu.py` chooses it by the shape alone, and the first step ends the engine.
-        of_amx = [
-            s for s in gates.shapes.values() if check_cpu_sgl_kernel(2 * s[0], s[1], torch.int8)
-        ]
+        of_amx = torch.cpu._is_amx_tile_supported() and any(
+            2 * s[0] % _AMX_ROWS == 0 and s[1] % _AMX_COLUMNS == 0 for s in gates.shapes.values()
+        )
         if of_amx and codes.symmetric_inputs(folder):
             return (
                 "vLLM's kernel for INT8 on CPUs with AMX computes in 16 bits alone, and --dtype is "
