@@ -29,7 +29,7 @@ demo: setup ## train two masks, serve them, and see them answer; 10 to 15 minute
 serve: setup ## serve MODEL (default: the demo's model) with the embedded registry
 	@"$(BIN)/python" "$(ROOT)/examples/demo/serve.py" --port $(PORT) $(if $(MODEL),"$(MODEL)")
 
-test: setup tools ## tests on the real model, engine and registry; 15 minutes on 2 cores
+test: setup tools ## tests on the real model, engine and registry; 45 minutes on 2 cores
 	@cd "$(ROOT)" && "$(BIN)/python" -m pytest $(PARALLEL) -m "not slow and not operate" $(PYTEST)
 
 test-slow: setup tools ## the other tests: more engines, compiled and parallel ones; 15 minutes
