@@ -27,8 +27,9 @@ TUTORIALS = ROOT / "docs" / "tutorials"
         ("own-reward.md",),
         ("moving-from-lora.md",),
         ("troubleshooting.md",),
+        ("../serving/moving-from-hosted-fine-tuning.md",),
     ],
-    ids=lambda names: names[-1].removesuffix(".md"),
+    ids=lambda names: Path(names[-1]).stem,
 )
 def test_a_tutorial_runs_as_it_stands(smol, tmp_path: Path, pages):
     folder = shell.checkout(tmp_path / "checkout")
