@@ -64,7 +64,7 @@ class QuantizedGate:
 
 
 def quantization_config(folder: str | Path) -> dict[str, Any]:
-    """How a checkpoint says that it is quantized: of its `config.json`; empty if it is not."""
+    """The quantization that a checkpoint's `config.json` names; empty if there is none."""
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -166,7 +166,7 @@ def _of_8_bits(module: str, parts: Parts, config: Mapping[str, Any]) -> Quantize
 
 
 def _weights_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What compressed-tensors says of weights, if there is one group of layers."""
+    """The entry of compressed-tensors for weights, if there is one group of layers."""
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or len(groups) != 1:
         return {}

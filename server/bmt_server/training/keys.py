@@ -1,6 +1,6 @@
 """Keys of workers that a server starts: each worker has one, which ends with it.
 
-A key that a killed server leaves behind is of use to nobody: its secret was in the memory of
+A key that a killed server leaves behind opens nothing: its secret was in the memory of
 processes that ended with the server, and it expires.
 """
 

@@ -89,7 +89,7 @@ def test_columns_that_awq_scales_are_the_same_positions(base, tmp_path):
 
 
 def another_seed(base, tmp_path):
-    """A fine-tune, as far as can be told: other weights of the same shapes."""
+    """As a fine-tune would be: other weights of the same shapes."""
     other = save_tiny_llama(tmp_path / "other", torch.bfloat16, 1, **SHAPE)
     return quantize(other, tmp_path / "q", "int8"), "made from another checkpoint"
 

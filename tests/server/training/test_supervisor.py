@@ -49,7 +49,7 @@ def server():
 
 
 def workers(folder: Path) -> list[dict]:
-    """What the workers were given, in the order of their starts."""
+    """Words, keys and processes of the workers, in the order of their starts."""
     found = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     return [json.loads(path.read_text()) for path in found if path.stem.isdigit()]
 

@@ -32,7 +32,7 @@ def fsdp2() -> dict[str, str]:
 
 
 def environments(ranks: int) -> list[dict[str, str]]:
-    """What `accelerate launch` of the recipe sets for each of so many processes on this host."""
+    """Environments of `accelerate launch` by the recipe, of so many processes on this host."""
     alone = {"OMP_NUM_THREADS": "1"}
     if ranks == 1:
         return [alone]

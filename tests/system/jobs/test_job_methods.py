@@ -65,7 +65,7 @@ def lists(count: int) -> tuple[Asked, Asked]:
 
 @dataclass(frozen=True)
 class Method:
-    """What one method's job is given: rows, questions, and settings of its own."""
+    """A method's questions, rows of them, and settings of its own."""
 
     questions: Callable[[int], tuple[Asked, Asked]]
     row: Callable[[str, str], Any]
@@ -98,7 +98,7 @@ METHODS = {
 
 
 def right(client: openai.OpenAI, model: str, asked: Asked) -> list[bool]:
-    """Which questions the model answers with the answer and nothing else, greedily."""
+    """True for each question that the model answers with the answer and nothing else, greedily."""
 
     def one(question: str) -> str:
         reply = client.chat.completions.create(

@@ -83,7 +83,7 @@ class _Wrong(Exception):
 
 @dataclass(frozen=True)
 class LineCheck:
-    """What a line of a batch must be. needs_model: without one no model answers."""
+    """Checks of a batch's line. needs_model: without one no model answers."""
 
     endpoint: str
     bounds: BodyBounds
