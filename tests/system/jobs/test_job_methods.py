@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,16 @@ def lists(count: int) -> tuple[Asked, Asked]:
     return asked[:count], asked[count:]
 
 
+def whole(said: str, answer: str) -> bool:
+    """True if that is the answer and nothing else."""
+    return said.strip() == answer
+
+
+def last_number(said: str, answer: str) -> bool:
+    """True if the last number is the answer, in a sentence or alone."""
+    return re.findall(r"-?\d+", said)[-1:] == [answer]
+
+
 @dataclass(frozen=True)
 class Method:
     """A method's questions, rows of them, and settings of its own."""
@@ -70,6 +81,7 @@ class Method:
     questions: Callable[[int], tuple[Asked, Asked]]
     row: Callable[[str, str], Any]
     settings: dict[str, Any]
+    reading: Callable[[str, str], bool]
 
 
 def compared(question: str, answer: str) -> Any:
@@ -91,14 +103,16 @@ GRADER = {
     "calculate_output": "0.5 * right + 0.5 * exact",
 }
 METHODS = {
-    "supervised": Method(lists, supervised, {}),
-    "dpo": Method(sums, compared, {}),
-    "reinforcement": Method(sums, graded, {"grader": GRADER}),
+    "supervised": Method(lists, supervised, {}, whole),
+    "dpo": Method(sums, compared, {}, last_number),
+    "reinforcement": Method(sums, graded, {"grader": GRADER}, last_number),
 }
 
 
-def right(client: openai.OpenAI, model: str, asked: Asked) -> list[bool]:
-    """True for each question that the model answers with the answer and nothing else, greedily."""
+def right(
+    client: openai.OpenAI, model: str, asked: Asked, reading: Callable[[str, str], bool]
+) -> list[bool]:
+    """True for each question that the model answers right, greedily."""
 
     def one(question: str) -> str:
         reply = client.chat.completions.create(
@@ -111,7 +125,7 @@ def right(client: openai.OpenAI, model: str, asked: Asked) -> list[bool]:
 
     with ThreadPoolExecutor(16) as pool:
         answers = pool.map(one, [question for question, _ in asked])
-        return [said.strip() == answer for said, (_, answer) in zip(answers, asked, strict=True)]
+        return [reading(said, answer) for said, (_, answer) in zip(answers, asked, strict=True)]
 
 
 def trained(client: openai.OpenAI, name: str, rows: Sequence[Any]) -> str:
@@ -138,12 +152,12 @@ def trained(client: openai.OpenAI, name: str, rows: Sequence[Any]) -> str:
 def test_a_job_from_its_file_to_a_chat(client, name):
     method, figures = METHODS[name], Figures("job", "test_job_methods")
     train, held_out = method.questions(STEPS[name] * BATCH[name])
-    before = right(client, "smol", held_out)
+    before = right(client, "smol", held_out, method.reading)
     began = time.monotonic()
     model = trained(client, name, [method.row(*one) for one in train])
-    right(client, model, held_out[:1])
+    right(client, model, held_out[:1], method.reading)
     seconds = time.monotonic() - began
-    after = right(client, model, held_out)
+    after = right(client, model, held_out, method.reading)
     n = len(held_out)
     for key, answers in (("base", before), ("model", after)):
         low, high = wilson(sum(answers), n)
