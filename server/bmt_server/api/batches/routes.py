@@ -14,6 +14,7 @@ from bmt_server.api.app_state import AppState
 from bmt_server.api.files.routes import file_store
 from bmt_server.api.own_requests import key_hash_of
 from bmt_server.api.permissions import find_route
+from bmt_server.api.response.pages import page_of
 from bmt_server.api.routes.dependencies import app_state, principal_of, read_json, tenant_of
 from bmt_server.errors import BadRequest, NotFound
 from bmt_server.registry.batches.record import Batch, new_batch_id
@@ -67,19 +68,7 @@ async def list_batches(
     limit: int = Query(20, ge=1, le=MAX_PAGE),
 ) -> dict[str, Any]:
     """Batches of the key's tenant, the newest first. after: the last id of the page before."""
-    page: list[dict[str, Any]] = []
-    has_more = False
-    async for batch in batch_store(request).of_tenant(tenant_of(request), after):
-        if has_more := len(page) == limit:
-            break
-        page.append(batch.shown())
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": has_more,
-    }
+    return await page_of(batch_store(request).of_tenant(tenant_of(request), after), limit)
 
 
 async def show(request: Request, batch_id: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from bmt_server.errors import ApiError
 from bmt_server.registry.batches import transitions
 from bmt_server.registry.batches.record import Batch
 from bmt_server.registry.connection import end_task
-from bmt_server.registry.leased.fairness import next_job
+from bmt_server.registry.leased.fairness import next_records
 from bmt_server.registry.leased.record import new_token
 from bmt_server.registry.periodic import about
 
@@ -27,7 +27,6 @@ logger = logging.getLogger("vllm.bmt_server")
 #: Batches that one process runs at a time, in equal shares.
 MAX_AT_ONCE = 4
 POLL_S = 5.0
-_TAKES = 16
 # Time in which runs keep the answers that they have, when the process ends.
 _CLOSE_S = 10.0
 
@@ -85,26 +84,16 @@ class BatchRunner:
     async def _take(self) -> Batch | None:
         """Lease the next batch; None if none waits."""
         store, base = self._parts.store, self._parts.settings.fingerprint
-        for _ in range(_TAKES):
-            chosen = next_job(await store.waiting(base))
-            if chosen is None:
-                return None
-            tenant, batch_id = chosen
-            batch = await store.find(batch_id)
-            if batch is None or (batch.tenant, batch.base) != (tenant, base):
-                # Of no server of ours: whoever wrote it runs nothing.
-                logger.error("The queue has an entry %s without a valid batch.", batch_id)
-                await store.drop(base, tenant, batch_id)
-                continue
+        async for waiting in next_records(store, base):
             make = partial(
                 transitions.leased,
                 token=new_token(),
                 worker=self._worker,
                 lease_ms=int(LEASE_S * 1000),
             )
-            batch, changed = await store.change(batch_id, make)
+            batch, changed = await store.change(waiting.id, make)
             if changed:
                 return batch
             if batch.ended:
-                await store.drop(base, tenant, batch_id)
+                await store.drop(base, batch.tenant, batch.id)
         return None

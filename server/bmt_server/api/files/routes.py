@@ -17,6 +17,7 @@ from bmt_server.api.files.form import OVERHEAD_BYTES, FileForm, too_large
 from bmt_server.api.files.receive import receive_form
 from bmt_server.api.files.rows import check
 from bmt_server.api.files.scratch import scratch_file
+from bmt_server.api.response.pages import page_of
 from bmt_server.api.routes.dependencies import app_state, principal_of, tenant_of
 from bmt_server.errors import BadRequest, NotFound
 from bmt_server.registry.files.record import (
@@ -76,20 +77,8 @@ async def list_files(
 ) -> dict[str, Any]:
     """Files of the key's tenant, the newest first. after: the last id of the page before."""
     found = file_store(request).of_tenant(tenant_of(request), after, oldest_first=order == "asc")
-    page: list[dict[str, Any]] = []
-    has_more = False
-    async for record in found:
-        if purpose in (None, record.purpose):
-            if has_more := len(page) == limit:
-                break
-            page.append(record.shown())
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": has_more,
-    }
+    wanted = (record async for record in found if purpose in (None, record.purpose))
+    return await page_of(wanted, limit)
 
 
 async def show(request: Request, file_id: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from fastapi import Query, Request
 from bmt_server.api.access_log import audit
 from bmt_server.api.jobs.create import MAX_BODY_BYTES, NewJob, job_of
 from bmt_server.api.jobs.masks import withdraw
+from bmt_server.api.response.pages import page
 from bmt_server.api.routes.dependencies import app_state, read_json, tenant_of
 from bmt_server.errors import BadRequest, NotFound
 from bmt_server.registry.jobs.record import Job
@@ -51,14 +52,14 @@ async def list_jobs(
 
     `metadata[key]=value` leaves those with that value, and `metadata=null` those without any.
     """
-    page: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     async for job in job_store(request).of_tenant(tenant_of(request), after):
         if not _is_wanted(request, job):
             continue
-        if len(page) == limit:
-            return {"object": "list", "data": page, "has_more": True}
-        page.append(job.shown())
-    return {"object": "list", "data": page, "has_more": False}
+        if len(found) == limit:
+            return {"object": "list", "data": found, "has_more": True}
+        found.append(job.shown())
+    return {"object": "list", "data": found, "has_more": False}
 
 
 def _is_wanted(request: Request, job: Job) -> bool:
@@ -129,14 +130,7 @@ async def checkpoints(
         if after not in ids:
             raise NotFound(f"no checkpoint {after}", code="checkpoint_not_found", param="after")
         data = data[ids.index(after) + 1 :]
-    page = data[:limit]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": len(data) > limit,
-    }
+    return page(data[:limit], has_more=len(data) > limit)
 
 
 def _checkpoints(job: Job) -> list[dict[str, Any]]:

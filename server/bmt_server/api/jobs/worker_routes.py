@@ -8,7 +8,6 @@ lease, and what comes after it is 412 `lease_lost`.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -28,13 +27,10 @@ from bmt_server.errors import BadRequest, Conflict, NotFound
 from bmt_server.registry.jobs import transitions
 from bmt_server.registry.jobs.record import Job, JobError, Level
 from bmt_server.registry.jobs.store import Change
-from bmt_server.registry.leased.fairness import next_job
+from bmt_server.registry.leased.fairness import next_records
 from bmt_server.registry.leased.record import new_token
 
-logger = logging.getLogger("vllm.bmt_server")
-
 MAX_REPORT_BYTES = 1 << 20
-_TAKES = 16
 # A lease at least, while a request publishes what its job has made.
 _WORK_MS = 60_000
 _Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
@@ -118,31 +114,21 @@ async def lease(request: Request) -> Response:
             code="base_mismatch",
             param="base",
         )
-    for _ in range(_TAKES):
-        chosen = next_job(await store.waiting(base))
-        if chosen is None:
-            break
-        tenant, job_id = chosen
-        job = await store.find(job_id)
-        if job is None or (job.tenant, job.base) != (tenant, base):
-            # Of no server of ours: whoever wrote it runs nothing.
-            logger.error("The queue has an entry %s without a valid job; it is removed.", job_id)
-            await store.drop(base, tenant, job_id)
-            continue
+    async for waiting in next_records(store, base):
         make = partial(
             transitions.leased,
             token=new_token(),
             worker=body.worker,
             lease_ms=body.lease_seconds * 1000,
         )
-        job, changed = await store.change(job_id, make)
+        job, changed = await store.change(waiting.id, make)
         if changed and job.state == "failed":
             await withdraw(state, job)
         if changed and job.state == "running":
             audit(request, "job_lease", job.id, worker=body.worker, of=job.tenant)
             return JSONResponse(job.for_worker())
         if not changed and job.state not in ("queued", "running"):
-            await store.drop(base, tenant, job_id)
+            await store.drop(base, job.tenant, job.id)
     return Response(status_code=204)
 
 

@@ -8,9 +8,36 @@ time while it is away (start-time fair queueing).
 
 from __future__ import annotations
 
-from bmt_server.registry.leased.store import Waiting
+import logging
+from collections.abc import AsyncIterator
+
+from bmt_server.registry.leased.store import R, Waiting, WorkStore
+
+logger = logging.getLogger("vllm.bmt_server")
 
 _RUNNING_MS = 60_000
+# Entries that are looked at for one lease: others take some of them in between.
+_TAKES = 16
+
+
+async def next_records(store: WorkStore[R], base: str) -> AsyncIterator[R]:
+    """What to lease next of a base, looked up again each time, until none waits.
+
+    Entries without a valid record are removed. Raises RegistryDown.
+    """
+    for _ in range(_TAKES):
+        chosen = next_job(await store.waiting(base))
+        if chosen is None:
+            return
+        tenant, work_id = chosen
+        record = await store.find(work_id)
+        if record is not None and (record.tenant, record.base) == (tenant, base):
+            yield record
+            continue
+        # Of no server of ours: whoever wrote it runs nothing.
+        one = store.names.one
+        logger.error("The queue has an entry %s without a valid %s; it is removed.", work_id, one)
+        await store.drop(base, tenant, work_id)
 
 
 def next_job(waiting: Waiting) -> tuple[str, str] | None:
