@@ -60,7 +60,7 @@ def persistent(request):
 
 def forge(store: redis.Redis, base: str, record: dict) -> None:
     """An entry as whoever writes the registry would make it: a kind that no server makes."""
-    forged = {**record, "id": FORGED, "method": {"type": "shell", "command": "touch /tmp/x"}}
+    forged = {**record, "id": FORGED, "method": {"type": "shell", "command": "id"}}
     store.hset("{bmt}:jobs", FORGED, json.dumps(forged))
     store.zadd(f"{{bmt}}:job-queue:{base}", {f"default/{FORGED}": 0})
 
