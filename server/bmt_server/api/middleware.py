@@ -104,11 +104,9 @@ class RequestMiddleware:
             if record.error and state is not None:
                 state.metrics.errors.labels(record.error).inc()
             if record.arm is not None and state is not None:
+                seconds = None if BACKGROUND in scope else time.monotonic() - record.started
                 state.versions.answered(
-                    record.arm,
-                    record.outcome,
-                    time.monotonic() - record.started,
-                    failed=bool(record.error),
+                    record.arm, record.outcome, seconds, failed=bool(record.error)
                 )
             if route is not None and route.names_model and state is not None:
                 # Such a route's path has no variable part.

@@ -193,7 +193,8 @@ async def test_known_keys_are_refreshed_in_the_background(api, valkey):
         start = time.monotonic()
         for _ in range(20):
             assert await status(api, "GET", "/v1/masks", api.keys["infer"]) == 200
-        assert time.monotonic() - start < 0.5
+        # Each would wait for half a second.
+        assert time.monotonic() - start < 5
     finally:
         valkey.process.send_signal(signal.SIGCONT)
 

@@ -55,11 +55,11 @@ class Answer:
         return error if isinstance(error, dict) else {}
 
 
-async def ask(
-    app: App, batch: Batch, body: dict[str, Any], request_id: str, left: asyncio.Event
-) -> Answer:
-    """The answer to a line's request, in the name of the batch's key. left: set to end it."""
-    data = msgspec.json.encode(body)
+async def ask(app: App, batch: Batch, data: bytes, request_id: str, left: asyncio.Event) -> Answer:
+    """The answer to a line's request, in the name of the batch's key.
+
+    data: its body, JSON. left: set to end it.
+    """
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(data)),

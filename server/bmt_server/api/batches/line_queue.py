@@ -9,8 +9,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Set
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+
+import msgspec
 
 from bmt_server.api import request_limits
 from bmt_server.api.asgi import App
@@ -31,7 +33,19 @@ _FAULT_S = 2.0
 # Answers that wait for their part: beyond, no line begins.
 _MOST_BYTES = 16 << 20
 _LEAVE_S, _LOOK_S = 5.0, 0.1
+# Lines from here on are parsed in a thread: other requests have their turn meanwhile.
+_LARGE_BYTES = 256 << 10
 _MOST_SEQUENCES = request_limits.MAX_PROMPTS * 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Next:
+    """A line that may begin. data: the body of its request, JSON."""
+
+    index: int
+    custom_id: str
+    data: bytes
+    sequences: int
 
 
 class LineQueue:
@@ -60,8 +74,7 @@ class LineQueue:
         self._tried: dict[int, tuple[float, int]] = {}
         self._paused_until = 0.0
         self._pause_s = 0.0
-        # The next line, parsed, with its sequences.
-        self._head: tuple[int, dict[str, Any], int] | None = None
+        self._head: _Next | None = None
         self._schema = parts.schemas.get(batch.endpoint)
         concurrency = parts.settings.key_concurrency
         # The rest of its places is for the key's live requests.
@@ -76,7 +89,7 @@ class LineQueue:
         """True while lines have no answer."""
         return bool(self._todo or self._later or self._running)
 
-    def start_lines(self) -> None:
+    async def start_lines(self) -> None:
         """Start as many lines as there is room for."""
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
@@ -84,19 +97,25 @@ class LineQueue:
             self._head = None
         if now < self._paused_until or self.bytes > _MOST_BYTES or self._left.is_set():
             return
-        while self._todo:
-            if self._head is None or self._head[0] != self._todo[0]:
-                self._head = self._parsed(self._todo[0])
-            index, body, sequences = self._head
-            if not self._parts.room.fits(self._batch.id, sequences, self._most):
+        while self._todo and not self._left.is_set():
+            head = self._head
+            if head is None or head.index != self._todo[0]:
+                index = self._todo[0]
+                if self._lines.sizes[index] < _LARGE_BYTES:
+                    self._head = self._parsed(index)
+                else:
+                    self._head = await asyncio.to_thread(self._parsed, index)
+                # Another line may be the next one by now.
+                continue
+            if not self._parts.room.fits(self._batch.id, head.sequences, self._most):
                 return
             self._todo.popleft()
             self._head = None
             # Begins here, and not with the task: the next line counts it.
-            self._parts.room.take(self._batch.id, sequences)
-            task = asyncio.create_task(self._run(index, body), name="bmt-batch-line")
+            self._parts.room.take(self._batch.id, head.sequences)
+            task = asyncio.create_task(self._run(head), name="bmt-batch-line")
             self._running.add(task)
-            task.add_done_callback(partial(self._ended, index, sequences))
+            task.add_done_callback(partial(self._ended, head.index, head.sequences))
 
     async def wait(self, within_s: float) -> None:
         """Return when a line has ended, or after that time."""
@@ -145,8 +164,8 @@ class LineQueue:
             logger.error("Line %d of %s waits: %s.", index, self._batch.id, error)
             heapq.heappush(self._later, (time.monotonic() + _FAULT_S, index))
 
-    def _parsed(self, index: int) -> tuple[int, dict[str, Any], int]:
-        body = self._lines.body(index)
+    def _parsed(self, index: int) -> _Next:
+        custom_id, body = self._lines.request(index)
         if self._schema is not None and "priority" in self._schema.fields:
             given = body.get("priority")
             # Another type is for the schema to refuse.
@@ -156,12 +175,13 @@ class LineQueue:
         # The body is checked when it is sent.
         with contextlib.suppress(Exception):
             sequences = min(request_limits.count_sequences(body), _MOST_SEQUENCES)
-        return index, body, sequences
+        return _Next(index, custom_id, msgspec.json.encode(body), sequences)
 
-    async def _run(self, index: int, body: dict[str, Any]) -> None:
+    async def _run(self, line: _Next) -> None:
+        index = line.index
         try:
             answer = await ask(
-                self._app, self._batch, body, request_id(self._batch, index), self._left
+                self._app, self._batch, line.data, request_id(self._batch, index), self._left
             )
         except Exception:
             logger.exception("Line %d of %s failed.", index, self._batch.id)
@@ -180,7 +200,7 @@ class LineQueue:
         else:
             self._pause_s = 0.0
             self._tried.pop(index, None)
-            text = answered_row(self._batch, index, self._lines.custom_id(index), answer)
+            text = answered_row(self._batch, index, line.custom_id, answer)
             self.rows.append(files.Row(index, answer.ok, text))
             self.bytes += len(text)
 

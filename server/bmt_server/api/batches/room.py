@@ -7,12 +7,15 @@ them. With vLLM's `--scheduling-policy priority`, lines wait in the engine behin
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bmt_server.api.admission import SequenceLimiter
 
 _LIVE_SHARE = 4
+# A batch with a line that may begin asks many times a second; one that pauses waits for no place.
+_ASKS_S = 0.5
 
 
 class Room:
@@ -26,6 +29,9 @@ class Room:
         self._running = 0
         self._of_batch: dict[str, int] = {}  # batches that run here -> their sequences
         self._keys: dict[str, str] = {}  # batches that run here -> ids of their keys
+        # A batch that waits for all places at once, and until when: others begin no line meanwhile,
+        # or the places would never all be free.
+        self._large, self._until = "", 0.0
 
     @contextmanager
     def batch(self, batch_id: str, key_id: str) -> Iterator[None]:
@@ -35,9 +41,12 @@ class Room:
             yield
         finally:
             del self._of_batch[batch_id], self._keys[batch_id]
+            self._take_back(batch_id)
 
     def fits(self, batch_id: str, sequences: int, most: int = 0) -> bool:
         """True if a line may begin. most: sequences of its key at a time; 0: no further bound."""
+        if self._large != batch_id and time.monotonic() < self._until:
+            return False
         live = max(0, self._limiter.admitted - self._running)
         places = self._most if not live else max(1, self._most // _LIVE_SHARE)
         own = self._of_batch[batch_id]
@@ -50,7 +59,10 @@ class Room:
             share = min(share, max(1, most // len(of_key)))
         if not own and self._running + sequences > places:
             # A request of many sequences runs alone.
-            return not self._running and (not live or live + sequences <= self._most)
+            free = not live or live + sequences <= self._most
+            if free and sequences > places:
+                self._large, self._until = batch_id, time.monotonic() + _ASKS_S
+            return free and not self._running
         if own and own + sequences > share:
             return False
         return (
@@ -61,8 +73,13 @@ class Room:
         """Begin a line."""
         self._running += sequences
         self._of_batch[batch_id] += sequences
+        self._take_back(batch_id)
 
     def give(self, batch_id: str, sequences: int) -> None:
         """End a line."""
         self._running -= sequences
         self._of_batch[batch_id] -= sequences
+
+    def _take_back(self, batch_id: str) -> None:
+        if self._large == batch_id:
+            self._large, self._until = "", 0.0

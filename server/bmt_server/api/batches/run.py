@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from bmt_server.api.asgi import App
 from bmt_server.api.batches import files
-from bmt_server.api.batches.answer import unanswered_row
+from bmt_server.api.batches.ending import publish, withdraw, written
 from bmt_server.api.batches.line_queue import LineQueue
 from bmt_server.api.batches.lines import LineCheck, Lines
 from bmt_server.api.batches.parts import Parts
@@ -43,15 +43,10 @@ _PARTS_S = 3600.0
 _PART_ROWS, _PART_BYTES = 512, 1 << 20
 _FLUSH_S, _FLUSH_SHARE = 2.0, 0.01
 _TICK_S = 0.02
-_UNANSWERED = {
-    "expired": ("batch_expired", "the completion window ended before this request could run"),
-    "cancelled": ("batch_cancelled", "the batch was cancelled before this request could run"),
-    "failed": ("batch_failed", "the batch ended before this request could run"),
-    "completed": ("batch_failed", "this request has no answer"),
-}
 
-#: lost: another server has the batch, or may. released: this one ends.
-Stop = Literal["lost", "released", "expired", "cancelled", "failed"]
+#: lost: another server has the batch, or may. released: this one ends. full: the tenant's quota has
+#: no place for further answers.
+Stop = Literal["lost", "released", "full", "expired", "cancelled", "failed"]
 
 
 class BatchRun:
@@ -156,6 +151,7 @@ class BatchRun:
             queue = LineQueue(parts, self._app, self._batch, lines, set(done.rows), self._fail)
             self._queue = queue
             try:
+                await self._look_for_place(queue)
                 await self._drive(queue)
             finally:
                 await queue.close()
@@ -164,6 +160,13 @@ class BatchRun:
             await self._flush_all(queue)
         if self._stop == "released":
             await self._release()
+            return
+        if self._stop == "full":
+            await self._wait_for_place(
+                f"tenant {self._batch.tenant!r} has no place for further answers; delete files, or "
+                "ask the operator for more",
+                _NO_PLACE_S,
+            )
             return
         ending: Ending = "completed"
         if self._stop in ("expired", "cancelled", "failed"):
@@ -181,7 +184,7 @@ class BatchRun:
             elif time.time() >= self._batch.expires_at:
                 self._stop = "expired"
             else:
-                queue.start_lines()
+                await queue.start_lines()
                 await queue.wait(_TICK_S)
             if not queue.healthy and self._stop is None:
                 # Answers of an engine that dies are none of their lines.
@@ -193,8 +196,26 @@ class BatchRun:
                 flushed = now
                 with contextlib.suppress(ApiError):
                     await self._flush(queue)
-        if self._stop == "released":
+                    await self._look_for_place(queue)
+        if self._stop in ("released", "full"):
             await queue.drain()
+
+    async def _look_for_place(self, queue: LineQueue) -> None:
+        """Let no further line begin if the tenant's quota does not have the answers' bytes.
+
+        Each batch looks at its own answers: several at a time may pass the quota once each.
+        """
+        with contextlib.suppress(ApiError):
+            left = await self._parts.files.left(self._batch.tenant)
+            full = left is not None and left <= self._batch.part_bytes
+            if full and queue.open and self._stop is None:
+                self._stop = "full"
+
+    async def _wait_for_place(self, message: str, pause_s: float) -> None:
+        """Give the batch back until then, with an error that its tenant sees."""
+        said = BatchError(code=transitions.NO_PLACE, message=message[:1000])
+        await self._change(transitions.noted, lease_ms=int(pause_s * 1000), error=said)
+        logger.info("%s has no place for its answers.", self._batch.id)
 
     async def _flush_all(self, queue: LineQueue) -> None:
         while queue.rows:
@@ -228,50 +249,30 @@ class BatchRun:
 
     async def _finish(self, stack: ExitStack) -> None:
         """Write the files of a batch that takes no further answers, and end it."""
-        batch, cache_dir = self._batch, self._parts.settings.cache_dir
-        scratch, output, errors = (stack.enter_context(scratch_file(cache_dir)) for _ in range(3))
-        store, objects = self._parts.files, self._parts.files.objects
-        kept = await files.read_parts(objects, batch, await self._parts.store.parts(batch), scratch)
+        batch, parts = self._batch, self._parts
         since_s = time.time() - (batch.finalizing_at or 0)
-        if kept.lost and len(kept.rows) < batch.total and since_s < _PARTS_S:
-            raise BlobsDown(f"{kept.lost} answers of {batch.id} cannot be read")
-        code, message = _UNANSWERED[batch.ending or "completed"]
-
-        def unanswered(index: int, custom_id: str) -> bytes:
-            return unanswered_row(batch, index, custom_id, code, message)
-
-        lines = self._lines if batch.total else None
-        right, wrong = await asyncio.to_thread(
-            files.write_rows, kept, lines, output, errors, unanswered
-        )
-        made = {"output": right, "error": wrong}
+        made = await written(parts, batch, self._lines, stack)
+        if made.lost and since_s < _PARTS_S:
+            raise BlobsDown(f"{made.lost} answers of {batch.id} cannot be read")
+        files_made = {"output": made.completed > 0, "error": made.failed > 0}
         try:
-            for name, file, file_id in (
-                ("output", output, batch.output_file),
-                ("error", errors, batch.error_file),
-            ):
-                if made[name] and file_id is not None:
-                    await files.publish(store, batch, file_id, name, file, made[name])
+            await publish(parts.files, batch, made)
         except PayloadTooLarge as error:
             if since_s < _GIVE_UP_S:
-                said = BatchError(code=transitions.NO_PLACE, message=str(error)[:1000])
-                lease_ms = int(_no_place_s(since_s) * 1000)
-                await self._change(transitions.noted, lease_ms=lease_ms, error=said)
-                logger.info("%s has no place for its files.", batch.id)
+                await self._wait_for_place(str(error), _no_place_s(since_s))
                 return
-            made = {"output": 0, "error": 0}
-        lost = wrong - sum(not ok for _, _, ok in kept.rows.values())
-        if lost > 0:
-            self._parts.metrics.batch_lines.labels(batch.ending or "").inc(lost)
-        await self._change(
-            transitions.ended,
-            output=bool(made["output"]),
-            error=bool(made["error"]),
-            completed=right,
-            failed=wrong,
-        )
+            files_made = {"output": False, "error": False}
+        if made.unanswered > 0:
+            parts.metrics.batch_lines.labels(batch.ending or "").inc(made.unanswered)
+        try:
+            await self._change(
+                transitions.ended, **files_made, completed=made.completed, failed=made.failed
+            )
+        except Conflict:
+            await withdraw(parts, batch)
+            raise
         self._log_end()
-        await files.remove_parts(objects, self._parts.store, batch)
+        await files.remove_parts(parts.files.objects, parts.store, batch)
 
     def _log_end(self) -> None:
         batch = self._batch

@@ -64,8 +64,13 @@ class VersionMetrics:
             self.tokens,
         )
 
-    def answered(self, arm: Arm, status: int, seconds: float, *, failed: bool = False) -> None:
-        """Count an answer. status: 0 if the client left before it. failed: after it had begun."""
+    def answered(
+        self, arm: Arm, status: int, seconds: float | None, *, failed: bool = False
+    ) -> None:
+        """Count an answer. status: 0 if the client left before it. failed: after it had begun.
+
+        seconds: None if no client waited for it.
+        """
         outcome = "server_error"
         if 400 <= status < 500:
             outcome = "client_error"
@@ -73,7 +78,7 @@ class VersionMetrics:
             outcome = "ok" if status else "cancelled"
         labels = self._labels(arm)
         self.requests.labels(*labels, outcome).inc()
-        if outcome == "ok":
+        if outcome == "ok" and seconds is not None:
             self.seconds.labels(*labels).observe(seconds)
 
     def dropped(self, arm: Arm) -> None:

@@ -44,9 +44,10 @@ class Batch(WorkRecord):
     """One batch of a tenant. Times are seconds since 1970.
 
     key_hash: SHA-256 of the key that its lines are sent with, empty on a server without keys.
-    total, completed, failed: lines. parts: their number; last_part: the newest one's name. ending:
-    its state once its files are written; nothing is answered any more then. output_file,
-    error_file: their ids, chosen before they are written. losses: leases that ran out, and
+    total, completed, failed: lines. parts: their number; last_part: the newest one's name;
+    part_bytes: of all. ending: its state once its files are written; nothing is answered any more
+    then. output_file, error_file: their ids, chosen before they are written; stale_files: those of
+    servers that were lost meanwhile, which are removed. losses: leases that ran out, and
     engines that failed.
     """
 
@@ -69,10 +70,12 @@ class Batch(WorkRecord):
     failed: int = 0
     parts: int = 0
     last_part: str | None = Field(default=None, max_length=64)
+    part_bytes: int = 0
     losses: int = 0
     errors: tuple[BatchError, ...] = ()
     output_file: str | None = Field(default=None, pattern=_FILE)
     error_file: str | None = Field(default=None, pattern=_FILE)
+    stale_files: tuple[str, ...] = ()
 
     @property
     def waits(self) -> bool:

@@ -17,17 +17,25 @@ from bmt_server.registry.leased.record import Lease
 
 #: Leases that a batch may lose before it ends: a line that ends its servers would end all of them.
 MAX_LOSSES = 8
-#: Code of the error of a batch whose files have no place in the tenant's quota.
+#: Files of lost servers whose ids are kept.
+MAX_STALE = 2 * MAX_LOSSES
+#: Code of the error of a batch whose answers have no place in the tenant's quota.
 NO_PLACE = "quota_exceeded"
+#: Worker of the lease of a batch that waits for a place.
+NO_WORKER = ""
 
 
 def leased(batch: Batch, now_ms: int, *, token: str, worker: str, lease_ms: int) -> Change | None:
     """A server's lease of a batch that waits, or whose server is gone; None for any other."""
-    lost = batch.lease is not None and batch.lease.until_ms <= now_ms
-    if batch.ended or not (batch.lease is None or lost):
+    over = batch.lease is not None and batch.lease.until_ms <= now_ms
+    if batch.ended or not (batch.lease is None or over):
         return None
+    lost = batch.lease is not None and batch.lease.worker != NO_WORKER
     lease = Lease(token=token, worker=worker, until_ms=now_ms + lease_ms, since_ms=now_ms)
     changes: dict[str, Any] = {"lease": lease, "losses": batch.losses + lost}
+    if lost and batch.ending is not None:
+        # The other server may still write its files: nothing of it is in these ones.
+        changes |= _chosen() | {"stale_files": (*batch.stale_files, *_files(batch))[-MAX_STALE:]}
     changed = batch.model_copy(update=changes)
     spent_ms = batch.spent_ms(now_ms)
     if changed.losses > MAX_LOSSES and batch.ending is None:
@@ -88,6 +96,7 @@ def answered(batch: Batch, now_ms: int, *, token: str, part: Part) -> Change | N
         "completed": batch.completed + part.lines - part.failed,
         "failed": batch.failed + part.failed,
         "last_part": part.name,
+        "part_bytes": batch.part_bytes + part.bytes,
     }
     return Change(batch.model_copy(update=changes), [part], 0)
 
@@ -109,9 +118,7 @@ def _frozen(batch: Batch, now_ms: int, ending: Ending, errors: Sequence[BatchErr
         "ending": ending,
         "errors": (*batch.errors, *errors)[:MAX_ERRORS],
         "finalizing_at": now_ms // 1000,
-        # Chosen once: who takes the batch over writes the same files, and no further ones.
-        "output_file": new_file_id(),
-        "error_file": new_file_id(),
+        **_chosen(),
     }
     if ending != "cancelled":
         changes["state"] = "finalizing"
@@ -119,15 +126,17 @@ def _frozen(batch: Batch, now_ms: int, ending: Ending, errors: Sequence[BatchErr
 
 
 def noted(batch: Batch, now_ms: int, *, token: str, lease_ms: int, error: BatchError) -> Change:
-    """An error that keeps the files from being written. Raises Conflict.
+    """An error that keeps a batch from going on. Raises Conflict.
 
-    A server tries again when the lease has ended, which is then.
+    No server has it, and one tries again when the lease has ended.
     """
     lease = held(batch, token)
-    lease = lease.model_copy(update={"until_ms": now_ms + lease_ms, "since_ms": now_ms})
+    changes = {"worker": NO_WORKER, "until_ms": now_ms + lease_ms, "since_ms": now_ms + lease_ms}
+    lease = lease.model_copy(update=changes)
     others = tuple(one for one in batch.errors if one.code != error.code)
-    changes = {"lease": lease, "errors": (*others, error)[-MAX_ERRORS:]}
-    return Change(batch.model_copy(update=changes), (), batch.spent_ms(now_ms))
+    errors = (*others, error)[-MAX_ERRORS:]
+    noted = batch.model_copy(update={"lease": lease, "errors": errors})
+    return Change(noted, (), batch.spent_ms(now_ms))
 
 
 def ended(
@@ -138,7 +147,7 @@ def ended(
     output, error: the files that there are; completed, failed: their rows.
     """
     held(batch, token)
-    changes: dict[str, Any] = {"completed": completed, "failed": failed}
+    changes: dict[str, Any] = {"completed": completed, "failed": failed, "stale_files": ()}
     if not output:
         changes["output_file"] = None
     if not error:
@@ -177,6 +186,14 @@ def held(batch: Batch, token: str) -> Lease:
             f"{batch.id} is {batch.state}, and this lease of it has ended", code="lease_lost"
         )
     return batch.lease
+
+
+def _chosen() -> dict[str, str]:
+    return {"output_file": new_file_id(), "error_file": new_file_id()}
+
+
+def _files(batch: Batch) -> list[str]:
+    return [id for id in (batch.output_file, batch.error_file) if id is not None]
 
 
 def _ended(batch: Batch, now_ms: int) -> Change:

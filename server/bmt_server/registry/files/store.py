@@ -109,6 +109,14 @@ class FileStore:
             raise Unavailable("the file was removed while it arrived; upload it again")
         return ready
 
+    async def left(self, tenant: str) -> int | None:
+        """Bytes of a tenant's quota that are left; None without a quota."""
+        if not self._most_bytes:
+            return None
+        quick = self._connection.quick
+        stored = await self._connection.call(lambda: quick.hget(_BYTES, tenant))
+        return self._most_bytes - int(stored or 0)
+
     async def get(self, tenant: str, file_id: str) -> FileRecord:
         """One file's record. Raises NotFound."""
         found = await self._find(tenant, file_id)

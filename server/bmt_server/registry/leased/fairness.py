@@ -9,7 +9,7 @@ time while it is away (start-time fair queueing).
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 
 from bmt_server.registry.leased.store import R, Waiting, WorkStore
 
@@ -18,15 +18,20 @@ logger = logging.getLogger("vllm.bmt_server")
 _RUNNING_MS = 60_000
 # Entries that are looked at for one lease: others take some of them in between.
 _TAKES = 16
+# Age of an entry with a record that cannot be read, after which it is no newer server's.
+_FOREIGN_S = 86_400
 
 
 async def next_records(store: WorkStore[R], base: str) -> AsyncIterator[R]:
     """What to lease next of a base, looked up again each time, until none waits.
 
-    Entries without a valid record are removed. Raises RegistryDown.
+    Entries without a valid record are removed; those with a record that cannot be read after a
+    day, for until then they may be a newer server's. Raises RegistryDown.
     """
+    foreign: set[str] = set()
     for _ in range(_TAKES):
-        chosen = next_job(await store.waiting(base))
+        waiting = await store.waiting(base)
+        chosen = next_job(waiting, foreign)
         if chosen is None:
             return
         tenant, work_id = chosen
@@ -34,23 +39,40 @@ async def next_records(store: WorkStore[R], base: str) -> AsyncIterator[R]:
         if record is not None and (record.tenant, record.base) == (tenant, base):
             yield record
             continue
+        if record is None and _recent(waiting, work_id) and await store.exists(work_id):
+            foreign.add(work_id)
+            continue
         # Of no server of ours: whoever wrote it runs nothing.
         one = store.names.one
         logger.error("The queue has an entry %s without a valid %s; it is removed.", work_id, one)
         await store.drop(base, tenant, work_id)
 
 
-def next_job(waiting: Waiting) -> tuple[str, str] | None:
-    """Tenant and id of the job to lease; None if there is none."""
-    expired = [(end, tenant, id) for tenant, id, end in waiting.leased if end <= waiting.now_ms]
+def next_job(waiting: Waiting, without: Container[str] = ()) -> tuple[str, str] | None:
+    """Tenant and id of the job to lease; None if there is none. without: ids of others'."""
+    expired = [
+        (end, tenant, id)
+        for tenant, id, end in waiting.leased
+        if end <= waiting.now_ms and id not in without
+    ]
     if expired:
         _, tenant, job_id = min(expired)
         return tenant, job_id
-    if not waiting.queued:
+    oldest: dict[str, tuple[int, str]] = {}
+    for place, (tenant, job_id, _) in enumerate(waiting.queued):
+        if job_id not in without:
+            oldest.setdefault(tenant, (place, job_id))
+    if not oldest:
         return None
-    place = {tenant: at for at, (tenant, _) in reversed(list(enumerate(waiting.queued)))}
-    tenant = min(place, key=lambda tenant: (cost_ms(waiting, tenant), place[tenant]))
-    return waiting.queued[place[tenant]]
+    tenant = min(oldest, key=lambda tenant: (cost_ms(waiting, tenant), oldest[tenant][0]))
+    return tenant, oldest[tenant][1]
+
+
+def _recent(waiting: Waiting, work_id: str) -> bool:
+    since_s = waiting.now_ms / 1000 - _FOREIGN_S
+    return any(id == work_id and at > since_s for _, id, at in waiting.queued) or any(
+        id == work_id and end / 1000 > since_s for _, id, end in waiting.leased
+    )
 
 
 def cost_ms(waiting: Waiting, tenant: str) -> int:
@@ -61,7 +83,7 @@ def cost_ms(waiting: Waiting, tenant: str) -> int:
 
 def least_ms(waiting: Waiting, tenant: str) -> int:
     """The worker time that a tenant has at least when it adds a job; 0 if it has others there."""
-    active = {of for of, _ in waiting.queued} | {of for of, _, _ in waiting.leased}
+    active = {of for of, _, _ in [*waiting.queued, *waiting.leased]}
     if tenant in active or not active:
         return 0
     return min(waiting.spent_ms.get(other, 0) for other in active)

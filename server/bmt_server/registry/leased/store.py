@@ -56,11 +56,12 @@ class Change(Generic[R]):
 class Waiting:
     """The work of one base that waits or runs, with the worker time that each tenant had.
 
-    queued: tenant and id, the oldest first; leased: tenant, id and end of the lease.
+    queued: tenant, id and second of creation, the oldest first; leased: tenant, id and end of the
+    lease.
     """
 
     now_ms: int
-    queued: Sequence[tuple[str, str]] = ()
+    queued: Sequence[tuple[str, str, int]] = ()
     leased: Sequence[tuple[str, str, int]] = ()
     spent_ms: dict[str, int] = field(default_factory=dict)
 
@@ -185,7 +186,7 @@ class WorkStore(ABC, Generic[R]):
         async def read() -> list[Any]:
             async with bulk.pipeline(transaction=True) as pipe:
                 pipe.time()
-                pipe.zrange(self._queue(base), 0, -1)
+                pipe.zrange(self._queue(base), 0, -1, withscores=True)
                 pipe.zrange(self._leases(base), 0, -1, withscores=True)
                 pipe.hgetall(self._seconds())
                 replies: list[Any] = await pipe.execute()
@@ -194,7 +195,7 @@ class WorkStore(ABC, Generic[R]):
         clock, queued, leased, spent = await self._connection.call(read, BULK_S)
         return Waiting(
             _ms(clock),
-            [path for member in queued if (path := self._path(member)) is not None],
+            [(*path, int(at)) for member, at in queued if (path := self._path(member)) is not None],
             [
                 (*path, int(end))
                 for member, end in leased
@@ -202,6 +203,10 @@ class WorkStore(ABC, Generic[R]):
             ],
             {_text(tenant): int(ms) for tenant, ms in spent.items() if ms.isdigit()},
         )
+
+    async def exists(self, work_id: str) -> bool:
+        """True for an id with any record, also one that cannot be read."""
+        return await self._raw(work_id) is not None
 
     async def drop(self, base: str, tenant: str, work_id: str) -> None:
         """Take an entry without a valid record out of queue and leases."""

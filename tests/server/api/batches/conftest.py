@@ -25,8 +25,8 @@ KEYS = {
 class Model:
     """The route of chats. answers: by the text of the message, a status and a code.
 
-    hold: clear it, and answers wait; hold_after: it is cleared after so many questions. asked: how
-    often each text was asked.
+    hold: clear it, and answers wait; hold_after: it is cleared after so many questions. pause_s:
+    time of an answer. asked: how often each text was asked.
     """
 
     def __init__(self) -> None:
@@ -35,6 +35,7 @@ class Model:
         self.hold.set()
         self.asked: Counter[str] = Counter()
         self.hold_after = -1
+        self.pause_s = 0.0
         self.running = self.most = 0
 
     async def __call__(self, request: Request):
@@ -47,7 +48,7 @@ class Model:
             self.hold.clear()
         try:
             await self.hold.wait()
-            await asyncio.sleep(0)
+            await asyncio.sleep(self.pause_s)
         finally:
             self.running -= 1
         if word in self.answers:

@@ -282,6 +282,11 @@ async def test_the_time_of_a_line_is_none_of_a_split_version_either(api):
         figures = {"prompt_tokens": 0, "completion_tokens": 0, "cached_tokens": 0, "ttft_s": 1.0}
         meter.request_finished("m", caller=caller, outcome="stop", **figures)
     assert seen == [1.0, None]
+    known = list(api.state.versions.seconds.collect()[0].samples)
+    api.state.versions.answered(arm, 200, None)
+    assert list(api.state.versions.seconds.collect()[0].samples) == known
+    batch = await created(api, [asked("a")])
+    assert (await ended(api, batch.id)).status == "completed"
 
 
 async def test_lines_take_a_quarter_while_live_requests_run(start, model):

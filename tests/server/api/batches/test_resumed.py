@@ -10,7 +10,6 @@ import msgspec
 import pytest
 from bmt_server.api.batches import files, line_queue, run
 from bmt_server.api.batches.answer import _one_line
-from bmt_server.api.batches.lines import Lines
 from bmt_server.errors import BlobsDown, Conflict
 from bmt_server.registry.batches import transitions
 from bmt_server.registry.connection import end_task
@@ -267,15 +266,15 @@ async def test_parts_that_a_dead_server_left_go_with_the_next_batch(start, model
 
 async def test_a_line_whose_answer_could_not_be_taken_is_asked_again(start, model, monkeypatch):
     monkeypatch.setattr(line_queue, "_FAULT_S", 0.1)
-    custom_id, failed = Lines.custom_id, []
+    row, failed = line_queue.answered_row, []
 
-    def fails_once(self, index):
+    def fails_once(batch, index, *rest):
         if not failed:
             failed.append(index)
             raise OSError(5, "Input/output error")
-        return custom_id(self, index)
+        return row(batch, index, *rest)
 
-    monkeypatch.setattr(Lines, "custom_id", fails_once)
+    monkeypatch.setattr(line_queue, "answered_row", fails_once)
     async with start("a", model) as api:
         await check(api, (await created(api, lines())).id)
     assert (len(failed), model.asked.total()) == (1, len(WORDS) + 1)

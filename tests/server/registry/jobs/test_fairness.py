@@ -32,7 +32,7 @@ class Simulation:
             least = least_ms(self.waiting(), tenant)
             self.spent[tenant] = max(self.spent.get(tenant, 0), least)
             self.number += 1
-            self.queue.append((tenant, f"{self.number:04d}"))
+            self.queue.append((tenant, f"{self.number:04d}", self.now // 1000))
 
     def run(self, until_ms, done=lambda: False):
         while self.now < until_ms and not done():
@@ -40,7 +40,7 @@ class Simulation:
                 chosen = next_job(self.waiting())
                 if chosen is None:
                     break
-                self.queue.remove(chosen)
+                self.queue = [one for one in self.queue if one[:2] != chosen]
                 length = int(1000 * self.seconds[chosen[0]] * self.random.uniform(0.5, 1.5))
                 self.running.append((*chosen, self.now, self.now + length))
             if not self.running:
@@ -78,7 +78,7 @@ def test_a_tenant_that_was_away_saves_up_no_time():
 
 def test_jobs_whose_worker_is_gone_come_first():
     waiting = Waiting(
-        100, [("a", "1")], [("b", "2", 99), ("b", "3", 98), ("b", "4", 101)], {"b": 10**9}
+        100, [("a", "1", 0)], [("b", "2", 99), ("b", "3", 98), ("b", "4", 101)], {"b": 10**9}
     )
     assert next_job(waiting) == ("b", "3")
 
