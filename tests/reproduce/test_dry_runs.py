@@ -16,7 +16,7 @@ from reproduce.catalog import Comparison
 from tests.support.training.display import quiet
 
 # Their methods, forms and measurements are those of other entries, on the other architecture.
-LONG = ("table2-qwen", "table6", "figure3-qwen")
+LONG = ("table2-qwen", "table6", "figure3-qwen", "small-tasks-grpo", "small-tasks-sdft")
 COMPARISONS = [
     pytest.param(e, id=e.name, marks=[pytest.mark.operate] if e.name in LONG else [])
     for e in catalog.entries()

@@ -94,6 +94,14 @@ class BatchRun:
 
     async def _run(self, stack: ExitStack) -> None:
         cache_dir = self._parts.settings.cache_dir
+        batch = self._batch
+        runs = batch.state == "in_progress" and batch.ending is None
+        if runs and time.time() < batch.expires_at:
+            # Before all of its files are read for nothing.
+            await self._look_for_place(batch.completed + batch.failed < batch.total)
+            if self._stop == "full":
+                await self._wait_for_quota()
+                return
         await self._load(stack.enter_context(scratch_file(cache_dir)))
         if self._batch.state == "validating" and not await self._validate():
             return
@@ -151,7 +159,6 @@ class BatchRun:
             queue = LineQueue(parts, self._app, self._batch, lines, set(done.rows), self._fail)
             self._queue = queue
             try:
-                await self._look_for_place(queue)
                 await self._drive(queue)
             finally:
                 await queue.close()
@@ -162,11 +169,7 @@ class BatchRun:
             await self._release()
             return
         if self._stop == "full":
-            await self._wait_for_place(
-                f"tenant {self._batch.tenant!r} has no place for further answers; delete files, or "
-                "ask the operator for more",
-                _NO_PLACE_S,
-            )
+            await self._wait_for_quota()
             return
         ending: Ending = "completed"
         if self._stop in ("expired", "cancelled", "failed"):
@@ -196,20 +199,28 @@ class BatchRun:
                 flushed = now
                 with contextlib.suppress(ApiError):
                     await self._flush(queue)
-                    await self._look_for_place(queue)
+                    await self._look_for_place(queue.open)
         if self._stop in ("released", "full"):
             await queue.drain()
 
-    async def _look_for_place(self, queue: LineQueue) -> None:
+    async def _look_for_place(self, more: bool) -> None:
         """Let no further line begin if the tenant's quota does not have the answers' bytes.
 
-        Each batch looks at its own answers: several at a time may pass the quota once each.
+        more: if some lines have no answer. Each batch looks at its own answers: several at a time
+        may pass the quota once each.
         """
         with contextlib.suppress(ApiError):
             left = await self._parts.files.left(self._batch.tenant)
             full = left is not None and left <= self._batch.part_bytes
-            if full and queue.open and self._stop is None:
+            if full and more and self._stop is None:
                 self._stop = "full"
+
+    async def _wait_for_quota(self) -> None:
+        await self._wait_for_place(
+            f"tenant {self._batch.tenant!r} has no place for further answers; delete files, or ask "
+            "the operator for more",
+            _NO_PLACE_S,
+        )
 
     async def _wait_for_place(self, message: str, pause_s: float) -> None:
         """Give the batch back until then, with an error that its tenant sees."""

@@ -81,6 +81,22 @@ async def test_answers_without_a_place_wait_for_one(start, model, monkeypatch):
         assert set(model.asked.values()) == {1}
 
 
+async def test_a_batch_without_a_place_ends_with_its_window(start, model, monkeypatch):
+    monkeypatch.setattr(run, "_NO_PLACE_S", 0.3)
+    model.pause_s = 0.02
+    many = [line(f"w{n}") for n in range(60)]
+    async with start("a", model, batch_sequences=2, tenant_files_bytes=16_000) as api:
+        batch = await created(api, many)
+        while not (await until(api, batch.id, "in_progress")).errors:
+            await asyncio.sleep(0.02)
+        late = time.time() + 100_000
+        monkeypatch.setattr(run.time, "time", lambda: late)
+        async with asyncio.timeout(10):
+            while not (await api.state.batches.find(batch.id)).ending:
+                await asyncio.sleep(0.05)
+        assert (await api.state.batches.find(batch.id)).ending == "expired"
+
+
 @pytest.mark.parametrize("late", ["fails", "arrives"])
 async def test_files_of_a_lost_server_are_not_the_batchs(start, model, monkeypatch, late):
     """It still writes when another server ends the batch; what it writes or removes is its own."""
