@@ -65,6 +65,9 @@ def test_a_run_on_a_base_with_zeros_deletes_other_weights_if_they_are_to_be_pick
     _, mask = run(base, tmp_path / "nonzero.bmt", **picks, eta_among="nonzero")
     gates = [weight for name, weight in weights.items() if "gate_proj" in name]
     assert mask.zeros == sum(int(0.1 * (weight != 0).sum()) for weight in gates)
+    # Half of the picks are zeros already, which the start does not delete.
+    _, mask = run(base, tmp_path / "tail.bmt", eta=0.5)
+    assert mask.metadata["init_sparsity"] == mask.sparsity < 0.01
 
 
 @pytest.mark.parametrize("kind", KINDS)
