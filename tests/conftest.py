@@ -120,8 +120,6 @@ def server(
         smol,
         tmp_path_factory.mktemp("served"),
         *("--enforce-eager", "--dtype", "float32", "--max-num-seqs", "32"),
-        # An answer that nothing ends takes minutes up to the model's own 8,192 tokens.
-        *("--max-model-len", "2048"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
         "--enable-prompt-tokens-details",
         *("--otlp-traces-endpoint", collector.endpoint, "--logging-config.formatter", "json"),
