@@ -6,14 +6,17 @@ The reference is transformers in float32 on weights that each format's own libra
 from __future__ import annotations
 
 import bmt_core
+import httpx2
 import pytest
 import torch
+from bmt_client import BmtClient
 from bmt_server.quantization.kinship import compare
 
 from tests.support.engines import run_engine
 from tests.support.masks import random_mask_of
 from tests.support.quantized.copies import quantize
 from tests.support.quantized.reference import log_probabilities, reference
+from tests.support.served import Served
 from tests.support.tiny_model import save_tiny_llama
 
 pytestmark = pytest.mark.engine
@@ -34,7 +37,7 @@ OPERATE = pytest.mark.operate
 TOKENS = 24
 
 
-class Served:
+class Compared:
     """Answers of one engine on a quantized copy, and what they are compared with."""
 
     def __init__(self, folder, kind, dtype, env=None):
@@ -80,7 +83,7 @@ def test_a_mask_of_the_base_on_its_int8_copy(tmp_path):
     Two programs that agree to the last bits of float32 round some input to neighboring codes, so
     the base's own difference is the measure of the mask's.
     """
-    served = Served(tmp_path, "int8", "float32")
+    served = Compared(tmp_path, "int8", "float32")
     found = {}
     for inputs in ("none", "in_place", "corrected"):
         _, base = differences(served.plain, served.expected(None, inputs))
@@ -102,7 +105,7 @@ def test_a_mask_of_the_base_on_its_int8_copy(tmp_path):
 @OPERATE
 @pytest.mark.parametrize("kind", ["int4", "int4 with zeros"])
 def test_a_mask_of_the_base_on_its_copy_in_4_bits(tmp_path, kind):
-    served = Served(tmp_path, kind, "float32")
+    served = Compared(tmp_path, kind, "float32")
     worst, _ = differences(served.plain, served.expected(None))
     masked, _ = differences(served.masked, served.expected(served.mask))
     print(f"\n{kind}: base max {worst:.2e}, mask max {masked:.2e}; {served.changed:.0%} changed")
@@ -113,7 +116,7 @@ def test_a_mask_of_the_base_on_its_copy_in_4_bits(tmp_path, kind):
 @OPERATE
 @pytest.mark.parametrize("kind", ["awq", "gptq", "fp8", "fp8 blocks"])
 def test_a_mask_of_the_base_on_copies_that_vllm_serves_in_16_bits(tmp_path, kind):
-    served = Served(tmp_path, kind, "bfloat16")
+    served = Compared(tmp_path, kind, "bfloat16")
     _, base = differences(served.plain, served.expected(None))
     _, masked = differences(served.masked, served.expected(served.mask))
     _, effect = differences(served.masked, served.plain)
@@ -124,3 +127,41 @@ def test_a_mask_of_the_base_on_copies_that_vllm_serves_in_16_bits(tmp_path, kind
     assert masked <= 1.5 * base
     assert effect > 2 * masked
     assert served.changed > 0.5, "the mask must change most tokens"
+
+
+@OPERATE
+def test_a_server_of_a_copy_takes_masks_of_the_base(tmp_path):
+    """Over HTTP: the same file and digest, the base's fingerprint, and the copy's precision."""
+    base = save_tiny_llama(tmp_path / "base", torch.bfloat16, **SHAPE)
+    copy = quantize(base, tmp_path / "copy", "int8")
+    family = tmp_path / "family.json"
+    compare("base", str(base), {"copy": str(copy)}, print).write(family)
+    mask = random_mask_of(base, 0, sparsity=0.1)
+    bmt_core.save(mask, tmp_path / "m.bmt")
+    flags = ("--enforce-eager", "--family", str(family), "--max-sparsity", "0.2")
+    served = Served(copy, tmp_path, *flags, env={"OMP_NUM_THREADS": "1"})
+    try:
+        with BmtClient(served.url, served.key) as client:
+            assert client.upload(tmp_path / "m.bmt").digest == mask.digest
+            api = client.openai().completions.with_raw_response
+            said = {}
+            for model in ("m", "smol"):
+                answer = api.create(model=model, prompt="abc", max_tokens=TOKENS, temperature=0)
+                assert answer.headers["x-bmt-precision"] == "int8"
+                said[model] = answer.parse().choices[0].text
+        me = httpx2.get(f"{served.url}/v1/me", headers=served.headers).json()
+        assert me["base"]["fingerprint"] == bmt_core.fingerprint(base)
+        assert (me["base"]["precision"], me["base"]["quantized"]) == ("int8", True)
+        (info,) = [name for name in served.metrics() if name.startswith("bmt_base_info")]
+        assert 'precision="int8"' in info
+        assert said["m"] != said["smol"]
+    finally:
+        assert served.stop() in (0, -15), served.log.read_text()[-2000:]
+
+
+@OPERATE
+def test_a_copy_without_its_family_is_refused_before_it_loads(tmp_path):
+    base = save_tiny_llama(tmp_path / "base", torch.bfloat16, **SHAPE)
+    copy = quantize(base, tmp_path / "copy", "int8")
+    with pytest.raises(AssertionError, match="bmt-server family BASE"):
+        Served(copy, tmp_path, "--enforce-eager")

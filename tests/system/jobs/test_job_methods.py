@@ -23,7 +23,7 @@ from tests.support.requests.rows import jsonl, pair, supervised
 from tests.support.scenarios.figures import Figures, scaled
 from tests.support.training.job_place import job_place
 
-pytestmark = [pytest.mark.operate, pytest.mark.engine]
+pytestmark = [pytest.mark.operate, pytest.mark.engine, pytest.mark.timeout(3 * 3600)]
 
 HELD_OUT = scaled(400, 20)
 STEPS = {"supervised": scaled(70, 4), "dpo": scaled(40, 4), "reinforcement": scaled(40, 2)}
