@@ -12,13 +12,14 @@ class Scale:
     """Counts and sizes of one run. FULL takes hours on 2 cores, QUICK ten minutes."""
 
     name: str
-    # Offline engines: pairs of processes, turns within a pair, and the work of one turn. Two
-    # processes of one engine differ by more than two turns of one process.
+    # Offline engines: sets of processes, rounds of short slices in each, and the work of one slice.
+    # Two processes of one engine differ by more than two slices of one process.
     pairs: int
     pairs_eager: int  # in eager mode, which is shown next to the default one
     peer_pairs: int  # of those, how many also run the stock LoRA engines and the checkpoint
     peer_pairs_eager: int
     turns: int
+    peer_turns: int
     prompt_tokens: int
     new_tokens: int
     prefill_tokens: int
@@ -48,13 +49,14 @@ class Scale:
 
 FULL = Scale(
     name="full",
-    pairs=5,
-    pairs_eager=5,
+    pairs=2,
+    pairs_eager=1,
     peer_pairs=1,
     peer_pairs_eager=1,
-    turns=1,
+    turns=30,
+    peer_turns=8,
     prompt_tokens=16,
-    new_tokens=64,
+    new_tokens=16,
     prefill_tokens=2048,
     requests=128,
     request_tokens=32,
@@ -79,9 +81,10 @@ QUICK = Scale(
     pairs_eager=1,
     peer_pairs=1,
     peer_pairs_eager=1,
-    turns=1,
+    turns=2,
+    peer_turns=1,
     prompt_tokens=16,
-    new_tokens=16,
+    new_tokens=8,
     prefill_tokens=512,
     requests=64,
     request_tokens=16,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.harness.contention import own_seconds, rest
+from benchmarks.harness.contention import own_seconds
 from benchmarks.processes.child import Child
 
 Kind = Literal["bare", "masks", "lora"]
@@ -72,8 +72,7 @@ class Engine:
     kernel: str
 
     def run(self, work: Work, seed: int) -> Ran:
-        """Generate once. Raises ChildError."""
-        rest()
+        """Generate once; after another engine's run, `rest` first. Raises ChildError."""
         before = own_seconds(self.child.pid)
         answer = self.child.ask(work.command(seed), TIMEOUT_S)
         return Ran(float(answer["seconds"]), own_seconds(self.child.pid) - before)

@@ -1,23 +1,24 @@
-"""Tokens a second of one offline engine over another's, in turns.
+"""Tokens a second of one offline engine over another's, in rounds of short slices.
 
-Two engine processes live at once and take turns: one works while the other waits in a read. So
-the two runs of a ratio are seconds apart, and which goes first changes from turn to turn. The bare
-engine has a second process that it is compared with in the same way: what that interval leaves
-open, nothing here can tell.
+All engine processes of a comparison live at once and take turns: one works while the others wait in
+a read. A round has one slice of each workload, those of one engine in succession, seconds apart;
+each ratio is of two slices of one round, and the order changes from round to round. The bare engine
+has a second process that it is compared with in the same way: what that interval leaves open,
+nothing here can tell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.harness import inputs
-from benchmarks.harness.contention import Contention
+from benchmarks.harness.contention import Contention, rest
 from benchmarks.harness.environment import WORK, dtype, has_compiler
 from benchmarks.harness.section import Context
 from benchmarks.harness.stats import Estimate, estimate, median
-from benchmarks.processes.engine import Engine, EngineSpec, Work, engines
+from benchmarks.processes.engine import Engine, EngineSpec, Ran, Work, engines
 from benchmarks.report.results import Baseline, Entry, Findings, Table
 from benchmarks.suites.matchups import (
     AGAIN,
@@ -32,8 +33,10 @@ from benchmarks.suites.matchups import (
     peer_contests,
 )
 
-# Seconds of one contest in one pair of processes: of the clock ("bare", "other") and of the CPU
-# ("bare_cpu", "other_cpu"), one value a turn.
+T = TypeVar("T")
+
+# Seconds of one contest in one set of processes: of the clock ("bare", "other") and of the CPU
+# ("bare_cpu", "other_cpu"), one value a round.
 Samples = dict[str, list[float]]
 
 
@@ -50,7 +53,7 @@ def eager(context: Context) -> Findings:
 
 
 def measure(context: Context, *, eager: bool) -> Findings:
-    """All pairs of processes of one mode."""
+    """All sets of processes of one mode."""
     scale = context.scale
     ours, peers = contests(eager=eager), peer_contests(eager=eager)
     found: dict[str, list[Samples]] = {c.id: [] for c in ours + peers}
@@ -61,7 +64,7 @@ def measure(context: Context, *, eager: bool) -> Findings:
     for pair in range(pairs):
         steps = [("masks", ours)] + ([("peers", peers)] if pair < peer_pairs else [])
         for name, wanted in steps:
-            context.say(f"pair of processes {pair + 1} of {pairs}: {name}")
+            context.say(f"set of processes {pair + 1} of {pairs}: {name}")
             raw = context.step(f"{name}-{pair}", _pair, context, wanted, eager, pair)
             for contest in wanted:
                 found[contest.id].append(raw["samples"][contest.id])
@@ -125,9 +128,11 @@ def _pair(context: Context, wanted: Sequence[Contest], eager: bool, pair: int) -
         works = _works(context)
         for contest in wanted:
             for engine in (running["bare"], running[contest.engine]):
+                rest()
                 engine.run(_work(works, contest, engine is running["bare"], warm=True), seed=0)
         contention = Contention()
-        samples = _turns(context.scale.turns, wanted, running, works, pair)
+        rounds = context.scale.turns if running.keys() & {MASKS} else context.scale.peer_turns
+        samples = _rounds(rounds, wanted, running, works, pair)
         return {
             "samples": samples,
             "contention": contention.share(),
@@ -135,27 +140,55 @@ def _pair(context: Context, wanted: Sequence[Contest], eager: bool, pair: int) -
         }
 
 
-def _turns(
-    turns: int,
+def _rounds(
+    rounds: int,
     wanted: Sequence[Contest],
     running: Mapping[str, Engine],
     works: Mapping[str, Work],
     pair: int,
 ) -> dict[str, Samples]:
+    """One slice of each workload a round; the bare engine's is that of all contests of a kind.
+
+    Prefill takes longer and varies less: every third round has it.
+    """
     keys = ("bare", "other", "bare_cpu", "other_cpu")
     samples: dict[str, Samples] = {c.id: {key: [] for key in keys} for c in wanted}
-    count = 0
-    for _ in range(turns):
-        for contest in wanted:
-            count += 1
-            order = ["bare", "other"] if (pair + count) % 2 else ["other", "bare"]
-            for who in order:
-                engine = running["bare" if who == "bare" else contest.engine]
-                work = _work(works, contest, who == "bare")
-                ran = engine.run(work, seed=1000 * pair + count)
-                samples[contest.id][who].append(ran.seconds)
-                samples[contest.id][f"{who}_cpu"].append(ran.cpu_seconds)
+    seed = 1000 * pair
+    for number in range(rounds):
+        own = [c for c in wanted if c.kind == DECODE or number % 3 == 0]
+        slices = _slices(own, works)
+        ran: dict[tuple[str, str], Ran] = {}
+        for engine in _rotated(list(slices), pair + number):
+            rest()
+            for name, work in _rotated(slices[engine], number):
+                seed += 1
+                ran[engine, name] = running[engine].run(work, seed)
+        for contest in own:
+            found = samples[contest.id]
+            pairs = ("bare", ran["bare", contest.kind]), ("other", ran[contest.engine, contest.id])
+            for who, one in pairs:
+                found[who].append(one.seconds)
+                found[f"{who}_cpu"].append(one.cpu_seconds)
     return samples
+
+
+def _slices(
+    wanted: Sequence[Contest], works: Mapping[str, Work]
+) -> dict[str, list[tuple[str, Work]]]:
+    """Work of each engine in one round by name: a kind's for the bare one, a contest's id."""
+    kinds = dict.fromkeys(contest.kind for contest in wanted)
+    slices = {"bare": [(kind, works[kind]) for kind in kinds]}
+    for contest in wanted:
+        work = _work(works, contest, bare=False)
+        slices.setdefault(contest.engine, []).append((contest.id, work))
+    return slices
+
+
+def _rotated(of: Sequence[T], by: int) -> list[T]:
+    """The same in another order, forward and backward in turn: each comes first, each last."""
+    start = (by // 2) % len(of)
+    turned = [*of[start:], *of[:start]]
+    return turned[::-1] if by % 2 else turned
 
 
 def _works(context: Context) -> dict[str, Work]:
@@ -199,6 +232,8 @@ def _findings(
         bare = tokens / median([t for s in pairs for t in s["bare"]])
         other = tokens / median([t for s in pairs for t in s["other"]])
         entries.append(_entry(context, contest, ratio, bare, f"bare vLLM, {mode}"))
+        if contest.engine == AGAIN and contest.kind == DECODE:
+            entries.append(_half_width(context, contest, ratio))
         rows.append(
             (
                 contest.what,
@@ -225,7 +260,7 @@ def _findings(
         "ratio",
         "95 %",
         "by CPU time",
-        "pairs x turns",
+        "sets x rounds",
     )
     table = Table(title=f"Offline, {mode}", header=header, rows=rows, note=note)
     samples = {"contention": list(contention), **found}
@@ -244,4 +279,16 @@ def _entry(context: Context, contest: Contest, ratio: Estimate, bare: float, wha
         Baseline(what=what, value=round(bare, 1), unit="tokens/s"),
         context.command,
         note=contest.what,
+    )
+
+
+def _half_width(context: Context, contest: Contest, ratio: Estimate) -> Entry:
+    """What the method leaves open: half of the interval of one engine against itself."""
+    return Entry(
+        id=f"{contest.id}_half_width",
+        value=round((ratio.high - ratio.low) / 2, 4),
+        unit="ratio of tokens/s",
+        baseline=Baseline(what=contest.id, value=round(ratio.value, 4), unit="ratio"),
+        command=context.command,
+        note="half of the 95 % interval",
     )
