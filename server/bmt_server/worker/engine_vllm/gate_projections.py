@@ -55,7 +55,10 @@ class MaskedLinearMethod(LinearMethodBase):
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         y: torch.Tensor = self.inner.apply(layer, x, bias)
-        self.masked_delta(y, x)
+        if x.dim() == 2:
+            self.masked_delta(y, x)
+        else:  # vLLM's models of transformers' code keep a batch of one before the tokens
+            self.masked_delta(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]))
         return y
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from bmt_server.settings import Settings
 from bmt_server.worker.engine_vllm.gate_projections import (
+    MaskedLinearMethod,
     UnsupportedModelError,
     check_names,
     checkpoint_names,
@@ -15,8 +16,12 @@ from bmt_server.worker.engine_vllm.gate_projections import (
     gate_layer,
     keep_base_rows,
 )
+from bmt_server.worker.kernels.masked_delta import op_for
+from bmt_server.worker.runtime import MaskRuntime
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.models.utils import WeightsMapper
+
+from tests.support.worker import COLS, MIXES, gates, laid_out, random_mask
 
 R, K = 6, 4
 
@@ -134,3 +139,30 @@ def test_settings_carry_the_names_of_rows_to_the_workers():
     gates = {"model.layers.0.mlp.gate_up_proj.weight[0:8]": (8, 4)}
     settings = Settings(model_id="m", model_path="/m", fingerprint="ab" * 32, gates=gates)
     assert Settings.from_json(settings.to_json()).gates == gates
+
+
+class Product:
+    """vLLM's product of a layer whose weight is the gate alone."""
+
+    def apply(self, layer, x, bias):
+        return torch.nn.functional.linear(x, layer)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_batch_of_one_before_the_tokens_gets_the_masks_of_the_tokens(
+    tmp_path, monkeypatch, compiled
+):
+    """vLLM's models of transformers' code pass [1, T, K]: the delta is that of [T, K]."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    (gate,) = gates(1)
+    runtime = MaskRuntime([gate], "delta", 1 << 20)
+    for i in (1, 2):
+        runtime.add(i, f"m{i}", laid_out(random_mask(i, layers=1), tmp_path))
+    runtime.begin_step(MIXES["with base"](5, 2))
+    method = MaskedLinearMethod(Product(), op_for(torch.device("cpu"), *runtime.handles()))
+    apply = torch.compile(method.apply) if compiled else method.apply
+    x = torch.randn(5, COLS)
+    with torch.inference_mode():
+        flat, batched = method.apply(gate.base, x), apply(gate.base, x[None])
+    assert not torch.equal(flat, x @ gate.base.T)
+    torch.testing.assert_close(batched, flat[None])
