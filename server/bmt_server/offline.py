@@ -36,6 +36,7 @@ from bmt_server.settings import MaskMode, Settings, SettingsError
 from bmt_server.vllm_integration import cpu_environment, engine_flags, plugin, process_lifetime
 from bmt_server.vllm_integration.checkpoint import checkpoint_folder, load_format, served_gates
 from bmt_server.vllm_integration.platform_limits import eager_reason, float32_reason
+from bmt_server.vllm_integration.start.missing_parts import check_parts
 from bmt_server.vllm_integration.start.quantized_bases import check_quantized
 from bmt_server.vllm_integration.unsupported_flags import check, count_drafts
 from bmt_server.vllm_integration.versions.check import check_version
@@ -61,6 +62,8 @@ def masked_llm(
     family: of a quantized model, the manifest of `bmt-server family` by which masks of the 16-bit
     checkpoint are its own.
 
+    Towers that read images are loaded only with vLLM's `limit_mm_per_prompt`.
+
     Raises ModelNotFoundError, SettingsError for a checkpoint without gates that masks can act on,
     for a setting out of bounds and for a second base model in one process, UnsupportedFlagError for
     an option that masks cannot work with, VllmVersionError for a vLLM that masks cannot use,
@@ -72,7 +75,10 @@ def masked_llm(
     check(given, offline=True, defaults=_defaults())
     count_drafts(given)
     options = {**vars(given), "enable_lora": True}
+    if not options.get("limit_mm_per_prompt"):
+        options = {**engine_flags.TEXT_ONLY, **options}
     path = checkpoint_folder(model, options.get("revision"))
+    check_parts(path)
     gates = served_gates(path)
     check_quantized(path, gates, mode=mask_mode, dtype=str(options.get("dtype", "auto")))
     identity = identify(path, gates.precision, quantized=gates.quantized, family=family)

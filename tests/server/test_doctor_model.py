@@ -6,19 +6,26 @@ import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from bmt_core.gates.geometry import quantized_gates
+from bmt_core.optional_packages import unusable
+from bmt_core.optional_packages.unusable import CHILD_ENV
 from bmt_server.cli import doctor, doctor_model
 from bmt_server.settings import SettingsError
 from bmt_server.vllm_integration import cpu_environment
 from bmt_server.vllm_integration.checkpoint import served_gates
+from bmt_server.vllm_integration.start import missing_parts
+from bmt_server.vllm_integration.start.missing_parts import hint
+from bmt_trainer.models import architecture_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.support.tiny_model import save_tiny_llama
 from tests.support.training.architectures import small_config
+from tools.models.configurations import tiny
 
 
 @pytest.fixture
@@ -99,7 +106,9 @@ def test_a_dense_model_is_served(dense):
     shapes = gates.shapes
     assert (gates.precision, gates.quantized) == ("fp32", False)
     rows, columns = next(iter(shapes.values()))
-    assert found["Gates"].value.startswith(f"{len(shapes)} of {rows} x {columns}; ")
+    assert found["Gates"].value.startswith(
+        f"{len(shapes)} of {rows} x {columns}, in layers 0 to 1; "
+    )
     assert f"{len(shapes) * rows * columns:,} weights" in found["Gates"].value
     assert "MiB in a worker" in found["Masks"].value
 
@@ -286,6 +295,45 @@ def test_a_configuration_that_would_quantize_plain_gates_is_refused(dense, ignor
         return
     with pytest.raises(SettingsError, match="would quantize the gate projections"):
         served_gates(str(dense))
+
+
+@pytest.fixture
+def of_text_and_images(tmp_path):
+    """A checkpoint of a family whose class in vLLM imports torchvision."""
+    config = tiny("gemma3")
+    folder = tmp_path / "gemma3"
+    architecture_of(config).from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.found
+def test_a_class_that_imports_what_is_absent_is_one_line_before_a_weight_is_loaded(
+    of_text_and_images, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    monkeypatch.setenv(CHILD_ENV, "torchvision")
+    monkeypatch.setenv("PYTHONPATH", str(Path(unusable.__file__).with_name("child")))
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    found = verdicts(of_text_and_images)
+    line = found["Its class in vLLM"].value
+    assert found["Its class in vLLM"].verdict == "fail"
+    assert "Gemma3ForConditionalGeneration imports torchvision, which is" in line
+    assert "pip install --force-reinstall --no-deps torchvision==0." in line
+    assert "\n" not in line
+    # A start that fails later, as where vLLM's cache knows the class, has the fix too.
+    assert "pip install" in hint("the engine did not start: No module named 'torchvision'")
+    assert hint("the engine did not start: no memory") == "the engine did not start: no memory"
+
+
+def test_a_tower_is_left_alone(of_text_and_images, monkeypatch):
+    monkeypatch.setattr(missing_parts, "check_parts", lambda folder: None)
+    found = verdicts(of_text_and_images)
+    assert found["Gates"].value.startswith("4 of 48 x 32, in layers 0 to 3; ")
+    towers = found["Towers"].value
+    assert "vision_tower" in towers
+    assert "multi_modal_projector" in towers
+    assert "language_model" not in towers
+    assert "left alone by masks and not loaded" in towers
 
 
 @pytest.mark.found

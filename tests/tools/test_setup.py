@@ -78,6 +78,34 @@ def test_no_build_anywhere_is_an_error(setup, monkeypatch):
         setup.install_cpu_torch()
 
 
+UNFIT = "RuntimeError: operator torchvision::nms does not exist"
+
+
+@pytest.mark.parametrize(
+    ("states", "reached", "kept"),
+    [([""], True, True), ([UNFIT, ""], True, True), ([UNFIT, UNFIT], True, False)]
+    + [([UNFIT], False, False)],
+    ids=["it fits", "PyTorch's fits", "none fits", "PyTorch's index is out of reach"],
+)
+def test_an_image_library_stays_where_a_build_fits(
+    setup, monkeypatch, capsys, states, reached, kept
+):
+    runs, states = [], iter(states)
+
+    def step(what, command):
+        runs.append(command)
+        if not reached and "--index-url" in command:
+            raise setup.SetupError(what)
+
+    monkeypatch.setattr(setup, "unusable", lambda name: next(states))
+    monkeypatch.setattr(setup, "version", lambda name: "0.28.0+cu130")
+    monkeypatch.setattr(setup, "step", step)
+    setup.fit_vision()
+    assert all("torchvision==0.28.0" in c for c in runs if "--index-url" in c)
+    assert any("uninstall" in c for c in runs) != kept
+    assert ("torchvision is left out: no build fits" in capsys.readouterr().out) != kept
+
+
 def test_a_second_run_does_nothing(setup, monkeypatch):
     monkeypatch.setenv("BMT_DEVICE", "cpu")
     runs = []

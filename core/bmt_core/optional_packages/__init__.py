@@ -1,5 +1,11 @@
 """Optional packages of other libraries that are installed and cannot be imported."""
 
-from bmt_core.optional_packages.unusable import TORCH_PARTS, Unusable, fix, leave_out
+from bmt_core.optional_packages.unusable import (
+    TORCH_PARTS,
+    Unusable,
+    fix,
+    fix_torchvision,
+    leave_out,
+)
 
-__all__ = ["TORCH_PARTS", "Unusable", "fix", "leave_out"]
+__all__ = ["TORCH_PARTS", "Unusable", "fix", "fix_torchvision", "leave_out"]

@@ -14,6 +14,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,12 +66,30 @@ def fix(found: Sequence[Unusable]) -> str:
         one.name if one.version == _UNKNOWN else f"{one.name}=={one.version.partition('+')[0]}"
         for one in found
     )
-    command = f"pip install --force-reinstall --no-deps {packages}"
-    build = (
-        _version("torch").partition("+")[2]
-        or getattr(sys.modules.get("torch"), "__version__", "").partition("+")[2]
-    )
-    return command + (f" --index-url https://download.pytorch.org/whl/{build}" if build else "")
+    return f"pip install --force-reinstall --no-deps {packages}{_index()}"
+
+
+def fix_torchvision() -> str:
+    """The pip command that installs the build of torchvision for the torch that is there.
+
+    torchvision 0.N+15 is built for torch 2.N, up to the last number.
+    """
+    found = re.match(r"2\.(\d+)\.(\d+)", _torch())
+    version = f"==0.{int(found[1]) + 15}.{found[2]}" if found else ""
+    return f"pip install --force-reinstall --no-deps torchvision{version}{_index()}"
+
+
+def _index() -> str:
+    """The option for PyTorch's index of builds like the installed torch; empty if it has none."""
+    build = _torch().partition("+")[2]
+    return f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
+
+
+def _torch() -> str:
+    version = _version("torch")
+    if "+" in version:
+        return version
+    return getattr(sys.modules.get("torch"), "__version__", version)
 
 
 def _remove(name: str) -> None:

@@ -138,7 +138,7 @@ def _engine() -> Iterator[Finding]:
             "Parts of vLLM",
             "warn",
             f"left out: {', '.join(map(str, left_out))}",
-            f"models of text need none; {fix(left_out)}",
+            f"most models of text need none; {fix(left_out)}",
         )
     yield Finding("GPU", "ok", gpu)
     installed = None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import bmt_core
 from bmt_core.checkpoint_files import weight_files
-from bmt_core.gates.geometry import has_expert_gates
+from bmt_core.fingerprint import checkpoint_types
+from bmt_core.gates.geometry import has_expert_gates, in_tower
 
 from bmt_server.cli.finding import Finding
 from bmt_server.settings import Settings, SettingsError
@@ -18,6 +20,7 @@ from bmt_server.settings import Settings, SettingsError
 _SPARSITY = 0.005
 # Bytes in a worker's memory of a zero with its 16-bit weight, and of a row's end.
 _ZERO_BYTES, _ROW_BYTES = 4, 2
+_LAYER = re.compile(r"(?:^|\.)layers\.([0-9]{1,9})\.")
 _INDEX = "model.safetensors.index.json"
 
 
@@ -37,7 +40,12 @@ def findings(model: str) -> Iterator[Finding]:
         return
     yield _architecture(folder)
     from bmt_server.vllm_integration.checkpoint import served_gates
+    from bmt_server.vllm_integration.start.missing_parts import check_parts
 
+    try:
+        check_parts(str(folder))
+    except SettingsError as error:
+        yield Finding("Its class in vLLM", "fail", str(error))
     if missing := _missing_shards(folder):
         yield Finding(
             "Gates",
@@ -53,6 +61,12 @@ def findings(model: str) -> Iterator[Finding]:
         return
     shapes = gates.shapes
     yield Finding("Gates", "ok", _shapes(shapes))
+    if towers := _towers(folder):
+        yield Finding(
+            "Towers",
+            "ok",
+            f"{', '.join(towers)}: left alone by masks and not loaded, for requests are text only",
+        )
     if gates.quantized:
         yield _quantized(folder, gates)
     if has_expert_gates(folder):
@@ -121,7 +135,32 @@ def _shapes(gates: Mapping[str, tuple[int, int]]) -> str:
     for shape in gates.values():
         counts[shape] = counts.get(shape, 0) + 1
     shapes = ", ".join(f"{n} of {rows} x {columns}" for (rows, columns), n in counts.items())
-    return f"{shapes}; {_weights_of(gates):,} weights that masks may delete"
+    return f"{shapes}{_layers(gates)}; {_weights_of(gates):,} weights that masks may delete"
+
+
+def _layers(gates: Iterable[str]) -> str:
+    """The numbers of the layers that have these gates, as ranges."""
+    found = (_LAYER.search(name) for name in gates)
+    numbers = sorted({int(match[1]) for match in found if match})
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    said = ", ".join(f"{a} to {b}" if a != b else str(a) for a, b in ranges)
+    return f", in layers {said}" if said else ""
+
+
+def _towers(folder: Path) -> list[str]:
+    """Modules of a checkpoint that read images or sound, or join what does to the text model."""
+    towers: dict[str, None] = {}
+    for name in checkpoint_types(folder):
+        parts = name.split(".")
+        heads = (".".join(parts[: i + 1]) for i in range(len(parts)))
+        if tower := next(filter(in_tower, heads), None):
+            towers[tower] = None
+    return list(towers)
 
 
 def _quantized(folder: Path, gates: Any) -> Finding:

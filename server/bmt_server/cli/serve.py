@@ -154,7 +154,7 @@ def _leave_out_parts() -> None:
     if found := leave_out():
         say(
             f"warning: left out, because they cannot be imported: {', '.join(map(str, found))}; "
-            f"models of text need none of them; to mend: {fix(found)}"
+            f"most models of text need none of them; to mend: {fix(found)}"
         )
 
 
@@ -164,6 +164,7 @@ def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
 
     from bmt_server.vllm_integration.checkpoint import checkpoint_folder, load_format
     from bmt_server.vllm_integration.platform_limits import eager_reason, float32_reason
+    from bmt_server.vllm_integration.start.missing_parts import check_parts
     from bmt_server.vllm_integration.start.parsers import check_parsers
     from bmt_server.vllm_integration.structured_outputs import (
         STRICT_TOOLS_ENV,
@@ -185,6 +186,7 @@ def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
     args.root_path = checked_root_path(args.root_path)
     count_drafts(args)
     args.model_tag = args.model = checkpoint_folder(model, args.revision)
+    check_parts(args.model)
     args.load_format = load_format(args.model, args.load_format)
     if args.model != model and not args.served_model_name:
         args.served_model_name = [model]
@@ -194,6 +196,7 @@ def _parse_vllm_flags(model: str, flags: Sequence[str]) -> Namespace:
         # Forced tools are JSON schemas then, which every backend can do.
         os.environ.setdefault(STRICT_TOOLS_ENV, "0")
     args.enable_lora = True
+    vars(args).update(engine_flags.TEXT_ONLY)
     args.middleware = [*args.middleware, MIDDLEWARE]
     # The middleware logs each request with its key and mask (`api/access_log.py`).
     args.disable_uvicorn_access_log = True
@@ -310,12 +313,13 @@ def _run_vllm(settings: Settings, args: Namespace) -> None:
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
     from bmt_server.vllm_integration.start.failures import cause
+    from bmt_server.vllm_integration.start.missing_parts import hint
 
     try:
         ServeSubcommand.cmd(args)
     except Exception as error:
         if reason := cause(error, settings.stats_dir):
-            raise SettingsError(reason) from error
+            raise SettingsError(hint(reason)) from error
         raise
     # vLLM returns normally when the engine dies.
     if process_context().engine_died.is_set():

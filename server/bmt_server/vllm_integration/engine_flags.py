@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from bmt_server.settings import MaskMode
 
+#: No request has an image (`api/request_limits.py`), so towers that read them are not loaded.
+TEXT_ONLY: Mapping[str, Any] = MappingProxyType({"language_model_only": True})
 SCHEDULER = "bmt_server.scheduler.scheduler.exclusive_scheduler"
 
 

@@ -69,6 +69,23 @@ def test_the_fix_of_a_package_without_metadata_names_no_version(packages):
     assert "==" not in said[1]
 
 
+@pytest.mark.parametrize(
+    ("torch", "package"),
+    [
+        ("2.13.0+cpu", "torchvision==0.28.0 --index-url https://download.pytorch.org/whl/cpu"),
+        ("2.14.1", "torchvision==0.29.1"),
+        ("3.0.0a1", "torchvision"),
+    ],
+)
+def test_the_fix_of_an_absent_torchvision_is_the_release_for_this_torch(packages, torch, package):
+    info = packages / "torch.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {torch}\n")
+    code = "from bmt_core.optional_packages import fix_torchvision; print(fix_torchvision())"
+    said = run(packages, code).strip()
+    assert said == f"pip install --force-reinstall --no-deps {package}"
+
+
 def test_libraries_find_it_absent(packages):
     code = LEAVE_OUT + "import sys; print([m for m in sys.modules if 'badpart' in m])\n"
     said = run(packages, code + LOOK.replace("sys.argv[1:]", "['goodpart', 'badpart']"))

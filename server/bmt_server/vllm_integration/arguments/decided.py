@@ -10,7 +10,7 @@ from __future__ import annotations
 OURS = frozenset(
     (
         *("help", "model_tag", "model", "config", "middleware", "disable_uvicorn_access_log"),
-        *("chat_template", "shutdown_timeout", "max_num_queued_reqs"),
+        *("chat_template", "shutdown_timeout", "max_num_queued_reqs", "language_model_only"),
         *("_api_process_count", "_api_process_rank"),
     )
 )
@@ -111,7 +111,7 @@ IRRELEVANT = frozenset(
         *("mamba_cache_dtype", "mamba_ssm_cache_dtype", "mamba_block_size"),
         *("mamba_config", "enable_mm_processor_stats"),
         *("mamba_cache_mode", "enable_mamba_shared_prefix_checkpoint"),
-        *("replayssm_buffer_len", "use_replayssm", "language_model_only"),
+        *("replayssm_buffer_len", "use_replayssm"),
         *("limit_mm_per_prompt", "enable_mm_embeds", "media_io_kwargs", "mm_processor_kwargs"),
         *("mm_processor_cache_gb", "mm_processor_cache_type", "mm_hasher_algorithm"),
         *("mm_shm_cache_max_object_size_mb", "mm_encoder_only", "mm_encoder_tp_mode"),
