@@ -32,8 +32,11 @@ How a row came about:
   learnt, and no released weights were loaded: *yes* is about the architecture.
 - **Server**: vLLM {vllm} loaded a tiny random checkpoint, and each gate that the worker found
   there equals the checkpoint's tensor of that name. *Not tried* means that this vLLM did not load
-  the tiny checkpoint; the reason is its own, and often one of vLLM's build for CPUs, which comes
-  without torchvision.
+  the tiny checkpoint; the reason is its own. Towers of images and sound were not loaded, as by
+  `bmt-server serve`. vLLM's classes of some families import torchvision; these were tried with its
+  Python code alone, because PyPI's build has operators for CUDA. A server needs the build for its
+  torch, which `make setup` takes from PyTorch's index; without one `bmt-server serve` and
+  `bmt-server doctor MODEL` name it.
 - *By rows*: the checkpoint stores gate and up projection as one tensor; masks take
   [the gate's rows](../reference/format.md#rows-of-a-tensor).
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
+from tools.models.image_library import environment
 from tools.models.trainer import trial
 
 OUTCOMES = Path(__file__).with_name("outcomes.json")
@@ -65,7 +67,8 @@ def served(kinds: list[str]) -> dict[str, dict[str, Any]]:
         out = Path(scratch) / "out.json"
         command = [sys.executable, "-m", "tools.models.server", str(out), *kinds]
         try:
-            subprocess.run(command, cwd=ROOT, check=False, timeout=_SERVER_S)
+            env = {**os.environ, **environment()}
+            subprocess.run(command, cwd=ROOT, check=False, timeout=_SERVER_S, env=env)
         except subprocess.TimeoutExpired:
             print("vLLM: not all in time", file=sys.stderr)
         found: dict[str, dict[str, Any]] = json.loads(out.read_text()) if out.exists() else {}

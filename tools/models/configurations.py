@@ -73,13 +73,24 @@ _SIZES: dict[str, Any] = {
     "depth": 2,
     "out_hidden_size": 32,
 }
+# Of heads that vLLM's attention has kernels for.
+ENGINE_SIZES: dict[str, int] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+}
 # Lists with an entry for each layer.
 _PER_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types")
 
 # Families whose rotary embedding has sections for time, height and width.
 _SEVERAL_AXES = ("glm4v", "glm46v", "glm_ocr", "glmga", "qwen2_5_vl", "paddleocr_vl")
 
-# What the sizes above leave in contradiction.
+# Those of them that rotate half of a head, as their checkpoints say and their defaults do not.
+_HALF_ROTATED = ("glm4v", "glm_ocr")
+
+# What the sizes above leave in contradiction, and parts that a default lacks.
 _OWN: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
@@ -88,6 +99,12 @@ _OWN: dict[str, dict[str, Any]] = {
     "youtu": {"head_dim": 4},
     "lfm2_moe": {"layer_types": ["full_attention"] * LAYERS},
     "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
+    "gemma4": {
+        "vision_config": {
+            **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 8},
+            **{"num_attention_heads": 4, "num_key_value_heads": 4},
+        }
+    },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
 }
 
@@ -105,6 +122,8 @@ def tiny(kind: str, **sizes: int) -> PretrainedConfig:
             if isinstance(value, list) and len(value) > LAYERS:
                 setattr(part, name, value[:LAYERS])
     if kind in _SEVERAL_AXES:
+        if kind in _HALF_ROTATED:
+            config.get_text_config().rope_parameters["partial_rotary_factor"] = 0.5
         _fit_sections(config.get_text_config())
     return config
 

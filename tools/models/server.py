@@ -9,9 +9,11 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +22,7 @@ import bmt_core
 import torch
 from bmt_core.gates.rows import Rows
 from bmt_server.settings import Settings
+from bmt_server.vllm_integration.engine_flags import TEXT_ONLY
 from bmt_server.worker.engine_vllm.gate_projections import (
     UnsupportedModelError,
     check_names,
@@ -36,47 +39,49 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.model_loader import get_model
 from vllm.model_executor.models import registry
 
-from tools.models.configurations import tiny
-
-# vLLM's attention has kernels for some sizes of heads.
-_SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-}
+from tools.models.configurations import ENGINE_SIZES, tiny
+from tools.models.processors import write_processors
 
 
-def trial(kind: str) -> dict[str, Any]:
-    """The outcome for one `model_type`: `serves`, None if untried, and the reason if not True."""
-    with TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+def trials(kinds: list[str], scratch: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The outcome of each `model_type`: `serves`, None if untried, and the reason if not True.
+
+    All checkpoints are written first, for vLLM changes classes of transformers that it runs.
+    """
+    unwritten: dict[str, Exception] = {}
+    for kind in kinds:
         try:
-            _write(kind, folder)
-            model = _load(folder)
-        except Exception as error:  # whatever a configuration's, or vLLM's, code raises
-            return {"serves": None, "reason": _reason(error, folder)}
+            _write(kind, scratch / kind)
+        except Exception as error:  # whatever a configuration's code raises
+            unwritten[kind] = error
+    for kind in kinds:
+        folder = scratch / kind
+        if kind in unwritten:
+            yield kind, {"serves": None, "reason": _reason(unwritten[kind], folder)}
+            continue
         try:
-            return _compare(model, folder)
-        except Exception as error:
-            return {"serves": None, "reason": _reason(error, folder)}
+            found = _compare(_load(folder), folder)
+        except Exception as error:  # whatever vLLM's code raises
+            found = {"serves": None, "reason": _reason(error, folder)}
+        yield kind, found
 
 
 def _write(kind: str, folder: Path) -> None:
     torch.manual_seed(0)
-    config = tiny(kind, **_SIZES)
+    config = tiny(kind, **ENGINE_SIZES)
     architecture_of(config).from_config(config, dtype=torch.float32).save_pretrained(folder)
+    # Of some, no such files can be made of defaults; vLLM says then what it lacks.
+    with contextlib.suppress(Exception):
+        write_processors(kind, folder)
 
 
 def _load(folder: Path) -> torch.nn.Module:
     arguments = EngineArgs(
         model=str(folder),
-        skip_tokenizer_init=True,
         enforce_eager=True,
         dtype="float32",
         max_model_len=32,
-        limit_mm_per_prompt={"image": 0, "video": 0, "audio": 0},
+        **TEXT_ONLY,
     )
     config = arguments.create_engine_config()
     with set_current_vllm_config(config):
@@ -133,9 +138,10 @@ def main() -> None:
     # vLLM's loader frees an accelerator's memory; its CPU runner replaces the call too.
     torch.accelerator.empty_cache = lambda: None
     found: dict[str, Any] = {}
-    for kind in kinds:
-        found[kind] = trial(kind)
-        out.write_text(json.dumps(found))
+    with TemporaryDirectory() as scratch:
+        for kind, outcome in trials(kinds, Path(scratch)):
+            found[kind] = outcome
+            out.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

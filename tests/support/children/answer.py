@@ -10,7 +10,7 @@ from typing import Any
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
-    options = dict(max_num_seqs=64, max_model_len=256, seed=0, **job.get("options", {}))
+    options = {"max_num_seqs": 64, "max_model_len": 256, "seed": 0, **job.get("options", {})}
     if job.get("mode"):
         from bmt_server.offline import mask_request, masked_llm
 
