@@ -205,6 +205,10 @@ def test_what_this_host_cannot_serve_is_refused_before_it_is_loaded(
     with pytest.raises(SettingsError, match="--dtype is float32"):
         check_quantized(awq, served_gates(awq), mode="auto", dtype="float32")
 
+    int4 = str(quantize(base, tmp_path / "int4", "int4"))
+    with pytest.raises(SettingsError, match="computes in 16 bits alone, and --dtype is float32"):
+        check_quantized(int4, served_gates(int4), mode="auto", dtype="float32")
+
     fp8 = str(quantize(base, tmp_path / "fp8", "fp8"))
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     with pytest.raises(SettingsError, match="CPUs with AMX alone"):

@@ -57,7 +57,9 @@ def reference(
         if (tensor := zeros.get(f"{name}.weight")) is not None:
             assert Rows.parse(tensor.name) is None
             at = torch.from_numpy(tensor.positions.astype("int64"))
-            deleted.view(-1)[at] = weight.reshape(-1)[at]
+            flat = torch.zeros(weight.numel(), dtype=weight.dtype)
+            flat[at] = weight.reshape(-1)[at]
+            deleted = flat.view(weight.shape)
         model.set_submodule(name, _Projection(weight, deleted, inputs))
     return model
 

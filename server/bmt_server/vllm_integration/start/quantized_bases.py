@@ -38,7 +38,7 @@ def check_quantized(folder: str, gates: ServedGates, *, mode: MaskMode, dtype: s
     if gates.precision in _OF_16_BITS and dtype in ("float32", "float"):
         raise SettingsError(
             f"{folder} is quantized ({gates.precision}), for which vLLM computes in 16 bits alone, "
-            "and --dtype is float32; use --dtype bfloat16, or 4 bits of compressed-tensors"
+            "and --dtype is float32; use --dtype bfloat16"
         )
     if current_platform.is_cpu() and (reason := _lacks_kernel(folder, gates, dtype)):
         raise SettingsError(f"{folder} is quantized ({gates.precision}), and {reason}")
@@ -66,6 +66,12 @@ def _lacks_kernel(folder: str, gates: ServedGates, dtype: str) -> str:
                 "vLLM's kernel for INT8 on CPUs with AMX computes in 16 bits alone, and --dtype is "
                 "float32; use --dtype bfloat16"
             )
+    if gates.precision == "int4" and dtype in ("float32", "float"):
+        # `cpu_gemm_wna16` has no float32, which the first step finds out.
+        return (
+            "vLLM's kernel for 4 bits on the CPU computes in 16 bits alone, and --dtype is "
+            "float32; use --dtype bfloat16"
+        )
     if gates.precision.endswith("int4"):
         odd = [s for s in gates.shapes.values() if s[0] * 2 % _MULTIPLE or s[1] % _MULTIPLE]
         if odd:
