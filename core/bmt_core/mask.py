@@ -17,7 +17,7 @@ from bmt_core.errors import BadMetadata, MaskError
 from bmt_core.gates.rows import Rows, overlap
 
 MAX_TENSOR_NAME = 512
-MAX_TENSORS = 4096
+MAX_TENSORS = 32_768
 MAX_MODEL_ID = 1024
 MAX_METADATA = 1 << 16
 MAX_METADATA_DEPTH = 16

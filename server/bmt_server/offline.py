@@ -36,6 +36,7 @@ from bmt_server.settings import MaskMode, Settings, SettingsError
 from bmt_server.vllm_integration import cpu_environment, engine_flags, plugin, process_lifetime
 from bmt_server.vllm_integration.checkpoint import checkpoint_folder, load_format, served_gates
 from bmt_server.vllm_integration.platform_limits import eager_reason, float32_reason
+from bmt_server.vllm_integration.start.experts import check_experts
 from bmt_server.vllm_integration.start.missing_parts import check_parts
 from bmt_server.vllm_integration.start.quantized_bases import check_quantized
 from bmt_server.vllm_integration.unsupported_flags import check, count_drafts
@@ -80,6 +81,7 @@ def masked_llm(
     path = checkpoint_folder(model, options.get("revision"))
     check_parts(path)
     gates = served_gates(path)
+    check_experts(path, gates.shapes, mode=mask_mode, args=given)
     check_quantized(path, gates, mode=mask_mode, dtype=str(options.get("dtype", "auto")))
     identity = identify(path, gates.precision, quantized=gates.quantized, family=family)
     settings = Settings(

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from bmt_server.environment_text import packed, unpacked
 from bmt_server.setting_options import Option as Option
 from bmt_server.setting_options import SettingsError as SettingsError
 
@@ -415,15 +416,15 @@ class Settings:
     def export_env(self) -> None:
         """Set the environment variable that all child processes read.
 
-        An 8B model's gates take 3 kB, far below the limit on an environment variable.
+        Raises SettingsError if a model has too many experts for one variable.
         """
-        os.environ[ENV] = self.to_json()
+        os.environ[ENV] = packed(self.to_json())
 
     @classmethod
     def from_env(cls) -> Settings | None:
         """The settings of this process, or None if it was not started for masks."""
         text = os.environ.get(ENV)
-        return cls.from_json(text) if text else None
+        return cls.from_json(unpacked(text)) if text else None
 
 
 def options() -> Iterator[tuple[str, Option, Any]]:

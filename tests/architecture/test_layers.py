@@ -69,7 +69,8 @@ ROOMS = {
     "bmt_server": {
         "errors": set(),
         "setting_options": set(),
-        "settings": {"errors", "setting_options"},
+        "environment_text": {"setting_options"},
+        "settings": {"environment_text", "errors", "setting_options"},
         "ipc": {"settings", "errors"},
         "registry": _SERVER_FLOOR,
         "sources": _SERVER_FLOOR,

@@ -245,7 +245,7 @@ def cases() -> dict[str, tuple[str | None, str | None, bytes]]:
         "table-length-4-gib": ("BadHeader", "header_length", gaps(table_length=0xFFFFFFFF)),
         "table-length-beyond-file": ("Truncated", "header", gaps(table_length=2_000_000)),
         "tensors-4-billion": ("BadHeader", "tensors", gaps(count=0xFFFFFFFF)),
-        "tensors-4097": ("BadHeader", "tensors", gaps(count=4097)),
+        "tensors-32769": ("BadHeader", "tensors", gaps(count=32769)),
         "tensors-more-than-there": ("BadHeader", "tensor table", gaps(count=2)),
         "tensors-fewer-than-there": ("BadHeader", "header_length", gaps(count=0)),
         "metadata-length-4-gib": (

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import zstandard
 from bmt_core import codecs
+from bmt_core.mask import MAX_TENSORS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -129,7 +130,7 @@ def test_a_damaged_payload_with_a_valid_header_is_never_another_mask():
 
 def test_many_tensors():
     every = tuple(
-        bmt_core.TensorMask(f"layer.{i}", (3, 5), np.array([i % 15])) for i in range(4096)
+        bmt_core.TensorMask(f"layer.{i}", (3, 5), np.array([i % 15])) for i in range(MAX_TENSORS)
     )
     mask = bmt_core.Mask(BASE, every)
     for codec in CODECS:

@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,13 @@ from bmt_server.settings import SettingsError
 from bmt_server.vllm_integration import cpu_environment
 from bmt_server.vllm_integration.checkpoint import served_gates
 from bmt_server.vllm_integration.start import missing_parts
+from bmt_server.vllm_integration.start.experts import check_experts
 from bmt_server.vllm_integration.start.missing_parts import hint
 from bmt_trainer.models import architecture_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from vllm.config import KernelConfig
+from vllm.platforms import current_platform
 
 from tests.support.tiny_model import save_tiny_llama
 from tests.support.training.architectures import small_config
@@ -196,18 +200,60 @@ def test_quantized_experts_are_not_advised_a_checkpoint_that_is_refused_too(dens
         served_gates(str(dense))
 
 
-def test_experts_alone_are_refused_by_name(tmp_path):
-    folder = of_kind(tmp_path / "moe", "qwen3_moe", num_experts=4, moe_intermediate_size=16)
-    with pytest.raises(SettingsError, match="gate projections of experts alone"):
-        served_gates(str(folder))
-    assert verdicts(folder)["Gates"].verdict == "fail"
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "moe_intermediate_size": 16}
 
 
-def test_dense_layers_among_experts_are_a_warning(tmp_path):
-    experts = {"num_experts": 4, "moe_intermediate_size": 16, "mlp_only_layers": [0, 3]}
-    found = verdicts(of_kind(tmp_path / "moe", "qwen3_moe", **experts))
-    assert (found["Gates"].verdict, found["Experts"].verdict) == ("ok", "warn")
-    assert found["Gates"].value.startswith("2 of ")
+@pytest.mark.parametrize(
+    ("kind", "changes", "dense", "experts"),
+    [
+        ("mixtral", {}, 0, 16),
+        ("qwen3_moe", {}, 0, 16),
+        ("qwen3_moe", {"mlp_only_layers": [0, 3]}, 2, 8),
+    ],
+)
+def test_gates_of_experts_are_served_with_the_modes_named(tmp_path, kind, changes, dense, experts):
+    folder = of_kind(tmp_path / "moe", kind, **EXPERTS, **changes)
+    found = verdicts(folder)
+    assert (found["Gates"].verdict, found["Experts"].verdict) == ("ok", "ok")
+    assert f"gates of {experts} experts in {experts // 4} layers" in found["Experts"].value
+    assert "scatter is refused" in found["Experts"].value
+    gates = served_gates(str(folder))
+    assert (len(gates.shapes), gates.precision) == (dense + experts, "fp32")
+
+
+def test_shared_experts_are_masked_with_the_others(tmp_path):
+    sizes = {**EXPERTS, "shared_expert_intermediate_size": 16}
+    shapes = served_gates(str(of_kind(tmp_path / "moe", "qwen2_moe", **sizes))).shapes
+    assert shapes["model.layers.0.mlp.shared_expert.gate_proj.weight"] == (16, 32)
+
+
+REFUSED = [
+    ("scatter", {}, "--mask-mode scatter cannot be used.*use delta or auto"),
+    ("delta", {"enable_expert_parallel": True}, "--enable-expert-parallel .True. cannot.*remove"),
+    ("delta", {"enable_eplb": True}, "--enable-eplb .True. cannot.*remove"),
+    ("auto", {"moe_backend": "triton"}, "--moe-backend .'triton'. cannot.*remove"),
+    ("auto", {"kernel_config": {"moe_backend": "triton"}}, "--kernel-config .*cannot.*remove"),
+    ("auto", {"data_parallel_size": 2}, "--data-parallel-size .2. cannot.*remove"),
+]
+
+
+@pytest.mark.parametrize(("mode", "flags", "says"), REFUSED)
+def test_settings_that_experts_cannot_be_served_with_are_one_line(mode, flags, says):
+    names = ["model.layers.0.mlp.gate_proj.weight", "model.layers.1.mlp.experts.0.w1.weight"]
+    with pytest.raises(SettingsError, match=says) as caught:
+        check_experts("m", names, mode=mode, args=Namespace(**flags))
+    assert "\n" not in str(caught.value)
+    # A dense model is served with all of them.
+    check_experts("m", names[:1], mode=mode, args=Namespace(**flags))
+
+
+def test_settings_that_experts_are_served_with(monkeypatch):
+    given = Namespace(moe_backend="auto", kernel_config=KernelConfig(), data_parallel_size=1)
+    name = "model.layers.0.block_sparse_moe.experts.11.w1.weight"
+    check_experts("m", [name], mode="delta", args=given)
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda _: False)
+    with pytest.raises(SettingsError, match="on a GPU they were never tried"):
+        check_experts("m", [name], mode="delta", args=given)
 
 
 def test_a_model_without_gates_is_refused(tmp_path):

@@ -29,6 +29,24 @@ def settings(**more: Any) -> Settings:
     return Settings(**{**DERIVED, **more})
 
 
+def experts(layers: int, number: int) -> dict[str, tuple[int, int]]:
+    name = "model.layers.{}.mlp.experts.{}.gate_proj.weight"
+    return {name.format(i, e): (768, 2048) for i in range(layers) for e in range(number)}
+
+
+def test_thousands_of_gates_reach_a_process_that_is_started(monkeypatch):
+    """A variable of more than 128 KiB would end the start of each child with E2BIG."""
+    monkeypatch.setenv(ENV, "")
+    whole = settings(gates=experts(94, 128))
+    whole.export_env()
+    code = "from bmt_server.settings import Settings; print(len(Settings.from_env().gates))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 94 * 128
+    assert Settings.from_env() == whole
+    with pytest.raises(SettingsError, match="serve a model with fewer experts"):
+        settings(gates=experts(94, 512)).export_env()
+
+
 def parse(*arguments: str) -> Any:
     """Settings that a command receives for these arguments, or the error's text."""
     received: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""One real vLLM engine in its own process, with its output as JSON.
+"""One real vLLM engine in its own process, with its output as JSON; transformers to compare with.
 
 One process per engine, because masks, stock LoRA and the plain engine patch or configure their
 process, and because each comparison needs an engine with its own flags.
@@ -10,8 +10,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import torch
+from bmt_trainer.models import load_model
 
 TIMEOUT_S = 900
 CHILDREN = Path(__file__).with_name("children")
@@ -41,6 +45,16 @@ def run_engine(
     if not out_file.exists():
         raise AssertionError(f"{script} failed:\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}")
     return json.loads(out_file.read_text())
+
+
+def log_probabilities(folder: Path, sequences: Iterable[list[int]]) -> torch.Tensor:
+    """log p of each token given those before it, in fp32, of one sequence after the other."""
+    model, found = load_model(folder, fp32=True), []
+    for ids in sequences:
+        with torch.no_grad():
+            logp = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        found.append(logp[torch.arange(len(ids) - 1), torch.tensor(ids[1:])])
+    return torch.cat(found)
 
 
 PROMPTS = [

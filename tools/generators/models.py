@@ -44,6 +44,14 @@ How a row came about:
 _TRAINED = """| model_type | class in transformers | gate | trainer | server |
 |---|---|---|---|---|
 """
+_EXPERTS = """These are refused by default, below, and masked in every layer with
+`--targets '\\.mlp\\.gate_proj$|\\.experts\\.\\d+\\.gate_proj$'`, with the same
+comparison. A server takes them [on CPUs](../serving/experts.md), where the checkpoint has a matrix
+for each gate.
+
+| model_type | class in transformers | server |
+|---|---|---|
+"""
 
 
 def pages() -> dict[Path, str | None]:
@@ -71,6 +79,12 @@ def page(versions: Mapping[str, str], outcomes: Mapping[str, Mapping[str, Any]])
         gate = "by rows" if outcome["fused"] else "own"
         name = f"`{outcome['architecture']}`"
         text += f"| `{kind}` | {name} | {gate} | yes | {_server(outcome)} |\n"
+    experts = {k: o for k, o in refused.items() if o.get("experts")}
+    served = sum(o.get("serves") is True for o in experts.values())
+    text += f"\n## Experts, by targets: {len(experts)}, of them served: {served}\n\n"
+    text += _EXPERTS
+    for kind, outcome in experts.items():
+        text += f"| {kind} | `{outcome['architecture']}` | {_server(outcome)} |\n"
     text += f"\n## Refused, with the reason: {len(refused)}\n\n"
     counts = Counter(_reason(o) for o in refused.values())
     text += "| reason | number | model_type |\n|---|---:|---|\n"
@@ -86,7 +100,7 @@ def page(versions: Mapping[str, str], outcomes: Mapping[str, Mapping[str, Any]])
 
 _REASONS = {
     "experts": "Experts, which are not masked by default; `--targets` trains the gate of each "
-    "where the model holds them in one tensor, not transposed, and no server takes it",
+    "where the model holds them in one tensor, not transposed",
     "no gate projection": "No gate projection: the MLP is not gated, or it has other names",
     "a gate under another name": "A gate under another name; `--targets` reaches it in training, "
     "and no server takes it",
@@ -100,8 +114,7 @@ def _reason(outcome: Mapping[str, Any]) -> str:
     if "of" in reason and reason.endswith("layers have a gate projection"):
         return (
             "Dense first layers, experts in the others: only some layers have a gate projection; "
-            "`--targets` masks these alone, or experts' gates as in the row of experts, and no "
-            "server takes it"
+            "`--targets` masks these alone, or experts' gates as in the row of experts"
         )
     if "is absent in the checkpoint" in reason:
         return "transformers makes the gates of other tensors of the checkpoint"

@@ -111,7 +111,7 @@ def main() -> None:
     for kind in chosen or sorted(causal):
         outcomes[kind] = {"causal": causal[kind], **bounded(kind)}
         print(f"{kind}: {outcomes[kind]['reason'] or 'trains'}", flush=True)
-    trained = [kind for kind, outcome in outcomes.items() if outcome["trains"]]
+    trained = [kind for kind, o in outcomes.items() if o["trains"] or o.get("experts")]
     for kind, outcome in served(trained).items():
         outcomes[kind] |= {"serves": outcome["serves"], "server_reason": outcome["reason"]}
     document = {"versions": versions, "outcomes": dict(sorted({**kept, **outcomes}.items()))}

@@ -18,11 +18,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import bmt_core
 import torch
+from bmt_core.gates.geometry import served_geometry
 from bmt_core.gates.rows import Rows
 from bmt_server.settings import Settings
 from bmt_server.vllm_integration.engine_flags import TEXT_ONLY
+from bmt_server.vllm_integration.worker_hooks import expert_loading
+from bmt_server.worker.engine_vllm.expert_gates import expert_layers
 from bmt_server.worker.engine_vllm.gate_projections import (
     UnsupportedModelError,
     check_names,
@@ -92,11 +94,12 @@ def _load(folder: Path) -> torch.nn.Module:
 
 
 def _compare(model: torch.nn.Module, folder: Path) -> dict[str, Any]:
-    known = bmt_core.geometry(folder)
+    known = served_geometry(folder)
     settings = Settings(model_id="m", model_path=str(folder), fingerprint="ab" * 32, gates=known)
     try:
         names = checkpoint_names(model, known)
         gates = [gate_layer(fused, names, known) for fused in fused_projections(model)]
+        gates += [gate for layer in expert_layers(model, known) for gate in layer.gates]
         check_names(gates, settings, 1)
     except UnsupportedModelError as error:
         return {"serves": False, "reason": str(error).split(". Masks need")[0]}
@@ -133,6 +136,7 @@ def main() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     # The weights are read as they were loaded; repacked ones are not compared.
     UnquantizedLinearMethod.process_weights_after_loading = lambda self, layer: None  # type: ignore[method-assign]
+    expert_loading.install()
     # vLLM looks at each class in a process of its own, which takes longer than all else here.
     registry._run_in_subprocess = lambda look: look()
     # vLLM's loader frees an accelerator's memory; its CPU runner replaces the call too.

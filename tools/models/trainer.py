@@ -15,11 +15,14 @@ from bmt_trainer.masking.diagnosis import Diagnosis, diagnose, diagnosis_of
 from bmt_trainer.masking.export import export
 from bmt_trainer.masking.initialization import initialize
 from bmt_trainer.masking.stored_names import stored_names
+from bmt_trainer.masking.targets import EXPERT_GATES, GATE_PROJECTIONS, holds_experts
 from bmt_trainer.models import architecture_of, base_of, load_model
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from tools.models.configurations import VOCABULARY, tiny
 
+#: Targets of models with experts: gates of dense layers, and of each expert.
+WITH_EXPERTS = rf"{GATE_PROJECTIONS}|{EXPERT_GATES}"
 # Above this, a model is not tiny, and its weights are not made.
 _MOST_WEIGHTS = 30_000_000
 _TOKENS = 12
@@ -34,6 +37,7 @@ def trial(kind: str) -> dict[str, Any]:
 
     trains: True if a masked model was trained for a step, exported and applied, with logits equal
     to those of the checkpoint with the same zeros, bit for bit; None if that could not be tried.
+    experts: the same with `WITH_EXPERTS`, for a model that is refused for its experts.
     """
     try:
         config = tiny(kind)
@@ -42,7 +46,10 @@ def trial(kind: str) -> dict[str, Any]:
         return _of_default(kind, error)
     found = diagnosis_of(outline, None, None)
     if found.refusal is not None:
-        return _answer(found, trains=False, reason=_short(found))
+        answer = _answer(found, trains=False, reason=_short(found))
+        if any(holds_experts(name, p) for name, p in outline.named_parameters()):
+            answer["experts"] = _with_experts(config, outline)
+        return answer
     if sum(p.numel() for p in outline.parameters()) > _MOST_WEIGHTS:
         return _answer(found, trains=None, reason="no tiny model of it is known")
     with TemporaryDirectory() as scratch:
@@ -54,6 +61,21 @@ def trial(kind: str) -> dict[str, Any]:
             return _answer(found, trains=False, reason=str(error).split("; ")[0])
         except Exception as error:
             return _answer(found, trains=None, reason=f"{type(error).__name__}: {error}"[:160])
+
+
+def _with_experts(config: PretrainedConfig, outline: Any) -> bool | None:
+    """True if masks of the experts' gates train, False if not, None if that is not known."""
+    if diagnosis_of(outline, WITH_EXPERTS, None).refusal is not None:
+        return False
+    if sum(p.numel() for p in outline.parameters()) > _MOST_WEIGHTS:
+        return None
+    with TemporaryDirectory() as scratch:
+        try:
+            return bool(_tried(config, Path(scratch), WITH_EXPERTS)["trains"])
+        except (ModelError, bmt_core.BmtError):
+            return False
+        except Exception:
+            return None
 
 
 def _outline(config: PretrainedConfig) -> Any:
@@ -73,17 +95,17 @@ def _of_default(kind: str, error: Exception) -> dict[str, Any]:
     return _answer(found, trains=None, reason=f"no tiny model: {type(error).__name__}")
 
 
-def _tried(config: PretrainedConfig, scratch: Path) -> dict[str, Any]:
+def _tried(config: PretrainedConfig, scratch: Path, targets: str | None = None) -> dict[str, Any]:
     torch.manual_seed(0)
     base, out = scratch / "base", scratch / "out"
     made = architecture_of(config).from_config(config, dtype=torch.float32)
     made.save_pretrained(base)
-    found = diagnose(base)
+    found = diagnose(base, targets)
     if found.refusal is not None:
         return _answer(found, trains=False, reason=found.refusal.split("; ")[0])
     model = load_model(base)
     geometry = dict(bmt_core.geometry(base, ""))
-    attached = attach(model, stored=stored_names(model, geometry))
+    attached = attach(model, targets, stored=stored_names(model, geometry))
     ids = torch.randint(3, VOCABULARY, (2, _TOKENS))
     prompts = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     batch = {**prompts, "use_cache": False}

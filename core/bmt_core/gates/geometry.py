@@ -37,6 +37,9 @@ _AHEAD = re.compile(r"(?:^|[._])mtp(?:[._]|$)")
 _OF_GATE = re.compile(r"^(.*\.mlp\.(?:gate_proj|gate_up_proj))\.(.+)$")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _EXPERTS = re.compile(r"\.experts\.")
+# The gate of an expert, or of one that all tokens pass, as a matrix of its own.
+_EXPERT_GATE = re.compile(r"(.+\.experts)\.([0-9]{1,6})\.(?:gate_proj|w1)\.weight", re.ASCII)
+_SHARED_GATE = re.compile(r".+\.shared_experts?\.gate_proj\.weight")
 _LAYER = re.compile(r"(?:^|\.)layers\.([0-9]{1,9})\.")
 
 
@@ -172,3 +175,32 @@ def geometry(
             if whole and fused.search(name) and _is_of_text(name, layers):
                 found[str(Rows(name, 0, shape[0] // 2))] = (shape[0] // 2, shape[1])
     return found
+
+
+def expert_of(name: str) -> tuple[str, int] | None:
+    """The module of all experts and the expert's number, by the name of its gate; else None."""
+    found = _EXPERT_GATE.fullmatch(name)
+    return (found[1], int(found[2])) if found else None
+
+
+def served_geometry(
+    checkpoint: str | os.PathLike[str], types: Types | None = None
+) -> dict[str, tuple[int, int]]:
+    """Shapes of the tensors that a server takes masks of: `geometry`, and gates of experts.
+
+    Those that are matrices of their own, as weights: not rows of a tensor of all experts, and no
+    codes. types: see `gate_parts`. Raises CheckpointError.
+    """
+    read = checkpoint_types(checkpoint) if types is None else types
+    found, layers = geometry(checkpoint, types=read), _layers(checkpoint)
+    gates = {
+        name: (shape[0], shape[1])
+        for name, (kind, shape) in read.items()
+        if (_EXPERT_GATE.fullmatch(name) or _SHARED_GATE.fullmatch(name))
+        and kind in _FLOATS
+        and len(shape) == 2
+        and 0 not in shape
+        and _is_of_text(name, layers)
+    }
+    # Shared experts alone say nothing of the others, which may be of another form.
+    return found | gates if any(map(expert_of, gates)) else found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import bmt_core
 from bmt_core.checkpoint_files import weight_files
 from bmt_core.fingerprint import checkpoint_types
-from bmt_core.gates.geometry import has_expert_gates, in_tower
+from bmt_core.gates.geometry import expert_of, has_expert_gates, in_tower
 
 from bmt_server.cli.finding import Finding
 from bmt_server.settings import Settings, SettingsError
+from bmt_server.vllm_integration.versions.check import VllmVersionError
 
 # Sparsity of masks that SFT trains, for which memory is shown.
 _SPARSITY = 0.005
@@ -70,13 +72,7 @@ def findings(model: str) -> Iterator[Finding]:
     if gates.quantized:
         yield _quantized(folder, gates)
     if has_expert_gates(folder):
-        yield Finding(
-            "Experts",
-            "warn",
-            "masks delete nothing in layers of experts",
-            "where vLLM has more gates than these, as of shared experts, it ends when it has "
-            "loaded them; serve a dense model",
-        )
+        yield _experts(folder, shapes)
     yield _masks(shapes)
     yield _weights(sum(file.stat().st_size for file in weight_files(folder)))
 
@@ -161,6 +157,32 @@ def _towers(folder: Path) -> list[str]:
         if tower := next(filter(in_tower, heads), None):
             towers[tower] = None
     return list(towers)
+
+
+def _experts(folder: Path, gates: Mapping[str, tuple[int, int]]) -> Finding:
+    """Say which gates of experts masks act on, in which modes, and at what cost."""
+    from bmt_server.vllm_integration.start.experts import check_experts
+
+    places = [place for name in gates if (place := expert_of(name)) is not None]
+    if not places:
+        return Finding(
+            "Experts",
+            "warn",
+            "masks delete nothing in layers of experts",
+            "where vLLM has more gates than these, as of shared experts, it ends when it has "
+            "loaded them; serve a dense model",
+        )
+    try:
+        check_experts(str(folder), gates, mode="auto", args=Namespace())
+    except (SettingsError, VllmVersionError) as error:
+        return Finding("Experts", "fail", str(error))
+    return Finding(
+        "Experts",
+        "ok",
+        f"gates of {len(places)} experts in {len({layer for layer, _ in places})} layers; "
+        "--mask-mode auto and delta correct them, scatter is refused; a copy of the gates takes "
+        "their size again, and steps with masks are slower than the base's",
+    )
 
 
 def _quantized(folder: Path, gates: Any) -> Finding:

@@ -120,9 +120,11 @@ def run(
     check_port(chosen["metrics_host"], chosen["metrics_port"])
     from bmt_server.vllm_integration.chat_template import served_digest
     from bmt_server.vllm_integration.checkpoint import served_gates
+    from bmt_server.vllm_integration.start.experts import check_experts
     from bmt_server.vllm_integration.start.quantized_bases import check_quantized
 
     gates = served_gates(args.model)
+    check_experts(args.model, gates.shapes, mode=chosen["mask_mode"], args=args)
     check_quantized(args.model, gates, mode=chosen["mask_mode"], dtype=args.dtype)
     chosen |= {"gates": gates.shapes, "precision": gates.precision, "quantized": gates.quantized}
     chosen["chat_template"] = served_digest(args.chat_template, args.tokenizer or args.model)

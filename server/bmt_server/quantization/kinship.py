@@ -9,12 +9,13 @@ embeddings can, mostly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import bmt_core
 import torch
 from bmt_core.fingerprint import checkpoint_types
-from bmt_core.gates.geometry import Types, gate_parts, geometry, quantized_gates
+from bmt_core.gates.geometry import Types, geometry, quantized_gates
+from bmt_core.gates.rows import Rows
 
 from bmt_server.quantization import codes
 from bmt_server.quantization.family import Family, FamilyError, Member
@@ -42,7 +43,7 @@ def compare(
     gates = geometry(base, types=types)
     if not gates:
         raise FamilyError(f"{base} has no gate projections, so masks delete nothing there")
-    root = Member(base_name, bmt_core.fingerprint(base), plain_precision(base, types))
+    root = Member(base_name, bmt_core.fingerprint(base), plain_precision(types, gates))
     reader = GateReader(base, quantized=False)
     found = []
     for name, folder in members.items():
@@ -56,10 +57,14 @@ def compare(
     return Family(root, tuple(found))
 
 
-def plain_precision(folder: str, types: Types) -> str:
-    """The precision of gates that are stored as weights, `bf16`; `mixed` if they differ."""
-    parts = gate_parts(folder, types).values()
-    kinds = {_FLOATS.get(gate["weight"][0], "mixed") for gate in parts if "weight" in gate}
+def plain_precision(types: Types, gates: Iterable[str]) -> str:
+    """The precision of gates that are stored as weights, `bf16`; `mixed` if they differ.
+
+    types: of the checkpoint; gates: their names in masks.
+    """
+    parsed = {name: Rows.parse(name) for name in gates}
+    tensors = {name if rows is None else rows.tensor for name, rows in parsed.items()}
+    kinds = {_FLOATS.get(types[tensor][0], "mixed") for tensor in tensors}
     return kinds.pop() if len(kinds) == 1 else "mixed"
 
 

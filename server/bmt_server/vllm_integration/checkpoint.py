@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import bmt_core
 from bmt_core.checkpoint_files import DOWNLOADED, NOT_DOWNLOADED, second_copies
 from bmt_core.fingerprint import checkpoint_types
-from bmt_core.gates.geometry import Types, has_expert_gates, quantized_gates
+from bmt_core.gates.geometry import Types, has_expert_gates, quantized_gates, served_geometry
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from vllm import ModelRegistry
@@ -77,13 +76,14 @@ def served_gates(folder: str) -> ServedGates:
         gates = codes.quantized_gates(folder, types)
         shapes = {name: (gate.rows, gate.shape[1]) for name, gate in gates.items()}
         return ServedGates(shapes, next(iter(gates.values())).precision, quantized=True)
-    if shapes := bmt_core.geometry(folder, types=types):
+    if shapes := served_geometry(folder, types):
         _check_plain(folder, types)
-        return ServedGates(shapes, plain_precision(folder, types))
+        return ServedGates(shapes, plain_precision(types, shapes))
     if has_expert_gates(folder, types):
         raise SettingsError(
-            f"{folder} has gate projections of experts alone, which `bmt-train` trains and no "
-            "server takes yet; serve a dense model"
+            f"{folder} has gate projections of experts alone, and not as matrices of 16 or 32 bits "
+            "(*.experts.N.gate_proj.weight or *.experts.N.w1.weight): a server takes no codes of "
+            "experts and no tensor of all; serve a checkpoint that has such, or a dense model"
         )
     raise SettingsError(
         f"{folder} has no gate projections (*.mlp.gate_proj.weight, or the first rows of "

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bmt_core.gates.geometry import expert_of
 from prometheus_client import REGISTRY
 from vllm.config.lora import LoRAConfig
 from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
@@ -35,7 +36,12 @@ from bmt_server.settings import Settings
 from bmt_server.vllm_integration import forced_tools, structured_outputs
 from bmt_server.vllm_integration.method_patch import patch_method
 from bmt_server.vllm_integration.platform_limits import check_configuration
-from bmt_server.vllm_integration.worker_hooks import base_replacement, capture_cost, cpu_seeds
+from bmt_server.vllm_integration.worker_hooks import (
+    base_replacement,
+    capture_cost,
+    cpu_seeds,
+    expert_loading,
+)
 from bmt_server.worker.engine_vllm.gate_projections import is_gate, keep_base_rows
 from bmt_server.worker.engine_vllm.mask_manager import MaskManager
 
@@ -52,6 +58,7 @@ def register(settings: Settings, heartbeat: Heartbeat) -> None:
     _patch_platform()
     _add_worker_method()
     _patch_cpu_weights(settings)
+    _patch_experts(settings)
     _patch_stat_logger(settings, heartbeat)
     _patch_spin()
     _patch_structured_outputs()
@@ -170,6 +177,15 @@ def _patch_cpu_weights(settings: Settings) -> None:
     patch_method(
         UnquantizedLinearMethod, "process_weights_after_loading", process_weights_after_loading
     )
+
+
+def _patch_experts(settings: Settings) -> None:
+    """Load experts for masks of their gates; see `worker_hooks/expert_loading.py`.
+
+    vLLM's `model_executor/layers/fused_moe/unquantized_fused_moe_method.py`.
+    """
+    if any(map(expert_of, settings.gates)):
+        expert_loading.install()
 
 
 def _patch_stat_logger(settings: Settings, heartbeat: Heartbeat) -> None:

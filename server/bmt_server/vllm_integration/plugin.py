@@ -13,6 +13,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from bmt_core.gates.geometry import expert_of
+
 from bmt_server.settings import Settings
 from bmt_server.vllm_integration.process_context import process_context
 from bmt_server.vllm_integration.process_lifetime import end_with_parent
@@ -29,7 +31,7 @@ def register() -> None:
     if settings is None:
         return
     end_with_parent()
-    check_version()
+    check_version(experts=any(map(expert_of, settings.gates)))
     record_start_errors(settings.stats_dir)
     from bmt_server.vllm_integration import patches
 

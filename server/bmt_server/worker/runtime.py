@@ -88,6 +88,11 @@ class MaskRuntime:
             writer = StatsWriter(stats_dir, self.stats.pid, self.collect_stats)
             self._changed, self._publish = writer.changed, writer.write
 
+    @property
+    def corrects(self) -> bool:
+        """True while the kernel has a plan: in steps with masks that are not in place."""
+        return self._planned is not None
+
     def handles(self) -> list[int]:
         """Register the gate layers with the op; one handle per layer, in order."""
         return register_layers(self.kernel, len(self.gates))

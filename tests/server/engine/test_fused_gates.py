@@ -6,26 +6,15 @@ import bmt_core
 import pytest
 import torch
 from bmt_trainer.masking.apply import write_checkpoint
-from bmt_trainer.models import load_model
 from transformers import AutoModelForCausalLM, Phi3Config
 
-from tests.support.engines import run_engine
+from tests.support.engines import log_probabilities, run_engine
 from tests.support.masks import random_mask_of
 from tests.support.tiny_model import byte_tokenizer
 
 pytestmark = pytest.mark.engine
 
 OPTIONS = {"enforce_eager": True, "enable_prefix_caching": False, "dtype": "float32"}
-
-
-def log_probabilities(folder, sequences):
-    """log p of each token given those before it, by transformers in fp32."""
-    model, found = load_model(folder, fp32=True), []
-    for ids in sequences:
-        with torch.no_grad():
-            logp = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-        found.append(logp[torch.arange(len(ids) - 1), torch.tensor(ids[1:])])
-    return torch.cat(found)
 
 
 def test_a_mask_of_rows_gives_the_answers_of_the_masked_checkpoint(tmp_path):

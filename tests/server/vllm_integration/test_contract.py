@@ -43,12 +43,12 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def table(cpu: bool = True):
-    return seams(check.moved(), cpu=cpu, all_processes=False)
+    return seams(check.moved(), cpu=cpu, all_processes=False, experts=cpu)
 
 
 def test_the_installed_vllm_keeps_the_contract():
     warnings: list[str] = []
-    assert check_version(warnings.append) == vllm.__version__
+    assert check_version(warnings.append, experts=True) == vllm.__version__
     assert warnings == []
     assert set(table(cpu=False)) < set(table())
 
@@ -120,7 +120,7 @@ def test_a_patch_release_of_a_tested_version_needs_no_warning(monkeypatch):
 
 def test_every_process_checks_what_it_needs(monkeypatch):
     monkeypatch.setenv("BMT_SERVER_SETTINGS", "{}")
-    monkeypatch.setattr(plugin.Settings, "from_env", lambda: object())
+    monkeypatch.setattr(plugin.Settings, "from_env", lambda: SimpleNamespace(gates={}))
     monkeypatch.setattr(plugin, "end_with_parent", lambda: None)
     monkeypatch.delattr(LoRAModelRunnerMixin, "load_lora_model")
     with pytest.raises(VllmContractError, match=r"no LoRAModelRunnerMixin\.load_lora_model"):

@@ -13,6 +13,7 @@ import torch
 from bmt_trainer.cli.main import app
 from bmt_trainer.errors import ModelError
 from bmt_trainer.masking.diagnosis import diagnose
+from bmt_trainer.masking.targets import EXPERT_GATES
 from bmt_trainer.models import load_model
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
@@ -68,12 +69,14 @@ def test_experts_behind_dense_layers(saved):
     assert "masked: 1 of 4 layers" in found.stdout
     assert "not masked: layer 1 to 3: the experts of mlp.experts.gate_up_proj" in found.stdout
     assert "training: refused: " in found.stdout
-    assert "server: no: " in found.stdout
-    # The same layers if they are asked for: they train, and no server takes them.
-    asked = doctor(saved("deepseek_v3", **LATE_EXPERTS, **LATENT), "--targets", r"mlp\.gate_proj$")
-    assert asked.exit_code == 0
-    assert "training: yes" in asked.stdout
-    assert "server: no: " in asked.stdout
+    # The same layers, and the experts, if they are asked for.
+    folder = saved("deepseek_v3", **LATE_EXPERTS, **LATENT)
+    for targets, masked in ((r"mlp\.gate_proj$", 1), (EXPERT_GATES, 3)):
+        asked = doctor(folder, "--targets", targets)
+        assert asked.exit_code == 0
+        assert f"masked: {masked} of 4 layers" in asked.stdout
+        assert "training: yes" in asked.stdout
+        assert "server: yes" in asked.stdout
 
 
 @pytest.mark.parametrize(

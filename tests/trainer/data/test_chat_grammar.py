@@ -9,8 +9,8 @@ from bmt_trainer.data.encoding import Encoder
 from bmt_trainer.data.row_formats import example_of
 from bmt_trainer.errors import DataError
 
-from tests.support.chat_grammar import draw
-from tests.support.chat_templates import FAMILIES, tokenizer_of
+from tests.support.chats.grammar import draw
+from tests.support.chats.templates import FAMILIES, tokenizer_of
 
 DRAWS = {"chatml": 400, "chatml-tools": 600, "llama": 400, "gemma": 300, "qwen": 400, "phi": 100}
 DRAWS["vicuna"] = 100

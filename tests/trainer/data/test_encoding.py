@@ -19,7 +19,7 @@ from bmt_trainer.data.sources import load
 from bmt_trainer.errors import DataError, ModelError
 from bmt_trainer.models import load_tokenizer
 
-from tests.support.chat_templates import FAMILIES, tokenizer_of
+from tests.support.chats.templates import FAMILIES, tokenizer_of
 from tests.support.tiny_model import byte_tokenizer
 
 SYSTEM = {"role": "system", "content": "s"}

@@ -10,7 +10,7 @@ from bmt_trainer.data.examples import Tokens
 from bmt_trainer.data.row_formats import example_of
 from bmt_trainer.errors import DataError
 
-from tests.support.chat_templates import tokenizer_of
+from tests.support.chats.templates import tokenizer_of
 
 USER = {"role": "user", "content": "q"}
 REPLY = {"role": "assistant", "content": "a"}

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 import bmt_core
-from bmt_core.gates.geometry import in_tower
+from bmt_core.gates.geometry import expert_of, in_tower, served_geometry
 from torch import nn
 
 from bmt_trainer import models
@@ -56,7 +56,10 @@ class Diagnosis:
             return "there is nothing to serve"
         other = next((name for name in self.tensors if name not in self.served), None)
         if other is not None:
-            return f"servers take masks of the text model's gate projections alone, not of {other}"
+            return (
+                "servers take masks of the text model's gate projections, and of those of experts "
+                f"that are matrices of their own, not of {other}"
+            )
         absent = next((r for r in self.reasons.values() if r.startswith(_ABSENT)), None)
         if absent is not None:
             return f"vLLM loads complete checkpoints alone: {absent}"
@@ -68,7 +71,7 @@ class Diagnosis:
                 f"does not load {self.unloaded[0]}"
             )
         experts = next((r for r in self.reasons.values() if "experts" in r), None)
-        if experts is not None:
+        if experts is not None and not any(map(expert_of, self.served)):
             return f"servers take bases with a gate projection in every layer alone: {experts}"
         return None
 
@@ -136,7 +139,8 @@ def diagnosis_of(model: nn.Module, targets: str | None, folder: Path | None) -> 
             tensors[tensor] = target.shape
     loaded = reason_not_loaded(model, folder) if folder is not None else None
     refusal = refusal or loaded
-    served = bmt_core.geometry(folder) if folder is not None else tensors
+    served = served_geometry(folder) if folder is not None else tensors
+    every = bmt_core.geometry(folder) if folder is not None else {}
     own_gates = _part(model)
     gates = {tensor_of(name, target) for name, target in own_gates.items()}
     prefix, layers = _layers(model)
@@ -155,7 +159,7 @@ def diagnosis_of(model: nn.Module, targets: str | None, folder: Path | None) -> 
         },
         refusal=refusal,
         served=served,
-        unloaded=tuple(n for n in served if n not in gates) if folder is not None else (),
+        unloaded=tuple(name for name in every if name not in gates),
         incomplete=loaded,
     )
 

@@ -31,8 +31,10 @@ class VllmContractError(VllmVersionError):
     """The installed vLLM lacks what masks need; the message names each missing part."""
 
 
-def check_version(warn: Callable[[str], None] | None = None) -> str:
+def check_version(warn: Callable[[str], None] | None = None, *, experts: bool = False) -> str:
     """Check the installed vLLM, and return its version.
+
+    experts: the gates of the model's experts have masks, for which more is needed.
 
     warn: called with one line if no test has run with this version; None for processes whose parent
     has warned. They also check only what each process needs, because the rest is checked where the
@@ -47,7 +49,12 @@ def check_version(warn: Callable[[str], None] | None = None) -> str:
         raise VllmVersionError(
             f"vLLM is {version}, and masks need {minor_names(TESTED)} or later; {_FIX}"
         )
-    table = seams(moved(), cpu=current_platform.is_cpu(), all_processes=warn is None)
+    table = seams(
+        moved(),
+        cpu=current_platform.is_cpu(),
+        all_processes=warn is None,
+        experts=experts,
+    )
     if breaches := broken(table):
         parts = "; ".join(map(str, breaches))
         fix = _fix([breach.seam for breach in breaches])

@@ -11,7 +11,7 @@ from bmt_core.library_contract import Seam
 
 from bmt_server.vllm_integration.versions.moved import Moved
 from bmt_server.vllm_integration.versions.server_seams import API, SCHEDULING
-from bmt_server.vllm_integration.versions.worker_seams import COMMON, CPU, WEIGHTS
+from bmt_server.vllm_integration.versions.worker_seams import COMMON, CPU, EXPERTS, WEIGHTS
 
 
 def _command_line(moved: Moved) -> tuple[Seam, ...]:
@@ -50,12 +50,15 @@ def _command_line(moved: Moved) -> tuple[Seam, ...]:
     )
 
 
-def seams(moved: Moved, *, cpu: bool, all_processes: bool) -> tuple[Seam, ...]:
+def seams(
+    moved: Moved, *, cpu: bool, all_processes: bool, experts: bool = False
+) -> tuple[Seam, ...]:
     """The seams of a vLLM whose modules lie at `moved`.
 
-    cpu: with those of vLLM's CPU backend; all_processes: only those that each process needs.
+    cpu: with those of vLLM's CPU backend; all_processes: only those that each process needs;
+    experts: with those of models whose experts have masks.
     """
-    common = COMMON + WEIGHTS + (CPU if cpu else ())
+    common = COMMON + WEIGHTS + (CPU if cpu else ()) + (EXPERTS if experts else ())
     if all_processes:
         return common
     return common + SCHEDULING + API + _command_line(moved)

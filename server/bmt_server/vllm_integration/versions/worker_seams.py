@@ -189,3 +189,44 @@ CPU = (
         attributes=("generators", "num_reqs"),
     ),
 )
+# Models whose experts have masks alone, on the CPU.
+_METHOD = (
+    "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:UnquantizedFusedMoEMethod"
+)
+_LAYER = "vllm.model_executor.layers.fused_moe.routed_experts:RoutedExperts"
+_LOADING = "vllm_integration/worker_hooks/expert_loading.py"
+_EXPERT_GATES = "worker/engine_vllm/expert_gates.py"
+EXPERTS = (
+    Seam(f"{_METHOD}.__init__", _LOADING, exactly=("self", "moe")),
+    Seam(f"{_METHOD}.process_weights_after_loading", _LOADING, exactly=("self", "layer")),
+    Seam(
+        f"{_METHOD}.apply",
+        "worker/engine_vllm/masked_experts.py",
+        exactly=(
+            *("self", "layer", "x", "topk_weights", "topk_ids", "shared_experts"),
+            "shared_experts_input",
+        ),
+    ),
+    Seam(f"{_METHOD}", _EXPERT_GATES, attributes=("is_monolithic",)),
+    Seam(
+        _LAYER,
+        _EXPERT_GATES,
+        attributes=(
+            *("layer_name", "moe_config", "quant_method", "use_ep", "expert_map", "activation"),
+            *("swiglu_limit", "apply_router_weight_on_input"),
+        ),
+    ),
+    Seam(
+        "vllm.model_executor.layers.fused_moe.config:FusedMoEConfig",
+        _EXPERT_GATES,
+        attributes=(
+            *("is_lora_enabled", "moe_parallel_config", "has_bias", "tp_size", "tp_rank"),
+            *("dp_size", "pcp_size"),
+        ),
+    ),
+    Seam(
+        "vllm.model_executor.layers.fused_moe.config:FusedMoEParallelConfig",
+        _EXPERT_GATES,
+        attributes=("enable_eplb", "is_sequence_parallel"),
+    ),
+)

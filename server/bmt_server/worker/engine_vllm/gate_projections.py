@@ -171,6 +171,6 @@ def check_names(gates: Sequence[GateLayer], settings: Settings, pipeline_ranks: 
         raise UnsupportedModelError(
             f"vLLM loaded {len(gates)} gate projections and the checkpoint holds {len(known)}"
             + (f"; {missing[0]} is not in the checkpoint" if missing else "")
-            + ". Masks need a dense model whose blocks have a gate projection (Llama, Qwen, "
-            "Mistral, Phi and similar)"
+            + ". Masks need a model whose blocks or experts have a gate projection (Llama, Qwen, "
+            "Mistral, Mixtral, Phi and similar)"
         )

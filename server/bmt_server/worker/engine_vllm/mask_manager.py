@@ -24,6 +24,7 @@ from bmt_server.ipc.worker_channel import socket_path
 from bmt_server.quantization.reader import GateReader
 from bmt_server.settings import Settings
 from bmt_server.worker.base_weights import BaseWeights
+from bmt_server.worker.engine_vllm.expert_gates import expert_layers
 from bmt_server.worker.engine_vllm.gate_projections import (
     Dequantized,
     MaskedLinearMethod,
@@ -34,6 +35,7 @@ from bmt_server.worker.engine_vllm.gate_projections import (
 )
 from bmt_server.worker.engine_vllm.mask_fetcher import MaskFetcher
 from bmt_server.worker.engine_vllm.mask_loader import MaskLoader
+from bmt_server.worker.engine_vllm.masked_experts import MaskedExperts
 from bmt_server.worker.kernels.masked_delta import op_for
 from bmt_server.worker.kernels.selection import KernelLimits, make_kernel
 from bmt_server.worker.runtime import MaskRuntime
@@ -71,6 +73,8 @@ class MaskManager:
         names = checkpoint_names(model, settings.gates)
         dequantized = _dequantized(settings, vllm_config) if settings.quantized else None
         gates = [gate_layer(layer, names, settings.gates, dequantized) for layer in fused]
+        experts = expert_layers(model, settings.gates)
+        gates += [gate for layer in experts for gate in layer.gates]
         check_names(gates, settings, parallel.pipeline_parallel_size)
         limits = kernel_limits(settings, vllm_config)
         stats = WorkerStats(pid=os.getpid(), rank=parallel.rank)
@@ -87,8 +91,12 @@ class MaskManager:
         )
         if runtime.mode != "scatter":
             device = gates[0].device
-            for layer, handle in zip(fused, runtime.handles(), strict=True):
-                layer.quant_method = MaskedLinearMethod(layer.quant_method, op_for(device, handle))
+            deltas = iter([op_for(device, handle) for handle in runtime.handles()])
+            for projection in fused:
+                projection.quant_method = MaskedLinearMethod(projection.quant_method, next(deltas))
+            for layer in experts:
+                own = [next(deltas) for _ in layer.gates]
+                MaskedExperts(layer, own, lambda: runtime.corrects).hook()
         files = MaskFetcher(settings, parallel.rank)
         loader = MaskLoader(runtime, files, evictions)
         if settings.stats_dir:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import bmt_core
+from bmt_core.gates.geometry import served_geometry
 
 from bmt_trainer import models
 from bmt_trainer.masking.export import check_stored
@@ -31,11 +31,12 @@ def masked_tensors(
 
 def not_served(folder: Path, tensors: Iterable[str]) -> str | None:
     """A line for a mask of these tensors that no server of the checkpoint takes, else None."""
-    served = bmt_core.geometry(folder)
+    served = served_geometry(folder)
     other = next((name for name in tensors if name not in served), None)
     if other is None:
         return None
     return (
-        "warning: targets: servers take masks of the text model's gate projections alone, not of "
-        f"{other}; the mask can be evaluated and applied to a checkpoint"
+        "warning: targets: servers take masks of the text model's gate projections, and of those "
+        f"of experts that are matrices of their own, not of {other}; the mask can be evaluated and "
+        "applied to a checkpoint"
     )

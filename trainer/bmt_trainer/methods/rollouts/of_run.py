@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-import bmt_core
+from bmt_core.gates.geometry import served_geometry
 
 from bmt_trainer.distributed import failing_together, of_main_process
 from bmt_trainer.errors import ConfigError
@@ -83,11 +83,11 @@ def server_rollouts(
 
 def _check_targets(targets: str | None, inputs: Inputs) -> None:
     """Raise ConfigError for layers whose masks a server does not take."""
-    served = bmt_core.geometry(inputs.folder)
+    served = served_geometry(inputs.folder)
     masked = masked_tensors(inputs.folder, targets, inputs.geometry)
     if other := next((name for name in masked if name not in served), None):
         raise ConfigError(
-            "targets: servers take masks of the text model's gate projections alone, and "
+            "targets: servers take masks of gate projections that are matrices of their own, and "
             f"{targets or 'the default'} has {other}; leave "
             f"{'--server out' if targets is None else 'targets out, or --server'}"
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from tests.support.chat_templates import Family
+from tests.support.chats.templates import Family
 
 # Characters at which some reader of lines splits.
 SEPARATORS = (
