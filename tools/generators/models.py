@@ -136,7 +136,7 @@ def _server(outcome: Mapping[str, Any]) -> str:
     if "torchvision" in found:
         reason = "this vLLM cannot import its class without torchvision"
     elif "processor" in found.lower():
-        reason = "vLLM wants the files of its image processor, which a tiny checkpoint lacks"
+        reason = "vLLM wants an image processor, and transformers makes none of its defaults"
     return f"no: {reason}" if outcome.get("serves") is False else f"not tried: {reason}"
 
 
