@@ -34,16 +34,25 @@ OPTIONS = {"enable_prefix_caching": False, "dtype": "float32"}
 TEXTS = torch.randint(3, 259, (6, 24), generator=torch.Generator().manual_seed(1)).tolist()
 
 
+EAGER = {"enforce_eager": True}
+# Their threads must not all bind to one core.
+RANKS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+
+
 @pytest.mark.parametrize(
-    ("kind", "eager"),
+    ("kind", "options", "environment"),
     [
-        ("mixtral", True),
-        pytest.param("qwen3_moe", True, marks=pytest.mark.operate),
-        pytest.param("qwen3_moe", False, marks=pytest.mark.operate),
+        # One step takes all texts of a part.
+        ("mixtral", EAGER, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}),
+        pytest.param("qwen3_moe", EAGER, {}, marks=pytest.mark.operate),
+        pytest.param("qwen3_moe", {}, {}, marks=pytest.mark.operate),
+        pytest.param(
+            "qwen3_moe", {**EAGER, "tensor_parallel_size": 2}, RANKS, marks=pytest.mark.operate
+        ),
     ],
-    ids=["mixtral", "qwen3_moe", "qwen3_moe compiled"],
+    ids=["mixtral", "qwen3_moe", "qwen3_moe compiled", "qwen3_moe two ranks"],
 )
-def test_requests_have_the_answers_of_their_masks_checkpoints(kind, eager, tmp_path):
+def test_requests_have_the_answers_of_their_masks_checkpoints(kind, options, environment, tmp_path):
     """Alone, and in steps with another mask and the base, whose tokens meet in the experts."""
     torch.manual_seed(0)
     base = tmp_path / "base"
@@ -62,12 +71,10 @@ def test_requests_have_the_answers_of_their_masks_checkpoints(kind, eager, tmp_p
         "model": str(base),
         "mode": "auto",
         "masks": paths,
-        "options": {**OPTIONS, "enforce_eager": eager},
+        "options": {**OPTIONS, **options},
         "parts": [{"prompts": TEXTS, "masks": masks} for masks in parts],
     }
-    # One step takes all texts of a part.
-    in_step = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    found = [torch.tensor(p) for p in run_engine("answer.py", job, tmp_path, in_step)]
+    found = [torch.tensor(p) for p in run_engine("answer.py", job, tmp_path, environment)]
     expected = {
         mask: log_probabilities(folder, TEXTS).view(6, -1) for mask, folder in folders.items()
     }
