@@ -97,8 +97,9 @@ ENGINE = frozenset(
     )
 )
 
-#: Arguments of parts that models with masks do not have or that masks do not touch: experts, Mamba
-#: layers, encoders of images, and settings of features that are refused or off.
+#: Arguments of parts that models with masks do not have or that masks do not touch: Mamba layers,
+#: encoders of images, and settings of features that are refused or off. Those of experts are
+#: refused for models that have some (`start/experts.py`), and mean nothing to others.
 IRRELEVANT = frozenset(
     (
         *("allow_deprecated_quantization", "enable_hc_sp", "enable_expert_parallel"),
