@@ -49,6 +49,19 @@ def check_configuration(vllm_config: Any) -> None:
             "vLLM would use its second model runner on the CPU, for which masks are not made; set "
             "VLLM_USE_V2_MODEL_RUNNER=0, and remove --watermark-config"
         )
+    model = vllm_config.model_config
+    if current_platform.is_cpu() and model.dtype != torch.bfloat16:
+        text = model.hf_text_config
+        # Gated delta networks (Qwen 3.5): vLLM's `layers/mamba/ops/cpu/gdn_attention.py` asserts it
+        # in the first step, which ends the engine.
+        if "linear_attention" in (getattr(text, "layer_types", None) or ()) and hasattr(
+            text, "linear_num_key_heads"
+        ):
+            raise SettingsError(
+                f"{text.model_type} has linear attention, which vLLM computes in bfloat16 alone on "
+                f"CPUs, and --dtype is {str(model.dtype).removeprefix('torch.')}; use --dtype "
+                "bfloat16"
+            )
     speculative = vllm_config.speculative_config
     if speculative is not None and not method_allowed(speculative.method):
         raise SettingsError(

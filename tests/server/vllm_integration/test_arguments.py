@@ -8,6 +8,7 @@ from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
+import torch
 import vllm
 from bmt_server import offline
 from bmt_server.cli import serve
@@ -24,6 +25,8 @@ from bmt_server.vllm_integration.unsupported_flags import (
 from bmt_server.vllm_integration.versions.check import cli_arguments
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from tools.models.configurations import tiny
 
 NAMES = {refusal.flag for refusal in REFUSED} | {"speculative_config"}
 # Passed on, unless a part of the value is refused.
@@ -214,11 +217,30 @@ def test_the_second_runner_on_the_cpu_is_refused_at_start(
     """Masks do not load there; and a method that vLLM derives itself is looked at, too."""
     monkeypatch.setattr(platform_limits, "current_platform", SimpleNamespace(is_cpu=lambda: cpu))
     speculative = None if method is None else SimpleNamespace(method=method)
-    config = SimpleNamespace(use_v2_model_runner=second, speculative_config=speculative)
+    model = SimpleNamespace(dtype=torch.bfloat16)
+    config = SimpleNamespace(
+        use_v2_model_runner=second, speculative_config=speculative, model_config=model
+    )
     if not refused:
         platform_limits.check_configuration(config)
         return
     with pytest.raises(SettingsError, match=refused):
+        platform_limits.check_configuration(config)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5_text", "qwen3", "minimax"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_linear_attention_in_another_precision_is_refused_before_it_ends_the_engine(
+    monkeypatch, kind, dtype
+):
+    """As `serve` chooses float32 itself on CPUs without instructions for 16 bits."""
+    monkeypatch.setattr(platform_limits, "current_platform", SimpleNamespace(is_cpu=lambda: True))
+    model = SimpleNamespace(dtype=dtype, hf_text_config=tiny(kind))
+    config = SimpleNamespace(use_v2_model_runner=False, speculative_config=None, model_config=model)
+    if kind != "qwen3_5_text" or dtype == torch.bfloat16:
+        platform_limits.check_configuration(config)
+        return
+    with pytest.raises(SettingsError, match=f"--dtype is {str(dtype)[6:]}; use --dtype bfloat16"):
         platform_limits.check_configuration(config)
 
 
