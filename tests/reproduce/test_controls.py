@@ -7,7 +7,8 @@ import torch
 from bmt_trainer.errors import ModelError
 
 from reproduce import catalog, second_model
-from reproduce.experiments import controls, runs
+from reproduce.experiments import runs
+from reproduce.experiments.parts import controls
 from tests.support.tiny_model import save_tiny_llama
 
 SMALL = {

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from reproduce import catalog
-from reproduce.experiments import dose, runs
+from reproduce.experiments import runs
+from reproduce.experiments.parts import dose
 from tests.support.tiny_model import save_tiny_llama
 
 SMALL = {

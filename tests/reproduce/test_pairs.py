@@ -6,7 +6,8 @@ import bmt_core
 import torch
 
 from reproduce import catalog
-from reproduce.experiments import pairs, runs
+from reproduce.experiments import runs
+from reproduce.experiments.parts import pairs
 from tests.support.tiny_model import save_tiny_llama
 
 SMALL = {

@@ -366,10 +366,8 @@ def initialize(loaded: Loaded, attached: Attached, *, live_alpha: float | None =
         _first_gates(loaded, attached)
         with attached.state.use("hard"):
             loaded.score("init")
-        first = current_mask(loaded, attached)
-        # Of the mask: Wanda also picks weights that are 0 already.
+        write_mask(first := current_mask(loaded, attached), loaded.start_file)
         run.note("init_sparsity", first.sparsity)
-        write_mask(first, loaded.start_file)
         if live_alpha is not None and is_main_process():
             live_gates.save(live_gates.live_positions(attached, live_alpha), positions)
         barrier()

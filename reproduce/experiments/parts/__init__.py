@@ -1,0 +1,1 @@
+"""Experiments on parts of masks: controls, doses, two masks together."""
