@@ -119,12 +119,10 @@ def test_a_mask_of_the_base_on_copies_that_vllm_serves_in_16_bits(tmp_path, kind
 
 
 @OPERATE
-def test_a_server_of_a_copy_takes_masks_of_the_base(tmp_path):
+def test_a_server_of_a_copy_takes_masks_of_the_base(smol, tmp_path):
     """Over HTTP: the same file and digest, the base's fingerprint, and the copy's precision."""
-    # Heads of 32 after INT8 products end vLLM 0.32 on CPUs with AMX (illegal instruction).
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    base = save_tiny_llama(tmp_path / "base", torch.bfloat16, **{**SHAPE, **heads})
-    copy = quantize(base, tmp_path / "copy", "int8")
+    # The real model: vLLM 0.32 computes no attention of so small a one in bfloat16 with AMX.
+    base, copy = smol, quantize(smol, tmp_path / "copy", "int8")
     family = tmp_path / "family.json"
     compare("base", str(base), {"copy": str(copy)}, print).write(family)
     mask = random_mask_of(base, 0, sparsity=0.1)
