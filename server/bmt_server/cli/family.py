@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import bmt_core
 import typer
 
-from bmt_server.cli.common import AsJson, fail, say
+from bmt_server.cli.common import AsJson, fail, say, with_connection
+from bmt_server.errors import ApiError
+from bmt_server.quantization.family import Family, FamilyError
+from bmt_server.registry.families import family_texts, put_family
 from bmt_server.settings import SettingsError
+
+if TYPE_CHECKING:
+    from bmt_server.registry.connection import RegistryConnection
 
 
 def family(
@@ -24,6 +32,13 @@ def family(
     out: Annotated[
         Path, typer.Option(help="File to write, for `bmt-server serve --family`.")
     ] = Path("family.json"),
+    registry: Annotated[
+        str,
+        typer.Option(
+            help="URL of a registry to keep the manifest in too: its servers need no --family. "
+            "Members that it has of this base stay."
+        ),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Compare quantized checkpoints with their BASE and write a manifest of the family.
@@ -43,7 +58,52 @@ def family(
         fail(str(error))
     except OSError as error:
         fail(f"{out} cannot be written ({error.strerror}); choose another with --out")
+    if registry:
+        with_connection(registry, partial(keep, found))
     if as_json:
         print(json.dumps(asdict(found)))
     else:
         print(f"{out}: {len(found.members)} of base {found.base.fingerprint[:12]}…")
+
+
+async def keep(family: Family, connection: RegistryConnection) -> None:
+    """Keep a manifest in the registry, with the members that are known there. Raises ApiError."""
+    for known in await _families(connection):
+        if known.base.fingerprint == family.base.fingerprint:
+            family = family.joined(known)
+    await put_family(connection, family.base.fingerprint, family.text())
+
+
+def kept_family(url: str, fingerprint: str) -> Family | None:
+    """The family of a checkpoint that the registry keeps; None if there is none.
+
+    Raises FamilyError if the registry does not answer.
+    """
+    from bmt_server.registry.connection import RegistryConnection
+
+    async def find() -> Family | None:
+        connection = RegistryConnection(url)
+        try:
+            found = await _families(connection)
+        finally:
+            await connection.close()
+        return next((family for family in found if family.includes(fingerprint)), None)
+
+    try:
+        return asyncio.run(find())
+    except ApiError as error:
+        raise FamilyError(
+            "the checkpoint is quantized, and its family is looked up in the registry, which does "
+            f"not answer ({error}); start it first, or give the manifest with --family FILE"
+        ) from None
+
+
+async def _families(connection: RegistryConnection) -> list[Family]:
+    """All that can be read; a manifest of another version is another server's."""
+    found = []
+    for text in await family_texts(connection):
+        try:
+            found.append(Family.parse(text, "a manifest of the registry"))
+        except FamilyError as error:
+            say(f"warning: {error}")
+    return found

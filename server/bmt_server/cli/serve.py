@@ -16,6 +16,7 @@ from bmt_core.optional_packages import fix, leave_out
 from typer.core import TyperCommand
 
 from bmt_server.cli.common import complete_url, fail, say
+from bmt_server.cli.family import kept_family
 from bmt_server.cli.options import with_settings
 from bmt_server.cli.places import check_places, files_place, require_loopback
 from bmt_server.ipc.stats_folder import stats_folder
@@ -262,12 +263,13 @@ def _build_settings(
         chosen["precision"],
         quantized=chosen["quantized"],
         family=chosen["family"],
+        kept=partial(kept_family, chosen["registry_url"]),
         fingerprint=partial(bmt_core.fingerprint, cache_dir=data_dir / "fingerprints"),
     )
     if identity.own != identity.base:
         say(
             f"precision {chosen['precision']}: masks of the base {identity.base[:12]}… are served "
-            f"on {identity.own[:12]}…, by {chosen['family']}"
+            f"on {identity.own[:12]}…, by {chosen['family'] or 'the manifest in the registry'}"
         )
     return Settings(
         model_id=model,

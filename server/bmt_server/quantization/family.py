@@ -52,16 +52,20 @@ class Family:
     base: Member
     members: tuple[Member, ...]
 
-    def write(self, path: Path) -> None:
-        """Write the manifest as JSON, replacing a file at once."""
+    def text(self) -> str:
+        """The manifest, JSON."""
         document = {
             "format": _FORM,
             "version": _VERSION,
             "base": asdict(self.base),
             "members": [asdict(member) for member in self.members],
         }
+        return json.dumps(document, indent=2) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Write the manifest, replacing a file at once."""
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(self.text(), encoding="utf-8")
         temporary.replace(path)
 
     @classmethod
@@ -72,15 +76,26 @@ class Family:
                 data = file.read(_MAX_BYTES + 1)
         except OSError as error:
             raise FamilyError(f"--family {path} cannot be read ({error.strerror})") from None
+        return cls.parse(data, f"--family {path}")
+
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> Family:
+        """Parse a manifest. Raises FamilyError, which names `where` it is."""
         if len(data) > _MAX_BYTES:
-            raise FamilyError(f"--family {path} has more than {_MAX_BYTES:,} bytes")
+            raise FamilyError(f"{where} has more than {_MAX_BYTES:,} bytes")
         try:
             return _family(json.loads(data))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FamilyError(
-                f"--family {path} is no manifest of version {_VERSION} ({error}); "
+                f"{where} is no manifest of version {_VERSION} ({error}); "
                 "`bmt-server family` writes one"
             ) from None
+
+    def joined(self, other: Family) -> Family:
+        """This family with the other one's members, of the same base; this one's come first."""
+        known = {member.fingerprint for member in self.members}
+        more = [member for member in other.members if member.fingerprint not in known]
+        return Family(self.base, (*self.members, *more)[:_MAX_MEMBERS])
 
     def includes(self, fingerprint: str) -> bool:
         """True for the base and for each member."""
@@ -122,23 +137,28 @@ def identify(
     *,
     quantized: bool,
     family: str,
+    kept: Callable[[str], Family | None] | None = None,
     fingerprint: Callable[[str], str] = bmt_core.fingerprint,
 ) -> Identity:
     """The fingerprints of a checkpoint that is served.
 
-    precision, quantized: of its gates; family: path of a manifest, empty for none; fingerprint: of
-    a folder. Raises FamilyError for a quantized checkpoint without a family, and for one that is
-    not in its family.
+    precision, quantized: of its gates; family: path of a manifest, empty for none; kept: looks up
+    that of a quantized checkpoint, by its fingerprint, without a path; fingerprint: of a folder.
+    Raises FamilyError for a quantized checkpoint without a family, and for one that is not in its
+    family.
     """
     if not family:
-        if quantized:
-            raise FamilyError(
-                f"{folder} is quantized ({precision}), and masks name the checkpoint that it was "
-                f"made from; write down that it is the same base with `bmt-server family BASE "
-                f"{folder} --out family.json`, and serve it with --family family.json"
-            )
         own = fingerprint(folder)
-        return Identity(own, own)
+        if not quantized:
+            return Identity(own, own)
+        if kept is not None and (found := kept(own)) is not None:
+            return Identity(found.base.fingerprint, own)
+        raise FamilyError(
+            f"{folder} is quantized ({precision}), and masks name the checkpoint that it was made "
+            f"from; write down that it is the same base with `bmt-server family BASE {folder} "
+            "--out family.json`, and serve it with --family family.json, or keep the manifest in "
+            "the registry with `bmt-server family … --registry URL`"
+        )
     known, own = Family.read(family), fingerprint(folder)
     if not known.includes(own):
         names = ", ".join(m.model for m in (known.base, *known.members)[:5])

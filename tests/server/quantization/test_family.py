@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import bmt_core
 import pytest
+import redis
 import torch
+from bmt_server.cli.family import kept_family
 from bmt_server.cli.main import app
-from bmt_server.quantization.family import Family, FamilyError, identify
+from bmt_server.quantization.family import Family, FamilyError, Identity, identify
 from bmt_server.quantization.kinship import LIMITS, compare
 from bmt_server.settings import SettingsError
 from bmt_server.vllm_integration.checkpoint import served_gates
@@ -235,3 +238,29 @@ def test_the_command_writes_what_serve_reads(base, int8, tmp_path):
     assert done.exit_code == 1
     assert "has no quantized gate" in done.stderr
     assert not out.exists()
+
+
+def test_a_registry_keeps_the_family(base, int8, tmp_path, valkey):
+    """Servers of its members need no file; a second member is added, and the first one stays."""
+    run, url = CliRunner().invoke, valkey.url
+    own = bmt_core.fingerprint(int8)
+    assert kept_family(url, own) is None
+    awq = quantize(base, tmp_path / "awq", "awq")
+    for member in (int8, awq):
+        command = ["family", str(base), str(member), "--registry", url]
+        done = run(app, [*command, "--out", str(tmp_path / "family.json")])
+        assert done.exit_code == 0, done.stderr
+    found = kept_family(url, own)
+    assert found is not None
+    assert [member.precision for member in found.members] == ["awq-int4", "int8"]
+    kept = partial(kept_family, url)
+    identity = identify(str(int8), "int8", quantized=True, family="", kept=kept)
+    assert identity == Identity(bmt_core.fingerprint(base), own)
+    # One that is in no family, a manifest of a later version, and a registry that is away.
+    with pytest.raises(FamilyError, match="bmt-server family BASE"):
+        identify("x", "int8", quantized=True, family="", kept=kept, fingerprint=lambda _: "0" * 64)
+    with redis.Redis.from_url(url) as client:
+        client.hset("{bmt}:families", "1" * 64, json.dumps({"format": "bmt-family", "version": 9}))
+    assert kept_family(url, own) == found
+    with pytest.raises(FamilyError, match="does not answer"):
+        kept_family("redis://127.0.0.1:9", own)
