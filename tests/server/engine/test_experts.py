@@ -7,6 +7,9 @@ import pytest
 import torch
 from bmt_core.gates.geometry import served_geometry
 from bmt_trainer.masking.apply import write_checkpoint
+from bmt_trainer.masking.targets import EXPERT_GATES
+from bmt_trainer.methods import sft
+from bmt_trainer.methods.config import SftConfig
 from transformers import AutoModelForCausalLM
 
 from tests.support.engines import log_probabilities, run_engine
@@ -54,17 +57,43 @@ RANKS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 )
 def test_requests_have_the_answers_of_their_masks_checkpoints(kind, options, environment, tmp_path):
     """Alone, and in steps with another mask and the base, whose tokens meet in the experts."""
+    base = saved(kind, tmp_path / "base")
+    gates, own = served_geometry(base), bmt_core.Base("t", bmt_core.fingerprint(base))
+    masks = [random_mask(gates, seed, sparsity=0.1, base=own) for seed in (0, 1)]
+    check(base, masks, tmp_path, options, environment)
+
+
+@pytest.mark.operate
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_trained_masks_of_experts_are_served(kind, tmp_path):
+    base = saved(kind, tmp_path / "base")
+    settings = {
+        **{"model": str(base), "dataset": "task:initials", "heldout": 2, "steps": 3},
+        **{"batch_size": 2, "learning_rate": 0.02, "calibration_prompts": 4, "max_new_tokens": 2},
+        # A start that changes answers of random weights.
+        **{"device": "cpu", "precision": "fp32", "targets": EXPERT_GATES, "eta": 0.1},
+    }
+    masks = [
+        sft.train(SftConfig(**settings, output=tmp_path / f"trained{seed}.bmt", seed=seed))
+        for seed in (0, 1)
+    ]
+    check(base, masks, tmp_path, EAGER, {})
+
+
+def saved(kind, folder):
     torch.manual_seed(0)
-    base = tmp_path / "base"
-    AutoModelForCausalLM.from_config(small_config(kind, **SIZES)).save_pretrained(base)
-    byte_tokenizer().save_pretrained(base)
-    gates, fingerprint = served_geometry(base), bmt_core.fingerprint(base)
+    AutoModelForCausalLM.from_config(small_config(kind, **SIZES)).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def check(base, masks, folder, options, environment):
+    """Answers of the engine and of transformers on the masked checkpoints, for two masks."""
     folders, paths = {None: base}, []
-    for seed in (0, 1):
-        mask = random_mask(gates, seed, sparsity=0.1, base=bmt_core.Base("t", fingerprint))
-        paths.append(str(tmp_path / f"{seed}.bmt"))
+    for number, mask in enumerate(masks):
+        paths.append(str(folder / f"{number}.bmt"))
         bmt_core.save(mask, paths[-1])
-        folders[paths[-1]] = tmp_path / f"masked{seed}"
+        folders[paths[-1]] = folder / f"masked{number}"
         write_checkpoint(mask, base, folders[paths[-1]])
     parts = [[paths[0]] * 6, [None] * 6, [paths[0], None, paths[1]] * 2]
     job = {
@@ -74,12 +103,12 @@ def test_requests_have_the_answers_of_their_masks_checkpoints(kind, options, env
         "options": {**OPTIONS, **options},
         "parts": [{"prompts": TEXTS, "masks": masks} for masks in parts],
     }
-    found = [torch.tensor(p) for p in run_engine("answer.py", job, tmp_path, environment)]
+    found = [torch.tensor(p) for p in run_engine("answer.py", job, folder, environment)]
     expected = {
-        mask: log_probabilities(folder, TEXTS).view(6, -1) for mask, folder in folders.items()
+        mask: log_probabilities(where, TEXTS).view(6, -1) for mask, where in folders.items()
     }
     changed = (expected[paths[0]] - expected[None]).abs() > 0.01
     assert float(changed.float().mean()) >= 0.5
-    for answers, masks in zip(found, parts, strict=True):
-        theirs = torch.stack([expected[mask][row] for row, mask in enumerate(masks)])
+    for answers, of in zip(found, parts, strict=True):
+        theirs = torch.stack([expected[mask][row] for row, mask in enumerate(of)])
         assert float((answers - theirs).abs().max()) < 1e-3
