@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,22 +74,28 @@ class SequenceLimiter:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._admitted = 0
+        self._admitted = self._live = 0
+        self._left = -math.inf
 
     @property
-    def admitted(self) -> int:
-        """Sequences that run or wait now."""
-        return self._admitted
+    def live(self) -> int:
+        """Sequences that run or wait now and that a client waits for."""
+        return self._live
+
+    def live_within(self, seconds: float) -> bool:
+        """True if there are such, or were in that time."""
+        return self._live > 0 or time.monotonic() - self._left < seconds
 
     def half_full(self) -> bool:
         """True if requests take at least half of the places."""
         return 2 * self._admitted >= self._limit
 
     @contextmanager
-    def admit(self, sequences: int) -> Iterator[None]:
+    def admit(self, sequences: int, *, background: bool = False) -> Iterator[None]:
         """Sequences of one request, from its admission to its end.
 
-        Raises Unavailable, and BadRequest for more sequences than there are places.
+        background: no client waits for it. Raises Unavailable, and BadRequest for more sequences
+        than there are places.
         """
         if sequences > self._limit:
             raise BadRequest(
@@ -103,11 +110,16 @@ class SequenceLimiter:
                 code="queue_full",
                 retry_after=1,
             )
+        live = 0 if background else sequences
         self._admitted += sequences
+        self._live += live
         try:
             yield
         finally:
             self._admitted -= sequences
+            self._live -= live
+            if live:
+                self._left = time.monotonic()
 
 
 class UploadLimiter:

@@ -153,7 +153,8 @@ class RequestMiddleware:
             sequences = 0
             if route.runs_engine:
                 sequences = request_limits.count_sequences(body)
-                admitted.enter_context(state.sequence_limiter.admit(sequences))
+                places = state.sequence_limiter.admit(sequences, background=BACKGROUND in scope)
+                admitted.enter_context(places)
                 if budgeted is not None:
                     schema = state.schemas.get(record.path)
                     admitted.callback(budgeted.release)

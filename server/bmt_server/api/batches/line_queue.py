@@ -33,6 +33,8 @@ _FAULT_S = 2.0
 # Answers that wait for their part: beyond, no line begins.
 _MOST_BYTES = 16 << 20
 _LEAVE_S, _LOOK_S = 5.0, 0.1
+# Of the newest line in the average time of lines.
+_WEIGHT = 0.2
 # Lines from here on are parsed in a thread: other requests have their turn meanwhile.
 _LARGE_BYTES = 256 << 10
 _MOST_SEQUENCES = request_limits.MAX_PROMPTS * 64
@@ -74,6 +76,8 @@ class LineQueue:
         self._tried: dict[int, tuple[float, int]] = {}
         self._paused_until = 0.0
         self._pause_s = 0.0
+        # Time that lines take, a moving average, and when the last one began.
+        self._line_s, self._began = 0.0, 0.0
         self._head: _Next | None = None
         self._schema = parts.schemas.get(batch.endpoint)
         concurrency = parts.settings.key_concurrency
@@ -107,15 +111,19 @@ class LineQueue:
                     self._head = await asyncio.to_thread(self._parsed, index)
                 # Another line may be the next one by now.
                 continue
+            now = time.monotonic()
+            if now < self._began + self._parts.room.pause_s(self._line_s):
+                return
             if not self._parts.room.fits(self._batch.id, head.sequences, self._most):
                 return
+            self._began = now
             self._todo.popleft()
             self._head = None
             # Begins here, and not with the task: the next line counts it.
             self._parts.room.take(self._batch.id, head.sequences)
             task = asyncio.create_task(self._run(head), name="bmt-batch-line")
             self._running.add(task)
-            task.add_done_callback(partial(self._ended, head.index, head.sequences))
+            task.add_done_callback(partial(self._ended, head.index, head.sequences, now))
 
     async def wait(self, within_s: float) -> None:
         """Return when a line has ended, or after that time."""
@@ -156,7 +164,9 @@ class LineQueue:
         self.rows = self.rows[count:]
         self.bytes = sum(len(row.text) for row in self.rows)
 
-    def _ended(self, index: int, sequences: int, task: asyncio.Task[None]) -> None:
+    def _ended(self, index: int, sequences: int, began: float, task: asyncio.Task[None]) -> None:
+        took_s = time.monotonic() - began
+        self._line_s += _WEIGHT * (took_s - self._line_s) if self._line_s else took_s
         self._parts.room.give(self._batch.id, sequences)
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -1,8 +1,9 @@
 """Places for lines of batches in this process: what live requests leave.
 
-Live requests come first. While none runs, lines take all places of batches; while some do, they
-take a quarter at most, and none begins while lines and live requests together take more than all of
-them. With vLLM's `--scheduling-policy priority`, lines wait in the engine behind live requests too.
+Live requests come first. While there are none, lines take all places of batches; while some run,
+or did a moment ago, they take a quarter at most and begin one by one, and none begins while lines
+and live requests together take more than all of them. With vLLM's `--scheduling-policy priority`,
+lines wait in the engine behind live requests too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from bmt_server.api.admission import SequenceLimiter
 
 _LIVE_SHARE = 4
+# Clients that ask one question after another have pauses, in which their next ones come.
+_LATELY_S = 2.0
 # A batch with a line that may begin asks many times a second; one that pauses waits for no place.
 _ASKS_S = 0.5
 
@@ -21,7 +24,7 @@ _ASKS_S = 0.5
 class Room:
     """Places of all batches that run here. most: sequences of lines at a time.
 
-    limiter: counts the sequences of all requests, those of lines included.
+    limiter: counts the sequences of live requests.
     """
 
     def __init__(self, most: int, limiter: SequenceLimiter) -> None:
@@ -47,10 +50,8 @@ class Room:
         """True if a line may begin. most: sequences of its key at a time; 0: no further bound."""
         if self._large != batch_id and time.monotonic() < self._until:
             return False
-        live = max(0, self._limiter.admitted - self._running)
-        places = self._most if not live else max(1, self._most // _LIVE_SHARE)
-        own = self._of_batch[batch_id]
-        share = max(1, places // len(self._of_batch))
+        live, places = self._limiter.live, self._places
+        own, share = self._of_batch[batch_id], self._share
         if most:
             key = self._keys[batch_id]
             of_key = [n for one, n in self._of_batch.items() if self._keys[one] == key]
@@ -68,6 +69,26 @@ class Room:
         return (
             self._running + sequences <= places and live + self._running + sequences <= self._most
         )
+
+    def pause_s(self, line_s: float) -> float:
+        """Seconds between the first steps of a batch's lines that take `line_s` each.
+
+        Lines that begin together have their prompts in one step, which live requests wait for. So
+        they begin one by one while some of these run.
+        """
+        return line_s / self._share if self._live else 0.0
+
+    @property
+    def _live(self) -> bool:
+        return self._limiter.live_within(_LATELY_S)
+
+    @property
+    def _places(self) -> int:
+        return max(1, self._most // _LIVE_SHARE) if self._live else self._most
+
+    @property
+    def _share(self) -> int:
+        return max(1, self._places // max(1, len(self._of_batch)))
 
     def take(self, batch_id: str, sequences: int) -> None:
         """Begin a line."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 import time
@@ -57,6 +58,32 @@ def test_a_large_line_that_pauses_keeps_no_place(monkeypatch):
             # It does not begin as long as live requests run, so the others need not wait.
             assert not room.fits("large", 9)
             assert room.fits("small", 1)
+
+
+def test_a_moment_without_live_requests_gives_lines_no_more_places(monkeypatch):
+    """Clients that ask one question after another all have their answers now and then."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    limiter = SequenceLimiter(100)
+    room = Room(16, limiter)
+    with room.batch("b", "key"):
+
+        def begun() -> int:
+            count = 0
+            while room.fits("b", 1):
+                room.take("b", 1)
+                count += 1
+            room.give("b", count)
+            return count
+
+        assert begun() == 16
+        with limiter.admit(1), limiter.admit(3, background=True):
+            # Lines that have not come to the limiter yet are no live requests that have gone.
+            assert begun() == 4
+        now[0] = 1.0
+        assert begun() == 4
+        now[0] = 4.0
+        assert begun() == 16
 
 
 async def test_answers_without_a_place_wait_for_one(start, model, monkeypatch):
@@ -188,3 +215,25 @@ async def test_a_long_line_is_parsed_in_a_thread(start, model, monkeypatch):
         batch = await ended(api, batch.id)
         assert set(await rows(api, batch.output_file_id)) == {"short", "long"}
     assert threads == {0: True, 1: False}
+
+
+async def test_lines_begin_one_by_one_while_live_requests_run(start, model, monkeypatch):
+    """Each starts with a step of its prompt; together they would make one long step."""
+    take, taken = Room.take, []
+
+    def seen(self, batch_id, sequences):
+        taken.append(time.monotonic())
+        take(self, batch_id, sequences)
+
+    monkeypatch.setattr(Room, "take", seen)
+    model.pause_s = 0.2
+    many = [line(f"w{n}") for n in range(24)]
+    async with start("a", model, batch_sequences=16) as api:
+        with api.state.sequence_limiter.admit(1):
+            assert (await ended(api, (await created(api, many)).id)).status == "completed"
+        alone = await created(api, many)
+        assert (await ended(api, alone.id)).status == "completed"
+    gaps = [later - earlier for earlier, later in itertools.pairwise(taken)]
+    # Four at a time, each of 0.2 s or more; what they take is not known for the first ones.
+    assert min(gaps[4:23]) > 0.03
+    assert min(gaps[24:]) < 0.01
