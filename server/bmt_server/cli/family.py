@@ -15,7 +15,6 @@ import typer
 from bmt_server.cli.common import AsJson, fail, say, with_connection
 from bmt_server.errors import ApiError
 from bmt_server.quantization.family import Family, FamilyError
-from bmt_server.registry.families import family_texts, put_family
 from bmt_server.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -68,6 +67,9 @@ def family(
 
 async def keep(family: Family, connection: RegistryConnection) -> None:
     """Keep a manifest in the registry, with the members that are known there. Raises ApiError."""
+    # redis is imported by the commands that need it.
+    from bmt_server.registry.families import put_family
+
     for known in await _families(connection):
         if known.base.fingerprint == family.base.fingerprint:
             family = family.joined(known)
@@ -100,6 +102,8 @@ def kept_family(url: str, fingerprint: str) -> Family | None:
 
 async def _families(connection: RegistryConnection) -> list[Family]:
     """All that can be read; a manifest of another version is another server's."""
+    from bmt_server.registry.families import family_texts
+
     found = []
     for text in await family_texts(connection):
         try:
