@@ -111,7 +111,7 @@ async def _compared(
     answers, steps = [], 0
     for number in range(2 * SLICES):
         trains = number % 2 == 0
-        # While nobody chats: a saturated machine leaves the worker no time to pause or resume.
+        # Between chats: a saturated machine leaves the worker no time to pause or resume.
         await asyncio.to_thread(job.trains if trains else job.pauses)
         ends, before = asyncio.Event(), await asyncio.to_thread(job.steps)
         asking = asyncio.create_task(chats(target(served), clients, pause_s, ends))
