@@ -283,7 +283,7 @@ def _entry(context: Context, contest: Contest, ratio: Estimate, bare: float, wha
 
 
 def _half_width(context: Context, contest: Contest, ratio: Estimate) -> Entry:
-    """What the method leaves open: half of the interval of one engine against itself."""
+    """Half of the interval of one engine against itself, which the method leaves open."""
     return Entry(
         id=f"{contest.id}_half_width",
         value=round((ratio.high - ratio.low) / 2, 4),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from typing import Any
 
 from bmt_core import Mask
 from bmt_trainer.comparison import plot_style, plots
+from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.evaluation.kl import Divergence, forward_kl
 from bmt_trainer.masking.attach import Attached
-from bmt_trainer.methods import grpo, sdft, sft
+from bmt_trainer.methods import grpo, pipeline, sdft, sft
 from bmt_trainer.methods.config import DpoConfig, GrpoConfig, KtoConfig, SdftConfig, SftConfig
-from bmt_trainer.methods.pipeline import Loaded
+from bmt_trainer.methods.finish import base_texts
+from bmt_trainer.methods.pipeline import Loaded, Rows
 from bmt_trainer.methods.preferences import dpo, kto
 from bmt_trainer.settings import build, read_yaml
 
@@ -76,6 +79,32 @@ def run_recipe(recipe: str, **changes: Any) -> Ran:
         figure = plots.training({stem: history}, f"{stem}, {ran.seconds / 60:.1f} minutes")
         target.write_bytes(plot_style.png(figure))
     return ran
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run of SFT that has not trained; texts: what the base answers, as `scored` takes them."""
+
+    loaded: Loaded
+    attached: Attached
+    rows: Rows
+    texts: list[tuple[list[int], list[int]]]
+
+
+def begin(settings: Mapping[str, Any], heldout: int | None = None) -> Begun:
+    """Start a run of SFT with gates, and score its base.
+
+    settings: as `settings_of` has them; an unfinished run is removed. heldout: examples to score
+    the base on, by default all.
+    """
+    output = settings["output"]
+    shutil.rmtree(output.with_name(output.name + ".run"), ignore_errors=True)
+    with hide_library_progress():
+        loaded, rows = sft.load(build(SftConfig, settings), Display())
+        attached = pipeline.attach(loaded)
+        with attached.state.use("off"):
+            loaded.score("base", loaded.split.heldout[:heldout])
+            return Begun(loaded, attached, rows, base_texts(loaded))
 
 
 def scored(

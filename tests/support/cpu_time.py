@@ -26,7 +26,7 @@ def least_cpu(work: Callable[[], object], bound_s: float) -> float:
 
 
 async def answer_and_cpu(ask: Callable[[], Awaitable[T]], bound_s: float) -> tuple[T, float]:
-    """What `ask` gives, and the seconds of this thread as `least_cpu` has them."""
+    """An answer, and the seconds of this thread as `least_cpu` has them."""
     least = float("inf")
     for _ in range(TURNS):
         started = time.thread_time()

@@ -16,7 +16,6 @@ import bmt_core
 import numpy as np
 import torch
 from bmt_core import Mask, TensorMask
-from bmt_trainer.console import Display
 from bmt_trainer.evaluation import update_geometry
 from bmt_trainer.evaluation.intervals import wilson
 from bmt_trainer.masking.attach import Attached
@@ -24,14 +23,13 @@ from bmt_trainer.masking.calibration import input_norms
 from bmt_trainer.masking.initialization import init_gates
 from bmt_trainer.methods import pipeline, sft
 from bmt_trainer.methods.config import SftConfig
-from bmt_trainer.methods.finish import base_texts
 from bmt_trainer.methods.pipeline import Loaded
 from bmt_trainer.settings import build
 
 from benchmarks.harness.environment import demo_model
 from reproduce import second_model
 from reproduce.experiments.record import Figure, keep, percent
-from reproduce.experiments.runs import scored, settings_of
+from reproduce.experiments.runs import begin, scored, settings_of
 
 #: Measures of one mask by the end of the figures' ids, each with its n: tokens of the KL
 #: divergence, matrices of the geometry.
@@ -72,17 +70,14 @@ def _run(
         settings = settings_of("sft-sort", f"controls{suffix}.bmt", **changes)
         trained = sft.train(build(SftConfig, settings))
     settings = settings_of("sft-sort", f"controls{suffix}-again.bmt", **changes)
-    config = build(SftConfig, settings)
-    shutil.rmtree(settings["output"].with_name(settings["output"].name + ".run"), True)
-    loaded, _ = sft.load(config, Display())
-    attached = pipeline.attach(loaded)
-    with attached.state.use("off"):
-        loaded.score("base", loaded.split.heldout[:_FEWER])
-        texts = base_texts(loaded)
+    begun = begin(settings, _FEWER)
+    loaded, attached = begun.loaded, begun.attached
     masks = _masks(loaded, attached, trained)
     for name in names:
         mask = masks[name]
-        score, kl = scored(loaded, attached, name, mask, texts, None if name in _LEARNT else _FEWER)
+        score, kl = scored(
+            loaded, attached, name, mask, begun.texts, None if name in _LEARNT else _FEWER
+        )
         measures = {"kl": (kl.per_token, kl.tokens), **_geometry(attached)}
         shown = ", ".join(f"{key} {value:.4g}" for key, (value, _) in measures.items())
         print(f"{name:14} {mask.zeros:8,} zeros: {shown}", flush=True)

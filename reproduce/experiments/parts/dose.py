@@ -14,18 +14,17 @@ import numpy as np
 import torch
 from bmt_core import Mask, TensorMask
 from bmt_trainer.comparison import plot_style
-from bmt_trainer.console import Display, hide_library_progress
+from bmt_trainer.console import hide_library_progress
 from bmt_trainer.evaluation.intervals import wilson
 from bmt_trainer.evaluation.kl import Divergence
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import pipeline, schedules, sft
 from bmt_trainer.methods.config import SftConfig
-from bmt_trainer.methods.finish import base_texts
 from bmt_trainer.settings import build
 
 from benchmarks.report.results import LATEST
 from reproduce.experiments.record import Figure, keep, percent
-from reproduce.experiments.runs import scored, settings_of
+from reproduce.experiments.runs import begin, scored, settings_of
 
 COMMAND = "make reproduce NAME=dose"
 #: Shares of the deletions, in percent; all of them is one mask, whatever the order.
@@ -46,19 +45,16 @@ class Part:
 def sorting() -> None:
     """Sorting by SFT on the demo's model, and parts of its mask."""
     settings = settings_of("sft-sort", "dose.bmt", lean="off", checkpoint_every=0)
-    shutil.rmtree(settings["output"].with_name(settings["output"].name + ".run"), True)
+    begun = begin(settings)
+    loaded, attached = begun.loaded, begun.attached
     with hide_library_progress():
-        loaded, rows = sft.load(build(SftConfig, settings), Display())
-        attached = pipeline.attach(loaded)
-        with attached.state.use("off"):
-            loaded.score("base")
-            texts = base_texts(loaded)
         pipeline.initialize(loaded, attached)
         first = [gates.detach().clone() for gates in attached.gates()]
-        sft.fit(schedules.of_run(build(SftConfig, settings), loaded), loaded, attached, rows)
+        config = schedules.of_run(build(SftConfig, settings), loaded)
+        sft.fit(config, loaded, attached, begun.rows)
     parts = {}
     for name, mask in masks(attached, pipeline.current_mask(loaded, attached), first).items():
-        score, kl = scored(loaded, attached, name, mask, texts)
+        score, kl = scored(loaded, attached, name, mask, begun.texts)
         part = Part(zeros=mask.zeros, right=score["exact"], total=score["total"], kl=kl)
         print(f"{name:12} {part.zeros:8,} zeros: {part.right} right, KL {kl.per_token:.4g}")
         keep(_figures(f"dose_{name}", part))

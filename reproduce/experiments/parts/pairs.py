@@ -14,15 +14,13 @@ from typing import Any
 
 import bmt_core
 from bmt_core import Mask
-from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.evaluation.intervals import student
-from bmt_trainer.methods import pipeline, sft
+from bmt_trainer.methods import sft
 from bmt_trainer.methods.config import SftConfig
-from bmt_trainer.methods.finish import base_texts
 from bmt_trainer.settings import build
 
 from reproduce.experiments.record import Figure, keep
-from reproduce.experiments.runs import scored, settings_of
+from reproduce.experiments.runs import begin, scored, settings_of
 
 COMMAND = "make reproduce NAME=pairs"
 SEEDS = (0, 1, 2)
@@ -120,17 +118,11 @@ def _trained(task: str, seed: int) -> Mask:
 
 def _scores(task: str, seed: int, pair: Pair) -> dict[str, float]:
     """Right answers to the task's held-out examples in percent, and KL divergences."""
-    settings = _settings(task, seed, "-again")
-    shutil.rmtree(settings["output"].with_name(settings["output"].name + ".run"), True)
-    with hide_library_progress():
-        loaded, _ = sft.load(build(SftConfig, settings), Display())
-        attached = pipeline.attach(loaded)
-        with attached.state.use("off"):
-            loaded.score("base")
-            texts = base_texts(loaded)
+    begun = begin(_settings(task, seed, "-again"))
+    loaded = begun.loaded
     found = {f"{task}_base_right": _percent(loaded.run.notes["base"])}
     for name, mask in pair.of_task(task).items():
-        score, kl = scored(loaded, attached, name, mask, texts)
+        score, kl = scored(loaded, begun.attached, name, mask, begun.texts)
         found[f"{task}_{name}_right"] = _percent(score)
         found[f"{task}_{name}_kl"] = kl.per_token
     shutil.rmtree(loaded.run.folder)

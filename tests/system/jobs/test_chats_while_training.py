@@ -1,4 +1,4 @@
-"""What the worker of `serve --train` costs those who chat with the same server.
+"""Cost of the worker of `serve --train` to those who chat with the same server.
 
 A job is paused and resumed in turns, under clients that never stop and under one that thinks in
 between; the times to first tokens of the slices are compared, and the job's steps are counted.

@@ -23,7 +23,7 @@ _FOREIGN_S = 86_400
 
 
 async def next_records(store: WorkStore[R], base: str) -> AsyncIterator[R]:
-    """What to lease next of a base, looked up again each time, until none waits.
+    """Records to lease next of a base, looked up again each time, until none waits.
 
     Entries without a valid record are removed; those with a record that cannot be read after a
     day, for until then they may be a newer server's. Raises RegistryDown.
