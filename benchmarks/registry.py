@@ -8,11 +8,11 @@ from benchmarks.suites import (
     cold_speed,
     engine_speed,
     file,
-    http_speed,
     memory,
     mode_speed,
     swap,
 )
+from benchmarks.suites.http import growth, starts, turns
 
 SECTIONS: dict[str, dict[str, Section]] = {
     "format": {"file": file.open_and_size},
@@ -21,7 +21,9 @@ SECTIONS: dict[str, dict[str, Section]] = {
     "serve": {
         "compiled": engine_speed.compiled,
         "eager": engine_speed.eager,
-        "http": http_speed.growth,
+        "turns": turns.compare,
+        "starts": starts.warm,
+        "http": growth.growth,
         "modes": mode_speed.skewed,
     },
 }

@@ -31,6 +31,13 @@ class Scale:
     growth_lora: dict[int, tuple[int, ...]]  # rank -> counts of adapters
     uniform: int  # masks of the uniform load whose speed is compared with one mask's
     http_pairs: int
+    # Servers in turns: rounds, requests and tokens of a load at 32 at once; other numbers at once.
+    http_rounds: int
+    http_requests: int
+    http_tokens: int
+    http_at_once: tuple[int, ...]
+    http_rounds_at_once: int
+    starts: int
     mode_pairs: int
     # Masks of an 8B model's shape.
     layers: int
@@ -65,6 +72,12 @@ FULL = Scale(
     growth_lora={1: (1, 10, 100, 1000), 8: (1, 100, 200)},
     uniform=1000,
     http_pairs=5,
+    http_rounds=40,
+    http_requests=64,
+    http_tokens=16,
+    http_at_once=(1, 8, 128),
+    http_rounds_at_once=4,
+    starts=5,
     mode_pairs=3,
     layers=32,
     processes=5,
@@ -93,6 +106,12 @@ QUICK = Scale(
     growth_lora={1: (1, 10), 8: (1, 10)},
     uniform=40,
     http_pairs=2,
+    http_rounds=2,
+    http_requests=32,
+    http_tokens=8,
+    http_at_once=(8,),
+    http_rounds_at_once=1,
+    starts=1,
     mode_pairs=1,
     layers=4,
     processes=1,

@@ -11,8 +11,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 RESAMPLES = 4000
 SEED = 0
@@ -74,3 +77,10 @@ def zipf(count: int, draws: int, exponent: float, seed: int) -> list[int]:
     weights = 1.0 / np.arange(1, count + 1, dtype=float) ** exponent
     rng = np.random.default_rng(seed)
     return [int(k) for k in rng.choice(count, size=draws, p=weights / weights.sum())]
+
+
+def rotated(of: Sequence[T], by: int) -> list[T]:
+    """The same in another order, forward and backward in turn: each comes first, each last."""
+    start = (by // 2) % len(of)
+    turned = [*of[start:], *of[:start]]
+    return turned[::-1] if by % 2 else turned

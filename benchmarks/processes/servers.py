@@ -70,6 +70,11 @@ class Server:
         _, _, rest = self._log.read_text(errors="replace").partition("embedded registry at ")
         return rest.split()[0] if rest else ""
 
+    def main_cpu_seconds(self) -> float:
+        """CPU seconds of the process that answers HTTP; engine and registry are its children."""
+        stat = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(int(x) for x in stat[11:13]) / os.sysconf("SC_CLK_TCK")
+
     def tail(self) -> str:
         return self._log.read_text(errors="replace")[-3000:]
 

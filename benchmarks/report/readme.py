@@ -15,7 +15,7 @@ BEGIN, END = "<!-- benchmarks: `make docs` -->", "<!-- end of benchmarks -->"
 
 #: Figures on README; the page of results has all.
 SHORT = (
-    *("mixed32_over_base", "uniform1000_over_single", "scatter_over_auto_skewed"),
+    *("mixed32_over_base", "mixed32_over_base_http", "uniform1000_over_single"),
     *("cold_first_token_extra_ms", "switch_over_lora_merge"),
 )
 

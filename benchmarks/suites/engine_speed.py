@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from benchmarks.harness import inputs
 from benchmarks.harness.contention import Contention, rest
 from benchmarks.harness.environment import WORK, dtype, has_compiler
 from benchmarks.harness.section import Context
-from benchmarks.harness.stats import Estimate, estimate, median
+from benchmarks.harness.stats import Estimate, estimate, median, rotated
+from benchmarks.processes import task
 from benchmarks.processes.engine import Engine, EngineSpec, Ran, Work, engines
 from benchmarks.report.results import Baseline, Entry, Findings, Table
+from benchmarks.suites.limits import table as limits
+from benchmarks.suites.limits.step import Rates
 from benchmarks.suites.matchups import (
     AGAIN,
     CHECKPOINT,
@@ -32,8 +35,6 @@ from benchmarks.suites.matchups import (
     lora_ranks,
     peer_contests,
 )
-
-T = TypeVar("T")
 
 # Seconds of one contest in one set of processes: of the clock ("bare", "other") and of the CPU
 # ("bare_cpu", "other_cpu"), one value a round.
@@ -59,6 +60,7 @@ def measure(context: Context, *, eager: bool) -> Findings:
     found: dict[str, list[Samples]] = {c.id: [] for c in ours + peers}
     contention: list[float] = []
     kernels: set[str] = set()
+    rates = [context.step("rates-first", _rates, context)]
     peer_pairs = scale.peer_pairs_eager if eager else scale.peer_pairs
     pairs = scale.pairs_eager if eager else scale.pairs
     for pair in range(pairs):
@@ -70,7 +72,19 @@ def measure(context: Context, *, eager: bool) -> Findings:
                 found[contest.id].append(raw["samples"][contest.id])
             contention.append(raw["contention"])
             kernels |= set(raw["kernels"])
-    return _findings(context, ours + peers, found, contention, kernels, eager)
+    rates.append(context.step("rates-last", _rates, context))
+    findings = _findings(context, ours + peers, found, contention, kernels, eager)
+    # What one moment had to give is a limit of the other, too.
+    best = Rates(*(max(r[key] for r in rates) for key in ("bytes_per_s", "operations_per_s")))
+    findings.tables.append(
+        limits.of_slices(context.model, ours + peers, found, _works(context), best)
+    )
+    findings.samples["rates"] = rates
+    return findings
+
+
+def _rates(context: Context) -> dict[str, Any]:
+    return task.run("limits.rates", {"dtype": dtype()}, context.work)
 
 
 def specs(context: Context, eager: bool) -> dict[str, EngineSpec]:
@@ -158,9 +172,9 @@ def _rounds(
         own = [c for c in wanted if c.kind == DECODE or number % 3 == 0]
         slices = _slices(own, works)
         ran: dict[tuple[str, str], Ran] = {}
-        for engine in _rotated(list(slices), pair + number):
+        for engine in rotated(list(slices), pair + number):
             rest()
-            for name, work in _rotated(slices[engine], number):
+            for name, work in rotated(slices[engine], number):
                 seed += 1
                 ran[engine, name] = running[engine].run(work, seed)
         for contest in own:
@@ -182,13 +196,6 @@ def _slices(
         work = _work(works, contest, bare=False)
         slices.setdefault(contest.engine, []).append((contest.id, work))
     return slices
-
-
-def _rotated(of: Sequence[T], by: int) -> list[T]:
-    """The same in another order, forward and backward in turn: each comes first, each last."""
-    start = (by // 2) % len(of)
-    turned = [*of[start:], *of[:start]]
-    return turned[::-1] if by % 2 else turned
 
 
 def _works(context: Context) -> dict[str, Work]:

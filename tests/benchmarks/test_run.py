@@ -122,5 +122,5 @@ def test_every_figure_to_reach_is_measured_somewhere():
         p.read_text() for p in (ROOT / "benchmarks").rglob("*.py") if p.name != "results.py"
     )
     for entry_id in REACH:
-        stem = entry_id.removesuffix("_skewed")
+        stem = entry_id.removesuffix("_half_width")
         assert stem in source, f"no section measures {entry_id}"

@@ -35,12 +35,17 @@ def main(words: Sequence[str]) -> None:
 def yield_to_others() -> None:
     """Give this process what is left of processors and memory. What is not allowed stays as it is.
 
-    SCHED_IDLE alone weighs less than nice 19; a system whose policy refuses it has the latter.
+    SCHED_IDLE alone weighs less than nice 19; a system whose policy refuses it has the latter. Both
+    hold within a session where the kernel groups tasks by session (sched(7), autogroup), so the
+    session has the lowest weight as well: the engine's processes have sessions of their own.
     """
     with contextlib.suppress(OSError):
         os.nice(_NICE)
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with contextlib.suppress(OSError):
+        if os.getsid(0) == os.getpid():
+            Path("/proc/self/autogroup").write_text(str(_NICE))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_END)
 

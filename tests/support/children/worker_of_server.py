@@ -30,6 +30,14 @@ def plan(port: int, folder: Path, **more: str) -> Plan:
     return Plan(command(folder), environment, "127.0.0.1", port)
 
 
+def session_niceness() -> int | None:
+    """That of this process's autogroup; None where the kernel has none."""
+    try:
+        return int(Path("/proc/self/autogroup").read_text().split()[-1])
+    except OSError:
+        return None
+
+
 def worker(folder: Path) -> None:
     own = Path("/proc/self")
     # Of its own, as a training of a worker: what it has, it was given by its parent.
@@ -44,6 +52,7 @@ def worker(folder: Path) -> None:
         "key": os.environ.get("BMT_API_KEY"),
         "words": (own / "cmdline").read_text(),
         "inherited": [int(word) for word in below],
+        "session_niceness": session_niceness(),
         "out_of_memory": int((own / "oom_score_adj").read_text()),
     }
     print("a line of the worker", file=sys.stderr, flush=True)

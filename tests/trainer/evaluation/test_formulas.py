@@ -212,6 +212,10 @@ def test_files_of_the_working_folder_are_not_imported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pool = Workers()
     assert pool.equal(r"\boxed{7}", "7")
+    # Ctrl-C of a terminal does not reach it, and its priority is that of this process.
+    pid = pool._idle[0]._process.pid
+    assert os.getpgid(pid) != os.getpgid(0)
+    assert os.getsid(pid) == os.getsid(0)
     pool._idle[0].close()
 
 

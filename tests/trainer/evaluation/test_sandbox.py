@@ -259,3 +259,18 @@ def test_where_nothing_can_be_isolated_nothing_runs(tmp_path, monkeypatch):
     assert not marker.exists()
     with pytest.raises(ConfigError, match="cannot be isolated"):
         programs.check()
+
+
+@pytest.mark.found
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="no autogroups here")
+def test_a_program_has_the_priority_of_who_runs_it():
+    code = (
+        "import os; os.nice(7)\n"
+        "from bmt_trainer.evaluation.sandbox.programs import Sandbox\n"
+        "program = \"n = open('/proc/self/autogroup').read().split()[-1]\"\n"
+        "print(Sandbox().result(program, 'n'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == "7"

@@ -71,8 +71,10 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C of a terminal is the worker's, which ends this process in its own time.
-                start_new_session=True,
+                # Ctrl-C of a terminal is the worker's, which ends this process in its own time. No
+                # session, for a new one has the full share of the processors (sched(7), autogroup),
+                # however low the worker's priority is.
+                process_group=0,
                 env={**os.environ, ERROR_FILE: _ERROR},
                 preexec_fn=_end_with(os.getpid()),
             )

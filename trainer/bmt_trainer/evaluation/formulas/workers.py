@@ -45,7 +45,8 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            # Ctrl-C is the parent's; a new session would have a priority of its own (autogroup).
+            process_group=0,
         )
         #: Another comparison has room in its memory.
         self.roomy = True

@@ -65,6 +65,7 @@ def main() -> None:
     try:
         if os.getpid() != 1:  # what follows would change the mounts of the machine itself
             raise OSError(_EPERM, "not the first process of a namespace")
+        _priority()
         _mounts(given["files_bytes"])
         # The first process of a namespace ends all others with itself, and no signal from inside
         # ends it. Its alarm is for a program that waits.
@@ -93,6 +94,18 @@ def _checked(result: int, step: str) -> None:
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{step}: {os.strerror(code)}")
+
+
+def _priority() -> None:
+    """Give this session the priority of who started it: a new one has that of any other.
+
+    Where the kernel groups tasks by session (sched(7), autogroup), niceness holds within one alone.
+    """
+    try:
+        with open("/proc/self/autogroup", "w") as weight:
+            weight.write(str(os.getpriority(os.PRIO_PROCESS, 0)))
+    except OSError:  # a kernel that does not, or a niceness below 0
+        pass
 
 
 def _mounts(files_bytes: int) -> None:

@@ -167,11 +167,6 @@ def _findings(context: Context, raw: dict[str, Any]) -> Findings:
             what="bare vLLM as it comes",
             note="bare vLLM with what bmt-server sets for the CPU",
         ),
-        _beside(
-            *(context, raw["bare"], "idle_over_base_http", "idle", "tuned"),
-            what="bare vLLM, in the same environment",
-            note="bmt-server, requests for the base",
-        ),
     ]
     return Findings(entries=entries, tables=[_table(context, raw)], plots=_plots(raw), samples=raw)
 

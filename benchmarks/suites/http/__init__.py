@@ -1,0 +1,1 @@
+"""Over HTTP: servers in turns, growth of the number of masks, starts."""
