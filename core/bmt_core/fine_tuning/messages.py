@@ -32,7 +32,7 @@ SPEAKERS = {
     "function_call": "assistant",
 }
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-_WEIGHTS = ("weight", "train", "training")
+_WEIGHTS = ("weight", "train", "training", "loss")
 _FIELDS = {"role", "content", "tool_calls", "tool_call_id", "name", "function_call"}
 _FIELDS |= {*_REASONING, *_WEIGHTS}
 # Fields that change what a message says, or what of it is learnt, and that no chat template takes.
@@ -47,6 +47,8 @@ _REFUSED = {
     "thoughts": "write it as reasoning_content",
     "train_detail": "weights are per turn; use weight",
     "training_detail": "weights are per turn; use weight",
+    "tools": "write them in the row's column tools",
+    "functions": "write them in the row's column tools, each as {\"type\": \"function\", …}",
     "tool_responses": "write one turn of role tool for each call",
 }
 
@@ -120,10 +122,13 @@ def encodable(value: Any, where: str) -> Any:
 
 def _check_fields(fields: Mapping[str, Any], at: str) -> None:
     for key, value in fields.items():
-        if key in _FIELDS or not value:
+        if key in _FIELDS or (isinstance(value, Sequence | Mapping) and not value):
             continue
-        if key in _REFUSED:
+        if key in _REFUSED and value:
             raise RowError(f"{at}.{key}: cannot be kept; {_REFUSED[key]}")
+        if key in _REFUSED:
+            continue
+        # Whatever its value: of a misspelled weight, 0 and false are those that count.
         if meant := difflib.get_close_matches(str(key).lower(), sorted(_FIELDS), 1, 0.8):
             raise RowError(f"{at}.{key}: unknown field; {meant[0]} is meant, or rename it")
 

@@ -309,6 +309,20 @@ def assistant(**fields):
         (assistant(refusal="no"), r"messages\[1\]\.refusal"),
         (assistant(audio={"id": "x"}), r"messages\[1\]\.audio"),
         (assistant(tool_call=[CALL]), r"messages\[1\]\.tool_call: unknown field; tool_calls"),
+        # Of a misspelled weight, 0 and false are those that count.
+        *(
+            (assistant(**{name: value}), rf"messages\[1\]\.{name}: unknown field; {meant}")
+            for name, meant in (("weights", "weight"), ("Weight", "weight"), ("Train", "train"))
+            for value in (0, False, 1)
+        ),
+        (assistant(loss=False), "messages: every assistant turn has weight 0"),
+        *(
+            ({"messages": [{"role": "system", "content": "s", name: [CALL]}, USER, REPLY]}, message)
+            for name, message in (
+                ("tools", r"messages\[0\]\.tools: cannot be kept; .* column tools"),
+                ("functions", r"messages\[0\]\.functions: cannot be kept; .* column tools"),
+            )
+        ),
         (assistant(reasoning_content="t", thinking="u"), r"messages\[1\]: .*differ"),
         ({"messages": [{**USER, "train": True}, REPLY]}, r"messages\[0\]\.train"),
         ({"messages": [{**USER, "tool_calls": [CALL]}, REPLY]}, r"messages\[0\]\.tool_calls"),
