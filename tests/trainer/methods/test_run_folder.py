@@ -6,6 +6,7 @@ import json
 
 import pytest
 from bmt_trainer.errors import ResumeError
+from bmt_trainer.methods.guards.checkpoints import write_manifest
 from bmt_trainer.methods.run_folder import RunFolder, is_writing
 
 
@@ -44,6 +45,28 @@ def test_a_resumed_run_may_have_its_rollouts_elsewhere(tmp_path):
     assert said == ["server: none from here on, http://a before"]
     with pytest.raises(ResumeError, match="seed"):
         RunFolder(output, {"seed": 2, "server": None}, resume=True)
+
+
+@pytest.mark.found
+def test_another_text_of_a_reward_is_accepted_by_a_setting_and_noted(tmp_path):
+    """Such as other retries of a judge; what is not code stays as it was."""
+    output, said = tmp_path / "m.bmt", []
+    run = RunFolder(output, {"reward": "judge:u?retries=2", "seed": 1}, resume=False)
+    run.note("base", {"mean": 1})
+    run.note("validation", [{"step": 1, "mean": 1.0}, {"step": 1, "loss": 1.0}])
+    (run.folder / "checkpoint-2").mkdir()
+    (run.folder / "checkpoint-2" / "f").touch()
+    write_manifest(run.folder / "checkpoint-2")
+    now = {"reward": "judge:u?retries=9", "seed": 1}
+    with pytest.raises(ResumeError, match=r"reward = .*retries=2.*--accept-changes"):
+        RunFolder(output, now, resume=True)
+    with pytest.raises(ResumeError, match="seed = 1, not 2; use its settings, or remove it"):
+        RunFolder(output, {**now, "seed": 2}, resume=True, accept_changes=True)
+    notes = RunFolder(output, now, resume=True, accept_changes=True, say=said.append).notes
+    assert notes["changes"] == [{"changed": ["reward"], "after_step": 2}]
+    assert (notes.get("base"), notes["validation"]) == (None, [{"step": 1, "loss": 1.0}])
+    assert "reward: changed after step 2" in said[0]
+    assert RunFolder(output, now, resume=True).notes == notes  # it is the run's own now
 
 
 @pytest.mark.found

@@ -10,7 +10,7 @@ import pytest
 import torch
 from bmt_trainer.cli.main import app
 from bmt_trainer.console import Display
-from bmt_trainer.errors import ConfigError, RewardError
+from bmt_trainer.errors import ConfigError, ResumeError, RewardError
 from bmt_trainer.methods import grpo, sdft, sft
 from bmt_trainer.methods.config import GrpoConfig, SdftConfig, SftConfig
 from rich.console import Console
@@ -226,6 +226,41 @@ def test_a_reward_that_fails_later_names_itself_the_step_and_the_answer(
     assert f"{tmp_path}/late.py:late" in str(raised.value)
     assert "at step 2; completion: '" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("place", ["rollouts", "validation"])
+def test_a_reward_that_fails_is_mended_and_the_run_goes_on(settings, tmp_path, place):
+    code = tmp_path / "late.py"
+    now = "trainer_state.global_step == 3" if place == "rollouts" else "seen == 3 and not training"
+    body = """
+seen = 0
+def late(completions, trainer_state):
+    global seen
+    training = trainer_state.global_step > 0
+    seen = max(seen, trainer_state.global_step + training)
+    if {now}:
+        raise ValueError("lost")
+    return [float(len(str(c)) % 5) for c in completions]
+"""
+    code.write_text(body.format(now=now))
+    config = settings("late.py:late", checkpoint_every=100)
+    out = io.StringIO()
+    with pytest.raises(RewardError, match="ValueError: lost"):
+        grpo.train(config, Display(Console(file=out, width=10_000)))
+    assert "a reward failed; a checkpoint of step 3 is written" in out.getvalue()
+    code.write_text(body.format(now="False"))
+    config = dataclasses.replace(config, resume=True)
+    with pytest.raises(ResumeError, match=r"another reward: .*--accept-changes"):
+        trained(config)
+    mask, history, said = trained(dataclasses.replace(config, accept_changes=True))
+    assert "resuming at step 3 of 6" in said
+    assert "reward: changed after step 3" in said
+    assert mask.metadata["changes"] == [{"changed": ["reward"], "after_step": 3}]
+    assert "accept_changes" not in mask.metadata["config"]
+    assert [step["step"] for step in history["steps"]] == [1, 2, 3, 4, 5, 6]
+    assert [v["step"] for v in history["validation"]] == [3, 4, 5, 6]  # by the mended one alone
+    assert {"base", "mask"} <= mask.metadata["scores"].keys()
 
 
 def test_a_reward_of_another_length_later(settings, tmp_path):

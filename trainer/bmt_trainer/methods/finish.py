@@ -17,6 +17,7 @@ from bmt_trainer.evaluation.score import best_guess
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.masking.export import library_versions
 from bmt_trainer.methods.guards import pushing
+from bmt_trainer.methods.guards.changes import CHANGES, SCORES
 from bmt_trainer.methods.guards.contents import digest_of_examples
 from bmt_trainer.methods.guards.finite import check_gates
 from bmt_trainer.methods.pipeline import Loaded, current_mask, write_mask
@@ -26,8 +27,6 @@ from bmt_trainer.templates.chat_templates import template_digest
 
 # Settings that a mask's metadata does not repeat: names of files and devices.
 _OF_THIS_MACHINE = ("model", "device", "from_mask")
-#: Names of held-out scores, in the order of metadata.
-SCORES = ("base", "teacher", "init", "last", "mask", "full", "lean")
 # Held-out prompts on whose answers by the base a mask's KL divergence is measured.
 _KL_PROMPTS = 64
 
@@ -171,6 +170,7 @@ def _metadata(loaded: Loaded, metadata: Mapping[str, Any]) -> dict[str, Any]:
         "steps": config.steps,
         "config": {k: v for k, v in settings.items() if k not in _OF_THIS_MACHINE},
         **({} if loaded.first is None else {"from": _first(loaded.first, config.hold_zeros)}),
+        **({CHANGES: notes[CHANGES]} if CHANGES in notes else {}),
         BASE_CONFIG: arithmetic(loaded.folder),
         "chat_template": template_digest(loaded.tokenizer),
         "chat_template_kwargs": dict(config.chat_template_kwargs or {}),

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
 from bmt_trainer.console import StepProgress
 from bmt_trainer.distributed import keep_gates_fp32
-from bmt_trainer.errors import RolloutError
+from bmt_trainer.errors import RewardError, RolloutError, TrainerError
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import schedules, trackers
 from bmt_trainer.methods.config import TrainConfig
@@ -33,7 +34,7 @@ from bmt_trainer.methods.trl_setup import prepare_trl
 from bmt_trainer.methods.validation.callback import StoppedEarly
 from bmt_trainer.methods.validation.step_masks import StepMasks
 from bmt_trainer.models import slow_in_16_bits
-from bmt_trainer.process import rank
+from bmt_trainer.process import rank, world_size
 
 
 def trl_arguments(config: TrainConfig, folder: Path, on_cpu: bool) -> dict[str, Any]:
@@ -126,16 +127,38 @@ def fit_with_trl(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except StoppedEarly:  # before its first step, with the checkpoint loaded
             trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
-        except (Interrupted, RolloutError) as error:
-            step = trainer.keep()
-            if step is not None:
-                cause = "interrupted" if isinstance(error, Interrupted) else "rollouts failed"
-                loaded.display.say(f"{cause}; a checkpoint of step {step} is written")
+        except (Interrupted, TrainerError, torch.OutOfMemoryError) as error:
+            _keep(trainer, error, loaded.display.say)
             raise
     logs = _steps(trainer.state.log_history, metric)
     if loaded.scored:
         _write_history(loaded, metric, logs)
     return logs
+
+
+def _keep(trainer: Any, error: BaseException, say: Callable[[str], None]) -> None:
+    """Write a checkpoint of the last whole step, for the error that ends the run.
+
+    Of several processes an error may be in one alone, and writing takes all of them.
+    """
+    if world_size() > 1 and not isinstance(error, Interrupted | RolloutError):
+        return
+    try:
+        step = trainer.keep()
+    except Exception as other:  # such as of a device that is gone: the first error is the reason
+        say(f"no checkpoint is written ({type(other).__name__}: {other})")
+        return
+    if step is None:
+        return
+    cause, more = f"ended by {type(error).__name__}", ""
+    if isinstance(error, Interrupted):
+        cause = "interrupted"
+    elif isinstance(error, RolloutError):
+        cause = "rollouts failed"
+    elif isinstance(error, RewardError):
+        cause = "a reward failed"
+        more = "; go on with --resume, and with --accept-changes if you mend the reward"
+    say(f"{cause}; a checkpoint of step {step} is written{more}")
 
 
 def _step_masks(loaded: Loaded, attached: Attached) -> list[TrainerCallback]:

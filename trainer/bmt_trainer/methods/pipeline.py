@@ -247,6 +247,7 @@ def load(inputs: Inputs, *, scored: bool = True) -> Loaded:
         config.output,
         dict(inputs.settings),
         resume=config.resume,
+        accept_changes=config.accept_changes,
         contents=contents.of_run(inputs.folder, tokenizer, split, inputs.settings),
         say=display.say,
     )

@@ -22,7 +22,7 @@ from bmt_trainer.evaluation.completions import CompletionReader
 from bmt_trainer.evaluation.graders import Scorer
 from bmt_trainer.evaluation.score import Score, evaluate
 from bmt_trainer.masking.targets import GATE_PROJECTIONS
-from bmt_trainer.methods.guards import outputs
+from bmt_trainer.methods.guards import changes, outputs
 from bmt_trainer.methods.guards.checkpoints import Checkpoints, steps_of
 from bmt_trainer.process import is_main_process, rank, world_size
 
@@ -30,7 +30,8 @@ _FILE = "run.json"
 _LOCK = ".lock"
 # Settings that do not change what a run computes.
 _NEUTRAL = (
-    *("output", "resume", "checkpoint_every", "overwrite", "push", "report_to", "run_name"),
+    *("output", "resume", "accept_changes", "checkpoint_every", "overwrite", "push"),
+    *("report_to", "run_name"),
     "masks_every",
     *("server_wait", "server_token_seconds", "vllm_memory"),
 )
@@ -66,7 +67,8 @@ def settings_of(config: Any) -> dict[str, Any]:
 class RunFolder:
     """`<output>.run`, kept until the mask is written.
 
-    contents: digests of what the run depends on besides its settings, by name; say: shows a line.
+    contents: digests of what the run depends on besides its settings, by name; accept_changes:
+    resume with code that has changed, as a mended reward; say: shows a line.
     Raises ResumeError if the folder belongs to a run with other settings or contents or of another
     number of processes, and OutputError if it holds a checkpoint and `resume` is not set, or cannot
     be written. Of several processes the first makes and checks the folder, and all have its notes.
@@ -78,11 +80,13 @@ class RunFolder:
         settings: dict[str, Any],
         *,
         resume: bool,
+        accept_changes: bool = False,
         contents: Mapping[str, str] = MappingProxyType({}),
         say: Callable[[str], None] = print,
     ) -> None:
         self.folder = outputs.run_folder(output)
         self._settings, self._contents, self._say = settings, dict(contents), say
+        self._accept = accept_changes
         self.notes: dict[str, Any] = {}
         self.checkpoints = Checkpoints(self.folder, say)
         self._last: Path | None = None
@@ -156,6 +160,7 @@ class RunFolder:
 
     def _restore(self, kept: dict[str, Any]) -> None:
         before, now = kept["settings"], json.loads(json.dumps(self._settings))
+        accepted: set[str] = set()
         for key in sorted(before.keys() | now.keys()):
             if key in _MOVABLE:
                 here, there = (values.get(key) or _MOVABLE[key] for values in (now, before))
@@ -167,10 +172,12 @@ class RunFolder:
                         f"{self.folder} was started on another base: the weights of the model have "
                         "changed since; use those, or remove it"
                     )
-                raise ResumeError(
-                    f"{self.folder} was started with {key} = {before.get(key)!r}, not "
-                    f"{now.get(key)!r}; use its settings, or remove it"
-                )
+                if not self._may_change(key):
+                    raise ResumeError(
+                        f"{self.folder} was started with {key} = {before.get(key)!r}, not "
+                        f"{now.get(key)!r}; use its settings, {changes.fix_of([key])}or remove it"
+                    )
+                accepted.add(key)
         if (processes := kept["processes"]) != world_size():
             raise ResumeError(
                 f"{self.folder} was started in {processes} processes, not {world_size()}, and each "
@@ -183,15 +190,27 @@ class RunFolder:
             self.checkpoints = Checkpoints(self.folder, self._say, unchecked=True)
         else:
             both = sorted(contents.keys() & self._contents.keys())
-            if changed := [key for key in both if contents[key] != self._contents[key]]:
+            changed = [key for key in both if contents[key] != self._contents[key]]
+            if not all(map(self._may_change, changed)):
                 raise ResumeError(
                     f"{self.folder} was started with another {', '.join(changed)}: the content has "
-                    "changed since; restore it, or remove the folder to start over"
+                    f"changed since; restore it, {changes.fix_of(changed)}or remove the folder to "
+                    "start over"
                 )
+            accepted.update(changed)
         self.notes = kept["notes"]
         if "init_density" in self.notes:  # written by a build before 0.1.0
             self.notes["init_sparsity"] = self.notes.pop("init_density")
         self._last = self.checkpoints.newest_whole()
+        if accepted:
+            self.notes = changes.accepted(self.notes, accepted, self.steps_done())
+            self._say(
+                f"{', '.join(sorted(accepted))}: changed after step {self.steps_done()}, which the "
+                "mask's metadata says; scores by the code before are left out"
+            )
+
+    def _may_change(self, key: str) -> bool:
+        return self._accept and key in changes.CODE
 
     def note(self, key: str, value: Any) -> None:
         """Keep an intermediate result of this run across interruptions. Raises OutputError."""

@@ -182,6 +182,11 @@ class TrainConfig:
     )
     checkpoint_every: int = option("Steps between checkpoints; 0 for none.", 100, least=0)
     resume: bool = option("Resume the unfinished run of this output, if there is one.", False)
+    accept_changes: bool = option(
+        "Resume although reward, grader, environment or tools have changed, as after mending one; "
+        "the mask's metadata says from which step.",
+        False,
+    )
     overwrite: bool = option("Replace the mask and the history of an earlier run.", False)
     report_to: str | None = option(
         "Trackers of the run's figures, with commas: trackio, wandb, tensorboard, mlflow.", None
@@ -205,6 +210,8 @@ class TrainConfig:
         if self.push is not None:
             pushing.check_place(self.push)
         names_of(self.report_to)
+        if self.accept_changes and not self.resume:
+            raise ConfigError("accept_changes: it is for a run that goes on; add --resume")
         self._check_from()
         self._check_course()
         if self.lean == "auto" and not self.heldout and self.heldout_share is None:

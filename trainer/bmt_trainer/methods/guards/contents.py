@@ -12,12 +12,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from bmt_trainer.data.examples import Example, Split
+from bmt_trainer.methods.guards.changes import CODE
 from bmt_trainer.methods.rollouts.environments import tool_texts
 from bmt_trainer.rewards.digests import digest
 from bmt_trainer.rewards.specification import JOINED
-
-# Settings that name Python code.
-_CODE = ("reward", "grader", "environment", "tools")
 
 # Files besides the weights that change what a model computes, or how text becomes tokens.
 _TOKENIZER = ("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json")
@@ -43,7 +41,7 @@ def of_run(
     }
     tools = JOINED.join(tool_texts(settings.get("tools")))
     for setting, name in {**settings, "tools": tools}.items():
-        if setting in _CODE and name:
+        if setting in CODE and name:
             found[setting] = digest(name)
     return found
 

@@ -151,7 +151,7 @@ class GuardedTraining(ShardedCheckpoints):
             trainer.processing_class = kept
 
     def keep(self) -> int | None:
-        """Write a checkpoint of the last whole step after a signal; its step, or None.
+        """Write a checkpoint of the last whole step after a signal or an error; its step, or None.
 
         Until the optimizer has begun the next step, only generators and counts have moved on.
         """
@@ -193,6 +193,10 @@ class _AfterStep(TrainerCallback):
         self._generators = random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
         self._step, self._tokens = state.global_step, state.num_input_tokens_seen
         self._guard.allow(args.device)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # From here on the gates are of no whole step, until the next one is logged.
+        self._step = -1
 
     def restore(self, state: Any) -> bool:
         """Set what was remembered of the step in `state`; False if it is another step's."""

@@ -14,8 +14,9 @@ from bmt_trainer.errors import DataError
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import pipeline, schedules
 from bmt_trainer.methods.config import DpoConfig, KtoConfig
-from bmt_trainer.methods.finish import SCORES, finish
+from bmt_trainer.methods.finish import finish
 from bmt_trainer.methods.fit import trl_arguments
+from bmt_trainer.methods.guards.changes import SCORES
 from bmt_trainer.methods.pipeline import Inputs, Loaded, Logs, Rows
 from bmt_trainer.methods.validation import of_run
 from bmt_trainer.methods.validation.callback import Validation
