@@ -238,8 +238,7 @@ def _first_mask(config: TrainConfig, base: Base, folder: Path, display: Display)
 def load(inputs: Inputs, *, scored: bool = True) -> Loaded:
     """Open the run's folder, and load the model. Raises TrainerError.
 
-    scored: without it, held-out examples stay held out, but the run does not score on them: the
-    caller does.
+    scored: without it, held-out examples stay held out, and the caller scores on them.
     """
     config, display = inputs.config, inputs.display
     tokenizer, split = inputs.tokenizer, inputs.split
