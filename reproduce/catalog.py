@@ -16,6 +16,7 @@ from typing import Any
 from bmt_trainer.comparison import plan as plans
 from bmt_trainer.comparison import recipe
 from bmt_trainer.comparison.plan import Plan
+from bmt_trainer.comparison.provenance import DATASETS
 from bmt_trainer.errors import ConfigError
 from bmt_trainer.settings import build, check, option, read_yaml
 
@@ -91,8 +92,8 @@ class Comparison(Entry):
         """Its plan with changes by setting; data: the folder of data. Raises ConfigError."""
         values = recipe.settings(self.file, self.name) | recipe.plural(changes)
         values["datasets"] = [within(name, data) for name in values["datasets"]]
-        if "heldout_dataset" in values:
-            values["heldout_dataset"] = within(values["heldout_dataset"], data)
+        for name in set(DATASETS) & values.keys():
+            values[name] = within(values[name], data)
         if values.get("suites_data") == str(DATA):
             values["suites_data"] = data
         values["models"] = [_local(name) for name in values["models"]]

@@ -16,6 +16,7 @@ from typing import Any
 
 from bmt_trainer.comparison import recipe
 from bmt_trainer.comparison.plan import Cell, Plan
+from bmt_trainer.comparison.provenance import DATASETS
 from bmt_trainer.comparison.runner import run_and_keep
 from bmt_trainer.console import Display
 from rich.console import Console
@@ -74,8 +75,8 @@ def _changes(entry: Comparison, folder: Path, display: Display) -> dict[str, Any
     families = dict.fromkeys(map(tiny.family, own["models"]))
     changes["models"] = [str(tiny.checkpoint(one, folder / one)) for one in families]
     changes["datasets"] = [tiny.dataset(own["datasets"][0], folder)]
-    if "heldout_dataset" in own:
-        changes["heldout_dataset"] = tiny.dataset(own["heldout_dataset"], folder)
+    for name in set(DATASETS) & own.keys():
+        changes[name] = tiny.dataset(own[name], folder)
     if own.get("heldout"):
         changes["heldout"] = 2
     if "train_examples" in own:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections import Counter
@@ -11,9 +12,10 @@ from random import Random
 import bmt_trainer.comparison.runner
 import pytest
 from bmt_trainer import hub
-from bmt_trainer.comparison import plan
+from bmt_trainer.comparison import plan, provenance
 from bmt_trainer.comparison.results import files
 from bmt_trainer.comparison.runner import run
+from bmt_trainer.methods.config import DpoConfig, GrpoConfig, KtoConfig, SdftConfig, SftConfig
 
 from tests.support.training.comparisons import made_up
 from tests.support.training.display import Lines, quiet
@@ -25,6 +27,8 @@ INPUTS = {
     "data/more/b.jsonl": "dataset",
     "heldout/h.jsonl": "heldout_dataset",
     "heldout.jsonl": "heldout_dataset",
+    "validation/v.jsonl": "validation_dataset",
+    "validation.jsonl": "validation_dataset",
     "kept/k.jsonl": "retention",
     "kept.jsonl": "retention",
     "r.py": "reward",
@@ -77,7 +81,12 @@ def planned(root, **changes):
             **{"trainer": "grpo", "methods": "base", "model": str(root / "model")},
             **{"dataset": str(root / "data"), "output": root / "out", "device": "cpu"},
             **{"heldout_dataset": f"{root}/heldout + {root}/heldout.jsonl", "steps": 2},
-            **{"reward": f"{root / 'r.py'}:f", "chat_template": str(root / "t.jinja")},
+            **{"validation_dataset": f"{root}/validation + {root}/validation.jsonl"},
+            **{
+                "validation": 1,
+                "reward": f"{root / 'r.py'}:f",
+                "chat_template": str(root / "t.jinja"),
+            },
             **{"retention": f"{root}/kept + {root}/kept.jsonl", "heldout": 1, "track_every": 1},
             **{"retention_grader": f"{root / 'g.py'}:f", "suites": "gsm8k,aime24"},
             **{"suites_data": root / "sets", "prompts_per_step": 2, "micro_batch": 2},
@@ -116,6 +125,19 @@ def flip(file: Path, at: int) -> None:
     data = bytearray(file.read_bytes())
     data[at] ^= 1
     file.write_bytes(bytes(data))
+
+
+@pytest.mark.found
+def test_every_setting_that_joins_names_is_known_to_name_data_or_rewards():
+    """A new one would be in the name of a result as text alone."""
+    joined = {
+        field.name
+        for config in (SftConfig, GrpoConfig, SdftConfig, DpoConfig, KtoConfig)
+        for field in dataclasses.fields(config)
+        if field.metadata.get("joined")
+    }
+    # A server decides nothing but who samples.
+    assert joined == {"dataset", *provenance.DATASETS, "reward", "server"}
 
 
 @pytest.mark.found

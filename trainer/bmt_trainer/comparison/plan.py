@@ -288,8 +288,11 @@ class Cell:
     def key(self) -> str:
         """All that determines the result, as JSON; equal on every machine. Raises DataError."""
         sources = self.plan.sources
-        other = {**self.plan.settings, **self.changes}.get("heldout_dataset") or ()
-        data = [self.dataset, *([other] if isinstance(other, str) else map(str, other))]
+        settings = {**self.plan.settings, **self.changes}
+        data = [self.dataset]
+        for name in provenance.DATASETS:
+            other = settings.get(name) or ()
+            data += [other] if isinstance(other, str) else map(str, other)
         retention = self.plan.retention
         return _json(
             {

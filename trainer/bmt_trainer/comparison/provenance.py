@@ -34,6 +34,8 @@ from bmt_trainer.rewards.digests import digest
 from bmt_trainer.rewards.specification import JOINED, parse
 from bmt_trainer.settings import expanded
 
+#: Settings that name data sets besides the one that is trained on.
+DATASETS = ("heldout_dataset", "validation_dataset")
 # Settings that name graders or Python code.
 _REWARDS = ("reward", "grader", "retention_grader")
 
@@ -54,11 +56,11 @@ def of_dataset(dataset: str) -> str:
 
 def of_setting(name: str, value: Any) -> Any:
     """A setting's value, with the digest of the files that it names. Raises ConfigError."""
-    if isinstance(value, list | tuple) and name in ("heldout_dataset", *_REWARDS):
+    if isinstance(value, list | tuple) and name in (*DATASETS, *_REWARDS):
         value = JOINED.join(map(str, value))
     if not isinstance(value, str):
         return value
-    if name == "heldout_dataset":
+    if name in DATASETS:
         return of_dataset(value)
     if name == "chat_template" and (file := expanded(value)).is_file():
         return f"{file.name} {_digest(file)}"

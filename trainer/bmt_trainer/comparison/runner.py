@@ -153,7 +153,7 @@ def run_cell(cell: Cell, display: Display) -> Result:
         outcome = _train_baseline(cell, loaded, rows, texts)
     if cell.kind != "bmt":  # whose run `finish` ends
         loaded.run.finish()
-    hidden = ("model", "dataset", "device", "heldout_dataset")
+    hidden = ("model", "dataset", "device", *provenance.DATASETS)
     return {
         "method": cell.method,
         "model": loaded.base.model_id,
