@@ -8,10 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import bmt_core
 import pytest
+import torch
 from bmt_trainer.cli.main import app
 from bmt_trainer.data.encoding import render
 from bmt_trainer.data.examples import Example, chat
-from bmt_trainer.errors import ConfigError, DataError, RolloutError
+from bmt_trainer.errors import ConfigError, DataError, LibraryError, NonFinite, RolloutError
 from bmt_trainer.evaluation.backends import by_options
 from bmt_trainer.evaluation.suites import Suite, run
 from bmt_trainer.models import load_tokenizer
@@ -25,6 +26,8 @@ class Served(BaseHTTPRequestHandler):
     me: dict | None = None
     requests: list = []  # noqa: RUF012
     failing: set = set()  # noqa: RUF012
+    masks = True
+    reason = "stop"
 
     def _send(self, status, value):
         data = json.dumps(value).encode()
@@ -35,12 +38,12 @@ class Served(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_GET(self):
-        if self.path == "/v1/models":
+        if self.path == "/v1/models" and Served.models is not None:
             listed = [{"id": name, "max_model_len": n} for name, n in Served.models.items()]
             self._send(200, {"object": "list", "data": listed})
         elif self.path == "/v1/me" and Served.me is not None:
             self._send(200, Served.me)
-        elif self.path.startswith("/v1/masks"):
+        elif self.path.startswith("/v1/masks") and Served.masks:
             self._send(200, {"data": [], "next": None})
         else:
             self._send(404, {"error": {"message": "no", "code": "not_found"}})
@@ -50,6 +53,12 @@ class Served(BaseHTTPRequestHandler):
         Served.requests.append((self.path, body))
         if len(Served.requests) in Served.failing:
             self._send(400, {"error": {"message": "it broke"}})
+            return
+        if self.path.endswith("/chat/completions"):
+            message = {"role": "assistant", "content": "so #### 3 maybe"}
+            choice = {"index": 0, "message": message, "finish_reason": Served.reason}
+            self._send(200, {"id": "1", "object": "chat.completion", "created": 0,
+                             "choices": [choice], "model": body["model"]})  # fmt: skip
             return
         ids = body["prompt"][-3:]
         choice = {"index": 0, "text": "", "finish_reason": "stop", "token_ids": ids}
@@ -69,6 +78,7 @@ def url(checkpoint, monkeypatch):
         Served, "me", {"key_id": "k", "tenant": "t", "scopes": ["infer"], "base": base}
     )
     monkeypatch.setattr(Served, "failing", set())
+    monkeypatch.setattr(Served, "reason", "stop")
     Served.requests.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Served)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -137,6 +147,37 @@ def test_a_server_that_does_not_state_its_base_is_said(url, checkpoint, monkeypa
 
 
 @pytest.mark.found
+def test_names_and_context_of_a_server_that_lists_models_alone(
+    url, checkpoint, monkeypatch, capsys
+):
+    """As vLLM's own server, which has neither /v1/me nor /v1/masks."""
+    monkeypatch.setattr(Served, "me", None)
+    monkeypatch.setattr(Served, "masks", False)
+    with pytest.raises(RolloutError, match="no model revers; it has reverse, smol"):
+        models(url, checkpoint, base_name="smol", mask_name="revers")
+    assert not Served.requests
+    Served.models["smol"] = 60
+    models(url, checkpoint, base_name="smol")["base"](EXAMPLES, 4096)
+    longest = max(len(render(load_tokenizer(checkpoint), e)) for e in EXAMPLES)
+    assert {body["max_tokens"] for _, body in Served.requests} == {60 - longest}
+    assert "does not state its base" in capsys.readouterr().err
+    monkeypatch.setattr(Served, "models", None)  # not even a list
+    models(url, checkpoint, mask_name="any")
+    assert "states neither its base nor its models (404)" in capsys.readouterr().err
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(("reason", "warned"), [("length", True), ("stop", False)])
+def test_cut_answers_of_a_base_that_is_not_here_are_warned_of(url, capsys, reason, warned):
+    Served.reason = reason
+    made = models(url, "org/not-here", base_name="smol")["base"]
+    [done, _] = made(EXAMPLES, 5)
+    assert done.cut == warned
+    said = capsys.readouterr().err
+    assert ("2 of 2 answers were cut at max_new_tokens" in said) == warned
+
+
+@pytest.mark.found
 def test_answers_end_within_the_servers_context(url, checkpoint, capsys):
     Served.models["smol"] = 60
     models(url, checkpoint)["base"](EXAMPLES, 4096)
@@ -172,6 +213,36 @@ def test_finished_sets_are_kept_when_one_fails(url, checkpoint, sets, failing):
     assert [one["suite"] for one in found] == ["gsm8k", "mmlu-pro law"]
     assert ["scores" in one for one in found] == [failing != 1, failing != 2]
     assert "it broke" in found[failing - 1]["skipped"]
+    assert "1 of 2 sets have no score" in done.stderr
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    "error",
+    [
+        NonFinite("logits of prompt 3 are not finite"),
+        LibraryError("transformers lacks a part"),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        ZeroDivisionError("a fault of ours"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_of_any_kind_in_a_set_keeps_the_others(checkpoint, sets, monkeypatch, error):
+    def answers(examples, tokens):
+        if tokens == 32:  # mmlu-pro's
+            raise error
+        return ["#### 1"] * len(examples)
+
+    monkeypatch.setattr(
+        "bmt_trainer.evaluation.backends.by_options", lambda *_, **__: {"base": answers}
+    )
+    arguments = ["suites", "--model", str(checkpoint), "--data", str(sets), "--json"]
+    done = CliRunner().invoke(app, [*arguments, "--tasks", "mmlu-pro law,gsm8k"])
+    assert done.exit_code == 1
+    failed, scored = json.loads(done.stdout.splitlines()[-1])
+    assert str(error) in failed["skipped"]
+    assert scored["scores"]["base"]["exact"] == 1
+    assert "mmlu-pro law: failed" in done.stderr
     assert "1 of 2 sets have no score" in done.stderr
 
 

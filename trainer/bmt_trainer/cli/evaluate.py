@@ -271,21 +271,23 @@ def suites(
         thoughts=thoughts,
     )
     results = []
-    for result in sets.run(
-        chosen,
-        models,
-        folder=folder,
-        limit=limit,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        duplicates=duplicates,
-    ):
-        results.append(result)
-        display.say(str(result))
-    if as_json:
-        print(json.dumps([result.to_json() for result in results]))
-    else:
-        print_table(sets.HEADER, [row for result in results for row in result.cells()])
+    try:
+        for result in sets.run(
+            chosen,
+            models,
+            folder=folder,
+            limit=limit,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            duplicates=duplicates,
+        ):
+            results.append(result)
+            display.say(str(result))
+    finally:  # also of what Ctrl-C leaves
+        if as_json:
+            print(json.dumps([result.to_json() for result in results]))
+        elif results:
+            print_table(sets.HEADER, [row for result in results for row in result.cells()])
     scored = [result for result in results if result.skipped is None]
     if not scored or any(result.failed for result in results):
         display.say(f"error: {len(results) - len(scored)} of {len(results)} sets have no score")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +19,9 @@ from bmt_trainer.evaluation.completions import CompletionReader
 from bmt_trainer.evaluation.generate import NEUTRAL_SAMPLING, Generate
 from bmt_trainer.evaluation.thoughts import Completion
 from bmt_trainer.waiting import result_of, threads
+
+if TYPE_CHECKING:
+    from bmt_client import BmtClient
 
 # The tokens show thoughts whose delimiters are special tokens, and those that a parser took away.
 _SENT: Mapping[str, Any] = {**NEUTRAL_SAMPLING, "return_token_ids": True}
@@ -114,9 +117,11 @@ def by_server(
                     for future in asked:
                         texts.append(result_of(future))
                         advance(1)
-                    return texts
             except Exception as error:  # whatever the transport and the server raise
                 raise RolloutError(f"{url} did not answer for {name} ({error})") from error
+            if not read.has_tokenizer and (line := _unseen(texts)):
+                Display().say(f"warning: {name}: {line}")
+            return texts
 
     return {ours: partial(answers, theirs) for ours, theirs in names.items()}
 
@@ -125,11 +130,12 @@ def _checked(
     url: str, names: Mapping[str, str], base: LocalBase | None, named: bool
 ) -> tuple[dict[str, str], int | None]:
     """The names, complete, and the server's context, after a comparison of what it serves."""
-    from bmt_client import BmtClient, BmtClientError, NotFound, UsageError
+    from bmt_client import BmtClient, BmtClientError, UsageError
 
     try:
         with BmtClient(url) as client:
             listed = {model.id: model for model in client.models()}
+            fingerprint, own = "", tuple[str, ...]()
             try:
                 stated = client.me()
                 fingerprint, own = stated.fingerprint, stated.base_names
@@ -138,9 +144,10 @@ def _checked(
                         f"server {url} serves a quantized copy of the base ({stated.precision}), "
                         "of which the scores are"
                     )
-            except NotFound:  # a server of an earlier build, or vLLM's own
-                mask = next(client.list(page_size=1), None)
-                fingerprint, own = "" if mask is None else mask.base.fingerprint, ()
+            except BmtClientError as error:  # a server of an earlier build, or vLLM's own
+                if error.status not in _NOT_STATED:
+                    raise
+                fingerprint = _of_its_masks(client)
     except UsageError as error:
         raise ConfigError(f"server: {error}") from error
     except BmtClientError as error:
@@ -171,6 +178,19 @@ def _checked(
     return found, next((m.max_model_len for m in listed.values() if m.max_model_len), None)
 
 
+def _of_its_masks(client: BmtClient) -> str:
+    """The fingerprint of a server's base by a mask that it has; empty if it states none."""
+    from bmt_client import BmtClientError
+
+    try:
+        mask = next(client.list(page_size=1), None)
+    except BmtClientError as error:
+        if error.status not in _NOT_STATED:
+            raise
+        return ""
+    return "" if mask is None else mask.base.fingerprint
+
+
 def _completion(
     reader: CompletionReader, choice: Any, text: str, reasoning: str | None, example: Example
 ) -> Completion:
@@ -187,6 +207,19 @@ def _completion(
         if text.strip() in made:  # else the tokenizer is of another base
             return made
     return reader.of_message(text, reasoning, example, cut=cut)
+
+
+def _unseen(texts: Sequence[Completion]) -> str | None:
+    """A line on answers that may be thoughts: the prompt's end is not known without a tokenizer."""
+    cut = sum(c.cut and bool(c.thoughts.pairs) and c.answer == c.whole != "" for c in texts)
+    if not cut:
+        return None
+    return (
+        f"{cut} of {len(texts)} answers were cut at max_new_tokens and show no thought; if the "
+        "chat template opens one in the prompt, they are unfinished, and graded all the same: the "
+        "base is not on this machine. Name a folder of it by --model, serve it with a reasoning "
+        "parser, or raise --max-new-tokens"
+    )
 
 
 def _body(example: Example) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A set whose data or whose grader's package is missing is skipped with a reason.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,12 @@ from random import Random
 from typing import Any
 from urllib.parse import quote
 
+import torch
+from bmt_core import BmtError
+
 from bmt_trainer.data import sources
 from bmt_trainer.data.examples import Example
-from bmt_trainer.errors import ConfigError, DataError, RolloutError
+from bmt_trainer.errors import ConfigError, DataError, TrainerError
 from bmt_trainer.evaluation.generate import Generate
 from bmt_trainer.evaluation.graders import find
 from bmt_trainer.evaluation.intervals import Paired, paired, quarter
@@ -142,7 +146,7 @@ class Result:
     the number right by the lenient reading; skipped: reason, if the set was not run; cut: by model,
     the number of answers that ended at max_new_tokens; unfinished: of those within a thought;
     overrun: by model, the number that the math grader could not finish within its bounds; failed:
-    it was skipped because a model did not answer; trained_on: examples with the prompt of a row
+    an error ended it; trained_on: examples with the prompt of a row
     that is for training, if duplicates are kept.
     """
 
@@ -237,6 +241,19 @@ def named(names: str) -> list[Suite]:
     return chosen
 
 
+def _failed(suite: Suite, error: Exception) -> Result:
+    """The outcome of a set that an error ended; of a fault of ours with its traceback."""
+    if isinstance(error, TrainerError | BmtError | OSError):
+        reason = str(error)
+    else:
+        traceback.print_exception(error)
+        first = next(iter(str(error).splitlines()), "")
+        reason = f"{type(error).__name__}: {first}"
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            reason += "; lower --batch-size or --max-new-tokens"
+    return Result(suite.name, {}, {}, reason, failed=True)
+
+
 def run(
     suites: Sequence[Suite],
     models: Mapping[str, Generate],
@@ -259,6 +276,9 @@ def run(
         except (DataError, ConfigError) as error:
             yield Result(suite.name, {}, {}, str(error))
             continue
+        except Exception as error:
+            yield _failed(suite, error)
+            continue
         if limit is not None and limit < len(examples):
             examples = Random(seed).sample(examples, limit)
         prompts = {example.key for example in rest}
@@ -272,8 +292,8 @@ def run(
         except (DataError, ConfigError) as error:  # a prompt beyond the context
             yield Result(suite.name, {}, {}, str(error))
             continue
-        except RolloutError as error:
-            yield Result(suite.name, {}, {}, str(error), failed=True)
+        except Exception as error:  # a server's, weights that are not finite, memory that is full
+            yield _failed(suite, error)
             continue
         yield Result(
             suite.name,
