@@ -46,6 +46,8 @@ _WAIT_S = 5.0
 _FAILURES_TO_OPEN = 3
 _OPEN_S = 1.0
 _CANCEL_S = 0.2
+# Time without an answer from which on whoever needs the registry may have lost what it held there.
+_OUTAGE_S = 3.0
 
 # Ends of MISCONF's text when an append-only file cannot grow, as the C library words them.
 _DISK_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
@@ -77,6 +79,7 @@ class RegistryConnection:
         self._quick_places = asyncio.Semaphore(connections)
         self._bulk_places = asyncio.Semaphore(connections)
         self.up = True
+        self._up_since, self._down_since = time.monotonic(), 0.0
         self._failures = 0
         self._open_until = 0.0
 
@@ -142,6 +145,8 @@ class RegistryConnection:
                 "the mask registry does not answer; try again shortly",
                 detail=str(error) or type(error).__name__,
             ) from None
+        if not self.up and time.monotonic() - self._down_since > _OUTAGE_S:
+            self._up_since = time.monotonic()
         self._failures, self.up, self._open_until = 0, True, 0.0
         return result
 
@@ -164,7 +169,14 @@ class RegistryConnection:
         """Forget the primary: the node in use turned out not to be it."""
         self._primary.forget()
 
+    @property
+    def up_for_s(self) -> float:
+        """Seconds for which the registry has answered this process, but for short failures."""
+        return time.monotonic() - self._up_since
+
     def _count_failure(self) -> None:
+        if self.up:
+            self._down_since = time.monotonic()
         self.up = False
         self._failures += 1
         if self._failures >= _FAILURES_TO_OPEN:

@@ -64,3 +64,9 @@ async def rows(api, file_id, key="admin"):
     found = [json.loads(one) for one in content.splitlines()]
     assert len({one["custom_id"] for one in found}) == len(found)
     return {one["custom_id"]: one for one in found}
+
+
+def asked(word, custom_id=None, model="tiny", **body):
+    """A line that asks a word."""
+    messages = [{"role": "user", "content": word}]
+    return line(custom_id or word, model, messages=messages, **body)

@@ -54,7 +54,8 @@ class LineQueue:
     """Lines of one run. done: indexes of lines that have their answers.
 
     fail: called if the batch's key may send no request any more. rows: answers that are not kept;
-    bytes: theirs. healthy: False once the engine was seen to fail.
+    bytes: theirs. healthy: False once the engine was seen to fail. limited_s: once a limit of the
+    key or the tenant asked for a long pause, which `limit` words; 0 before.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class LineQueue:
         self.rows: list[files.Row] = []
         self.bytes = 0
         self.healthy = True
+        self.limited_s, self.limit = 0.0, ""
         self._part: tuple[str, int] | None = None
 
     @property
@@ -204,6 +206,8 @@ class LineQueue:
             self._fail(BatchError(code=answer.code[:64], message=said[:1000]))
         elif answer.status == 429 or answer.code in ("queue_full", "stopping"):
             self._todo.appendleft(index)
+            if answer.status == 429 and answer.retry_after_s > _LONGEST_PAUSE_S:
+                self.limited_s, self.limit = answer.retry_after_s, answer.message
             self._pause(answer.retry_after_s if answer.status == 429 else 0.0)
         elif answer.status >= 500 and await self._again(index, answer):
             return

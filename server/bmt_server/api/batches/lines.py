@@ -34,11 +34,15 @@ _FIELDS = {"custom_id", "method", "url", "body"}
 
 
 class Lines:
-    """A file's lines that have anything on them. at, sizes: bytes; numbers: of the file, from 1."""
+    """A file's lines that have anything on them. at, sizes: bytes; numbers: of the file, from 1.
+
+    is_whole: False if the file has more lines than are looked at, empty ones too.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.at, self.sizes, self.numbers = array("Q"), array("Q"), array("L")
+        self.is_whole = True
 
     @classmethod
     def read(cls, file: BinaryIO) -> Lines:
@@ -59,6 +63,7 @@ class Lines:
                     lines.numbers.append(number)
             at += len(piece)
             whole = piece.endswith(b"\n")
+        lines.is_whole = number <= _MOST_NUMBERS
         return lines
 
     def __len__(self) -> int:
@@ -97,10 +102,15 @@ class LineCheck:
 
     def errors(self, lines: Lines) -> list[BatchError]:
         """Errors of a file, none if it is valid, and the first ones if there are many."""
-        if not len(lines):
+        if not len(lines) and lines.is_whole:
             return [BatchError(code="empty_file", message="the file has no lines")]
-        if len(lines) > MAX_LINES or lines.numbers[-1] > _MOST_NUMBERS:
+        if len(lines) > MAX_LINES or not lines.is_whole:
             said = f"the file has more than the {MAX_LINES} lines that are allowed; split it"
+            if len(lines) <= MAX_LINES:
+                said = (
+                    f"the file has more than {_MOST_NUMBERS} lines, empty ones among them; "
+                    "remove those"
+                )
             return [BatchError(code="too_many_lines", message=said)]
         found: list[BatchError] = []
         seen: dict[str, int] = {}

@@ -36,6 +36,8 @@ _PROLONG_S, _LOOK_S = 10.0, 2.0
 _AGAIN_S = 2.0
 # First pause of a batch whose files have no place in the tenant's quota, and the end of attempts.
 _NO_PLACE_S, _GIVE_UP_S = 60.0, 7 * 86_400
+# Longest wait for a budget that is spent, for its bounds may be raised before they begin anew.
+_LONGEST_LIMIT_S = 600.0
 # Time in which a part that is missing may come back, before its lines are without an answer.
 _PARTS_S = 3600.0
 # Rows and bytes of a part, and the time that rows wait for one: it grows with the run, so that a
@@ -45,8 +47,8 @@ _FLUSH_S, _FLUSH_SHARE = 2.0, 0.01
 _TICK_S = 0.02
 
 #: lost: another server has the batch, or may. released: this one ends. full: the tenant's quota has
-#: no place for further answers.
-Stop = Literal["lost", "released", "full", "expired", "cancelled", "failed"]
+#: no place for further answers. limited: its key's or tenant's budget is spent for a while.
+Stop = Literal["lost", "released", "full", "limited", "expired", "cancelled", "failed"]
 
 
 class BatchRun:
@@ -61,6 +63,10 @@ class BatchRun:
         self._changed = asyncio.Lock()
         self._lines: Lines | None = None
         self._queue: LineQueue | None = None
+
+    @property
+    def id(self) -> str:
+        return self._batch.id
 
     def leave(self) -> None:
         """Give the batch back soon: lines that run have no answer, and others' are kept."""
@@ -171,6 +177,14 @@ class BatchRun:
         if self._stop == "full":
             await self._wait_for_quota()
             return
+        if self._stop == "limited":
+            assert self._queue is not None
+            await self._wait(
+                transitions.NO_BUDGET,
+                f"the requests of the batch's key wait: {self._queue.limit}",
+                min(self._queue.limited_s, _LONGEST_LIMIT_S),
+            )
+            return
         ending: Ending = "completed"
         if self._stop in ("expired", "cancelled", "failed"):
             ending = self._stop
@@ -192,6 +206,9 @@ class BatchRun:
             if not queue.healthy and self._stop is None:
                 # Answers of an engine that dies are none of their lines.
                 self._stop = "released"
+            if queue.limited_s and self._stop is None:
+                # Others' batches have its place and its share meanwhile.
+                self._stop = "limited"
             now = time.monotonic()
             due_s = _FLUSH_S + _FLUSH_SHARE * (now - began)
             full = len(queue.rows) >= _PART_ROWS or queue.bytes >= _PART_BYTES
@@ -200,7 +217,7 @@ class BatchRun:
                 with contextlib.suppress(ApiError):
                     await self._flush(queue)
                     await self._look_for_place(queue.open)
-        if self._stop in ("released", "full"):
+        if self._stop in ("released", "full", "limited"):
             await queue.drain()
 
     async def _look_for_place(self, more: bool) -> None:
@@ -216,17 +233,18 @@ class BatchRun:
                 self._stop = "full"
 
     async def _wait_for_quota(self) -> None:
-        await self._wait_for_place(
+        await self._wait(
+            transitions.NO_PLACE,
             f"tenant {self._batch.tenant!r} has no place for further answers; delete files, or ask "
             "the operator for more",
             _NO_PLACE_S,
         )
 
-    async def _wait_for_place(self, message: str, pause_s: float) -> None:
+    async def _wait(self, code: str, message: str, pause_s: float) -> None:
         """Give the batch back until then, with an error that its tenant sees."""
-        said = BatchError(code=transitions.NO_PLACE, message=message[:1000])
+        said = BatchError(code=code, message=message[:1000])
         await self._change(transitions.noted, lease_ms=int(pause_s * 1000), error=said)
-        logger.info("%s has no place for its answers.", self._batch.id)
+        logger.info("%s waits for %.0f s (%s).", self._batch.id, pause_s, code)
 
     async def _flush_all(self, queue: LineQueue) -> None:
         while queue.rows:
@@ -270,7 +288,7 @@ class BatchRun:
             await publish(parts.files, batch, made)
         except PayloadTooLarge as error:
             if since_s < _GIVE_UP_S:
-                await self._wait_for_place(str(error), _no_place_s(since_s))
+                await self._wait(transitions.NO_PLACE, str(error), _no_place_s(since_s))
                 return
             files_made = {"output": False, "error": False}
         if made.unanswered > 0:

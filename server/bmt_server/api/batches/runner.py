@@ -84,7 +84,8 @@ class BatchRunner:
     async def _take(self) -> Batch | None:
         """Lease the next batch; None if none waits."""
         store, base = self._parts.store, self._parts.settings.fingerprint
-        async for waiting in next_records(store, base):
+        own = [run.id for run in self._runs.values()]
+        async for waiting in next_records(store, base, own):
             make = partial(
                 transitions.leased,
                 token=new_token(),

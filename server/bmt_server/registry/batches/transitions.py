@@ -21,6 +21,8 @@ MAX_LOSSES = 8
 MAX_STALE = 2 * MAX_LOSSES
 #: Code of the error of a batch whose answers have no place in the tenant's quota.
 NO_PLACE = "quota_exceeded"
+#: Code of the error of a batch whose key or tenant has spent a budget.
+NO_BUDGET = "budget_spent"
 #: Worker of the lease of a batch that waits for a place.
 NO_WORKER = ""
 
@@ -154,7 +156,8 @@ def ended(
         changes["error_file"] = None
     if output or error:
         # Of files that had no place for a while.
-        changes["errors"] = tuple(one for one in batch.errors if one.code != NO_PLACE)
+        over = {NO_PLACE, NO_BUDGET} if batch.ending == "completed" else {NO_PLACE}
+        changes["errors"] = tuple(one for one in batch.errors if one.code not in over)
     return _ended(batch.model_copy(update=changes), now_ms)
 
 

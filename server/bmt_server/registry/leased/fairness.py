@@ -9,7 +9,7 @@ time while it is away (start-time fair queueing).
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Container
+from collections.abc import AsyncIterator, Container, Iterable
 
 from bmt_server.registry.leased.store import R, Waiting, WorkStore
 
@@ -22,13 +22,16 @@ _TAKES = 16
 _FOREIGN_S = 86_400
 
 
-async def next_records(store: WorkStore[R], base: str) -> AsyncIterator[R]:
+async def next_records(store: WorkStore[R], base: str, own: Iterable[str] = ()) -> AsyncIterator[R]:
     """Records to lease next of a base, looked up again each time, until none waits.
 
-    Entries without a valid record are removed; those with a record that cannot be read after a
-    day, for until then they may be a newer server's. Raises RegistryDown.
+    own: ids that this process has the leases of, whatever the registry says after an outage.
+    Leases that ended while this process or its registry was away have their time once more: their
+    holders could not prolong them, and may be at work. Entries without a valid record are removed;
+    those with a record that cannot be read after a day, for until then they may be a newer
+    server's. Raises RegistryDown.
     """
-    foreign: set[str] = set()
+    foreign = set(own)
     for _ in range(_TAKES):
         waiting = await store.waiting(base)
         chosen = next_job(waiting, foreign)
@@ -37,7 +40,11 @@ async def next_records(store: WorkStore[R], base: str) -> AsyncIterator[R]:
         tenant, work_id = chosen
         record = await store.find(work_id)
         if record is not None and (record.tenant, record.base) == (tenant, base):
-            yield record
+            lease = record.lease
+            if lease is not None and store.up_for_ms < lease.until_ms - lease.since_ms:
+                foreign.add(work_id)
+            else:
+                yield record
             continue
         if record is None and _recent(waiting, work_id) and await store.exists(work_id):
             foreign.add(work_id)

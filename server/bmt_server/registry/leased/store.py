@@ -204,6 +204,11 @@ class WorkStore(ABC, Generic[R]):
             {_text(tenant): int(ms) for tenant, ms in spent.items() if ms.isdigit()},
         )
 
+    @property
+    def up_for_ms(self) -> float:
+        """Time for which holders of leases could prolong them through this process."""
+        return 1000 * self._connection.up_for_s
+
     async def exists(self, work_id: str) -> bool:
         """True for an id with any record, also one that cannot be read."""
         return await self._raw(work_id) is not None

@@ -31,6 +31,7 @@ class Model:
 
     def __init__(self) -> None:
         self.answers: dict[str, tuple[int, str]] = {}
+        self.headers: dict[str, str] = {}  # of those answers
         self.hold = asyncio.Event()
         self.hold.set()
         self.asked: Counter[str] = Counter()
@@ -53,7 +54,7 @@ class Model:
             self.running -= 1
         if word in self.answers:
             status, code = self.answers[word]
-            return JSONResponse({"error": {"message": code, "code": code}}, status)
+            return JSONResponse({"error": {"message": code, "code": code}}, status, self.headers)
         return {"model": body["model"], "word": word, "priority": body.get("priority")}
 
 

@@ -19,13 +19,18 @@ from bmt_server.registry.batches import store as batch_store
 
 from tests.support.cpu_time import least_cpu
 from tests.support.replica import make_mask
-from tests.support.requests.batches import CHAT, created, ended, line, rows, text, until, upload
+from tests.support.requests.batches import (
+    CHAT,
+    asked,
+    created,
+    ended,
+    line,
+    rows,
+    text,
+    until,
+    upload,
+)
 from tests.support.requests.jobs import stock
-
-
-def asked(word, custom_id=None, model="tiny", **body):
-    messages = [{"role": "user", "content": word}]
-    return line(custom_id or word, model, messages=messages, **body)
 
 
 async def test_each_line_has_one_row_by_the_mask_that_it_names(api, model):
