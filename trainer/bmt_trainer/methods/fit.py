@@ -167,7 +167,7 @@ def _step_masks(loaded: Loaded, attached: Attached) -> list[TrainerCallback]:
     if not every or not attached.layers:
         return []
     export = partial(current_mask, loaded, attached)
-    return [StepMasks(loaded.run.folder, every, export, write_mask)]
+    return [StepMasks(loaded.run.folder, every, export, write_mask, loaded.display.say)]
 
 
 def _steps(logs: Sequence[dict[str, Any]], metric: str) -> Logs:
@@ -185,6 +185,7 @@ def final_loss(logs: Logs) -> float | None:
 
 
 def _write_history(loaded: Loaded, metric: str, logs: Sequence[dict[str, Any]]) -> None:
+    loaded.run.rewrite()  # notes that a full disk has refused
     validation = loaded.run.notes.get("validation")
     history: dict[str, Any] = {"steps": _steps(logs, metric)}
     write_history(loaded, history if validation is None else {**history, "validation": validation})

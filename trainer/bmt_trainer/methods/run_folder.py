@@ -217,6 +217,10 @@ class RunFolder:
         self.notes[key] = value
         self._write()
 
+    def rewrite(self) -> None:
+        """Write the notes again, if the disk has refused them. Raises OutputError."""
+        self._write()
+
     def note_writing(self) -> None:
         """Note that the output is about to be written; a run that is killed then may resume."""
         self.note(_WRITING, True)

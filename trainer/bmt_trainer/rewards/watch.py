@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from bmt_trainer.errors import OutputError
 from bmt_trainer.evaluation.formulas import overruns
 
 #: The metric of a step with completions that the math grader could not finish: their number, or
@@ -62,7 +63,10 @@ class Watch(TrainerCallback):
             if cause not in self._warned:
                 self._warned[cause] = text
                 self._say(f"warning: {text}")
-                self._keep(self._warned)
+                try:
+                    self._keep(self._warned)
+                except OutputError:  # the next checkpoint writes them
+                    continue
 
 
 def found(steps: Sequence[Mapping[str, float]], limits: Limits) -> dict[str, str]:

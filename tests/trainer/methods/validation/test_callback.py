@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import bmt_core
 import pytest
 from bmt_trainer.data.examples import Example, chat
-from bmt_trainer.errors import RewardError
+from bmt_trainer.errors import OutputError, RewardError
 from bmt_trainer.evaluation.score import Score
 from bmt_trainer.methods.validation.callback import LOSS, StoppedEarly, Validation
 from bmt_trainer.methods.validation.losses import Loss
+from bmt_trainer.methods.validation.step_masks import StepMasks
 
 from tests.support.masks import make_mask
 
@@ -102,6 +103,67 @@ def test_an_error_of_a_reward_names_the_step(tmp_path):
     validation._score = fails
     with pytest.raises(RewardError, match=r"validation of step 2: reward r\.py:f"):
         validation.on_log(None, SimpleNamespace(global_step=2, max_steps=9), None)
+
+
+class FullDisk:
+    """Writes masks and notes once there is room."""
+
+    def __init__(self):
+        self.room = False
+
+    def write(self, mask, path):
+        if not self.room:
+            raise OutputError(f"{path} cannot be written (No space left on device)")
+        bmt_core.save(mask, path)
+
+
+@pytest.mark.found
+@pytest.mark.parametrize("room_after", [1, None])
+def test_a_full_disk_does_not_end_a_run_at_a_validation(tmp_path, room_after):
+    disk, said, loaded, means = FullDisk(), [], [], [0.9, 0.1, 0.2]
+
+    class FullRun(Run):
+        def note(self, key, value):
+            super().note(key, value)
+            if not disk.room:
+                raise OutputError("run.json cannot be written (No space left on device)")
+
+    state = SimpleNamespace(global_step=0, max_steps=3)
+    validation = Validation(
+        EXAMPLES,
+        every=1,
+        attached=SimpleNamespace(
+            state=SimpleNamespace(use=lambda mode: nullcontext()), closed=3, load_mask=loaded.append
+        ),
+        run=FullRun(folder=tmp_path, notes={}),
+        score=lambda e: Score(0, 0, 4, means[state.global_step - 1], (0, 1), graded=False),
+        export=lambda metadata: make_mask(metadata["step"]),
+        write=disk.write,
+        say=said.append,
+    )
+    steps = StepMasks(tmp_path, 1, lambda m: make_mask(m["step"]), disk.write, said.append)
+    for state.global_step in (1, 2, 3):
+        for callback in (validation, steps):
+            callback.on_log(None, state, SimpleNamespace(should_training_stop=False))
+        disk.room = state.global_step == room_after
+    assert validation.load_best() == 1
+    assert loaded == [make_mask(1)]
+    refused = [line for line in said if "best-1.bmt cannot be written" in line]
+    assert len(refused) == 1
+    assert "No space left on device); training goes on" in refused[0]
+    assert ((tmp_path / "best-1.bmt").exists(), (tmp_path / "step-1.bmt").exists()) == (
+        (True, True) if room_after else (False, False)
+    )
+
+
+@pytest.mark.found
+def test_a_resumed_run_leaves_out_a_best_mask_that_was_not_written(tmp_path):
+    notes: dict = {}
+    validated(tmp_path, [0.2, 0.7, 0.1], notes=notes)
+    (tmp_path / "best-2.bmt").unlink()
+    _, best, said = validated(tmp_path, [0.2, 0.7, 0.1, 0.3], notes=notes)
+    assert best == 4
+    assert "validation of step 2: its mask was not written" in said[0]
 
 
 def watched(folder, losses, *, patience, notes=None, most=9):

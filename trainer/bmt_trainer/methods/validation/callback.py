@@ -12,9 +12,10 @@ from bmt_core import Mask
 from transformers import TrainerCallback
 
 from bmt_trainer.distributed import of_main_process
-from bmt_trainer.errors import RewardError
+from bmt_trainer.errors import OutputError, RewardError
 from bmt_trainer.masking.attach import CLOSED_GATES, Attached
 from bmt_trainer.methods.run_folder import RunFolder
+from bmt_trainer.methods.validation.unwritten import Masks
 from bmt_trainer.rewards.watch import equal_validations
 
 E = TypeVar("E")
@@ -77,7 +78,8 @@ class Validation(TrainerCallback):
         self._measure, self._patience = measure, patience
         self._examples, self._every, self._attached = examples, every, attached
         self._run = run
-        self._score, self._export, self._write, self._say = score, export, write, say
+        self._score, self._export, self._say = score, export, say
+        self._masks = Masks(write, say)
         self._warned = False
 
     @property
@@ -88,7 +90,10 @@ class Validation(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # An interrupted run may have validated after its last checkpoint; those steps run again.
         done = state.global_step
-        self._run.note("validation", [v for v in self.scores if v["step"] <= done])
+        self._note([v for v in self.scores if v["step"] <= done])
+        while (step := self.best_step) is not None and not self._is_kept(step):
+            self._say(f"validation of step {step}: its mask was not written, so it is left out")
+            self._note([v for v in self.scores if v["step"] != step])
         # A signal may have come between a step and its validation.
         self._validate_once(state)
         if self._is_out_of_patience():
@@ -97,6 +102,7 @@ class Validation(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # Not at the step's end: once it is logged, all of it is done, and a checkpoint of it can be
         # written if a signal interrupts the validation.
+        self._masks.retry()
         self._validate_once(state)
         if self._is_out_of_patience() and not control.should_training_stop:
             control.should_training_stop = True
@@ -139,13 +145,22 @@ class Validation(TrainerCallback):
         before, result = self.scores, score.to_json()
         value = self._measure.of(result)
         if all(value >= self._measure.of(v) for v in before):
-            self._write(self._export({"step": step}), self._file(step))
+            self._masks.save(self._export({"step": step}), self._file(step), alone=True)
         closed = {CLOSED_GATES: self._attached.closed}
-        self._run.note("validation", [*before, {"step": step, **closed, **result}])
+        self._note([*before, {"step": step, **closed, **result}])
         self._say(f"step {step}: {score}")
         if not self._warned and (warning := self._equal(final=False)):
             self._warned = True
             self._say(f"warning: {warning}")
+
+    def _note(self, scores: list[dict[str, Any]]) -> None:
+        try:
+            self._run.note("validation", scores)
+        except OutputError as error:  # they are in memory, and the next checkpoint writes them
+            self._say(f"{error}; training goes on")
+
+    def _is_kept(self, step: int) -> bool:
+        return of_main_process(self._file(step).exists())
 
     def warnings(self) -> list[str]:
         """A warning if no validation of the finished run differs from another."""
@@ -171,7 +186,9 @@ class Validation(TrainerCallback):
         None without a validation: the gates stay.
         """
         if (step := self.best_step) is not None:
-            self._attached.load_mask(bmt_core.load(self._file(step)))
+            file = self._file(step)
+            waiting = self._masks.waiting(file)
+            self._attached.load_mask(bmt_core.load(file) if waiting is None else waiting)
         return step
 
     def _file(self, step: int) -> Path:
