@@ -15,6 +15,7 @@ from bmt_server.api.batches.line_queue import LineQueue
 from bmt_server.api.batches.room import Room
 from bmt_server.errors import BlobsDown
 from bmt_server.registry.batches.record import new_batch_id
+from bmt_server.registry.connection import end_task
 
 from tests.server.api.batches.conftest import Model
 from tests.support.requests.batches import created, ended, line, rows, until, upload
@@ -169,8 +170,7 @@ async def _uploaded(start, lines):
 
 async def _takes_no_more(api):
     task = api.state.batch_runner._task
-    task.cancel()
-    await asyncio.wait([task])
+    await end_task(task)
 
 
 async def test_a_newer_servers_entry_stays_in_the_queue(start, model):
