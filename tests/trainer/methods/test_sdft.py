@@ -224,6 +224,25 @@ def test_a_resumed_run_is_bit_identical(checkpoint, dataset, tmp_path, monkeypat
     assert train(still, quiet()) != whole
 
 
+@pytest.mark.found
+@pytest.mark.parametrize(("skip", "refused"), [(3, True), (2, False)])
+def test_answers_within_skip_tokens_teach_nothing_and_are_an_error(
+    checkpoint, dataset, tmp_path, monkeypatch, skip, refused
+):
+    def short(self, prompt_ids, *_, **__):
+        return [[65, 66, self.eos_token_ids[0]] for _ in prompt_ids]
+
+    monkeypatch.setattr(bmt_trainer.methods.trl_mixins.HardSampling, "sampled", short)
+    changes = {"heldout": 0, "validation": 0, "steps": 2, "skip_tokens": skip}
+    config = settings(checkpoint, dataset, tmp_path / "m.bmt", **changes)
+    if not refused:
+        train(config, quiet())
+        return
+    with pytest.raises(DataError, match=r"skip_tokens: 3 .*100% of the answers.*set skip_tokens"):
+        train(config, quiet())
+    assert not config.output.exists()
+
+
 def test_the_teachers_turn():
     example = Example(
         ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + {x}?"}), "2"

@@ -8,7 +8,7 @@ every token: forward KL divergence over the whole vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from trl.experimental.sdft import SDFTTrainer
 
 from bmt_trainer.console import Display, hide_library_progress
 from bmt_trainer.data.examples import Example, Message
-from bmt_trainer.distributed import join
+from bmt_trainer.distributed import any_rank, join
 from bmt_trainer.errors import DataError
 from bmt_trainer.masking.attach import Attached
 from bmt_trainer.methods import lengths, on_policy, pipeline, schedules
@@ -34,10 +34,11 @@ from bmt_trainer.methods.rollouts.in_process.of_run import (
     rows_at_once,
 )
 from bmt_trainer.methods.rollouts.of_run import check_servers, server_rollouts
-from bmt_trainer.methods.trl_mixins import MaskedTraining, MaskTeacher
+from bmt_trainer.methods.trl_mixins import UNLEARNED, MaskedTraining, MaskTeacher
 from bmt_trainer.methods.validation import of_run
 from bmt_trainer.process import world_size
 from bmt_trainer.rewards.find import find_for
+from bmt_trainer.rewards.watch import WINDOW
 
 
 def train(config: SdftConfig, display: Display | None = None) -> Mask:
@@ -125,6 +126,32 @@ class MaskedSDFTTrainer(MaskTeacher, MaskedTraining, SDFTTrainer):
     """TRL's trainer under masks, student and teacher in one model."""
 
 
+class ShortAnswers(TrainerCallback):
+    """Ends a run whose first steps learn from no token; warns of one with half of them so.
+
+    skip: first tokens of an answer that have no loss; say: shows a line.
+    """
+
+    def __init__(self, skip: int, say: Callable[[str], None]) -> None:
+        self._skip, self._say = skip, say
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        shares = [entry[UNLEARNED] for entry in state.log_history if UNLEARNED in entry]
+        window = min(WINDOW, state.max_steps)
+        if state.global_step != window or len(shares) < window:
+            return
+        share = sum(shares) / window
+        of = (
+            f"skip_tokens: {self._skip} have no loss, and in steps 1 to {window} {share:.0%} of "
+            "the answers had no more, their end included"
+        )
+        fix = "set skip_tokens lower, or take prompts with longer answers"
+        if not any_rank(share < 1, args.device):
+            raise DataError(f"{of}, so nothing is learned; {fix}")
+        if share >= 0.5:
+            self._say(f"warning: {of}; {fix}")
+
+
 def fit(
     config: SdftConfig,
     loaded: Loaded,
@@ -169,7 +196,7 @@ def fit(
             loaded,
             attached,
             rows,
-            callbacks,
+            [*callbacks, ShortAnswers(config.skip_tokens, loaded.display.say)],
             rollouts=rollouts,
             at_once=rows_at_once(config, loaded, attached),
         )

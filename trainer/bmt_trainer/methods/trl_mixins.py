@@ -25,6 +25,9 @@ from bmt_trainer.methods.rollouts.steps import StepRollouts
 from bmt_trainer.models import finite_logits
 from bmt_trainer.process import rank, world_size
 
+#: Of a step of self-distillation, the share of its answers without a token that has a loss.
+UNLEARNED = "completions/unlearned_ratio"
+
 
 class MaskedTraining(GuardedTraining):
     """Mixin before a `transformers.Trainer` in a class's bases.
@@ -233,6 +236,8 @@ class MaskTeacher(HardSampling):
     def sample_rollouts(self, inputs: list[dict[str, Any]]) -> Any:
         batch = super().sample_rollouts(inputs)  # type: ignore[misc]
         trainer: Any = self
+        learned = batch["completion_mask"][:, trainer.num_loss_tokens_to_skip :].any(-1)
+        self._log_metric(UNLEARNED, 1 - float(learned.float().mean()))
         if self._figures is not None:
             decode, pairs = trainer._tokenizer.decode, ("completion_ids", "completion_mask")
             texts = [
