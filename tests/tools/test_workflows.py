@@ -127,7 +127,10 @@ def test_the_published_chart_takes_the_published_images(tmp_path):
     shutil.copytree(ROOT / "deploy/chart", tmp_path / "deploy/chart")
     environment = os.environ | {"IMAGES": "ghcr.io/acme"}
     subprocess.run(["bash", "-ec", script], cwd=tmp_path, env=environment, check=True)
-    values = ["-f", "deploy/chart/examples/cpu.yaml", "--set", "trainingJob.enabled=true"]
+    values = ["-f", "deploy/chart/examples/cpu.yaml"]
+    worker = ("worker.enabled=true", "worker.existingSecret=s", "extraArgs={--files=s3://b}")
+    for setting in ("trainingJob.enabled=true", *worker):
+        values += ["--set", setting]
     done = subprocess.run(
         [tool("helm"), "template", "masks", "deploy/chart", *values],
         cwd=tmp_path,

@@ -48,7 +48,7 @@ _REFUSED = {
     "train_detail": "weights are per turn; use weight",
     "training_detail": "weights are per turn; use weight",
     "tools": "write them in the row's column tools",
-    "functions": "write them in the row's column tools, each as {\"type\": \"function\", …}",
+    "functions": 'write them in the row\'s column tools, each as {"type": "function", …}',
     "tool_responses": "write one turn of role tool for each call",
 }
 

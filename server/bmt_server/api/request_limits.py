@@ -262,7 +262,8 @@ def _objects(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         else:
             yield item
             # A tool's call has its arguments in `input`, which elsewhere is the prompt.
-            users = {*_USERS_OBJECTS, "input"} if item.get("type") == "tool_use" else _USERS_OBJECTS
+            called = item is not body and item.get("type") == "tool_use"
+            users = {*_USERS_OBJECTS, "input"} if called else _USERS_OBJECTS
             pending += [
                 v for k, v in item.items() if isinstance(v, (list, dict)) and k not in users
             ]

@@ -21,6 +21,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bmt_server.ipc.blob import PREFIX
 from bmt_server.registry.connection import RegistryConnection
+from bmt_server.registry.lua import ALLOW_OOM
+
+# KEYS: sessions of a key. ARGV: field, session, seconds. Whoever makes room in a full registry may
+# do so in the console.
+_ADD = (
+    ALLOW_OOM
+    + """
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
+)
 
 #: A session ends after this time, whatever it does.
 LIFETIME_S = 8 * 3600
@@ -60,8 +72,8 @@ class SessionStore:
         if gone := [field for field in there if field not in kept]:
             await self._connection.call(partial(quick.hdel, name, *gone))
         value = session.model_dump_json()
-        await self._connection.call(partial(quick.hset, name, _field(token), value))
-        await self._connection.call(partial(quick.expire, name, LIFETIME_S))
+        add = partial(quick.eval, _ADD, 1, name, _field(token), value, LIFETIME_S)
+        await self._connection.call(add)
         return f"{key_id}~{token}"
 
     async def find(self, cookie: str) -> Session | None:

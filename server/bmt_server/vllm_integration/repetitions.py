@@ -19,6 +19,14 @@ def check_repetitions(params: Any) -> None:
 
     params: vLLM's StructuredOutputsParams.
     """
+    grammar = getattr(params, "grammar", None)
+    for text in [grammar] if isinstance(grammar, str) else []:
+        # A grammar's own length is bounded as a body is; what its repetitions add, here.
+        if (size := expanded_size(text)) > max(MAX_REPETITIONS, len(text)):
+            raise VLLMValidationError(
+                f"a grammar has {size} symbols when its repetitions are expanded; allowed: "
+                f"{MAX_REPETITIONS}"
+            )
     for pattern in _patterns(params):
         if (size := expanded_size(pattern)) > MAX_REPETITIONS:
             raise VLLMValidationError(

@@ -115,6 +115,14 @@ def test_users_name_what_they_describe_as_they_like(field):
 
 
 @pytest.mark.found
+def test_a_body_is_no_tools_call_whatever_its_type_says():
+    image = {"type": "input_image", "image_url": "http://127.0.0.1/"}
+    body = {"type": "tool_use", "input": [{"role": "user", "content": [image]}]}
+    with pytest.raises(BadRequest):
+        check_body(body)
+
+
+@pytest.mark.found
 def test_no_one_steps_ahead_of_others():
     check_body({"messages": [USER], "priority": 5})
     for priority in (-1, -(10**9), "-1", -0.5):

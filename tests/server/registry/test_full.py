@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from bmt_server.registry.blobs.in_redis import LOOSE
+from bmt_server.registry.blobs.lua import ADD_LOOSE
+from bmt_server.registry.connection import RegistryConnection
 from bmt_server.registry.housekeeping import Housekeeper
 from bmt_server.registry.maintenance import collect_orphans
+from bmt_server.registry.sessions import SessionStore
 
 from tests.support.replica import make_mask, replica
 from tests.support.requests.metered import install_model_routes
@@ -76,6 +80,21 @@ async def test_a_key_is_revoked(full):
     (record,) = await api.state.keys.records()
     assert (await api.state.keys.revoke(record.key_id)).key_id == record.key_id
     assert await api.state.keys.records() == []
+
+
+async def test_a_key_is_rotated_and_prolonged_and_signs_in_to_the_console(full):
+    """All that a person needs who comes to make room."""
+    api, one = full
+    (record,) = await api.state.keys.records()
+    connection = RegistryConnection(one.url)
+    sessions = SessionStore(connection)
+    cookie = await sessions.open(record.key_id, "0" * 64)
+    assert await sessions.find(cookie) is not None
+    assert await connection.call(lambda: connection.quick.eval(ADD_LOOSE, 1, LOOSE, "x-y")) == 1
+    await connection.close()
+    await api.state.keys.prolong(record.key_id, "2d")
+    rotated = await api.state.keys.rotate(record.key_id)
+    assert rotated.new.key_id != record.key_id
 
 
 async def test_gc_removes_at_once_and_needs_no_memory(full):

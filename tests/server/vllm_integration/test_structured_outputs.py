@@ -169,8 +169,11 @@ def test_repetitions_inside_each_other_are_bounded():
         {"json": schema},
         {"json": json.dumps(keys)},
         {"structural_tag": json.dumps(tag)},
+        {"grammar": f'root ::= Regex("{pattern}")'},
+        {"grammar": 'root ::= ("a"{1,9999}){1,9999}'},
     ):
         started = time.process_time()
         assert "repetitions are expanded" in verdict("xgrammar", wanted)
         assert time.process_time() - started < 1
     assert verdict("xgrammar", {"regex": "(a{1,99}){1,99}"}) == "ok"
+    assert verdict("xgrammar", {"grammar": 'root ::= "{" "a"{1,9} "}"'}) == "ok"

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
-from bmt_trainer.errors import ConfigError, RewardError
+from bmt_trainer.errors import ConfigError, RewardError, RolloutError
 from bmt_trainer.evaluation.sandbox import programs
 from bmt_trainer.jobs.settings import GRADER, REWARD
 from bmt_trainer.rewards.find import find
@@ -149,6 +149,11 @@ def test_a_model_of_the_server_scores_within_its_range(reward, chat):
     for said, why in (("fine", "is no number"), ("status 403", "answered 403"), ("nan", "no num")):
         with pytest.raises(RewardError, match=why):
             scores(function, ("1", ""), (said, ""))
+    # What the server may have later on fails no job: another worker tries it again.
+    with pytest.raises(RolloutError, match="answered 503"):
+        scores(function, ("status 503", ""))
+    with pytest.raises(RolloutError, match="did not answer"):
+        scores(reward(grader, server="http://127.0.0.1:1"), ("1", ""))
     with pytest.raises(ConfigError, match="none is set"):
         scores(reward(grader), ("1", ""))
 

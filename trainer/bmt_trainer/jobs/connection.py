@@ -182,7 +182,7 @@ class Connection:
             message, code = str(said.get("message") or error.message), said.get("code")
             if code in ("lease_lost", "job_not_found"):
                 raise LeaseLost(message) from None
-            if error.status_code == _NO_ROOM:
+            if error.status_code == _NO_ROOM or code == "quota_exceeded":
                 raise NoRoom(message) from None
             if error.status_code in (408, 429) or error.status_code >= 500:
                 raise Unreachable(f"{self.url}: {message}") from None

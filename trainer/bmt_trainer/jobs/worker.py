@@ -76,13 +76,14 @@ class Worker:
         before = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             while not self.signum:
+                # Others' rows, before there are more.
+                self.remove_old()
                 job = self.next()
                 if job is not None:
                     self.work(job)
                 elif self._settings.once:
                     return
                 else:
-                    self.remove_old()
                     self._transfers.sleep(self._times.poll_s)
         except Stopped:
             return

@@ -76,6 +76,18 @@ async def publish(store: FileStore, batch: Batch, made: Written) -> None:
             await files.publish(store, batch, file_id, name, file, rows)
 
 
+async def kept(store: FileStore, batch: Batch) -> dict[str, bool]:
+    """The files of the batch that are the tenant's."""
+    found = {}
+    for name, file_id in (("output", batch.output_file), ("error", batch.error_file)):
+        found[name] = False
+        if file_id is not None:
+            with contextlib.suppress(NotFound):
+                await store.get(batch.tenant, file_id)
+                found[name] = True
+    return found
+
+
 async def withdraw(parts: Parts, batch: Batch) -> None:
     """Delete the files of a run whose lease had ended, unless they are the batch's."""
     now = await parts.store.find(batch.id)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from bmt_server.api.asgi import App
 from bmt_server.api.batches import files
-from bmt_server.api.batches.ending import publish, withdraw, written
+from bmt_server.api.batches.ending import kept, publish, withdraw, written
 from bmt_server.api.batches.line_queue import LineQueue
 from bmt_server.api.batches.lines import LineCheck, Lines
 from bmt_server.api.batches.parts import Parts
@@ -290,7 +290,8 @@ class BatchRun:
             if since_s < _GIVE_UP_S:
                 await self._wait(transitions.NO_PLACE, str(error), _no_place_s(since_s))
                 return
-            files_made = {"output": False, "error": False}
+            # One of the two may have had a place.
+            files_made = await kept(parts.files, batch)
         if made.unanswered > 0:
             parts.metrics.batch_lines.labels(batch.ending or "").inc(made.unanswered)
         try:

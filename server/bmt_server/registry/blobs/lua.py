@@ -12,10 +12,13 @@ An object is in one of three states, and each change between them is one script:
 ALLOW_OOM = "#!lua flags=allow-oom\n"
 
 # KEYS: loose. ARGV: name.
-ADD_LOOSE = """
+ADD_LOOSE = (
+    ALLOW_OOM
+    + """
 redis.call('ZADD', KEYS[1], redis.call('TIME')[1], ARGV[1])
 return 1
 """
+)
 
 # KEYS: generation, blob, orphans, objects, loose. ARGV: generation at which the blob was an orphan,
 # file digest, the same as 32 bytes, seconds since 1970 or ''.

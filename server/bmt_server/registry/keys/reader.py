@@ -108,4 +108,6 @@ def _network(peer: str) -> str:
         return peer
     if address.version == 4:
         return peer
+    if (mapped := address.ipv4_mapped) is not None:  # as a socket for both has them
+        return str(mapped)
     return str(ipaddress.ip_network((address, 64), strict=False))

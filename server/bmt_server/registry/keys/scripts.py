@@ -70,7 +70,8 @@ return {'ok', ''}
 # ARGV: field, record that is expected, record with the end of the overlap, field and record of the
 # new key, fields of the limits of both, id of the new key.
 ROTATE = (
-    _EVENT
+    ALLOW_OOM
+    + _EVENT
     + """
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return {'changed', ''} end
 if redis.call('SADD', KEYS[5], ARGV[8]) == 0 then return {'taken', ''} end
@@ -84,7 +85,8 @@ return {'ok', ''}
 
 # ARGV: field, record that is expected, record with another expiry.
 PROLONG = (
-    _EVENT
+    ALLOW_OOM
+    + _EVENT
     + """
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return {'changed', ''} end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])

@@ -124,3 +124,15 @@ async def test_a_registry_that_is_away_fails_each_look_up_once(tmp_path):
     outcomes = await asyncio.gather(*work, return_exceptions=True)
     assert {type(o) for o in outcomes} == {RegistryDown}
     await connection.close()
+
+
+@pytest.mark.found
+@pytest.mark.parametrize(
+    ("peers", "networks"),
+    [
+        (["10.0.0.1", "::ffff:10.0.0.1", "::ffff:203.0.113.9"], {"10.0.0.1", "203.0.113.9"}),
+        (["2001:db8::1", "2001:db8::2"], {"2001:db8::/64"}),
+    ],
+)
+def test_a_socket_for_both_families_has_a_queue_for_each_address(peers, networks):
+    assert {key_reader._network(peer) for peer in peers} == networks

@@ -12,7 +12,7 @@ from bmt_client import BmtClient, BmtClientError
 from bmt_core import GraderError
 from bmt_core.fine_tuning.graders import ScoreModel
 
-from bmt_trainer.errors import ConfigError
+from bmt_trainer.errors import ConfigError, RolloutError
 from bmt_trainer.evaluation.generate import NEUTRAL_SAMPLING
 from bmt_trainer.evaluation.thoughts import completion_of
 from bmt_trainer.waiting import result_of, threads
@@ -40,7 +40,8 @@ class ModelScores:
         self._url = url
 
     def scores(self, grader: ScoreModel, asked: Sequence[Sequence[tuple[str, str]]]) -> list[float]:
-        """A number for each chat, cut to the grader's range. Raises GraderError, ConfigError."""
+        """A number for each chat, cut to the grader's range. Raises GraderError, ConfigError, and
+        RolloutError where the server is away."""
         if not self._url:
             raise ConfigError("grader: score_model needs the worker's server, and none is set")
         try:
@@ -66,7 +67,12 @@ class ModelScores:
                 extra_body={k: v for k, v in NEUTRAL_SAMPLING.items() if k not in sampling},
             )
         except openai.APIStatusError as error:
-            raise self._failed(grader, f"answered {error.status_code}: {error.message}") from None
+            failed = self._failed(grader, f"answered {error.status_code}: {error.message}")
+            # Of the server, as its absence: another attempt at the job may have its answers.
+            away = error.status_code in (408, 429) or error.status_code >= 500
+            raise (RolloutError(str(failed)) if away else failed) from None
+        except openai.APIConnectionError as error:
+            raise RolloutError(str(self._failed(grader, f"did not answer ({error})"))) from None
         except openai.APIError as error:
             raise self._failed(grader, f"did not answer ({error})") from None
         said = reply.choices[0].message.content or ""
