@@ -25,6 +25,7 @@ def test_the_defaults_are_the_papers():
     ("values", "says"),
     [
         ({"stepz": 3}, "did you mean steps"),
+        ({"num_train_epochs": 3}, "did you mean epochs"),
         ({"zzzz": 3}, "the settings are model"),
         ({"steps": 0}, "steps: 0 is below 1"),
         ({"steps": 2.5}, "steps: 2.5 is not an integer"),

@@ -186,12 +186,25 @@ def parse_yaml(text: str) -> Any:
         raise ConfigError(" ".join(str(error).split())) from None
 
 
+# Settings of TRL's trainers that have other names here.
+_OF_TRL = {
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "per_device_train_batch_size": "batch_size",
+    "max_seq_length": "max_length",
+    "eval_dataset": "validation_dataset",
+    "reward_funcs": "reward",
+    "resume_from_checkpoint": "resume",
+}
+
+
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
     """An instance of `kind`. Raises ConfigError for an unknown or missing setting."""
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
+            close = [n for n in [_OF_TRL.get(name)] if n in known]
+            close = close or difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]}?" if close else f"the settings are {', '.join(known)}"
             raise ConfigError(f"setting {name!r} does not exist; {hint}")
     missing = [

@@ -380,6 +380,11 @@ def test_columns_of_files_are_mapped(tmp_path):
     assert example.columns["more"] == "0"
     (tmp_path / "y.jsonl").write_bytes(lines([{"prompt": "a", "completion": "b", "q": "c"}]))
     assert pairs(f"{tmp_path / 'y.jsonl'}?prompt=q") == [("c", "b")]
+    # Of alpaca's rows, input is a part of the question.
+    row = {"instruction": "i", "input": "n", "output": "o"}
+    (tmp_path / "alpaca.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match="text of the column 'input'"):
+        pairs(f"{tmp_path / 'alpaca.jsonl'}?prompt=instruction&completion=output")
 
 
 TEXT = st.text(

@@ -369,5 +369,10 @@ def _renamed(row: Any, columns: Mapping[str, str], location: str) -> Any:
                 f"{', '.join(map(str, row))}"
             )
     taken = set(columns.values())
+    if columns.get("prompt") == "instruction" and "input" not in taken and row.get("input"):
+        raise DataError(
+            f"{location}: no prompt would have the text of the column 'input'; leave out prompt= "
+            "and completion=, for rows of instruction, input and output are read as they are"
+        )
     kept = {k: v for k, v in row.items() if k not in taken and k not in columns}
     return {**kept, **{target: row[c] for target, c in columns.items() if c in row}}
