@@ -1,4 +1,4 @@
-"""Over HTTP beside vLLM's own server: base requests, one mask, 32 masks, in rounds of short loads.
+"""Over HTTP next to vLLM's own server: base requests, one mask, 32 masks, in rounds of short loads.
 
 All servers live at once and take turns, as the offline engines do (`engine_speed.py`): a round has
 one load of each composition, and the bare server's twice, so that its second load over its first

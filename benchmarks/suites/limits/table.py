@@ -54,7 +54,7 @@ def of_slices(
             )
         )
     return Table(
-        title="Beside the limit of the machine",
+        title="Next to the limit of the machine",
         header=(
             *(
                 "composition",

@@ -36,7 +36,7 @@ _PROLONG_S, _LOOK_S = 10.0, 2.0
 _AGAIN_S = 2.0
 # First pause of a batch whose files have no place in the tenant's quota, and the end of attempts.
 _NO_PLACE_S, _GIVE_UP_S = 60.0, 7 * 86_400
-# Longest wait for a budget that is spent, for its bounds may be raised before they begin anew.
+# Longest wait for a budget that is spent, for its bounds may be raised meanwhile.
 _LONGEST_LIMIT_S = 600.0
 # Time in which a part that is missing may come back, before its lines are without an answer.
 _PARTS_S = 3600.0
